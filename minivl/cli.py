@@ -1,0 +1,144 @@
+"""The command line: `minivl walk`, `minivl ask`. Results go to stdout; progress, advice and errors to stderr."""
+
+import argparse
+import sys
+
+from minivl.errors import Error
+
+DESCRIPTION = """\
+Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood.
+
+  minivl walk                              draw a scene, ask about it, and show every step to the answer
+  minivl walk photo.jpg "What is this?"    the same for your picture and question
+  minivl ask photo.jpg "What is this?"     only the answer
+
+Without --model both use the small trained model that ships with minivl: it knows coloured shapes and digits.
+"""
+
+
+def main(arguments=None):
+    """Run one command; returns the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except Error as error:
+        print(f"minivl: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `minivl walk | head`: nobody reads on
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("minivl: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser():
+    top = argparse.ArgumentParser("minivl", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    walk = commands.add_parser("walk", help="show every step from a picture to an answer")
+    walk.add_argument("image", nargs="?", metavar="IMAGE", help="a picture; without one, a scene is drawn")
+    walk.add_argument("question", nargs="?", metavar="QUESTION", help='default: "Describe the picture."')
+    walk.add_argument("--scene", type=int, default=0, metavar="N", help="which scene to draw, if none is given (default 0)")
+    walk.set_defaults(run=run_walk)
+    ask = commands.add_parser("ask", help="answer a question about one or more pictures")
+    ask.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, in the order in which the model sees them")
+    ask.add_argument("question", metavar="QUESTION")
+    ask.set_defaults(run=run_ask)
+    for command in (walk, ask):
+        add_model_options(command)
+        add_answer_options(command)
+    return top
+
+
+def add_model_options(command):
+    group = command.add_argument_group("model")
+    group.add_argument("--model", metavar="PATH", help="a checkpoint folder, a .safetensors file, or a hub id org/name")
+    group.add_argument(
+        "--weights",
+        choices=["bfloat16", "float32"],
+        default="bfloat16",
+        help="keep weights as stored (default) or upcast them at load: twice the memory",
+    )
+    group.add_argument(
+        "--backend",
+        choices=["numba", "numpy"],
+        default="numba",
+        help="compiled kernels (default) or the plain NumPy reference",
+    )
+
+
+def add_answer_options(command):
+    group = command.add_argument_group("answer (what is not given comes from the model's generation_config.json)")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens in the answer")
+    group.add_argument("--temperature", type=float, metavar="X", help="randomness; 0 always takes the likeliest token")
+    group.add_argument("--top-k", type=int, metavar="N", help="draw among the N likeliest tokens")
+    group.add_argument("--top-p", type=float, metavar="P", help="draw among the likeliest that together have probability P")
+    group.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: avoid tokens that occurred before")
+    group.add_argument("--seed", type=int, metavar="N", help="make random draws repeatable")
+    group.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures with fewer pixels than this")
+    group.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures with more pixels than this")
+
+
+ANSWER_OPTIONS = (
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "seed",
+    "min_pixels",
+    "max_pixels",
+)
+
+
+def answer_options(options):
+    return {name: getattr(options, name) for name in ANSWER_OPTIONS}
+
+
+def load_model(options):
+    from minivl.model import load
+
+    return load(options.model, options.weights, options.backend)
+
+
+def run_ask(options):
+    vlm = load_model(options)
+    for piece in vlm.stream(options.question, options.images, **answer_options(options)):
+        print(piece, end="", flush=True)
+    print()
+
+
+def run_walk(options):
+    from minivl.walk import narrate
+
+    image, question, truth = options.image, options.question or "Describe the picture.", None
+    if image is None:
+        image, question, truth = drawn_scene(options.scene)
+    vlm = load_model(options)
+    print(f"Question: {question}\n")
+    lines = narrate(vlm, question, image, **answer_options(options))
+    while True:
+        try:
+            print(next(lines), flush=True)
+        except StopIteration as finished:
+            answer = finished.value
+            break
+    print(f"\nAnswer: {answer}")
+    if truth is not None:
+        print(f"Truth:  {truth}   ({'right' if answer == truth else 'wrong'})")
+
+
+def drawn_scene(seed):
+    """A picture of coloured shapes, a question about it, and the true answer."""
+    from minivl.tiny import scene
+
+    drawn = scene(seed)
+    question, truth = drawn.questions[0]
+    width, height = drawn.image.size
+    print(f"Scene {seed}: {width} x {height} pixels. Draw another with --scene {seed + 1}.")
+    return drawn.image, question, truth
+
+
+if __name__ == "__main__":
+    sys.exit(main())

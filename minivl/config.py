@@ -1,0 +1,402 @@
+"""config.json of a Qwen2.5-VL checkpoint, in every layout that exists, as frozen dataclasses with its own field names.
+
+Layouts: flat (published: text fields at the top, `vision_config` beside them), transitional (flat, and a `text_config` copy
+whose entries may be null), nested (transformers 5: text fields in `text_config` only, `rope_parameters` in place of
+`rope_theta` and `rope_scaling`). A field is looked up in `text_config`, then at the top, then in DEFAULTS, which are
+transformers' own and mostly not the published values.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from minivl.errors import Error
+
+TEXT_DEFAULTS = {
+    "vocab_size": 152064,
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": None,  # null: as many as there are heads
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 80,
+    "hidden_act": "silu",
+}
+VISION_DEFAULTS = {
+    "depth": 32,
+    "hidden_size": 3584,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "in_channels": 3,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "spatial_merge_size": 2,
+    "window_size": 112,
+    "fullatt_block_indexes": (7, 15, 23, 31),
+    "out_hidden_size": 3584,
+    "tokens_per_second": 4,
+    "hidden_act": "silu",
+}
+MODEL_TYPE = "qwen2_5_vl"
+RELATIVES = {
+    "qwen2_vl": "Qwen2-VL has a tower without windows, with LayerNorm and a plain MLP",
+    "qwen3_vl": "Qwen3-VL has learnt positions, deepstack features and q/k norms",
+    "qwen3_vl_moe": "Qwen3-VL has learnt positions, deepstack features and q/k norms",
+    "qwen2": "this is a text-only model: it has no vision tower",
+    "qwen2_5_omni": "Qwen2.5-Omni wraps this model in a thinker and a talker",
+}
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The tower. Sizes in values, `patch_size` and `window_size` in pixels."""
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    in_channels: int
+    patch_size: int
+    temporal_patch_size: int
+    spatial_merge_size: int
+    window_size: int
+    fullatt_block_indexes: tuple
+    out_hidden_size: int
+    tokens_per_second: float
+    hidden_act: str
+
+    @property
+    def head_dim(self):
+        return self.hidden_size // self.num_heads
+
+    @property
+    def patch_dim(self):
+        """Values in a patch, 1176 in the published models: channels x frames x height x width."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def merge_unit(self):
+        """Patches that become one token: 4."""
+        return self.spatial_merge_size**2
+
+    @property
+    def merged_size(self):
+        """Side of one token in pixels: 28."""
+        return self.patch_size * self.spatial_merge_size
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding of the decoder. The fields after `rope_type` matter for "yarn" only."""
+
+    rope_theta: float
+    mrope_section: tuple
+    rope_type: str = "default"
+    factor: float = None
+    original_max_position_embeddings: int = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = None
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The decoder."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    rms_norm_eps: float
+    max_position_embeddings: int
+    use_sliding_window: bool
+    sliding_window: int
+    max_window_layers: int
+    hidden_act: str
+    rope: RopeConfig
+
+    @property
+    def head_dim(self):
+        return self.hidden_size // self.num_attention_heads
+
+    def layer_window(self, layer):
+        """How many tokens this layer looks back, itself included; None: all. Published configs never limit it."""
+        limited = self.use_sliding_window and self.sliding_window is not None and layer >= self.max_window_layers
+        return self.sliding_window if limited else None
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole model. `eos_token_id` is a tuple; token ids without a published default are required."""
+
+    text: TextConfig
+    vision: VisionConfig
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+    bos_token_id: int
+    eos_token_id: tuple
+    tie_word_embeddings: bool
+
+    @classmethod
+    def read(cls, path):
+        """From a checkpoint folder or a config.json."""
+        path = Path(path)
+        path = path / "config.json" if path.is_dir() else path
+        if not path.is_file():
+            raise Error(f"{path} does not exist. A checkpoint folder needs its config.json.")
+        return cls.from_dict(read_json(path))
+
+    @classmethod
+    def from_dict(cls, stored):
+        """From the contents of a config.json, in any layout."""
+        check_model_type(stored)
+        nested = stored.get("text_config") or {}
+
+        def look_up(field, default):
+            found = [place[field] for place in (nested, stored) if place.get(field) is not None]
+            return found[0] if found else default
+
+        text = {field: look_up(field, default) for field, default in TEXT_DEFAULTS.items()}
+        text["num_key_value_heads"] = text["num_key_value_heads"] or text["num_attention_heads"]
+        check_sizes(text, "text", TEXT_SIZES)
+        head_dim = divided(text, "hidden_size", "num_attention_heads")
+        divided(text, "num_attention_heads", "num_key_value_heads")
+        eos = look_up("eos_token_id", 151645)
+        config = cls(
+            text=TextConfig(**text, rope=rope_of(look_up, head_dim)),
+            vision=vision_of(stored.get("vision_config") or {}),
+            image_token_id=look_up("image_token_id", 151655),
+            video_token_id=look_up("video_token_id", 151656),
+            vision_start_token_id=look_up("vision_start_token_id", 151652),
+            vision_end_token_id=look_up("vision_end_token_id", 151653),
+            bos_token_id=look_up("bos_token_id", 151643),
+            eos_token_id=tuple(eos) if isinstance(eos, (list, tuple)) else (eos,),
+            tie_word_embeddings=bool(stored.get("tie_word_embeddings") or nested.get("tie_word_embeddings")),
+        )
+        if config.vision.out_hidden_size != config.text.hidden_size:
+            raise Error(
+                f"vision_config.out_hidden_size is {config.vision.out_hidden_size} and hidden_size of the decoder is "
+                f"{config.text.hidden_size}: the tower's tokens must have the decoder's width."
+            )
+        return config
+
+    @classmethod
+    def named(cls, size):
+        """The published configuration of "3B", "7B", "32B" or "72B"."""
+        if size not in PUBLISHED:
+            raise Error(f"no published size {size!r}. There are: {', '.join(PUBLISHED)}.")
+        return cls.from_dict(published(**PUBLISHED[size]))
+
+
+TEXT_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
+VISION_SIZES = (
+    "depth",
+    "hidden_size",
+    "intermediate_size",
+    "num_heads",
+    "in_channels",
+    "patch_size",
+    "temporal_patch_size",
+    "spatial_merge_size",
+    "window_size",
+    "out_hidden_size",
+)
+
+
+def read_json(path):
+    """The object in a checkpoint's JSON file."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as cause:
+        raise Error(f"{path} is not valid JSON ({cause}). Download it again.") from None
+    if not isinstance(stored, dict):
+        raise Error(f"{path} holds a {type(stored).__name__}, not an object. Download it again.")
+    return stored
+
+
+def check_model_type(stored):
+    found = stored.get("model_type")
+    if found != MODEL_TYPE:
+        why = RELATIVES.get(found, "minivl implements that one architecture only")
+        raise Error(f'model_type is {found!r}; it must be "{MODEL_TYPE}": {why}. Use a Qwen2.5-VL checkpoint.')
+
+
+def check_sizes(fields, room, sizes):
+    """Sizes are whole numbers above 0; the activation is the one that is built."""
+    for field in sizes:
+        value = fields[field]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise Error(f"{room} config: {field} is {value!r}; it must be a whole number above 0.")
+    if fields["hidden_act"] != "silu":
+        raise Error(f'{room} config: hidden_act is {fields["hidden_act"]!r}; Qwen2.5-VL uses "silu", and only it is built.')
+
+
+def divided(fields, whole, parts):
+    if fields[whole] % fields[parts]:
+        raise Error(f"{whole} ({fields[whole]}) must be a multiple of {parts} ({fields[parts]}).")
+    return fields[whole] // fields[parts]
+
+
+def vision_of(stored):
+    """VisionConfig of a `vision_config` object; `in_chans` is the published spelling of `in_channels`."""
+    stored = {**stored, "in_channels": stored.get("in_channels") or stored.get("in_chans")}
+    vision = {field: default if stored.get(field) is None else stored[field] for field, default in VISION_DEFAULTS.items()}
+    check_sizes(vision, "vision", VISION_SIZES)
+    if divided(vision, "hidden_size", "num_heads") % 4:
+        raise Error(
+            f"vision config: hidden_size / num_heads is {vision['hidden_size'] // vision['num_heads']}; it must be a "
+            "multiple of 4, for rows and columns take half of its rotary pairs each."
+        )
+    unit = vision["patch_size"] * vision["spatial_merge_size"]
+    if vision["window_size"] < unit:
+        raise Error(f"vision config: window_size is {vision['window_size']} pixels; one token alone has {unit}.")
+    vision["fullatt_block_indexes"] = full_blocks(vision["fullatt_block_indexes"])
+    return VisionConfig(**vision)
+
+
+def full_blocks(indexes):
+    """subtle: an index beyond the depth is let stand, as in transformers: some models are cut short that way, and
+    then simply have fewer full blocks."""
+    if not isinstance(indexes, (list, tuple)) or not all(isinstance(i, int) and i >= 0 for i in indexes):
+        raise Error(f"vision config: fullatt_block_indexes is {indexes!r}; it must be a list of block numbers.")
+    return tuple(indexes)
+
+
+def rope_of(look_up, head_dim):
+    """RopeConfig from `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta`."""
+    stored = {**(look_up("rope_scaling", None) or {}), **(look_up("rope_parameters", None) or {})}
+    kind = stored.get("rope_type") or stored.get("type") or "default"
+    kind = "default" if kind == "mrope" else kind
+    if kind not in ("default", "yarn"):
+        raise Error(f'rope_type is {kind!r}; Qwen2.5-VL knows "default" (also written "mrope") and "yarn".')
+    section = tuple(stored.get("mrope_section") or (16, 24, 24))
+    if head_dim % 2 or len(section) != 3 or sum(section) != head_dim // 2:
+        raise Error(
+            f"mrope_section is {list(section)}; it must be three numbers that add up to half of the head width "
+            f"{head_dim} (hidden_size / num_attention_heads): the shares of time, row and column."
+        )
+    theta = stored.get("rope_theta") or look_up("rope_theta", 1e6)
+    optional = ("beta_fast", "beta_slow", "attention_factor")
+    more = {field: stored[field] for field in optional if stored.get(field) is not None}
+    if kind == "yarn":
+        more |= yarn_of(stored, look_up("max_position_embeddings", TEXT_DEFAULTS["max_position_embeddings"]))
+    return RopeConfig(float(theta), section, kind, **more)
+
+
+def yarn_of(stored, length):
+    original = stored.get("original_max_position_embeddings") or length
+    factor = stored.get("factor")
+    if not isinstance(factor, (int, float)) or factor < 1:
+        raise Error(f'rope_type "yarn" needs a factor of at least 1; it is {factor!r}. The published one is 4.0.')
+    return {"factor": float(factor), "original_max_position_embeddings": original}
+
+
+# ---- the published sizes ----
+
+PUBLISHED = {
+    "3B": dict(hidden=2048, layers=36, heads=16, kv=2, inner=11008, vocab=151936, vision_inner=3420, windows=70, tied=True),
+    "7B": dict(hidden=3584, layers=28, heads=28, kv=4, inner=18944, vocab=152064, vision_inner=3420, windows=28),
+    "32B": dict(hidden=5120, layers=64, heads=40, kv=8, inner=27648, vocab=152064, vision_inner=3456, windows=64),
+    "72B": dict(hidden=8192, layers=80, heads=64, kv=8, inner=29568, vocab=152064, vision_inner=3456, windows=80),
+}
+
+
+def published(hidden, layers, heads, kv, inner, vocab, vision_inner, windows, tied=False):
+    """config.json as published for one size."""
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": MODEL_TYPE,
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "max_position_embeddings": 128000,
+        "use_sliding_window": False,
+        "sliding_window": 32768,
+        "max_window_layers": windows,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": vision_inner,
+            "num_heads": 16,
+            "in_chans": 3,
+            "patch_size": 14,
+            "temporal_patch_size": 2,
+            "spatial_merge_size": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "out_hidden_size": hidden,
+            "tokens_per_second": 2,
+        },
+    }
+
+
+def parameter_shapes(config):
+    """Every tensor of the checkpoint by its published name, in the order of the data flow: {name: shape}."""
+    text, vision = config.text, config.vision
+    shapes = vision_shapes(vision, text.hidden_size)
+    shapes["model.embed_tokens.weight"] = (text.vocab_size, text.hidden_size)
+    for i in range(text.num_hidden_layers):
+        shapes |= layer_shapes(f"model.layers.{i}", text)
+    shapes["model.norm.weight"] = (text.hidden_size,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (text.vocab_size, text.hidden_size)
+    return shapes
+
+
+def vision_shapes(vision, out):
+    W, M = vision.hidden_size, vision.hidden_size * vision.merge_unit
+    P = vision.patch_size
+    shapes = {"visual.patch_embed.proj.weight": (W, vision.in_channels, vision.temporal_patch_size, P, P)}
+    for i in range(vision.depth):
+        block, inner = f"visual.blocks.{i}", vision.intermediate_size
+        shapes[f"{block}.norm1.weight"] = (W,)
+        shapes |= linear_shapes(f"{block}.attn.qkv", 3 * W, W) | linear_shapes(f"{block}.attn.proj", W, W)
+        shapes[f"{block}.norm2.weight"] = (W,)
+        shapes |= linear_shapes(f"{block}.mlp.gate_proj", inner, W) | linear_shapes(f"{block}.mlp.up_proj", inner, W)
+        shapes |= linear_shapes(f"{block}.mlp.down_proj", W, inner)
+    shapes["visual.merger.ln_q.weight"] = (W,)
+    return shapes | linear_shapes("visual.merger.mlp.0", M, M) | linear_shapes("visual.merger.mlp.2", out, M)
+
+
+def layer_shapes(layer, text):
+    D, F, KV = text.hidden_size, text.intermediate_size, text.num_key_value_heads * text.head_dim
+    shapes = {f"{layer}.input_layernorm.weight": (D,)}
+    for name, rows in (("q_proj", D), ("k_proj", KV), ("v_proj", KV)):
+        shapes |= linear_shapes(f"{layer}.self_attn.{name}", rows, D)
+    shapes[f"{layer}.self_attn.o_proj.weight"] = (D, D)
+    shapes[f"{layer}.post_attention_layernorm.weight"] = (D,)
+    shapes |= {f"{layer}.mlp.{name}.weight": (F, D) for name in ("gate_proj", "up_proj")}
+    return shapes | {f"{layer}.mlp.down_proj.weight": (D, F)}
+
+
+def linear_shapes(name, rows, columns):
+    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}

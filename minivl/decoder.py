@@ -1,0 +1,111 @@
+"""The text decoder: embeddings in, hidden states out, with a cache of keys and values.
+
+    x [T, D] -> 36 layers (3B) of attention and SwiGLU -> model.norm [T, D]
+
+Prefill runs all T tokens of a prompt at once, decoding one at a time; both are the same code, and the cache holds what
+came before. Axes: T new tokens, S tokens in the cache after them, D width, H heads, KV key heads, K = D/H.
+Source: arXiv:2412.15115 (Qwen2.5), arXiv:2409.12191 (M-RoPE); names are the checkpoint's, below `model.`.
+"""
+
+import numpy as np
+
+from minivl.kernels import attention
+from minivl.positions import mrope
+from minivl.stream import Lazy, under
+from minivl.vision import softmax_of, swiglu
+
+
+class KVCache:
+    """Rotated keys and values of every layer, float32 [KV, capacity, K] each, and which tokens they belong to.
+
+    input_ids      the tokens held, in order
+    images         (start, digest) of each image held: where its first token stands, and what it shows
+    next_position  M-RoPE position of the next token
+
+    Room is doubled when it runs out, so a token appends without copying what is there.
+    """
+
+    def __init__(self, text):
+        heads, layers = (text.num_key_value_heads, text.head_dim), range(text.num_hidden_layers)
+        self._keys = [np.empty((heads[0], 0, heads[1]), dtype=np.float32) for _ in layers]
+        self._values = [np.empty((heads[0], 0, heads[1]), dtype=np.float32) for _ in layers]
+        self.input_ids = np.zeros(0, dtype=np.int64)
+        self.images = []
+        self.next_position = 0
+
+    def __len__(self):
+        return len(self.input_ids)
+
+    def extend(self, layer, k, v):
+        """Put k, v [KV, T, K] behind what is held; returns all of the layer's keys and values, [KV, S, K] each."""
+        start, end = len(self), len(self) + k.shape[1]
+        if end > self._keys[layer].shape[1]:
+            self._keys[layer] = _with_room(self._keys[layer], start, end)
+            self._values[layer] = _with_room(self._values[layer], start, end)
+        self._keys[layer][:, start:end] = k
+        self._values[layer][:, start:end] = v
+        return self._keys[layer][:, :end], self._values[layer][:, :end]
+
+    def commit(self, input_ids, next_position):
+        """The tokens that every layer has just been extended by now count as held."""
+        self.input_ids = np.concatenate([self.input_ids, input_ids])
+        self.next_position = next_position
+
+    def truncate(self, length):
+        """Forget all tokens but the first `length`. The next prompt says its positions itself."""
+        self.input_ids = self.input_ids[:length]
+        self.images = [(start, digest) for start, digest in self.images if start < length]
+
+
+def _with_room(array, used, needed):
+    KV, capacity, K = array.shape
+    roomy = np.empty((KV, max(needed, 2 * capacity), K), dtype=np.float32)
+    roomy[:, :used] = array[:, :used]
+    return roomy
+
+
+def decoder(x, position_ids, cache, weights, config, kernels):
+    """Hidden states after the final norm, float32 [T, D], of T tokens that follow those in the cache.
+
+    position_ids  int64 [3, T], rows t, h, w;  weights  those below `model.`;  config  the TextConfig
+    """
+    cos, sin = mrope(position_ids, config.rope, config.head_dim)
+    cos = yield "rope.cos", cos
+    sin = yield "rope.sin", sin
+    for i in range(config.num_hidden_layers):
+        layer = decoder_layer(x, (cos, sin), cache, i, weights.at(f"layers.{i}"), config, kernels)
+        x = yield f"layers.{i}", (yield from under(f"layers.{i}", layer))
+    return (yield "norm", kernels.rms_norm(x, weights["norm.weight"], config.rms_norm_eps))
+
+
+def decoder_layer(x, rope, cache, index, weights, config, kernels):
+    """Pre-norm transformer layer: x + attn(norm(x)), then x + mlp(norm(x)). [T, D] -> [T, D]"""
+    eps = config.rms_norm_eps
+    h = yield "input_layernorm", kernels.rms_norm(x, weights["input_layernorm.weight"], eps)
+    a = yield from under("self_attn", self_attention(h, rope, cache, index, weights.at("self_attn"), config, kernels))
+    x = yield "attn_residual", x + a
+    h = yield "post_attention_layernorm", kernels.rms_norm(x, weights["post_attention_layernorm.weight"], eps)
+    m = yield from under("mlp", swiglu(h, weights.at("mlp"), kernels))
+    return x + m
+
+
+def self_attention(x, rope, cache, index, weights, config, kernels):
+    """Causal grouped-query attention over the cache. [T, D] -> [T, D]"""
+    T, D = x.shape
+    H, KV, K = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    q = yield "q_proj", kernels.linear(x, *weights.linear("q_proj"))
+    k = yield "k_proj", kernels.linear(x, *weights.linear("k_proj"))
+    v = yield "v_proj", kernels.linear(x, *weights.linear("v_proj"))
+    q = yield "q_rope", kernels.rotate(q.reshape(T, H, K), *rope)  # [T, H, K] -> [H, T, K]
+    k = yield "k_rope", kernels.rotate(k.reshape(T, KV, K), *rope)
+    k, v = cache.extend(index, k, v.reshape(T, KV, K).swapaxes(0, 1))  # [KV, S, K], keys rotated before they are kept
+
+    window = config.layer_window(index)
+    scores = yield "scores", Lazy((H, T, k.shape[1]), lambda: attention.causal_scores(q, k, window))
+    probs = yield "probs", softmax_of(scores)
+    if isinstance(probs, Lazy):
+        context = kernels.causal_attention(q, k, v, window)
+    else:
+        context = attention.causal_context(probs, v)
+    context = yield "context", context
+    return (yield "o_proj", kernels.linear(context, *weights.linear("o_proj")))

@@ -1,0 +1,209 @@
+"""Pictures to patches: open, resize, normalise, cut. The same bits as transformers' processor with Pillow.
+
+    processor = ImageProcessor.read(folder)
+    pixels = processor.resized(open_image("cat.png"))            # uint8 [H, W, 3], both sides multiples of 28
+    patches, grid = processor.patchify(processor.normalize(pixels)[None])     # float32 [N, 1176], (1, H/14, W/14)
+
+Where implementations differ, this is what is done here:
+  size            smart_resize as in transformers 5 (no side below 28; very thin pictures may exceed max_pixels)
+  transparency    composited over white, whatever the mode
+  EXIF rotation   not applied, as in the reference: rotate such a photo before
+  resampling      the installed Pillow's bicubic. Pillow 13 changed the order of its two passes (vertical first where the
+                  height shrinks the more), and with it some pixels
+"""
+
+import base64
+import binascii
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from minivl.config import read_json
+from minivl.errors import Error
+
+LIMITS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}  # transformers' own, where the file gives none
+
+
+def open_image(source):
+    """A PIL image in mode RGB, from a path, file:// or data: URI, bytes, PIL image, or array.
+
+    Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], uint8, or floating point from 0 to 1.
+    """
+    try:
+        return to_rgb(opened(source))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as cause:
+        if isinstance(cause, FileNotFoundError):
+            raise Error(f"the picture {shown(source)} does not exist. Check the path.") from None
+        if isinstance(cause, UnidentifiedImageError):
+            raise Error(f"{shown(source)} is not a picture that Pillow can read. Convert it to PNG or JPEG.") from None
+        raise Error(f"cannot read the picture {shown(source)}: {cause}. Is the file whole?") from None
+
+
+def opened(source):
+    """A PIL image of whatever mode."""
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(as_uint8(source))
+    if isinstance(source, (bytes, bytearray)):
+        return Image.open(io.BytesIO(source))
+    if not isinstance(source, (str, Path)):
+        raise Error(f"a {type(source).__name__} is not a picture. Give a path, bytes, a PIL image or a NumPy array.")
+    text = str(source)
+    if text.startswith(("http://", "https://")):
+        raise Error(f"{text}: minivl does not fetch from the network. Download the picture and give its path.")
+    if text.startswith("data:"):
+        return Image.open(io.BytesIO(decoded_uri(text)))
+    return Image.open(text.removeprefix("file://"))
+
+
+def decoded_uri(text):
+    head, _, body = text.partition(",")
+    if not head.endswith(";base64"):
+        raise Error("a data URI of a picture must be base64: data:image/png;base64,...")
+    try:
+        return base64.b64decode(body, validate=True)
+    except binascii.Error as cause:
+        raise Error(f"the data URI of the picture is not valid base64 ({cause}). Was it cut?") from None
+
+
+def as_uint8(array):
+    """Pixels of an array as uint8 [H, W] or [H, W, 3 or 4]."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        raise Error(f"an array of shape {list(array.shape)} is not a picture. Give [H, W], [H, W, 3] or [H, W, 4].")
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype.kind != "f":
+        raise Error(f"an array of {array.dtype} is not a picture. Give uint8 from 0 to 255, or floats from 0 to 1.")
+    if not (np.all(np.isfinite(array)) and array.min() >= 0 and array.max() <= 1):
+        raise Error(f"floats of a picture must lie in 0..1; these go from {array.min()} to {array.max()}. Divide by 255?")
+    return np.round(array * 255).astype(np.uint8)
+
+
+def to_rgb(image):
+    """Mode RGB, transparency over white."""
+    image.load()
+    if 0 in image.size:
+        raise Error(f"the picture has {image.width} x {image.height} pixels. Give one with at least 1 x 1.")
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def shown(source):
+    """A source as an error message names it."""
+    if isinstance(source, (str, Path)) and not str(source).startswith("data:"):
+        return str(source)
+    return "from a data URI" if isinstance(source, str) else f"given as {type(source).__name__}"
+
+
+def smart_resize(height, width, factor=28, min_pixels=LIMITS["min_pixels"], max_pixels=LIMITS["max_pixels"]):
+    """The size to scale to, (H, W): multiples of `factor`, near the same ratio, their product within the limits.
+
+    smart_resize(1080, 1920, max_pixels=12845056) -> (1092, 1932). Source: transformers 5, `Qwen2VLImageProcessor`.
+    """
+    if max(height, width) / min(height, width) > 200:
+        raise Error(f"a picture of {width} x {height} pixels is more than 200 times as long as wide. Cut it into pieces.")
+    H, W = round(height / factor) * factor, round(width / factor) * factor  # subtle: halves go to the even multiple
+    if H * W > max_pixels:
+        beta = math.sqrt(height * width / max_pixels)
+        H = max(factor, math.floor(height / beta / factor) * factor)
+        W = max(factor, math.floor(width / beta / factor) * factor)
+    elif H * W < min_pixels:
+        beta = math.sqrt(min_pixels / (height * width))
+        H, W = math.ceil(height * beta / factor) * factor, math.ceil(width * beta / factor) * factor
+    return H, W
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """preprocessor_config.json. Limits in pixels of the resized picture; mean and std of colours in 0..1."""
+
+    min_pixels: int = LIMITS["min_pixels"]
+    max_pixels: int = LIMITS["max_pixels"]
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    image_mean: tuple = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple = (0.26862954, 0.26130258, 0.27577711)
+
+    @classmethod
+    def read(cls, folder):
+        """From a checkpoint folder; without the file, transformers' defaults."""
+        stored = stored_fields(Path(folder)) if folder is not None else {}
+        size = stored.get("size") or {}  # transformers 5 writes the limits there; "edge" means pixels all the same
+        limits = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+        fields = {**{k: v for k, v in limits.items() if v}, **{k: v for k, v in stored.items() if v is not None}}
+        fields = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        fields |= {name: tuple(fields[name]) for name in ("image_mean", "image_std") if name in fields}
+        return cls(**fields)
+
+    def resized(self, image, min_pixels=None, max_pixels=None):
+        """A PIL image scaled to `smart_resize` of its size: uint8 [H, W, 3]."""
+        low, high = self.limits(min_pixels, max_pixels)
+        height, width = smart_resize(image.height, image.width, self.patch_size * self.merge_size, low, high)
+        return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+    def limits(self, min_pixels, max_pixels):
+        """The limits of one call. Giving one moves the stored other one out of its way."""
+        token = (self.patch_size * self.merge_size) ** 2
+        low = self.min_pixels if min_pixels is None else min_pixels
+        high = self.max_pixels if max_pixels is None else max_pixels
+        if min_pixels is None:
+            low = min(low, high)
+        if max_pixels is None:
+            high = max(low, high)
+        if not (0 <= low <= high and high >= token):
+            raise Error(
+                f"min_pixels={low}, max_pixels={high}: they must be in this order, and max_pixels at least {token}, "
+                "one token. 256 * 784 to 1280 * 784 is the range that Qwen recommends."
+            )
+        return low, high
+
+    def normalize(self, pixels):
+        """Colours / 255, minus mean, over std, of each channel: uint8 [H, W, 3] -> float32 [3, H, W]."""
+        values = np.arange(256, dtype=np.float64) * (1 / 255)  # double here and then rounded, as in the reference
+        mean, std = (np.array(v, dtype=np.float32) for v in (self.image_mean, self.image_std))
+        table = (values.astype(np.float32)[:, None] - mean) / std  # [256, 3]: there are only so many colours
+        return np.stack([table[:, c][pixels[:, :, c]] for c in range(3)])
+
+    def patchify(self, frames):
+        """Frames float32 [T, 3, H, W] -> patches float32 [N, 3*2*14*14], and their grid (T/2, H/14, W/14).
+
+        A single frame counts twice. Rows: frame by frame, in 2x2 blocks, inside a block (0,0) (0,1) (1,0) (1,1).
+        Columns: channel, time, y, x.
+        """
+        if len(frames) % self.temporal_patch_size:
+            missing = self.temporal_patch_size - len(frames) % self.temporal_patch_size
+            frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
+        T, C, H, W = frames.shape
+        P, M, t = self.patch_size, self.merge_size, T // self.temporal_patch_size
+        x = frames.reshape(t, T // t, C, H // P // M, M, P, W // P // M, M, P)
+        x = x.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)  # "(t f) c (R r y) (S s x) -> t R S r s c f y x"
+        return np.ascontiguousarray(x).reshape(-1, C * (T // t) * P * P), (t, H // P, W // P)
+
+    def unpatchify(self, patches, grid):
+        """The inverse of `patchify`: patches of one picture and its grid -> frames [T, C, H, W]."""
+        t, h, w = grid
+        P, M, F = self.patch_size, self.merge_size, self.temporal_patch_size
+        C = patches.shape[1] // (F * P * P)
+        x = patches.reshape(t, h // M, w // M, M, M, C, F, P, P)
+        return x.transpose(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * F, C, h * P, w * P)
+
+
+def stored_fields(folder):
+    """The image processor's fields: preprocessor_config.json, or inside processor_config.json."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = folder / name
+        if path.is_file():
+            stored = read_json(path)
+            return stored.get("image_processor") or stored
+    return {}

@@ -1,0 +1,53 @@
+"""The arithmetic, twice: a plain NumPy reference, and beside it the compiled twin. Nothing else imports numba.
+
+    linear.py      x @ W.T + b, from weights stored as bfloat16 bits or float32
+    norms.py       RMSNorm
+    rope.py        rotary position embedding
+    attention.py   softmax(q k.T) v inside segments (tower) and causal over a cache (decoder)
+    activations.py SwiGLU and GELU
+
+`choose` is the one place where a backend is picked; a stage takes the result and calls `kernels.linear(...)`.
+All arrays are float32; all shapes are without a batch axis.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Callable
+
+from minivl.errors import Error
+
+# subtle: OpenBLAS and Numba's OpenMP layer each keep their threads spinning after work; on few cores they then take
+# turns at starving each other, up to 8x slower. Passive waiting cures it. Read once, when libgomp is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One backend: the functions that the stages call."""
+
+    name: str
+    linear: Callable
+    rms_norm: Callable
+    rotate: Callable
+    segment_attention: Callable
+    causal_attention: Callable
+    silu_multiply: Callable
+    gelu: Callable
+
+
+def choose(backend):
+    """The kernels of a backend: "numba" (compiled, the default elsewhere) or "numpy" (to read, and to step through)."""
+    if backend not in ("numba", "numpy"):
+        raise Error(f'backend={backend!r} is unknown. Use "numba" (compiled) or "numpy" (plain reference).')
+    from minivl.kernels import activations, attention, linear, norms, rope
+
+    rooms = {
+        "linear": linear,
+        "rms_norm": norms,
+        "rotate": rope,
+        "segment_attention": attention,
+        "causal_attention": attention,
+        "silu_multiply": activations,
+        "gelu": activations,
+    }
+    return Kernels(backend, **{name: getattr(room, f"{name}_{backend}") for name, room in rooms.items()})

@@ -1,0 +1,310 @@
+"""The whole model, in verbs: prepare, embed_image, embed_tokens, scatter, decode. Each is a stage of the stream.
+
+    vlm = minivl.load()
+    vlm.ask("How many circles?", images="scene.png")    # -> Answer, a str
+    vlm.stream(...)                                     # its pieces, as they come
+    vlm.chat(messages, cache=vlm.new_cache())           # several turns; the cache remembers the earlier ones
+    vlm.trace(...)                                      # every tensor by name
+
+ask, stream and trace are three consumers of one generator, `VLM.answer`.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from minivl import chat, trace
+from minivl.config import Config
+from minivl.decoder import KVCache, decoder
+from minivl.errors import Error
+from minivl.image import ImageProcessor, open_image
+from minivl.kernels import choose
+from minivl.kernels.bfloat16 import to_float32
+from minivl.positions import prompt_positions
+from minivl.sampling import Sampling, next_token
+from minivl.stream import drive, run, under
+from minivl.tokenizer import Tokenizer
+from minivl.vision import vision_tower
+from minivl.weights import open_weights, resolve
+
+
+def load(source=None, weights="bfloat16", backend="numba"):
+    """Open a model: `source` is a checkpoint folder, a .safetensors file with its config.json beside it, or a hub id
+    such as "Qwen/Qwen2.5-VL-3B-Instruct"; without it, the small trained model that ships with minivl.
+
+    weights  "bfloat16": mapped from the file as they are stored; "float32": upcast now, twice the memory
+    backend  "numba": compiled kernels; "numpy": the plain reference, to read and to step through
+    """
+    from minivl.tiny import CHECKPOINT
+
+    kernels = choose(backend)
+    path = Path(CHECKPOINT) if source is None else resolve(source)
+    folder = path if path.is_dir() else path.parent
+    config = Config.read(folder)
+    return VLM(config, open_weights(path, config, weights), kernels, folder)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the model takes once text and pictures are prepared.
+
+    input_ids       int64 [T], every picture's placeholder expanded
+    pixel_values    float32 [N, 1176], the patches of all pictures
+    image_grid_thw  int64 [images, 3]: frames, patch rows, patch columns of each
+    """
+
+    input_ids: np.ndarray
+    pixel_values: np.ndarray
+    image_grid_thw: np.ndarray
+
+
+class Answer(str):
+    """The answer's text, and how it came about.
+
+    ids            token ids, the one that ended it included
+    prompt_tokens  length of the prompt in tokens
+    finished       True if the model ended the answer itself, False if max_new_tokens or the context did
+    """
+
+    def __new__(cls, text, ids, prompt_tokens, finished):
+        answer = super().__new__(cls, text)
+        answer.ids, answer.prompt_tokens, answer.finished = ids, prompt_tokens, finished
+        return answer
+
+
+class VLM:
+    """A loaded Qwen2.5-VL. Its methods `ask`, `stream`, `chat` and `trace` take the same options:
+
+    min_pixels, max_pixels   limits on each resized picture, in pixels
+    max_new_tokens           most tokens in the answer
+    temperature, top_k, top_p, repetition_penalty, do_sample
+                             as in generation_config.json, which decides what is not given
+    seed                     of the random draws; the same seed gives the same answer
+    """
+
+    def __init__(self, config, weights, kernels, folder=None):
+        self.config, self.weights, self.kernels, self.folder = config, weights, kernels, folder
+
+    @cached_property
+    def tokenizer(self):
+        return Tokenizer.read(self.folder)
+
+    @cached_property
+    def processor(self):
+        return ImageProcessor.read(self.folder)
+
+    @cached_property
+    def sampling(self):
+        return Sampling.read(self.folder, self.config.eos_token_id)
+
+    def __repr__(self):
+        return f"<VLM {self.folder} backend={self.kernels.name}>"
+
+    # ---- what people call ----
+
+    def ask(self, question, images=None, **options):
+        """Answer one question about one picture, several, or none. -> Answer"""
+        return self.chat(chat.user(question, images), **options)
+
+    def chat(self, messages, cache=None, **options):
+        """Answer the last of `messages`, a list of {"role": ..., "content": ...} as the chat template takes them.
+
+        cache  from `new_cache()`: pass the same one with the longer list of the next turn, and only what is new is run
+        """
+        stage = self.answer(messages, cache=cache, **options)
+        return run(_with_progress(stage, self.config))
+
+    def stream(self, question, images=None, cache=None, **options):
+        """The answer's text in pieces, as soon as they are whole characters. `question` may be a list of messages."""
+        messages = question if isinstance(question, list) else chat.user(question, images)
+        text = self.tokenizer.stream()
+        for name, tensor in drive(_with_progress(self.answer(messages, cache=cache, **options), self.config)):
+            if name.endswith("next_token"):
+                yield text.push(int(tensor[0]))
+        yield text.end()
+
+    def trace(self, question, images=None, keep="*", edit=None, stop=None, max_new_tokens=1, **options):
+        """Run and record every tensor by name; see trace.py for keep, edit and stop. -> Trace, its `result` the Answer.
+
+        question  text, a list of messages, or `Inputs`. One token is generated unless max_new_tokens says otherwise;
+                  the tensors of the second and later ones are named "steps.1.model.layers.0...", "steps.2...."
+        """
+        prompt = chat.user(question, images) if isinstance(question, str) else question
+        stage = self.answer(prompt, max_new_tokens=max_new_tokens, **options)
+        return trace.record(stage, keep, edit, stop)
+
+    def new_cache(self):
+        """An empty memory of a conversation, for `chat` and `stream`."""
+        return KVCache(self.config.text)
+
+    # ---- the stages, in the order of the data flow ----
+
+    def answer(self, prompt, cache=None, min_pixels=None, max_pixels=None, seed=None, **options):
+        """Stage: from messages (or `Inputs`) to an `Answer`. Everything else is a consumer of this one."""
+        sampling = self.sampling.replace(**options)
+        inputs = prompt if isinstance(prompt, Inputs) else (yield from self.prepare(prompt, min_pixels, max_pixels))
+        cache = self.new_cache() if cache is None else cache
+        ids = yield from self.generate(inputs, cache, sampling, np.random.default_rng(seed))
+        text = "" if isinstance(prompt, Inputs) else self.tokenizer.decode(ids)
+        return Answer(text, ids, len(inputs.input_ids), ids[-1] in sampling.eos_token_id)
+
+    def prepare(self, messages, min_pixels=None, max_pixels=None):
+        """Stage: messages with pictures -> `Inputs`."""
+        images, videos = chat.media(messages)
+        if videos:
+            raise Error("the messages hold a video; this version of minivl reads images. Send its frames as images.")
+        patches, grids = [np.zeros((0, self.config.vision.patch_dim), dtype=np.float32)], []
+        for i, image in enumerate(images):
+            picture = open_image(image)
+            one = yield from under(f"image.{i}", self.prepare_image(picture, min_pixels, max_pixels))
+            patches.append(one[0])
+            grids.append(one[1])
+        grids = np.array(grids, dtype=np.int64).reshape(-1, 3)
+        counts = grids.prod(axis=1) // self.config.vision.merge_unit
+        text = chat.expand(chat.render(messages), counts.tolist(), [])
+        return Inputs(self.tokenizer.encode(text), np.concatenate(patches), grids)
+
+    def prepare_image(self, picture, min_pixels, max_pixels):
+        """Stage: a PIL picture -> patches float32 [N, 1176] and its grid (1, rows, columns)."""
+        resized = yield "resized", self.processor.resized(picture, min_pixels, max_pixels)  # [H, W, 3] uint8
+        pixels = yield "normalized", self.processor.normalize(resized)  # [3, H, W] float32
+        patches, grid = self.processor.patchify(pixels[None])
+        return (yield "patches", patches), grid
+
+    def generate(self, inputs, cache, sampling, rng):
+        """Stage: `Inputs` -> the answer's token ids, a list. The first token comes from the prefill, the others from
+        steps.1, steps.2, ... Sending another `next_token` back makes the model go on from that one."""
+        room = self.config.text.max_position_embeddings - len(inputs.input_ids)
+        if room < 1:
+            raise Error(
+                f"the prompt has {len(inputs.input_ids)} tokens; the model's context is "
+                f"{self.config.text.max_position_embeddings}. Lower max_pixels, send fewer pictures, or shorten the text."
+            )
+        seen, ids = inputs.input_ids, []
+        logits = yield from self.prefill(inputs, cache)
+        while True:
+            place = f"steps.{len(ids)}." if ids else ""
+            token = np.array([next_token(logits[0], np.append(seen, ids), sampling, rng)], dtype=np.int64)
+            token = yield f"{place}next_token", token
+            ids.append(int(token[0]))
+            if ids[-1] in sampling.eos_token_id or len(ids) >= min(sampling.max_new_tokens, room):
+                return ids
+            logits = yield from under(f"steps.{len(ids)}", self.decode(token, cache))
+
+    def prefill(self, inputs, cache):
+        """Stage: the whole prompt at once -> logits of the token after it, float32 [1, V].
+
+        What the cache holds already, of the same beginning with the same pictures, is not run again.
+        """
+        config, T = self.config, len(inputs.input_ids)
+        positions, after = prompt_positions(inputs.input_ids, config, inputs.image_grid_thw)
+        images = _images_of(inputs, config)
+        held = _reusable(cache, inputs.input_ids, images)
+        cache.truncate(held)
+        input_ids = yield "input_ids", inputs.input_ids[held:]
+
+        new = [i for i, (start, _) in enumerate(images) if start >= held]
+        features = None
+        if new:
+            features = yield from self.embed_image(*_from_image(inputs, new[0]))
+        x = yield "model.embed_tokens", self.embed_tokens(input_ids)
+        if new:
+            x = scatter(x, features, input_ids == config.image_token_id)
+        x = yield "inputs_embeds", x
+
+        position_ids = yield "position_ids", positions[:, held:]
+        yield "rope_delta", np.array([after - T], dtype=np.int64)
+        logits = yield from self._logits(x, position_ids, cache)
+        cache.commit(input_ids, after)
+        cache.images = images
+        return logits
+
+    def decode(self, token, cache):
+        """Stage: one more token, int64 [1], after those in the cache -> logits float32 [1, V]."""
+        x = yield "model.embed_tokens", self.embed_tokens(token)
+        # subtle: the three positions go on from the largest one used so far, not from the number of tokens
+        position_ids = yield "position_ids", np.full((3, 1), cache.next_position, dtype=np.int64)
+        logits = yield from self._logits(x, position_ids, cache)
+        cache.commit(token, cache.next_position + 1)
+        return logits
+
+    def _logits(self, x, position_ids, cache):
+        stage = decoder(x, position_ids, cache, self.weights.at("model"), self.config.text, self.kernels)
+        hidden = yield from under("model", stage)
+        return (yield "lm_head", self.kernels.linear(hidden[-1:], self.weights["lm_head.weight"]))
+
+    def embed_image(self, pixel_values, image_grid_thw):
+        """Stage: patches of one or several pictures -> their tokens, float32 [U, D]."""
+        pixel_values = yield "pixel_values", pixel_values
+        image_grid_thw = yield "image_grid_thw", image_grid_thw
+        tower = vision_tower(
+            pixel_values, image_grid_thw, self.weights.at("visual"), self.config.vision, self.kernels
+        )
+        return (yield "visual", (yield from under("visual", tower)))
+
+    def embed_tokens(self, input_ids):
+        """Rows of the embedding table: int64 [T] -> float32 [T, D]."""
+        table = self.weights["model.embed_tokens.weight"]
+        if len(input_ids) and not 0 <= input_ids.min() <= input_ids.max() < len(table):
+            raise Error(
+                f"token id {input_ids.max()} is outside the embedding table of {len(table)} rows: "
+                "tokenizer.json and model.safetensors do not belong together."
+            )
+        return to_float32(table[input_ids])
+
+
+def scatter(x, features, where):
+    """Put the pictures' tokens, [U, D] in order, in the places of their placeholders. x [T, D], where bool [T]."""
+    if where.sum() != len(features):
+        raise Error(
+            f"the prompt has {where.sum()} image placeholders and the pictures have {len(features)} tokens. "
+            "Expand each placeholder to grid_t * grid_h * grid_w / 4 copies, one placeholder for each picture."
+        )
+    x = x.copy()
+    x[where] = features
+    return x
+
+
+def _images_of(inputs, config):
+    """For each picture: the index of its first token in the prompt, and a digest of its patches."""
+    tokens = inputs.image_grid_thw.prod(axis=1) // config.vision.merge_unit
+    places = np.flatnonzero(inputs.input_ids == config.image_token_id)
+    patches = np.split(inputs.pixel_values, np.cumsum(tokens * config.vision.merge_unit)[:-1])
+    starts = places[np.cumsum(tokens) - tokens] if len(tokens) else []
+    return [(int(s), hashlib.sha256(np.ascontiguousarray(p)).hexdigest()) for s, p in zip(starts, patches)]
+
+
+def _reusable(cache, input_ids, images):
+    """How many tokens at the start of the prompt the cache holds already: all but one at most, no part of a picture."""
+    length = min(len(cache), len(input_ids) - 1)
+    differing = np.flatnonzero(cache.input_ids[:length] != input_ids[:length])
+    held = int(differing[0]) if len(differing) else length
+    return min([held, *[start for start, digest in images if start < held and (start, digest) not in cache.images]])
+
+
+def _from_image(inputs, first):
+    """pixel_values and image_grid_thw without the pictures before `first`."""
+    skipped = int(inputs.image_grid_thw[:first].prod(axis=1).sum())
+    return inputs.pixel_values[skipped:], inputs.image_grid_thw[first:]
+
+
+def _with_progress(stage, config):
+    """The same stage, with a bar on stderr that counts blocks and layers of the prefill; off when not a terminal."""
+    names = [f"visual.blocks.{i}" for i in range(config.vision.depth)]
+    names += [f"model.layers.{i}" for i in range(config.text.num_hidden_layers)]
+    last, names, reply = names[-1], set(names), None
+    with tqdm(total=len(names), desc="reading", unit="layer", leave=False, delay=1, disable=None) as bar:
+        while True:
+            try:
+                name, tensor = stage.send(reply)
+            except StopIteration as finished:
+                return finished.value
+            reply = yield name, tensor
+            if name in names:
+                bar.update()
+            if name == last:
+                bar.close()

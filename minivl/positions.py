@@ -1,0 +1,155 @@
+"""Where each patch and each token stands, and the cos/sin tables that tell attention so.
+
+The tower rotates by (row, column) of the patch. The decoder rotates by three positions for each token, (t, h, w),
+"M-RoPE": text counts up on all three at once; an image's tokens spread over a grid that starts where the text stopped;
+the text after it goes on from the largest position used so far, plus one:
+
+    tokens   a  b  <v>  I I I I I I  </v>  c          an image of 2 x 3 tokens
+    t        0  1  2    3 3 3 3 3 3  6     7
+    h        0  1  2    3 3 3 4 4 4  6     7
+    w        0  1  2    3 4 5 3 4 5  6     7
+
+so a picture of 1,000 tokens costs the text only as many positions as its longer side. Causality is by place in the
+sequence, never by position. Source: `get_rope_index` of transformers 4.49, the launch version: after a video the text goes on
+after the largest position of the video, time included (transformers 5 ignores time there; images are the same in both).
+"""
+
+import math
+
+import numpy as np
+
+from minivl.errors import Error
+
+VISION_THETA = 10000.0
+
+
+def patch_positions(grid_thw, merge_size):
+    """Row and column of each patch within its frame: int64 [N, 2], in the image processor's order.
+
+    That order is unit by unit, each unit's patches (0,0) (0,1) (1,0) (1,1):  a 4 x 4 grid starts
+    (0,0) (0,1) (1,0) (1,1)   (0,2) (0,3) (1,2) (1,3)   (2,0) ...
+    """
+    m = merge_size
+    places = []
+    for t, h, w in grid_thw:
+        row_col = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"), axis=-1)  # [h, w, 2]
+        units = row_col.reshape(h // m, m, w // m, m, 2).swapaxes(1, 2)  # "(R r) (C c) -> R C r c"
+        places.append(np.tile(units.reshape(-1, 2), (t, 1)))
+    return np.concatenate(places).astype(np.int64)
+
+
+def vision_rope(places, head_dim):
+    """cos and sin for the tower: float32 [N, head_dim] each, from int [N, 2] rows and columns.
+
+    Half of the frequencies turn with the row, half with the column; the angles stand twice: [row*f, col*f, row*f, col*f].
+    """
+    N, _ = places.shape
+    angles = places.astype(np.float32)[:, :, None] * inverse_frequencies(VISION_THETA, head_dim // 2)  # [N, 2, head_dim/4]
+    angles = angles.reshape(N, head_dim // 2)
+    angles = np.concatenate([angles, angles], axis=1)
+    return np.cos(angles), np.sin(angles)
+
+
+def inverse_frequencies(theta, dim):
+    """theta^(-2j/dim) for j = 0 .. dim/2 - 1, float32: radians by which a pair turns from one position to the next."""
+    exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    return np.float32(1) / np.power(np.float32(theta), exponent, dtype=np.float32)
+
+
+def prompt_positions(input_ids, config, image_grid_thw=(), video_grid_thw=(), second_per_grid_ts=()):
+    """M-RoPE positions of a prompt: int64 [3, T], rows t, h, w; and the position of the first token after it.
+
+    second_per_grid_ts  seconds from one temporal step of each video to the next (2 / fps); 1.0 if not given
+    """
+    images, videos = list(image_grid_thw), list(video_grid_thw)
+    seconds = list(second_per_grid_ts) or [1.0] * len(videos)
+    runs, at, start = [], 0, 0
+    for kind, length in _runs(input_ids, config, images, videos):
+        if kind == "text":
+            run = np.tile(np.arange(length, dtype=np.int64), (3, 1))
+        elif kind == "image":
+            run = _grid_positions(images.pop(0), config, 0.0)
+        else:
+            run = _grid_positions(videos.pop(0), config, seconds.pop(0))
+        runs.append(run + start)
+        at, start = at + length, start + int(run.max()) + 1
+    if images or videos:
+        raise Error(
+            f"{len(images)} images and {len(videos)} videos have no placeholder in the prompt. "
+            "Give each one its <|vision_start|><|image_pad|><|vision_end|>, as the chat template does."
+        )
+    return np.concatenate(runs, axis=1), start
+
+
+def _runs(input_ids, config, images, videos):
+    """Cut the prompt into runs: ("text", 5), ("image", 12), ... A vision run is as long as its own grid says."""
+    media = (input_ids == config.image_token_id) | (input_ids == config.video_token_id)
+    at, merge = 0, config.vision.merge_unit
+    grids = {"image": iter(list(images)), "video": iter(list(videos))}
+    while at < len(input_ids):
+        if not media[at]:
+            after = np.flatnonzero(media[at:])
+            kind, length = "text", int(after[0]) if len(after) else len(input_ids) - at
+        else:
+            kind = "image" if input_ids[at] == config.image_token_id else "video"
+            grid = next(grids[kind], None)
+            length = 0 if grid is None else int(np.prod(grid)) // merge
+            if grid is None or not np.all(input_ids[at : at + length] == input_ids[at]) or at + length > len(input_ids):
+                raise Error(_placeholder_message(kind, at, length, grid))
+        yield kind, length
+        at += length
+
+
+def _placeholder_message(kind, at, length, grid):
+    if grid is None:
+        return f"the prompt has more {kind} placeholders (one at token {at}) than {kind}s. Pass one {kind} for each."
+    return (
+        f"the {kind} placeholders that start at token {at} do not fit the {kind}'s grid {list(map(int, grid))}: "
+        f"it needs {length} of them in a row. Expand each placeholder to grid_t * grid_h * grid_w / 4 copies."
+    )
+
+
+def _grid_positions(grid, config, seconds):
+    """Positions inside one image or video, counted from 0: int64 [3, t*h*w/4] in raster order, frame by frame."""
+    t, h, w = (int(n) for n in grid)
+    m = config.vision.spatial_merge_size
+    # subtle: the product is float32 and truncated once, at the end; truncating `seconds` first stops time at fps > 2
+    step = np.float32(seconds) * np.float32(config.vision.tokens_per_second)
+    time = (np.arange(t, dtype=np.float32) * step).astype(np.int64)
+    return np.stack(np.meshgrid(time, np.arange(h // m), np.arange(w // m), indexing="ij")).reshape(3, -1).astype(np.int64)
+
+
+def mrope(position_ids, rope, head_dim):
+    """cos and sin for the decoder: float32 [T, head_dim] each, from int [3, T] positions.
+
+    The head_dim/2 frequencies are dealt out in three chunks, `mrope_section` long (16, 24, 24 in the published models):
+    the first turns with t, the second with h, the third with w. Not interleaved. Then all of it stands twice.
+    """
+    frequencies, scale = rope_frequencies(rope, head_dim)
+    row = np.repeat(np.arange(3), rope.mrope_section)  # [head_dim/2]: which of t, h, w turns frequency j
+    angles = position_ids.astype(np.float32)[row].T * frequencies  # [T, head_dim/2]
+    angles = np.concatenate([angles, angles], axis=1)
+    return np.cos(angles) * scale, np.sin(angles) * scale
+
+
+def rope_frequencies(rope, head_dim):
+    """The decoder's frequencies, float32 [head_dim/2], and the factor on cos and sin (1 unless YaRN).
+
+    YaRN (arXiv:2309.00071): fast pairs stay, slow pairs turn `factor` times slower, a linear ramp lies between.
+    """
+    frequencies = inverse_frequencies(rope.rope_theta, head_dim)
+    if rope.rope_type == "default":
+        return frequencies, np.float32(1)
+    low = max(math.floor(_turns_to_pair(rope.beta_fast, rope, head_dim)), 0)
+    high = min(math.ceil(_turns_to_pair(rope.beta_slow, rope, head_dim)), head_dim - 1)
+    width = max(high - low, 0.001)
+    ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(width), 0, 1, dtype=np.float32)
+    slow = frequencies / np.float32(rope.factor)
+    scale = rope.attention_factor or 0.1 * math.log(rope.factor) + 1.0
+    return slow * ramp + frequencies * (1 - ramp), np.float32(scale)
+
+
+def _turns_to_pair(turns, rope, head_dim):
+    """Which pair (a real number) makes this many turns over the length the model was trained on."""
+    length = rope.original_max_position_embeddings
+    return head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope.rope_theta))

@@ -1,0 +1,119 @@
+"""From logits to the next token: repetition penalty, then greedy, or temperature -> top-k -> top-p -> draw.
+
+The order is that of transformers' `generate`. Qwen2.5-VL's own settings are "sample at temperature 1e-6 with repetition
+penalty 1.05", in effect greedy *with* the penalty: plain argmax does not reproduce the published behaviour.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minivl.config import read_json
+from minivl.errors import Error
+from minivl.kernels.attention import softmax
+
+FIELDS = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose tokens, and when to stop. Fields and defaults are generation_config.json's.
+
+    top_k           keep the k best (0: all);  top_p  keep the best that together have this probability (1: all)
+    eos_token_id    tuple of ids that end an answer
+    max_new_tokens  most tokens in an answer (transformers' own default, 20, is too short to be of use)
+    """
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 256
+    eos_token_id: tuple = ()
+
+    def __post_init__(self):
+        rules = {
+            "temperature": (self.temperature >= 0, "at least 0 (0: greedy)"),
+            "top_k": (self.top_k >= 0 and self.top_k == int(self.top_k), "a whole number, at least 0 (0: no limit)"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (1: no limit)"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0 (1: no penalty)"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+        }
+        for field, (right, rule) in rules.items():
+            if not right:
+                raise Error(f"{field}={getattr(self, field)!r}: it must be {rule}.")
+
+    @classmethod
+    def read(cls, folder, eos_token_id):
+        """generation_config.json of a checkpoint folder; without one: greedy, no penalty, the config's own eos."""
+        path = None if folder is None else Path(folder) / "generation_config.json"
+        stored = read_json(path) if path and path.is_file() else {}
+        eos = stored.get("eos_token_id")
+        eos = eos_token_id if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+        return cls(**{f: stored[f] for f in FIELDS if stored.get(f) is not None}, eos_token_id=eos)
+
+    def replace(self, **options):
+        """The same with some fields changed; None leaves a field. Naming a sampling option turns sampling on,
+        temperature=0 turns it off."""
+        options = {name: value for name, value in options.items() if value is not None}
+        unknown = set(options) - set(FIELDS)
+        if unknown:
+            raise Error(f"unknown generation option {', '.join(sorted(unknown))}. There are: {', '.join(FIELDS)}, seed.")
+        if "do_sample" not in options and options.keys() & {"temperature", "top_k", "top_p"}:
+            options["do_sample"] = True
+        changed = dataclasses.replace(self, **options)
+        return dataclasses.replace(changed, do_sample=changed.do_sample and changed.temperature > 0)
+
+
+def next_token(logits, seen, sampling, rng):
+    """Choose a token id. logits float32 [V]; seen: ids of prompt and answer so far; rng: a NumPy Generator."""
+    logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
+    if not sampling.do_sample:
+        return int(np.argmax(logits))  # ties go to the lowest id
+    logits = logits / np.float32(sampling.temperature)
+    logits = keep_top_p(keep_top_k(logits, sampling.top_k), sampling.top_p)
+    return draw(softmax(logits), rng)
+
+
+def penalize_repetition(logits, seen, penalty):
+    """Every id that occurred, once however often: score / penalty if positive, score * penalty if negative.
+
+    subtle: "occurred" includes the whole prompt, `<|im_start|>` and image placeholders too. Source: arXiv:1909.05858
+    """
+    if penalty == 1:
+        return logits
+    ids = np.unique(seen)
+    ids = ids[ids < len(logits)]
+    scores = logits[ids]
+    logits = logits.copy()
+    logits[ids] = np.where(scores < 0, scores * np.float32(penalty), scores / np.float32(penalty))
+    return logits
+
+
+def keep_top_k(logits, k):
+    """All but the k largest become -inf; what ties with the k-th stays."""
+    if k == 0 or k >= len(logits):
+        return logits
+    kth = np.partition(logits, -k)[-k]
+    return np.where(logits < kth, np.float32(-np.inf), logits)
+
+
+def keep_top_p(logits, p):
+    """Drop the least likely ones whose probabilities add up to at most 1 - p; the likeliest always stays."""
+    if p >= 1:
+        return logits
+    ascending = np.argsort(logits, kind="stable")
+    below = np.cumsum(softmax(logits[ascending]), dtype=np.float32) <= np.float32(1 - p)
+    below[-1] = False
+    kept = logits.copy()
+    kept[ascending[below]] = -np.inf
+    return kept
+
+
+def draw(probs, rng):
+    """An index, drawn with these probabilities."""
+    total = np.cumsum(probs, dtype=np.float64)  # double, so that the last of 151,936 small numbers still count
+    return int(np.searchsorted(total, rng.random() * total[-1], side="right"))

@@ -1,0 +1,26 @@
+"""The model that ships with minivl: a real, small, trained Qwen2.5-VL, and the recipe that made it.
+
+    CHECKPOINT          folder of the checkpoint
+    scene(seed)         a picture of coloured shapes with questions and true answers
+    digit_picture(i)    a picture of a real handwritten digit that training never saw
+
+python -m minivl.tiny.evaluate scores it; python -m minivl.tiny.train makes it anew (needs the [reference] extra).
+"""
+
+from pathlib import Path
+
+CHECKPOINT = Path(__file__).with_name("checkpoint")
+
+
+def scene(seed, size=None, count=None):
+    """See minivl.tiny.scenes.scene."""
+    from minivl.tiny import scenes
+
+    return scenes.scene(seed, size, count)
+
+
+def digit_picture(index, seed=0):
+    """See minivl.tiny.scenes.digit_picture."""
+    from minivl.tiny import scenes
+
+    return scenes.digit_picture(index, seed)

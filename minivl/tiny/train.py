@@ -1,0 +1,179 @@
+"""Train the shipped model from scratch: python -m minivl.tiny.train RUN_FOLDER   (needs the [reference] extra)
+
+Stage 1, the tower alone. A linear head on each token says what covers it: kind, colour, digit, and where its box lies.
+Without this dense signal a tower this small does not learn shapes from captions.
+Stage 2, all of it, on conversations. The tower's head stays with a small weight, and a second head, on the picture's
+tokens inside the decoder, says where the box lies in the whole picture: rows and columns are something only the decoder
+can know (M-RoPE), and answers then only have to read it off. Scenes start with one shape. Both heads are thrown away.
+
+Resumable: run the same command again. RUN_FOLDER gets state.pt, loss.csv and checkpoint/, which minivl loads.
+"""
+
+import argparse
+import csv
+import math
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from minivl.tiny import recipe, scenes
+from minivl.tiny.batches import TASKS, make_batch
+from minivl.tiny.torch_model import Model
+
+TAP = 1  # the decoder's head sits behind this layer
+SAVE_EVERY = 200
+
+
+class CellHead(nn.Module):
+    """What covers a token: kind, colour, digit, box; one linear layer."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.sizes = (len(scenes.KINDS) + 2, len(scenes.COLOURS) + 1, 10, 4)
+        self.linear = nn.Linear(width, sum(self.sizes))
+
+    def loss(self, x, batch, box):
+        """x [B, U, D] -> (loss, share of covered tokens whose kind is right, mean box error in units of `box`)"""
+        kind, colour, digit, where = self.linear(x).split(self.sizes, dim=-1)
+        covered = batch["kind"] > 0
+        loss = F.cross_entropy(kind[covered], batch["kind"][covered])
+        loss = loss + F.cross_entropy(kind[~covered], batch["kind"][~covered])
+        loss = loss + F.cross_entropy(colour[covered], batch["colour"][covered])
+        if (batch["digit"] >= 0).any():
+            loss = loss + F.cross_entropy(digit.flatten(0, 1), batch["digit"].flatten(), ignore_index=-1)
+        error = (where - batch[box])[covered].abs()
+        right = (kind.argmax(-1) == batch["kind"])[covered].float().mean()
+        return loss + 4 * F.smooth_l1_loss(where[covered], batch[box][covered], beta=0.05), right, error.mean()
+
+
+class Batches(Dataset):
+    """Batch n of a stage, ready made in worker processes."""
+
+    def __init__(self, stage, steps, size):
+        self.stage, self.steps, self.size = stage, steps, size
+        self.tokenizer = recipe.build_tokenizer() if stage == 2 else None
+
+    def __len__(self):
+        return self.steps
+
+    def __getitem__(self, n):
+        ease = 1.0 if self.stage == 1 else min(1.0, n / (0.2 * self.steps))
+        made = make_batch(self.stage, n, self.size, ease, self.tokenizer)
+        return {key: value if key == "size" else torch.from_numpy(value) for key, value in made.items()}
+
+
+def main():
+    options = parse()
+    folder = Path(options.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parts = nn.ModuleDict({"model": Model(), "near": CellHead(192), "far": CellHead(192)}).to(device)
+    state = torch.load(folder / "state.pt", map_location=device) if (folder / "state.pt").is_file() else None
+    first = 1
+    if state:
+        parts.load_state_dict(state["parts"])
+        first = state["stage"]
+    for stage, steps in ((1, options.steps1), (2, options.steps2)):
+        if stage >= first:
+            run_stage(stage, steps, parts, state if state and state["stage"] == stage else None, folder, device, options)
+    export(parts["model"], folder / "checkpoint")
+
+
+def parse():
+    parser = argparse.ArgumentParser("minivl.tiny.train", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", help="where the state, the loss curve and the checkpoint go")
+    parser.add_argument("--steps1", type=int, default=1500, help="batches for the tower alone")
+    parser.add_argument("--steps2", type=int, default=6000, help="batches for the whole model")
+    parser.add_argument("--batch", type=int, default=32, help="pictures in a batch")
+    parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
+    return parser.parse_args()
+
+
+def run_stage(stage, steps, parts, state, folder, device, options):
+    """Train for the rest of a stage's steps, saving on the way."""
+    trained = parts if stage == 2 else nn.ModuleList([parts["model"].visual, parts["near"]])
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    start = 0
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    loader = DataLoader(
+        Batches(stage, steps, options.batch), batch_size=None, sampler=range(start, steps), num_workers=options.workers
+    )
+    bar = tqdm(loader, total=steps, initial=start, desc=f"stage {stage}", mininterval=5)
+    for step, batch in zip(range(start, steps), bar):
+        for group in optimizer.param_groups:
+            group["lr"] = options.rate * schedule(step, steps)
+        batch = {key: value if key == "size" else value.to(device) for key, value in batch.items()}
+        loss, figures = losses(stage, parts, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        note(folder, bar, {"stage": stage, "step": step, "loss": loss.item(), **figures})
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            save(folder, {"parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "stage": stage, "step": step + 1})
+            export(parts["model"], folder / "checkpoint")
+
+
+def schedule(step, steps):
+    """Warm up over 200 steps, then a half cosine down to 1 % of the highest rate."""
+    return min(1.0, (step + 1) / 200) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def losses(stage, parts, batch):
+    """The loss to minimise, and figures for the curve."""
+    height, width = batch["size"]
+    features = parts["model"].visual(batch["pixel_values"], height // 14, width // 14)
+    near, kinds, pixels = parts["near"].loss(features, batch, "near")
+    figures = {"near": near.item(), "kinds": kinds.item(), "near pixels": pixels.item() * 56}
+    if stage == 1:
+        return near, figures
+    logits, tapped = parts["model"](batch["input_ids"], batch["position_ids"], features, TAP)
+    far, _, pixels = parts["far"].loss(tapped, batch, "box")
+    target, weight = batch["input_ids"][:, 1:], batch["weight"][:, 1:]
+    text = F.cross_entropy(logits[:, :-1].flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
+    text = (text * weight).sum() / weight.sum()
+    right = logits[:, :-1].argmax(-1) == target
+    figures |= {"far": far.item(), "far pixels": pixels.item() * 336, "text": text.item()}
+    for i, task in enumerate(TASKS):
+        mine = batch["task"][:, 1:] == i
+        figures[task] = right[mine].float().mean().item() if mine.any() else float("nan")
+    return text + 0.2 * near + 0.3 * far, figures
+
+
+def note(folder, bar, figures):
+    """One line of the loss curve."""
+    bar.set_postfix({key: f"{value:.3f}" for key, value in figures.items() if key not in ("stage", "step")}, refresh=False)
+    path = folder / f"loss{figures['stage']}.csv"
+    fresh = not path.is_file()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, figures.keys())
+        if fresh:
+            writer.writeheader()
+        writer.writerow({key: f"{v:.5g}" if isinstance(v, float) else v for key, v in figures.items()})
+
+
+def save(folder, state):
+    torch.save(state, folder / "state.partial")
+    os.replace(folder / "state.partial", folder / "state.pt")
+
+
+def export(model, folder):
+    """Write the checkpoint as published ones are: bf16, published names, output layer tied to the embeddings."""
+    recipe.write_folder(folder)
+    tensors = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in model.state_dict().items()}
+    save_file(tensors, folder / "model.partial", metadata={"format": "pt"})
+    os.replace(folder / "model.partial", folder / "model.safetensors")
+
+
+if __name__ == "__main__":
+    main()

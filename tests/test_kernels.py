@@ -1,0 +1,160 @@
+"""Each kernel's compiled twin against its NumPy reference, and both against float64, on awkward shapes.
+
+Tolerance: a float32 sum of K terms in another order differs by a few times K^0.5 * 2^-24 of the sum of |terms|; 1e-6 of
+the result's largest value holds for all shapes here, 2e-6 where an exponential comes on top.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+from minivl.errors import Error
+from minivl.kernels import activations, attention, choose, linear, norms, rope
+from minivl.kernels.bfloat16 import from_float32, to_float32
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def close(actual, expected, tolerance):
+    assert actual.dtype == np.float32 and actual.shape == expected.shape
+    np.testing.assert_array_less(np.abs(actual - expected).max(), tolerance * max(np.abs(expected).max(), 1e-30))
+
+
+@pytest.mark.parametrize("M, K, N", [(1, 2, 1), (1, 6, 5), (1, 7, 3), (2, 8, 4), (5, 1176, 130), (3, 64, 2500), (1, 3420, 1030)])
+@pytest.mark.parametrize("stored", ["bfloat16", "float32"])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear(M, K, N, stored, with_bias):
+    x, weight = normal(M, K), normal(N, K)
+    bits = from_float32(weight)
+    exact_weight = to_float32(bits) if stored == "bfloat16" else weight
+    stored_weight = bits if stored == "bfloat16" else weight
+    bias = normal(N) if with_bias else None
+    expected = x.astype(np.float64) @ exact_weight.T.astype(np.float64) + (0 if bias is None else bias)
+    for function in (linear.linear_numpy, linear.linear_numba):
+        close(function(x, stored_weight, bias), expected, 1e-6)
+
+
+def test_upcast_is_exact_for_every_bfloat16():
+    bits = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    expected = (bits.astype(np.uint32) << 16).view(np.float32)  # denormals, infinities and NaN included
+    np.testing.assert_array_equal(to_float32(bits).view(np.uint32), expected.view(np.uint32))
+    np.testing.assert_array_equal(linear.upcast_numba(bits).view(np.uint32), expected.view(np.uint32))
+
+
+def test_one_row_reads_both_halves_of_a_word():
+    weight = np.zeros((3, 4), dtype=np.float32)
+    weight[0, 1], weight[1, 2], weight[2, 3] = 1.5, -2, 1e-39
+    x = np.array([[10, 20, 30, 40]], dtype=np.float32)
+    actual = linear.linear_numba(x, from_float32(weight))
+    expected = x @ to_float32(from_float32(weight)).T
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_linear_passes_infinities_on():
+    weight = from_float32(np.ones((4, 8), dtype=np.float32))
+    x = normal(1, 8)
+    x[0, 3] = np.inf
+    assert np.all(linear.linear_numba(x, weight) == np.inf)
+
+
+@pytest.mark.parametrize("N, D", [(1, 1), (1, 128), (7, 33), (300, 64)])
+def test_rms_norm(N, D):
+    x, weight = normal(N, D) * np.float32(10), normal(D)
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt((wide**2).mean(axis=-1, keepdims=True) + 1e-6) * weight
+    close(norms.rms_norm_numpy(x, weight, 1e-6), expected, 1e-6)
+    close(norms.rms_norm_numba(x, weight, 1e-6), expected, 1e-6)
+
+
+def test_rms_norm_of_zeros_is_zero():
+    x, weight = np.zeros((2, 5), dtype=np.float32), normal(5)
+    for function in (norms.rms_norm_numpy, norms.rms_norm_numba):
+        np.testing.assert_array_equal(function(x, weight, 1e-6), x)
+
+
+@pytest.mark.parametrize("N, H, K", [(1, 1, 2), (5, 3, 8), (33, 2, 20)])
+def test_rotate(N, H, K):
+    x, angles = normal(3, N, H, K)[1], normal(N, K // 2)
+    angles = np.concatenate([angles, angles], axis=1)
+    cos, sin = np.cos(angles), np.sin(angles)
+    turned = (x[..., : K // 2] + 1j * x[..., K // 2 :]) * np.exp(1j * angles[:, None, : K // 2])  # pairs as complex numbers
+    expected = np.concatenate([turned.real, turned.imag], axis=-1).swapaxes(0, 1)
+    close(rope.rotate_numpy(x, cos, sin), expected, 1e-6)
+    close(rope.rotate_numba(x, cos, sin), expected, 1e-6)
+
+
+def attend_slowly(q, k, v, seen):
+    """float64 attention, one query at a time. seen(n) -> indices of the keys that query n sees"""
+    H, N, K = q.shape
+    out = np.zeros((N, H, K))
+    for h in range(H):
+        g = h // (H // len(k))
+        for n in range(N):
+            keys = seen(n)
+            scores = k[g, keys].astype(np.float64) @ q[h, n] / math.sqrt(K)
+            probs = np.exp(scores - scores.max())
+            out[n, h] = probs / probs.sum() @ v[g, keys].astype(np.float64)
+    return out.reshape(N, H * K)
+
+
+@pytest.mark.parametrize("bounds", [[0, 1], [0, 37], [0, 16, 20, 37], [0, 1, 2, 37], [0, 33, 34, 37]])
+def test_segment_attention(bounds):
+    bounds = np.array(bounds, dtype=np.int64)
+    N = int(bounds[-1])
+    q, k, v = normal(3, N, 20), normal(3, N, 20), normal(3, N, 20)
+    segment = np.searchsorted(bounds, np.arange(N), side="right") - 1
+    expected = attend_slowly(q, k, v, lambda n: np.flatnonzero(segment == segment[n]))
+    close(attention.segment_attention_numpy(q, k, v, bounds), expected, 2e-6)
+    close(attention.segment_attention_numba(q, k, v, bounds), expected, 2e-6)
+
+
+@pytest.mark.parametrize("H, KV, T, S", [(2, 2, 1, 1), (6, 2, 1, 19), (6, 2, 19, 19), (4, 1, 7, 40), (3, 3, 33, 50)])
+@pytest.mark.parametrize("window", [None, 1, 5])
+def test_causal_attention(H, KV, T, S, window):
+    q, k, v = normal(H, T, 16), normal(KV, S + 3, 16)[:, :S], normal(KV, S + 3, 16)[:, :S]  # a cache has room behind
+    start = 0 if window is None else window
+    expected = attend_slowly(
+        q, k, v, lambda n: np.arange(max(0, S - T + n + 1 - start) if window else 0, S - T + n + 1)
+    )
+    close(attention.causal_attention_numpy(q, k, v, window), expected, 2e-6)
+    close(attention.causal_attention_numba(q, k, v, window), expected, 2e-6)
+
+
+def test_attention_does_not_overflow():
+    q = k = normal(1, 9, 4) * np.float32(1e4)
+    v = normal(1, 9, 4)
+    for function in (attention.causal_attention_numpy, attention.causal_attention_numba):
+        assert np.all(np.isfinite(function(q, k, v)))
+
+
+def test_softmax_gives_zero_where_nothing_is_seen():
+    scores = np.array([[0, -np.inf, 0], [-np.inf] * 3], dtype=np.float32)
+    np.testing.assert_array_equal(attention.softmax(scores), [[0.5, 0, 0.5], [0, 0, 0]])
+
+
+def test_silu_multiply():
+    gate = np.concatenate([normal(50) * 5, [-200, -88, 88, 200, 0]]).astype(np.float32)[None]
+    up = normal(*gate.shape)
+    expected = gate / (1 + np.exp(-gate.astype(np.float64))) * up
+    close(activations.silu_multiply_numpy(gate, up), expected, 1e-6)
+    close(activations.silu_multiply_numba(gate, up), expected, 1e-6)
+
+
+def test_gelu_is_the_exact_one():
+    x = np.linspace(-6, 6, 101, dtype=np.float32)[None]
+    expected = np.array([[v / 2 * math.erfc(-v / math.sqrt(2)) for v in x[0].tolist()]])
+    tanh_form = x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    assert np.abs(tanh_form - expected).max() > 1e-4  # so the test would notice
+    close(activations.gelu_numpy(x), expected, 1e-6)
+    close(activations.gelu_numba(x), expected, 1e-6)
+
+
+def test_unknown_backend():
+    with pytest.raises(Error, match='"numba"'):
+        choose("cuda")
+    assert choose("numpy").linear is linear.linear_numpy
