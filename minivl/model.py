@@ -188,9 +188,10 @@ class VLM:
         logits = yield from self.prefill(inputs, cache)
         while True:
             place = f"steps.{len(ids)}." if ids else ""
-            token = np.array([next_token(logits[0], np.append(seen, ids), sampling, rng)], dtype=np.int64)
-            token = yield f"{place}next_token", token
+            chosen = next_token(logits[0], seen, sampling, rng)
+            token = yield f"{place}next_token", np.array([chosen], dtype=np.int64)
             ids.append(int(token[0]))
+            seen = np.append(seen, token)
             if ids[-1] in sampling.eos_token_id or len(ids) >= min(sampling.max_new_tokens, room):
                 return ids
             logits = yield from under(f"steps.{len(ids)}", self.decode(token, cache))
