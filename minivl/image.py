@@ -91,7 +91,9 @@ def to_rgb(image):
     image.load()
     if 0 in image.size:
         raise Error(f"the picture has {image.width} x {image.height} pixels. Give one with at least 1 x 1.")
-    if "A" not in image.getbands() and "transparency" not in image.info:
+    if image.mode == "La":  # premultiplied grey, which Pillow converts to this alone
+        image = image.convert("LA")
+    if not {"A", "a"} & set(image.getbands()) and "transparency" not in image.info:
         return image.convert("RGB")
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")

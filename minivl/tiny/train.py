@@ -26,7 +26,9 @@ from minivl.tiny import recipe, scenes
 from minivl.tiny.batches import TASKS, make_batch
 from minivl.tiny.torch_model import Model
 
+WIDTH = recipe.CONFIG["hidden_size"]
 TAP = 1  # the decoder's head sits behind this layer
+TOWER_RATE = 0.3  # of the learning rate, for the tower in stage 2: it has learnt most already
 SAVE_EVERY = 200
 
 
@@ -74,7 +76,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parts = nn.ModuleDict({"model": Model(), "near": CellHead(192), "far": CellHead(192)}).to(device)
+    parts = nn.ModuleDict({"model": Model(), "near": CellHead(WIDTH), "far": CellHead(WIDTH)}).to(device)
     state = torch.load(folder / "state.pt", map_location=device) if (folder / "state.pt").is_file() else None
     first = 1
     if state:
@@ -89,18 +91,23 @@ def main():
 def parse():
     parser = argparse.ArgumentParser("minivl.tiny.train", description=__doc__.split("\n")[0])
     parser.add_argument("folder", help="where the state, the loss curve and the checkpoint go")
-    parser.add_argument("--steps1", type=int, default=1500, help="batches for the tower alone")
-    parser.add_argument("--steps2", type=int, default=6000, help="batches for the whole model")
-    parser.add_argument("--batch", type=int, default=32, help="pictures in a batch")
-    parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument("--steps1", type=int, default=3000, help="batches for the tower alone")
+    parser.add_argument("--steps2", type=int, default=4000, help="batches for the whole model")
+    parser.add_argument("--batch", type=int, default=16, help="pictures in a batch")
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
     return parser.parse_args()
 
 
 def run_stage(stage, steps, parts, state, folder, device, options):
     """Train for the rest of a stage's steps, saving on the way."""
-    trained = parts if stage == 2 else nn.ModuleList([parts["model"].visual, parts["near"]])
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    tower = nn.ModuleList([parts["model"].visual, parts["near"]])
+    groups = [{"params": list(tower.parameters()), "rate": options.rate * (1 if stage == 1 else TOWER_RATE)}]
+    if stage == 2:
+        rest = nn.ModuleList([parts["model"].model, parts["far"]])
+        groups.append({"params": list(rest.parameters()), "rate": options.rate})
+    trained = [p for group in groups for p in group["params"]]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
     start = 0
     if state:
         optimizer.load_state_dict(state["optimizer"])
@@ -111,12 +118,12 @@ def run_stage(stage, steps, parts, state, folder, device, options):
     bar = tqdm(loader, total=steps, initial=start, desc=f"stage {stage}", mininterval=5)
     for step, batch in zip(range(start, steps), bar):
         for group in optimizer.param_groups:
-            group["lr"] = options.rate * schedule(step, steps)
+            group["lr"] = group["rate"] * schedule(step, steps)
         batch = {key: value if key == "size" else value.to(device) for key, value in batch.items()}
         loss, figures = losses(stage, parts, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         note(folder, bar, {"stage": stage, "step": step, "loss": loss.item(), **figures})
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:

@@ -1,0 +1,122 @@
+"""The package as a whole: who imports whom, what importing costs, and the command line."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import minivl
+from minivl.cli import main
+from minivl.tiny import scene
+
+PACKAGE = Path(minivl.__file__).parent
+ORDER = "errors config kernels weights stream trace tokenizer chat image windows positions vision decoder sampling model walk cli"
+
+
+def imported_rooms(path):
+    """Rooms of this package that a file imports anywhere."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "minivl":
+            parts = node.module.split(".")[1:]
+            yield from [parts[0]] if parts else [alias.name for alias in node.names]
+
+
+def test_data_flows_down():
+    """A file imports only from the ones before it."""
+    order = ORDER.split()
+    files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
+    assert sorted(files) == sorted(room for room in order if room != "kernels")
+    for room, path in files.items():
+        above = {*order[: order.index(room)], "tiny"}
+        assert set(imported_rooms(path)) <= above, room
+
+
+def test_only_kernels_import_numba():
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name != "kernels":
+            names = [n for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import) for n in node.names]
+            assert "numba" not in [name.name for name in names], path
+
+
+def test_importing_loads_nothing_heavy():
+    script = "import minivl, minivl.tiny, sys; print([m for m in sys.modules if m.split('.')[0] in HEAVY])"
+    heavy = "HEAVY = 'numba numpy torch transformers matplotlib tokenizers PIL'.split();"
+    out = subprocess.run([sys.executable, "-c", heavy + script], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+def test_running_needs_no_torch():
+    script = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'matplotlib']));"
+        "from minivl.cli import main; sys.exit(main(['walk', '--max-new-tokens', '2']))"
+    )
+    subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+
+
+def test_public_names():
+    assert all(hasattr(minivl, name) for name in minivl.__all__) and set(minivl.__all__) <= set(dir(minivl))
+    with pytest.raises(AttributeError, match="nothing_here"):
+        minivl.nothing_here  # noqa: B018
+
+
+def test_walk_draws_a_scene(capsys):
+    assert main(["walk", "--scene", "1"]) == 0
+    out = capsys.readouterr().out
+    lines = [line.split()[0] for line in out.splitlines() if line.strip()]
+    for name in ("image.0.resized", "visual.blocks.3", "visual", "inputs_embeds", "position_ids", "model.layers.4", "lm_head"):
+        assert name in lines
+    assert lines.index("visual.merger") < lines.index("inputs_embeds") < lines.index("model.norm")
+    assert f"Truth:  {scene(1).questions[0][1]}" in out
+
+
+def test_walk_on_a_picture(tmp_path, capsys):
+    Image.fromarray(np.full((80, 60, 3), 200, dtype=np.uint8)).save(tmp_path / "a.png")
+    assert main(["walk", str(tmp_path / "a.png"), "How many shapes are there?", "--max-new-tokens", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "How many shapes are there?" in out and "Truth" not in out
+
+
+def test_ask_equals_the_library(tmp_path, capsys):
+    drawn = scene(3)
+    drawn.image.save(tmp_path / "a.png")
+    question = drawn.questions[1][0]
+    assert main(["ask", str(tmp_path / "a.png"), question]) == 0
+    assert capsys.readouterr().out == minivl.load().ask(question, drawn.image) + "\n"
+
+
+def test_ask_with_several_pictures_and_options(tmp_path, capsys):
+    for name, size in (("a.png", (60, 90)), ("b.png", (300, 120))):
+        Image.new("RGB", size, "white").save(tmp_path / name)
+    options = "--max-new-tokens 3 --temperature 2 --top-k 9 --top-p 0.9 --seed 4 --max-pixels 9000 --weights float32 --backend numpy"
+    assert main(["ask", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "What?", *options.split()]) == 0
+    first = capsys.readouterr().out
+    assert main(["ask", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "What?", *options.split()]) == 0
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["ask", "no.png", "What?"], "no.png does not exist"),
+        (["ask", "What?", "--model", "/no/such/model"], "/no/such/model does not exist"),
+        (["ask", "What?", "--temperature", "-1"], "temperature=-1.0"),
+        (["walk", "no.png"], "no.png does not exist"),
+        (["ask", "<|image_pad|>"], "has 1 <|image_pad|> and there are 0 pictures"),
+    ],
+)
+def test_errors_are_one_line_on_stderr(arguments, words, capsys):
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("minivl: ") and words in captured.err and "Traceback" not in captured.err
+
+
+def test_module_runs():
+    environment = {**os.environ, "COLUMNS": "120"}
+    for arguments in ([], ["walk"], ["ask"]):
+        run = subprocess.run([sys.executable, "-m", "minivl", *arguments, "--help"], capture_output=True, text=True, env=environment)
+        assert run.returncode == 0 and "minivl" in run.stdout
