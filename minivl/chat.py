@@ -116,5 +116,7 @@ def check(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
             raise Error(f'message {i} is {message!r}; it must be {{"role": "user", "content": ...}}.')
         content = message["content"]
-        if not isinstance(content, str) and not (isinstance(content, list) and all(isinstance(c, Mapping) for c in content)):
+        if not isinstance(content, str) and not (
+            isinstance(content, list) and all(isinstance(c, Mapping) for c in content)
+        ):
             raise Error(f'the content of message {i} must be text, or a list of {{"type": "text" or "image", ...}}.')

@@ -34,12 +34,16 @@ def main(arguments=None):
 
 
 def parser():
-    top = argparse.ArgumentParser("minivl", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = argparse.ArgumentParser(
+        "minivl", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     walk = commands.add_parser("walk", help="show every step from a picture to an answer")
     walk.add_argument("image", nargs="?", metavar="IMAGE", help="a picture; without one, a scene is drawn")
     walk.add_argument("question", nargs="?", metavar="QUESTION", help='default: "Describe the picture."')
-    walk.add_argument("--scene", type=int, default=0, metavar="N", help="which scene to draw, if none is given (default 0)")
+    walk.add_argument(
+        "--scene", type=int, default=0, metavar="N", help="which scene to draw, if none is given (default 0)"
+    )
     walk.set_defaults(run=run_walk)
     ask = commands.add_parser("ask", help="answer a question about one or more pictures")
     ask.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, in the order in which the model sees them")
@@ -73,8 +77,12 @@ def add_answer_options(command):
     group.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens in the answer")
     group.add_argument("--temperature", type=float, metavar="X", help="randomness; 0 always takes the likeliest token")
     group.add_argument("--top-k", type=int, metavar="N", help="draw among the N likeliest tokens")
-    group.add_argument("--top-p", type=float, metavar="P", help="draw among the likeliest that together have probability P")
-    group.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: avoid tokens that occurred before")
+    group.add_argument(
+        "--top-p", type=float, metavar="P", help="draw among the likeliest that together have probability P"
+    )
+    group.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="above 1: avoid tokens that occurred before"
+    )
     group.add_argument("--seed", type=int, metavar="N", help="make random draws repeatable")
     group.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures with fewer pixels than this")
     group.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures with more pixels than this")

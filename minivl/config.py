@@ -244,7 +244,9 @@ def check_sizes(fields, room, sizes):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise Error(f"{room} config: {field} is {value!r}; it must be a whole number above 0.")
     if fields["hidden_act"] != "silu":
-        raise Error(f'{room} config: hidden_act is {fields["hidden_act"]!r}; Qwen2.5-VL uses "silu", and only it is built.')
+        raise Error(
+            f'{room} config: hidden_act is {fields["hidden_act"]!r}; Qwen2.5-VL uses "silu", and only it is built.'
+        )
 
 
 def divided(fields, whole, parts):
@@ -256,7 +258,9 @@ def divided(fields, whole, parts):
 def vision_of(stored):
     """VisionConfig of a `vision_config` object; `in_chans` is the published spelling of `in_channels`."""
     stored = {**stored, "in_channels": stored.get("in_channels") or stored.get("in_chans")}
-    vision = {field: default if stored.get(field) is None else stored[field] for field, default in VISION_DEFAULTS.items()}
+    vision = {
+        field: default if stored.get(field) is None else stored[field] for field, default in VISION_DEFAULTS.items()
+    }
     check_sizes(vision, "vision", VISION_SIZES)
     if divided(vision, "hidden_size", "num_heads") % 4:
         raise Error(
@@ -310,7 +314,9 @@ def yarn_of(stored, length):
 # ---- the published sizes ----
 
 PUBLISHED = {
-    "3B": dict(hidden=2048, layers=36, heads=16, kv=2, inner=11008, vocab=151936, vision_inner=3420, windows=70, tied=True),
+    "3B": dict(
+        hidden=2048, layers=36, heads=16, kv=2, inner=11008, vocab=151936, vision_inner=3420, windows=70, tied=True
+    ),
     "7B": dict(hidden=3584, layers=28, heads=28, kv=4, inner=18944, vocab=152064, vision_inner=3420, windows=28),
     "32B": dict(hidden=5120, layers=64, heads=40, kv=8, inner=27648, vocab=152064, vision_inner=3456, windows=64),
     "72B": dict(hidden=8192, layers=80, heads=64, kv=8, inner=29568, vocab=152064, vision_inner=3456, windows=80),

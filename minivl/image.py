@@ -82,7 +82,9 @@ def as_uint8(array):
     if array.dtype.kind != "f":
         raise Error(f"an array of {array.dtype} is not a picture. Give uint8 from 0 to 255, or floats from 0 to 1.")
     if not (np.all(np.isfinite(array)) and array.min() >= 0 and array.max() <= 1):
-        raise Error(f"floats of a picture must lie in 0..1; these go from {array.min()} to {array.max()}. Divide by 255?")
+        raise Error(
+            f"floats of a picture must lie in 0..1; these go from {array.min()} to {array.max()}. Divide by 255?"
+        )
     return np.round(array * 255).astype(np.uint8)
 
 
@@ -113,7 +115,9 @@ def smart_resize(height, width, factor=28, min_pixels=LIMITS["min_pixels"], max_
     smart_resize(1080, 1920, max_pixels=12845056) -> (1092, 1932). Source: transformers 5, `Qwen2VLImageProcessor`.
     """
     if max(height, width) / min(height, width) > 200:
-        raise Error(f"a picture of {width} x {height} pixels is more than 200 times as long as wide. Cut it into pieces.")
+        raise Error(
+            f"a picture of {width} x {height} pixels is more than 200 times as long as wide. Cut it into pieces."
+        )
     H, W = round(height / factor) * factor, round(width / factor) * factor  # subtle: halves go to the even multiple
     if H * W > max_pixels:
         beta = math.sqrt(height * width / max_pixels)

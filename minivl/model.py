@@ -242,9 +242,7 @@ class VLM:
         """Stage: patches of one or several pictures -> their tokens, float32 [U, D]."""
         pixel_values = yield "pixel_values", pixel_values
         image_grid_thw = yield "image_grid_thw", image_grid_thw
-        tower = vision_tower(
-            pixel_values, image_grid_thw, self.weights.at("visual"), self.config.vision, self.kernels
-        )
+        tower = vision_tower(pixel_values, image_grid_thw, self.weights.at("visual"), self.config.vision, self.kernels)
         return (yield "visual", (yield from under("visual", tower)))
 
     def embed_tokens(self, input_ids):

@@ -44,7 +44,9 @@ def vision_rope(places, head_dim):
     Half of the frequencies turn with the row, half with the column; the angles stand twice: [row*f, col*f, row*f, col*f].
     """
     N, _ = places.shape
-    angles = places.astype(np.float32)[:, :, None] * inverse_frequencies(VISION_THETA, head_dim // 2)  # [N, 2, head_dim/4]
+    angles = places.astype(np.float32)[:, :, None] * inverse_frequencies(
+        VISION_THETA, head_dim // 2
+    )  # [N, 2, head_dim/4]
     angles = angles.reshape(N, head_dim // 2)
     angles = np.concatenate([angles, angles], axis=1)
     return np.cos(angles), np.sin(angles)
@@ -116,7 +118,9 @@ def _grid_positions(grid, config, seconds):
     # subtle: the product is float32 and truncated once, at the end; truncating `seconds` first stops time at fps > 2
     step = np.float32(seconds) * np.float32(config.vision.tokens_per_second)
     time = (np.arange(t, dtype=np.float32) * step).astype(np.int64)
-    return np.stack(np.meshgrid(time, np.arange(h // m), np.arange(w // m), indexing="ij")).reshape(3, -1).astype(np.int64)
+    return (
+        np.stack(np.meshgrid(time, np.arange(h // m), np.arange(w // m), indexing="ij")).reshape(3, -1).astype(np.int64)
+    )
 
 
 def mrope(position_ids, rope, head_dim):
@@ -143,7 +147,9 @@ def rope_frequencies(rope, head_dim):
     low = max(math.floor(_turns_to_pair(rope.beta_fast, rope, head_dim)), 0)
     high = min(math.ceil(_turns_to_pair(rope.beta_slow, rope, head_dim)), head_dim - 1)
     width = max(high - low, 0.001)
-    ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(width), 0, 1, dtype=np.float32)
+    ramp = np.clip(
+        (np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(width), 0, 1, dtype=np.float32
+    )
     slow = frequencies / np.float32(rope.factor)
     scale = rope.attention_factor or 0.1 * math.log(rope.factor) + 1.0
     return slow * ramp + frequencies * (1 - ramp), np.float32(scale)

@@ -61,7 +61,9 @@ class Sampling:
         options = {name: value for name, value in options.items() if value is not None}
         unknown = set(options) - set(FIELDS)
         if unknown:
-            raise Error(f"unknown generation option {', '.join(sorted(unknown))}. There are: {', '.join(FIELDS)}, seed.")
+            raise Error(
+                f"unknown generation option {', '.join(sorted(unknown))}. There are: {', '.join(FIELDS)}, seed."
+            )
         if "do_sample" not in options and options.keys() & {"temperature", "top_k", "top_p"}:
             options["do_sample"] = True
         changed = dataclasses.replace(self, **options)

@@ -25,11 +25,15 @@ class Tokenizer:
 
         path = Path(folder) / "tokenizer.json" if folder is not None else None
         if path is None or not path.is_file():
-            raise Error(f"{folder} has no tokenizer.json: text cannot be read or written. Copy it from the model's repository.")
+            raise Error(
+                f"{folder} has no tokenizer.json: text cannot be read or written. Copy it from the model's repository."
+            )
         try:
             return cls(Library.from_file(str(path)))
         except Exception as cause:  # the library raises bare Exception
-            raise Error(f"{path} is not a tokenizer that the tokenizers library reads ({cause}). Download it again.") from None
+            raise Error(
+                f"{path} is not a tokenizer that the tokenizers library reads ({cause}). Download it again."
+            ) from None
 
     def encode(self, text):
         """Token ids, int64 [T]."""

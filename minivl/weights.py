@@ -146,7 +146,9 @@ def shards_of(index):
         raise Error(f"{index} is not a safetensors index ({cause!r}). Download it again.") from None
     absent = [name for name in names if not (index.parent / name).is_file()]
     if absent:
-        raise Error(f"{index.parent} lacks {len(absent)} of {len(names)} shards: {listed(absent)}. Download them again.")
+        raise Error(
+            f"{index.parent} lacks {len(absent)} of {len(names)} shards: {listed(absent)}. Download them again."
+        )
     return [index.parent / name for name in names]
 
 
@@ -191,7 +193,9 @@ def array_of(path, name, entry, data):
     except (KeyError, TypeError, ValueError):
         raise Error(f"{path}: the header's entry for {name} is damaged. Download the file again.") from None
     if dtype not in DTYPES:
-        raise Error(f"{path}: {name} is stored as {dtype}; minivl reads {', '.join(DTYPES)}. Quantised weights are not read.")
+        raise Error(
+            f"{path}: {name} is stored as {dtype}; minivl reads {', '.join(DTYPES)}. Quantised weights are not read."
+        )
     if end > len(data):
         raise Error(f"{path} ends in the middle of {name}: {end - len(data)} bytes are missing. Download it again.")
     if not 0 <= start <= end or end - start != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:
@@ -208,12 +212,16 @@ def resolve(source):
         return path
     parts = str(source).split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
-        raise Error(f"{source} does not exist. Give a checkpoint folder, a .safetensors file, or a hub id such as org/name.")
+        raise Error(
+            f"{source} does not exist. Give a checkpoint folder, a .safetensors file, or a hub id such as org/name."
+        )
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError:
-        raise Error(f"{source} is not a local path, and hub ids need huggingface_hub: pip install huggingface_hub") from None
+        raise Error(
+            f"{source} is not a local path, and hub ids need huggingface_hub: pip install huggingface_hub"
+        ) from None
     try:
         return Path(snapshot_download(str(source), allow_patterns=FILES))
     except LocalEntryNotFoundError:

@@ -20,7 +20,9 @@ import numpy as np
 def unit_grid(grid_thw, merge_size):
     """Where each unit stands, in raster order: int64 [U, 4] of (image, frame, row, column)."""
     units = [
-        np.stack(np.meshgrid([i], np.arange(t), np.arange(h // merge_size), np.arange(w // merge_size), indexing="ij"), -1)
+        np.stack(
+            np.meshgrid([i], np.arange(t), np.arange(h // merge_size), np.arange(w // merge_size), indexing="ij"), -1
+        )
         for i, (t, h, w) in enumerate(grid_thw)
     ]
     return np.concatenate([u.reshape(-1, 4) for u in units]).astype(np.int64)

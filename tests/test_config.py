@@ -16,7 +16,11 @@ def flat(**changes):
 def nested():
     """As transformers 5 writes it."""
     stored = flat()
-    text = {key: stored.pop(key) for key in list(stored) if key not in ("model_type", "vision_config", "tie_word_embeddings")}
+    text = {
+        key: stored.pop(key)
+        for key in list(stored)
+        if key not in ("model_type", "vision_config", "tie_word_embeddings")
+    }
     ids = {key: text.pop(key) for key in list(text) if key.startswith(("image_token", "video_token", "vision_"))}
     text.pop("rope_theta"), text.pop("rope_scaling")
     rope = {"rope_type": "default", "type": "mrope", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
@@ -30,7 +34,11 @@ def transitional():
     stored = flat()
     copied = {key: value for key, value in stored.items() if key not in ("vision_config", "architectures")}
     copied |= {"model_type": "qwen2_5_vl_text", "image_token_id": None, "video_token_id": None, "sliding_window": None}
-    return {**stored, "text_config": copied, "vision_config": {**stored["vision_config"], "model_type": "qwen2_5_vl_vision"}}
+    return {
+        **stored,
+        "text_config": copied,
+        "vision_config": {**stored["vision_config"], "model_type": "qwen2_5_vl_vision"},
+    }
 
 
 @pytest.mark.parametrize("stored", [flat(), nested(), transitional()], ids=["flat", "nested", "transitional"])

@@ -37,7 +37,10 @@ def test_sources_give_the_same_pixels(tmp_path):
         np.testing.assert_array_equal(np.asarray(opened), PIXELS)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "La", "RGBa"])
+@pytest.mark.parametrize(
+    "mode",
+    ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "La", "RGBa"],
+)
 def test_every_mode_becomes_rgb(mode):
     opened = open_image(Image.new(mode, (5, 4)))
     assert (opened.mode, opened.size) == ("RGB", (5, 4))
@@ -152,7 +155,10 @@ def test_bicubic_is_the_installed_pillows():
 def test_resized_stays_within_the_limits_of_the_call():
     processor, image = ImageProcessor(), Image.fromarray(PIXELS)
     assert processor.resized(image).shape == (56, 84, 3)
-    assert processor.resized(image, min_pixels=40000).shape[0] * processor.resized(image, min_pixels=40000).shape[1] >= 40000
+    assert (
+        processor.resized(image, min_pixels=40000).shape[0] * processor.resized(image, min_pixels=40000).shape[1]
+        >= 40000
+    )
     big = Image.new("RGB", (800, 600))
     assert np.prod(processor.resized(big, max_pixels=100000).shape[:2]) <= 100000
     assert np.prod(processor.resized(big, max_pixels=1000).shape[:2]) <= 1000  # the stored minimum gives way
@@ -169,8 +175,19 @@ def test_bad_limits(limits):
     [
         ("preprocessor_config.json", {"min_pixels": 784, "max_pixels": 7840, "image_mean": [0, 0, 0]}),
         ("preprocessor_config.json", {"size": {"shortest_edge": 784, "longest_edge": 7840}, "image_mean": [0, 0, 0]}),
-        ("preprocessor_config.json", {"min_pixels": 784, "max_pixels": 7840, "size": {"shortest_edge": 1, "longest_edge": 2}, "image_mean": [0, 0, 0]}),
-        ("processor_config.json", {"image_processor": {"min_pixels": 784, "max_pixels": 7840, "image_mean": [0, 0, 0]}}),
+        (
+            "preprocessor_config.json",
+            {
+                "min_pixels": 784,
+                "max_pixels": 7840,
+                "size": {"shortest_edge": 1, "longest_edge": 2},
+                "image_mean": [0, 0, 0],
+            },
+        ),
+        (
+            "processor_config.json",
+            {"image_processor": {"min_pixels": 784, "max_pixels": 7840, "image_mean": [0, 0, 0]}},
+        ),
     ],
 )
 def test_processor_files(tmp_path, name, stored):

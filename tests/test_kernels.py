@@ -25,7 +25,9 @@ def close(actual, expected, tolerance):
     np.testing.assert_array_less(np.abs(actual - expected).max(), tolerance * max(np.abs(expected).max(), 1e-30))
 
 
-@pytest.mark.parametrize("M, K, N", [(1, 2, 1), (1, 6, 5), (1, 7, 3), (2, 8, 4), (5, 1176, 130), (3, 64, 2500), (1, 3420, 1030)])
+@pytest.mark.parametrize(
+    "M, K, N", [(1, 2, 1), (1, 6, 5), (1, 7, 3), (2, 8, 4), (5, 1176, 130), (3, 64, 2500), (1, 3420, 1030)]
+)
 @pytest.mark.parametrize("stored", ["bfloat16", "float32"])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_linear(M, K, N, stored, with_bias):
@@ -82,7 +84,9 @@ def test_rotate(N, H, K):
     x, angles = normal(3, N, H, K)[1], normal(N, K // 2)
     angles = np.concatenate([angles, angles], axis=1)
     cos, sin = np.cos(angles), np.sin(angles)
-    turned = (x[..., : K // 2] + 1j * x[..., K // 2 :]) * np.exp(1j * angles[:, None, : K // 2])  # pairs as complex numbers
+    turned = (x[..., : K // 2] + 1j * x[..., K // 2 :]) * np.exp(
+        1j * angles[:, None, : K // 2]
+    )  # pairs as complex numbers
     expected = np.concatenate([turned.real, turned.imag], axis=-1).swapaxes(0, 1)
     close(rope.rotate_numpy(x, cos, sin), expected, 1e-6)
     close(rope.rotate_numba(x, cos, sin), expected, 1e-6)

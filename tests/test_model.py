@@ -122,7 +122,9 @@ def test_edits_apply_and_do_not_leak(vlm, inputs):
     assert np.array_equal(prefill(vlm, inputs), before)
 
 
-@pytest.mark.parametrize("name", ["visual.blocks.0.attn.probs", "visual.blocks.1.attn.scores", "model.layers.2.self_attn.probs"])
+@pytest.mark.parametrize(
+    "name", ["visual.blocks.0.attn.probs", "visual.blocks.1.attn.scores", "model.layers.2.self_attn.probs"]
+)
 def test_replacing_a_lazy_tensor_by_itself_changes_nothing_but_rounding(vlm, inputs, name):
     edited = vlm.trace(inputs, keep="lm_head", edit={name: lambda x: x})
     assert relative(edited["lm_head"], prefill(vlm, inputs)) < CLOSE

@@ -15,7 +15,9 @@ from minivl.cli import main
 from minivl.tiny import scene
 
 PACKAGE = Path(minivl.__file__).parent
-ORDER = "errors config kernels weights stream trace tokenizer chat image windows positions vision decoder sampling model walk cli"
+ORDER = (
+    "errors config kernels weights stream trace tokenizer chat image windows positions vision decoder sampling model walk cli"
+)
 
 
 def imported_rooms(path):
@@ -39,7 +41,9 @@ def test_data_flows_down():
 def test_only_kernels_import_numba():
     for path in PACKAGE.rglob("*.py"):
         if path.parent.name != "kernels":
-            names = [n for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import) for n in node.names]
+            names = [
+                n for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import) for n in node.names
+            ]
             assert "numba" not in [name.name for name in names], path
 
 
@@ -68,7 +72,15 @@ def test_walk_draws_a_scene(capsys):
     assert main(["walk", "--scene", "1"]) == 0
     out = capsys.readouterr().out
     lines = [line.split()[0] for line in out.splitlines() if line.strip()]
-    for name in ("image.0.resized", "visual.blocks.3", "visual", "inputs_embeds", "position_ids", "model.layers.4", "lm_head"):
+    for name in (
+        "image.0.resized",
+        "visual.blocks.3",
+        "visual",
+        "inputs_embeds",
+        "position_ids",
+        "model.layers.4",
+        "lm_head",
+    ):
         assert name in lines
     assert lines.index("visual.merger") < lines.index("inputs_embeds") < lines.index("model.norm")
     assert f"Truth:  {scene(1).questions[0][1]}" in out
@@ -92,7 +104,8 @@ def test_ask_equals_the_library(tmp_path, capsys):
 def test_ask_with_several_pictures_and_options(tmp_path, capsys):
     for name, size in (("a.png", (60, 90)), ("b.png", (300, 120))):
         Image.new("RGB", size, "white").save(tmp_path / name)
-    options = "--max-new-tokens 3 --temperature 2 --top-k 9 --top-p 0.9 --seed 4 --max-pixels 9000 --weights float32 --backend numpy"
+    options = "--max-new-tokens 3 --temperature 2 --top-k 9 --top-p 0.9 --seed 4 --max-pixels 9000"
+    options += " --weights float32 --backend numpy"
     assert main(["ask", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "What?", *options.split()]) == 0
     first = capsys.readouterr().out
     assert main(["ask", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "What?", *options.split()]) == 0
@@ -118,5 +131,7 @@ def test_errors_are_one_line_on_stderr(arguments, words, capsys):
 def test_module_runs():
     environment = {**os.environ, "COLUMNS": "120"}
     for arguments in ([], ["walk"], ["ask"]):
-        run = subprocess.run([sys.executable, "-m", "minivl", *arguments, "--help"], capture_output=True, text=True, env=environment)
+        run = subprocess.run(
+            [sys.executable, "-m", "minivl", *arguments, "--help"], capture_output=True, text=True, env=environment
+        )
         assert run.returncode == 0 and "minivl" in run.stdout

@@ -9,7 +9,14 @@ import pytest
 
 from minivl.config import RopeConfig
 from minivl.errors import Error
-from minivl.positions import inverse_frequencies, mrope, patch_positions, prompt_positions, rope_frequencies, vision_rope
+from minivl.positions import (
+    inverse_frequencies,
+    mrope,
+    patch_positions,
+    prompt_positions,
+    rope_frequencies,
+    vision_rope,
+)
 
 FACTS = {fact["id"]: fact for fact in json.loads((Path(__file__).parent / "known_answers.json").read_text())["facts"]}
 CONFIG = SimpleNamespace(

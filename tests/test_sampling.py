@@ -21,7 +21,9 @@ def test_known_answers():
     np.testing.assert_array_equal(step, np.array(known["after_temp"], dtype=np.float32))
     for function, limit, key in ((keep_top_k, 3, "after_topk"), (keep_top_p, 0.9, "after_topp")):
         step = function(step, limit)
-        np.testing.assert_array_equal(step, np.array([-np.inf if v is None else v for v in known[key]], dtype=np.float32))
+        np.testing.assert_array_equal(
+            step, np.array([-np.inf if v is None else v for v in known[key]], dtype=np.float32)
+        )
 
 
 def test_inputs_are_left_alone():
@@ -65,7 +67,13 @@ def test_temperature_almost_zero_is_greedy():
 
 def test_files(tmp_path):
     assert Sampling.read(tmp_path, (7,)) == Sampling(eos_token_id=(7,))
-    stored = {"do_sample": True, "temperature": 1e-6, "repetition_penalty": 1.05, "eos_token_id": [5, 6], "pad_token_id": 6}
+    stored = {
+        "do_sample": True,
+        "temperature": 1e-6,
+        "repetition_penalty": 1.05,
+        "eos_token_id": [5, 6],
+        "pad_token_id": 6,
+    }
     (tmp_path / "generation_config.json").write_text(json.dumps(stored))
     read = Sampling.read(tmp_path, (7,))
     assert (read.do_sample, read.temperature, read.repetition_penalty, read.top_k) == (True, 1e-6, 1.05, 50)

@@ -34,7 +34,13 @@ def expanded(rows, counts):
 def axes(name, trace, config):
     text, vision = config.text, config.vision
     common = dict(
-        N=len(trace["pixel_values"]), P=vision.patch_dim, U=len(trace["visual"]), M=2, F=2, O=text.hidden_size, V=text.vocab_size
+        N=len(trace["pixel_values"]),
+        P=vision.patch_dim,
+        U=len(trace["visual"]),
+        M=2,
+        F=2,
+        O=text.hidden_size,
+        V=text.vocab_size,
     )
     common["T"] = common["S"] = len(trace["input_ids"])
     common["W"] = len(trace["visual.cu_window_seqlens"]) - 1
@@ -51,7 +57,7 @@ def axes(name, trace, config):
 
 
 def size(axis, known):
-    """"4D" -> 4 * D, "H*K" -> H * K, "W+1" -> W + 1"""
+    """ "4D" -> 4 * D, "H*K" -> H * K, "W+1" -> W + 1"""
     total = 1
     for factor in axis.strip().split("*"):
         if "+" in factor:
@@ -82,5 +88,9 @@ def test_names_of_later_steps():
     vlm = minivl.load()
     trace = vlm.trace("Hello", max_new_tokens=2, edit={"next_token": np.array([1])})
     later = [name.removeprefix("steps.1.") for name in trace.names if name.startswith("steps.1.")]
-    prompt = [name for name in trace.names if not name.startswith("steps.") and name not in ("input_ids", "inputs_embeds", "rope_delta")]
+    prompt = [
+        name
+        for name in trace.names
+        if not name.startswith("steps.") and name not in ("input_ids", "inputs_embeds", "rope_delta")
+    ]
     assert later == prompt

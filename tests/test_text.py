@@ -100,7 +100,10 @@ def test_media_in_order():
     messages = [
         {"role": "user", "content": [{"type": "image", "image": "a"}, {"type": "text", "text": "?"}]},
         {"role": "assistant", "content": "yes"},
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "b"}}, {"type": "video", "video": "c"}]},
+        {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": {"url": "b"}}, {"type": "video", "video": "c"}],
+        },
     ]
     assert chat.media(messages) == (["a", "b"], ["c"])
     with pytest.raises(Error, match="has no picture"):
@@ -114,7 +117,15 @@ def test_user_puts_pictures_first():
 
 
 @pytest.mark.parametrize(
-    "messages", ["hello", [{"content": "x"}], [{"role": "user"}], ["x"], [{"role": "user", "content": 5}], [{"role": "user", "content": ["x"]}]]
+    "messages",
+    [
+        "hello",
+        [{"content": "x"}],
+        [{"role": "user"}],
+        ["x"],
+        [{"role": "user", "content": 5}],
+        [{"role": "user", "content": ["x"]}],
+    ],
 )
 def test_bad_messages(messages):
     with pytest.raises(Error, match="must be"):

@@ -23,7 +23,11 @@ def write(path, arrays):
     """A safetensors file, by hand: uint16 means bfloat16."""
     header, at = {"__metadata__": {"format": "pt"}}, 0
     for name, array in arrays.items():
-        header[name] = {"dtype": CODES[array.dtype], "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
+        header[name] = {
+            "dtype": CODES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [at, at + array.nbytes],
+        }
         at += array.nbytes
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(a.tobytes() for a in arrays.values()))

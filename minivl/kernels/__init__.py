@@ -11,8 +11,8 @@ All arrays are float32; all shapes are without a batch axis.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 from minivl.errors import Error
 

@@ -1,7 +1,7 @@
 """bfloat16 as NumPy can hold it: its 16 bits as uint16. It is the upper half of a float32, so upcasting is a shift.
 
-    bfloat16 bits        1 10000010 1010011
-    the same float32     1 10000010 1010011 0000000000000000
+bfloat16 bits        1 10000010 1010011
+the same float32     1 10000010 1010011 0000000000000000
 """
 
 import numpy as np

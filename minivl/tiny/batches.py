@@ -11,7 +11,8 @@ import numpy as np
 from minivl.positions import prompt_positions
 from minivl.tiny import scenes
 from minivl.tiny.digits import training_digits
-from minivl.tiny.recipe import CONFIG, ID, PREPROCESSOR
+from minivl.tiny.recipe import ID, PREPROCESSOR
+from minivl.tiny.scenes import TASKS, task_of
 
 UNIT = 28  # pixels of one token
 FULL = 336  # pixels of the longest side: the unit of absolute boxes
@@ -19,7 +20,6 @@ DIGIT_SHARE = 0.25
 TURNS = 3
 SMALLER = {1: 1.5, 2: 1.0}  # a size is drawn with chance area^-this: small pictures are cheap, and full of shapes
 MOST = {1: 7, 2: 5}  # shapes in a picture; the tower alone may as well see crowded ones
-TASKS = ("describe", "count", "count kind", "colour", "where", "digit")
 GEOMETRY = SimpleNamespace(
     image_token_id=ID["<|image_pad|>"],
     video_token_id=ID["<|video_pad|>"],
@@ -55,7 +55,9 @@ def patches(pixels):
     H, W, _ = pixels.shape
     mean, std = (np.array(PREPROCESSOR[f"image_{k}"], dtype=np.float32) for k in ("mean", "std"))
     x = ((pixels.astype(np.float32) / np.float32(255) - mean) / std).transpose(2, 0, 1)
-    x = x.reshape(3, H // 28, 2, 14, W // 28, 2, 14).transpose(1, 4, 2, 5, 0, 3, 6)  # "c (R r y) (S s x) -> R S r s c y x"
+    x = x.reshape(3, H // 28, 2, 14, W // 28, 2, 14).transpose(
+        1, 4, 2, 5, 0, 3, 6
+    )  # "c (R r y) (S s x) -> R S r s c y x"
     x = np.broadcast_to(x[:, :, :, :, :, None], (*x.shape[:5], 2, 14, 14))  # the picture twice in time
     return np.ascontiguousarray(x).reshape(-1, 1176)
 
@@ -118,7 +120,7 @@ def conversation(rng, drawn, tokens, tokenizer):
         reply = encode(f"{answer}<|im_end|>")
         ids += prompt + reply
         weight += [0.0] * len(prompt) + [len(reply) ** -0.5] * len(reply)
-        task += [-1] * len(prompt) + [task_of(question, answer)] * len(reply)
+        task += [-1] * len(prompt) + [TASKS.index(task_of(question, answer))] * len(reply)
     return ids, weight, task
 
 
@@ -126,17 +128,7 @@ def ask(rng, drawn):
     """Up to TURNS questions about a picture, in random order and wording."""
     if drawn.digit is not None:
         return drawn.questions
-    asked = scenes.questions(rng, drawn.shapes, lambda rng, phrases: phrases[0 if rng.random() < 0.5 else rng.integers(len(phrases))])
+    asked = scenes.questions(
+        rng, drawn.shapes, lambda rng, phrases: phrases[0 if rng.random() < 0.5 else rng.integers(len(phrases))]
+    )
     return [asked[i] for i in rng.permutation(len(asked))[:TURNS]]
-
-
-def task_of(question, answer):
-    if answer.startswith("[{"):
-        return TASKS.index("where")
-    if answer in scenes.COLOURS:
-        return TASKS.index("colour")
-    if question in scenes.DIGIT:
-        return TASKS.index("digit")
-    if answer.isdigit():
-        return TASKS.index("count" if question in scenes.COUNT else "count kind")
-    return TASKS.index("describe")

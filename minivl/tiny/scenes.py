@@ -159,6 +159,7 @@ def corners(kind):
 
 # ---- questions: the first wording of each is the usual one ----
 
+TASKS = ("describe", "count", "count kind", "colour", "where", "digit")
 DESCRIBE = ("Describe the picture.", "What is in the picture?", "Describe this image.", "What do you see?")
 COUNT = ("How many shapes are there?", "Count the shapes.", "How many objects are in the picture?")
 COUNT_KIND = ("How many {}s are there?", "How many {}s?", "Count the {}s.")
@@ -168,7 +169,7 @@ DIGIT = ("Which digit is written here?", "What digit is this?", "Read the digit.
 
 
 def describe(shapes):
-    """"a red circle, a blue square and an orange star", from left to right."""
+    """ "a red circle, a blue square and an orange star", from left to right."""
     names = [f"{'an' if shape.colour == 'orange' else 'a'} {shape.label}" for shape in shapes]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
@@ -195,3 +196,16 @@ def questions(rng, shapes, wording=lambda rng, phrases: phrases[0]):
         shape = unique[rng.integers(len(unique))]
         asked.append((wording(rng, WHERE).format(shape.label), where([shape])))
     return tuple(asked)
+
+
+def task_of(question, answer):
+    """Which of TASKS a question belongs to."""
+    if answer.startswith("[{"):
+        return "where"
+    if answer in COLOURS:
+        return "colour"
+    if question in DIGIT:
+        return "digit"
+    if answer.isdigit():
+        return "count" if question in COUNT else "count kind"
+    return "describe"

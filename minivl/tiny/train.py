@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from minivl.tiny import recipe, scenes
-from minivl.tiny.batches import TASKS, make_batch
+from minivl.tiny.batches import make_batch
 from minivl.tiny.torch_model import Model
 
 WIDTH = recipe.CONFIG["hidden_size"]
@@ -84,7 +84,9 @@ def main():
         first = state["stage"]
     for stage, steps in ((1, options.steps1), (2, options.steps2)):
         if stage >= first:
-            run_stage(stage, steps, parts, state if state and state["stage"] == stage else None, folder, device, options)
+            run_stage(
+                stage, steps, parts, state if state and state["stage"] == stage else None, folder, device, options
+            )
     export(parts["model"], folder / "checkpoint")
 
 
@@ -127,7 +129,10 @@ def run_stage(stage, steps, parts, state, folder, device, options):
         optimizer.step()
         note(folder, bar, {"stage": stage, "step": step, "loss": loss.item(), **figures})
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            save(folder, {"parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "stage": stage, "step": step + 1})
+            save(
+                folder,
+                {"parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "stage": stage, "step": step + 1},
+            )
             export(parts["model"], folder / "checkpoint")
 
 
@@ -151,7 +156,7 @@ def losses(stage, parts, batch):
     text = (text * weight).sum() / weight.sum()
     right = logits[:, :-1].argmax(-1) == target
     figures |= {"far": far.item(), "far pixels": pixels.item() * 336, "text": text.item()}
-    for i, task in enumerate(TASKS):
+    for i, task in enumerate(scenes.TASKS):
         mine = batch["task"][:, 1:] == i
         figures[task] = right[mine].float().mean().item() if mine.any() else float("nan")
     return text + 0.2 * near + 0.3 * far, figures
@@ -159,7 +164,9 @@ def losses(stage, parts, batch):
 
 def note(folder, bar, figures):
     """One line of the loss curve."""
-    bar.set_postfix({key: f"{value:.3f}" for key, value in figures.items() if key not in ("stage", "step")}, refresh=False)
+    bar.set_postfix(
+        {key: f"{value:.3f}" for key, value in figures.items() if key not in ("stage", "step")}, refresh=False
+    )
     path = folder / f"loss{figures['stage']}.csv"
     fresh = not path.is_file()
     with path.open("a", newline="") as file:

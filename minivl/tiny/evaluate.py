@@ -1,0 +1,69 @@
+"""Score a model on fresh scenes and held-out digits: python -m minivl.tiny.evaluate [--model FOLDER]   (needs minivl only)
+
+Scenes are drawn from seeds that training cannot have used (another branch of the generator), digits are the held-out ones.
+"""
+
+import argparse
+import json
+import sys
+
+from tqdm import tqdm
+
+import minivl
+from minivl.tiny import scenes
+from minivl.tiny.scenes import TASKS, task_of
+
+
+def main():
+    parser = argparse.ArgumentParser("minivl.tiny.evaluate", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", help="a checkpoint folder; default: the model that ships")
+    parser.add_argument("--scenes", type=int, default=300, help="number of scenes, each with a question of every task")
+    parser.add_argument("--digits", type=int, default=360, help="number of held-out digits, of 360")
+    parser.add_argument("--seed", type=int, default=1_000_000, help="number of the first scene")
+    options = parser.parse_args()
+    scores = evaluate(minivl.load(options.model), options.scenes, options.digits, options.seed)
+    print(table(scores))
+
+
+def evaluate(vlm, scene_count=300, digit_count=360, seed=1_000_000):
+    """{task: list of scores}: 1 or 0 for an exact answer; for "where" the box's IoU with the true one."""
+    scores = {task: [] for task in TASKS}
+    for number in tqdm(range(scene_count), desc="scenes", file=sys.stderr, disable=None):
+        drawn = scenes.scene(seed + number)
+        for question, truth in drawn.questions:
+            task = task_of(question, truth)
+            answer = vlm.ask(question, images=drawn.image)
+            scores[task].append(overlap(answer, truth) if task == "where" else float(answer == truth))
+    for index in tqdm(range(digit_count), desc="digits", file=sys.stderr, disable=None):
+        drawn = scenes.digit_picture(index)
+        question, truth = drawn.questions[0]
+        scores["digit"].append(float(vlm.ask(question, images=drawn.image) == truth))
+    return scores
+
+
+def overlap(answer, truth):
+    """Intersection over union of the first boxes of two answers; 0 if the first is not the agreed JSON."""
+    try:
+        found = json.loads(answer)[0]["bbox_2d"]
+        x1, y1, x2, y2 = (float(v) for v in found)
+    except (ValueError, KeyError, TypeError, IndexError):
+        return 0.0
+    a1, b1, a2, b2 = json.loads(truth)[0]["bbox_2d"]
+    shared = max(0.0, min(x2, a2) - max(x1, a1)) * max(0.0, min(y2, b2) - max(y1, b1))
+    union = max(0.0, x2 - x1) * max(0.0, y2 - y1) + (a2 - a1) * (b2 - b1) - shared
+    return shared / union if union > 0 else 0.0
+
+
+def table(scores):
+    """The scores as a Markdown table."""
+    lines = ["| task | questions | score | |", "|---|---|---|---|"]
+    for task, values in scores.items():
+        if values:
+            mean = sum(values) / len(values)
+            shown = f"{mean:.3f} | mean IoU" if task == "where" else f"{100 * mean:.1f} % | exact"
+            lines.append(f"| {task} | {len(values)} | {shown} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
