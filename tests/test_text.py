@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -77,7 +78,6 @@ def test_template_corners():
 
 def test_shipped_template_says_the_same():
     """The Jinja template in the checkpoint, which other engines run, and the one written out here."""
-    jinja2 = pytest.importorskip("jinja2", reason="jinja2 comes with the reference extra")
     template = jinja2.Template(json.loads((CHECKPOINT / "chat_template.json").read_text())["chat_template"])
     for messages in (ONE, TWO, []):
         for numbered in (False, True):

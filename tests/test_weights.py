@@ -203,6 +203,20 @@ def test_sources(tmp_path, monkeypatch):
         resolve("no-such-org/no-such-model")
 
 
+def test_a_hub_id_comes_from_the_cache(tmp_path, monkeypatch):
+    """The layout of huggingface_hub's cache, as a download leaves it; offline."""
+    repository = tmp_path / "models--some--model"
+    snapshot = repository / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abc")
+    write(snapshot / "model.safetensors", ARRAYS)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert resolve("some/model") == snapshot
+    check(open_weights(resolve("some/model"), CONFIG))
+
+
 @given(st.floats(width=32))
 def test_rounding_to_bfloat16(value):
     x = np.array([value], dtype=np.float32)
