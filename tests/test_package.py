@@ -15,9 +15,7 @@ from minivl.cli import main
 from minivl.tiny import scene
 
 PACKAGE = Path(minivl.__file__).parent
-ORDER = (
-    "errors config kernels weights stream trace tokenizer chat image windows positions vision decoder sampling model walk cli"
-)
+ORDER = "errors config kernels weights stream trace tokenizer chat image windows positions vision decoder sampling model walk cli"
 
 
 def imported_rooms(path):
