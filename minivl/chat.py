@@ -53,10 +53,17 @@ def rendered(item, counts, numbered):
     """One item of a message's content."""
     kind = kind_of(item)
     if kind is None:
-        return item.get("text", "")
+        return text_of(item)
     counts[kind] += 1
     number = f"{'Picture' if kind == IMAGE else 'Video'} {counts[kind]}: " if numbered else ""
     return f"{number}<|vision_start|>{kind}<|vision_end|>"
+
+
+def text_of(item):
+    text = item.get("text", "")
+    if not isinstance(text, str):
+        raise Error(f'the text of an item is {text!r}; it must be a string: {{"type": "text", "text": "..."}}.')
+    return text
 
 
 def items(message):

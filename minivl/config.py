@@ -3,7 +3,7 @@
 Layouts: flat (published: text fields at the top, `vision_config` beside them), transitional (flat, and a `text_config` copy
 whose entries may be null), nested (transformers 5: text fields in `text_config` only, `rope_parameters` in place of
 `rope_theta` and `rope_scaling`). A field is looked up in `text_config`, then at the top, then in DEFAULTS, which are
-transformers' own and mostly not the published values.
+transformers' own and mostly not the published values. null counts as missing, except where it means something (NULLABLE).
 """
 
 import json
@@ -18,7 +18,7 @@ TEXT_DEFAULTS = {
     "intermediate_size": 29568,
     "num_hidden_layers": 80,
     "num_attention_heads": 64,
-    "num_key_value_heads": None,  # null: as many as there are heads
+    "num_key_value_heads": 8,
     "rms_norm_eps": 1e-5,
     "max_position_embeddings": 32768,
     "use_sliding_window": False,
@@ -41,6 +41,8 @@ VISION_DEFAULTS = {
     "tokens_per_second": 4,
     "hidden_act": "silu",
 }
+NULLABLE = ("num_key_value_heads", "sliding_window")  # null: as many as there are heads; no window
+VISION_THETA = 10000.0  # base of the tower's rotary embedding; transformers 5 stores it, the published files do not
 MODEL_TYPE = "qwen2_5_vl"
 RELATIVES = {
     "qwen2_vl": "Qwen2-VL has a tower without windows, with LayerNorm and a plain MLP",
@@ -158,28 +160,20 @@ class Config:
     def from_dict(cls, stored):
         """From the contents of a config.json, in any layout."""
         check_model_type(stored)
-        nested = stored.get("text_config") or {}
+        nested = object_in(stored, "text_config")
 
         def look_up(field, default):
-            found = [place[field] for place in (nested, stored) if place.get(field) is not None]
-            return found[0] if found else default
+            present = [place[field] for place in (nested, stored) if field in place]
+            found = [value for value in present if value is not None]
+            return found[0] if found else None if present and field in NULLABLE else default
 
-        text = {field: look_up(field, default) for field, default in TEXT_DEFAULTS.items()}
-        text["num_key_value_heads"] = text["num_key_value_heads"] or text["num_attention_heads"]
-        check_sizes(text, "text", TEXT_SIZES)
-        head_dim = divided(text, "hidden_size", "num_attention_heads")
-        divided(text, "num_attention_heads", "num_key_value_heads")
-        eos = look_up("eos_token_id", 151645)
+        ties = [place.get("tie_word_embeddings") or False for place in (stored, nested)]
+        check_kind("tie_word_embeddings", ties, bool, "true or false")
         config = cls(
-            text=TextConfig(**text, rope=rope_of(look_up, head_dim)),
-            vision=vision_of(stored.get("vision_config") or {}),
-            image_token_id=look_up("image_token_id", 151655),
-            video_token_id=look_up("video_token_id", 151656),
-            vision_start_token_id=look_up("vision_start_token_id", 151652),
-            vision_end_token_id=look_up("vision_end_token_id", 151653),
-            bos_token_id=look_up("bos_token_id", 151643),
-            eos_token_id=tuple(eos) if isinstance(eos, (list, tuple)) else (eos,),
-            tie_word_embeddings=bool(stored.get("tie_word_embeddings") or nested.get("tie_word_embeddings")),
+            text=text_of(look_up),
+            vision=vision_of(object_in(stored, "vision_config")),
+            tie_word_embeddings=any(ties),
+            **token_ids_of(look_up),
         )
         if config.vision.out_hidden_size != config.text.hidden_size:
             raise Error(
@@ -230,7 +224,26 @@ def read_json(path):
     return stored
 
 
+def object_in(stored, field):
+    """An object inside another; {} where it is missing or null."""
+    found = stored.get(field)
+    if not isinstance(found, (dict, type(None))):
+        raise Error(f"{field} is {found!r}; it must be an object. Use the config.json that came with the weights.")
+    return found or {}
+
+
+def check_kind(field, values, kind, what, least=None):
+    """subtle: JSON true is a Python int, so bool is asked for by name."""
+    for value in values:
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+            raise Error(f"{field} is {value!r}; it must be {what}.")
+        if least is not None and not value >= least:
+            raise Error(f"{field} is {value!r}; it must be {what}, at least {least}.")
+
+
 def check_model_type(stored):
+    if not isinstance(stored, dict):
+        raise Error(f"a config is the object of a config.json, with model_type and so on; this is {stored!r}.")
     found = stored.get("model_type")
     if found != MODEL_TYPE:
         why = RELATIVES.get(found, "minivl implements that one architecture only")
@@ -255,13 +268,66 @@ def divided(fields, whole, parts):
     return fields[whole] // fields[parts]
 
 
+def text_of(look_up):
+    """TextConfig of whatever `look_up(field, default)` finds."""
+    text = {field: look_up(field, default) for field, default in TEXT_DEFAULTS.items()}
+    if text["num_key_value_heads"] is None:
+        text["num_key_value_heads"] = text["num_attention_heads"]
+    check_sizes(text, "text", TEXT_SIZES)
+    head_dim = divided(text, "hidden_size", "num_attention_heads")
+    divided(text, "num_attention_heads", "num_key_value_heads")
+    check_kind("rms_norm_eps", [text["rms_norm_eps"]], (int, float), "a number", least=0)
+    check_kind("use_sliding_window", [text["use_sliding_window"]], bool, "true or false")
+    check_kind("max_window_layers", [text["max_window_layers"]], int, "a whole number", least=0)
+    if text["sliding_window"] is not None:
+        check_kind("sliding_window", [text["sliding_window"]], int, "a whole number or null", least=1)
+    config = TextConfig(**text, rope=rope_of(look_up, head_dim))
+    check_layer_types(config, look_up("layer_types", None))
+    return config
+
+
+def check_layer_types(text, stored):
+    """subtle: transformers 5 stores one kind for each layer, which there wins over the three fields it was made from."""
+    if stored is None:
+        return
+    kinds = ["full_attention" if text.layer_window(i) is None else "sliding_attention" for i in range(text.num_hidden_layers)]
+    if stored != kinds:
+        raise Error(
+            f"layer_types has {len(stored)} layers, not what use_sliding_window ({text.use_sliding_window}), sliding_window "
+            f"({text.sliding_window}) and max_window_layers ({text.max_window_layers}) say about {len(kinds)} layers. "
+            "minivl goes by those three: make them agree."
+        )
+
+
+def token_ids_of(look_up):
+    """The special tokens of a Config. `eos_token_id` may be one or a list."""
+    published = {
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+    }
+    ids = {field: look_up(field, default) for field, default in published.items()}
+    eos = ids["eos_token_id"]
+    ids["eos_token_id"] = tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+    for field, found in ids.items():
+        check_kind(field, found if field == "eos_token_id" else [found], int, "a token id", least=0)
+    return ids
+
+
 def vision_of(stored):
     """VisionConfig of a `vision_config` object; `in_chans` is the published spelling of `in_channels`."""
+    theta = object_in(stored, "rope_parameters").get("rope_theta", VISION_THETA)
+    if theta != VISION_THETA:
+        raise Error(f"vision config: rope_theta is {theta!r}; every Qwen2.5-VL has {VISION_THETA}, and only it is built.")
     stored = {**stored, "in_channels": stored.get("in_channels") or stored.get("in_chans")}
     vision = {
         field: default if stored.get(field) is None else stored[field] for field, default in VISION_DEFAULTS.items()
     }
     check_sizes(vision, "vision", VISION_SIZES)
+    check_kind("vision config: tokens_per_second", [vision["tokens_per_second"]], (int, float), "a number", least=0)
     if divided(vision, "hidden_size", "num_heads") % 4:
         raise Error(
             f"vision config: hidden_size / num_heads is {vision['hidden_size'] // vision['num_heads']}; it must be a "
@@ -277,30 +343,35 @@ def vision_of(stored):
 def full_blocks(indexes):
     """subtle: an index beyond the depth is let stand, as in transformers: some models are cut short that way, and
     then simply have fewer full blocks."""
-    if not isinstance(indexes, (list, tuple)) or not all(isinstance(i, int) and i >= 0 for i in indexes):
+    if not isinstance(indexes, (list, tuple)) or not all(type(i) is int and i >= 0 for i in indexes):
         raise Error(f"vision config: fullatt_block_indexes is {indexes!r}; it must be a list of block numbers.")
     return tuple(indexes)
 
 
 def rope_of(look_up, head_dim):
     """RopeConfig from `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta`."""
-    stored = {**(look_up("rope_scaling", None) or {}), **(look_up("rope_parameters", None) or {})}
+    found = {field: look_up(field, None) for field in ("rope_scaling", "rope_parameters")}
+    stored = object_in(found, "rope_scaling") | object_in(found, "rope_parameters")
     kind = stored.get("rope_type") or stored.get("type") or "default"
     kind = "default" if kind == "mrope" else kind
     if kind not in ("default", "yarn"):
         raise Error(f'rope_type is {kind!r}; Qwen2.5-VL knows "default" (also written "mrope") and "yarn".')
-    section = tuple(stored.get("mrope_section") or (16, 24, 24))
-    if head_dim % 2 or len(section) != 3 or sum(section) != head_dim // 2:
+    section = stored.get("mrope_section") or (16, 24, 24)
+    whole = isinstance(section, (list, tuple)) and all(type(n) is int and n >= 0 for n in section)
+    if not whole or head_dim % 2 or len(section) != 3 or sum(section) != head_dim // 2:
         raise Error(
-            f"mrope_section is {list(section)}; it must be three numbers that add up to half of the head width "
+            f"mrope_section is {section!r}; it must be three numbers that add up to half of the head width "
             f"{head_dim} (hidden_size / num_attention_heads): the shares of time, row and column."
         )
-    theta = stored.get("rope_theta") or look_up("rope_theta", 1e6)
+    theta = stored["rope_theta"] if stored.get("rope_theta") is not None else look_up("rope_theta", 1e6)
+    check_kind("rope_theta", [theta], (int, float), "a number", least=1)
     optional = ("beta_fast", "beta_slow", "attention_factor")
     more = {field: stored[field] for field in optional if stored.get(field) is not None}
+    for field, value in more.items():
+        check_kind(f"rope {field}", [value], (int, float), "a number", least=0)
     if kind == "yarn":
         more |= yarn_of(stored, look_up("max_position_embeddings", TEXT_DEFAULTS["max_position_embeddings"]))
-    return RopeConfig(float(theta), section, kind, **more)
+    return RopeConfig(float(theta), tuple(section), kind, **more)
 
 
 def yarn_of(stored, length):
@@ -308,6 +379,7 @@ def yarn_of(stored, length):
     factor = stored.get("factor")
     if not isinstance(factor, (int, float)) or factor < 1:
         raise Error(f'rope_type "yarn" needs a factor of at least 1; it is {factor!r}. The published one is 4.0.')
+    check_kind("original_max_position_embeddings", [original], int, "a number of tokens", least=1)
     return {"factor": float(factor), "original_max_position_embeddings": original}
 
 

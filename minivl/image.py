@@ -17,15 +17,18 @@ import binascii
 import io
 import math
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from minivl.config import read_json
+from minivl.config import object_in, read_json
 from minivl.errors import Error
 
 LIMITS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}  # transformers' own, where the file gives none
+COLOURS = ("image_mean", "image_std")
+STEPS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
 
 
 def open_image(source):
@@ -35,11 +38,15 @@ def open_image(source):
     """
     try:
         return to_rgb(opened(source))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as cause:
-        if isinstance(cause, FileNotFoundError):
-            raise Error(f"the picture {shown(source)} does not exist. Check the path.") from None
-        if isinstance(cause, UnidentifiedImageError):
-            raise Error(f"{shown(source)} is not a picture that Pillow can read. Convert it to PNG or JPEG.") from None
+    except Error:
+        raise
+    except FileNotFoundError:
+        raise Error(f"the picture {shown(source)} does not exist. Check the path.") from None
+    except UnidentifiedImageError:
+        raise Error(f"{shown(source)} is not a picture that Pillow can read. Convert it to PNG or JPEG.") from None
+    except Image.DecompressionBombError as cause:
+        raise Error(f"the picture {shown(source)} is too large to open ({cause}). Scale it down before.") from None
+    except Exception as cause:  # of a damaged file: each of Pillow's formats raises its own kinds
         raise Error(f"cannot read the picture {shown(source)}: {cause}. Is the file whole?") from None
 
 
@@ -58,7 +65,7 @@ def opened(source):
         raise Error(f"{text}: minivl does not fetch from the network. Download the picture and give its path.")
     if text.startswith("data:"):
         return Image.open(io.BytesIO(decoded_uri(text)))
-    return Image.open(text.removeprefix("file://"))
+    return Image.open(io.BytesIO(Path(text.removeprefix("file://")).read_bytes()))  # leaves no file open
 
 
 def decoded_uri(text):
@@ -66,7 +73,7 @@ def decoded_uri(text):
     if not head.endswith(";base64"):
         raise Error("a data URI of a picture must be base64: data:image/png;base64,...")
     try:
-        return base64.b64decode(body, validate=True)
+        return base64.b64decode("".join(body.split()), validate=True)
     except binascii.Error as cause:
         raise Error(f"the data URI of the picture is not valid base64 ({cause}). Was it cut?") from None
 
@@ -95,7 +102,7 @@ def to_rgb(image):
         raise Error(f"the picture has {image.width} x {image.height} pixels. Give one with at least 1 x 1.")
     if image.mode == "La":  # premultiplied grey, which Pillow converts to this alone
         image = image.convert("LA")
-    if not {"A", "a"} & set(image.getbands()) and "transparency" not in image.info:
+    if not {"A", "a"} & set(image.getbands()) and image.info.get("transparency") is None:
         return image.convert("RGB")
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
@@ -145,12 +152,22 @@ class ImageProcessor:
     def read(cls, folder):
         """From a checkpoint folder; without the file, transformers' defaults."""
         stored = stored_fields(Path(folder)) if folder is not None else {}
-        size = stored.get("size") or {}  # transformers 5 writes the limits there; "edge" means pixels all the same
+        check_steps(stored)
+        size = object_in(stored, "size")  # transformers 5 writes the limits there; "edge" means pixels all the same
         limits = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
         fields = {**{k: v for k, v in limits.items() if v}, **{k: v for k, v in stored.items() if v is not None}}
         fields = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
-        fields |= {name: tuple(fields[name]) for name in ("image_mean", "image_std") if name in fields}
+        fields |= {name: tuple(fields[name]) for name in COLOURS if isinstance(fields.get(name), list)}
         return cls(**fields)
+
+    def __post_init__(self):
+        for name in ("patch_size", "temporal_patch_size", "merge_size"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise Error(f"image processor: {name} is {getattr(self, name)!r}; it must be a whole number above 0.")
+        for name in COLOURS:
+            found = getattr(self, name)
+            if not isinstance(found, tuple) or len(found) != 3 or not all(isinstance(v, (int, float)) for v in found):
+                raise Error(f"image processor: {name} is {found!r}; it must be three numbers, for red, green and blue.")
 
     def resized(self, image, min_pixels=None, max_pixels=None):
         """A PIL image scaled to `smart_resize` of its size: uint8 [H, W, 3]."""
@@ -167,9 +184,9 @@ class ImageProcessor:
             low = min(low, high)
         if max_pixels is None:
             high = max(low, high)
-        if not (0 <= low <= high and high >= token):
+        if not all(isinstance(n, Real) for n in (low, high)) or not (1 <= low <= high and high >= token):
             raise Error(
-                f"min_pixels={low}, max_pixels={high}: they must be in this order, and max_pixels at least {token}, "
+                f"min_pixels={low!r}, max_pixels={high!r}: they must be numbers in this order, at least 1, and max_pixels at least {token}, "
                 "one token. 256 * 784 to 1280 * 784 is the range that Qwen recommends."
             )
         return low, high
@@ -206,10 +223,21 @@ class ImageProcessor:
 
 
 def stored_fields(folder):
-    """The image processor's fields: preprocessor_config.json, or inside processor_config.json."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        path = folder / name
-        if path.is_file():
-            stored = read_json(path)
-            return stored.get("image_processor") or stored
-    return {}
+    """The image processor's fields: inside processor_config.json, or preprocessor_config.json.
+
+    subtle: in this order, as in transformers 5, which writes the first and leaves an older second as it was.
+    """
+    files = (folder / "processor_config.json", folder / "preprocessor_config.json")
+    whole, own = (read_json(path) if path.is_file() else {} for path in files)
+    return object_in(whole, "image_processor") or own
+
+
+def check_steps(stored):
+    """The steps that are always done here, and cannot be left out or done otherwise."""
+    for field, done in STEPS.items():
+        found = stored.get(field)
+        if found is not None and found != done:
+            raise Error(
+                f"image processor: {field} is {found!r}; minivl prepares pictures as all published Qwen2.5-VL do, with "
+                f"{done!r}. Use the preprocessor_config.json that came with the weights."
+            )

@@ -29,11 +29,15 @@ class Tokenizer:
                 f"{folder} has no tokenizer.json: text cannot be read or written. Copy it from the model's repository."
             )
         try:
-            return cls(Library.from_file(str(path)))
+            library = Library.from_file(str(path))
         except Exception as cause:  # the library raises bare Exception
             raise Error(
                 f"{path} is not a tokenizer that the tokenizers library reads ({cause}). Download it again."
             ) from None
+        # subtle: a file saved after training may hold the trainer's truncation and padding, which would cut prompts
+        library.no_truncation()
+        library.no_padding()
+        return cls(library)
 
     def encode(self, text):
         """Token ids, int64 [T]."""

@@ -53,8 +53,8 @@ class Weights:
 
     @property
     def nbytes(self):
-        """Bytes of all arrays below the prefix, mapped ones included."""
-        return sum(self[name].nbytes for name in self.names())
+        """Bytes of all arrays below the prefix, mapped ones included; a tied head counts once."""
+        return sum({id(self[name]): self[name].nbytes for name in self.names()}.values())
 
 
 def open_weights(source, config, dtype="bfloat16"):
@@ -64,10 +64,7 @@ def open_weights(source, config, dtype="bfloat16"):
     """
     if dtype not in ("bfloat16", "float32"):
         raise Error(f'weights={dtype!r} is unknown. Use "bfloat16" (as stored) or "float32" (upcast at load).')
-    stored = {}
-    for path in files_of(Path(source)):
-        for name, array in read_file(path).items():
-            stored[published_name(name)] = array
+    stored = read_files(files_of(Path(source)))
     expected = parameter_shapes(config)
     if config.tie_word_embeddings:
         stored.pop("lm_head.weight", None)  # a copy of the embedding table that some tools store
@@ -122,6 +119,20 @@ def listed(names):
 # ---- files ----
 
 
+def read_files(paths):
+    """{published name: array} of several files; nothing is read yet."""
+    stored = {}
+    for path in paths:
+        for name, array in read_file(path).items():
+            if published_name(name) in stored:
+                raise Error(
+                    f"{path} holds {name}, and there is a second tensor that is {published_name(name)}. Which one is the "
+                    "model's? Keep the files of one checkpoint only."
+                )
+            stored[published_name(name)] = array
+    return stored
+
+
 def files_of(source):
     """The .safetensors files of a checkpoint: the shards of its index, or the only file there is."""
     if not source.is_dir():
@@ -141,15 +152,22 @@ def files_of(source):
 def shards_of(index):
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
+        paths = {name: index.parent / name for name in sorted(set(weight_map.values()))}
     except (ValueError, KeyError, TypeError, AttributeError) as cause:
         raise Error(f"{index} is not a safetensors index ({cause!r}). Download it again.") from None
-    absent = [name for name in names if not (index.parent / name).is_file()]
+    absent = [name for name, path in paths.items() if not path.is_file()]
     if absent:
         raise Error(
-            f"{index.parent} lacks {len(absent)} of {len(names)} shards: {listed(absent)}. Download them again."
+            f"{index.parent} lacks {len(absent)} of {len(paths)} shards: {listed(absent)}. Download them again."
         )
-    return [index.parent / name for name in names]
+    headers = {name: read_header(path)[0] for name, path in paths.items()}
+    elsewhere = [f"{name} (in {shard})" for name, shard in weight_map.items() if name not in headers[shard]]
+    if elsewhere:
+        raise Error(
+            f"{index} names {len(elsewhere)} tensors that are not in their shard: {listed(elsewhere)}. "
+            "Index and shards are of different checkpoints: download both again."
+        )
+    return list(paths.values())
 
 
 def read_file(path):
@@ -190,7 +208,10 @@ def array_of(path, name, entry, data):
     """One tensor as a view of the file's mapped bytes."""
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        whole = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in [*shape, start, end])
     except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
         raise Error(f"{path}: the header's entry for {name} is damaged. Download the file again.") from None
     if dtype not in DTYPES:
         raise Error(
@@ -198,7 +219,7 @@ def array_of(path, name, entry, data):
         )
     if end > len(data):
         raise Error(f"{path} ends in the middle of {name}: {end - len(data)} bytes are missing. Download it again.")
-    if not 0 <= start <= end or end - start != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:
+    if end - start != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:
         raise Error(f"{path}: {name} has {end - start} bytes, not what {dtype} {list(shape)} takes. Download it again.")
     array = np.ndarray(shape, DTYPES[dtype], buffer=data, offset=start)
     array.flags.writeable = False
@@ -217,7 +238,7 @@ def resolve(source):
         )
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub.utils import LocalEntryNotFoundError  # in `errors` only since 0.25
     except ImportError:
         raise Error(
             f"{source} is not a local path, and hub ids need huggingface_hub: pip install huggingface_hub"

@@ -71,7 +71,7 @@ def test_yarn(key):
 
 def test_missing_fields_have_transformers_defaults():
     config = Config.from_dict({"model_type": "qwen2_5_vl", "vision_config": {"out_hidden_size": 8192}})
-    assert (config.text.hidden_size, config.text.rms_norm_eps, config.text.num_key_value_heads) == (8192, 1e-5, 64)
+    assert (config.text.hidden_size, config.text.rms_norm_eps, config.text.num_key_value_heads) == (8192, 1e-5, 8)
     assert (config.vision.hidden_size, config.vision.tokens_per_second) == (3584, 4)
     assert config.image_token_id == 151655 and config.eos_token_id == (151645,) and not config.tie_word_embeddings
 

@@ -245,31 +245,3 @@ def test_the_folder_is_what_the_recipe_writes(tmp_path):
     for name in written:
         assert json.loads(shipped[name]) == json.loads(written[name]), name
     assert sum(map(len, shipped.values())) < 12_000_000
-
-
-def test_the_training_forward_is_qwen():
-    """Logits of the torch model that batches windows as a mask, against the engine's."""
-    torch = pytest.importorskip("torch")
-    from safetensors.torch import load_file
-
-    import minivl
-    from minivl.stream import run
-    from minivl.tiny.torch_model import Model
-
-    vlm, drawn = minivl.load(), scene(11, size=(196, 140), count=3)
-    model = Model().eval()
-    weights = load_file(CHECKPOINT / "model.safetensors")
-    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    question = drawn.questions[0][0]
-    inputs = run(vlm.prepare(chat.user(question, drawn.image)))
-    trace = vlm.trace(question, images=drawn.image)
-    with torch.no_grad():
-        features = model.visual(torch.from_numpy(inputs.pixel_values)[None], 14, 10)
-        ids, positions = (
-            torch.from_numpy(inputs.input_ids)[None],
-            torch.from_numpy(trace["position_ids"].copy())[:, None],
-        )
-        logits, _ = model(ids, positions, features, 1)
-    expected = trace["lm_head"]
-    error = np.abs(logits[0, -1].numpy() - expected.reshape(-1)).max() / np.abs(expected).max()
-    assert error < 1e-4

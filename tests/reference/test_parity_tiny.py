@@ -93,18 +93,17 @@ def test_every_tensor(reference, processors, backend, weights, pictures):
 
 
 def test_answers_to_200_scenes(vlm, reference, processors):
-    """Text against text. Answers may differ only where two tokens nearly tied; that may not be many."""
-    tied, wrong = 0, []
+    """Text against text. An answer may differ only if two tokens nearly tied in it, and that may happen twice."""
+    excused, wrong = [], []
     for seed in range(SCENES):
         drawn = scene(FIRST + seed)
         question = drawn.questions[seed % len(drawn.questions)][0]
         expected, gap = answer(reference, processors, question, drawn.image)
         text = vlm.ask(question, images=drawn.image, do_sample=False, repetition_penalty=1.0, max_new_tokens=MOST)
-        tied += gap < 4 * LOGITS
-        if text != expected and gap >= 4 * LOGITS:
-            wrong.append((seed, question, expected, str(text)))
+        if text != expected:
+            (excused if gap < 4 * LOGITS else wrong).append((seed, question, expected, str(text)))
     assert not wrong, wrong[:5]
-    assert tied <= SCENES // 50
+    assert len(excused) <= 2, excused
 
 
 def test_answers_are_not_trivial(vlm):
