@@ -228,7 +228,7 @@ def object_in(stored, field):
     """An object inside another; {} where it is missing or null."""
     found = stored.get(field)
     if not isinstance(found, (dict, type(None))):
-        raise Error(f"{field} is {found!r}; it must be an object. Use the config.json that came with the weights.")
+        raise Error(f"{field} is {found!r}; it must be an object. Use the file that came with the weights.")
     return found or {}
 
 
@@ -288,13 +288,12 @@ def text_of(look_up):
 
 def check_layer_types(text, stored):
     """subtle: transformers 5 stores one kind for each layer, which there wins over the three fields it was made from."""
-    if stored is None:
-        return
-    kinds = ["full_attention" if text.layer_window(i) is None else "sliding_attention" for i in range(text.num_hidden_layers)]
-    if stored != kinds:
+    windows = [text.layer_window(i) for i in range(text.num_hidden_layers)]
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
+    if stored not in (None, kinds):
         raise Error(
-            f"layer_types has {len(stored)} layers, not what use_sliding_window ({text.use_sliding_window}), sliding_window "
-            f"({text.sliding_window}) and max_window_layers ({text.max_window_layers}) say about {len(kinds)} layers. "
+            f"layer_types is {stored!r}; use_sliding_window ({text.use_sliding_window}), sliding_window "
+            f"({text.sliding_window}) and max_window_layers ({text.max_window_layers}) make it {kinds}. "
             "minivl goes by those three: make them agree."
         )
 

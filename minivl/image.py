@@ -180,14 +180,15 @@ class ImageProcessor:
         token = (self.patch_size * self.merge_size) ** 2
         low = self.min_pixels if min_pixels is None else min_pixels
         high = self.max_pixels if max_pixels is None else max_pixels
-        if min_pixels is None:
+        numbers = all(isinstance(n, Real) for n in (low, high))
+        if numbers and min_pixels is None:
             low = min(low, high)
-        if max_pixels is None:
+        if numbers and max_pixels is None:
             high = max(low, high)
-        if not all(isinstance(n, Real) for n in (low, high)) or not (1 <= low <= high and high >= token):
+        if not numbers or not (1 <= low <= high and high >= token):
             raise Error(
-                f"min_pixels={low!r}, max_pixels={high!r}: they must be numbers in this order, at least 1, and max_pixels at least {token}, "
-                "one token. 256 * 784 to 1280 * 784 is the range that Qwen recommends."
+                f"min_pixels={low!r}, max_pixels={high!r}: they must be numbers in this order, min_pixels at least 1 and "
+                f"max_pixels at least {token}, one token. 256 * 784 to 1280 * 784 is the range that Qwen recommends."
             )
         return low, high
 
