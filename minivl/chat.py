@@ -19,6 +19,7 @@ from minivl.errors import Error
 
 SYSTEM = "You are a helpful assistant."
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
+SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 
 
 def user(question, images=None):
@@ -29,6 +30,15 @@ def user(question, images=None):
         images = [images]
     content = [{"type": "image", "image": image} for image in images]
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+
+def conversation(question, images=None):
+    """Messages as they are (or `Inputs`, which need none), or those of one question in text about some pictures."""
+    if isinstance(question, str):
+        return user(question, images)
+    if images is not None:
+        raise Error('images= goes with a question in text; in messages, put each picture into a message\'s "content".')
+    return question
 
 
 def render(messages, add_generation_prompt=True, add_vision_id=False):
@@ -82,13 +92,15 @@ def kind_of(item):
 
 
 def media(messages):
-    """(images, videos) in the order of their placeholders, as they were given: paths, arrays, PIL images."""
+    """(images, videos) in the order of their placeholders: (source, options) of each, the source as it was given (a path,
+    an array, a PIL image), the options those of SIZES that stand beside it."""
     check(messages)
     found = {IMAGE: [], VIDEO: []}
     for item in (item for message in messages for item in items(message)):
         kind = kind_of(item)
         if kind is not None:
-            found[kind].append(source_of(item, "image" if kind == IMAGE else "video"))
+            source = source_of(item, "image" if kind == IMAGE else "video")
+            found[kind].append((source, {key: item[key] for key in SIZES if item.get(key) is not None}))
     return found[IMAGE], found[VIDEO]
 
 

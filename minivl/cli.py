@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from minivl.errors import Error
 
@@ -19,6 +20,9 @@ Without --model both use the small trained model that ships with minivl: it know
 def main(arguments=None):
     """Run one command; returns the exit status."""
     options = parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" for what it lacks
     try:
         options.run(options)
     except Error as error:
@@ -41,9 +45,7 @@ def parser():
     walk = commands.add_parser("walk", help="show every step from a picture to an answer")
     walk.add_argument("image", nargs="?", metavar="IMAGE", help="a picture; without one, a scene is drawn")
     walk.add_argument("question", nargs="?", metavar="QUESTION", help='default: "Describe the picture."')
-    walk.add_argument(
-        "--scene", type=int, default=0, metavar="N", help="which scene to draw, if none is given (default 0)"
-    )
+    walk.add_argument("--scene", type=int, metavar="N", help="which scene to draw, if none is given (default 0)")
     walk.set_defaults(run=run_walk)
     ask = commands.add_parser("ask", help="answer a question about one or more pictures")
     ask.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, in the order in which the model sees them")
@@ -75,7 +77,12 @@ def add_model_options(command):
 def add_answer_options(command):
     group = command.add_argument_group("answer (what is not given comes from the model's generation_config.json)")
     group.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens in the answer")
-    group.add_argument("--temperature", type=float, metavar="X", help="randomness; 0 always takes the likeliest token")
+    group.add_argument(
+        "--temperature",
+        type=float,
+        metavar="X",
+        help="draw tokens, the more at random the larger; 0 always takes the likeliest",
+    )
     group.add_argument("--top-k", type=int, metavar="N", help="draw among the N likeliest tokens")
     group.add_argument(
         "--top-p", type=float, metavar="P", help="draw among the likeliest that together have probability P"
@@ -83,7 +90,9 @@ def add_answer_options(command):
     group.add_argument(
         "--repetition-penalty", type=float, metavar="X", help="above 1: avoid tokens that occurred before"
     )
-    group.add_argument("--seed", type=int, metavar="N", help="make random draws repeatable")
+    group.add_argument(
+        "--seed", type=int, metavar="N", help="make random draws repeatable (there are none without sampling)"
+    )
     group.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures with fewer pixels than this")
     group.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures with more pixels than this")
 
@@ -111,6 +120,8 @@ def load_model(options):
 
 
 def run_ask(options):
+    if not options.images and Path(options.question).is_file():
+        raise Error(f'{options.question} is a file: put a question behind it, such as "What is in the picture?".')
     vlm = load_model(options)
     for piece in vlm.stream(options.question, options.images, **answer_options(options)):
         print(piece, end="", flush=True)
@@ -122,7 +133,9 @@ def run_walk(options):
 
     image, question, truth = options.image, options.question or "Describe the picture.", None
     if image is None:
-        image, question, truth = drawn_scene(options.scene)
+        image, question, truth = drawn_scene(0 if options.scene is None else options.scene)
+    elif options.scene is not None:
+        raise Error(f"--scene {options.scene} draws a picture, and {image} is one: leave one of them out.")
     vlm = load_model(options)
     print(f"Question: {question}\n")
     lines = narrate(vlm, question, image, **answer_options(options))
@@ -141,6 +154,8 @@ def drawn_scene(seed):
     """A picture of coloured shapes, a question about it, and the true answer."""
     from minivl.tiny import scene
 
+    if seed < 0:
+        raise Error(f"--scene {seed}: scenes are numbered from 0.")
     drawn = scene(seed)
     question, truth = drawn.questions[0]
     width, height = drawn.image.size

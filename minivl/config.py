@@ -7,10 +7,13 @@ transformers' own and mostly not the published values. null counts as missing, e
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from minivl.errors import Error
+from minivl.positions import VISION_THETA
+from minivl.published import PUBLISHED, published
 
 TEXT_DEFAULTS = {
     "vocab_size": 152064,
@@ -42,7 +45,6 @@ VISION_DEFAULTS = {
     "hidden_act": "silu",
 }
 NULLABLE = ("num_key_value_heads", "sliding_window")  # null: as many as there are heads; no window
-VISION_THETA = 10000.0  # base of the tower's rotary embedding; transformers 5 stores it, the published files do not
 MODEL_TYPE = "qwen2_5_vl"
 RELATIVES = {
     "qwen2_vl": "Qwen2-VL has a tower without windows, with LayerNorm and a plain MLP",
@@ -135,7 +137,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole model. `eos_token_id` is a tuple; token ids without a published default are required."""
+    """A whole model. `eos_token_id` is a tuple; token ids that config.json lacks are the published ones."""
 
     text: TextConfig
     vision: VisionConfig
@@ -176,8 +178,9 @@ class Config:
             **token_ids_of(look_up),
         )
         if config.vision.out_hidden_size != config.text.hidden_size:
+            absent = "" if stored.get("vision_config") else " (vision_config is missing; this is the default)"
             raise Error(
-                f"vision_config.out_hidden_size is {config.vision.out_hidden_size} and hidden_size of the decoder is "
+                f"vision_config.out_hidden_size is {config.vision.out_hidden_size}{absent} and hidden_size of the decoder is "
                 f"{config.text.hidden_size}: the tower's tokens must have the decoder's width."
             )
         return config
@@ -217,7 +220,7 @@ def read_json(path):
     """The object in a checkpoint's JSON file."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as cause:
+    except (ValueError, OSError, RecursionError) as cause:
         raise Error(f"{path} is not valid JSON ({cause}). Download it again.") from None
     if not isinstance(stored, dict):
         raise Error(f"{path} holds a {type(stored).__name__}, not an object. Download it again.")
@@ -320,7 +323,9 @@ def vision_of(stored):
     """VisionConfig of a `vision_config` object; `in_chans` is the published spelling of `in_channels`."""
     theta = object_in(stored, "rope_parameters").get("rope_theta", VISION_THETA)
     if theta != VISION_THETA:
-        raise Error(f"vision config: rope_theta is {theta!r}; every Qwen2.5-VL has {VISION_THETA}, and only it is built.")
+        raise Error(
+            f"vision config: rope_theta is {theta!r}; every Qwen2.5-VL has {VISION_THETA}, and only it is built."
+        )
     stored = {**stored, "in_channels": stored.get("in_channels") or stored.get("in_chans")}
     vision = {
         field: default if stored.get(field) is None else stored[field] for field, default in VISION_DEFAULTS.items()
@@ -363,12 +368,18 @@ def rope_of(look_up, head_dim):
             f"{head_dim} (hidden_size / num_attention_heads): the shares of time, row and column."
         )
     theta = stored["rope_theta"] if stored.get("rope_theta") is not None else look_up("rope_theta", 1e6)
-    check_kind("rope_theta", [theta], (int, float), "a number", least=1)
+    check_kind("rope_theta", [theta], (int, float), "a finite number", least=1)
+    if not math.isfinite(theta):
+        raise Error(f"rope_theta is {theta!r}; it must be a finite number. Published: 1000000.0.")
     optional = ("beta_fast", "beta_slow", "attention_factor")
     more = {field: stored[field] for field in optional if stored.get(field) is not None}
     for field, value in more.items():
         check_kind(f"rope {field}", [value], (int, float), "a number", least=0)
     if kind == "yarn":
+        if theta == 1 or 0 in more.values():
+            raise Error(
+                f'rope_theta ({theta}) must be above 1, and {", ".join(more) or "the rest"} above 0, for "yarn".'
+            )
         more |= yarn_of(stored, look_up("max_position_embeddings", TEXT_DEFAULTS["max_position_embeddings"]))
     return RopeConfig(float(theta), tuple(section), kind, **more)
 
@@ -380,100 +391,3 @@ def yarn_of(stored, length):
         raise Error(f'rope_type "yarn" needs a factor of at least 1; it is {factor!r}. The published one is 4.0.')
     check_kind("original_max_position_embeddings", [original], int, "a number of tokens", least=1)
     return {"factor": float(factor), "original_max_position_embeddings": original}
-
-
-# ---- the published sizes ----
-
-PUBLISHED = {
-    "3B": dict(
-        hidden=2048, layers=36, heads=16, kv=2, inner=11008, vocab=151936, vision_inner=3420, windows=70, tied=True
-    ),
-    "7B": dict(hidden=3584, layers=28, heads=28, kv=4, inner=18944, vocab=152064, vision_inner=3420, windows=28),
-    "32B": dict(hidden=5120, layers=64, heads=40, kv=8, inner=27648, vocab=152064, vision_inner=3456, windows=64),
-    "72B": dict(hidden=8192, layers=80, heads=64, kv=8, inner=29568, vocab=152064, vision_inner=3456, windows=80),
-}
-
-
-def published(hidden, layers, heads, kv, inner, vocab, vision_inner, windows, tied=False):
-    """config.json as published for one size."""
-    return {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": MODEL_TYPE,
-        "vocab_size": vocab,
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1e6,
-        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-        "max_position_embeddings": 128000,
-        "use_sliding_window": False,
-        "sliding_window": 32768,
-        "max_window_layers": windows,
-        "tie_word_embeddings": tied,
-        "bos_token_id": 151643,
-        "eos_token_id": 151645,
-        "vision_start_token_id": 151652,
-        "vision_end_token_id": 151653,
-        "image_token_id": 151655,
-        "video_token_id": 151656,
-        "vision_config": {
-            "depth": 32,
-            "hidden_size": 1280,
-            "intermediate_size": vision_inner,
-            "num_heads": 16,
-            "in_chans": 3,
-            "patch_size": 14,
-            "temporal_patch_size": 2,
-            "spatial_merge_size": 2,
-            "window_size": 112,
-            "fullatt_block_indexes": [7, 15, 23, 31],
-            "out_hidden_size": hidden,
-            "tokens_per_second": 2,
-        },
-    }
-
-
-def parameter_shapes(config):
-    """Every tensor of the checkpoint by its published name, in the order of the data flow: {name: shape}."""
-    text, vision = config.text, config.vision
-    shapes = vision_shapes(vision, text.hidden_size)
-    shapes["model.embed_tokens.weight"] = (text.vocab_size, text.hidden_size)
-    for i in range(text.num_hidden_layers):
-        shapes |= layer_shapes(f"model.layers.{i}", text)
-    shapes["model.norm.weight"] = (text.hidden_size,)
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (text.vocab_size, text.hidden_size)
-    return shapes
-
-
-def vision_shapes(vision, out):
-    W, M = vision.hidden_size, vision.hidden_size * vision.merge_unit
-    P = vision.patch_size
-    shapes = {"visual.patch_embed.proj.weight": (W, vision.in_channels, vision.temporal_patch_size, P, P)}
-    for i in range(vision.depth):
-        block, inner = f"visual.blocks.{i}", vision.intermediate_size
-        shapes[f"{block}.norm1.weight"] = (W,)
-        shapes |= linear_shapes(f"{block}.attn.qkv", 3 * W, W) | linear_shapes(f"{block}.attn.proj", W, W)
-        shapes[f"{block}.norm2.weight"] = (W,)
-        shapes |= linear_shapes(f"{block}.mlp.gate_proj", inner, W) | linear_shapes(f"{block}.mlp.up_proj", inner, W)
-        shapes |= linear_shapes(f"{block}.mlp.down_proj", W, inner)
-    shapes["visual.merger.ln_q.weight"] = (W,)
-    return shapes | linear_shapes("visual.merger.mlp.0", M, M) | linear_shapes("visual.merger.mlp.2", out, M)
-
-
-def layer_shapes(layer, text):
-    D, F, KV = text.hidden_size, text.intermediate_size, text.num_key_value_heads * text.head_dim
-    shapes = {f"{layer}.input_layernorm.weight": (D,)}
-    for name, rows in (("q_proj", D), ("k_proj", KV), ("v_proj", KV)):
-        shapes |= linear_shapes(f"{layer}.self_attn.{name}", rows, D)
-    shapes[f"{layer}.self_attn.o_proj.weight"] = (D, D)
-    shapes[f"{layer}.post_attention_layernorm.weight"] = (D,)
-    shapes |= {f"{layer}.mlp.{name}.weight": (F, D) for name in ("gate_proj", "up_proj")}
-    return shapes | {f"{layer}.mlp.down_proj.weight": (D, F)}
-
-
-def linear_shapes(name, rows, columns):
-    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}

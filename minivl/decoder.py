@@ -19,18 +19,19 @@ class KVCache:
     """Rotated keys and values of every layer, float32 [KV, capacity, K] each, and which tokens they belong to.
 
     input_ids      the tokens held, in order
-    images         (start, digest) of each image held: where its first token stands, and what it shows
+    pictures       (start, count, digest) of each picture held: its first token, how many it has, and what it shows
     next_position  M-RoPE position of the next token
 
     Room is doubled when it runs out, so a token appends without copying what is there.
     """
 
-    def __init__(self, text):
+    def __init__(self, text, of=None):
+        self.of = of  # the model whose keys and values these are
         heads, layers = (text.num_key_value_heads, text.head_dim), range(text.num_hidden_layers)
         self._keys = [np.empty((heads[0], 0, heads[1]), dtype=np.float32) for _ in layers]
         self._values = [np.empty((heads[0], 0, heads[1]), dtype=np.float32) for _ in layers]
         self.input_ids = np.zeros(0, dtype=np.int64)
-        self.images = []
+        self.pictures = []
         self.next_position = 0
 
     def __len__(self):
@@ -54,7 +55,7 @@ class KVCache:
     def truncate(self, length):
         """Forget all tokens but the first `length`. The next prompt says its positions itself."""
         self.input_ids = self.input_ids[:length]
-        self.images = [(start, digest) for start, digest in self.images if start < length]
+        self.pictures = [picture for picture in self.pictures if picture[0] < length]
 
 
 def _with_room(array, used, needed):

@@ -7,7 +7,7 @@
 Where implementations differ, this is what is done here:
   size            smart_resize as in transformers 5 (no side below 28; very thin pictures may exceed max_pixels)
   transparency    composited over white, whatever the mode
-  EXIF rotation   not applied, as in the reference: rotate such a photo before
+  EXIF rotation   applied to files, bytes and URIs, as transformers' loader does; a PIL image is taken as it is
   resampling      the installed Pillow's bicubic. Pillow 13 changed the order of its two passes (vertical first where the
                   height shrinks the more), and with it some pixels
 """
@@ -21,11 +21,12 @@ from numbers import Real
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minivl.config import object_in, read_json
 from minivl.errors import Error
 
+MOST_PIXELS = 10**9  # a larger picture would take 12 GB as float32
 LIMITS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}  # transformers' own, where the file gives none
 COLOURS = ("image_mean", "image_std")
 STEPS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
@@ -37,7 +38,9 @@ def open_image(source):
     Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], uint8, or floating point from 0 to 1.
     """
     try:
-        return to_rgb(opened(source))
+        image = opened(source)
+        given = isinstance(source, (Image.Image, np.ndarray))
+        return to_rgb(image if given else ImageOps.exif_transpose(image))
     except Error:
         raise
     except FileNotFoundError:
@@ -116,6 +119,19 @@ def shown(source):
     return "from a data URI" if isinstance(source, str) else f"given as {type(source).__name__}"
 
 
+def wished(picture, height, width):
+    """The picture at (about) the size that its message asks for: both sides to the nearest multiple of 28.
+
+    Source: qwen-vl-utils, `fetch_image`, which does this before the processor resizes by its own limits.
+    """
+    if not all(type(n) is int and 0 < n <= MOST_PIXELS for n in (height, width)):
+        raise Error(
+            f"resized_height={height!r}, resized_width={width!r}: give both, as whole numbers of pixels, or neither."
+        )
+    height, width = smart_resize(height, width, max_pixels=28 * 28 * 16384)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
 def smart_resize(height, width, factor=28, min_pixels=LIMITS["min_pixels"], max_pixels=LIMITS["max_pixels"]):
     """The size to scale to, (H, W): multiples of `factor`, near the same ratio, their product within the limits.
 
@@ -168,6 +184,8 @@ class ImageProcessor:
             found = getattr(self, name)
             if not isinstance(found, tuple) or len(found) != 3 or not all(isinstance(v, (int, float)) for v in found):
                 raise Error(f"image processor: {name} is {found!r}; it must be three numbers, for red, green and blue.")
+            if not all(math.isfinite(v) and (v > 0 or name == "image_mean") for v in found):
+                raise Error(f"image processor: {name} is {found!r}; its numbers must be finite, and image_std above 0.")
 
     def resized(self, image, min_pixels=None, max_pixels=None):
         """A PIL image scaled to `smart_resize` of its size: uint8 [H, W, 3]."""
@@ -185,10 +203,10 @@ class ImageProcessor:
             low = min(low, high)
         if numbers and max_pixels is None:
             high = max(low, high)
-        if not numbers or not (1 <= low <= high and high >= token):
+        if not numbers or not (1 <= low <= high and high >= token and low <= MOST_PIXELS):
             raise Error(
-                f"min_pixels={low!r}, max_pixels={high!r}: they must be numbers in this order, min_pixels at least 1 and "
-                f"max_pixels at least {token}, one token. 256 * 784 to 1280 * 784 is the range that Qwen recommends."
+                f"min_pixels={low!r}, max_pixels={high!r}: they must be numbers, the first not above the second, from 1 to "
+                f"{MOST_PIXELS}, max_pixels at least {token}, one token. Qwen recommends 256 * 784 to 1280 * 784."
             )
         return low, high
 

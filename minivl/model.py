@@ -9,8 +9,6 @@
 ask, stream and trace are three consumers of one generator, `VLM.answer`.
 """
 
-import hashlib
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -21,11 +19,12 @@ from minivl import chat, trace
 from minivl.config import Config
 from minivl.decoder import KVCache, decoder
 from minivl.errors import Error
-from minivl.image import ImageProcessor, open_image
+from minivl.image import ImageProcessor, open_image, wished
+from minivl.inputs import Inputs, checked, pictures_of, reusable, scatter, without
 from minivl.kernels import choose
 from minivl.kernels.bfloat16 import to_float32
 from minivl.positions import prompt_positions
-from minivl.sampling import Sampling, next_token
+from minivl.sampling import Sampling, generator, next_token
 from minivl.stream import drive, run, under
 from minivl.tokenizer import Tokenizer
 from minivl.vision import vision_tower
@@ -48,20 +47,6 @@ def load(source=None, weights="bfloat16", backend="numba"):
     return VLM(config, open_weights(path, config, weights), kernels, folder)
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What the model takes once text and pictures are prepared.
-
-    input_ids       int64 [T], every picture's placeholder expanded
-    pixel_values    float32 [N, 1176], the patches of all pictures
-    image_grid_thw  int64 [images, 3]: frames, patch rows, patch columns of each
-    """
-
-    input_ids: np.ndarray
-    pixel_values: np.ndarray
-    image_grid_thw: np.ndarray
-
-
 class Answer(str):
     """The answer's text, and how it came about.
 
@@ -75,11 +60,15 @@ class Answer(str):
         answer.ids, answer.prompt_tokens, answer.finished = ids, prompt_tokens, finished
         return answer
 
+    def __getnewargs__(self):  # for copy and pickle
+        return str(self), self.ids, self.prompt_tokens, self.finished
+
 
 class VLM:
     """A loaded Qwen2.5-VL. Its methods `ask`, `stream`, `chat` and `trace` take the same options:
 
-    min_pixels, max_pixels   limits on each resized picture, in pixels
+    min_pixels, max_pixels   limits on each resized picture, in pixels, unless the picture's own item has them
+    add_vision_id            number the pictures in the prompt: "Picture 1: "
     max_new_tokens           most tokens in the answer
     temperature, top_k, top_p, repetition_penalty, do_sample
                              as in generation_config.json, which decides what is not given
@@ -91,11 +80,29 @@ class VLM:
 
     @cached_property
     def tokenizer(self):
-        return Tokenizer.read(self.folder)
+        tokenizer = Tokenizer.read(self.folder)
+        found = tokenizer.id(chat.IMAGE)
+        if found != self.config.image_token_id:
+            raise Error(
+                f"{chat.IMAGE} is token {found} in tokenizer.json, and config.json says image_token_id is "
+                f"{self.config.image_token_id}. Use both files from one checkpoint."
+            )
+        return tokenizer
 
     @cached_property
     def processor(self):
-        return ImageProcessor.read(self.folder)
+        processor, vision = ImageProcessor.read(self.folder), self.config.vision
+        for field, ours in (
+            ("patch_size", vision.patch_size),
+            ("temporal_patch_size", vision.temporal_patch_size),
+            ("merge_size", vision.spatial_merge_size),
+        ):
+            if getattr(processor, field) != ours:
+                raise Error(
+                    f"{field} is {getattr(processor, field)} in preprocessor_config.json and {ours} in config.json's "
+                    "vision_config. Use both files from one checkpoint."
+                )
+        return processor
 
     @cached_property
     def sampling(self):
@@ -120,56 +127,70 @@ class VLM:
 
     def stream(self, question, images=None, cache=None, **options):
         """The answer's text in pieces, as soon as they are whole characters. `question` may be a list of messages."""
-        messages = question if isinstance(question, list) else chat.user(question, images)
         text = self.tokenizer.stream()
-        for name, tensor in drive(_with_progress(self.answer(messages, cache=cache, **options), self.config)):
+        stage = self.answer(chat.conversation(question, images), cache=cache, **options)
+        for name, tensor in drive(_with_progress(stage, self.config)):
             if name.endswith("next_token"):
-                yield text.push(int(tensor[0]))
-        yield text.end()
+                piece = text.push(int(tensor[0]))
+                if piece:
+                    yield piece
+        rest = text.end()
+        if rest:
+            yield rest
 
-    def trace(self, question, images=None, keep="*", edit=None, stop=None, max_new_tokens=1, **options):
-        """Run and record every tensor by name; see trace.py for keep, edit and stop. -> Trace, its `result` the Answer.
+    def trace(self, question, images=None, keep="*", edit=None, stop=None, limit=4e9, max_new_tokens=1, **options):
+        """Run and record every tensor by name; see trace.py for keep, edit, stop and limit. -> Trace, its `result` the Answer.
 
         question  text, a list of messages, or `Inputs`. One token is generated unless max_new_tokens says otherwise;
                   the tensors of the second and later ones are named "steps.1.model.layers.0...", "steps.2...."
         """
-        prompt = chat.user(question, images) if isinstance(question, str) else question
-        stage = self.answer(prompt, max_new_tokens=max_new_tokens, **options)
-        return trace.record(stage, keep, edit, stop)
+        if edit and options.get("cache") is not None:
+            raise Error(
+                "edit= and cache= together: the cache would keep what the edits changed. Leave one of them out."
+            )
+        prompt = chat.conversation(question, images)
+        return trace.record(self.answer(prompt, max_new_tokens=max_new_tokens, **options), keep, edit, stop, limit)
 
     def new_cache(self):
         """An empty memory of a conversation, for `chat` and `stream`."""
-        return KVCache(self.config.text)
+        return KVCache(self.config.text, of=self)
 
     # ---- the stages, in the order of the data flow ----
 
-    def answer(self, prompt, cache=None, min_pixels=None, max_pixels=None, seed=None, **options):
+    def answer(self, prompt, cache=None, min_pixels=None, max_pixels=None, add_vision_id=False, seed=None, **options):
         """Stage: from messages (or `Inputs`) to an `Answer`. Everything else is a consumer of this one."""
-        sampling = self.sampling.replace(**options)
-        inputs = prompt if isinstance(prompt, Inputs) else (yield from self.prepare(prompt, min_pixels, max_pixels))
+        sampling, rng = self.sampling.replace(**options), generator(seed)
+        if cache is not None and not (isinstance(cache, KVCache) and cache.of is self):
+            raise Error("the cache is not one of this model's. Make it with vlm.new_cache(), of the same vlm.")
+        inputs = prompt
+        if not isinstance(prompt, Inputs):
+            inputs = yield from self.prepare(prompt, min_pixels, max_pixels, add_vision_id)
+        inputs = checked(inputs, self.config)
         cache = self.new_cache() if cache is None else cache
-        ids = yield from self.generate(inputs, cache, sampling, np.random.default_rng(seed))
+        ids = yield from self.generate(inputs, cache, sampling, rng)
         text = "" if isinstance(prompt, Inputs) else self.tokenizer.decode(ids)
         return Answer(text, ids, len(inputs.input_ids), ids[-1] in sampling.eos_token_id)
 
-    def prepare(self, messages, min_pixels=None, max_pixels=None):
+    def prepare(self, messages, min_pixels=None, max_pixels=None, add_vision_id=False):
         """Stage: messages with pictures -> `Inputs`."""
         images, videos = chat.media(messages)
         if videos:
             raise Error("the messages hold a video; this version of minivl reads images. Send its frames as images.")
         patches, grids = [np.zeros((0, self.config.vision.patch_dim), dtype=np.float32)], []
-        for i, image in enumerate(images):
-            picture = open_image(image)
-            one = yield from under(f"image.{i}", self.prepare_image(picture, min_pixels, max_pixels))
+        for i, (source, own) in enumerate(images):
+            limits = {"min_pixels": min_pixels, "max_pixels": max_pixels} | own
+            one = yield from under(f"image.{i}", self.prepare_image(open_image(source), **limits))
             patches.append(one[0])
             grids.append(one[1])
         grids = np.array(grids, dtype=np.int64).reshape(-1, 3)
         counts = grids.prod(axis=1) // self.config.vision.merge_unit
-        text = chat.expand(chat.render(messages), counts.tolist(), [])
+        text = chat.expand(chat.render(messages, add_vision_id=add_vision_id), counts.tolist(), [])
         return Inputs(self.tokenizer.encode(text), np.concatenate(patches), grids)
 
-    def prepare_image(self, picture, min_pixels, max_pixels):
+    def prepare_image(self, picture, min_pixels=None, max_pixels=None, resized_height=None, resized_width=None):
         """Stage: a PIL picture -> patches float32 [N, 1176] and its grid (1, rows, columns)."""
+        if resized_height is not None or resized_width is not None:
+            picture = wished(picture, resized_height, resized_width)
         resized = yield "resized", self.processor.resized(picture, min_pixels, max_pixels)  # [H, W, 3] uint8
         pixels = yield "normalized", self.processor.normalize(resized)  # [3, H, W] float32
         patches, grid = self.processor.patchify(pixels[None])
@@ -203,25 +224,25 @@ class VLM:
         """
         config, T = self.config, len(inputs.input_ids)
         positions, after = prompt_positions(inputs.input_ids, config, inputs.image_grid_thw)
-        images = _images_of(inputs, config)
-        held = _reusable(cache, inputs.input_ids, images)
+        pictures = pictures_of(inputs, config)
+        held = reusable(cache, inputs.input_ids, pictures)
         cache.truncate(held)
         input_ids = yield "input_ids", inputs.input_ids[held:]
 
-        new = [i for i, (start, _) in enumerate(images) if start >= held]
+        new = [i for i, (start, _, _) in enumerate(pictures) if start >= held]
         features = None
         if new:
-            features = yield from self.embed_image(*_from_image(inputs, new[0]))
+            features = yield from self.embed_image(*without(inputs, new[0]))
         x = yield "model.embed_tokens", self.embed_tokens(input_ids)
         if new:
             x = scatter(x, features, input_ids == config.image_token_id)
         x = yield "inputs_embeds", x
 
         position_ids = yield "position_ids", positions[:, held:]
-        yield "rope_delta", np.array([after - T], dtype=np.int64)
+        delta = yield "rope_delta", np.array([after - T], dtype=np.int64)
         logits = yield from self._logits(x, position_ids, cache)
-        cache.commit(input_ids, after)
-        cache.images = images
+        cache.commit(input_ids, T + int(delta[0]))
+        cache.pictures = pictures
         return logits
 
     def decode(self, token, cache):
@@ -248,47 +269,13 @@ class VLM:
     def embed_tokens(self, input_ids):
         """Rows of the embedding table: int64 [T] -> float32 [T, D]."""
         table = self.weights["model.embed_tokens.weight"]
-        if len(input_ids) and not 0 <= input_ids.min() <= input_ids.max() < len(table):
+        outside = input_ids[(input_ids < 0) | (input_ids >= len(table))]
+        if len(outside):
             raise Error(
-                f"token id {input_ids.max()} is outside the embedding table of {len(table)} rows: "
+                f"token id {outside[0]} is outside the embedding table of {len(table)} rows: "
                 "tokenizer.json and model.safetensors do not belong together."
             )
         return to_float32(table[input_ids])
-
-
-def scatter(x, features, where):
-    """Put the pictures' tokens, [U, D] in order, in the places of their placeholders. x [T, D], where bool [T]."""
-    if where.sum() != len(features):
-        raise Error(
-            f"the prompt has {where.sum()} image placeholders and the pictures have {len(features)} tokens. "
-            "Expand each placeholder to grid_t * grid_h * grid_w / 4 copies, one placeholder for each picture."
-        )
-    x = x.copy()
-    x[where] = features
-    return x
-
-
-def _images_of(inputs, config):
-    """For each picture: the index of its first token in the prompt, and a digest of its patches."""
-    tokens = inputs.image_grid_thw.prod(axis=1) // config.vision.merge_unit
-    places = np.flatnonzero(inputs.input_ids == config.image_token_id)
-    patches = np.split(inputs.pixel_values, np.cumsum(tokens * config.vision.merge_unit)[:-1])
-    starts = places[np.cumsum(tokens) - tokens] if len(tokens) else []
-    return [(int(s), hashlib.sha256(np.ascontiguousarray(p)).hexdigest()) for s, p in zip(starts, patches)]
-
-
-def _reusable(cache, input_ids, images):
-    """How many tokens at the start of the prompt the cache holds already: all but one at most, no part of a picture."""
-    length = min(len(cache), len(input_ids) - 1)
-    differing = np.flatnonzero(cache.input_ids[:length] != input_ids[:length])
-    held = int(differing[0]) if len(differing) else length
-    return min([held, *[start for start, digest in images if start < held and (start, digest) not in cache.images]])
-
-
-def _from_image(inputs, first):
-    """pixel_values and image_grid_thw without the pictures before `first`."""
-    skipped = int(inputs.image_grid_thw[:first].prod(axis=1).sum())
-    return inputs.pixel_values[skipped:], inputs.image_grid_thw[first:]
 
 
 def _with_progress(stage, config):

@@ -20,7 +20,7 @@ import numpy as np
 
 from minivl.errors import Error
 
-VISION_THETA = 10000.0
+VISION_THETA = 10000.0  # transformers 5 stores it in config.json, the published files do not
 
 
 def patch_positions(grid_thw, merge_size):

@@ -5,6 +5,8 @@ penalty 1.05", in effect greedy *with* the penalty: plain argmax does not reprod
 """
 
 import dataclasses
+import math
+import numbers
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,13 @@ from minivl.config import read_json
 from minivl.errors import Error
 from minivl.kernels.attention import softmax
 
+NOT_BUILT = {  # fields of generation_config.json that change the answer, with the values that do not
+    "num_beams": (1,), "num_beam_groups": (1,), "penalty_alpha": (0,), "min_p": (0,), "typical_p": (1,), "top_h": (),
+    "epsilon_cutoff": (0,), "eta_cutoff": (0,), "length_penalty": (1,), "no_repeat_ngram_size": (0,), "bad_words_ids": (),
+    "min_length": (0,), "min_new_tokens": (0,), "encoder_repetition_penalty": (1,), "encoder_no_repeat_ngram_size": (0,),
+    "forced_bos_token_id": (), "forced_eos_token_id": (), "suppress_tokens": ([],), "begin_suppress_tokens": ([],),
+    "sequence_bias": (), "guidance_scale": (1,), "exponential_decay_length_penalty": (), "stop_strings": (),
+}  # fmt: skip
 FIELDS = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
 
 
@@ -35,22 +44,28 @@ class Sampling:
     eos_token_id: tuple = ()
 
     def __post_init__(self):
+        whole, number = numbers.Integral, numbers.Real
         rules = {
-            "temperature": (self.temperature >= 0, "at least 0 (0: greedy)"),
-            "top_k": (self.top_k >= 0 and self.top_k == int(self.top_k), "a whole number, at least 0 (0: no limit)"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (1: no limit)"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0 (1: no penalty)"),
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "do_sample": (bool, lambda v: True, "true or false"),
+            "temperature": (number, lambda v: 0 <= v < math.inf, "a number, at least 0 (0: greedy)"),
+            "top_k": (whole, lambda v: v >= 0, "a whole number, at least 0 (0: no limit)"),
+            "top_p": (number, lambda v: 0 < v <= 1, "a number above 0 and at most 1 (1: no limit)"),
+            "repetition_penalty": (number, lambda v: 0 < v < math.inf, "a number above 0 (1: no penalty)"),
+            "max_new_tokens": (whole, lambda v: v >= 1, "a whole number, at least 1"),
         }
-        for field, (right, rule) in rules.items():
-            if not right:
-                raise Error(f"{field}={getattr(self, field)!r}: it must be {rule}.")
+        for field, (kind, allowed, rule) in rules.items():
+            value = getattr(self, field)
+            if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool) or not allowed(value):
+                raise Error(f"{field}={value!r}: it must be {rule}.")
+        if not all(type(id) is int and id >= 0 for id in self.eos_token_id):
+            raise Error(f"eos_token_id is {list(self.eos_token_id)!r}; it must be a token id or a list of them.")
 
     @classmethod
     def read(cls, folder, eos_token_id):
         """generation_config.json of a checkpoint folder; without one: greedy, no penalty, the config's own eos."""
         path = None if folder is None else Path(folder) / "generation_config.json"
         stored = read_json(path) if path and path.is_file() else {}
+        check_built(stored, path)
         eos = stored.get("eos_token_id")
         eos = eos_token_id if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
         return cls(**{f: stored[f] for f in FIELDS if stored.get(f) is not None}, eos_token_id=eos)
@@ -70,12 +85,37 @@ class Sampling:
         return dataclasses.replace(changed, do_sample=changed.do_sample and changed.temperature > 0)
 
 
+def check_built(stored, path):
+    """What would change the answer and is not built must not be passed over."""
+    for field, neutral in NOT_BUILT.items():
+        if stored.get(field) not in (None, *neutral):
+            raise Error(
+                f"{path}: {field} is {stored[field]!r}, and minivl has no {field}. Remove it from the file; answers then "
+                "differ from those of a program that has it."
+            )
+
+
+def generator(seed):
+    """The random numbers of one answer."""
+    if seed is not None and (not isinstance(seed, numbers.Integral) or seed < 0):
+        raise Error(f"seed={seed!r}: it must be a whole number, at least 0.")
+    return np.random.default_rng(seed)
+
+
 def next_token(logits, seen, sampling, rng):
     """Choose a token id. logits float32 [V]; seen: ids of prompt and answer so far; rng: a NumPy Generator."""
+    if not np.all(np.isfinite(logits)):
+        raise Error(
+            f"{np.sum(~np.isfinite(logits))} of {len(logits)} scores of the next token are not finite: the weights, the "
+            "picture's normalisation or an edit broke them. vlm.trace(...) shows the first tensor that is not finite."
+        )
     logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
     if not sampling.do_sample:
         return int(np.argmax(logits))  # ties go to the lowest id
-    logits = logits / np.float32(sampling.temperature)
+    with np.errstate(
+        over="ignore"
+    ):  # subtle: the largest is 0, so that a tiny temperature makes -inf of the rest, not NaN
+        logits = (logits - np.max(logits)) / max(np.float32(sampling.temperature), np.finfo(np.float32).tiny)
     logits = keep_top_p(keep_top_k(logits, sampling.top_k), sampling.top_p)
     return draw(softmax(logits), rng)
 
@@ -108,7 +148,7 @@ def keep_top_p(logits, p):
     if p >= 1:
         return logits
     ascending = np.argsort(logits, kind="stable")
-    below = np.cumsum(softmax(logits[ascending]), dtype=np.float32) <= np.float32(1 - p)
+    below = np.cumsum(softmax(logits[ascending]), dtype=np.float64) <= 1 - p
     below[-1] = False
     kept = logits.copy()
     kept[ascending[below]] = -np.inf

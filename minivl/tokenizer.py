@@ -41,6 +41,14 @@ class Tokenizer:
 
     def encode(self, text):
         """Token ids, int64 [T]."""
+        if not isinstance(text, str):
+            raise Error(f"a question must be text; this is a {type(text).__name__}.")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as cause:
+            raise Error(
+                f"the text is not valid Unicode ({cause.reason} at {cause.start}). Was it read as UTF-8?"
+            ) from None
         return np.array(self._library.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def decode(self, ids, skip_special=True):

@@ -12,6 +12,7 @@ without. Edits live as long as the run.
 """
 
 import difflib
+import math
 import os
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -59,16 +60,21 @@ class Trace(Mapping):
         from safetensors.numpy import save_file
 
         partial = Path(f"{path}.partial")
+        if not partial.parent.is_dir():
+            raise Error(f"cannot write {path}: the folder {partial.parent} does not exist. Make it before.")
         save_file({name: np.ascontiguousarray(t) for name, t in self.items()}, partial, {"format": "minivl-trace"})
         os.replace(partial, path)
 
 
-def record(stage, keep="*", edit=None, stop=None):
+def record(stage, keep="*", edit=None, stop=None, limit=4e9):
     """Run a stage and return its `Trace`.
 
     keep  glob, or several, of the names to keep; "*" keeps all, attention scores and probabilities included
     edit  {glob: array or function of the tensor}: what to put in the tensor's place, same shape and dtype
     stop  glob: end after the first tensor that matches
+    limit  most bytes to keep
+
+    A pattern that nothing matched is an Error, raised at the end; its attribute `trace` holds what was recorded.
     """
     keep = [keep] if isinstance(keep, str) else list(keep)
     edit, trace = dict(edit or {}), Trace()
@@ -81,6 +87,12 @@ def record(stage, keep="*", edit=None, stop=None):
             if fnmatchcase(name, pattern):
                 tensor = _edited(name, tensor, change)
         if any(fnmatchcase(name, pattern) for pattern in keep):
+            held = sum(t.nbytes for t in trace._tensors.values())
+            if held + math.prod(tensor.shape) * tensor.dtype.itemsize > limit:
+                raise Error(
+                    f"what is kept up to {name} takes more than {limit / 1e9:.1f} GB. Name fewer tensors in keep= (attention "
+                    "scores and probs are the large ones), or raise limit=."
+                )
             trace._tensors[name] = read_only(value_of(tensor))
         return tensor
 
@@ -88,7 +100,9 @@ def record(stage, keep="*", edit=None, stop=None):
     asked.discard("*")
     if asked:
         pattern = sorted(asked)[0]
-        raise Error(f"no tensor of this run is called {pattern!r}{_did_you_mean(pattern, trace.names)}")
+        error = Error(f"no tensor of this run is called {pattern!r}{_did_you_mean(pattern, trace.names)}")
+        error.trace = trace
+        raise error
     return trace
 
 

@@ -10,7 +10,7 @@ Source: arXiv:2502.13923, section 2.1; names are the checkpoint's, below `visual
 from minivl.kernels import attention
 from minivl.positions import patch_positions, vision_rope
 from minivl.stream import Lazy, under
-from minivl.windows import frame_segments, to_raster_order, to_window_order, window_index
+from minivl.windows import check_order, frame_segments, to_raster_order, to_window_order, window_index
 
 EPS = 1e-6  # subtle: fixed in the reference, never taken from config.json
 
@@ -26,6 +26,7 @@ def vision_tower(pixel_values, grid_thw, weights, config, kernels):
     index = yield "window_index", index
     windows = yield "cu_window_seqlens", windows
     frames = yield "cu_seqlens", frame_segments(grid_thw)
+    check_order(len(pixel_values), index, windows, frames)  # the kernels trust them
     places = yield "patch_positions", patch_positions(grid_thw, config.spatial_merge_size)
 
     x = yield "patch_embed", patch_embed(pixel_values, weights, kernels)

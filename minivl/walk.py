@@ -2,8 +2,8 @@
 
     for line in narrate(vlm, "How many circles?", image): print(line)
 
-    image.0.resized          [168, 224, 3]   scaled so that both sides are multiples of 28 pixels
-    visual.window_index      [48]            2x2 patches make one unit; units reordered window by window (4 windows)
+    image.0.resized           [168, 224, 3]   scaled so that both sides are multiples of 28 pixels: 6 x 8 tokens
+    visual.window_index       [48]            48 units of 2 x 2 patches, sorted window by window
     ...
 
 Another consumer of the stream: it looks at names and shapes as they pass and changes nothing.
@@ -67,7 +67,8 @@ class Narrator:
         return "the pictures' tokens take the places of their placeholders"
 
     def position_ids(self, name, tensor):
-        return f"time, row and column of each token; the last stands at {int(tensor.max())}, not {tensor.shape[1] - 1}"
+        T, last = tensor.shape[1], int(tensor.max())
+        return f"time, row and column of each of {T} tokens" + (f"; the last stands at {last}" if last != T - 1 else "")
 
     def layer(self, name, tensor):
         return "each token looks back at those before it, then MLP"
@@ -112,8 +113,7 @@ def narrate(vlm, question, images=None, **options):
     from minivl import chat
 
     narrator = Narrator(vlm)
-    messages = question if isinstance(question, list) else chat.user(question, images)
-    steps = drive(vlm.answer(messages, **options))
+    steps = drive(vlm.answer(chat.conversation(question, images), **options))
     while True:
         try:
             name, tensor = next(steps)

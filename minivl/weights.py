@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minivl.config import parameter_shapes
 from minivl.errors import Error
 from minivl.kernels.bfloat16 import to_float32
+from minivl.parameters import parameter_shapes
 
+LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 DTYPES = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 LISTED = 10  # names in an error message
 FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]  # of a hub repository
@@ -188,19 +189,22 @@ def read_header(path):
         size = os.path.getsize(path)
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            start = file.read(min(length, size))
+            start = file.read(length if length <= min(size - 8, LONGEST_HEADER) else 40)
     except OSError as cause:
         raise Error(f"cannot read {path}: {cause.strerror}. Give a checkpoint folder or a .safetensors file.") from None
     if start[:1] != b"{" and b"git-lfs" in length.to_bytes(8, "little") + start[:40]:
         raise Error(f"{path} is a git-lfs pointer, not the weights. Run `git lfs pull` in its folder.")
-    if size < 8 or length > size - 8:
+    if size < 8 or (start[:1] == b"{" and length > size - 8):
         raise Error(f"{path} has {size} bytes and is not a whole safetensors file. Download it again.")
     try:
         header = json.loads(start)
     except ValueError:
         header = None
     if not isinstance(header, dict):
-        raise Error(f"{path} does not start with a safetensors header. Is it another format, such as .bin or .gguf?")
+        raise Error(
+            f"{path} does not start with a safetensors header. Is it another format, such as .bin, .gguf or .json? Give the "
+            "checkpoint's folder, or its .safetensors file; if it is one, download it again."
+        )
     return header, 8 + length
 
 
@@ -228,6 +232,8 @@ def array_of(path, name, entry, data):
 
 def resolve(source):
     """A local path as it is; a hub id such as "Qwen/Qwen2.5-VL-3B-Instruct" through huggingface_hub's cache."""
+    if not isinstance(source, (str, os.PathLike)):
+        raise Error(f"a model is given as a path or a hub id; this is {source!r}.")
     path = Path(source).expanduser()
     if path.exists():
         return path

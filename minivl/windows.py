@@ -16,6 +16,8 @@ Source: `get_window_index` of transformers' Qwen2.5-VL, which pads with a sentin
 
 import numpy as np
 
+from minivl.errors import Error
+
 
 def unit_grid(grid_thw, merge_size):
     """Where each unit stands, in raster order: int64 [U, 4] of (image, frame, row, column)."""
@@ -52,6 +54,15 @@ def frame_segments(grid_thw):
     grid_thw = np.asarray(grid_thw, dtype=np.int64)
     lengths = np.repeat(grid_thw[:, 1] * grid_thw[:, 2], grid_thw[:, 0])
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def check_order(patches, index, *boundaries):
+    """That an order names every unit once, and that boundaries go from 0 to the number of patches: edits may break them."""
+    if patches % len(index) or not np.array_equal(np.sort(index), np.arange(len(index))):
+        raise Error(f"window_index must name each of the units of these {patches} patches once.")
+    for bounds in boundaries:
+        if bounds[0] != 0 or bounds[-1] != patches or np.any(np.diff(bounds) < 0):
+            raise Error(f"segment boundaries must rise from 0 to {patches}, the number of patches; these are {bounds}.")
 
 
 def to_window_order(x, index, merge_unit):

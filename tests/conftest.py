@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from minivl.config import Config, parameter_shapes
+from minivl.config import Config
 from minivl.kernels import choose
 from minivl.model import VLM, Inputs
+from minivl.parameters import parameter_shapes
 from minivl.weights import Weights
 
 SMALL = {

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from minivl import Config, Error
-from minivl.config import PUBLISHED, parameter_shapes, published
+from minivl.parameters import parameter_shapes
+from minivl.published import PUBLISHED, published
 
 
 def flat(**changes):

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 
 from minivl import Error
-from minivl.image import ImageProcessor, open_image, smart_resize
+from minivl.image import ImageProcessor, open_image, smart_resize, wished
 
 FACTS = {fact["id"]: fact for fact in json.loads((Path(__file__).parent / "known_answers.json").read_text())["facts"]}
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -55,13 +55,6 @@ def test_transparency_shows_white():
     palette.putdata([0, 1])
     palette.info["transparency"] = 1
     assert np.asarray(open_image(palette)).tolist() == [[[10, 20, 30], [255, 255, 255]]]
-
-
-def test_exif_orientation_is_not_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(PIXELS).save(tmp_path / "a.jpg", exif=exif)
-    assert open_image(tmp_path / "a.jpg").size == (40, 30)
 
 
 def test_grey_arrays():
@@ -144,12 +137,45 @@ def test_unpatchify_is_the_inverse(frames, rows, columns):
 
 
 def test_bicubic_is_the_installed_pillows():
+    """Pillow's own known answers, and `resized` gives Pillow's pixels."""
     known = FACTS["pil_bicubic"]["output"]
     one = (37 * np.arange(48) % 251).astype(np.uint8).reshape(6, 8)
     assert np.asarray(Image.fromarray(one).resize((5, 4), Image.Resampling.BICUBIC)).tolist() == known["pillow"]
     two = (53 * np.arange(120) % 254).astype(np.uint8).reshape(10, 12)
     order = "vertical_first_pillow13" if int(pillow_version.split(".")[0]) >= 13 else "horizontal_first"
     assert np.asarray(Image.fromarray(two).resize((11, 6), Image.Resampling.BICUBIC)).tolist() == known[order]
+    processor = ImageProcessor(patch_size=1, min_pixels=4, max_pixels=70)
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (10, 12, 3), dtype=np.uint8))
+    height, width = smart_resize(10, 12, 2, 4, 70)
+    expected = np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC))
+    assert (height, width) == (6, 8) and np.array_equal(processor.resized(noise), expected)
+
+
+def test_files_are_turned_upright_and_pictures_taken_as_they_are(tmp_path):
+    """EXIF orientation 6: the camera was held on its side; the first row becomes the last column."""
+    sideways = Image.fromarray(PIXELS)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sideways.save(tmp_path / "a.png", exif=exif)
+    upright = np.rot90(PIXELS, -1)
+    stored = (tmp_path / "a.png").read_bytes()
+    for source in (tmp_path / "a.png", f"file://{tmp_path}/a.png", stored):
+        assert np.array_equal(np.asarray(open_image(source)), upright)
+    assert np.array_equal(np.asarray(open_image(Image.open(tmp_path / "a.png"))), PIXELS)
+
+
+def test_the_size_that_a_message_wishes():
+    assert wished(Image.new("RGB", (300, 200)), 100, 60).size == (56, 112)
+    for bad in ((100, None), (0, 5), (5.5, 60), (10**12, 60)):
+        with pytest.raises(Error, match="resized_height="):
+            wished(Image.new("RGB", (300, 200)), *bad)
+
+
+@pytest.mark.parametrize("std", ([0, 1, 1], [1, float("nan"), 1]))
+def test_a_std_of_nothing(std, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_std": std}))
+    with pytest.raises(Error, match="image_std above 0"):
+        ImageProcessor.read(tmp_path)
 
 
 def test_resized_stays_within_the_limits_of_the_call():
@@ -164,7 +190,9 @@ def test_resized_stays_within_the_limits_of_the_call():
     assert np.prod(processor.resized(big, max_pixels=1000).shape[:2]) <= 1000  # the stored minimum gives way
 
 
-@pytest.mark.parametrize("limits", [dict(min_pixels=9000, max_pixels=8000), dict(max_pixels=700), dict(min_pixels=-1)])
+@pytest.mark.parametrize(
+    "limits", [dict(min_pixels=9000, max_pixels=8000), dict(max_pixels=700), dict(min_pixels=-1), dict(min_pixels=1e20)]
+)
 def test_bad_limits(limits):
     with pytest.raises(Error, match="min_pixels="):
         ImageProcessor().resized(Image.fromarray(PIXELS), **limits)

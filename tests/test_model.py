@@ -1,5 +1,7 @@
 """The engine on a small random model: observation is neutral, caches are exact, backends agree, edits do what they say."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import small_inputs, small_model
@@ -86,12 +88,93 @@ def test_another_picture_is_not_taken_for_the_cached_one(vlm, inputs):
     assert relative(seen.result, prefill(vlm, inputs)) > 10 * CLOSE
 
 
+def test_pages_of_one_colour_differ_by_their_grid(vlm):
+    """The same patches, lying and standing: other windows, other positions."""
+    lying, standing = (small_inputs(vlm.config, grids=(grid,)) for grid in ((1, 4, 12), (1, 12, 4)))
+    blank = np.ones_like(lying.pixel_values)
+    lying, standing = (Inputs(one.input_ids, blank, one.image_grid_thw) for one in (lying, standing))
+    assert np.array_equal(lying.input_ids, standing.input_ids)
+    cache = vlm.new_cache()
+    run(vlm.prefill(lying, cache))
+    assert relative(run(vlm.prefill(standing, cache)), prefill(vlm, standing)) < CLOSE
+
+
+def test_a_prompt_may_end_in_a_picture(vlm, inputs):
+    """Run twice, it starts again at the picture: half a picture cannot be run."""
+    last = int(np.flatnonzero(inputs.input_ids == vlm.config.image_token_id)[-1]) + 1
+    ends = Inputs(inputs.input_ids[:last], inputs.pixel_values, inputs.image_grid_thw)
+    cache = vlm.new_cache()
+    first = run(vlm.prefill(ends, cache))
+    again = record(vlm.prefill(ends, cache), keep="image_grid_thw")
+    assert again["image_grid_thw"].tolist() == [[1, 6, 4]] and relative(again.result, first) < CLOSE
+
+
+def test_a_cache_belongs_to_its_model(vlm, inputs):
+    other = small_model(num_hidden_layers=2)
+    for cache in (other.new_cache(), {}):
+        with pytest.raises(Error, match="not one of this model's"):
+            vlm.trace(inputs, cache=cache)
+    with pytest.raises(Error, match="would keep what the edits changed"):
+        vlm.trace(inputs, cache=vlm.new_cache(), edit={"lm_head": lambda x: x})
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [("visual.cu_window_seqlens", "boundaries"), ("visual.cu_seqlens", "boundaries"), ("visual.window_index", "once")],
+)
+def test_edits_cannot_make_the_kernels_read_elsewhere(vlm, inputs, name, words):
+    with pytest.raises(Error, match=words):
+        vlm.trace(inputs, edit={name: lambda x: x * 3 + 1})
+
+
+def test_an_edited_rope_delta_moves_the_tokens_after_the_prompt(vlm, inputs):
+    plain = vlm.trace(inputs, max_new_tokens=2, keep="steps.1.position_ids")
+    moved = vlm.trace(inputs, max_new_tokens=2, keep="steps.1.position_ids", edit={"rope_delta": lambda x: x + 5})
+    assert np.array_equal(moved["steps.1.position_ids"], plain["steps.1.position_ids"] + 5)
+
+
+@pytest.mark.parametrize(
+    "field, change, words",
+    [
+        ("input_ids", lambda x: x[:0], "at least one"),
+        ("input_ids", lambda x: x.astype(np.float32), "whole numbers"),
+        ("input_ids", lambda x: np.where(x < 100, -5, x), "token id -5"),
+        ("pixel_values", lambda x: x[1:], "a row for each patch"),
+        ("pixel_values", lambda x: x[:, 1:], "a row for each patch"),
+        ("image_grid_thw", lambda x: x[:, :2], "images, 3"),
+        ("image_grid_thw", lambda x: x + 1, "multiples of 2"),
+    ],
+)
+def test_inputs_made_by_hand_are_checked(vlm, inputs, field, change, words):
+    bad = dataclasses.replace(inputs, **{field: change(getattr(inputs, field))})
+    with pytest.raises(Error, match=words):
+        vlm.trace(bad)
+
+
+def test_other_number_types_are_brought_to_the_right_ones(vlm, inputs):
+    wide = Inputs(
+        inputs.input_ids.astype(np.int32), inputs.pixel_values.astype(np.float64), inputs.image_grid_thw.tolist()
+    )
+    a, b = vlm.trace(inputs), vlm.trace(wide)
+    assert all(np.array_equal(a[name], b[name], equal_nan=True) and a[name].dtype == b[name].dtype for name in a)
+
+
+def test_a_trace_has_a_limit(vlm, inputs, tmp_path):
+    with pytest.raises(Error, match="raise limit="):
+        vlm.trace(inputs, limit=10_000)
+    with pytest.raises(Error, match="does not exist") as caught:
+        vlm.trace(inputs, keep="lm_head").save(tmp_path / "no" / "run.safetensors")
+    with pytest.raises(Error, match="no tensor of this run") as caught:
+        vlm.trace(inputs, keep=["lm_head", "video.*"])
+    assert list(caught.value.trace) == ["lm_head"]
+
+
 def test_a_shorter_prompt_forgets_the_rest(vlm, inputs):
     cache = vlm.new_cache()
     run(vlm.prefill(inputs, cache))
     text = Inputs(inputs.input_ids[:4], inputs.pixel_values[:0], inputs.image_grid_thw[:0])
     assert relative(run(vlm.prefill(text, cache)), prefill(vlm, text)) < CLOSE
-    assert len(cache) == 4 and cache.images == []
+    assert len(cache) == 4 and cache.pictures == []
 
 
 def test_images_do_not_see_each_other(vlm, inputs):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minivl import Error
-from minivl.sampling import Sampling, draw, keep_top_k, keep_top_p, next_token, penalize_repetition
+from minivl.sampling import Sampling, draw, generator, keep_top_k, keep_top_p, next_token, penalize_repetition
 
 FACTS = {fact["id"]: fact for fact in json.loads((Path(__file__).parent / "known_answers.json").read_text())["facts"]}
 LOGITS = np.array([2, -1, 0.5, 3, -0.5, 1], dtype=np.float32)
@@ -101,3 +101,41 @@ def test_options():
 def test_bad_options(options, words):
     with pytest.raises(Error, match=words):
         Sampling().replace(**options)
+
+
+def test_a_tiny_temperature_is_greedy():
+    for temperature in (1e-6, 1e-40):
+        assert next_token(LOGITS, np.array([0]), Sampling(True, temperature, 0), np.random.default_rng(0)) == 3
+
+
+def test_scores_that_are_no_numbers():
+    broken = LOGITS.copy()
+    broken[2] = np.nan
+    with pytest.raises(Error, match="1 of 6 scores"):
+        next_token(broken, np.array([0]), Sampling(), None)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("temperature", "hot"), ("temperature", float("nan")), ("top_p", "1"), ("top_k", 5.0), ("do_sample", "false"),
+        ("max_new_tokens", 2.5), ("max_new_tokens", True), ("eos_token_id", "500"), ("eos_token_id", [None]),
+        ("no_repeat_ngram_size", 3), ("num_beams", 4), ("bad_words_ids", [[1]]),
+    ],
+)  # fmt: skip
+def test_generation_config_with_a_value_that_will_not_do(field, value, tmp_path):
+    (tmp_path / "generation_config.json").write_text(json.dumps({field: value}))
+    with pytest.raises(Error, match=field):
+        Sampling.read(tmp_path, (7,))
+
+
+def test_generation_config_that_asks_for_nothing_special(tmp_path):
+    neutral = {"num_beams": 1, "no_repeat_ngram_size": 0, "typical_p": 1.0, "min_p": None, "transformers_version": "5"}
+    (tmp_path / "generation_config.json").write_text(json.dumps({**neutral, "eos_token_id": [3, 4]}))
+    assert Sampling.read(tmp_path, (7,)) == Sampling(eos_token_id=(3, 4))
+
+
+@pytest.mark.parametrize("seed", (-1, "x", 1.5))
+def test_bad_seeds(seed):
+    with pytest.raises(Error, match="seed="):
+        generator(seed)

@@ -105,14 +105,27 @@ def test_media_in_order():
             "content": [{"type": "image_url", "image_url": {"url": "b"}}, {"type": "video", "video": "c"}],
         },
     ]
-    assert chat.media(messages) == (["a", "b"], ["c"])
+    assert chat.media(messages) == ([("a", {}), ("b", {})], [("c", {})])
     with pytest.raises(Error, match="has no picture"):
         chat.media([{"role": "user", "content": [{"type": "image"}]}])
 
 
+def test_a_picture_may_say_its_size():
+    item = {"type": "image", "image": "a", "max_pixels": 9000, "resized_height": 56, "resized_width": None, "other": 1}
+    assert chat.media([{"role": "user", "content": [item]}])[0] == [("a", {"max_pixels": 9000, "resized_height": 56})]
+
+
+def test_pictures_beside_messages_are_not_dropped():
+    messages = chat.user("q", "a")
+    assert chat.conversation(messages) is messages and chat.conversation("q", "a") == messages
+    with pytest.raises(Error, match="put each picture into"):
+        chat.conversation(messages, "b")
+
+
 def test_user_puts_pictures_first():
-    assert chat.media(chat.user("q", "a.png")) == (["a.png"], [])
-    assert chat.media(chat.user("q", ["a", "b"]))[0] == ["a", "b"] and chat.media(chat.user("q"))[0] == []
+    assert chat.media(chat.user("q", "a.png")) == ([("a.png", {})], [])
+    assert [source for source, _ in chat.media(chat.user("q", ["a", "b"]))[0]] == ["a", "b"]
+    assert chat.media(chat.user("q"))[0] == []
     assert chat.render(chat.user("q", "a")).endswith("<|vision_end|>q<|im_end|>\n<|im_start|>assistant\n")
 
 

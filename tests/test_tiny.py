@@ -1,10 +1,19 @@
 """The shipped checkpoint: what it must be, and that it has learnt to see."""
 
+import copy
+import json
+import pickle
+import shutil
+
 import numpy as np
+import pytest
 
 import minivl
-from minivl.tiny import CHECKPOINT
+from minivl import chat
+from minivl.stream import run
+from minivl.tiny import CHECKPOINT, scene
 from minivl.tiny.evaluate import evaluate
+from minivl.trace import record
 
 
 def test_the_checkpoint_is_small_and_runs_every_branch():
@@ -19,3 +28,52 @@ def test_the_shipped_model_sees():
     """A floor well below docs/tiny-model.md, far above chance (1 in 10 for a digit, 1 in 42 for a single shape)."""
     scores = evaluate(minivl.load(), scene_count=25, digit_count=30)
     assert np.mean(scores["describe"]) >= 0.4 and np.mean(scores["count"]) >= 0.7 and np.mean(scores["digit"]) >= 0.8
+
+
+def test_a_conversation_continues_its_cache():
+    """The README's promise: with the same cache a second turn runs only what is new, and says what a fresh run says."""
+    vlm, drawn = minivl.load(), scene(3)
+    messages = chat.user("How many shapes are there?", drawn.image)
+    cache = vlm.new_cache()
+    first = vlm.chat(messages, cache=cache)
+    messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "Describe the picture."}]
+    seen = record(vlm.answer(messages, cache=cache), keep=["input_ids", "lm_head"])
+    fresh = record(vlm.answer(messages), keep=["input_ids", "lm_head"])
+    assert len(seen["input_ids"]) < 30 < len(fresh["input_ids"]) and seen.result == fresh.result
+    scale = np.abs(fresh["lm_head"]).max()
+    assert np.abs(seen["lm_head"] - fresh["lm_head"]).max() < 1e-5 * scale
+    assert copy.deepcopy(messages)[1]["content"].ids == pickle.loads(pickle.dumps(first)).ids == first.ids
+
+
+def test_streaming_gives_the_answer_in_pieces():
+    vlm, drawn = minivl.load(), scene(3)
+    question, _ = drawn.questions[0]
+    pieces = list(vlm.stream(question, drawn.image))
+    assert "".join(pieces) == vlm.ask(question, drawn.image) and len(pieces) > 2 and all(pieces)
+    assert "".join(vlm.stream(chat.user(question, drawn.image))) == "".join(pieces)
+
+
+def test_a_picture_with_its_own_size_and_a_number():
+    vlm, drawn = minivl.load(), scene(3)
+    item = {"type": "image", "image": drawn.image, "resized_height": 112, "resized_width": 168}
+    messages = [{"role": "user", "content": [item, {"type": "text", "text": "Describe the picture."}]}]
+    inputs = run(vlm.prepare(messages, add_vision_id=True))
+    assert inputs.image_grid_thw.tolist() == [[1, 8, 12]]
+    assert "Picture 1: <|vision_start|>" in vlm.tokenizer.decode(inputs.input_ids, skip_special=False)
+
+
+@pytest.mark.parametrize(
+    "file, field, value, words",
+    [
+        ("preprocessor_config.json", "merge_size", 4, "merge_size is 4 in preprocessor_config.json and 2"),
+        ("preprocessor_config.json", "patch_size", 16, "patch_size is 16"),
+        ("config.json", "image_token_id", 9, "config.json says image_token_id is 9"),
+    ],
+)
+def test_files_of_different_checkpoints(file, field, value, words, tmp_path):
+    for path in CHECKPOINT.iterdir():
+        shutil.copy(path, tmp_path / path.name)
+    stored = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps({**stored, field: value}))
+    with pytest.raises(minivl.Error, match=words):
+        minivl.load(tmp_path).ask("Describe the picture.", scene(0).image)

@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 
+import minivl
 from minivl import chat
 from minivl.chat import expand, render
 from minivl.image import ImageProcessor
+from minivl.positions import prompt_positions
 from minivl.tiny import CHECKPOINT, digit_picture, digits, recipe, scene
-from minivl.tiny.batches import cell_targets, conversation, make_batch, patches
+from minivl.tiny.batches import ALONE_TURNS, cell_targets, conversation, make_batch, patches, spoken_of
 from minivl.tiny.evaluate import overlap
-from minivl.tiny.scenes import COLOURS, GAP, KINDS, SIZES, TASKS, background, draw_scene, mask, task_of
+from minivl.tiny.scenes import COLOURS, GAP, KINDS, SIZES, TASKS, background, describe, draw_scene, mask, task_of, where
 from minivl.tokenizer import Tokenizer
 
 SCENES = [scene(seed) for seed in range(60)]
@@ -189,22 +191,43 @@ def test_training_pixels_are_the_published_preprocessing(size):
     assert np.abs(patches(resized) - expected).max() < 1e-6
 
 
-def test_a_training_conversation_is_the_chat_template():
-    """Several turns, rendered by the engine; only the answers and their end carry weight."""
-    drawn = scene(5, size=(140, 196), count=3)
-    tokens = 5 * 7
-    ids, weight, task = conversation(np.random.default_rng(0), drawn, tokens, recipe.build_tokenizer())
-    text = TOKENIZER.decode(np.array(ids, dtype=np.int64), skip_special=False)
-    turns = [part.split("<|im_end|>")[0] for part in text.split("<|im_start|>")[2:]]
-    question, *rest = (turn.split("\n", 1)[1] for turn in turns)
-    question = question.split("<|vision_end|>")[1]
-    messages = chat.user(question, drawn.image)
-    messages += [{"role": ("assistant", "user")[i % 2], "content": said} for i, said in enumerate(rest)]
-    assert expand(render(messages, add_generation_prompt=False), [tokens]).rstrip("\n") == text
-    answers = "".join(f"{answer}<|im_end|>" for answer in rest[::2])
-    learnt = np.array(ids, dtype=np.int64)[np.array(weight) > 0]
-    assert TOKENIZER.decode(learnt, skip_special=False) == answers
-    assert np.array_equal(np.array(task) >= 0, np.array(weight) > 0)
+@pytest.mark.parametrize("alone", (False, True))
+def test_a_training_conversation_is_the_chat_template(alone):
+    """What a turn sees, rendered by the engine; only the answers and their end carry weight."""
+    drawn, tokens = scene(5, size=(140, 196), count=3), 5 * 7
+    made = conversation(np.random.default_rng(0), drawn, (140, 196), recipe.build_tokenizer(), alone)
+    ids, weight, task, turn = (np.array(made[key]) for key in ("input_ids", "weight", "task", "turn"))
+    assert len(set(turn)) == (ALONE_TURNS + 1 if alone else 1) and made["position_ids"].shape == (3, len(ids))
+    for number in sorted(set(turn) - {0}) or [0]:
+        seen = (turn == 0) | (turn == number)
+        text = TOKENIZER.decode(ids[seen], skip_special=False)
+        turns = [part.split("<|im_end|>")[0] for part in text.split("<|im_start|>")[2:]]
+        question, *rest = (turn.split("\n", 1)[1] for turn in turns)
+        question = question.split("<|vision_end|>")[1]
+        messages = chat.user(question, drawn.image)
+        messages += [{"role": ("assistant", "user")[i % 2], "content": said} for i, said in enumerate(rest)]
+        assert expand(render(messages, add_generation_prompt=False), [tokens]).rstrip("\n") == text
+        answers = "".join(f"{answer}<|im_end|>" for answer in rest[::2])
+        learnt = seen & (weight > 0)
+        assert TOKENIZER.decode(ids[learnt], skip_special=False) == answers
+        places, _ = prompt_positions(ids[seen], minivl.load().config, [(1, 10, 14)])
+        assert np.array_equal(made["position_ids"][:, seen], places)
+    assert np.array_equal(task >= 0, weight > 0)
+
+
+def test_a_training_answer_knows_which_shape_it_speaks_of():
+    tokenizer = recipe.build_tokenizer()
+    shapes = scene(5, count=3).shapes
+    names = [shape.label for shape in shapes]
+    described = describe(shapes)
+    reply = tokenizer.encode(described).ids
+    spoken = spoken_of(shapes, "Describe the picture.", described, reply, tokenizer)
+    parts = [tokenizer.decode([t for t, s in zip(reply, spoken) if s == i]).strip() for i in range(3)]
+    assert all(part.endswith(name) for part, name in zip(parts, names)), parts
+    answer = where(shapes[1:2])
+    reply = tokenizer.encode(answer).ids
+    assert set(spoken_of(shapes, f"Where is the {names[1]}?", answer, reply, tokenizer)[:-1]) == {1}
+    assert spoken_of(shapes, "How many shapes are there?", "3", [7, 8], tokenizer) == [-1, -1]
 
 
 def test_batches_repeat():

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivl import Config, Error
-from minivl.config import parameter_shapes
 from minivl.kernels.bfloat16 import from_float32, to_float32
+from minivl.parameters import parameter_shapes
 from minivl.weights import open_weights, resolve
 
 CONFIG = Config.from_dict(SMALL)

@@ -23,8 +23,12 @@ import math
 import numba
 import numpy as np
 
+from minivl.kernels.activations import exponential
+from minivl.kernels.tile import COLUMNS, ROWS, tile
+
 FAST = {"reassoc", "contract"}  # sums may be reordered, which is what lets the compiler use vectors
-QUERIES = 16  # query rows of one head that one thread takes at a time
+KEYS = 240  # keys whose scores are held at a time: a multiple of every ROWS; 15 KB at 16 COLUMNS
+FEW = 4  # below this many queries nothing is gained by tiles
 
 
 def softmax(scores):
@@ -62,12 +66,9 @@ def segment_attention_numpy(q, k, v, bounds):
 
 
 def segment_attention_numba(q, k, v, bounds):
-    H, N, K = q.shape
-    out = np.empty((N, H, K), dtype=np.float32)
     first = np.repeat(bounds[:-1], np.diff(bounds))  # [N]: where patch n's segment starts, and ends
     last = np.repeat(bounds[1:], np.diff(bounds))
-    _attend(q, k, v, first, last, out)
-    return out.reshape(N, H * K)
+    return _attend(q, k, v, first, last)
 
 
 # ---- the decoder: causal attention over a cache ----
@@ -101,11 +102,7 @@ def causal_attention_numpy(q, k, v, window=None):
 
 
 def causal_attention_numba(q, k, v, window=None):
-    H, T, K = q.shape
-    out = np.empty((T, H, K), dtype=np.float32)
-    first, last = _visible(T, k.shape[1], window)
-    _attend(q, k, v, first, last, out)
-    return out.reshape(T, H * K)
+    return _attend(q, k, v, *_visible(q.shape[1], k.shape[1], window))
 
 
 def _visible(T, S, window):
@@ -124,35 +121,123 @@ def merge_heads(context):
 # ---- the compiled twin of both: query n of every head sees the keys first[n]:last[n] ----
 
 
-@numba.njit(parallel=True, cache=True, fastmath=FAST)
-def _attend(q, k, v, first, last, out):
+def _attend(q, k, v, first, last):
+    """q [H, N, K], k and v [KV, S, K] -> [N, H*K]. Many queries: tiles; few, as when decoding: row by row."""
     H, N, K = q.shape
-    group = H // k.shape[0]
-    blocks = (N + QUERIES - 1) // QUERIES
+    out = np.empty((N, H, K), dtype=np.float32)
+    if N < FEW:
+        _attend_rows(q, k, v, first, last, out)
+        return out.reshape(N, H * K)
+    # subtle: `tile` reads ROWS rows at a time, by address: the arrays must be dense, and their last rows padded
+    q, k = np.ascontiguousarray(q), np.ascontiguousarray(k)
+    values = np.zeros((len(v), -(-K // ROWS) * ROWS, v.shape[1]), dtype=np.float32)
+    values[:, :K] = v.swapaxes(1, 2)  # [KV, K, S]
+    _attend_tiles(q, k, values, first, last, out)
+    return out.reshape(N, H * K)
+
+
+@numba.njit(parallel=True, cache=True, fastmath=FAST)
+def _attend_tiles(q, k, values, first, last, out):
+    """COLUMNS queries of one head at a time, against KEYS keys at a time: scores [keys, COLUMNS] never leave the cache.
+
+    With each block of keys the largest score may grow; what was summed before is scaled down by as much (online softmax).
+    """
+    H, N, K = q.shape
+    KV, S, _ = k.shape
+    padded = values.shape[1]
+    panels = (N + COLUMNS - 1) // COLUMNS
     scale = np.float32(1 / math.sqrt(K))
-    for task in numba.prange(H * blocks):
-        h, start = task // blocks, task % blocks * QUERIES
-        weights = np.empty(k.shape[1], dtype=np.float32)
-        for n in range(start, min(start + QUERIES, N)):
-            _attend_row(q[h, n], k[h // group], v[h // group], first[n], last[n], scale, weights, out[n, h])
+    for task in numba.prange(H * panels):
+        h, start = task // panels, task % panels * COLUMNS
+        g, many = h // (H // KV), min(COLUMNS, N - start)
+        queries = np.zeros((K, COLUMNS), dtype=np.float32)
+        for c in range(many):
+            for j in range(K):
+                queries[j, c] = q[h, start + c, j]
+        edge = np.zeros((ROWS, K), dtype=np.float32)  # the last few keys, padded with zeros
+        scores = np.empty((KEYS, COLUMNS), dtype=np.float32)
+        context = np.zeros((padded, COLUMNS), dtype=np.float32)
+        top, total = np.full(COLUMNS, -np.inf, dtype=np.float32), np.zeros(COLUMNS, dtype=np.float32)
+        at_k, at_v, at_edge = k.ctypes.data + 4 * g * S * K, values.ctypes.data + 4 * g * padded * S, edge.ctypes.data
+        at_q, at_scores, at_context = queries.ctypes.data, scores.ctypes.data, context.ctypes.data
+        end = last[start + many - 1]
+        for s in range(first[start], end, KEYS):
+            keys = min(KEYS, end - s)
+            scores[:] = np.float32(0)
+            for r in range(0, keys, ROWS):
+                rows = at_k + 4 * (s + r) * K
+                if s + r + ROWS > S:
+                    edge[:] = np.float32(0)
+                    edge[: S - s - r] = k[g, s + r :]
+                    rows = at_edge
+                tile(rows, K, at_q, at_scores + 4 * r * COLUMNS, K)
+            _mask(scores, keys, s, start, many, first, last, scale)
+            _softmax_block(scores, keys, top, total, context)
+            for d in range(0, padded, ROWS):
+                tile(at_v + 4 * (d * S + s), S, at_scores, at_context + 4 * d * COLUMNS, keys)
+        for c in range(many):
+            for j in range(K):
+                out[start + c, h, j] = context[j, c] / total[c]
+
+
+@numba.njit(cache=True)
+def _mask(scores, keys, s, start, many, first, last, scale):
+    """Scale, and set to -inf what a query may not see."""
+    for i in range(keys):
+        for c in range(COLUMNS):
+            scores[i, c] *= scale
+    for c in range(many):
+        for i in range(max(last[start + c] - s, 0), keys):
+            scores[i, c] = -np.inf
+        for i in range(min(first[start + c] - s, keys)):
+            scores[i, c] = -np.inf
 
 
 @numba.njit(cache=True, fastmath=FAST)
-def _attend_row(q, k, v, first, last, scale, weights, out):
-    K = q.shape[0]
-    top = np.float32(-np.inf)
-    for s in range(first, last):
-        score = np.float32(0)
-        for j in range(K):
-            score += q[j] * k[s, j]
-        weights[s] = score * scale
-        top = max(top, weights[s])
-    total = np.float32(0)
-    for s in range(first, last):
-        weights[s] = np.exp(weights[s] - top)
-        total += weights[s]
-    out[:] = np.float32(0)
-    for s in range(first, last):
-        weight = weights[s] / total
-        for j in range(K):
-            out[j] += weight * v[s, j]
+def _softmax_block(scores, keys, top, total, context):
+    """Scores become e^(score - largest so far); top, total and context [padded, COLUMNS] are brought up to date."""
+    old = top.copy()
+    for i in range(keys):
+        for c in range(COLUMNS):
+            top[c] = max(top[c], scores[i, c])
+    shrink, new = np.empty(COLUMNS, dtype=np.float32), np.zeros(COLUMNS, dtype=np.float32)
+    for c in range(COLUMNS):
+        shrink[c] = exponential(old[c] - top[c]) if old[c] > -np.inf else np.float32(0)
+    for i in range(keys):
+        for c in range(COLUMNS):
+            scores[i, c] = exponential(scores[i, c] - top[c])
+            new[c] += scores[i, c]
+    for c in range(COLUMNS):
+        total[c] = total[c] * shrink[c] + new[c]
+    for d in range(len(context)):
+        for c in range(COLUMNS):
+            context[d, c] *= shrink[c]
+
+
+@numba.njit(parallel=True, cache=True, fastmath=FAST)
+def _attend_rows(q, k, v, first, last, out):
+    """One query and one group of heads at a time: every key is read once for all heads that share it."""
+    H, N, K = q.shape
+    KV = k.shape[0]
+    group = H // KV
+    scale = np.float32(1 / math.sqrt(K))
+    for task in numba.prange(N * KV):
+        n, g = task // KV, task % KV
+        begin, end = first[n], last[n]
+        weights = np.empty((group, end - begin), dtype=np.float32)
+        for s in range(begin, end):
+            for r in range(group):
+                score = np.float32(0)
+                for j in range(K):
+                    score += q[g * group + r, n, j] * k[g, s, j]
+                weights[r, s - begin] = score * scale
+        for r in range(group):
+            top = np.max(weights[r])
+            for i in range(end - begin):
+                weights[r, i] = exponential(weights[r, i] - top)
+            weights[r] /= np.sum(weights[r])
+        out[n, g * group : (g + 1) * group] = np.float32(0)
+        for s in range(begin, end):
+            for r in range(group):
+                for j in range(K):
+                    out[n, g * group + r, j] += weights[r, s - begin] * v[g, s, j]

@@ -17,7 +17,8 @@ from minivl.tiny.scenes import TASKS, task_of
 UNIT = 28  # pixels of one token
 FULL = 336  # pixels of the longest side: the unit of absolute boxes
 DIGIT_SHARE = 0.25
-TURNS = 3
+TURNS, ALONE_TURNS = 3, 6  # questions about a picture: in one conversation, each alone
+ALONE = 0.75  # share of batches whose questions do not see each other: answers are then not copied from earlier ones
 SMALLER = {1: 1.5, 2: 1.0}  # a size is drawn with chance area^-this: small pictures are cheap, and full of shapes
 MOST = {1: 7, 2: 5}  # shapes in a picture; the tower alone may as well see crowded ones
 GEOMETRY = SimpleNamespace(
@@ -88,47 +89,88 @@ def cell_targets(drawn, size):
 
 
 def conversations(rng, drawn, size, tokenizer):
-    """input_ids, weight, task [B, T] and position_ids [3, B, T]: a few questions and answers about each picture.
+    """Questions and answers about each picture: a dict of arrays.
 
+    input_ids, weight, task, turn [B, T]; position_ids [3, B, T]; shape [B, T], asked [B, T, 4].
     weight is 0 but for the answers' tokens and their end, where it is 1/sqrt(length): long answers count more, not most.
+    turn is 0 for what everything sees, and n for what only question n sees: in three batches of four each question
+    stands alone behind the picture (also in its positions), in the fourth they are one conversation.
+    asked is the box, in units of 336 pixels, of the shape that the next token speaks of; shape says where there is one.
     """
-    tokens = size[0] * size[1] // UNIT**2
-    made = [conversation(rng, d, tokens, tokenizer) for d in drawn]
-    T = max(len(ids) for ids, _, _ in made)
-    input_ids = np.full((len(made), T), ID["<|endoftext|>"], dtype=np.int64)
-    weight, task = np.zeros((len(made), T), dtype=np.float32), np.full((len(made), T), -1, dtype=np.int64)
-    positions = np.zeros((3, len(made), T), dtype=np.int64)
-    grid = [(1, size[0] // 14, size[1] // 14)]
-    for i, (ids, w, t) in enumerate(made):
-        input_ids[i, : len(ids)], weight[i, : len(ids)], task[i, : len(ids)] = ids, w, t
-        positions[:, i, : len(ids)] = prompt_positions(np.array(ids), GEOMETRY, grid)[0]
-    return {"input_ids": input_ids, "weight": weight, "task": task, "position_ids": positions}
+    alone = rng.random() < ALONE
+    made = [conversation(rng, d, size, tokenizer, alone) for d in drawn]
+    T = max(len(one["input_ids"]) for one in made)
+    empty = {"input_ids": ID["<|endoftext|>"], "weight": 0.0, "task": -1, "turn": -1, "shape": -1}
+    batch = {
+        key: np.array(
+            [one[key] + [fill] * (T - len(one[key])) for one in made], np.float32 if key == "weight" else np.int64
+        )
+        for key, fill in empty.items()
+    }
+    batch["position_ids"] = np.zeros((3, len(made), T), dtype=np.int64)
+    for i, one in enumerate(made):
+        batch["position_ids"][:, i, : len(one["input_ids"])] = one["position_ids"]
+    boxes = [np.array([shape.box for shape in d.shapes], dtype=np.float32) / np.float32(FULL) for d in drawn]
+    batch["asked"] = np.stack(
+        [own[shape] for own, shape in zip(boxes, batch["shape"])]
+    )  # of no meaning where shape is -1
+    return batch
 
 
-def conversation(rng, drawn, tokens, tokenizer):
-    """Token ids, weights and tasks (index into TASKS, -1 outside answers) of one conversation."""
+def conversation(rng, drawn, size, tokenizer, alone=False):
+    """The arrays of `conversations` for one picture, as lists; position_ids is an array [3, T]."""
 
     def encode(text):
         return tokenizer.encode(text, add_special_tokens=False).ids
 
+    grid = [(1, size[0] // 14, size[1] // 14)]
     ids = encode("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>")
-    ids += [ID["<|image_pad|>"]] * tokens + [ID["<|vision_end|>"]]
-    weight, task = [0.0] * len(ids), [-1] * len(ids)
-    for turn, (question, answer) in enumerate(ask(rng, drawn)):
-        opening = "" if turn == 0 else "\n<|im_start|>user\n"
-        prompt = encode(f"{opening}{question}<|im_end|>\n<|im_start|>assistant\n")
+    ids += [ID["<|image_pad|>"]] * (size[0] * size[1] // UNIT**2) + [ID["<|vision_end|>"]]
+    opening = len(ids)
+    weight, task, turns, about = [0.0] * opening, [-1] * opening, [0] * opening, [-1] * opening
+    places = [prompt_positions(np.array(ids), GEOMETRY, grid)[0]]
+    for turn, (question, answer) in enumerate(ask(rng, drawn, ALONE_TURNS if alone else TURNS)):
+        start = "" if alone or turn == 0 else "\n<|im_start|>user\n"
+        prompt = encode(f"{start}{question}<|im_end|>\n<|im_start|>assistant\n")
         reply = encode(f"{answer}<|im_end|>")
-        ids += prompt + reply
+        before = ids[:opening] if alone else ids
+        places.append(prompt_positions(np.array(before + prompt + reply), GEOMETRY, grid)[0][:, len(before) :])
+        ids = ids + prompt + reply
         weight += [0.0] * len(prompt) + [len(reply) ** -0.5] * len(reply)
         task += [-1] * len(prompt) + [TASKS.index(task_of(question, answer))] * len(reply)
-    return ids, weight, task
+        turns += [turn + 1 if alone else 0] * (len(prompt) + len(reply))
+        about += [-1] * (len(prompt) - 1) + spoken_of(drawn.shapes, question, answer, reply, tokenizer) + [-1]
+    return {
+        "input_ids": ids, "weight": weight, "task": task, "turn": turns, "shape": about,
+        "position_ids": np.concatenate(places, axis=1),
+    }  # fmt: skip
 
 
-def ask(rng, drawn):
-    """Up to TURNS questions about a picture, in random order and wording."""
+def spoken_of(shapes, question, answer, reply, tokenizer):
+    """Which shape each token of a reply speaks of: its number, -1 for none."""
+    task, chosen = task_of(question, answer), -1
+    if task == "where":
+        chosen = next(i for i, shape in enumerate(shapes) if scenes.where([shape]) == answer)
+    if task == "colour":
+        chosen = next(i for i, shape in enumerate(shapes) if shape.colour == answer and shape.kind in question)
+    if task != "describe":
+        return [chosen] * (len(reply) - 1) + [-1]
+    names, now, spoken = {tokenizer.token_to_id(f"Ġ{kind}") for kind in scenes.KINDS}, 0, []
+    for token in reply:
+        spoken.append(now if now < len(shapes) else -1)
+        now += token in names
+    return spoken
+
+
+def ask(rng, drawn, most):
+    """Up to `most` questions about a picture, in random order and wording."""
     if drawn.digit is not None:
         return drawn.questions
-    asked = scenes.questions(
-        rng, drawn.shapes, lambda rng, phrases: phrases[0 if rng.random() < 0.5 else rng.integers(len(phrases))]
-    )
-    return [asked[i] for i in rng.permutation(len(asked))[:TURNS]]
+
+    def wording(rng, phrases):
+        return phrases[0 if rng.random() < 0.5 else rng.integers(len(phrases))]
+
+    asked = scenes.questions(rng, drawn.shapes, wording)
+    more = [pair for pair in scenes.questions(rng, drawn.shapes, wording)[2:] if pair not in asked]
+    asked = [*asked, *more]
+    return [asked[i] for i in rng.permutation(len(asked))[:most]]

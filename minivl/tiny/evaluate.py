@@ -21,8 +21,11 @@ def main():
     parser.add_argument("--digits", type=int, default=360, help="number of held-out digits, of 360")
     parser.add_argument("--seed", type=int, default=1_000_000, help="number of the first scene")
     options = parser.parse_args()
-    scores = evaluate(minivl.load(options.model), options.scenes, options.digits, options.seed)
-    print(table(scores))
+    try:
+        vlm = minivl.load(options.model)
+    except minivl.Error as error:
+        sys.exit(f"minivl: {error}")
+    print(table(evaluate(vlm, options.scenes, options.digits, options.seed)))
 
 
 def evaluate(vlm, scene_count=300, digit_count=360, seed=1_000_000):

@@ -30,9 +30,10 @@ CONFIG = {
     "num_key_value_heads": 2,
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
-    # subtle: M-RoPE gives columns the lowest frequencies; at theta 1e6 neighbouring columns of a 12 x 12 grid look the same
-    "rope_theta": 20.0,
-    "rope_scaling": {"type": "mrope", "mrope_section": [3, 6, 7]},
+    # subtle: M-RoPE gives columns the lowest frequencies. At theta 1e6 neighbouring columns of a 12 x 12 grid look the
+    # same; at theta 20 no pair turns slowly enough to compare contents across a prompt, and nothing is found by its name.
+    "rope_theta": 300.0,
+    "rope_scaling": {"type": "mrope", "mrope_section": [2, 4, 10]},
     "max_position_embeddings": 4096,
     "use_sliding_window": False,
     "sliding_window": 4096,

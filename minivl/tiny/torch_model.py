@@ -116,14 +116,14 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(D, KV * self.width)
         self.o_proj = nn.Linear(D, D, bias=False)
 
-    def forward(self, x, cos, sin):
+    def forward(self, x, cos, sin, mask):
         B, T, D = x.shape
         q = self.q_proj(x).view(B, T, self.heads, self.width).transpose(1, 2)
         k = self.k_proj(x).view(B, T, self.kv_heads, self.width).transpose(1, 2)
         v = self.v_proj(x).view(B, T, self.kv_heads, self.width).transpose(1, 2)
         k = rotate(k, cos, sin).repeat_interleave(self.heads // self.kv_heads, dim=1)
         v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
-        context = F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, is_causal=True)
+        context = F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, attn_mask=mask)
         return self.o_proj(context.transpose(1, 2).reshape(B, T, D))
 
 
@@ -134,8 +134,8 @@ class Layer(nn.Module):
         self.self_attn = SelfAttention(c)
         self.mlp = MLP(c["hidden_size"], c["intermediate_size"], bias=False)
 
-    def forward(self, x, cos, sin):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+    def forward(self, x, cos, sin, mask):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -156,21 +156,26 @@ class Model(nn.Module):
         self.apply(initialise)
         quiet_residuals(self.visual.blocks, "attn.proj", "mlp.down_proj")
         quiet_residuals(self.model.layers, "self_attn.o_proj", "mlp.down_proj")
+        for layer in self.model.layers:
+            match_contents(layer.self_attn)
+        nn.init.constant_(self.model.norm.weight, 0.07)  # the output layer is the embedding table: keep logits small
 
-    def forward(self, input_ids, position_ids, features, tap):
-        """input_ids [B, T], position_ids [3, B, T], features [B, U, D] of one picture each.
+    def forward(self, input_ids, position_ids, features, turn):
+        """input_ids, turn [B, T], position_ids [3, B, T], features [B, U, D] of one picture each.
 
-        Returns logits [B, T, V], and the hidden states of the picture's tokens after layer `tap`, [B, U, D].
+        A token sees the tokens before it that are of turn 0 or of its own. Returns logits [B, T, V], and a list with the
+        hidden states [B, T, D] after each layer.
         """
         image = input_ids == CONFIG["image_token_id"]
         x = self.model.embed_tokens(input_ids)
         x = x.masked_scatter(image[..., None], features.to(x.dtype))
         cos, sin = mrope_tables(position_ids)
-        for i, layer in enumerate(self.model.layers):
-            x = layer(x, cos, sin)
-            if i == tap:
-                tapped = x[image].view(features.shape)
-        return F.linear(self.model.norm(x), self.model.embed_tokens.weight), tapped
+        mask = ((turn[:, None] == 0) | (turn[:, None] == turn[:, :, None])).tril()[:, None]
+        hidden = []
+        for layer in self.model.layers:
+            x = layer(x, cos, sin, mask)
+            hidden.append(x)
+        return F.linear(self.model.norm(x), self.model.embed_tokens.weight), hidden
 
 
 def mrope_tables(position_ids):
@@ -190,7 +195,14 @@ def initialise(module):
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     if isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=1 / math.sqrt(module.weight.shape[1]))
+        nn.init.normal_(module.weight, std=0.5)  # words and picture tokens are then of one size in the residual stream
+
+
+def match_contents(attention):
+    """Let the first query head of each group start as its key head: it looks for tokens that are like its own."""
+    K, group = attention.width, attention.heads // attention.kv_heads
+    q = attention.q_proj.weight.data.view(attention.kv_heads, group, K, -1)
+    q[:, 0] = attention.k_proj.weight.data.view(attention.kv_heads, K, -1)
 
 
 def quiet_residuals(blocks, *names):

@@ -24,12 +24,19 @@ from tqdm import tqdm
 
 from minivl.tiny import recipe, scenes
 from minivl.tiny.batches import make_batch
+from minivl.tiny.muon import Muon
 from minivl.tiny.torch_model import Model
 
 WIDTH = recipe.CONFIG["hidden_size"]
-TAP = 1  # the decoder's head sits behind this layer
-TOWER_RATE = 0.3  # of the learning rate, for the tower in stage 2: it has learnt most already
+FAR, ASKED = 1, 2  # layers of the decoder whose output says where picture tokens are, and what is being spoken of
+MUON_RATE = 2.5  # of the learning rate, for Muon's matrices
 SAVE_EVERY = 200
+TOKENIZER = recipe.build_tokenizer()
+WORDS = {
+    "kind": [TOKENIZER.token_to_id(f"Ġ{word}") for word in scenes.KINDS],
+    "colour": [TOKENIZER.token_to_id(f"Ġ{word}") for word in scenes.COLOURS],
+    "digit": [TOKENIZER.token_to_id(str(digit)) for digit in range(10)],
+}
 
 
 class CellHead(nn.Module):
@@ -42,6 +49,7 @@ class CellHead(nn.Module):
 
     def loss(self, x, batch, box):
         """x [B, U, D] -> (loss, share of covered tokens whose kind is right, mean box error in units of `box`)"""
+        x = F.rms_norm(x, x.shape[-1:])
         kind, colour, digit, where = self.linear(x).split(self.sizes, dim=-1)
         covered = batch["kind"] > 0
         loss = F.cross_entropy(kind[covered], batch["kind"][covered])
@@ -49,9 +57,27 @@ class CellHead(nn.Module):
         loss = loss + F.cross_entropy(colour[covered], batch["colour"][covered])
         if (batch["digit"] >= 0).any():
             loss = loss + F.cross_entropy(digit.flatten(0, 1), batch["digit"].flatten(), ignore_index=-1)
-        error = (where - batch[box])[covered].abs()
+        shape = covered & (batch["colour"] > 0)  # how far the paper of a digit reaches cannot be seen
         right = (kind.argmax(-1) == batch["kind"])[covered].float().mean()
-        return loss + 4 * F.smooth_l1_loss(where[covered], batch[box][covered], beta=0.05), right, error.mean()
+        if not shape.any():
+            return loss, right, torch.tensor(math.nan)
+        error = (where - batch[box])[shape].abs().mean()
+        return loss + 10 * F.smooth_l1_loss(where[shape], batch[box][shape], beta=0.05), right, error
+
+
+def naming_loss(x, batch, embedding):
+    """Features x [B, U, D] should point along the embeddings of the words for what they show: " red", " circle", "7".
+
+    Finding a shape by its name is then comparing a word with itself, and naming it is copying.
+    """
+    x, words = F.normalize(x, dim=-1), F.normalize(embedding, dim=-1)
+    loss = 0.0
+    for key, ids in WORDS.items():
+        shown = batch[key] >= 0 if key == "digit" else (batch["colour"] > 0)
+        if shown.any():
+            target = batch[key][shown] - (0 if key == "digit" else 1)
+            loss = loss + F.cross_entropy(10 * x[shown] @ words[torch.tensor(ids, device=x.device)].T, target)
+    return loss
 
 
 class Batches(Dataset):
@@ -65,7 +91,7 @@ class Batches(Dataset):
         return self.steps
 
     def __getitem__(self, n):
-        ease = 1.0 if self.stage == 1 else min(1.0, n / (0.2 * self.steps))
+        ease = 1.0 if self.stage == 1 else min(1.0, 0.25 + n / (0.15 * self.steps))
         made = make_batch(self.stage, n, self.size, ease, self.tokenizer)
         return {key: value if key == "size" else torch.from_numpy(value) for key, value in made.items()}
 
@@ -76,7 +102,8 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parts = nn.ModuleDict({"model": Model(), "near": CellHead(WIDTH), "far": CellHead(WIDTH)}).to(device)
+    heads = {"near": CellHead(WIDTH), "far": CellHead(WIDTH), "asked": nn.Linear(WIDTH, 4)}
+    parts = nn.ModuleDict({"model": Model(), **heads}).to(device)
     state = torch.load(folder / "state.pt", map_location=device) if (folder / "state.pt").is_file() else None
     first = 1
     if state:
@@ -103,37 +130,54 @@ def parse():
 
 def run_stage(stage, steps, parts, state, folder, device, options):
     """Train for the rest of a stage's steps, saving on the way."""
-    tower = nn.ModuleList([parts["model"].visual, parts["near"]])
-    groups = [{"params": list(tower.parameters()), "rate": options.rate * (1 if stage == 1 else TOWER_RATE)}]
-    if stage == 2:
-        rest = nn.ModuleList([parts["model"].model, parts["far"]])
-        groups.append({"params": list(rest.parameters()), "rate": options.rate})
-    trained = [p for group in groups for p in group["params"]]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizers, trained = optimizers_of(stage, parts, options.rate)
     start = 0
     if state:
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, stored in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(stored)
         start = state["step"]
     loader = DataLoader(
         Batches(stage, steps, options.batch), batch_size=None, sampler=range(start, steps), num_workers=options.workers
     )
     bar = tqdm(loader, total=steps, initial=start, desc=f"stage {stage}", mininterval=5)
     for step, batch in zip(range(start, steps), bar):
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["rate"] * schedule(step, steps)
         batch = {key: value if key == "size" else value.to(device) for key, value in batch.items()}
         loss, figures = losses(stage, parts, batch)
-        optimizer.zero_grad(set_to_none=True)
+        parts.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         note(folder, bar, {"stage": stage, "step": step, "loss": loss.item(), **figures})
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             save(
                 folder,
-                {"parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "stage": stage, "step": step + 1},
+                {
+                    "parts": parts.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                    "stage": stage,
+                    "step": step + 1,
+                },
             )
             export(parts["model"], folder / "checkpoint")
+
+
+def optimizers_of(stage, parts, rate):
+    """The optimizers of a stage, and all that they train: Muon for the matrices of the layers, AdamW for the rest."""
+    model = parts["model"]
+    if stage == 1:
+        trained = nn.ModuleList([model.visual, parts["near"]])
+        matrices = [p for p in model.visual.blocks.parameters() if p.ndim == 2]
+    else:
+        trained = nn.ModuleList([model.model, parts["far"], parts["asked"]])
+        matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    inner = {id(p) for p in matrices}
+    others = [p for p in trained.parameters() if id(p) not in inner]
+    muon = Muon([{"params": matrices, "rate": MUON_RATE * rate}])
+    adam = torch.optim.AdamW([{"params": others, "rate": rate}], betas=(0.9, 0.98), weight_decay=0.01)
+    return (muon, adam), matrices + others
 
 
 def schedule(step, steps):
@@ -144,22 +188,30 @@ def schedule(step, steps):
 def losses(stage, parts, batch):
     """The loss to minimise, and figures for the curve."""
     height, width = batch["size"]
-    features = parts["model"].visual(batch["pixel_values"], height // 14, width // 14)
-    near, kinds, pixels = parts["near"].loss(features, batch, "near")
-    figures = {"near": near.item(), "kinds": kinds.item(), "near pixels": pixels.item() * 56}
+    grid = height // 14, width // 14
     if stage == 1:
-        return near, figures
-    logits, tapped = parts["model"](batch["input_ids"], batch["position_ids"], features, TAP)
-    far, _, pixels = parts["far"].loss(tapped, batch, "box")
+        features = parts["model"].visual(batch["pixel_values"], *grid)
+        near, kinds, pixels = parts["near"].loss(features, batch, "near")
+        named = naming_loss(features, batch, parts["model"].model.embed_tokens.weight)
+        figures = {"near": near, "named": named, "kinds": kinds, "near pixels": pixels * 56}
+        return near + named, {key: value.item() for key, value in figures.items()}
+    with torch.no_grad():  # the tower stays as stage 1 left it
+        features = parts["model"].visual(batch["pixel_values"], *grid)
+    logits, hidden = parts["model"](batch["input_ids"], batch["position_ids"], features, batch["turn"])
+    picture = hidden[FAR][batch["input_ids"] == recipe.CONFIG["image_token_id"]].view(features.shape)
+    far, _, pixels = parts["far"].loss(picture, batch, "box")
+    spoken = batch["shape"] >= 0
+    box = parts["asked"](F.rms_norm(hidden[ASKED][spoken], features.shape[-1:]))
+    asked = 10 * F.smooth_l1_loss(box, batch["asked"][spoken], beta=0.05) if spoken.any() else torch.zeros(())
     target, weight = batch["input_ids"][:, 1:], batch["weight"][:, 1:]
     text = F.cross_entropy(logits[:, :-1].flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
     text = (text * weight).sum() / weight.sum()
     right = logits[:, :-1].argmax(-1) == target
-    figures |= {"far": far.item(), "far pixels": pixels.item() * 336, "text": text.item()}
+    figures = {"text": text.item(), "asked": asked.item(), "far": far.item(), "far pixels": pixels.item() * 336}
     for i, task in enumerate(scenes.TASKS):
         mine = batch["task"][:, 1:] == i
         figures[task] = right[mine].float().mean().item() if mine.any() else float("nan")
-    return text + 0.2 * near + 0.3 * far, figures
+    return text + 0.3 * far + 0.5 * asked, figures
 
 
 def note(folder, bar, figures):

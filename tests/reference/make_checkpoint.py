@@ -47,7 +47,11 @@ def shapes(blocks, layers):
     for i in range(blocks):
         found |= {f"visual.blocks.{i}.norm{n}.weight": (W,) for n in (1, 2)}
         linears = {"attn.qkv": (3 * W, W), "attn.proj": (W, W)}
-        linears |= {"mlp.gate_proj": (VISION_INNER, W), "mlp.up_proj": (VISION_INNER, W), "mlp.down_proj": (W, VISION_INNER)}
+        linears |= {
+            "mlp.gate_proj": (VISION_INNER, W),
+            "mlp.up_proj": (VISION_INNER, W),
+            "mlp.down_proj": (W, VISION_INNER),
+        }
         found |= with_biases({f"visual.blocks.{i}.{name}": shape for name, shape in linears.items()})
     found |= {"visual.merger.ln_q.weight": (W,)}
     found |= with_biases({"visual.merger.mlp.0": (4 * W, 4 * W), "visual.merger.mlp.2": (D, 4 * W)})

@@ -22,7 +22,9 @@ from random_models import torch
 HERE = Path(__file__).parent
 PEAK = 9e9  # bytes: 7.5 GB of mapped weights count as resident, the rest is the interpreter and activations
 
-pytestmark = pytest.mark.skipif(os.environ.get("MINIVL_REAL_SIZE") != "1", reason="set MINIVL_REAL_SIZE=1: 7.5 GB, minutes")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("MINIVL_REAL_SIZE") != "1", reason="set MINIVL_REAL_SIZE=1: 7.5 GB, minutes"
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,10 @@ def folder(tmp_path_factory):
 def ours(folder, tmp_path_factory):
     """What run_photo.py found."""
     result = tmp_path_factory.mktemp("result") / "photo.npz"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
+    }
     subprocess.run([sys.executable, HERE / "run_photo.py", folder, result], check=True, env=environment)
     found = dict(np.load(result))
     print(f"peak {found['peak'] / 1e9:.2f} GB, {found['seconds']:.1f} s from load to first logits")

@@ -1,0 +1,89 @@
+"""The innermost loop of every matrix product: a tile of sums that stays in the processor's registers.
+
+    sums [ROWS, COLUMNS] += w [ROWS, depth] @ x [depth, COLUMNS]
+
+                      COLUMNS values of x (lanes of VECTORS registers)
+                      x x x x x x x x   x x x x x x x x        one k at a time, side by side in memory
+                 w    + + + + + + + +   + + + + + + + +
+    ROWS values  w    + + + + + + + +   + + + + + + + +        + is a sum that stays in its register
+    of w         w    + + + + + + + +   + + + + + + + +        each w is spread over all lanes and multiplied in
+                 ...
+
+One step of k is ROWS * VECTORS multiply-adds of whole registers for VECTORS loads and ROWS spreads, so that the arithmetic
+units are the limit and not the memory. Numba cannot be told to keep an array in registers; this one loop is therefore
+written in LLVM's own language. Everything around it, in matmul.py and attention.py, is plain Numba.
+"""
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+
+def register_tile():
+    """(lanes of a register, ROWS, VECTORS) for this processor: the sums, one spread value and VECTORS of x must fit."""
+    features = llvmlite.binding.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 16, 12, 2  # 24 sums in 32 registers
+    if features.get("avx2"):
+        return 8, 6, 2  # 12 in 16
+    if llvmlite.binding.get_process_triple().startswith(("aarch64", "arm64")):
+        return 4, 6, 4  # 24 in 32
+    return 4, 6, 2  # SSE: 12 in 16
+
+
+LANES, ROWS, VECTORS = register_tile()
+COLUMNS = LANES * VECTORS
+
+
+@intrinsic
+def tile(typing, w, stride, x, sums, depth):
+    """sums [ROWS, COLUMNS] += w [ROWS, :depth] @ x [:depth, COLUMNS]. w, x, sums are addresses of float32; rows of w are
+    `stride` values apart, those of x and sums follow each other. Each call sums from 0 before it adds."""
+    signature = types.void(*[types.intp] * 5)
+    return signature, emit_tile
+
+
+def emit_tile(context, builder, signature, arguments):
+    w, stride, x, sums, depth = arguments
+    number, vector, lane = ir.FloatType(), ir.VectorType(ir.FloatType(), LANES), ir.IntType(32)
+    empty, every = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(lane, LANES), [0] * LANES)
+    kind = ir.FunctionType(vector, [vector] * 3)
+    multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+
+    def place(base, values, type_):
+        """The address `values` float32 after `base`."""
+        return builder.inttoptr(builder.add(base, ir.Constant(base.type, 4 * values)), type_.as_pointer())
+
+    def load(base, values, type_):
+        return builder.load(place(base, values, type_), align=4)
+
+    def spread(value):
+        return builder.shuffle_vector(builder.insert_element(empty, value, lane(0)), empty, every)
+
+    rows = [builder.add(w, builder.mul(stride, w.type(4 * row))) for row in range(ROWS)]
+    before, loop, after = builder.basic_block, builder.append_basic_block("k"), builder.append_basic_block("done")
+    builder.branch(loop)
+
+    builder.position_at_end(loop)
+    k = builder.phi(depth.type)
+    k.add_incoming(depth.type(0), before)
+    held = [builder.phi(vector) for _ in range(ROWS * VECTORS)]
+    now_w, now_x = builder.mul(k, k.type(4)), builder.add(x, builder.mul(k, k.type(4 * COLUMNS)))
+    columns = [load(now_x, v * LANES, vector) for v in range(VECTORS)]
+    added = []
+    for row in rows:
+        value = spread(load(builder.add(row, now_w), 0, number))
+        added += [builder.call(multiply_add, [value, column, held[len(added) + v]]) for v, column in enumerate(columns)]
+    next_k = builder.add(k, k.type(1))
+    k.add_incoming(next_k, loop)
+    for one, sum_ in zip(held, added):
+        one.add_incoming(ir.Constant(vector, [0.0] * LANES), before)
+        one.add_incoming(sum_, loop)
+    builder.cbranch(builder.icmp_signed("<", next_k, depth), loop, after)
+
+    builder.position_at_end(after)
+    for i, sum_ in enumerate(added):
+        builder.store(builder.fadd(sum_, load(sums, i * LANES, vector)), place(sums, i * LANES, vector), align=4)
+    return context.get_dummy_value()
