@@ -55,6 +55,16 @@ def test_prompt_positions(fact):
     assert after - len(ids) == expected["delta"][0]
 
 
+def test_prompts_of_a_padded_batch():
+    """minivl runs one prompt at a time; each one's positions are those of its part of the batch."""
+    given, expected = FACTS["mrope_left_padding"]["inputs"], FACTS["mrope_left_padding"]["output"]["hf_5_23"]
+    for row, (ids, mask) in enumerate(zip(given["input_ids"], given["attention_mask"])):
+        real = np.array(mask, dtype=bool)
+        positions, after = prompt_positions(np.array(ids)[real], CONFIG, given["image_grid_thw"][row : row + 1])
+        assert np.array_equal(positions, np.array(expected["pos"])[:, row, real])
+        assert after - real.sum() == expected["delta"][row][0]
+
+
 def test_text_only_counts_up():
     positions, after = prompt_positions(np.arange(5, dtype=np.int64), CONFIG)
     assert positions.tolist() == [list(range(5))] * 3 and after == 5

@@ -1,4 +1,4 @@
-"""Eighteen random configurations, every tensor of the forward pass, against transformers in float32.
+"""Nineteen random configurations, every tensor of the forward pass, against transformers in float32.
 
 Needs the [reference] extra. Run it by its path: pytest tests/reference
 """
