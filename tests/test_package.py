@@ -143,3 +143,16 @@ def test_module_runs():
             [sys.executable, "-m", "minivl", *arguments, "--help"], capture_output=True, text=True, env=environment
         )
         assert run.returncode == 0 and "minivl" in run.stdout
+
+
+def test_what_the_readme_shows_runs(tmp_path, monkeypatch, capsys):
+    """Its Python, one block after the other, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    blocks = (Path(__file__).parents[1] / "README.md").read_text().split("```python\n")[1:]
+    names = {}
+    for block in blocks:
+        exec(block.split("```")[0], names)
+    shown = capsys.readouterr().out
+    truth = dict(scene(5).questions)
+    assert shown.startswith(f"{truth['How many shapes are there?']}\n{truth['Describe the picture.']}")
+    assert (tmp_path / "run.safetensors").is_file() and len(names["messages"]) == 3
