@@ -17,10 +17,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "minivl.model",
     "VLM": "minivl.model",
-    "Inputs": "minivl.model",
+    "Inputs": "minivl.inputs",
     "Answer": "minivl.model",
     "Config": "minivl.config",
     "Trace": "minivl.trace",
+    "set_threads": "minivl.kernels",
     "Error": "minivl.errors",
 }
 __all__ = ["__version__", *_HOMES]

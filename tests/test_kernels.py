@@ -6,11 +6,12 @@ the result's largest value holds for all shapes here, 2e-6 where an exponential 
 
 import math
 
+import numba
 import numpy as np
 import pytest
 
 from minivl.errors import Error
-from minivl.kernels import activations, attention, choose, linear, norms, rope
+from minivl.kernels import activations, attention, choose, linear, matmul, norms, rope, set_threads
 from minivl.kernels.bfloat16 import from_float32, to_float32
 
 RNG = np.random.default_rng(0)
@@ -161,3 +162,62 @@ def test_unknown_backend():
     with pytest.raises(Error, match='"numba"'):
         choose("cuda")
     assert choose("numpy").linear is linear.linear_numpy
+
+
+def test_the_number_of_threads_changes_no_bit():
+    x, gate, bias = normal(37, 300), normal(40, 90), normal(101)
+    bits, q, k = from_float32(normal(101, 300)), normal(6, 37, 20), normal(2, 37, 20)
+
+    def everything():
+        yield linear.linear_numba(x, bits, bias)
+        yield linear.linear_numba(x[:1], bits, bias)
+        yield attention.causal_attention_numba(q, k, k)
+        yield attention.causal_attention_numba(q[:, :1], k, k)
+        yield activations.silu_multiply_numba(gate, gate)
+
+    most, results = numba.config.NUMBA_NUM_THREADS, []
+    for count in (1, most):
+        set_threads(count)
+        results.append([result.tobytes() for result in everything()])
+    assert results[0] == results[1]
+    for count in (0, most + 1, "2"):
+        with pytest.raises(Error, match="threads"):
+            set_threads(count)
+
+
+def test_exponential():
+    x = np.concatenate([np.linspace(-87, 88, 20001), np.linspace(-1, 1, 2001)]).astype(np.float32)
+    actual = np.array([activations.exponential(v) for v in x])
+    expected = np.exp(x.astype(np.float64))
+    assert np.max(np.abs(actual - expected) / expected) < 2**-23  # one unit in the last place
+    for value, limit in ((-np.inf, 0), (-100, 0), (100, np.inf), (np.inf, np.inf), (0, 1)):
+        assert activations.exponential(np.float32(value)) == limit
+
+
+@pytest.mark.parametrize("M, K, N", [(2, 1, 1), (16, 256, 6), (17, 257, 7), (37, 300, 101), (300, 70, 200)])
+def test_matmul_of_many_rows(M, K, N):
+    """Tiles that are full and tiles that are not; sums longer than a panel; more rows than a block takes."""
+    x, weight, bias = normal(M, K), normal(N, K), normal(N)
+    expected = x.astype(np.float64) @ weight.T.astype(np.float64) + bias
+    own = np.abs(matmul.matmul_numba(x, weight, bias) - expected).max()
+    numpys = np.abs(linear.linear_numpy(x, weight, bias) - expected).max()
+    assert own <= 1.5 * numpys + 1e-6 * np.abs(expected).max()
+    close(matmul.matmul_numba(x, weight, bias), expected, 1e-6)
+
+
+def test_matmul_passes_infinities_and_denormals_on():
+    weight = from_float32(np.ones((4, 8), dtype=np.float32))
+    x = normal(3, 8)
+    x[1, 3] = np.inf
+    out = linear.linear_numba(x, weight)
+    assert np.all(out[1] == np.inf) and np.all(np.isfinite(out[[0, 2]]))
+    tiny = np.full((3, 8), 1e-40, dtype=np.float32)
+    np.testing.assert_allclose(linear.linear_numba(tiny, weight), 8e-40, rtol=1e-3)
+
+
+def test_attention_over_more_keys_than_a_block_holds():
+    q, k, v = normal(2, 9, 12), normal(1, 700, 12), normal(1, 700, 12)
+    expected = attend_slowly(q, k, v, lambda n: np.arange(692 + n))
+    close(attention.causal_attention_numba(q, k, v), expected, 2e-6)
+    expected = attend_slowly(q, k, v, lambda n: np.arange(672 + n, 692 + n))
+    close(attention.causal_attention_numba(q, k, v, 20), expected, 2e-6)

@@ -1,6 +1,8 @@
 """The arithmetic, twice: a plain NumPy reference, and beside it the compiled twin. Nothing else imports numba.
 
-    linear.py      x @ W.T + b, from weights stored as bfloat16 bits or float32
+    linear.py      x @ W.T + b, from weights stored as bfloat16 bits or float32; one row of x: bound by memory
+    matmul.py      the same for many rows: bound by arithmetic
+    tile.py        the innermost loop of matmul.py and attention.py, in the processor's registers
     norms.py       RMSNorm
     rope.py        rotary position embedding
     attention.py   softmax(q k.T) v inside segments (tower) and causal over a cache (decoder)
@@ -51,3 +53,15 @@ def choose(backend):
         "gelu": activations,
     }
     return Kernels(backend, **{name: getattr(room, f"{name}_{backend}") for name, room in rooms.items()})
+
+
+def set_threads(count):
+    """Use this many threads from now on; results are the same bits for any number. Environment: NUMBA_NUM_THREADS."""
+    import numba
+
+    most = numba.config.NUMBA_NUM_THREADS
+    if type(count) is not int or not 1 <= count <= most:
+        raise Error(
+            f"threads: {count!r}; it must be a whole number from 1 to {most} (NUMBA_NUM_THREADS sets the limit)."
+        )
+    numba.set_num_threads(count)

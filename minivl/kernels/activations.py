@@ -5,6 +5,8 @@ import math
 import numba
 import numpy as np
 
+FEW = 8  # rows that one thread does alone
+
 
 def silu_multiply_numpy(gate, up):
     """silu(gate) * up, silu(x) = x / (1 + e^-x). [N, I] each -> [N, I]. Source: arXiv:2002.05202"""
@@ -32,16 +34,19 @@ def exponential(x):
 
 def silu_multiply_numba(gate, up):
     out = np.empty(gate.shape, dtype=np.float32)
-    _silu_multiply(gate, up, out)
+    (_silu_multiply_few if len(gate) < FEW else _silu_multiply)(gate, up, out)
     return out
 
 
-@numba.njit(parallel=True, cache=True)
-def _silu_multiply(gate, up, out):
+def _silu_multiply_rows(gate, up, out):
     N, I = gate.shape  # noqa: E741
     for n in numba.prange(N):
         for i in range(I):
-            out[n, i] = gate[n, i] / (np.float32(1) + np.exp(-gate[n, i])) * up[n, i]
+            out[n, i] = gate[n, i] / (np.float32(1) + exponential(-gate[n, i])) * up[n, i]
+
+
+_silu_multiply = numba.njit(parallel=True, cache=True)(_silu_multiply_rows)
+_silu_multiply_few = numba.njit(cache=True)(_silu_multiply_rows)  # waking other threads would take longer
 
 
 def gelu_numpy(x):

@@ -7,7 +7,8 @@ Pairs are j and j + K/2 ("rotate half"), not neighbours 2j and 2j + 1, which is 
     out[j]       = x[j]       * cos[j]       - x[j + K/2] * sin[j]
     out[j + K/2] = x[j + K/2] * cos[j + K/2] + x[j]       * sin[j + K/2]
 
-Source: arXiv:2104.09864. The tables come from positions.py: 2-D in the tower, three positions in the decoder.
+One thread does it, as with the norms. Source: arXiv:2104.09864. The tables come from positions.py: 2-D in the tower, three
+positions in the decoder.
 """
 
 import numba
@@ -28,11 +29,11 @@ def rotate_numba(x, cos, sin):
     return out
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(cache=True)
 def _rotate(x, cos, sin, out):
     N, H, K = x.shape
     half = K // 2
-    for n in numba.prange(N):
+    for n in range(N):
         for h in range(H):
             for j in range(half):
                 low, high = x[n, h, j], x[n, h, j + half]
