@@ -131,7 +131,7 @@ def mrope(position_ids, rope, head_dim):
     """
     frequencies, scale = rope_frequencies(rope, head_dim)
     row = np.repeat(np.arange(3), rope.mrope_section)  # [head_dim/2]: which of t, h, w turns frequency j
-    angles = position_ids.astype(np.float32)[row].T * frequencies  # [T, head_dim/2]
+    angles = np.ascontiguousarray(position_ids.T[:, row]).astype(np.float32) * frequencies  # [T, head_dim/2]
     angles = np.concatenate([angles, angles], axis=1)
     return np.cos(angles) * scale, np.sin(angles) * scale
 

@@ -5,6 +5,8 @@ the result's largest value holds for all shapes here, 2e-6 where an exponential 
 """
 
 import math
+import subprocess
+import sys
 
 import numba
 import numpy as np
@@ -221,3 +223,26 @@ def test_attention_over_more_keys_than_a_block_holds():
     close(attention.causal_attention_numba(q, k, v), expected, 2e-6)
     expected = attend_slowly(q, k, v, lambda n: np.arange(672 + n, 692 + n))
     close(attention.causal_attention_numba(q, k, v, 20), expected, 2e-6)
+
+
+def test_everything_is_compiled_before_it_is_needed():
+    """A run of the shipped model, in a fresh process, adds no compiled form to those that choosing the backend made."""
+    script = """
+import minivl
+from minivl import kernels
+from minivl.tiny import scene
+from minivl.kernels import activations, attention, linear, matmul, norms, rope
+rooms = (activations, attention, linear, matmul, norms, rope)
+vlm = minivl.load()
+def forms():
+    return {name: len(f.signatures) for room in rooms for name, f in vars(room).items() if hasattr(f, "signatures")}
+before = forms()
+cache = vlm.new_cache()
+messages = [{"role": "user", "content": [{"type": "image", "image": scene(0).image}, {"type": "text", "text": "?"}]}]
+answer = vlm.chat(messages, cache, max_new_tokens=3)
+vlm.chat([*messages, {"role": "assistant", "content": answer}, *messages], cache, max_new_tokens=2)
+after = forms()
+print({name: (before[name], after[name]) for name in after if before[name] != after[name]}, len(after))
+"""
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert shown.split("} ")[0] == "{" and int(shown.split("} ")[1]) > 10, shown

@@ -43,6 +43,10 @@ def choose(backend):
         raise Error(f'backend={backend!r} is unknown. Use "numba" (compiled) or "numpy" (plain reference).')
     from minivl.kernels import activations, attention, linear, norms, rope
 
+    if backend == "numba":
+        from minivl.kernels.compile import compile_kernels
+
+        compile_kernels()
     rooms = {
         "linear": linear,
         "rms_norm": norms,

@@ -130,10 +130,21 @@ def _attend(q, k, v, first, last):
         return out.reshape(N, H * K)
     # subtle: `tile` reads ROWS rows at a time, by address: the arrays must be dense, and their last rows padded
     q, k = np.ascontiguousarray(q), np.ascontiguousarray(k)
-    values = np.zeros((len(v), -(-K // ROWS) * ROWS, v.shape[1]), dtype=np.float32)
-    values[:, :K] = v.swapaxes(1, 2)  # [KV, K, S]
+    values = np.zeros((len(v), -(-K // ROWS) * ROWS, v.shape[1]), dtype=np.float32)  # [KV, K, S]
+    _turn(v, values)
     _attend_tiles(q, k, values, first, last, out)
     return out.reshape(N, H * K)
+
+
+@numba.njit(parallel=True, cache=True)
+def _turn(v, values):
+    """[KV, S, K] -> [KV, K, S]: a value's row is then one number of every token. Some tokens at a time, for the cache."""
+    KV, S, K = v.shape
+    for task in numba.prange(KV * ((S + 63) // 64)):
+        g, start = task % KV, task // KV * 64
+        for j in range(K):
+            for s in range(start, min(start + 64, S)):
+                values[g, j, s] = v[g, s, j]
 
 
 @numba.njit(parallel=True, cache=True, fastmath=FAST)

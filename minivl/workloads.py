@@ -1,0 +1,221 @@
+"""What `minivl bench` measures: a model with the real shapes, pieces of work for it, and what each costs at least.
+
+    write_checkpoint(folder, stored_config("3B-layers"))      # random weights that look like weights
+    for workload in workloads(config): operations(config, workload), weight_bytes(config, workload, 2)
+
+Counted is what grows with the model. Operations: two (multiply, add) for each weight of a matrix and each row it is multiplied
+with, and four for each (query, visible key, value of the width), two each for q k.T and probs v. Bytes: each of these matrices
+read once, as a decoded token does. Left out: norms, rotations, activations, biases, keys and values of the cache, which
+together are about one in a hundred of the real model. Only the last token's row goes through lm_head, here as in the engine.
+"""
+
+import json
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from minivl import chat
+from minivl.config import Config, read_json
+from minivl.errors import Error
+from minivl.inputs import Inputs
+from minivl.kernels.bfloat16 import from_float32, to_float32
+from minivl.parameters import layer_shapes, parameter_shapes, vision_shapes
+from minivl.published import PUBLISHED, published
+from minivl.windows import frame_segments, window_index
+
+SIZES = ("tiny", "3B-layers", "3B")
+POOL = 1 << 24  # random numbers that are drawn; a weight matrix is made of slices of them
+PIECE = 1 << 20  # values in a slice
+DEVIATION = 0.02  # of a weight
+SPARE = 10**9  # bytes of disk or memory that are left alone
+
+
+# ---- the model ----
+
+
+def stored_config(size):
+    """config.json of "3B", or of "3B-layers": the same widths and vocabulary, two layers, two blocks, the second full."""
+    stored = {**published(**PUBLISHED["3B"]), "torch_dtype": "bfloat16"}
+    if size == "3B-layers":
+        stored["num_hidden_layers"] = 2
+        stored["vision_config"] |= {"depth": 2, "fullatt_block_indexes": [1]}
+    return stored
+
+
+def random_checkpoint(folder, stored):
+    """Write the checkpoint into this folder, or use it if it is there already."""
+    folder = Path(folder)
+    if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+        if read_json(folder / "config.json") != stored:
+            raise Error(f"{folder} holds a checkpoint of another kind or size. Give an empty folder.")
+        return
+    write_checkpoint(folder, stored)
+
+
+def write_checkpoint(folder, stored, seed=0):
+    """config.json and model.safetensors, bfloat16, tensor by tensor: little memory is taken. Complete or not at all.
+
+    Matrices and biases are normal with a deviation of 0.02, norm weights too, around 1. Any bits would do for counting, but not
+    for the clock: random bits are mostly denormal numbers, on which processors are slow.
+    """
+    folder, shapes = Path(folder), parameter_shapes(Config.from_dict(stored))
+    total = 2 * sum(math.prod(shape) for shape in shapes.values())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_room(shutil.disk_usage(folder).free, total, f"disk space for {folder}", "Name another one with --folder.")
+        path, partial = folder / "model.safetensors", folder / "model.safetensors.partial"
+        with open(partial, "wb") as file, progress(total) as bar:
+            file.write(safetensors_header(shapes))
+            for piece in random_pieces(shapes, np.random.default_rng(seed)):
+                bar.update(file.write(piece))
+        os.replace(partial, path)
+        (folder / "config.json").write_text(json.dumps(stored, indent=2), encoding="utf-8")
+    except OSError as cause:
+        raise Error(f"cannot write a checkpoint to {folder}: {cause.strerror}. Name a folder with --folder.") from None
+
+
+def progress(total):
+    return tqdm(total=total, desc="writing random weights", unit="B", unit_scale=True, leave=False, disable=None)
+
+
+def safetensors_header(shapes):
+    """8 bytes length and the JSON of a file that holds these tensors, bfloat16, one after the other."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0  # subtle: transformers refuses files without a format
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def random_pieces(shapes, rng):
+    """bfloat16 bits (uint16) of all tensors in order, at most PIECE at a time: slices of one pool from random places on."""
+    pool = from_float32(rng.standard_normal(POOL, dtype=np.float32) * np.float32(DEVIATION))
+    for name, shape in shapes.items():
+        is_norm, count = "norm" in name or "ln_q" in name, math.prod(shape)
+        for done in range(0, count, PIECE):
+            start = int(rng.integers(POOL - PIECE + 1))
+            piece = pool[start : start + min(PIECE, count - done)]
+            yield from_float32(to_float32(piece) + np.float32(1)) if is_norm else piece
+
+
+# ---- room for it ----
+
+
+def check_room(free, needed, what, advice):
+    if free is not None and free < needed + SPARE:
+        raise Error(f"too little {what}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. {advice}")
+
+
+def memory(kind="MemAvailable"):
+    """Bytes of memory that can be had, or "MemTotal"; None where /proc/meminfo does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
+    return 1024 * kilobytes[kind] if kind in kilobytes else None
+
+
+# ---- the work ----
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One thing to time.
+
+    kind      "vision": patches to tokens; "prefill": from embeddings to logits; "decode": one token after that prompt
+    inputs    the prompt
+    features  float32 [U, D]: stand in for what the tower makes of the pictures, so that prefill and decode start without it
+    """
+
+    name: str
+    kind: str
+    inputs: Inputs
+    features: np.ndarray
+
+
+def workloads(config, seed=0):
+    """Vision at 448 x 448 and 896 x 896 pixels; prefill and decode of the smaller picture and 40 tokens of text: 296."""
+    rng = np.random.default_rng(seed)
+    small, large = (picture_prompt(config, side // config.vision.patch_size, rng) for side in (448, 896))
+    return [vision(config, small), vision(config, large), *reading(config, small, rng)]
+
+
+def tiny_workloads(vlm, seed=0):
+    """The same three for a scene of the model that ships."""
+    from minivl.stream import run
+    from minivl.tiny import scene
+
+    drawn = scene(7)
+    inputs = run(vlm.prepare(chat.user(drawn.questions[0][0], [drawn.image])))
+    return [vision(vlm.config, inputs), *reading(vlm.config, inputs, np.random.default_rng(seed))]
+
+
+def picture_prompt(config, side, rng):
+    """`Inputs` of random patches, side x side of them, between 14 and 24 tokens of text."""
+    tokens = side * side // config.vision.merge_unit
+    pixels = rng.standard_normal((side * side, config.vision.patch_dim), dtype=np.float32)
+    picture = [config.vision_start_token_id, *[config.image_token_id] * tokens, config.vision_end_token_id]
+    ids = [*range(1, 15), *picture, *range(15, 39)]
+    return Inputs(np.array(ids, dtype=np.int64), pixels, np.array([[1, side, side]], dtype=np.int64))
+
+
+def vision(config, inputs):
+    height, width = (int(side) * config.vision.patch_size for side in inputs.image_grid_thw[0, 1:])
+    return Workload(f"vision {width}x{height}", "vision", inputs, np.zeros((0, 0), dtype=np.float32))
+
+
+def reading(config, inputs, rng):
+    shape = int(np.sum(inputs.input_ids == config.image_token_id)), config.text.hidden_size
+    features = rng.standard_normal(shape, dtype=np.float32) * np.float32(DEVIATION)  # as large as the embeddings
+    return [Workload(kind, kind, inputs, features) for kind in ("prefill", "decode")]
+
+
+# ---- what it costs ----
+
+
+def matrices(config, workload):
+    """(number of weights, rows that are multiplied with them) of every matrix that the work uses."""
+    if workload.kind == "vision":
+        N = len(workload.inputs.pixel_values)
+        for name, shape in vision_shapes(config.vision, config.text.hidden_size).items():
+            if len(shape) > 1:
+                yield math.prod(shape), N // config.vision.merge_unit if "merger" in name else N
+    else:
+        T = len(workload.inputs.input_ids) if workload.kind == "prefill" else 1
+        for shape in layer_shapes("", config.text).values():
+            if len(shape) > 1:
+                yield math.prod(shape) * config.text.num_hidden_layers, T
+        yield config.text.vocab_size * config.text.hidden_size, 1  # lm_head, of the last token only
+
+
+def attention_pairs(config, workload):
+    """How many (query, visible key) pairs there are, in all layers together, each in every head."""
+    if workload.kind == "vision":
+        vision, grid = config.vision, workload.inputs.image_grid_thw
+        windows, frames = window_index(grid, vision)[1], frame_segments(grid)
+        full = sum(i in vision.fullatt_block_indexes for i in range(vision.depth))
+        return full * int(np.sum(np.diff(frames) ** 2)) + (vision.depth - full) * int(np.sum(np.diff(windows) ** 2))
+    T = len(workload.inputs.input_ids)
+    seen = np.arange(1, T + 1) if workload.kind == "prefill" else np.array([T + 1])
+    limits = [config.text.layer_window(i) or T + 1 for i in range(config.text.num_hidden_layers)]
+    return sum(int(np.minimum(seen, limit).sum()) for limit in limits)
+
+
+def operations(config, workload):
+    """Floating point operations of the matrix products and of attention."""
+    width = config.vision.hidden_size if workload.kind == "vision" else config.text.hidden_size
+    products = sum(2 * weights * rows for weights, rows in matrices(config, workload))
+    return products + 4 * width * attention_pairs(config, workload)
+
+
+def weight_bytes(config, workload, size):
+    """Bytes of the matrices, `size` for each weight: 2 as bfloat16, 4 as float32."""
+    return size * sum(weights for weights, _ in matrices(config, workload))
