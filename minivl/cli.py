@@ -1,4 +1,4 @@
-"""The command line: `minivl walk`, `minivl ask`. Results go to stdout; progress, advice and errors to stderr."""
+"""The command line: `minivl walk`, `ask`, `bench`. Results go to stdout; progress, advice and errors to stderr."""
 
 import argparse
 import sys
@@ -12,8 +12,9 @@ Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood.
   minivl walk                              draw a scene, ask about it, and show every step to the answer
   minivl walk photo.jpg "What is this?"    the same for your picture and question
   minivl ask photo.jpg "What is this?"     only the answer
+  minivl bench                             how fast it is, beside transformers and what the machine allows
 
-Without --model both use the small trained model that ships with minivl: it knows coloured shapes and digits.
+Without --model walk and ask use the small trained model that ships with minivl: it knows coloured shapes and digits.
 """
 
 
@@ -54,7 +55,28 @@ def parser():
     for command in (walk, ask):
         add_model_options(command)
         add_answer_options(command)
+    add_bench(commands)
     return top
+
+
+def add_bench(commands):
+    bench = commands.add_parser("bench", help="time it beside other programs and the machine's limits")
+    bench.add_argument(
+        "--size",
+        choices=["tiny", "3B-layers", "3B"],
+        default="tiny",
+        help="the model that ships (default); random weights with all widths of the 3B and 2 layers; the whole 3B (7.5 GB)",
+    )
+    bench.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds that count, after one to warm up (5)")
+    bench.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help='workloads or peers, such as decode "vision*" "*float32"'
+    )
+    bench.add_argument("--threads", type=int, metavar="N", help="of every program (default: one for each core)")
+    bench.add_argument("--folder", metavar="DIR", help="keep the random weights here, or use those that are there")
+    bench.add_argument("--json", metavar="FILE", help="write everything, every single time included")
+    bench.add_argument("--picture", metavar="FILE.png", help="draw the roofline; needs matplotlib")
+    bench.add_argument("--no-peers", action="store_true", help="minivl alone")
+    bench.set_defaults(run=run_bench)
 
 
 def add_model_options(command):
@@ -129,6 +151,7 @@ def run_ask(options):
 
 
 def run_walk(options):
+    from minivl.image import open_image
     from minivl.walk import narrate
 
     image, question, truth = options.image, options.question or "Describe the picture.", None
@@ -136,6 +159,8 @@ def run_walk(options):
         image, question, truth = drawn_scene(0 if options.scene is None else options.scene)
     elif options.scene is not None:
         raise Error(f"--scene {options.scene} draws a picture, and {image} is one: leave one of them out.")
+    else:
+        image = open_image(image)
     vlm = load_model(options)
     print(f"Question: {question}\n")
     lines = narrate(vlm, question, image, **answer_options(options))
@@ -148,6 +173,21 @@ def run_walk(options):
     print(f"\nAnswer: {answer}")
     if truth is not None:
         print(f"Truth:  {truth}   ({'right' if answer == truth else 'wrong'})")
+
+
+def run_bench(options):
+    from minivl.bench import bench
+    from minivl.report import check_files, draw, table, write
+
+    check_files(options.json, options.picture)
+    report = bench(
+        options.size, options.rounds, options.only, options.threads, options.folder, peers=not options.no_peers
+    )
+    print(table(report))
+    if options.json is not None:
+        write(report, options.json)
+    if options.picture is not None:
+        draw(report, options.picture)
 
 
 def drawn_scene(seed):

@@ -25,6 +25,7 @@ from minivl.model import VLM, load
 from minivl.positions import prompt_positions
 from minivl.stream import drive, run
 
+OURS = "minivl"  # what this program is called in reports
 LEAST = 0.1  # seconds that a measurement takes at least: short work is repeated
 PAUSE = 0.05  # seconds of rest before it, for the threads of others to go to sleep
 READ = 1 << 30  # bytes that the machine is asked to read: much more than any cache
@@ -96,7 +97,9 @@ class Transformers:
         os.environ.pop("OMP_WAIT_POLICY", None)  # minivl's choice for its own threads, not torch's
         import torch
         from transformers import Qwen2_5_VLForConditionalGeneration
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # minivl's own is on the screen
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         self.torch, self.dtype, self.workloads, self.caches = torch, getattr(torch, dtype), workloads, {}
         self.config = Config.read(folder)
@@ -208,7 +211,11 @@ class Process:
         theirs.close()
 
     def __enter__(self):
-        self.answer()  # that it is ready
+        try:
+            self.answer()  # that it is ready
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exception):

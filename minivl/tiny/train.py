@@ -120,10 +120,10 @@ def main():
 def parse():
     parser = argparse.ArgumentParser("minivl.tiny.train", description=__doc__.split("\n")[0])
     parser.add_argument("folder", help="where the state, the loss curve and the checkpoint go")
-    parser.add_argument("--steps1", type=int, default=3000, help="batches for the tower alone")
-    parser.add_argument("--steps2", type=int, default=4000, help="batches for the whole model")
+    parser.add_argument("--steps1", type=int, default=6000, help="batches for the tower alone")
+    parser.add_argument("--steps2", type=int, default=5400, help="batches for the whole model")
     parser.add_argument("--batch", type=int, default=16, help="pictures in a batch")
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate")
+    parser.add_argument("--rate", type=float, default=1.2e-3, help="highest learning rate")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
     return parser.parse_args()
 
