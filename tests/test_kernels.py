@@ -108,7 +108,10 @@ def attend_slowly(q, k, v, seen):
     return out.reshape(N, H * K)
 
 
-@pytest.mark.parametrize("bounds", [[0, 1], [0, 37], [0, 16, 20, 37], [0, 1, 2, 37], [0, 33, 34, 37]])
+# the last ones are longer than the block of keys that the compiled kernel takes at a time, and begin inside a panel of queries
+@pytest.mark.parametrize(
+    "bounds", [[0, 1], [0, 37], [0, 16, 20, 37], [0, 1, 2, 37], [0, 33, 34, 37], [0, 308, 488], [0, 245, 250, 1003]]
+)
 def test_segment_attention(bounds):
     bounds = np.array(bounds, dtype=np.int64)
     N = int(bounds[-1])

@@ -28,6 +28,7 @@ from minivl.kernels.tile import COLUMNS, ROWS, tile
 
 FAST = {"reassoc", "contract"}  # sums may be reordered, which is what lets the compiler use vectors
 KEYS = 240  # keys whose scores are held at a time: a multiple of every ROWS; 15 KB at 16 COLUMNS
+LOWEST = np.finfo(np.float32).min
 FEW = 4  # below this many queries nothing is gained by tiles
 
 
@@ -168,7 +169,8 @@ def _attend_tiles(q, k, values, first, last, out):
         edge = np.zeros((ROWS, K), dtype=np.float32)  # the last few keys, padded with zeros
         scores = np.empty((KEYS, COLUMNS), dtype=np.float32)
         context = np.zeros((padded, COLUMNS), dtype=np.float32)
-        top, total = np.full(COLUMNS, -np.inf, dtype=np.float32), np.zeros(COLUMNS, dtype=np.float32)
+        # subtle: not -inf, because of a query whose segment begins after this block, -inf - -inf would be NaN
+        top, total = np.full(COLUMNS, LOWEST, dtype=np.float32), np.zeros(COLUMNS, dtype=np.float32)
         at_k, at_v, at_edge = k.ctypes.data + 4 * g * S * K, values.ctypes.data + 4 * g * padded * S, edge.ctypes.data
         at_q, at_scores, at_context = queries.ctypes.data, scores.ctypes.data, context.ctypes.data
         end = last[start + many - 1]
@@ -213,7 +215,7 @@ def _softmax_block(scores, keys, top, total, context):
             top[c] = max(top[c], scores[i, c])
     shrink, new = np.empty(COLUMNS, dtype=np.float32), np.zeros(COLUMNS, dtype=np.float32)
     for c in range(COLUMNS):
-        shrink[c] = exponential(old[c] - top[c]) if old[c] > -np.inf else np.float32(0)
+        shrink[c] = exponential(old[c] - top[c])
     for i in range(keys):
         for c in range(COLUMNS):
             scores[i, c] = exponential(scores[i, c] - top[c])
