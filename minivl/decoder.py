@@ -40,9 +40,7 @@ class KVCache:
     def extend(self, layer, k, v):
         """Put k, v [KV, T, K] behind what is held; returns all of the layer's keys and values, [KV, S, K] each."""
         start, end = len(self), len(self) + k.shape[1]
-        # subtle: there is always room for one more, so that a layer's part of the buffer is never dense: the kernels are
-        # compiled for one kind of array, and must not be compiled again in the middle of an answer
-        if end >= self._keys[layer].shape[1]:
+        if end > self._keys[layer].shape[1]:
             self._keys[layer] = _with_room(self._keys[layer], start, end)
             self._values[layer] = _with_room(self._values[layer], start, end)
         self._keys[layer][:, start:end] = k
@@ -62,7 +60,7 @@ class KVCache:
 
 def _with_room(array, used, needed):
     KV, capacity, K = array.shape
-    roomy = np.empty((KV, max(needed + 1, 2 * capacity), K), dtype=np.float32)
+    roomy = np.empty((KV, max(needed, 2 * capacity), K), dtype=np.float32)
     roomy[:, :used] = array[:, :used]
     return roomy
 

@@ -7,6 +7,7 @@
     rope.py        rotary position embedding
     attention.py   softmax(q k.T) v inside segments (tower) and causal over a cache (decoder)
     activations.py SwiGLU and GELU
+    memory.py      what is freed is kept for the next large arrays
     machine.py     how fast this machine reads memory, for the benchmark
 
 `choose` is the one place where a backend is picked; a stage takes the result and calls `kernels.linear(...)`.
@@ -19,9 +20,11 @@ from dataclasses import dataclass
 
 from minivl.errors import Error
 
-# subtle: OpenBLAS and Numba's OpenMP layer each keep their threads spinning after work; on few cores they then take
-# turns at starving each other, up to 8x slower. Passive waiting cures it. Read once, when libgomp is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# subtle: how often an idle thread of the OpenMP layer looks for work before it sleeps, some tenths of a millisecond. Waking
+# one takes as long as a small kernel; but threads that spin for long starve those of NumPy's BLAS, up to 8x on few cores.
+# Read once, when libgomp is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ def choose(backend):
 
     if backend == "numba":
         from minivl.kernels.compile import compile_kernels
+        from minivl.kernels.memory import keep_freed_memory
 
+        keep_freed_memory()
         compile_kernels()
     rooms = {
         "linear": linear,

@@ -38,15 +38,23 @@ def silu_multiply_numba(gate, up):
     return out
 
 
-def _silu_multiply_rows(gate, up, out):
-    N, I = gate.shape  # noqa: E741
-    for n in numba.prange(N):
-        for i in range(I):
-            out[n, i] = gate[n, i] / (np.float32(1) + exponential(-gate[n, i])) * up[n, i]
+# subtle: with Python's rule for x / 0, an exception, no loop with a division is vectorised
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def _silu_multiply(gate, up, out):
+    for n in numba.prange(len(gate)):
+        _silu_multiply_row(gate[n], up[n], out[n])
 
 
-_silu_multiply = numba.njit(parallel=True, cache=True)(_silu_multiply_rows)
-_silu_multiply_few = numba.njit(cache=True)(_silu_multiply_rows)  # waking other threads would take longer
+@numba.njit(cache=True, error_model="numpy")
+def _silu_multiply_few(gate, up, out):  # waking other threads would take longer
+    for n in range(len(gate)):
+        _silu_multiply_row(gate[n], up[n], out[n])
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _silu_multiply_row(gate, up, out):
+    for i in range(len(gate)):
+        out[i] = gate[i] / (np.float32(1) + exponential(-gate[i])) * up[i]
 
 
 def gelu_numpy(x):

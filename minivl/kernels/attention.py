@@ -29,7 +29,7 @@ from minivl.kernels.tile import COLUMNS, ROWS, tile
 FAST = {"reassoc", "contract"}  # sums may be reordered, which is what lets the compiler use vectors
 KEYS = 240  # keys whose scores are held at a time: a multiple of every ROWS; 15 KB at 16 COLUMNS
 LOWEST = np.finfo(np.float32).min
-FEW = 4  # below this many queries nothing is gained by tiles
+PADDED = -(-COLUMNS // ROWS) * ROWS
 
 
 def softmax(scores):
@@ -123,92 +123,96 @@ def merge_heads(context):
 
 
 def _attend(q, k, v, first, last):
-    """q [H, N, K], k and v [KV, S, K] -> [N, H*K]. Many queries: tiles; few, as when decoding: row by row."""
+    """q [H, N, K], k and v [KV, S, K] -> [N, H*K]. first and last do not fall from one query to the next."""
     H, N, K = q.shape
     out = np.empty((N, H, K), dtype=np.float32)
-    if N < FEW:
-        _attend_rows(q, k, v, first, last, out)
-        return out.reshape(N, H * K)
-    # subtle: `tile` reads ROWS rows at a time, by address: the arrays must be dense, and their last rows padded
-    q, k = np.ascontiguousarray(q), np.ascontiguousarray(k)
-    values = np.zeros((len(v), -(-K // ROWS) * ROWS, v.shape[1]), dtype=np.float32)  # [KV, K, S]
-    _turn(v, values)
-    _attend_tiles(q, k, values, first, last, out)
+    _attend_tiles(np.ascontiguousarray(q), _buffer(k), _buffer(v), first, last, out)
     return out.reshape(N, H * K)
 
 
-@numba.njit(parallel=True, cache=True)
-def _turn(v, values):
-    """[KV, S, K] -> [KV, K, S]: a value's row is then one number of every token. Some tokens at a time, for the cache."""
-    KV, S, K = v.shape
-    for task in numba.prange(KV * ((S + 63) // 64)):
-        g, start = task % KV, task // KV * 64
-        for j in range(K):
-            for s in range(start, min(start + 64, S)):
-                values[g, j, s] = v[g, s, j]
+def _buffer(rows):
+    """The first rows of each head in a cache, [KV, S, K] -> the cache [KV, capacity, K] that holds them, without a copy.
+
+    Where there are gaps between the heads' rows, Numba does not know them to be dense, and cannot take whole registers.
+    """
+    KV, S, K = rows.shape
+    dense = rows.strides[1:] == (4 * K, 4) and rows.strides[0] >= 4 * S * K and rows.strides[0] % (4 * K) == 0
+    if rows.flags.c_contiguous or not dense:
+        return np.ascontiguousarray(rows)
+    return np.lib.stride_tricks.as_strided(rows, (KV, rows.strides[0] // (4 * K), K))
 
 
-@numba.njit(parallel=True, cache=True, fastmath=FAST)
-def _attend_tiles(q, k, values, first, last, out):
-    """COLUMNS queries of one head at a time, against KEYS keys at a time: scores [keys, COLUMNS] never leave the cache.
+@numba.njit(parallel=True, cache=True, fastmath=FAST, error_model="numpy")
+def _attend_tiles(q, k, v, first, last, out):
+    """COLUMNS queries of a group at a time, against KEYS keys at a time, which are read once for all of them.
+
+        scores [keys, COLUMNS]  = k [keys, K] @ queries [K, COLUMNS]       never leave the cache
+        weights [COLUMNS, keys] = e^(scores - largest so far)
+        context [COLUMNS, K]   += weights @ v [keys, K]
 
     With each block of keys the largest score may grow; what was summed before is scaled down by as much (online softmax).
+    The queries of a group are counted token by token: number i is token i // group, head i % group.
     """
     H, N, K = q.shape
     KV, S, _ = k.shape
-    padded = values.shape[1]
-    panels = (N + COLUMNS - 1) // COLUMNS
+    group = H // KV
+    panels, wide = (N * group + COLUMNS - 1) // COLUMNS, (K + COLUMNS - 1) // COLUMNS
     scale = np.float32(1 / math.sqrt(K))
-    for task in numba.prange(H * panels):
-        h, start = task // panels, task % panels * COLUMNS
-        g, many = h // (H // KV), min(COLUMNS, N - start)
+    for task in numba.prange(KV * panels):
+        g, start = task // panels, task % panels * COLUMNS
+        many = min(COLUMNS, N * group - start)
         queries = np.zeros((K, COLUMNS), dtype=np.float32)
         for c in range(many):
             for j in range(K):
-                queries[j, c] = q[h, start + c, j]
-        edge = np.zeros((ROWS, K), dtype=np.float32)  # the last few keys, padded with zeros
-        scores = np.empty((KEYS, COLUMNS), dtype=np.float32)
-        context = np.zeros((padded, COLUMNS), dtype=np.float32)
+                queries[j, c] = q[g * group + (start + c) % group, (start + c) // group, j] * scale
+        scores, weights = np.empty((KEYS, COLUMNS), dtype=np.float32), np.zeros((PADDED, KEYS), dtype=np.float32)
+        edge = np.zeros((KEYS, max(K, COLUMNS)), dtype=np.float32)  # what a tile would read beyond the end, padded
+        context = np.zeros((wide, PADDED, COLUMNS), dtype=np.float32)
         # subtle: not -inf, because of a query whose segment begins after this block, -inf - -inf would be NaN
         top, total = np.full(COLUMNS, LOWEST, dtype=np.float32), np.zeros(COLUMNS, dtype=np.float32)
-        at_k, at_v, at_edge = k.ctypes.data + 4 * g * S * K, values.ctypes.data + 4 * g * padded * S, edge.ctypes.data
-        at_q, at_scores, at_context = queries.ctypes.data, scores.ctypes.data, context.ctypes.data
-        end = last[start + many - 1]
-        for s in range(first[start], end, KEYS):
+        at_k, at_v, at_edge = k.ctypes.data + 4 * g * S * K, v.ctypes.data + 4 * g * S * K, edge.ctypes.data
+        at_q, at_scores = queries.ctypes.data, scores.ctypes.data
+        at_weights, at_context = weights.ctypes.data, context.ctypes.data
+        end = last[(start + many - 1) // group]
+        for s in range(first[start // group], end, KEYS):
             keys = min(KEYS, end - s)
             scores[:] = np.float32(0)
             for r in range(0, keys, ROWS):
-                rows = at_k + 4 * (s + r) * K
+                rows, stride = at_k + 4 * (s + r) * K, K
                 if s + r + ROWS > S:
-                    edge[:] = np.float32(0)
-                    edge[: S - s - r] = k[g, s + r :]
-                    rows = at_edge
-                tile(rows, K, at_q, at_scores + 4 * r * COLUMNS, K)
-            _mask(scores, keys, s, start, many, first, last, scale)
-            _softmax_block(scores, keys, top, total, context)
-            for d in range(0, padded, ROWS):
-                tile(at_v + 4 * (d * S + s), S, at_scores, at_context + 4 * d * COLUMNS, keys)
+                    edge[: S - s - r, :K] = k[g, s + r :]
+                    rows, stride = at_edge, edge.shape[1]
+                tile(rows, stride, at_q, COLUMNS, at_scores + 4 * r * COLUMNS, K)
+            _mask(scores, keys, s, start, many, group, first, last)
+            _softmax_block(scores, keys, top, total, context, weights)
+            for b in range(wide):
+                columns, stride = at_v + 4 * (s * K + b * COLUMNS), K
+                if (b + 1) * COLUMNS > K:
+                    edge[:keys, : K - b * COLUMNS] = v[g, s : s + keys, b * COLUMNS :]
+                    columns, stride = at_edge, edge.shape[1]
+                for r in range(0, many, ROWS):
+                    place = at_context + 4 * (b * PADDED + r) * COLUMNS
+                    tile(at_weights + 4 * r * KEYS, KEYS, columns, stride, place, keys)
         for c in range(many):
             for j in range(K):
-                out[start + c, h, j] = context[j, c] / total[c]
+                n, h = (start + c) // group, g * group + (start + c) % group
+                out[n, h, j] = context[j // COLUMNS, c, j % COLUMNS] / total[c]
 
 
 @numba.njit(cache=True)
-def _mask(scores, keys, s, start, many, first, last, scale):
-    """Scale, and set to -inf what a query may not see."""
-    for i in range(keys):
-        for c in range(COLUMNS):
-            scores[i, c] *= scale
+def _mask(scores, keys, s, start, many, group, first, last):
+    """Set to -inf what a query may not see."""
     for c in range(many):
-        for i in range(max(last[start + c] - s, 0), keys):
+        n = (start + c) // group
+        for i in range(max(last[n] - s, 0), keys):
             scores[i, c] = -np.inf
-        for i in range(min(first[start + c] - s, keys)):
+        for i in range(min(first[n] - s, keys)):
             scores[i, c] = -np.inf
 
 
 @numba.njit(cache=True, fastmath=FAST)
-def _softmax_block(scores, keys, top, total, context):
-    """Scores become e^(score - largest so far); top, total and context [padded, COLUMNS] are brought up to date."""
+def _softmax_block(scores, keys, top, total, context, weights):
+    """weights [c, key] = e^(score - largest so far); top, total and context [wide, PADDED, COLUMNS] are brought up to date."""
     old = top.copy()
     for i in range(keys):
         for c in range(COLUMNS):
@@ -222,35 +226,8 @@ def _softmax_block(scores, keys, top, total, context):
             new[c] += scores[i, c]
     for c in range(COLUMNS):
         total[c] = total[c] * shrink[c] + new[c]
-    for d in range(len(context)):
+        for i in range(keys):
+            weights[c, i] = scores[i, c]
+    for b in range(len(context)):
         for c in range(COLUMNS):
-            context[d, c] *= shrink[c]
-
-
-@numba.njit(parallel=True, cache=True, fastmath=FAST)
-def _attend_rows(q, k, v, first, last, out):
-    """One query and one group of heads at a time: every key is read once for all heads that share it."""
-    H, N, K = q.shape
-    KV = k.shape[0]
-    group = H // KV
-    scale = np.float32(1 / math.sqrt(K))
-    for task in numba.prange(N * KV):
-        n, g = task // KV, task % KV
-        begin, end = first[n], last[n]
-        weights = np.empty((group, end - begin), dtype=np.float32)
-        for s in range(begin, end):
-            for r in range(group):
-                score = np.float32(0)
-                for j in range(K):
-                    score += q[g * group + r, n, j] * k[g, s, j]
-                weights[r, s - begin] = score * scale
-        for r in range(group):
-            top = np.max(weights[r])
-            for i in range(end - begin):
-                weights[r, i] = exponential(weights[r, i] - top)
-            weights[r] /= np.sum(weights[r])
-        out[n, g * group : (g + 1) * group] = np.float32(0)
-        for s in range(begin, end):
-            for r in range(group):
-                for j in range(K):
-                    out[n, g * group + r, j] += weights[r, s - begin] * v[g, s, j]
+            context[b, c] *= shrink[c]

@@ -25,7 +25,7 @@ def calls():
     stored.flags.writeable = False  # as weights mapped from a file are
     bounds = np.array([0, 4], dtype=np.int64)
     tower = np.ones((4, 3, 2, 8), dtype=np.float32).swapaxes(0, 1)[0]  # [N, H, K] inside qkv: not dense
-    by_head, cached = np.ones((2, 4, 8), dtype=np.float32), np.ones((2, 5, 8), dtype=np.float32)[:, :4]
+    by_head = np.ones((2, 4, 8), dtype=np.float32)
     many = np.ones((activations.FEW, 8), dtype=np.float32)
     return [
         ("rms_norm", norms.rms_norm_numba, x, x[0].copy(), 1e-6),
@@ -33,8 +33,7 @@ def calls():
         ("linear, one row", linear.linear_numba, x[:1], stored),
         ("rotate", rope.rotate_numba, tower, x, x),
         ("rotate", rope.rotate_numba, heads, x, x),
-        ("attention", attention.segment_attention_numba, by_head, by_head, tower.swapaxes(0, 1), bounds),
-        ("attention, one row", attention.causal_attention_numba, by_head[:, :1].copy(), cached, cached),
+        ("attention", attention.segment_attention_numba, by_head, by_head, by_head, bounds),
         ("silu", activations.silu_multiply_numba, many, many),
         ("silu, few rows", activations.silu_multiply_numba, x, x),
         ("gelu", activations.gelu_numba, x),

@@ -3,10 +3,10 @@
     out [M, N] = x [M, K] @ W [N, K].T + b [N]          bfloat16 is upcast a panel at a time, which is exact
 
     x is packed once           [panels of COLUMNS rows, K, COLUMNS]     what lies side by side is read together
-    a task takes some rows of W, and for each DEPTH of k:
-        upcasts them           [rows, DEPTH] float32                    stays in the second-level cache
-        for each panel of x    [DEPTH, COLUMNS]                         stays in the first-level cache
-            for each ROWS rows of W: tile
+    a task takes some rows of W, and for each `depth` of k:
+        upcasts them           [rows, depth] float32                    stays in the second-level cache
+        for each panel of x    [depth, COLUMNS]                         stays in the first-level cache
+            for each ROWS rows of W: tile                               and asks for a part of the next panel
 
 A result is summed in the same order whatever the number of threads. The plain twin is `linear_numpy`.
 """
@@ -14,11 +14,12 @@ A result is summed in the same order whatever the number of threads. The plain t
 import numba
 import numpy as np
 
-from minivl.kernels.tile import COLUMNS, ROWS, tile
+from minivl.kernels.tile import COLUMNS, ROWS, prefetch, tile
 
-DEPTH = 256  # values of k before a sum is put away: also keeps rounding errors smaller than one long sum would
+DEPTH = 256  # most values of k before a sum is put away: also keeps rounding errors smaller than one long sum would
 TILES = 16  # most tiles of W in a task
-BLOCK = 256 // COLUMNS  # panels of x that a task takes at a time: its sums stay in the second-level cache
+BLOCK = 512 // COLUMNS  # panels of x that a task takes at a time: its sums stay in the second-level cache
+LINE = 16  # float32 in a line of the cache
 
 
 def matmul_numba(x, weight, bias=None):
@@ -29,8 +30,9 @@ def matmul_numba(x, weight, bias=None):
     packed = np.empty((-(-M // COLUMNS), K, COLUMNS), dtype=np.float32)
     _pack(x, packed)
     bias = np.zeros(N, dtype=np.float32) if bias is None else bias
-    tiles = min(TILES, -(-N // (ROWS * 4 * numba.get_num_threads())))  # a few tasks for each thread
-    _multiply(packed, words, np.uint32(32 - 8 * words.itemsize), bias, max(tiles, 1), out)
+    threads = numba.get_num_threads()
+    tasks = threads * -(-N // (ROWS * TILES * threads))  # as many for each thread
+    _multiply(packed, words, np.uint32(32 - 8 * words.itemsize), bias, tasks, out)
     return out
 
 
@@ -48,30 +50,42 @@ def _pack(x, packed):
 
 
 @numba.njit(parallel=True, cache=True)
-def _multiply(packed, words, shift, bias, tiles, out):
+def _multiply(packed, words, shift, bias, tasks, out):
     """words [N, K] of 16 or 32 bits; shift (16 or 0) makes float32 of them."""
     (M, N), K = out.shape, words.shape[1]
-    for task in numba.prange((N + tiles * ROWS - 1) // (tiles * ROWS)):
-        first = task * tiles * ROWS
-        used = min(tiles, (N - first + ROWS - 1) // ROWS)
-        panel = np.zeros((tiles * ROWS, DEPTH), dtype=np.uint32)
-        sums = np.empty((BLOCK, tiles, ROWS, COLUMNS), dtype=np.float32)
+    tiles = (N + ROWS - 1) // ROWS
+    most = (tiles + tasks - 1) // tasks
+    steps = (K + DEPTH - 1) // DEPTH
+    depth = (K + steps - 1) // steps  # even steps
+    for task in numba.prange(tasks):
+        first, used = task * tiles // tasks * ROWS, (task + 1) * tiles // tasks - task * tiles // tasks
+        rows = min(used * ROWS, N - first)
+        panel = np.zeros((most * ROWS, depth), dtype=np.uint32)
+        sums = np.empty((BLOCK, most, ROWS, COLUMNS), dtype=np.float32)
         at_panel, at_sums, at_x = panel.ctypes.data, sums.ctypes.data, packed.ctypes.data
         for start in range(0, len(packed), BLOCK):
             many = min(BLOCK, len(packed) - start)
-            sums[:] = np.float32(0)
-            for k in range(0, K, DEPTH):
-                depth = min(DEPTH, K - k)
-                for n in range(min(tiles * ROWS, N - first)):
-                    for j in range(depth):
-                        panel[n, j] = np.uint32(words[first + n, k + j]) << shift
+            sums[:many] = np.float32(0)
+            for k in range(0, K, depth):
+                deep = min(depth, K - k)
+                for n in range(rows):
+                    _upcast(words[first + n, k : k + deep], shift, panel[n])
                 for p in range(many):
                     x_panel = at_x + 4 * COLUMNS * ((start + p) * K + k)
+                    next_panel, lines = x_panel + 4 * COLUMNS * K, COLUMNS * deep // (LINE * max(used, 1)) + 1
                     for t in range(used):
-                        place = at_sums + 4 * ROWS * COLUMNS * (p * tiles + t)
-                        tile(at_panel + 4 * ROWS * DEPTH * t, DEPTH, x_panel, place, depth)
+                        prefetch(next_panel + 4 * LINE * lines * t, lines)
+                        place = at_sums + 4 * ROWS * COLUMNS * (p * most + t)
+                        tile(at_panel + 4 * ROWS * depth * t, depth, x_panel, COLUMNS, place, deep)
             for p in range(many):
                 for c in range(min(COLUMNS, M - (start + p) * COLUMNS)):
-                    m = (start + p) * COLUMNS + c
-                    for n in range(min(tiles * ROWS, N - first)):
-                        out[m, first + n] = sums[p, n // ROWS, n % ROWS, c] + bias[first + n]
+                    row = out[(start + p) * COLUMNS + c, first : first + rows]
+                    for n in range(rows):
+                        row[n] = sums[p, n // ROWS, n % ROWS, c] + bias[first + n]
+
+
+@numba.njit(cache=True)
+def _upcast(words, shift, out):
+    # subtle: a function of its own, so that the compiler knows its arrays to be dense and takes a register at a time
+    for j in range(len(words)):
+        out[j] = np.uint32(words[j]) << shift

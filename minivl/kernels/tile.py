@@ -38,15 +38,15 @@ COLUMNS = LANES * VECTORS
 
 
 @intrinsic
-def tile(typing, w, stride, x, sums, depth):
-    """sums [ROWS, COLUMNS] += w [ROWS, :depth] @ x [:depth, COLUMNS]. w, x, sums are addresses of float32; rows of w are
-    `stride` values apart, those of x and sums follow each other. Each call sums from 0 before it adds."""
-    signature = types.void(*[types.intp] * 5)
+def tile(typing, w, w_stride, x, x_stride, sums, depth):
+    """sums [ROWS, COLUMNS] += w [ROWS, :depth] @ x [:depth, COLUMNS]. w, x, sums are addresses of float32; rows of w and x
+    are so many values apart, those of sums follow each other. Each call sums from 0 before it adds."""
+    signature = types.void(*[types.intp] * 6)
     return signature, emit_tile
 
 
 def emit_tile(context, builder, signature, arguments):
-    w, stride, x, sums, depth = arguments
+    w, w_stride, x, x_stride, sums, depth = arguments
     number, vector, lane = ir.FloatType(), ir.VectorType(ir.FloatType(), LANES), ir.IntType(32)
     empty, every = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(lane, LANES), [0] * LANES)
     kind = ir.FunctionType(vector, [vector] * 3)
@@ -62,7 +62,8 @@ def emit_tile(context, builder, signature, arguments):
     def spread(value):
         return builder.shuffle_vector(builder.insert_element(empty, value, lane(0)), empty, every)
 
-    rows = [builder.add(w, builder.mul(stride, w.type(4 * row))) for row in range(ROWS)]
+    rows = [builder.add(w, builder.mul(w_stride, w.type(4 * row))) for row in range(ROWS)]
+    x_bytes = builder.mul(x_stride, x.type(4))
     before, loop, after = builder.basic_block, builder.append_basic_block("k"), builder.append_basic_block("done")
     builder.branch(loop)
 
@@ -70,7 +71,7 @@ def emit_tile(context, builder, signature, arguments):
     k = builder.phi(depth.type)
     k.add_incoming(depth.type(0), before)
     held = [builder.phi(vector) for _ in range(ROWS * VECTORS)]
-    now_w, now_x = builder.mul(k, k.type(4)), builder.add(x, builder.mul(k, k.type(4 * COLUMNS)))
+    now_w, now_x = builder.mul(k, k.type(4)), builder.add(x, builder.mul(k, x_bytes))
     columns = [load(now_x, v * LANES, vector) for v in range(VECTORS)]
     added = []
     for row in rows:
@@ -86,4 +87,21 @@ def emit_tile(context, builder, signature, arguments):
     builder.position_at_end(after)
     for i, sum_ in enumerate(added):
         builder.store(builder.fadd(sum_, load(sums, i * LANES, vector)), place(sums, i * LANES, vector), align=4)
+    return context.get_dummy_value()
+
+
+@intrinsic
+def prefetch(typing, address, lines):
+    """Ask for `lines` times 64 bytes from `address` on to be brought near. A hint: any address will do, nothing is read."""
+    return types.void(types.intp, types.intp), emit_prefetch
+
+
+def emit_prefetch(context, builder, signature, arguments):
+    address, lines = arguments
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    ask = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+    with cgutils.for_range(builder, lines) as loop:
+        place = builder.inttoptr(builder.add(address, builder.mul(loop.index, lines.type(64))), byte)
+        builder.call(ask, [place, number(0), number(2), number(1)])  # to read; second-level cache; data
     return context.get_dummy_value()

@@ -1,0 +1,23 @@
+"""Keep the memory of large arrays for the next ones.
+
+The C library asks the system for every array over 32 MB and gives it back at once. The system hands out memory page by page,
+when it is first touched, and clears each: for a tower's largest tensors that takes longer than the arithmetic on them.
+glibc can be told to keep what is freed, up to a limit; on other systems nothing is done.
+"""
+
+import ctypes
+import functools
+import sys
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of malloc.h
+KEPT = 1 << 29  # bytes of freed memory that stay with the process
+
+
+@functools.cache
+def keep_freed_memory():
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(MMAP_THRESHOLD, KEPT)
+        mallopt(TRIM_THRESHOLD, KEPT)
