@@ -142,9 +142,18 @@ def _buffer(rows):
     return np.lib.stride_tricks.as_strided(rows, (KV, rows.strides[0] // (4 * K), K))
 
 
-@numba.njit(parallel=True, cache=True, fastmath=FAST, error_model="numpy")
+@numba.njit(parallel=True, cache=True, error_model="numpy")
 def _attend_tiles(q, k, v, first, last, out):
-    """COLUMNS queries of a group at a time, against KEYS keys at a time, which are read once for all of them.
+    (H, N, _), KV = q.shape, len(k)
+    group = H // KV
+    panels = (N * group + COLUMNS - 1) // COLUMNS
+    for task in numba.prange(KV * panels):
+        _attend_panel(q, k, v, first, last, task // panels, task % panels * COLUMNS, out)
+
+
+@numba.njit(cache=True, fastmath=FAST, error_model="numpy")
+def _attend_panel(q, k, v, first, last, g, start, out):
+    """COLUMNS queries of group g at a time, against KEYS keys at a time, which are read once for all of them.
 
         scores [keys, COLUMNS]  = k [keys, K] @ queries [K, COLUMNS]       never leave the cache
         weights [COLUMNS, keys] = e^(scores - largest so far)
@@ -153,53 +162,56 @@ def _attend_tiles(q, k, v, first, last, out):
     With each block of keys the largest score may grow; what was summed before is scaled down by as much (online softmax).
     The queries of a group are counted token by token: number i is token i // group, head i % group.
     """
-    H, N, K = q.shape
-    KV, S, _ = k.shape
+    (H, N, K), (KV, S, _) = q.shape, k.shape
     group = H // KV
-    panels, wide = (N * group + COLUMNS - 1) // COLUMNS, (K + COLUMNS - 1) // COLUMNS
+    many, wide = min(COLUMNS, N * group - start), (K + COLUMNS - 1) // COLUMNS
     scale = np.float32(1 / math.sqrt(K))
-    for task in numba.prange(KV * panels):
-        g, start = task // panels, task % panels * COLUMNS
-        many = min(COLUMNS, N * group - start)
-        queries = np.zeros((K, COLUMNS), dtype=np.float32)
-        for c in range(many):
-            for j in range(K):
-                queries[j, c] = q[g * group + (start + c) % group, (start + c) // group, j] * scale
-        scores, weights = np.empty((KEYS, COLUMNS), dtype=np.float32), np.zeros((PADDED, KEYS), dtype=np.float32)
-        edge = np.zeros((KEYS, max(K, COLUMNS)), dtype=np.float32)  # what a tile would read beyond the end, padded
-        context = np.zeros((wide, PADDED, COLUMNS), dtype=np.float32)
-        # subtle: not -inf, because of a query whose segment begins after this block, -inf - -inf would be NaN
-        top, total = np.full(COLUMNS, LOWEST, dtype=np.float32), np.zeros(COLUMNS, dtype=np.float32)
-        at_k, at_v, at_edge = k.ctypes.data + 4 * g * S * K, v.ctypes.data + 4 * g * S * K, edge.ctypes.data
-        at_q, at_scores = queries.ctypes.data, scores.ctypes.data
-        at_weights, at_context = weights.ctypes.data, context.ctypes.data
-        end = last[(start + many - 1) // group]
-        for s in range(first[start // group], end, KEYS):
-            keys = min(KEYS, end - s)
-            scores[:] = np.float32(0)
-            for r in range(0, keys, ROWS):
-                rows, stride = at_k + 4 * (s + r) * K, K
-                if s + r + ROWS > S:
-                    edge[: S - s - r, :K] = k[g, s + r :]
-                    rows, stride = at_edge, edge.shape[1]
-                tile(rows, stride, at_q, COLUMNS, at_scores + 4 * r * COLUMNS, K)
-            _mask(scores, keys, s, start, many, group, first, last)
-            _softmax_block(scores, keys, top, total, context, weights)
-            for b in range(wide):
-                columns, stride = at_v + 4 * (s * K + b * COLUMNS), K
-                if (b + 1) * COLUMNS > K:
-                    edge[:keys, : K - b * COLUMNS] = v[g, s : s + keys, b * COLUMNS :]
-                    columns, stride = at_edge, edge.shape[1]
-                for r in range(0, many, ROWS):
-                    place = at_context + 4 * (b * PADDED + r) * COLUMNS
-                    tile(at_weights + 4 * r * KEYS, KEYS, columns, stride, place, keys)
-        for c in range(many):
-            for j in range(K):
-                n, h = (start + c) // group, g * group + (start + c) % group
-                out[n, h, j] = context[j // COLUMNS, c, j % COLUMNS] / total[c]
+    queries = np.zeros((K, COLUMNS), dtype=np.float32)
+    for c in range(many):
+        for j in range(K):
+            queries[j, c] = q[g * group + (start + c) % group, (start + c) // group, j] * scale
+    scores, weights = np.empty((KEYS, COLUMNS), dtype=np.float32), np.zeros((PADDED, KEYS), dtype=np.float32)
+    edge = np.zeros((KEYS, max(K, COLUMNS)), dtype=np.float32)  # what a tile would read beyond the end, padded
+    context = np.zeros((wide, PADDED, COLUMNS), dtype=np.float32)
+    # subtle: not -inf, because of a query whose segment begins after this block, -inf - -inf would be NaN
+    top, total = np.full(COLUMNS, LOWEST, dtype=np.float32), np.zeros(COLUMNS, dtype=np.float32)
+    at_k, at_v, at_edge = k.ctypes.data + 4 * g * S * K, v.ctypes.data + 4 * g * S * K, edge.ctypes.data
+    at_q, at_scores = queries.ctypes.data, scores.ctypes.data
+    at_weights, at_context = weights.ctypes.data, context.ctypes.data
+    end = last[(start + many - 1) // group]
+    for s in range(first[start // group], end, KEYS):
+        keys = min(KEYS, end - s)
+        scores[:] = np.float32(0)
+        for r in range(0, keys, ROWS):
+            rows, stride = at_k + 4 * (s + r) * K, K
+            if s + r + ROWS > S:
+                _copy(k[g], s + r, S, 0, edge)
+                rows, stride = at_edge, edge.shape[1]
+            tile(rows, stride, at_q, COLUMNS, at_scores + 4 * r * COLUMNS, K)
+        _mask(scores, keys, s, start, many, group, first, last)
+        _softmax_block(scores, keys, top, total, context, weights)
+        for b in range(wide):
+            columns, stride = at_v + 4 * (s * K + b * COLUMNS), K
+            if (b + 1) * COLUMNS > K:
+                _copy(v[g], s, s + keys, b * COLUMNS, edge)
+                columns, stride = at_edge, edge.shape[1]
+            for r in range(0, many, ROWS):
+                place = at_context + 4 * (b * PADDED + r) * COLUMNS
+                tile(at_weights + 4 * r * KEYS, KEYS, columns, stride, place, keys)
+    for c in range(many):
+        n, h = (start + c) // group, g * group + (start + c) % group
+        for j in range(K):
+            out[n, h, j] = context[j // COLUMNS, c, j % COLUMNS] / total[c]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
+def _copy(rows, first, last, column, edge):
+    for i in range(first, last):
+        for j in range(column, rows.shape[1]):
+            edge[i - first, j - column] = rows[i, j]
+
+
+@numba.njit(cache=True, error_model="numpy")
 def _mask(scores, keys, s, start, many, group, first, last):
     """Set to -inf what a query may not see."""
     for c in range(many):
@@ -210,24 +222,33 @@ def _mask(scores, keys, s, start, many, group, first, last):
             scores[i, c] = -np.inf
 
 
-@numba.njit(cache=True, fastmath=FAST)
+@numba.njit(cache=True, fastmath=FAST, error_model="numpy")
 def _softmax_block(scores, keys, top, total, context, weights):
     """weights [c, key] = e^(score - largest so far); top, total and context [wide, PADDED, COLUMNS] are brought up to date."""
-    old = top.copy()
+    shrink, new = top.copy(), np.zeros(COLUMNS, dtype=np.float32)
     for i in range(keys):
         for c in range(COLUMNS):
             top[c] = max(top[c], scores[i, c])
-    shrink, new = np.empty(COLUMNS, dtype=np.float32), np.zeros(COLUMNS, dtype=np.float32)
     for c in range(COLUMNS):
-        shrink[c] = exponential(old[c] - top[c])
+        shrink[c] -= top[c]
     for i in range(keys):
         for c in range(COLUMNS):
-            scores[i, c] = exponential(scores[i, c] - top[c])
+            scores[i, c] -= top[c]
+    _exponentials(shrink)
+    _exponentials(scores[:keys].reshape(-1))
+    for i in range(keys):
+        for c in range(COLUMNS):
             new[c] += scores[i, c]
+            weights[c, i] = scores[i, c]
     for c in range(COLUMNS):
         total[c] = total[c] * shrink[c] + new[c]
-        for i in range(keys):
-            weights[c, i] = scores[i, c]
     for b in range(len(context)):
         for c in range(COLUMNS):
-            context[b, c] *= shrink[c]
+            for j in range(COLUMNS):
+                context[b, c, j] *= shrink[c]
+
+
+@numba.njit(cache=True, fastmath=FAST, error_model="numpy")
+def _exponentials(x):
+    for i in range(len(x)):
+        x[i] = exponential(x[i])

@@ -47,7 +47,7 @@ def linear_numba(x, weight, bias=None):
     return out
 
 
-@numba.njit(parallel=True, cache=True, fastmath=FAST)
+@numba.njit(parallel=True, cache=True, fastmath=FAST, error_model="numpy")
 def _row_times_bfloat16(even, odd, words, out):
     N, K = words.shape
     for block in numba.prange((N + 3) // 4):
@@ -67,7 +67,7 @@ def _row_times_bfloat16(even, odd, words, out):
             out[n], out[n + 1], out[n + 2], out[n + 3] = sum_a, sum_b, sum_c, sum_d
 
 
-@numba.njit(cache=True, fastmath=FAST)
+@numba.njit(cache=True, fastmath=FAST, error_model="numpy")
 def _dot_bfloat16(even, odd, words):
     total = np.float32(0)
     for k in range(len(words)):
@@ -86,7 +86,7 @@ def _high(word):
     return np.uint32(word & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-@numba.njit(parallel=True, cache=True, fastmath=FAST)
+@numba.njit(parallel=True, cache=True, fastmath=FAST, error_model="numpy")
 def _row_times_float32(x, weight, out):
     N, K = weight.shape
     for n in numba.prange(N):

@@ -36,7 +36,7 @@ def matmul_numba(x, weight, bias=None):
     return out
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True, cache=True, error_model="numpy")
 def _pack(x, packed):
     """[M, K] -> [panels, K, COLUMNS]; rows that are not there are 0."""
     M, K = x.shape
@@ -49,43 +49,42 @@ def _pack(x, packed):
                 packed[p, k, c] = np.float32(0)
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True, cache=True, error_model="numpy")
 def _multiply(packed, words, shift, bias, tasks, out):
     """words [N, K] of 16 or 32 bits; shift (16 or 0) makes float32 of them."""
-    (M, N), K = out.shape, words.shape[1]
-    tiles = (N + ROWS - 1) // ROWS
-    most = (tiles + tasks - 1) // tasks
-    steps = (K + DEPTH - 1) // DEPTH
-    depth = (K + steps - 1) // steps  # even steps
+    tiles = (len(words) + ROWS - 1) // ROWS
     for task in numba.prange(tasks):
-        first, used = task * tiles // tasks * ROWS, (task + 1) * tiles // tasks - task * tiles // tasks
-        rows = min(used * ROWS, N - first)
-        panel = np.zeros((most * ROWS, depth), dtype=np.uint32)
-        sums = np.empty((BLOCK, most, ROWS, COLUMNS), dtype=np.float32)
-        at_panel, at_sums, at_x = panel.ctypes.data, sums.ctypes.data, packed.ctypes.data
-        for start in range(0, len(packed), BLOCK):
-            many = min(BLOCK, len(packed) - start)
-            sums[:many] = np.float32(0)
-            for k in range(0, K, depth):
-                deep = min(depth, K - k)
-                for n in range(rows):
-                    _upcast(words[first + n, k : k + deep], shift, panel[n])
-                for p in range(many):
-                    x_panel = at_x + 4 * COLUMNS * ((start + p) * K + k)
-                    next_panel, lines = x_panel + 4 * COLUMNS * K, COLUMNS * deep // (LINE * max(used, 1)) + 1
-                    for t in range(used):
-                        prefetch(next_panel + 4 * LINE * lines * t, lines)
-                        place = at_sums + 4 * ROWS * COLUMNS * (p * most + t)
-                        tile(at_panel + 4 * ROWS * depth * t, depth, x_panel, COLUMNS, place, deep)
+        first, end = task * tiles // tasks * ROWS, min((task + 1) * tiles // tasks * ROWS, len(words))
+        _multiply_rows(packed, words, shift, bias, first, end, out)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _multiply_rows(packed, words, shift, bias, first, end, out):
+    """The task of a thread: rows first:end of W, the same columns of out."""
+    M, N, K = len(out), end - first, words.shape[1]
+    tiles, steps = (N + ROWS - 1) // ROWS, (K + DEPTH - 1) // DEPTH
+    depth = (K + steps - 1) // steps  # even steps
+    panel = np.zeros((tiles * ROWS, depth), dtype=np.uint32)
+    sums = np.empty((BLOCK, tiles, ROWS, COLUMNS), dtype=np.float32)
+    at_panel, at_sums, at_x = panel.ctypes.data, sums.ctypes.data, packed.ctypes.data
+    for start in range(0, len(packed), BLOCK):
+        many = min(BLOCK, len(packed) - start)
+        sums[:many] = np.float32(0)
+        for k in range(0, K, depth):
+            deep = min(depth, K - k)
+            for n in range(N):
+                for j in range(deep):
+                    panel[n, j] = np.uint32(words[first + n, k + j]) << shift
+            lines = COLUMNS * deep // (LINE * max(tiles, 1)) + 1
             for p in range(many):
-                for c in range(min(COLUMNS, M - (start + p) * COLUMNS)):
-                    row = out[(start + p) * COLUMNS + c, first : first + rows]
-                    for n in range(rows):
-                        row[n] = sums[p, n // ROWS, n % ROWS, c] + bias[first + n]
-
-
-@numba.njit(cache=True)
-def _upcast(words, shift, out):
-    # subtle: a function of its own, so that the compiler knows its arrays to be dense and takes a register at a time
-    for j in range(len(words)):
-        out[j] = np.uint32(words[j]) << shift
+                x_panel = at_x + 4 * COLUMNS * ((start + p) * K + k)
+                next_panel = x_panel + 4 * COLUMNS * K
+                for t in range(tiles):
+                    prefetch(next_panel + 4 * LINE * lines * t, lines)
+                    place = at_sums + 4 * ROWS * COLUMNS * (p * tiles + t)
+                    tile(at_panel + 4 * ROWS * depth * t, depth, x_panel, COLUMNS, place, deep)
+        for p in range(many):
+            for c in range(min(COLUMNS, M - (start + p) * COLUMNS)):
+                m = (start + p) * COLUMNS + c
+                for n in range(N):
+                    out[m, first + n] = sums[p, n // ROWS, n % ROWS, c] + bias[first + n]
