@@ -38,7 +38,7 @@ def draw(picture, places, font=None):
     marks = [(mark(place, image.size, line), COLOURS[labels.index(place.label) % len(COLOURS)]) for place in places]
     for (frame, is_box), colour in sorted(marks, key=lambda one: -area(one[0][0])):  # the small ones on top
         (outline if is_box else dot)(painter, frame, colour, line)
-    taken = []
+    taken = [frame for (frame, is_box), _ in marks if not is_box]
     for place, ((frame, _), colour) in zip(places, marks):
         text = " ".join(place.label.split())
         text = text if len(text) <= LONGEST else text[:LONGEST] + "..."
