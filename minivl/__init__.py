@@ -18,7 +18,7 @@ _HOMES = {
     "load": "minivl.model",
     "VLM": "minivl.model",
     "Inputs": "minivl.inputs",
-    "Answer": "minivl.model",
+    "Answer": "minivl.answer",
     "Config": "minivl.config",
     "Trace": "minivl.trace",
     "set_threads": "minivl.kernels",

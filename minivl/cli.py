@@ -51,6 +51,12 @@ def parser():
     ask = commands.add_parser("ask", help="answer a question about one or more pictures")
     ask.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, in the order in which the model sees them")
     ask.add_argument("question", metavar="QUESTION")
+    ask.add_argument(
+        "--draw", metavar="FILE.png", help="draw boxes and points of the answer on the picture, and list them"
+    )
+    ask.add_argument(
+        "--draw-on", type=int, metavar="N", help="which picture they lie in: 1 is the first (default: the last)"
+    )
     ask.set_defaults(run=run_ask)
     for command in (walk, ask):
         add_model_options(command)
@@ -144,10 +150,56 @@ def load_model(options):
 def run_ask(options):
     if not options.images and Path(options.question).is_file():
         raise Error(f'{options.question} is a file: put a question behind it, such as "What is in the picture?".')
+    check_drawing(options)
     vlm = load_model(options)
-    for piece in vlm.stream(options.question, options.images, **answer_options(options)):
-        print(piece, end="", flush=True)
+    pieces = vlm.stream(options.question, options.images, **answer_options(options))
+    while True:
+        try:
+            print(next(pieces), end="", flush=True)
+        except StopIteration as finished:
+            answer = finished.value
+            break
     print()
+    if options.draw is not None:
+        show_places(answer if options.draw_on is None else answer.on(options.draw_on - 1), options)
+
+
+def check_drawing(options):
+    """That what is asked for can be drawn, before a model is loaded."""
+    from minivl.drawing import picture_format
+
+    if options.draw is None and options.draw_on is not None:
+        raise Error("--draw-on chooses the picture to draw on: give --draw FILE.png too.")
+    if options.draw is None:
+        return
+    if not options.images:
+        raise Error("--draw needs a picture to draw on: give one before the question.")
+    if options.draw_on is not None and not 1 <= options.draw_on <= len(options.images):
+        raise Error(f"--draw-on {options.draw_on}: the pictures are numbered from 1 to {len(options.images)}.")
+    picture_format(options.draw)
+    if any(Path(options.draw).resolve() == Path(image).resolve() for image in options.images):
+        raise Error(f"--draw {options.draw} would overwrite a picture that the question is about. Give another file.")
+
+
+def show_places(answer, options):
+    """List boxes and points, in pixels of the picture as the model saw it and as it was given, and write it with them."""
+    from minivl.drawing import write
+
+    name, picture, places = options.images[answer.image], answer.pictures[answer.image], answer.places
+    (H, W), (h, w) = picture.resized_size, picture.original_size
+    rows = [("", "", f"as the model saw it, {W} x {H}", f"{name}, {w} x {h}")]
+    for place in places:
+        resized, original = (
+            ", ".join(f"{v:.1f}".removesuffix(".0") for v in seen) for seen in (place.resized, place.original)
+        )
+        beyond = "" if place.inside else "   (beyond the picture)"
+        rows.append((type(place).__name__.lower(), " ".join(place.label.split()), resized, original + beyond))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows if places else []:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]))
+    write(answer.draw(), options.draw)
+    if not places:
+        print(f"minivl: there are no boxes or points in the answer; {options.draw} has none.", file=sys.stderr)
 
 
 def run_walk(options):

@@ -19,16 +19,18 @@ class Inputs:
     input_ids       int64 [T], every picture's placeholder expanded
     pixel_values    float32 [N, 1176], the patches of all pictures
     image_grid_thw  int64 [images, 3]: frames, patch rows, patch columns of each
+    image_sizes     (height, width) of each before it was resized, for the boxes of the answer; the model does without
     """
 
     input_ids: np.ndarray
     pixel_values: np.ndarray
     image_grid_thw: np.ndarray
+    image_sizes: tuple = ()
 
 
 def checked(inputs, config):
     """The same `Inputs` as dense arrays of the right types; an Error where shapes or ids do not fit the model."""
-    ids, patches, grids = (np.asarray(getattr(inputs, name)) for name in Inputs.__dataclass_fields__)
+    ids, patches, grids = map(np.asarray, (inputs.input_ids, inputs.pixel_values, inputs.image_grid_thw))
     if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
         raise Error(f"input_ids is {ids.dtype} {list(ids.shape)}; it must be whole numbers [T], at least one.")
     merge, width = config.vision.spatial_merge_size, config.vision.patch_dim
@@ -43,7 +45,8 @@ def checked(inputs, config):
             f"pixel_values is {patches.dtype} {list(patches.shape)}; for this image_grid_thw it must be float32 "
             f"{[int(grids.prod(axis=1).sum()), width]}: a row for each patch."
         )
-    return Inputs(ids.astype(np.int64), np.ascontiguousarray(patches, dtype=np.float32), grids.astype(np.int64))
+    patches = np.ascontiguousarray(patches, dtype=np.float32)
+    return Inputs(ids.astype(np.int64), patches, grids.astype(np.int64), inputs.image_sizes)
 
 
 def pictures_of(inputs, config):

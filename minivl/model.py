@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minivl import chat, trace
+from minivl.answer import Answer, pictures_of_prompt
 from minivl.config import Config
 from minivl.decoder import KVCache, decoder
 from minivl.errors import Error
@@ -45,23 +46,6 @@ def load(source=None, weights="bfloat16", backend="numba"):
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder)
     return VLM(config, open_weights(path, config, weights), kernels, folder)
-
-
-class Answer(str):
-    """The answer's text, and how it came about.
-
-    ids            token ids, the one that ended it included
-    prompt_tokens  length of the prompt in tokens
-    finished       True if the model ended the answer itself, False if max_new_tokens or the context did
-    """
-
-    def __new__(cls, text, ids, prompt_tokens, finished):
-        answer = super().__new__(cls, text)
-        answer.ids, answer.prompt_tokens, answer.finished = ids, prompt_tokens, finished
-        return answer
-
-    def __getnewargs__(self):  # for copy and pickle
-        return str(self), self.ids, self.prompt_tokens, self.finished
 
 
 class VLM:
@@ -126,17 +110,22 @@ class VLM:
         return run(_with_progress(stage, self.config))
 
     def stream(self, question, images=None, cache=None, **options):
-        """The answer's text in pieces, as soon as they are whole characters. `question` may be a list of messages."""
+        """The answer's text in pieces, as soon as they are whole characters; returns the `Answer`. `question` may be a
+        list of messages."""
         text = self.tokenizer.stream()
         stage = self.answer(chat.conversation(question, images), cache=cache, **options)
-        for name, tensor in drive(_with_progress(stage, self.config)):
-            if name.endswith("next_token"):
-                piece = text.push(int(tensor[0]))
-                if piece:
-                    yield piece
-        rest = text.end()
-        if rest:
-            yield rest
+        steps = drive(_with_progress(stage, self.config))
+        while True:
+            try:
+                name, tensor = next(steps)
+            except StopIteration as finished:
+                rest = text.end()
+                if rest:
+                    yield rest
+                return finished.value
+            piece = text.push(int(tensor[0])) if name.endswith("next_token") else ""
+            if piece:
+                yield piece
 
     def trace(self, question, images=None, keep="*", edit=None, stop=None, limit=4e9, max_new_tokens=1, **options):
         """Run and record every tensor by name; see trace.py for keep, edit, stop and limit. -> Trace, its `result` the Answer.
@@ -168,24 +157,29 @@ class VLM:
         inputs = checked(inputs, self.config)
         cache = self.new_cache() if cache is None else cache
         ids = yield from self.generate(inputs, cache, sampling, rng)
-        text = "" if isinstance(prompt, Inputs) else self.tokenizer.decode(ids)
-        return Answer(text, ids, len(inputs.input_ids), ids[-1] in sampling.eos_token_id)
+        finished = ids[-1] in sampling.eos_token_id
+        if isinstance(prompt, Inputs):
+            return Answer("", ids, len(inputs.input_ids), finished)
+        raw = self.tokenizer.decode(ids[:-1] if finished else ids, skip_special=False)
+        pictures = pictures_of_prompt(prompt, inputs, self.config.vision.patch_size)
+        return Answer(self.tokenizer.decode(ids), ids, len(inputs.input_ids), finished, raw, pictures)
 
     def prepare(self, messages, min_pixels=None, max_pixels=None, add_vision_id=False):
         """Stage: messages with pictures -> `Inputs`."""
         images, videos = chat.media(messages)
         if videos:
             raise Error("the messages hold a video; this version of minivl reads images. Send its frames as images.")
-        patches, grids = [np.zeros((0, self.config.vision.patch_dim), dtype=np.float32)], []
+        patches, grids, sizes = [np.zeros((0, self.config.vision.patch_dim), dtype=np.float32)], [], []
         for i, (source, own) in enumerate(images):
-            limits = {"min_pixels": min_pixels, "max_pixels": max_pixels} | own
-            one = yield from under(f"image.{i}", self.prepare_image(open_image(source), **limits))
+            limits, picture = {"min_pixels": min_pixels, "max_pixels": max_pixels} | own, open_image(source)
+            one = yield from under(f"image.{i}", self.prepare_image(picture, **limits))
             patches.append(one[0])
             grids.append(one[1])
+            sizes.append((picture.height, picture.width))
         grids = np.array(grids, dtype=np.int64).reshape(-1, 3)
         counts = grids.prod(axis=1) // self.config.vision.merge_unit
         text = chat.expand(chat.render(messages, add_vision_id=add_vision_id), counts.tolist(), [])
-        return Inputs(self.tokenizer.encode(text), np.concatenate(patches), grids)
+        return Inputs(self.tokenizer.encode(text), np.concatenate(patches), grids, tuple(sizes))
 
     def prepare_image(self, picture, min_pixels=None, max_pixels=None, resized_height=None, resized_width=None):
         """Stage: a PIL picture -> patches float32 [N, 1176] and its grid (1, rows, columns)."""

@@ -17,7 +17,7 @@ from minivl.tiny import scene
 PACKAGE = Path(minivl.__file__).parent
 ORDER = (
     "errors positions published config parameters kernels weights stream trace tokenizer chat image inputs windows vision "
-    "decoder sampling model"
+    "decoder sampling grounding drawing answer model"
 )
 
 

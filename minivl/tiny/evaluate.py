@@ -10,6 +10,7 @@ import sys
 from tqdm import tqdm
 
 import minivl
+from minivl.grounding import iou
 from minivl.tiny import scenes
 from minivl.tiny.scenes import TASKS, task_of
 
@@ -51,10 +52,7 @@ def overlap(answer, truth):
         x1, y1, x2, y2 = (float(v) for v in found)
     except (ValueError, KeyError, TypeError, IndexError):
         return 0.0
-    a1, b1, a2, b2 = json.loads(truth)[0]["bbox_2d"]
-    shared = max(0.0, min(x2, a2) - max(x1, a1)) * max(0.0, min(y2, b2) - max(y1, b1))
-    union = max(0.0, x2 - x1) * max(0.0, y2 - y1) + (a2 - a1) * (b2 - b1) - shared
-    return shared / union if union > 0 else 0.0
+    return iou((x1, y1, x2, y2), json.loads(truth)[0]["bbox_2d"])
 
 
 def table(scores):

@@ -1,0 +1,189 @@
+"""Boxes and points drawn on a picture, so that they are seen on any ground.
+
+    draw(picture, answer.places).save("found.png")
+
+Lines, dots and letters grow with the picture. Each line has an edge, black or white, that stands out against its own colour;
+a label stands on a plate of that colour, where it covers no other label if there is room. Things with one label have one
+colour, of the palette by Okabe and Ito, which people with any colour vision tell apart (https://jfly.uni-koeln.de/color/).
+"""
+
+import math
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from minivl.errors import Error
+
+COLOURS = ("#D55E00", "#0072B2", "#F0E442", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+FONTS = (  # of Linux, macOS and Windows, for what Pillow's own lacks, which knows little but ASCII
+    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf", "NotoSansCJK-Regular.ttc",
+    "DroidSansFallbackFull.ttf", "wqy-microhei.ttc", "Hiragino Sans GB.ttc", "msyh.ttc", "malgun.ttf",
+)  # fmt: skip
+SMALLEST = 9  # size of letters that can still be read
+LONGEST = 60  # characters of a label
+NO_CHARACTER = "\U0010ffff"
+
+
+def draw(picture, places, font=None):
+    """A copy of a PIL picture, in mode RGB, with boxes, points and their labels. font: a TrueType file for the labels.
+
+    What lies beyond the picture is drawn at its edge.
+    """
+    image = picture.convert("RGB")
+    painter, unit = ImageDraw.Draw(image), math.sqrt(image.width * image.height)
+    line, letter = max(2, round(unit / 250)), max(12, round(unit / 40))
+    labels = list(dict.fromkeys(place.label for place in places))
+    marks = [(mark(place, image.size, line), COLOURS[labels.index(place.label) % len(COLOURS)]) for place in places]
+    for (frame, is_box), colour in sorted(marks, key=lambda one: -area(one[0][0])):  # the small ones on top
+        (outline if is_box else dot)(painter, frame, colour, line)
+    taken = [frame for (frame, is_box), _ in marks if not is_box]
+    for place, ((frame, _), colour) in zip(places, marks):
+        text = " ".join(place.label.split())
+        text = text if len(text) <= LONGEST else text[:LONGEST] + "..."
+        if text:
+            taken.append(plate(painter, text, frame, colour, letter, font, taken))
+    return image
+
+
+def mark(place, size, line):
+    """((left, top, right, bottom), is it a box?): the pixels to draw on, the last ones included, all on the picture."""
+    if len(place.original) == 4:
+        x1, y1, x2, y2 = (round(v) for v in place.original)
+        frame = x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)
+    else:
+        x, y = (int(v) for v in place.original)
+        frame = x - 2 * line, y - 2 * line, x + 2 * line, y + 2 * line
+    return tuple(min(max(v, 0), size[i % 2] - 1) for i, v in enumerate(frame)), len(place.original) == 4
+
+
+def area(frame):
+    left, top, right, bottom = frame
+    return (right - left) * (bottom - top)
+
+
+def outline(painter, frame, colour, line):
+    left, top, right, bottom = frame
+    edge = max(1, line // 3)
+    painter.rectangle((left - edge, top - edge, right + edge, bottom + edge), None, against(colour), line + 2 * edge)
+    painter.rectangle(frame, None, colour, line)
+
+
+def dot(painter, frame, colour, line):
+    left, top, right, bottom = frame
+    edge = max(1, line // 2)
+    painter.ellipse((left - edge, top - edge, right + edge, bottom + edge), against(colour))
+    painter.ellipse(frame, colour)
+
+
+def plate(painter, text, frame, colour, letter, font, taken):
+    """Write a label at a frame, free of the plates in `taken`; returns its own."""
+    width, height = painter.im.size
+    while True:  # smaller, then shorter, until it fits across
+        chosen = font_for(text, letter, font)
+        left, top, right, bottom = painter.textbbox((0, 0), text, chosen)
+        pad = max(1, letter // 6)
+        w, h = math.ceil(right - left) + 2 * pad, math.ceil(bottom - top) + 2 * pad
+        if w <= width or len(text) < 5:
+            break
+        letter, text = (letter - 1, text) if letter > SMALLEST else (letter, text.removesuffix("...")[:-1] + "...")
+    x, y = free_spot(around(frame, w, h, pad), w, h, painter.im.size, taken)
+    painter.rectangle((x, y, x + w - 1, y + h - 1), colour)
+    painter.text((x + pad - left, y + pad - top), text, against(colour), chosen)
+    return x, y, x + w, y + h
+
+
+def free_spot(spots, w, h, size, taken):
+    """(x, y) of the first spot where a plate covers none in `taken` and need not be moved up or down to stay on the picture."""
+
+    def place(spot):
+        x, y = (min(max(v, 0), max(most, 0)) for v, most in zip(spot, (size[0] - w, size[1] - h)))
+        return any(meet((x, y, x + w, y + h), other) for other in taken), abs(y - spot[1]), x, y
+
+    return min(map(place, spots), key=lambda found: found[:2])[2:]
+
+
+def around(frame, w, h, gap):
+    """Where a plate may stand, the best first: above, below, inside, beside; left and right."""
+    left, top, right, bottom = frame
+    for y in (top - h - gap, bottom + 1 + gap, top + gap, bottom - h - gap):
+        yield from ((left, y), (right - w, y))
+    yield from ((right + gap, top), (left - w - gap, top))
+
+
+def meet(a, b):
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def against(colour):
+    """Black or white, whichever stands out the more (relative luminance as in WCAG 2)."""
+    linear = [((v / 255 + 0.055) / 1.055) ** 2.4 for v in ImageColor.getrgb(colour)]
+    return "black" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else "white"
+
+
+# ---- letters ----
+
+
+def font_for(text, size, path=None):
+    """The given font, or of Pillow's own and the system's the first that lacks the fewest characters of the text."""
+    if path is not None:
+        try:
+            return ImageFont.truetype(str(path), size)
+        except OSError as cause:
+            raise Error(
+                f"{path} is not a font that Pillow can read ({cause}). Give a .ttf, .otf or .ttc file."
+            ) from None
+    best, fewest = None, math.inf
+    for name in (None, *FONTS):
+        font = ImageFont.load_default(size) if name is None else system_font(name, size)
+        lacking = math.inf if font is None else lacks(font, text)
+        if lacking < fewest:
+            best, fewest = font, lacking
+        if not fewest:
+            break
+    return best
+
+
+@lru_cache(maxsize=256)
+def system_font(name, size):
+    try:
+        return ImageFont.truetype(name, size)
+    except OSError:
+        return None
+
+
+def lacks(font, text):
+    """How many characters of the text a font does not have: it draws its sign for "no such character"."""
+    missing = drawn(font, NO_CHARACTER)
+    return sum(drawn(font, character) == missing for character in text if not character.isspace())
+
+
+def drawn(font, character):
+    letter = font.getmask(character)
+    return letter.size, bytes(letter)
+
+
+# ---- files ----
+
+
+def picture_format(path):
+    """Pillow's name of the format to write a file in; an Error if it cannot be written, before minutes are spent on it."""
+    path = Path(path)
+    if not path.parent.is_dir() or path.is_dir():
+        raise Error(f"cannot write {path}: its folder does not exist, or it is a folder.")
+    found = Image.registered_extensions().get(path.suffix.lower())
+    if found not in Image.SAVE:
+        raise Error(f"cannot write {path}: {path.suffix or 'no suffix'} names no picture format. Call it .png or .jpg.")
+    return found
+
+
+def write(image, path):
+    """A picture as a file: complete or not at all."""
+    path, kind = Path(path), picture_format(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        image.save(partial, kind)
+        os.replace(partial, path)
+    except OSError as cause:
+        raise Error(f"cannot write {path}: {cause}. Give a file in a folder that can be written.") from None
