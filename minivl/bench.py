@@ -5,11 +5,13 @@
 
 A round measures the machine's limits (reading memory, multiplying float32 matrices) and then every program on every
 workload, in turn, every other round in reverse, so that a machine that gets slower or busier does so for all. The first
-round warms up and is not counted. The time that the machine needs at least for a workload is
+round warms up and is not counted; nor is, in each turn, a first run of less than a second. The time that the machine needs
+at least for a workload is
 
     max(operations / sgemm, bytes of weights / read)     the "roofline"; workloads.py says what is counted
 
 and minivl's share of the limit is that time over its own. A peer with bfloat16 arithmetic has another limit than sgemm.
+llama.cpp reads a GGUF file, which is written for it and deleted as soon as it has read it.
 """
 
 import contextlib

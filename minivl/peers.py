@@ -30,7 +30,10 @@ KINDS = ("vision", "prefill", "decode")
 
 
 class Transformers:
-    """Hugging Face transformers, with the same patches, embeddings and positions. dtype "float32" or "bfloat16"."""
+    """Hugging Face transformers, eager (not through torch.compile), with PyTorch's fused attention.
+
+    dtype  "float32", minivl's own arithmetic, or "bfloat16": fast only on processors with instructions for it
+    """
 
     def __init__(self, folder, workloads, dtype):
         os.environ.pop("OMP_WAIT_POLICY", None)  # minivl's choice for its own threads, not torch's
@@ -98,7 +101,8 @@ class Transformers:
 class LlamaCpp:
     """llama.cpp through llama-cpp-python: the text decoder, from a GGUF `file` with the checkpoint's own bfloat16 weights.
 
-    On the CPU even if it was built for a GPU. The weights are read into memory, so that the file may be deleted.
+    It rounds activations to bfloat16 before each product, and keeps keys and values as float16. On the CPU even if it was built
+    for a GPU. The weights are read into memory and not mapped, so that the file may be deleted.
     """
 
     def __init__(self, folder, workloads, file):
