@@ -126,6 +126,14 @@ def test_a_converted_file_is_deleted(tmp_path, monkeypatch, end):
     assert seen == [str(tmp_path)] and not list(tmp_path.iterdir())
 
 
+def test_a_peer_whose_file_cannot_be_written_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "Process", lambda *arguments, threads: contextlib.nullcontext("a process"))
+    some, left_out = {"some": Peer(Countdown, (), 2, (), convert=lambda folder, path: {}["gone"])}, {}
+    with contextlib.ExitStack() as stack:
+        assert [*room.started(stack, some, left_out, tmp_path, {}, 1, 0)] == [OURS]
+    assert left_out == {"some": "its file was not written: KeyError: 'gone'"} and not list(tmp_path.iterdir())
+
+
 def test_a_converted_file_needs_a_place(tmp_path):
     with pytest.raises(Error, match="no file can be written in .*absent: No such file"):
         with Peer(Countdown, (), 2, (), convert=copied).files(CHECKPOINT, tmp_path / "absent"):
