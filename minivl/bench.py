@@ -5,11 +5,13 @@
 
 A round measures the machine's limits (reading memory, multiplying float32 matrices) and then every program on every
 workload, in turn, every other round in reverse, so that a machine that gets slower or busier does so for all. The first
-round warms up and is not counted. The time that the machine needs at least for a workload is
+round warms up and is not counted; nor is, in each turn, a first run of less than a second. The time that the machine needs
+at least for a workload is
 
     max(operations / sgemm, bytes of weights / read)     the "roofline"; workloads.py says what is counted
 
 and minivl's share of the limit is that time over its own. A peer with bfloat16 arithmetic has another limit than sgemm.
+llama.cpp reads a GGUF file, which is written for it and deleted as soon as it has read it.
 """
 
 import contextlib
@@ -29,7 +31,8 @@ from minivl.config import Config
 from minivl.errors import Error
 from minivl.model import load
 from minivl.parameters import parameter_shapes
-from minivl.programs import LIMITS, OURS, PEERS, READ, Limits, Minivl, Process
+from minivl.peers import PEERS
+from minivl.programs import LIMITS, OURS, READ, Limits, Minivl, Process
 from minivl.tiny import CHECKPOINT
 from minivl.workloads import (
     SIZES,
@@ -66,7 +69,7 @@ def bench(size="tiny", rounds=5, only=(), threads=None, folder=None, peers=True)
     with checkpoint(size, folder) as path, contextlib.ExitStack() as stack:
         limits = stack.enter_context(Process(Limits, threads=threads))
         running = started(stack, programs, left_out, path, work, threads, needed)
-        seen = interleaved(limits, running, left_out, work, rounds)
+        seen = interleaved(limits, running, left_out, work, rounds, unable(work, programs))
     report = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "size": size,
@@ -101,20 +104,31 @@ def chosen(size, config, only, peers):
         found = tiny_workloads(load(backend="numpy"))
     else:
         found = workloads(config)
-    work, others, left_out = {one.name: one for one in found}, dict(PEERS) if peers else {}, {}
+    work = {one.name: one for one in found}
     for pattern in only:
         if not any(fnmatchcase(name, pattern) for name in [*work, *PEERS]):
             raise Error(f"--only {pattern}: there is no such name. There are: {', '.join([*work, *PEERS])}.")
-    for name in [*others]:
-        if others[name].missing():
-            left_out[name] = f"{' and '.join(others.pop(name).missing())} not installed"
-    return named(work, only), named(others, only), left_out
+    work, others, left_out = named(work, only), named(PEERS, only) if peers else {}, {}
+    for name, peer in [*others.items()]:
+        cannot = [workload for workload, who in unable(work, others) if who == name]
+        if cannot:
+            left_out[name] = f"{' and '.join(cannot)}: it is given the text decoder only"
+        if peer.missing():
+            left_out[name] = f"{' and '.join(peer.missing())} not installed: {peer.advice}"
+        if peer.missing() or len(cannot) == len(work):
+            del others[name]
+    return work, others, left_out
 
 
 def named(things, only):
     """Those that a pattern names; all if none is."""
     kept = {name: thing for name, thing in things.items() if any(fnmatchcase(name, pattern) for pattern in only)}
-    return kept or things
+    return kept or dict(things)
+
+
+def unable(work, peers):
+    """[(workload, peer)] of what a peer cannot do."""
+    return [(one.name, name) for one in work.values() for name, peer in peers.items() if one.kind not in peer.kinds]
 
 
 def started(stack, peers, left_out, path, work, threads, needed):
@@ -124,7 +138,9 @@ def started(stack, peers, left_out, path, work, threads, needed):
         try:
             # what is mapped from the file counts as available, and has to stay in memory for minivl's sake
             check_room(memory(), needed + needed // 2 * peer.size + SPARE, "memory beside minivl", "")
-            running[name] = stack.enter_context(Process(peer.make, path, work, *peer.arguments, threads=threads))
+            with peer.files(path, None if path == CHECKPOINT else path) as files:
+                process = Process(peer.make, path, work, *peer.arguments, *files, threads=threads)
+                running[name] = stack.enter_context(process)
         except Error as cause:
             left_out[name] = str(cause).strip()
     return running
@@ -138,15 +154,21 @@ def number_of_threads():
 # ---- the rounds ----
 
 
-def interleaved(limits, running, left_out, work, rounds):
-    """({limit: times}, {(workload, program): times}, {...: first result}, {program: peak memory}); times: a list a round."""
+def interleaved(limits, running, left_out, work, rounds, skipped=()):
+    """({limit: times}, {(workload, program): times}, {...: first result}, {program: peak memory}); times: a list a round.
+
+    skipped  (workload, program) pairs that are not asked for
+    """
     of_limits, times, results, peaks = {name: [] for name in LIMITS}, {}, {}, {}
-    with tqdm(total=(rounds + 1) * len(work) * len(running), desc="bench", leave=False, disable=None) as bar:
+    total = (rounds + 1) * sum((name, program) not in skipped for name in work for program in running)
+    with tqdm(total=total, desc="bench", leave=False, disable=None) as bar:
         for number in range(rounds + 1):
             for name in LIMITS:
                 of_limits[name].append(limits.time(name)[0])
             for name in work:
                 for program in order(running, number):
+                    if (name, program) in skipped:
+                        continue
                     bar.set_postfix_str(f"{name}, {program}")
                     try:
                         took, result, peaks[program] = running[program].time(name)
@@ -177,9 +199,8 @@ def drop(program, why, running, left_out):
 
 def summary(config, work, programs, limit_times, times, results, peaks):
     limits = {name: {"rate": LIMITS[name] / middle(t)[1], "times": t} for name, t in limit_times.items()}
-    rows = [
-        row(config, workload, program, limits, times, results) for workload in work.values() for program in programs
-    ]
+    done = [(work[name], program) for name in work for program in programs if (name, program) in times]
+    rows = [row(config, workload, program, limits, times, results) for workload, program in done]
     return {"limits": limits, "peak_memory": {program: peaks[program] for program in programs}, "results": rows}
 
 
@@ -242,7 +263,7 @@ def versions():
     import minivl
 
     found = {"python": platform.python_version(), "minivl": minivl.__version__}
-    for name in ("numpy", "numba", "torch", "transformers"):
+    for name in ("numpy", "numba", "torch", "transformers", "llama-cpp-python", "gguf"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -12,7 +12,7 @@ Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood.
   minivl walk                              draw a scene, ask about it, and show every step to the answer
   minivl walk photo.jpg "What is this?"    the same for your picture and question
   minivl ask photo.jpg "What is this?"     only the answer
-  minivl bench                             how fast it is, beside transformers and what the machine allows
+  minivl bench                             how fast it is, beside transformers, llama.cpp and what the machine allows
 
 Without --model walk and ask use the small trained model that ships with minivl: it knows coloured shapes and digits.
 """
@@ -71,11 +71,12 @@ def add_bench(commands):
         "--size",
         choices=["tiny", "3B-layers", "3B"],
         default="tiny",
-        help="the model that ships (default); random weights with all widths of the 3B and 2 layers; the whole 3B (7.5 GB)",
+        help="the model that ships (default); random weights with all widths of the 3B and 2 layers; the whole 3B "
+        "(7.5 GB of disk, for llama.cpp 6.2 GB more)",
     )
     bench.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds that count, after one to warm up (5)")
     bench.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help='workloads or peers, such as decode "vision*" "*float32"'
+        "--only", nargs="+", default=[], metavar="NAME", help='workloads or peers, such as decode "vision*" "llama*"'
     )
     bench.add_argument("--threads", type=int, metavar="N", help="of every program (default: one for each core)")
     bench.add_argument("--folder", metavar="DIR", help="keep the random weights here, or use those that are there")
