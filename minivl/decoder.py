@@ -47,9 +47,10 @@ class KVCache:
         start, end = len(self), len(self) + k.shape[1]
         # subtle: there is always room for one more, so that a layer's part of the buffer is never dense: the kernels are
         # compiled for one kind of array, and must not be compiled again in the middle of an answer
-        if end >= self._keys[layer].shape[1]:
-            self._keys[layer] = self._with_room(self._keys[layer], start, end)
-            self._values[layer] = self._with_room(self._values[layer], start, end)
+        capacity = roomy(end, self._keys[layer].shape[1])
+        if capacity > self._keys[layer].shape[1]:
+            self._keys[layer] = self._grown(self._keys[layer], start, capacity)
+            self._values[layer] = self._grown(self._values[layer], start, capacity)
         self._keys[layer][:, start:end] = k
         self._values[layer][:, start:end] = v
         return self._keys[layer][:, :end], self._values[layer][:, :end]
@@ -68,10 +69,15 @@ class KVCache:
         KV, K = self._heads
         return np.empty((KV, capacity, K), dtype=np.float32)
 
-    def _with_room(self, array, used, needed):
-        roomy = self._buffer(max(needed + 1, 2 * array.shape[1]))
-        roomy[:, :used] = array[:, :used]
-        return roomy
+    def _grown(self, array, used, capacity):
+        grown = self._buffer(capacity)
+        grown[:, :used] = array[:, :used]
+        return grown
+
+
+def roomy(end, capacity):
+    """Tokens that a buffer has room for once it holds `end`: as before, or twice as many, or what is needed and one more."""
+    return capacity if end < capacity else max(end + 1, 2 * capacity)
 
 
 def decoder(x, position_ids, cache, weights, config, kernels):

@@ -1,8 +1,8 @@
 """The model without its numbers: the engine's own stages run over arrays that have a shape and nothing else.
 
-    vlm = Outlined(Config.named("72B"))                         # 147 GB of weights, none of them made
-    for name, tensor in drive(vlm.run([(1080, 1920)])): ...     # every tensor of that run, by name, with its shape
-    vlm.meter.calls, vlm.meter.peak                             # what was multiplied and read, what was held at most
+    vlm = Outlined(Config.named("72B"), ImageProcessor())           # 147 GB of weights, none of them made
+    for name, tensor in drive(vlm.whole([Size(1080, 1920)])): ...   # every tensor of that run, by name, with its shape
+    vlm.passes(inputs, tokens=200)                                  # what was multiplied, read and held for each of them
 
 An `Outline` is an array all of whose elements are one number in one place. Views and elementwise arithmetic of it are again
 outlines; the kernels are replaced by a `Meter`, which notes what each would have done and returns an outline of its result.
@@ -22,7 +22,7 @@ from minivl.kernels.tile import COLUMNS, ROWS
 from minivl.model import VLM
 from minivl.parameters import parameter_shapes
 from minivl.sampling import Sampling
-from minivl.stream import drive, under
+from minivl.stream import Lazy, drive, under
 from minivl.weights import Weights
 
 
@@ -86,6 +86,7 @@ class Call:
     weights     bytes of the matrix, read once
     cache       bytes of keys and values, each read for every query that sees them, as decoding does
     moved       bytes of activations read and written by what does no products
+    rows        that were multiplied with the matrix; queries
     """
 
     kernel: str
@@ -96,18 +97,32 @@ class Call:
     rows: int = 1
 
 
+@dataclass(frozen=True)
+class Made:
+    """A tensor that has passed.
+
+    nbytes  its own; 0 if it is lazy
+    calls   of the kernels, since the tensor before
+    peak    most bytes of activations that were held meanwhile
+    """
+
+    name: str
+    nbytes: int
+    calls: tuple
+    peak: int
+
+
 class Meter:
     """The kernels of an outlined model: each notes what it would do.
 
-    calls  {name of the tensor that they made: [Call, ...]} of all calls, in order; see `settle`
-    held   bytes of all outlines that are alive, and of the compiled kernels' own arrays while they run
-    peak   the largest `held` so far
+    held  bytes of all outlines that are alive, and of the compiled kernels' own arrays while they run
+    peak  the largest `held` since the last tensor was made
     """
 
     name = "outline"
 
     def __init__(self):
-        self.calls, self.held, self.peak, self._pending = {}, 0, 0, []
+        self.held, self.peak, self._calls = 0, 0, []
 
     def array(self, shape, dtype=np.float32, value=0):
         """An outline that counts as held while it lives."""
@@ -118,11 +133,13 @@ class Meter:
         return made
 
     def note(self, kernel, **amounts):
-        self._pending.append(Call(kernel, **amounts))
+        self._calls.append(Call(kernel, **amounts))
 
-    def settle(self, name):
-        """The tensor of this name has been made: what was noted since the last one was for it."""
-        self.calls[name], self._pending = self._pending, []
+    def made(self, name, tensor):
+        """This tensor has been made: what was noted since the last one was for it."""
+        calls, peak = tuple(self._calls), self.peak
+        self._calls, self.peak = [], self.held
+        return Made(name, 0 if isinstance(tensor, Lazy) else tensor.nbytes, calls, peak)
 
     # ---- the kernels, as in kernels/__init__.py ----
 
@@ -199,25 +216,21 @@ class OutlinedProcessor(ImageProcessor):
 
 
 class Outlined(VLM):
-    """A `VLM` without weights. size: bytes of a weight of a matrix, 2 as stored or 4 as float32."""
+    """A `VLM` without weights.
 
-    def __init__(self, config, folder=None, size=2):
-        self.meter = Meter()
-        dtypes = {1: np.float32, 2: np.uint16 if size == 2 else np.float32}
-        shapes = parameter_shapes(config).items()
-        weights = {name: outline(shape, dtypes[min(len(shape), 2)], meter=self.meter) for name, shape in shapes}
+    processor  the `ImageProcessor` whose limits hold;  size  bytes of a matrix's weight: 2 as stored, 4 as float32
+    """
+
+    def __init__(self, config, processor, size=2):
+        meter, vision, dtype = Meter(), config.vision, np.uint16 if size == 2 else np.float32
+        weights = {
+            name: outline(shape, dtype if len(shape) > 1 else np.float32, meter=meter)
+            for name, shape in parameter_shapes(config).items()
+        }
         weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
-        super().__init__(config, Weights(weights), self.meter, folder)
-
-    @property
-    def processor(self):
-        vision, stored = self.config.vision, ImageProcessor.read(self.folder)
-        own = dict(
-            patch_size=vision.patch_size,
-            temporal_patch_size=vision.temporal_patch_size,
-            merge_size=vision.spatial_merge_size,
-        )
-        return OutlinedProcessor(**{**vars(stored), **own})
+        super().__init__(config, Weights(weights), meter)
+        steps = {name: getattr(vision, name) for name in ("patch_size", "temporal_patch_size")}
+        self.processor = OutlinedProcessor(**{**vars(processor), **steps, "merge_size": vision.spatial_merge_size})
 
     def new_cache(self):
         return OutlinedCache(self.config.text, of=self)
@@ -229,15 +242,15 @@ class Outlined(VLM):
         for units in grids.prod(axis=1) // config.vision.merge_unit:
             ids += [config.vision_start_token_id, *[config.image_token_id] * int(units), config.vision_end_token_id]
         text = next(i for i in range(3) if i not in (config.image_token_id, config.video_token_id))
-        pixels = self.meter.array((int(grids.prod(axis=1).sum()), config.vision.patch_dim))
+        pixels = self.kernels.array((int(grids.prod(axis=1).sum()), config.vision.patch_dim))
         return Inputs(np.array(ids + [text] * prompt_tokens, dtype=np.int64), pixels, grids)
 
-    def run(self, sizes, prompt_tokens, tokens, min_pixels=None, max_pixels=None):
-        """Stage: the whole of a run, as `answer` yields it, of pictures of these sizes (H, W) in pixels."""
+    def whole(self, sizes, prompt_tokens=40, tokens=1, min_pixels=None, max_pixels=None):
+        """Stage: a run from its pictures to its last token, as `answer` yields it."""
         grids = []
         for i, size in enumerate(sizes):
-            image = self.prepare_image(Size(*size), min_pixels, max_pixels)
-            grids.append((yield from under(f"image.{i}", image))[1])
+            stage = self.prepare_image(size, min_pixels, max_pixels)
+            grids.append((yield from under(f"image.{i}", stage))[1])
         sampling = Sampling(max_new_tokens=tokens)  # no id ends the answer
         inputs = self.inputs(grids, prompt_tokens)
         return (yield from self.generate(inputs, self.new_cache(), sampling, np.random.default_rng(0)))
@@ -245,23 +258,32 @@ class Outlined(VLM):
     def later(self, cache, tokens):
         """Stage: what this many decoded tokens do one after the other, in one pass.
 
-        Rows do the same whether they come together or in turn, for each token sees what came before it; only lm_head is
-        run for all of them here, and weights, which a prefill reads once, are read for each row.
+        Each sees what came before it, so rows do the same whether they come together or in turn. Only lm_head has to be
+        run for all of them here, and what a prefill reads once is read for each row: see `passes`.
         """
         config, ids = self.config, np.zeros(tokens, dtype=np.int64)
         x = yield "model.embed_tokens", self.embed_tokens(ids)
-        positions = np.arange(tokens, dtype=np.int64) + np.full((3, 1), cache.next_position, dtype=np.int64)
+        positions = np.tile(np.arange(tokens, dtype=np.int64), (3, 1)) + cache.next_position
         stage = decoder(x, positions, cache, self.weights.at("model"), config.text, self.kernels)
         hidden = yield from under("model", stage)
         yield "lm_head", self.kernels.linear(hidden, self.weights["lm_head.weight"])
 
+    def passes(self, inputs, tokens):
+        """What a prompt and the tokens after its first one do: {"vision": [Made, ...], "prefill": ..., "decode": ...}.
+
+        Those of decoding are of all tokens together; their names are without "steps.1.", and their peaks mean nothing.
+        """
+        cache = self.new_cache()
+        prompt, parts = self.counted(self.prefill(inputs, cache)), {"vision": [], "prefill": [], "decode": []}
+        for made in prompt:
+            tower = made.name.startswith("visual") or made.name in ("pixel_values", "image_grid_thw")
+            calls = tuple(dataclasses.replace(call, cache=0) for call in made.calls)
+            parts["vision" if tower else "prefill"].append(dataclasses.replace(made, calls=calls))
+        for made in self.counted(self.later(cache, tokens - 1)) if tokens > 1 else []:
+            calls = tuple(dataclasses.replace(call, weights=call.weights * call.rows) for call in made.calls)
+            parts["decode"].append(dataclasses.replace(made, calls=calls))
+        return parts
+
     def counted(self, stage):
-        """Drive a stage; returns its result and {name: [Call, ...]} of what it did."""
-        self.meter.calls = {}
-        steps = drive(stage)
-        while True:
-            try:
-                name, _ = next(steps)
-            except StopIteration as finished:
-                return finished.value, self.meter.calls
-            self.meter.settle(name)
+        """Drive a stage; [Made, ...] of its tensors."""
+        return [self.kernels.made(name, tensor) for name, tensor in drive(stage)]

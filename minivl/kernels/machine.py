@@ -4,12 +4,24 @@
 
 Whole numbers are added, so that the order does not matter; the additions are far faster than the memory.
 `minivl bench` measures with it. The other limit, arithmetic, is NumPy's own float32 matrix product.
+
+`calibrate` asks less and something else: how fast minivl's own kernels are here, for `minivl plan`.
 """
+
+import statistics
+import time
 
 import numba
 import numpy as np
 
+from minivl.kernels.activations import silu_multiply_numba
+from minivl.kernels.attention import segment_attention_numba
+from minivl.kernels.compile import compile_kernels
+from minivl.kernels.linear import linear_numba
+from minivl.kernels.norms import rms_norm_numba
+
 PIECE = 1 << 15  # words that a thread reads in one go: 256 KB
+ONE = 0x3F80  # 1.0 as bfloat16 bits
 
 
 def read_sum_numpy(words):
@@ -32,3 +44,43 @@ def _read_sum(words):
             subtotal += words[i]
         total += subtotal
     return total
+
+
+def calibrate(seconds=2.0):
+    """How fast the compiled kernels are on this machine, measured for so many seconds in all.
+
+    read       bytes of bfloat16 weights a second, by one row times a matrix that no cache holds (256 MB)
+    linear     operations a second, of 512 rows times a matrix
+    attention  operations a second, of 1024 patches that all see each other, 16 heads of 80
+    rows       bytes a second that a kernel of one thread reads and writes (RMSNorm)
+    move       bytes a second that one of all threads reads and writes (SwiGLU)
+    """
+    compile_kernels()
+    work = tasks()
+    return {name: cost / median_time(function, seconds / len(work)) for name, cost, function in work}
+
+
+def tasks():
+    """(name, bytes or operations, function) of each thing to time."""
+    large, square = (np.full(shape, ONE, dtype=np.uint16) for shape in ((1 << 15, 1 << 12), (2048, 2048)))
+    row, rows = (np.full((count, width), 0.5, dtype=np.float32) for count, width in ((1, 1 << 12), (512, 2048)))
+    heads, bounds = np.full((16, 1024, 80), 0.5, dtype=np.float32), np.array([0, 1024], dtype=np.int64)
+    many, scale = np.full((4096, 2048), 0.5, dtype=np.float32), np.ones(2048, dtype=np.float32)
+    return [
+        ("read", large.nbytes, lambda: linear_numba(row, large)),
+        ("linear", 2 * len(rows) * square.size, lambda: linear_numba(rows, square)),
+        ("attention", 4 * 16 * 80 * 1024**2, lambda: segment_attention_numba(heads, heads, heads, bounds)),
+        ("rows", 2 * many.nbytes, lambda: rms_norm_numba(many, scale, 1e-6)),
+        ("move", 3 * many.nbytes, lambda: silu_multiply_numba(many, many)),
+    ]
+
+
+def median_time(function, seconds):
+    """Of as many calls as fit, after one that is not counted; at least three."""
+    function()
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
