@@ -247,7 +247,10 @@ def run_plan(options):
         for name, shape, dtype in tensors(**asked):
             print(f"{name:<45} {str(list(shape)):<22} {dtype}")
         return
-    found = plan(**asked, weights=options.weights, speeds=None if options.no_seconds else calibrate())
+    asked["weights"] = options.weights
+    found = plan(**asked)  # whatever is wrong shows before anything is measured
+    if not options.no_seconds:
+        found = plan(**asked, speeds=calibrate())
     print(text(found))
     if options.json is not None:
         write(found, options.json)

@@ -50,7 +50,7 @@ class Outline(np.ndarray):
         if not isinstance(index, np.ndarray):
             return super().__getitem__(index)
         rows = np.empty(len(self), dtype=bool)[index].shape
-        return self.meter.array((*rows, *self.shape[1:]), self.dtype)
+        return self._another((*rows, *self.shape[1:]), self.dtype)
 
     def __setitem__(self, index, value):
         pass
@@ -60,10 +60,13 @@ class Outline(np.ndarray):
             self.meter.held -= self.nbytes
 
     def copy(self, order="C"):
-        return self.meter.array(self.shape, self.dtype)
+        return self._another(self.shape, self.dtype)
 
     def astype(self, dtype, **options):
-        return self.meter.array(self.shape, dtype)
+        return self._another(self.shape, dtype)
+
+    def _another(self, shape, dtype):
+        return self.meter.array(shape, dtype, self.flat[0] if self.size else 0)
 
     def tobytes(self, order="C"):
         return str(self.shape).encode()
@@ -84,9 +87,10 @@ class Call:
     kernel      "linear", "attention", or that of another kernel or NumPy function
     operations  two (multiply, add) for each weight and row, four for each (query, visible key, value of the width)
     weights     bytes of the matrix, read once
-    cache       bytes of keys and values, each read for every query that sees them, as decoding does
+    cache       bytes of keys and values, read for every query that sees them, as decoding does; 0 in a prefill
     moved       bytes of activations read and written by what does no products
     rows        that were multiplied with the matrix; queries
+    times       calls for which this one stands: see `Outlined.passes`
     """
 
     kernel: str
@@ -95,6 +99,7 @@ class Call:
     cache: int = 0
     moved: int = 0
     rows: int = 1
+    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -273,17 +278,20 @@ class Outlined(VLM):
 
         Those of decoding are of all tokens together; their names are without "steps.1.", and their peaks mean nothing.
         """
-        cache = self.new_cache()
-        prompt, parts = self.counted(self.prefill(inputs, cache)), {"vision": [], "prefill": [], "decode": []}
-        for made in prompt:
+        cache, parts = self.new_cache(), {"vision": [], "prefill": [], "decode": []}
+        for made in self.counted(self.prefill(inputs, cache)):
             tower = made.name.startswith("visual") or made.name in ("pixel_values", "image_grid_thw")
-            calls = tuple(dataclasses.replace(call, cache=0) for call in made.calls)
-            parts["vision" if tower else "prefill"].append(dataclasses.replace(made, calls=calls))
+            parts["vision" if tower else "prefill"].append(replaced(made, lambda call: {"cache": 0}))
         for made in self.counted(self.later(cache, tokens - 1)) if tokens > 1 else []:
-            calls = tuple(dataclasses.replace(call, weights=call.weights * call.rows) for call in made.calls)
-            parts["decode"].append(dataclasses.replace(made, calls=calls))
+            each = replaced(made, lambda call: {"weights": call.weights * call.rows, "times": call.rows})
+            parts["decode"].append(each)
         return parts
 
     def counted(self, stage):
         """Drive a stage; [Made, ...] of its tensors."""
         return [self.kernels.made(name, tensor) for name, tensor in drive(stage)]
+
+
+def replaced(made, change):
+    """The same `Made`, each of its calls with the changes that `change(call)` returns."""
+    return dataclasses.replace(made, calls=tuple(dataclasses.replace(call, **change(call)) for call in made.calls))

@@ -5,12 +5,14 @@
 
 Everything is counted where it happens: the engine's stages run over outlines (outline.py), one pass for the prompt and one
 for all tokens after the first. Seconds are that count over the speeds of minivl's own kernels, which `calibrate` measures on
-this machine; for each call of a kernel the larger of
+this machine (kernels/machine.py). A call takes what it takes to call a kernel, and
 
-    operations / speed of such products        and        bytes of weights (decoding: of cached keys and values too) / read
+    products        operations / speed of products, or bytes of weights / speed of reading, whichever is longer
+    attention       operations / speed of attention: of many tokens at a time, or of one that looks back
+    all else        bytes read and written / speed of moving them
 
-and for what does no products, bytes / speed of moving them. The weights are taken to be in memory. Not counted is what is
-done once, outside the stages: reading the file for the first time, compiling, preparing pictures.
+The weights are taken to be in memory. Not counted is what is done outside the stages: reading the file for the first time,
+compiling, preparing pictures.
 """
 
 import re
@@ -28,6 +30,7 @@ from minivl.tiny import CHECKPOINT
 from minivl.windows import window_index
 from minivl.workloads import memory
 
+BYTES = {"bfloat16": 2, "float32": 4}
 SHARED = ("silu_multiply", "gelu")  # kernels without products that use all threads
 
 
@@ -58,7 +61,10 @@ def plan(source=None, pictures=(), prompt_tokens=40, tokens=100, weights="bfloat
         "memory": held(vlm, parts, length, tokens),
     }
     if speeds is not None:
-        found |= {"speeds": speeds, "seconds": {part: seconds(made, speeds) for part, made in parts.items()}}
+        found |= {
+            "speeds": speeds,
+            "seconds": {part: seconds(made, speeds, part == "decode") for part, made in parts.items()},
+        }
     return found
 
 
@@ -67,7 +73,9 @@ def plan(source=None, pictures=(), prompt_tokens=40, tokens=100, weights="bfloat
 
 def outlined(source, weights="bfloat16"):
     """The `Outlined` model of a named size, a folder, a config.json, or (None) the one that ships."""
-    size = {"bfloat16": 2, "float32": 4}[weights]
+    if weights not in BYTES:
+        raise Error(f'weights={weights!r} is unknown. Use "bfloat16" (as stored) or "float32".')
+    size = BYTES[weights]
     if source in PUBLISHED:
         return Outlined(Config.named(source), ImageProcessor(**PIXELS), size)
     path = Path(CHECKPOINT if source is None else source).expanduser()
@@ -99,6 +107,8 @@ def size_of(text):
     """The `Size` that "1080x1920", height x width, says; or that of the picture at this path."""
     sides = re.fullmatch(r"(\d+) ?[x×] ?(\d+)", text)
     if sides is None:
+        if not Path(text).is_file():
+            raise Error(f"{text} is neither height x width in pixels, such as 1080x1920, nor a picture file.")
         image = open_image(text)
         return Size(image.height, image.width)
     height, width = (int(side) for side in sides.groups())
@@ -119,7 +129,7 @@ def tensors(source=None, pictures=(), prompt_tokens=40, tokens=100, **limits):
 
 
 def picture_of(picture, grid, vision):
-    frames, rows, columns = grid
+    _, rows, columns = grid
     return {
         "given": [picture.height, picture.width],
         "resized": [rows * vision.patch_size, columns * vision.patch_size],
@@ -157,14 +167,17 @@ def total(made, field):
     return sum(getattr(call, field) for one in made for call in one.calls)
 
 
-def seconds(made, speeds):
+def seconds(made, speeds, decoding=False):
     """All calls, each as fast as its kernel is: see the top."""
-    return sum(call_seconds(call, speeds) for one in made for call in one.calls)
+    return sum(call_seconds(call, speeds, decoding) for one in made for call in one.calls)
 
 
-def call_seconds(call, speeds):
-    if call.operations:
-        return max(call.operations / speeds[call.kernel], (call.weights + call.cache) / speeds["read"])
+def call_seconds(call, speeds, decoding=False):
+    if call.kernel == "linear":
+        products = max(call.operations / speeds["linear"], call.weights / speeds["read"])
+        return call.times * speeds["call"] + products
+    if call.kernel == "attention":
+        return call.times * speeds["call"] + call.operations / speeds["look_back" if decoding else "attention"]
     return call.moved / speeds["move" if call.kernel in SHARED else "rows"]
 
 
@@ -244,7 +257,7 @@ def memory_lines(found):
         f"tensor is {largest['name']}, {size(largest['bytes'])}"
     )
     if memory["machine"] is not None and memory["weights"] > memory["machine"]:
-        yield f"this machine has {size(memory['machine'])} of memory: the weights do not fit, and would be read from disk each time"
+        yield f"this machine has {size(memory['machine'])} of memory: the weights do not fit, each token reads from disk"
 
 
 def speed_lines(found):
