@@ -265,10 +265,14 @@ def speed_lines(found):
     each = f", {duration(taken['decode'] / later)} a token" if later else ""
     first, last = duration(taken["vision"] + taken["prefill"]), duration(sum(taken.values()))
     yield f"expected here: first token after {first}{each}, all after {last}"
+    giga = {name: speed / 1e9 for name, speed in speeds.items()}
     yield (
-        f"from what minivl's kernels do here: weights read at {speeds['read'] / 1e9:.1f} GB/s, products "
-        f"{speeds['linear'] / 1e9:.0f} and attention {speeds['attention'] / 1e9:.0f} GFLOP/s, values moved at "
-        f"{speeds['rows'] / 1e9:.1f} (one thread) and {speeds['move'] / 1e9:.1f} GB/s"
+        f"from what minivl's kernels do here: {duration(speeds['call'])} for a call; weights read at {giga['read']:.1f} GB/s; "
+        f"products {giga['linear']:.0f} GFLOP/s;"
+    )
+    yield (
+        f"attention {giga['attention']:.0f}, of a single token {giga['look_back']:.1f} GFLOP/s; values moved at "
+        f"{giga['rows']:.1f} GB/s by one thread, {giga['move']:.1f} by all"
     )
     yield "assuming that the weights are in memory already; preparing pictures and compiling are not counted"
 

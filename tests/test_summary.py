@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 from conftest import SMALL
@@ -192,7 +193,12 @@ def test_sizes(number, shown):
     assert size(number) == shown
 
 
-def test_command(tmp_path, capsys):
+def test_what_the_docs_show():
+    config, docs = Config.named("7B"), (Path(__file__).parents[1] / "docs" / "plan.md").read_text()
+    assert f"```\n{tree(config, 2)}\n\n{table(config)}\n```" in docs
+
+
+def test_command(capsys):
     assert main(["summary", "7B", "--depth", "2"]) == 0
     out = capsys.readouterr().out
     config = Config.named("7B")
