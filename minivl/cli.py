@@ -1,4 +1,4 @@
-"""The command line: `minivl walk`, `ask`, `bench`. Results go to stdout; progress, advice and errors to stderr."""
+"""The command line: `minivl walk`, `ask`, `bench`, `plan`, `summary`. Results on stdout; progress, advice, errors on stderr."""
 
 import argparse
 import sys
@@ -13,6 +13,8 @@ Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood.
   minivl walk photo.jpg "What is this?"    the same for your picture and question
   minivl ask photo.jpg "What is this?"     only the answer
   minivl bench                             how fast it is, beside transformers, llama.cpp and what the machine allows
+  minivl plan 72B --image 1080x1920        what a run of any size takes: operations, memory, seconds, without weights
+  minivl summary 7B                        the module tree and the table of parameters
 
 Without --model walk and ask use the small trained model that ships with minivl: it knows coloured shapes and digits.
 """
@@ -62,6 +64,8 @@ def parser():
         add_model_options(command)
         add_answer_options(command)
     add_bench(commands)
+    add_plan(commands)
+    add_summary(commands)
     return top
 
 
@@ -84,6 +88,47 @@ def add_bench(commands):
     bench.add_argument("--picture", metavar="FILE.png", help="draw the roofline; needs matplotlib")
     bench.add_argument("--no-peers", action="store_true", help="minivl alone")
     bench.set_defaults(run=run_bench)
+
+
+def add_plan(commands):
+    plan = commands.add_parser("plan", help="what a run takes on this machine, from a config.json alone")
+    add_source(plan)
+    plan.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="HxW",
+        help="a picture's height x width in pixels, such as 1080x1920, or a picture file; may be given several times",
+    )
+    plan.add_argument(
+        "--prompt-tokens", type=int, default=40, metavar="N", help="tokens of text, the chat template's included (40)"
+    )
+    plan.add_argument("--tokens", type=int, default=100, metavar="N", help="tokens in the answer (100)")
+    plan.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures with fewer pixels than this")
+    plan.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures with more pixels than this")
+    plan.add_argument("--weights", choices=["bfloat16", "float32"], default="bfloat16", help="as in `minivl ask`")
+    plan.add_argument(
+        "--tensors", action="store_true", help="list instead every tensor of that run: name, shape, dtype"
+    )
+    plan.add_argument("--no-seconds", action="store_true", help="measure nothing")
+    plan.add_argument("--json", metavar="FILE", help="write the numbers too")
+    plan.set_defaults(run=run_plan)
+
+
+def add_summary(commands):
+    summary = commands.add_parser("summary", help="the module tree and the parameters, from a config.json alone")
+    add_source(summary)
+    summary.add_argument("--depth", type=int, metavar="N", help="levels of the tree that are shown (default: all)")
+    summary.set_defaults(run=run_summary)
+
+
+def add_source(command):
+    command.add_argument(
+        "source",
+        nargs="?",
+        metavar="MODEL",
+        help="3B, 7B, 32B, 72B, a folder with a config.json, or such a file; default: the model that ships",
+    )
 
 
 def add_model_options(command):
@@ -241,6 +286,37 @@ def run_bench(options):
         write(report, options.json)
     if options.picture is not None:
         draw(report, options.picture)
+
+
+def run_plan(options):
+    from minivl.kernels.machine import calibrate
+    from minivl.plan import plan, size_of, tensors, text
+    from minivl.report import check_files, write
+
+    check_files(options.json, None)
+    asked = {name: getattr(options, name) for name in ("prompt_tokens", "tokens", "min_pixels", "max_pixels")}
+    asked |= {"source": options.source, "pictures": [size_of(image) for image in options.image]}
+    if options.tensors:
+        for name, shape, dtype in tensors(**asked):
+            print(f"{name:<45} {str(list(shape)):<22} {dtype}")
+        return
+    asked["weights"] = options.weights
+    found = plan(**asked)  # whatever is wrong shows before anything is measured
+    if not options.no_seconds:
+        found = plan(**asked, speeds=calibrate())
+    print(text(found))
+    if options.json is not None:
+        write(found, options.json)
+
+
+def run_summary(options):
+    from minivl.plan import outlined
+    from minivl.summary import table, tree
+
+    if options.depth is not None and options.depth < 0:
+        raise Error(f"--depth {options.depth}: it must be at least 0.")
+    config = outlined(options.source).config
+    print(f"{tree(config, options.depth)}\n\n{table(config)}")
 
 
 def drawn_scene(seed):

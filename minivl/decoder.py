@@ -27,9 +27,9 @@ class KVCache:
 
     def __init__(self, text, of=None):
         self.of = of  # the model whose keys and values these are
-        heads, layers = (text.num_key_value_heads, text.head_dim), range(text.num_hidden_layers)
-        self._keys = [np.empty((heads[0], 0, heads[1]), dtype=np.float32) for _ in layers]
-        self._values = [np.empty((heads[0], 0, heads[1]), dtype=np.float32) for _ in layers]
+        self._heads = text.num_key_value_heads, text.head_dim
+        self._keys = [self._buffer(0) for _ in range(text.num_hidden_layers)]
+        self._values = [self._buffer(0) for _ in range(text.num_hidden_layers)]
         self.input_ids = np.zeros(0, dtype=np.int64)
         self.pictures = []
         self.next_position = 0
@@ -37,12 +37,18 @@ class KVCache:
     def __len__(self):
         return len(self.input_ids)
 
+    @property
+    def nbytes(self):
+        """Bytes of the buffers, room that is not used yet included."""
+        return sum(buffer.nbytes for buffer in [*self._keys, *self._values])
+
     def extend(self, layer, k, v):
         """Put k, v [KV, T, K] behind what is held; returns all of the layer's keys and values, [KV, S, K] each."""
         start, end = len(self), len(self) + k.shape[1]
-        if end > self._keys[layer].shape[1]:
-            self._keys[layer] = _with_room(self._keys[layer], start, end)
-            self._values[layer] = _with_room(self._values[layer], start, end)
+        capacity = roomy(end, self._keys[layer].shape[1])
+        if capacity > self._keys[layer].shape[1]:
+            self._keys[layer] = self._grown(self._keys[layer], start, capacity)
+            self._values[layer] = self._grown(self._values[layer], start, capacity)
         self._keys[layer][:, start:end] = k
         self._values[layer][:, start:end] = v
         return self._keys[layer][:, :end], self._values[layer][:, :end]
@@ -57,12 +63,19 @@ class KVCache:
         self.input_ids = self.input_ids[:length]
         self.pictures = [picture for picture in self.pictures if picture[0] < length]
 
+    def _buffer(self, capacity):
+        KV, K = self._heads
+        return np.empty((KV, capacity, K), dtype=np.float32)
 
-def _with_room(array, used, needed):
-    KV, capacity, K = array.shape
-    roomy = np.empty((KV, max(needed, 2 * capacity), K), dtype=np.float32)
-    roomy[:, :used] = array[:, :used]
-    return roomy
+    def _grown(self, array, used, capacity):
+        grown = self._buffer(capacity)
+        grown[:, :used] = array[:, :used]
+        return grown
+
+
+def roomy(end, capacity):
+    """Tokens that a buffer has room for once it holds `end`: as before, or twice as many, or what is needed."""
+    return capacity if end <= capacity else max(end, 2 * capacity)
 
 
 def decoder(x, position_ids, cache, weights, config, kernels):

@@ -189,9 +189,12 @@ class ImageProcessor:
 
     def resized(self, image, min_pixels=None, max_pixels=None):
         """A PIL image scaled to `smart_resize` of its size: uint8 [H, W, 3]."""
-        low, high = self.limits(min_pixels, max_pixels)
-        height, width = smart_resize(image.height, image.width, self.patch_size * self.merge_size, low, high)
+        height, width = self.size(image.height, image.width, min_pixels, max_pixels)
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+    def size(self, height, width, min_pixels=None, max_pixels=None):
+        """The size to which a picture of this size is scaled, (H, W)."""
+        return smart_resize(height, width, self.patch_size * self.merge_size, *self.limits(min_pixels, max_pixels))
 
     def limits(self, min_pixels, max_pixels):
         """The limits of one call. Giving one moves the stored other one out of its way."""

@@ -9,6 +9,9 @@ PUBLISHED = {
     "72B": dict(hidden=8192, layers=80, heads=64, kv=8, inner=29568, vocab=152064, vision_inner=3456, windows=80),
 }
 
+# preprocessor_config.json of all of them: limits on a resized picture, in pixels
+PIXELS = {"min_pixels": 3136, "max_pixels": 12845056}
+
 
 def published(hidden, layers, heads, kv, inner, vocab, vision_inner, windows, tied=False):
     """config.json as published for one size."""

@@ -9,6 +9,7 @@ read once, as a decoded token does. Left out: norms, rotations, activations, bia
 together are about one in a hundred of the real model. Only the last token's row goes through lm_head, here as in the engine.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -22,11 +23,12 @@ from tqdm import tqdm
 from minivl import chat
 from minivl.config import Config, read_json
 from minivl.errors import Error
+from minivl.image import ImageProcessor
 from minivl.inputs import Inputs
 from minivl.kernels.bfloat16 import from_float32, to_float32
-from minivl.parameters import layer_shapes, parameter_shapes, vision_shapes
+from minivl.outline import Outlined, outline
+from minivl.parameters import parameter_shapes
 from minivl.published import PUBLISHED, published
-from minivl.windows import frame_segments, window_index
 
 SIZES = ("tiny", "3B-layers", "3B")
 POOL = 1 << 24  # random numbers that are drawn; a weight matrix is made of slices of them
@@ -184,41 +186,19 @@ def reading(config, inputs, rng):
 # ---- what it costs ----
 
 
-def matrices(config, workload):
-    """(number of weights, rows that are multiplied with them) of every matrix that the work uses."""
-    if workload.kind == "vision":
-        N = len(workload.inputs.pixel_values)
-        for name, shape in vision_shapes(config.vision, config.text.hidden_size).items():
-            if len(shape) > 1:
-                yield math.prod(shape), N // config.vision.merge_unit if "merger" in name else N
-    else:
-        T = len(workload.inputs.input_ids) if workload.kind == "prefill" else 1
-        for shape in layer_shapes("", config.text).values():
-            if len(shape) > 1:
-                yield math.prod(shape) * config.text.num_hidden_layers, T
-        yield config.text.vocab_size * config.text.hidden_size, 1  # lm_head, of the last token only
-
-
-def attention_pairs(config, workload):
-    """How many (query, visible key) pairs there are, in all layers together, each in every head."""
-    if workload.kind == "vision":
-        vision, grid = config.vision, workload.inputs.image_grid_thw
-        windows, frames = window_index(grid, vision)[1], frame_segments(grid)
-        full = sum(i in vision.fullatt_block_indexes for i in range(vision.depth))
-        return full * int(np.sum(np.diff(frames) ** 2)) + (vision.depth - full) * int(np.sum(np.diff(windows) ** 2))
-    T = len(workload.inputs.input_ids)
-    seen = np.arange(1, T + 1) if workload.kind == "prefill" else np.array([T + 1])
-    limits = [config.text.layer_window(i) or T + 1 for i in range(config.text.num_hidden_layers)]
-    return sum(int(np.minimum(seen, limit).sum()) for limit in limits)
+def calls(config, workload):
+    """What each kernel does in this work: the engine's own stages, run over outlines (outline.py)."""
+    vlm = Outlined(config, ImageProcessor())
+    pixels = outline(workload.inputs.pixel_values.shape)
+    parts = vlm.passes(dataclasses.replace(workload.inputs, pixel_values=pixels), tokens=2)  # one is decoded
+    return [call for made in parts[workload.kind] for call in made.calls]
 
 
 def operations(config, workload):
     """Floating point operations of the matrix products and of attention."""
-    width = config.vision.hidden_size if workload.kind == "vision" else config.text.hidden_size
-    products = sum(2 * weights * rows for weights, rows in matrices(config, workload))
-    return products + 4 * width * attention_pairs(config, workload)
+    return sum(call.operations for call in calls(config, workload))
 
 
 def weight_bytes(config, workload, size):
     """Bytes of the matrices, `size` for each weight: 2 as bfloat16, 4 as float32."""
-    return size * sum(weights for weights, _ in matrices(config, workload))
+    return size * sum(call.weights for call in calls(config, workload)) // 2

@@ -31,7 +31,7 @@ def imported_rooms(path):
 
 def test_data_flows_down():
     """A file imports only from the ones before it."""
-    order = [*ORDER.split(), "walk", "workloads", "gguf_file", "programs", "peers", "report", "bench", "cli"]
+    order = [*ORDER.split(), *"walk outline summary workloads plan gguf_file programs peers report bench cli".split()]
     files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
     assert sorted(files) == sorted(room for room in order if room != "kernels")
     for room, path in files.items():
@@ -138,7 +138,7 @@ def test_errors_are_one_line_on_stderr(arguments, words, capsys):
 
 def test_module_runs():
     environment = {**os.environ, "COLUMNS": "120"}
-    for arguments in ([], ["walk"], ["ask"], ["bench"]):
+    for arguments in ([], ["walk"], ["ask"], ["bench"], ["plan"], ["summary"]):
         run = subprocess.run(
             [sys.executable, "-m", "minivl", *arguments, "--help"], capture_output=True, text=True, env=environment
         )

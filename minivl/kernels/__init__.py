@@ -8,7 +8,7 @@
     attention.py   softmax(q k.T) v inside segments (tower) and causal over a cache (decoder)
     activations.py SwiGLU and GELU
     memory.py      what is freed is kept for the next large arrays
-    machine.py     how fast this machine reads memory, for the benchmark
+    machine.py     how fast this machine reads memory, for the benchmark, and runs these kernels, for the plan
 
 `choose` is the one place where a backend is picked; a stage takes the result and calls `kernels.linear(...)`.
 All arrays are float32; all shapes are without a batch axis.
