@@ -70,7 +70,7 @@ def size(axis, known):
             letter, more = factor.split("+")
             total *= known[letter] + int(more)
         else:
-            number, letter = re.fullmatch(r"(\d*)([A-Z][a-z']*|)", factor).groups()
+            number, letter = re.fullmatch(r"(\d*)([A-Z]*[a-z']*)", factor).groups()
             total *= int(number or 1) * (known[letter] if letter else 1)
     return total
 
