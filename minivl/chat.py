@@ -1,4 +1,4 @@
-"""Messages to prompt text: the published chat template, and one placeholder for each token of a picture.
+"""Messages to prompt text: the published chat template, and one placeholder for each token of a picture or video.
 
     [{"role": "user", "content": [{"type": "image", "image": "cat.png"}, {"type": "text", "text": "What is it?"}]}]
 
@@ -7,6 +7,8 @@
     <|im_start|>user
     <|vision_start|><|image_pad|><|vision_end|>What is it?<|im_end|>
     <|im_start|>assistant
+
+A video is {"type": "video", "video": "clip.mp4", "fps": 1.0}, with <|video_pad|> in the middle.
 
 The template is written out here and not run from chat_template.json: it is the same in all published checkpoints, and a
 student should be able to read it.
@@ -20,24 +22,33 @@ from minivl.errors import Error
 SYSTEM = "You are a helpful assistant."
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")
+SAMPLING = ("fps", "nframes", "min_frames", "max_frames", "total_pixels")  # of a video, besides
+NOT_BUILT = ("video_start", "video_end")
 
 
-def user(question, images=None):
-    """Messages with one question about no, one or several pictures, which come before the text."""
-    if images is None:
-        images = []
-    elif not isinstance(images, (list, tuple)):
-        images = [images]
-    content = [{"type": "image", "image": image} for image in images]
+def user(question, images=None, videos=None):
+    """Messages with one question about pictures and videos: none, one or several, which come before the text."""
+    content = [{"type": "image", "image": image} for image in several(images)]
+    content += [{"type": "video", "video": video} for video in several(videos)]
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
 
-def conversation(question, images=None):
-    """Messages as they are (or `Inputs`, which need none), or those of one question in text about some pictures."""
+def several(sources):
+    """None, one source or a list of them, as a list."""
+    if sources is None:
+        return []
+    return list(sources) if isinstance(sources, (list, tuple)) else [sources]
+
+
+def conversation(question, images=None, videos=None):
+    """Messages as they are (or `Inputs`, which need none), or those of one question in text about pictures and videos."""
     if isinstance(question, str):
-        return user(question, images)
-    if images is not None:
-        raise Error('images= goes with a question in text; in messages, put each picture into a message\'s "content".')
+        return user(question, images, videos)
+    for name, given, one in (("images", images, "picture"), ("videos", videos, "video")):
+        if given is not None:
+            raise Error(
+                f'{name}= goes with a question in text; in messages, put each {one} into a message\'s "content".'
+            )
     return question
 
 
@@ -93,15 +104,24 @@ def kind_of(item):
 
 def media(messages):
     """(images, videos) in the order of their placeholders: (source, options) of each, the source as it was given (a path,
-    an array, a PIL image), the options those of SIZES that stand beside it."""
+    an array, a PIL image), the options those of SIZES, and of SAMPLING for a video, that stand beside it."""
     check(messages)
     found = {IMAGE: [], VIDEO: []}
     for item in (item for message in messages for item in items(message)):
         kind = kind_of(item)
         if kind is not None:
             source = source_of(item, "image" if kind == IMAGE else "video")
-            found[kind].append((source, {key: item[key] for key in SIZES if item.get(key) is not None}))
+            found[kind].append((source, options_of(item, kind)))
     return found[IMAGE], found[VIDEO]
+
+
+def options_of(item, kind):
+    """What an item says about how to take its picture or video."""
+    for key in NOT_BUILT:
+        if item.get(key) is not None:
+            raise Error(f'"{key}": {item[key]!r}: minivl takes videos from the first frame to the last. Cut it before.')
+    known = SIZES if kind == IMAGE else (*SIZES, *SAMPLING)
+    return {key: item[key] for key in known if item.get(key) is not None}
 
 
 def source_of(item, key):
@@ -109,7 +129,8 @@ def source_of(item, key):
     source = item.get(key, item.get(f"{key}_url"))
     source = source.get("url") if isinstance(source, Mapping) else source
     if source is None:
-        raise Error(f'an item of type "{key}" has no picture: give {{"type": "{key}", "{key}": ...}}.')
+        what = "picture" if key == "image" else "video"
+        raise Error(f'an item of type "{key}" has no {what}: give {{"type": "{key}", "{key}": ...}}.')
     return source
 
 
@@ -119,8 +140,8 @@ def expand(text, images=(), videos=()):
         found = text.count(kind)
         if found != len(counts):
             raise Error(
-                f"the prompt has {found} {kind} and there are {len(counts)} pictures for them. Each picture needs one; "
-                "a message's text must not contain the placeholder itself."
+                f"the prompt has {found} {kind} and there are {len(counts)} {'pictures' if kind == IMAGE else 'videos'} for "
+                "them. Each needs one; a message's text must not contain the placeholder itself."
             )
         remaining = iter(counts)
         text = re.sub(re.escape(kind), lambda match: match[0] * next(remaining), text)  # noqa: B023
@@ -138,4 +159,6 @@ def check(messages):
         if not isinstance(content, str) and not (
             isinstance(content, list) and all(isinstance(c, Mapping) for c in content)
         ):
-            raise Error(f'the content of message {i} must be text, or a list of {{"type": "text" or "image", ...}}.')
+            raise Error(
+                f'the content of message {i} must be text, or a list of {{"type": "text", "image" or "video", ...}}.'
+            )

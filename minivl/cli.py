@@ -12,6 +12,7 @@ Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood.
   minivl walk                              draw a scene, ask about it, and show every step to the answer
   minivl walk photo.jpg "What is this?"    the same for your picture and question
   minivl ask photo.jpg "What is this?"     only the answer
+  minivl ask clip.mp4 "What happens?"      the same of a video: mp4, webm, animated GIF or WebP
   minivl bench                             how fast it is, beside transformers, llama.cpp and what the machine allows
   minivl plan 72B --image 1080x1920        what a run of any size takes: operations, memory, seconds, without weights
   minivl summary 7B                        the module tree and the table of parameters
@@ -45,13 +46,15 @@ def parser():
         "minivl", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    walk = commands.add_parser("walk", help="show every step from a picture to an answer")
-    walk.add_argument("image", nargs="?", metavar="IMAGE", help="a picture; without one, a scene is drawn")
+    walk = commands.add_parser("walk", help="show every step from a picture or video to an answer")
+    walk.add_argument("image", nargs="?", metavar="IMAGE", help="a picture or a video; without one, a scene is drawn")
     walk.add_argument("question", nargs="?", metavar="QUESTION", help='default: "Describe the picture."')
     walk.add_argument("--scene", type=int, metavar="N", help="which scene to draw, if none is given (default 0)")
     walk.set_defaults(run=run_walk)
-    ask = commands.add_parser("ask", help="answer a question about one or more pictures")
-    ask.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, in the order in which the model sees them")
+    ask = commands.add_parser("ask", help="answer a question about pictures and videos")
+    ask.add_argument(
+        "files", nargs="*", metavar="FILE", help="pictures and videos, in the order in which the model sees them"
+    )
     ask.add_argument("question", metavar="QUESTION")
     ask.add_argument(
         "--draw", metavar="FILE.png", help="draw boxes and points of the answer on the picture, and list them"
@@ -167,8 +170,14 @@ def add_answer_options(command):
     group.add_argument(
         "--seed", type=int, metavar="N", help="make random draws repeatable (there are none without sampling)"
     )
-    group.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures with fewer pixels than this")
-    group.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures with more pixels than this")
+    group.add_argument(
+        "--min-pixels", type=int, metavar="N", help="enlarge pictures and frames with fewer pixels than this"
+    )
+    group.add_argument(
+        "--max-pixels", type=int, metavar="N", help="shrink pictures and frames with more pixels than this"
+    )
+    group.add_argument("--fps", type=float, metavar="X", help="frames to take of a second of video (2)")
+    group.add_argument("--nframes", type=int, metavar="N", help="or how many frames to take of a video")
 
 
 ANSWER_OPTIONS = (
@@ -180,6 +189,8 @@ ANSWER_OPTIONS = (
     "seed",
     "min_pixels",
     "max_pixels",
+    "fps",
+    "nframes",
 )
 
 
@@ -194,11 +205,12 @@ def load_model(options):
 
 
 def run_ask(options):
-    if not options.images and Path(options.question).is_file():
+    if not options.files and Path(options.question).is_file():
         raise Error(f'{options.question} is a file: put a question behind it, such as "What is in the picture?".')
     check_drawing(options)
     vlm = load_model(options)
-    pieces = vlm.stream(options.question, options.images, **answer_options(options))
+    content = [item(file) for file in options.files] + [{"type": "text", "text": options.question}]
+    pieces = vlm.stream([{"role": "user", "content": content}], **answer_options(options))
     while True:
         try:
             print(next(pieces), end="", flush=True)
@@ -218,12 +230,13 @@ def check_drawing(options):
         raise Error("--draw-on chooses the picture to draw on: give --draw FILE.png too.")
     if options.draw is None:
         return
-    if not options.images:
+    pictures = picture_files(options)
+    if not pictures:
         raise Error("--draw needs a picture to draw on: give one before the question.")
-    if options.draw_on is not None and not 1 <= options.draw_on <= len(options.images):
-        raise Error(f"--draw-on {options.draw_on}: the pictures are numbered from 1 to {len(options.images)}.")
+    if options.draw_on is not None and not 1 <= options.draw_on <= len(pictures):
+        raise Error(f"--draw-on {options.draw_on}: the pictures are numbered from 1 to {len(pictures)}.")
     picture_format(options.draw)
-    if any(Path(options.draw).resolve() == Path(image).resolve() for image in options.images):
+    if any(Path(options.draw).resolve() == Path(image).resolve() for image in pictures):
         raise Error(f"--draw {options.draw} would overwrite a picture that the question is about. Give another file.")
 
 
@@ -231,7 +244,7 @@ def show_places(answer, options):
     """List boxes and points, in pixels of the picture as the model saw it and as it was given, and write it with them."""
     from minivl.drawing import write
 
-    name, picture, places = options.images[answer.image], answer.pictures[answer.image], answer.places
+    name, picture, places = picture_files(options)[answer.image], answer.pictures[answer.image], answer.places
     (H, W), (h, w) = picture.resized_size, picture.original_size
     rows = [("", "", f"as the model saw it, {W} x {H}", f"{name}, {w} x {h}")]
     for place in places:
@@ -248,20 +261,39 @@ def show_places(answer, options):
         print(f"minivl: there are no boxes or points in the answer; {options.draw} has none.", file=sys.stderr)
 
 
+def picture_files(options):
+    from minivl.frames import is_video
+
+    return [file for file in options.files if not is_video(file)]
+
+
+def item(file):
+    """A file of the command line as part of a message: a video or a picture."""
+    from minivl.frames import is_video
+
+    kind = "video" if is_video(file) else "image"
+    return {"type": kind, kind: file}
+
+
 def run_walk(options):
+    from minivl.frames import open_video
     from minivl.image import open_image
     from minivl.walk import narrate
 
-    image, question, truth = options.image, options.question or "Describe the picture.", None
-    if image is None:
-        image, question, truth = drawn_scene(0 if options.scene is None else options.scene)
+    shown, question, truth = options.image, options.question or "Describe the picture.", None
+    if shown is None:
+        picture, question, truth = drawn_scene(0 if options.scene is None else options.scene)
+        shown = {"type": "image", "image": picture}
     elif options.scene is not None:
-        raise Error(f"--scene {options.scene} draws a picture, and {image} is one: leave one of them out.")
+        raise Error(f"--scene {options.scene} draws a picture, and {shown} is one: leave one of them out.")
     else:
-        image = open_image(image)
+        shown = item(shown)
+        check = open_video if shown["type"] == "video" else open_image
+        check(options.image)  # before anything is printed
     vlm = load_model(options)
     print(f"Question: {question}\n")
-    lines = narrate(vlm, question, image, **answer_options(options))
+    content = [shown, {"type": "text", "text": question}]
+    lines = narrate(vlm, [{"role": "user", "content": content}], **answer_options(options))
     while True:
         try:
             print(next(lines), flush=True)

@@ -187,6 +187,20 @@ class ImageProcessor:
             if not all(math.isfinite(v) and (v > 0 or name == "image_mean") for v in found):
                 raise Error(f"image processor: {name} is {found!r}; its numbers must be finite, and image_std above 0.")
 
+    def fitting(self, vision):
+        """The same processor, if the tower (a VisionConfig) expects such patches; an Error if not."""
+        for field, expected in (
+            ("patch_size", vision.patch_size),
+            ("temporal_patch_size", vision.temporal_patch_size),
+            ("merge_size", vision.spatial_merge_size),
+        ):
+            if getattr(self, field) != expected:
+                raise Error(
+                    f"{field} is {getattr(self, field)} in preprocessor_config.json and {expected} in config.json's "
+                    "vision_config. Use both files from one checkpoint."
+                )
+        return self
+
     def resized(self, image, min_pixels=None, max_pixels=None):
         """A PIL image scaled to `smart_resize` of its size: uint8 [H, W, 3]."""
         height, width = self.size(image.height, image.width, min_pixels, max_pixels)

@@ -1,7 +1,7 @@
 """The whole model, in verbs: prepare, embed_image, embed_tokens, scatter, decode. Each is a stage of the stream.
 
     vlm = minivl.load()
-    vlm.ask("How many circles?", images="scene.png")    # -> Answer, a str
+    vlm.ask("How many circles?", images="scene.png")    # -> Answer, a str; videos="clip.mp4" in the same way
     vlm.stream(...)                                     # its pieces, as they come
     vlm.chat(messages, cache=vlm.new_cache())           # several turns; the cache remembers the earlier ones
     vlm.trace(...)                                      # every tensor by name
@@ -21,46 +21,51 @@ from minivl.config import Config
 from minivl.decoder import KVCache, decoder
 from minivl.errors import Error
 from minivl.image import ImageProcessor, open_image, wished
-from minivl.inputs import Inputs, checked, pictures_of, reusable, scatter, without
+from minivl.inputs import Inputs, after, checked, gathered, pictures_of, reusable, scatter
 from minivl.kernels import choose
 from minivl.kernels.bfloat16 import to_float32
-from minivl.positions import prompt_positions
+from minivl.positions import check_rule, prompt_positions
 from minivl.sampling import Sampling, generator, next_token
 from minivl.stream import drive, run, under
 from minivl.tokenizer import Tokenizer
+from minivl.video import prepare_video
 from minivl.vision import vision_tower
 from minivl.weights import open_weights, resolve
 
 
-def load(source=None, weights="bfloat16", backend="numba"):
+def load(source=None, weights="bfloat16", backend="numba", video_positions="launch"):
     """Open a model: `source` is a checkpoint folder, a .safetensors file with its config.json beside it, or a hub id
     such as "Qwen/Qwen2.5-VL-3B-Instruct"; without it, the small trained model that ships with minivl.
 
     weights  "bfloat16": mapped from the file as they are stored; "float32": upcast now, twice the memory
     backend  "numba": compiled kernels; "numpy": the plain reference, to read and to step through
+    video_positions  where text goes on after a video: "launch", as in training, or "transformers5" (see positions.py)
     """
     from minivl.tiny import CHECKPOINT
 
+    check_rule(video_positions)
     kernels = choose(backend)
     path = Path(CHECKPOINT) if source is None else resolve(source)
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder)
-    return VLM(config, open_weights(path, config, weights), kernels, folder)
+    return VLM(config, open_weights(path, config, weights), kernels, folder, video_positions)
 
 
 class VLM:
     """A loaded Qwen2.5-VL. Its methods `ask`, `stream`, `chat` and `trace` take the same options:
 
-    min_pixels, max_pixels   limits on each resized picture, in pixels, unless the picture's own item has them
-    add_vision_id            number the pictures in the prompt: "Picture 1: "
+    min_pixels, max_pixels   limits on each resized picture or frame, in pixels, unless its own item has them
+    fps, nframes             frames to take of a video file, a second or in all, unless its own item says; see video.py
+    add_vision_id            number the pictures and videos in the prompt: "Picture 1: "
     max_new_tokens           most tokens in the answer
     temperature, top_k, top_p, repetition_penalty, do_sample
                              as in generation_config.json, which decides what is not given
     seed                     of the random draws; the same seed gives the same answer
     """
 
-    def __init__(self, config, weights, kernels, folder=None):
+    def __init__(self, config, weights, kernels, folder=None, video_positions="launch"):
         self.config, self.weights, self.kernels, self.folder = config, weights, kernels, folder
+        self.video_positions = video_positions
 
     @cached_property
     def tokenizer(self):
@@ -75,18 +80,7 @@ class VLM:
 
     @cached_property
     def processor(self):
-        processor, vision = ImageProcessor.read(self.folder), self.config.vision
-        for field, ours in (
-            ("patch_size", vision.patch_size),
-            ("temporal_patch_size", vision.temporal_patch_size),
-            ("merge_size", vision.spatial_merge_size),
-        ):
-            if getattr(processor, field) != ours:
-                raise Error(
-                    f"{field} is {getattr(processor, field)} in preprocessor_config.json and {ours} in config.json's "
-                    "vision_config. Use both files from one checkpoint."
-                )
-        return processor
+        return ImageProcessor.read(self.folder).fitting(self.config.vision)
 
     @cached_property
     def sampling(self):
@@ -97,9 +91,12 @@ class VLM:
 
     # ---- what people call ----
 
-    def ask(self, question, images=None, **options):
-        """Answer one question about one picture, several, or none. -> Answer"""
-        return self.chat(chat.user(question, images), **options)
+    def ask(self, question, images=None, videos=None, **options):
+        """Answer one question about pictures and videos: one, a list of several, or none. -> Answer
+
+        A video made of pictures is a list within the list: videos=[[first, second, ...]].
+        """
+        return self.chat(chat.user(question, images, videos), **options)
 
     def chat(self, messages, cache=None, **options):
         """Answer the last of `messages`, a list of {"role": ..., "content": ...} as the chat template takes them.
@@ -109,11 +106,11 @@ class VLM:
         stage = self.answer(messages, cache=cache, **options)
         return run(_with_progress(stage, self.config))
 
-    def stream(self, question, images=None, cache=None, **options):
+    def stream(self, question, images=None, videos=None, cache=None, **options):
         """The answer's text in pieces, as soon as they are whole characters; returns the `Answer`. `question` may be a
         list of messages."""
         text = self.tokenizer.stream()
-        stage = self.answer(chat.conversation(question, images), cache=cache, **options)
+        stage = self.answer(chat.conversation(question, images, videos), cache=cache, **options)
         steps = drive(_with_progress(stage, self.config))
         while True:
             try:
@@ -127,7 +124,9 @@ class VLM:
             if piece:
                 yield piece
 
-    def trace(self, question, images=None, keep="*", edit=None, stop=None, limit=4e9, max_new_tokens=1, **options):
+    def trace(
+        self, question, images=None, videos=None, keep="*", edit=None, stop=None, limit=4e9, max_new_tokens=1, **options
+    ):
         """Run and record every tensor by name; see trace.py for keep, edit, stop and limit. -> Trace, its `result` the Answer.
 
         question  text, a list of messages, or `Inputs`. One token is generated unless max_new_tokens says otherwise;
@@ -137,7 +136,7 @@ class VLM:
             raise Error(
                 "edit= and cache= together: the cache would keep what the edits changed. Leave one of them out."
             )
-        prompt = chat.conversation(question, images)
+        prompt = chat.conversation(question, images, videos)
         return trace.record(self.answer(prompt, max_new_tokens=max_new_tokens, **options), keep, edit, stop, limit)
 
     def new_cache(self):
@@ -146,14 +145,17 @@ class VLM:
 
     # ---- the stages, in the order of the data flow ----
 
-    def answer(self, prompt, cache=None, min_pixels=None, max_pixels=None, add_vision_id=False, seed=None, **options):
+    def answer(
+        self, prompt, cache=None, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None, nframes=None, seed=None,
+        **options,
+    ):  # fmt: skip
         """Stage: from messages (or `Inputs`) to an `Answer`. Everything else is a consumer of this one."""
         sampling, rng = self.sampling.replace(**options), generator(seed)
         if cache is not None and not (isinstance(cache, KVCache) and cache.of is self):
             raise Error("the cache is not one of this model's. Make it with vlm.new_cache(), of the same vlm.")
         inputs = prompt
         if not isinstance(prompt, Inputs):
-            inputs = yield from self.prepare(prompt, min_pixels, max_pixels, add_vision_id)
+            inputs = yield from self.prepare(prompt, min_pixels, max_pixels, add_vision_id, fps, nframes)
         inputs = checked(inputs, self.config)
         cache = self.new_cache() if cache is None else cache
         ids = yield from self.generate(inputs, cache, sampling, rng)
@@ -164,22 +166,21 @@ class VLM:
         pictures = pictures_of_prompt(prompt, inputs, self.config.vision.patch_size)
         return Answer(self.tokenizer.decode(ids), ids, len(inputs.input_ids), finished, raw, pictures)
 
-    def prepare(self, messages, min_pixels=None, max_pixels=None, add_vision_id=False):
-        """Stage: messages with pictures -> `Inputs`."""
+    def prepare(self, messages, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None, nframes=None):
+        """Stage: messages with pictures and videos -> `Inputs`."""
         images, videos = chat.media(messages)
-        if videos:
-            raise Error("the messages hold a video; this version of minivl reads images. Send its frames as images.")
-        patches, grids, sizes = [np.zeros((0, self.config.vision.patch_dim), dtype=np.float32)], [], []
+        limits, pictures, clips = {"min_pixels": min_pixels, "max_pixels": max_pixels}, [], []
         for i, (source, own) in enumerate(images):
-            limits, picture = {"min_pixels": min_pixels, "max_pixels": max_pixels} | own, open_image(source)
-            one = yield from under(f"image.{i}", self.prepare_image(picture, **limits))
-            patches.append(one[0])
-            grids.append(one[1])
-            sizes.append((picture.height, picture.width))
-        grids = np.array(grids, dtype=np.int64).reshape(-1, 3)
-        counts = grids.prod(axis=1) // self.config.vision.merge_unit
-        text = chat.expand(chat.render(messages, add_vision_id=add_vision_id), counts.tolist(), [])
-        return Inputs(self.tokenizer.encode(text), np.concatenate(patches), grids, tuple(sizes))
+            picture = open_image(source)
+            one = yield from under(f"image.{i}", self.prepare_image(picture, **limits | own))
+            pictures.append((*one, (picture.height, picture.width)))
+        for i, (source, own) in enumerate(videos):
+            frames = {} if {"fps", "nframes"} & own.keys() else {"fps": fps, "nframes": nframes}
+            stage = prepare_video(source, self.processor, **limits | frames | own)
+            clips.append((yield from under(f"video.{i}", stage)))
+        counts = [[len(one[0]) // self.config.vision.merge_unit for one in media] for media in (pictures, clips)]
+        text = chat.expand(chat.render(messages, add_vision_id=add_vision_id), *counts)
+        return gathered(self.tokenizer.encode(text), pictures, clips, self.config.vision.patch_dim)
 
     def prepare_image(self, picture, min_pixels=None, max_pixels=None, resized_height=None, resized_width=None):
         """Stage: a PIL picture -> patches float32 [N, 1176] and its grid (1, rows, columns)."""
@@ -197,7 +198,8 @@ class VLM:
         if room < 1:
             raise Error(
                 f"the prompt has {len(inputs.input_ids)} tokens; the model's context is "
-                f"{self.config.text.max_position_embeddings}. Lower max_pixels, send fewer pictures, or shorten the text."
+                f"{self.config.text.max_position_embeddings}. Lower max_pixels, send fewer pictures or frames, or shorten "
+                "the text."
             )
         seen, ids = inputs.input_ids, []
         logits = yield from self.prefill(inputs, cache)
@@ -214,26 +216,27 @@ class VLM:
     def prefill(self, inputs, cache):
         """Stage: the whole prompt at once -> logits of the token after it, float32 [1, V].
 
-        What the cache holds already, of the same beginning with the same pictures, is not run again.
+        What the cache holds already, of the same beginning with the same pictures and videos, is not run again.
         """
         config, T = self.config, len(inputs.input_ids)
-        positions, after = prompt_positions(inputs.input_ids, config, inputs.image_grid_thw)
+        grids = inputs.image_grid_thw, inputs.video_grid_thw, inputs.second_per_grid_ts
+        positions, following = prompt_positions(inputs.input_ids, config, *grids, self.video_positions)
         pictures = pictures_of(inputs, config)
         held = reusable(cache, inputs.input_ids, pictures)
         cache.truncate(held)
         input_ids = yield "input_ids", inputs.input_ids[held:]
 
-        new = [i for i, (start, _, _) in enumerate(pictures) if start >= held]
-        features = None
-        if new:
-            features = yield from self.embed_image(*without(inputs, new[0]))
+        new = after(inputs, pictures, held)
+        features = (yield from self.embed_image(*new)) if len(new[1]) + len(new[3]) else None
         x = yield "model.embed_tokens", self.embed_tokens(input_ids)
-        if new:
-            x = scatter(x, features, input_ids == config.image_token_id)
+        if features is not None:
+            images = len(new[0]) // config.vision.merge_unit
+            x = scatter(x, features[:images], input_ids == config.image_token_id)
+            x = scatter(x, features[images:], input_ids == config.video_token_id, "video")
         x = yield "inputs_embeds", x
 
         position_ids = yield "position_ids", positions[:, held:]
-        delta = yield "rope_delta", np.array([after - T], dtype=np.int64)
+        delta = yield "rope_delta", np.array([following - T], dtype=np.int64)
         logits = yield from self._logits(x, position_ids, cache)
         cache.commit(input_ids, T + int(delta[0]))
         cache.pictures = pictures
@@ -253,11 +256,20 @@ class VLM:
         hidden = yield from under("model", stage)
         return (yield "lm_head", self.kernels.linear(hidden[-1:], self.weights["lm_head.weight"]))
 
-    def embed_image(self, pixel_values, image_grid_thw):
-        """Stage: patches of one or several pictures -> their tokens, float32 [U, D]."""
-        pixel_values = yield "pixel_values", pixel_values
-        image_grid_thw = yield "image_grid_thw", image_grid_thw
-        tower = vision_tower(pixel_values, image_grid_thw, self.weights.at("visual"), self.config.vision, self.kernels)
+    def embed_image(self, pixel_values, image_grid_thw, pixel_values_videos=(), video_grid_thw=()):
+        """Stage: patches of pictures, and of videos behind them -> their tokens, float32 [U, D], in this order.
+
+        The tower runs once for all: pictures, and frames of a video, never see each other in it.
+        """
+        patches, grids = [], []
+        if len(image_grid_thw):
+            patches.append((yield "pixel_values", pixel_values))
+            grids.append((yield "image_grid_thw", image_grid_thw))
+        if len(video_grid_thw):
+            patches.append((yield "pixel_values_videos", pixel_values_videos))
+            grids.append((yield "video_grid_thw", video_grid_thw))
+        patches = patches[0] if len(patches) == 1 else np.concatenate(patches)  # no copy of the pixels without need
+        tower = vision_tower(patches, np.concatenate(grids), self.weights.at("visual"), self.config.vision, self.kernels)
         return (yield "visual", (yield from under("visual", tower)))
 
     def embed_tokens(self, input_ids):

@@ -18,7 +18,7 @@ import numpy as np
 from minivl.decoder import KVCache, decoder
 from minivl.image import ImageProcessor
 from minivl.inputs import Inputs
-from minivl.kernels.tile import COLUMNS, ROWS
+from minivl.kernels.tile import COLUMNS
 from minivl.model import VLM
 from minivl.parameters import parameter_shapes
 from minivl.sampling import Sampling
@@ -157,6 +157,7 @@ class Meter:
         return out
 
     def segment_attention(self, q, k, v, bounds):
+        dense = [self.array(part.shape) for part in (q, k, v) if not part.owner]  # noqa: F841, gone when the call returns
         return self._attention(q, k, v, sum((bounds[1:] - bounds[:-1]) ** 2))
 
     def causal_attention(self, q, k, v, window=None):
@@ -165,12 +166,9 @@ class Meter:
 
     def _attention(self, q, k, v, pairs):
         """pairs: of a query and a key that it sees, in one head."""
-        (H, N, K), (KV, S, _) = q.shape, k.shape
+        (H, N, K), KV = q.shape, len(k)
         self.note("attention", operations=4 * H * K * int(pairs), cache=2 * 4 * KV * K * int(pairs), rows=N)
-        out = self.array((N, H * K))
-        dense = [] if k.owner else [self.array(k.shape)]
-        dense.append(self.array((KV, -(-K // ROWS) * ROWS, S)))  # the values, turned
-        return out
+        return self.array((N, H * K))
 
     def rotate(self, x, cos, sin):
         N, H, K = x.shape

@@ -10,8 +10,16 @@ the text after it goes on from the largest position used so far, plus one:
     w        0  1  2    3 4 5 3 4 5  6     7
 
 so a picture of 1,000 tokens costs the text only as many positions as its longer side. Causality is by place in the
-sequence, never by position. Source: `get_rope_index` of transformers 4.49, the launch version: after a video the text goes on
-after the largest position of the video, time included (transformers 5 ignores time there; images are the same in both).
+sequence, never by position. A video's frames (pairs of pictures) stand at t = 0, then as many positions later as seconds
+have passed, times `tokens_per_second`; 4 frames of 1 x 2 tokens, 0.5 s apart, at 2 positions a second:
+
+    tokens   a  <v>  V V  V V  V V  V V  </v>  b
+    t        0  1    2 2  3 3  4 4  5 5  6     7
+    h        0  1    2 2  2 2  2 2  2 2  6     7
+    w        0  1    2 3  2 3  2 3  2 3  6     7          with "transformers5": 4 and 5 instead of 6 and 7
+
+Versions disagree about the text after a video; VIDEO_POSITIONS names the two rules. Pictures are the same in both.
+Source: `get_rope_index` of transformers 4.49, with which the model was launched, and of transformers 5.
 """
 
 import math
@@ -20,6 +28,11 @@ import numpy as np
 
 from minivl.errors import Error
 
+# where the text goes on after a video
+VIDEO_POSITIONS = {
+    "launch": "after the video's largest position, time included; what the model was trained with",
+    "transformers5": "after its longer side, as after a picture: a long video overlaps the text in time",
+}
 VISION_THETA = 10000.0  # transformers 5 stores it in config.json, the published files do not
 
 
@@ -58,14 +71,18 @@ def inverse_frequencies(theta, dim):
     return np.float32(1) / np.power(np.float32(theta), exponent, dtype=np.float32)
 
 
-def prompt_positions(input_ids, config, image_grid_thw=(), video_grid_thw=(), second_per_grid_ts=()):
+def prompt_positions(
+    input_ids, config, image_grid_thw=(), video_grid_thw=(), second_per_grid_ts=(), video_positions="launch"
+):
     """M-RoPE positions of a prompt: int64 [3, T], rows t, h, w; and the position of the first token after it.
 
-    second_per_grid_ts  seconds from one temporal step of each video to the next (2 / fps); 1.0 if not given
+    second_per_grid_ts  seconds from one frame of each video's grid to the next (2 / fps); 1.0 if not given
+    video_positions     one of VIDEO_POSITIONS
     """
+    check_rule(video_positions)
     images, videos = list(image_grid_thw), list(video_grid_thw)
     seconds = list(second_per_grid_ts) or [1.0] * len(videos)
-    runs, at, start = [], 0, 0
+    runs, start = [], 0
     for kind, length in _runs(input_ids, config, images, videos):
         if kind == "text":
             run = np.tile(np.arange(length, dtype=np.int64), (3, 1))
@@ -74,13 +91,20 @@ def prompt_positions(input_ids, config, image_grid_thw=(), video_grid_thw=(), se
         else:
             run = _grid_positions(videos.pop(0), config, seconds.pop(0))
         runs.append(run + start)
-        at, start = at + length, start + int(run.max()) + 1
+        # subtle: in transformers 5 the rows and columns alone say where the text goes on
+        start += int(run.max() if video_positions == "launch" else run[1:].max()) + 1
     if images or videos:
         raise Error(
             f"{len(images)} images and {len(videos)} videos have no placeholder in the prompt. "
             "Give each one its <|vision_start|><|image_pad|><|vision_end|>, as the chat template does."
         )
     return np.concatenate(runs, axis=1), start
+
+
+def check_rule(video_positions):
+    """That it is one of VIDEO_POSITIONS."""
+    if video_positions not in VIDEO_POSITIONS:
+        raise Error(f"video_positions={video_positions!r}: choose one of {', '.join(map(repr, VIDEO_POSITIONS))}.")
 
 
 def _runs(input_ids, config, images, videos):

@@ -70,7 +70,7 @@ class Seen(VLM):
 
     features = None
 
-    def embed_image(self, pixel_values, image_grid_thw):
+    def embed_image(self, pixel_values, image_grid_thw, pixel_values_videos=(), video_grid_thw=()):
         return self.features
         yield  # a stage is a generator
 

@@ -37,9 +37,23 @@ class Narrator:
         P = self.config.vision.patch_size
         return f"cut into {len(tensor)} patches of {P} x {P} pixels, twice in time, unit by unit"
 
+    def frame_indices(self, name, tensor):
+        return f"{len(tensor)} frames are taken, from number {tensor[0]} to {tensor[-1]}"
+
+    def seconds(self, name, tensor):
+        return f"{tensor[0]:.3g} seconds from one pair of frames to the next"
+
+    def frames(self, name, tensor):
+        m = self.config.vision.merged_size
+        return f"each scaled so that both sides are multiples of {m} pixels"
+
+    def pairs(self, name, tensor):
+        P = self.config.vision.patch_size
+        return f"cut into {len(tensor)} patches of {P} x {P} pixels in two frames each, pair by pair, unit by unit"
+
     def input_ids(self, name, tensor):
-        image = int(np.sum(tensor == self.config.image_token_id))
-        return f"chat template and tokenizer: {len(tensor)} tokens, {image} of them stand for pictures"
+        shown = int(np.isin(tensor, (self.config.image_token_id, self.config.video_token_id)).sum())
+        return f"chat template and tokenizer: {len(tensor)} tokens, {shown} of them stand for what is shown"
 
     def window_index(self, name, tensor):
         return f"{len(tensor)} units of 2 x 2 patches, sorted window by window"
@@ -52,19 +66,21 @@ class Narrator:
 
     def block(self, name, tensor):
         full = int(name.split(".")[-1]) in self.config.vision.fullatt_block_indexes
-        return "attention over the whole picture, then MLP" if full else "attention inside each window, then MLP"
+        return (
+            "attention over the whole picture or frame, then MLP" if full else "attention inside each window, then MLP"
+        )
 
     def merger(self, name, tensor):
         return "four patches become one token of the decoder's width"
 
     def visual(self, name, tensor):
-        return "the tokens put back in the order of the picture, row by row"
+        return "the tokens put back in the order of the pictures, row by row"
 
     def embed_tokens(self, name, tensor):
         return "each token id looks up its row of the embedding table"
 
     def inputs_embeds(self, name, tensor):
-        return "the pictures' tokens take the places of their placeholders"
+        return "the tokens of pictures and videos take the places of their placeholders"
 
     def position_ids(self, name, tensor):
         T, last = tensor.shape[1], int(tensor.max())
@@ -90,6 +106,10 @@ class Narrator:
 SENTENCES = {
     "image.*.resized": Narrator.resized,
     "image.*.patches": Narrator.patches,
+    "video.*.frame_indices": Narrator.frame_indices,
+    "video.*.second_per_grid_t": Narrator.seconds,
+    "video.*.resized": Narrator.frames,
+    "video.*.patches": Narrator.pairs,
     "input_ids": Narrator.input_ids,
     "visual.window_index": Narrator.window_index,
     "visual.cu_window_seqlens": Narrator.windows,
@@ -108,12 +128,12 @@ SENTENCES = {
 }
 
 
-def narrate(vlm, question, images=None, **options):
+def narrate(vlm, question, images=None, videos=None, **options):
     """Lines of the walk, as they happen; returns the `Answer`. The same arguments as `VLM.ask`."""
     from minivl import chat
 
     narrator = Narrator(vlm)
-    steps = drive(vlm.answer(chat.conversation(question, images), **options))
+    steps = drive(vlm.answer(chat.conversation(question, images, videos), **options))
     while True:
         try:
             name, tensor = next(steps)

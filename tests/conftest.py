@@ -56,11 +56,11 @@ def random_weights(config, seed=0):
     return weights
 
 
-def small_model(backend="numba", **changes):
+def small_model(backend="numba", video_positions="launch", **changes):
     config = Config.from_dict({**SMALL, **changes})
     weights = random_weights(config)
     weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])  # tied, if the config says so
-    return VLM(config, Weights(weights), choose(backend))
+    return VLM(config, Weights(weights), choose(backend), video_positions=video_positions)
 
 
 def small_inputs(config, grids=((1, 10, 14), (1, 6, 4)), text=5, seed=0):
@@ -72,6 +72,25 @@ def small_inputs(config, grids=((1, 10, 14), (1, 6, 4)), text=5, seed=0):
     rows = sum(t * h * w for t, h, w in grids)
     pixels = rng.standard_normal((rows, config.vision.patch_dim)).astype(np.float32)
     return Inputs(np.array(ids, dtype=np.int64), pixels, np.array(grids, dtype=np.int64).reshape(-1, 3))
+
+
+def random_video_inputs(
+    config, images=((1, 10, 14), (1, 6, 4)), videos=((3, 4, 6), (2, 6, 4)), seconds=(0.75, 1.3), seed=0
+):
+    """Text, picture, text, video, text, picture, text, video, ...: time in fractions of a position, partial windows."""
+    rng = np.random.default_rng(seed)
+    ids, kinds = list(rng.integers(0, 100, 5)), [(101, grid) for grid in images]
+    for i, grid in enumerate(videos):
+        kinds.insert(2 * i + 1, (102, grid))
+    for token, (t, h, w) in kinds:
+        ids += [103, *[token] * (t * h * w // 4), 104, *rng.integers(0, 100, 3)]
+    pixels = [
+        rng.standard_normal((sum(t * h * w for t, h, w in grids), config.vision.patch_dim)).astype(np.float32)
+        for grids in (images, videos)
+    ]
+    grids = [np.array(g, dtype=np.int64).reshape(-1, 3) for g in (images, videos)]
+    seconds = None if seconds is None else np.array(seconds[: len(videos)], dtype=np.float32)
+    return Inputs(np.array(ids, dtype=np.int64), pixels[0], grids[0], pixels[1], grids[1], seconds)
 
 
 @pytest.fixture(scope="session", params=["numba", "numpy"])

@@ -287,7 +287,7 @@ def test_scatter_counts():
     x, where = np.zeros((3, 2), dtype=np.float32), np.array([False, True, True])
     features = np.arange(4, dtype=np.float32).reshape(2, 2)
     assert scatter(x, features, where).tolist() == [[0, 0], [0, 1], [2, 3]] and not x.any()
-    with pytest.raises(Error, match="2 image placeholders and the pictures have 1 tokens"):
+    with pytest.raises(Error, match="2 image placeholders and the images have 1 tokens"):
         scatter(x, features[:1], where)
 
 

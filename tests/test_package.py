@@ -16,8 +16,8 @@ from minivl.tiny import scene
 
 PACKAGE = Path(minivl.__file__).parent
 ORDER = (
-    "errors positions published config parameters kernels weights stream trace tokenizer chat image inputs windows vision "
-    "decoder sampling grounding drawing answer model"
+    "errors positions published config parameters kernels weights stream trace tokenizer chat image frames video inputs "
+    "windows vision decoder sampling grounding drawing answer model"
 )
 
 

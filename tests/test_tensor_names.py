@@ -34,11 +34,14 @@ def expanded(rows, counts):
 def axes(name, trace, config):
     text, vision = config.text, config.vision
     common = dict(
-        N=len(trace["pixel_values"]),
+        N=len(trace["visual.patch_embed"]),
+        Ni=len(trace["pixel_values"]),
+        Nv=len(trace["pixel_values_videos"]),
         P=vision.patch_dim,
         U=len(trace["visual"]),
         M=2,
-        F=2,
+        F=4,
+        B=1,
         O=text.hidden_size,
         V=text.vocab_size,
     )
@@ -47,6 +50,9 @@ def axes(name, trace, config):
     if name.startswith("image."):
         h, w, _ = trace[f"image.{name.split('.')[1]}.resized"].shape
         return {**common, "H'": h, "W'": w, "N": h * w // vision.patch_size**2}
+    if name.startswith("video."):
+        E, h, w, _ = trace[f"video.{name.split('.')[1]}.resized"].shape
+        return {**common, "E": E, "H'": h, "W'": w, "N": (E + 1) // 2 * h * w // vision.patch_size**2}
     room = vision if name.startswith("visual") else text
     heads = vision.num_heads if room is vision else text.num_attention_heads
     common |= dict(D=room.hidden_size, H=heads, K=room.head_dim, I=room.intermediate_size, KV=text.num_key_value_heads)
@@ -64,7 +70,7 @@ def size(axis, known):
             letter, more = factor.split("+")
             total *= known[letter] + int(more)
         else:
-            number, letter = re.fullmatch(r"(\d*)([A-Z']*)", factor).groups()
+            number, letter = re.fullmatch(r"(\d*)([A-Z]*[a-z']*)", factor).groups()
             total *= int(number or 1) * (known[letter] if letter else 1)
     return total
 
@@ -72,9 +78,10 @@ def size(axis, known):
 def test_names_shapes_and_dtypes_in_exact_order():
     vlm = minivl.load()
     images = [Image.new("RGB", (220, 330), "white"), Image.new("RGB", (140, 90), "navy")]
-    trace = vlm.trace("How many shapes are there?", images=images)
+    frames = [Image.new("RGB", (112, 140), color) for color in ("red", "green", "blue")]
+    trace = vlm.trace("How many shapes are there?", images=images, videos=[frames])
     vision, text = vlm.config.vision, vlm.config.text
-    counts = {"image.": 2, "visual.blocks.": vision.depth, "model.layers.": text.num_hidden_layers}
+    counts = {"image.": 2, "video.": 1, "visual.blocks.": vision.depth, "model.layers.": text.num_hidden_layers}
     documented = list(expanded(DOCS, counts))
     assert [name for name, _, _ in documented] == trace.names
     for name, shape, dtype in documented:

@@ -1,7 +1,7 @@
 """Every tensor of a transformers forward pass, under minivl's names.
 
     reference = load_reference(folder)                  # float32, eager attention
-    tensors = oracle(reference, input_ids, pixel_values, image_grid_thw)
+    tensors = oracle(reference, **vars(inputs))         # of minivl.Inputs
     tensors["visual.blocks.0.attn.qkv"]                 # float32 [N, 3D], no batch axis
 
 Module outputs come from forward hooks on *every* module. What is no module's output is caught where transformers
@@ -55,36 +55,98 @@ def covering(leaf):
     return COVERED_BY.get(leaf) or (COVERED_BY["{mlp}.act_fn"].format(mlp=mlp) if last == "act_fn" else leaf)
 
 
-def oracle(model, input_ids, pixel_values, image_grid_thw):
-    """All tensors of the forward pass of one prompt, by minivl's names. The arguments are those of minivl.Inputs."""
+def oracle(model, input_ids, pixel_values, image_grid_thw, position_ids=None, **videos):
+    """All tensors of the forward pass of one prompt, by minivl's names. The arguments are those of minivl.Inputs.
+
+    position_ids  int64 [3, T], to run with other positions than transformers' own
+    """
     found = {"input_ids": input_ids}
+    prompt = arguments(model.config, input_ids, pixel_values, image_grid_thw, **videos)
+    if position_ids is not None:
+        prompt["position_ids"] = torch.from_numpy(position_ids)[:, None]
     with contextlib.ExitStack() as watch, torch.no_grad():
+        watch_media(model, found, watch)
         watch_modules(model, found, watch)
         watch_attention(model, found, watch)
         watch_windows(found, watch)
-        model(**arguments(model.config, input_ids, pixel_values, image_grid_thw), logits_to_keep=1, use_cache=False)
-        if len(pixel_values):
+        model(**prompt, logits_to_keep=1, use_cache=False)
+        if len(prompt) > 1 and position_ids is None:
             found["rope_delta"] = model.model.rope_deltas[0].numpy()
     return found
 
 
 def unknown_to_reference(inputs):
     """Names of minivl's run that transformers has no counterpart of: the chosen token, and the delta of a prompt without
-    pictures, which it does not compute."""
-    return {"next_token"} | (set() if len(inputs.pixel_values) else {"rope_delta"})
+    pictures, which it does not compute, or with videos, where its forward and its generate disagree."""
+    computed = len(inputs.pixel_values) and not len(inputs.pixel_values_videos)
+    return {"next_token"} | (set() if computed else {"rope_delta"})
 
 
-def arguments(config, input_ids, pixel_values, image_grid_thw):
-    """Keyword arguments of transformers' forward and generate for one prompt. Without images: text alone."""
+def arguments(
+    config, input_ids, pixel_values, image_grid_thw, pixel_values_videos=(), video_grid_thw=(), second_per_grid_ts=()
+):
+    """Keyword arguments of transformers' forward and generate for one prompt. Without pictures and videos: text alone."""
     ids = torch.from_numpy(input_ids)[None]
-    if not len(pixel_values):
-        return {"input_ids": ids}
-    return {
-        "input_ids": ids,
-        "mm_token_type_ids": (ids == config.image_token_id).int(),
-        "pixel_values": torch.from_numpy(pixel_values),
-        "image_grid_thw": torch.from_numpy(image_grid_thw),
-    }
+    given, media = {"input_ids": ids}, {}
+    if len(pixel_values):
+        media |= {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
+    if len(pixel_values_videos):
+        media |= {"pixel_values_videos": pixel_values_videos, "video_grid_thw": video_grid_thw}
+        media |= {"second_per_grid_ts": second_per_grid_ts}
+    if media:
+        given["mm_token_type_ids"] = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
+    return given | {name: torch.from_numpy(array) for name, array in media.items()}
+
+
+def launch_positions(model, inputs):
+    """Positions by the launch version's rule, int64 [3, T]: transformers' own of each picture and video, and each run of
+    the prompt one behind the largest of those before it."""
+    config, runs, start = model.config, [], 0
+    grids = {config.image_token_id: [(grid, 1) for grid in inputs.image_grid_thw]}
+    seconds = torch.from_numpy(inputs.second_per_grid_ts) * config.vision_config.tokens_per_second
+    grids[config.video_token_id] = list(zip(inputs.video_grid_thw, seconds))
+    while (at := sum(run.shape[1] for run in runs)) < len(inputs.input_ids):
+        run = torch.full((3, 1), start)
+        if inputs.input_ids[at] in grids:
+            grid, interval = grids[inputs.input_ids[at]].pop(0)
+            merge = config.vision_config.spatial_merge_size
+            run = model.model.get_vision_position_ids(start, torch.from_numpy(grid), 1, merge, interval)
+        runs.append(run)
+        start = int(run.max()) + 1
+    return torch.cat(runs, dim=1).numpy()
+
+
+# ---- the tower, which transformers runs for the pictures and once more for the videos ----
+
+
+def watch_media(model, found, watch):
+    """What the tower is given: under the names of pictures, or of videos."""
+
+    def spy(function, names):
+        original = getattr(model.model, function)
+
+        def watched(*args, **kwargs):
+            found.update({name: array(tensor) for name, tensor in zip(names, args)})
+            return original(*args, **kwargs)
+
+        watch.enter_context(mock.patch.object(model.model, function, watched))
+
+    spy("get_image_features", ["pixel_values", "image_grid_thw"])
+    spy("get_video_features", ["pixel_values_videos", "video_grid_thw"])
+
+
+def keep_tower(found, tensors):
+    """Tensors of one run of the tower, behind those of an earlier one: as if it had run once for all."""
+    for name, new in tensors.items():
+        if name in found:
+            old, index = found[name], found["visual.window_index"]
+            if name == "visual.window_index":
+                new = np.concatenate([old, new + len(index)])
+            elif name.startswith("visual.cu_"):
+                new = np.concatenate([old, new[1:] + old[-1]])
+            else:
+                new = np.concatenate([old, new])
+        found[name] = new
 
 
 # ---- modules: their outputs, and those inputs that nothing else shows ----
@@ -113,7 +175,11 @@ def keeper(name, found):
             and name.rpartition(".")[2] not in SAME_AS_LAST_PART
         ):
             tensors[name] = output
-        found.update({name: array(tensor) for name, tensor in tensors.items()})
+        tensors = {name: array(tensor) for name, tensor in tensors.items()}
+        if name.startswith("visual"):
+            keep_tower(found, tensors)
+        else:
+            found.update(tensors)
 
     return keep
 
@@ -127,8 +193,6 @@ def inputs_of(name, args, kwargs):
         return {f"{room}.act": args[0]}
     if last == "o_proj" or name.endswith("attn.proj"):
         return {f"{room}.context": args[0]}
-    if name == "visual":
-        return {"pixel_values": args[0], "image_grid_thw": kwargs["grid_thw"]}
     if name == "visual.rotary_pos_emb":
         return {"visual.patch_positions": args[1]}
     if name == "visual.blocks.0":
@@ -199,7 +263,7 @@ def watch_windows(found, watch):
 
         def watched(*args, **kwargs):
             result = original(*args, **kwargs)
-            found.update({name: tensor.numpy() for name, tensor in zip(names, result)})
+            keep_tower(found, {name: tensor.numpy() for name, tensor in zip(names, result)})
             return result
 
         watch.enter_context(mock.patch.object(modeling, function, watched))

@@ -33,7 +33,8 @@ WORDS = 200  # ids below it are ordinary words
 VOCABULARY = 211  # the default end token, 151645, lies outside: no answer is cut short
 
 # Each case forces what it is named after; all else (sizes, heads, window, layout, eps, theta) is drawn from its seed.
-# `grids` are (frames, patch rows, patch columns) of the images: h != w, and partial windows in all of them.
+# `grids` are (frames, patch rows, patch columns) of the images: h != w, and partial windows in all of them. `videos` are
+# those of the videos, `seconds` from one pair of frames to the next: time in fractions of a position, longer than the sides.
 CASES = {
     "one_image": dict(seed=1, grids=[(1, 10, 14)]),
     "three_images": dict(seed=2, grids=[(1, 6, 18), (1, 4, 2), (1, 14, 8)]),
@@ -58,13 +59,18 @@ CASES = {
     ),
     "sliding_window": dict(seed=18, sliding=9, grids=[(1, 8, 14), (1, 4, 6)]),
     "large_eps": dict(seed=19, eps=0.05, grids=[(1, 6, 10)]),
+    "one_video": dict(seed=31, grids=[], videos=[(5, 6, 10)], seconds=[1.7]),
+    "long_video": dict(seed=32, grids=[(1, 4, 6)], videos=[(12, 2, 4)], seconds=[2.25]),
+    "videos_and_images": dict(
+        seed=33, grids=[(1, 6, 4), (1, 10, 8)], videos=[(3, 4, 10), (4, 10, 6)], seconds=[1.3, 0.35], window=56
+    ),
 }
 
 
-def random_config(rng, seed=None, grids=None, **forced):
+def random_config(rng, seed=None, grids=None, videos=None, seconds=None, **forced):
     """A small configuration; `forced` fixes some of what is otherwise drawn (see CASES).
 
-    seed, grids  of a case, taken so that **CASES[name] can be passed; they say nothing about the configuration
+    seed, grids, videos, seconds  of a case, taken so that **CASES[name] can be passed; they do not matter here
     """
     pick = {
         "depth": int(rng.integers(2, 5)),
@@ -138,15 +144,28 @@ def random_weight(name, shape, random):
     return 0.3 * values
 
 
-def random_inputs(config, grids, seed=0, text=6):
-    """text, image, text, image, ... text; each image between its vision_start and vision_end. -> minivl.Inputs"""
+def random_inputs(config, grids, seed=0, text=6, videos=(), seconds=()):
+    """text, image, text, video, ... text; each between its vision_start and vision_end. -> minivl.Inputs"""
     rng = np.random.default_rng([7, seed])
-    vision = config.vision_config
     ids = rng.integers(0, WORDS, text).tolist()
-    for t, h, w in grids:
-        tokens = [config.image_token_id] * (t * h * w // vision.spatial_merge_size**2)
-        ids += [config.vision_start_token_id, *tokens, config.vision_end_token_id]
-        ids += rng.integers(0, WORDS, int(rng.integers(0, 5))).tolist()
+    for token, (t, h, w) in in_turn(config, grids, videos):
+        ids += [config.vision_start_token_id, *[token] * (t * h * w // config.vision_config.spatial_merge_size**2)]
+        ids += [config.vision_end_token_id, *rng.integers(0, WORDS, int(rng.integers(0, 5))).tolist()]
+    if videos:
+        ids.append(int(rng.integers(0, WORDS)))
+    images, clips = (random_patches(rng, config.vision_config, shapes) for shapes in (grids, videos))
+    grids, videos = (np.array(shapes, dtype=np.int64).reshape(-1, 3) for shapes in (grids, videos))
+    return Inputs(np.array(ids, dtype=np.int64), images, grids, clips, videos, np.array(seconds, dtype=np.float32))
+
+
+def in_turn(config, images, videos):
+    """(token id, grid) of all of them: a video, an image, a video, an image, ..."""
+    kinds = [(config.image_token_id, grid) for grid in images]
+    for i, grid in enumerate(videos):
+        kinds.insert(2 * i, (config.video_token_id, grid))
+    return kinds
+
+
+def random_patches(rng, vision, grids):
     values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    patches = rng.standard_normal((sum(t * h * w for t, h, w in grids), values)).astype(np.float32)
-    return Inputs(np.array(ids, dtype=np.int64), patches, np.array(grids, dtype=np.int64).reshape(-1, 3))
+    return rng.standard_normal((sum(t * h * w for t, h, w in grids), values)).astype(np.float32)

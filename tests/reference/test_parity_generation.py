@@ -4,9 +4,11 @@ Two greedy runs may part for good at a step whose two best tokens nearly tie. Lo
 one, on each side of the gap; so tokens are compared up to the first step whose gap is below 4 * LOGITS of the largest score.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
-from oracle import arguments, oracle
+from oracle import arguments, launch_positions, oracle
 from parity import LOGITS, TOLERANCE, compared, row, table
 from random_models import CASES, torch
 from test_parity_random import Case
@@ -24,7 +26,9 @@ def new_case(request, tmp_path_factory):
 
 
 case = pytest.fixture(new_case, scope="module", params=CASES)
-cached_case = pytest.fixture(new_case, scope="module", params=["one_image", "no_image", "yarn", "sliding_window"])
+cached_case = pytest.fixture(
+    new_case, scope="module", params=["one_image", "no_image", "yarn", "sliding_window", "long_video"]
+)
 case_of_two_turns = pytest.fixture(
     new_case, scope="module", params=["three_images", "first_block_full", "sliding_window"]
 )
@@ -54,7 +58,7 @@ def test_greedy_answers_are_equal(case, penalty):
     steps = decided(scores)
     assert steps >= STEPS // 4, f"only {steps} of {STEPS} steps of this case can be compared: choose another seed"
     for backend, weights in (("numba", "bfloat16"), ("numpy", "float32")):
-        vlm = minivl.load(case.folder, weights, backend)
+        vlm = minivl.load(case.folder, weights, backend, "transformers5")
         trace = vlm.trace(
             case.inputs, keep="*lm_head", max_new_tokens=STEPS, do_sample=False, repetition_penalty=penalty
         )
@@ -73,13 +77,14 @@ def test_the_penalty_changes_answers(case_of_two_turns):
 def test_cached_decoding_equals_the_references_full_pass(cached_case, backend):
     """The prompt in one go, five words one by one through the cache; transformers runs all of it at once, uncached."""
     case, words = cached_case, np.array([3, 1, 4, 1, 5], dtype=np.int64)
-    vlm = minivl.load(case.folder, backend=backend)
+    vlm = minivl.load(case.folder, backend=backend)  # with the positions of launch
     cache = vlm.new_cache()
     run(vlm.prefill(case.inputs, cache))
     for word in words:
         logits = run(vlm.decode(np.array([word]), cache))
-    whole = {**vars(case.inputs), "input_ids": np.append(case.inputs.input_ids, words)}
-    assert row("lm_head", oracle(case.reference, **whole)["lm_head"], logits, LOGITS).verdict == "OK"
+    whole = dataclasses.replace(case.inputs, input_ids=np.append(case.inputs.input_ids, words))
+    expected = oracle(case.reference, **vars(whole), position_ids=launch_positions(case.reference, whole))
+    assert row("lm_head", expected["lm_head"], logits, LOGITS).verdict == "OK"
 
 
 @pytest.mark.parametrize("backend", ["numba", "numpy"])

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from oracle import launch_positions
 from random_models import TOKENS, WORDS, Qwen2_5_VLForConditionalGeneration, random_config, torch
 from transformers.vision_utils import get_vision_attention_seqlens, get_vision_position_ids, get_vision_window_index
 
 from minivl.config import Config
+from minivl.inputs import Inputs
 from minivl.positions import patch_positions, prompt_positions
 from minivl.windows import frame_segments, window_index
 
@@ -57,20 +59,32 @@ def test_prompts_with_pictures(pair, seed):
 
 @pytest.mark.parametrize("seed", range(PROMPTS // 2))
 def test_prompts_with_videos(pair, seed):
-    """Pictures and short videos. After a long one transformers 5 goes on too early (see positions.py); so time stays below
-    the longer side here, where both rules say the same."""
+    """Pictures and videos of any length, by both rules; seconds as cameras and GIFs give them."""
     model, config = pair
     rng = np.random.default_rng([12, seed])
-    images, videos = [random_grid(rng) for _ in range(int(rng.integers(0, 3)))], []
-    seconds = rng.choice([0.5, 1.0, 1.7], int(rng.integers(1, 3))).tolist()
-    for second in seconds:
-        _, h, w = random_grid(rng)
-        longest = int((max(h, w) // 2 - 1) / (second * 2)) + 1  # frames whose last time is below the longer side
-        videos.append([int(rng.integers(1, longest + 1)), h, w])
+    images, videos = (
+        [random_grid(rng, n) for n in frames] for frames in ([1] * (seed % 3), rng.integers(1, 30, 1 + seed % 2))
+    )
+    seconds = rng.choice([0.1, 1 / 3, 0.5, 2 / 3, 0.7, 1.0, 1.7, 2 / 2.997, 10.4], len(videos)).astype(np.float32)
     ids = random_prompt(rng, images, videos)
-    expected, delta = reference_positions(model, ids, images, videos, seconds)
+    expected, _ = reference_positions(model, ids, images, videos, seconds)
+    positions, after = prompt_positions(ids, config, images, videos, seconds, "transformers5")
+    assert np.array_equal(positions, expected) and after == positions[:, -1].max() + 1
+
+    grids = (np.array(grids, dtype=np.int64).reshape(-1, 3) for grids in (images, videos))
+    none = np.zeros((0, 1), dtype=np.float32)
+    inputs = Inputs(ids, none, next(grids), none, next(grids), seconds)
     positions, after = prompt_positions(ids, config, images, videos, seconds)
-    assert np.array_equal(positions, expected) and after - len(ids) == delta
+    assert np.array_equal(positions, launch_positions(model, inputs)) and after == positions.max() + 1
+
+
+def test_time_is_never_truncated_to_seconds(pair):
+    """Frames 0.7 s apart, 2 positions a second: 0, 1.4, 2.8, 4.2, ... Truncating 0.7 first, as 4.57 did, gives 0 for all."""
+    model, config = pair
+    ids = np.array([1, *[TOKENS["video_token_id"]] * 50, 2], dtype=np.int64)
+    expected, _ = reference_positions(model, ids, [], [[50, 2, 2]], [0.7])
+    positions, _ = prompt_positions(ids, config, [], [[50, 2, 2]], [0.7], "transformers5")
+    assert np.array_equal(positions, expected) and positions[0, 1:5].tolist() == [1, 2, 3, 5]
 
 
 @pytest.mark.parametrize("window", [56, 84, 112, 168])

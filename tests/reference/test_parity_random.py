@@ -1,11 +1,11 @@
-"""Nineteen random configurations, every tensor of the forward pass, against transformers in float32.
+"""Twenty-two random configurations, every tensor of the forward pass, against transformers in float32.
 
 Needs the [reference] extra. Run it by its path: pytest tests/reference
 """
 
 import numpy as np
 import pytest
-from oracle import covering, leaves, load_reference, oracle, unknown_to_reference
+from oracle import covering, launch_positions, leaves, load_reference, oracle, unknown_to_reference
 from parity import assert_parity
 from random_models import CASES, random_config, random_inputs, write_checkpoint
 
@@ -22,7 +22,8 @@ class Case:
         config = random_config(np.random.default_rng(forced["seed"]), **forced)
         write_checkpoint(folder, config, forced["seed"])
         self.reference = load_reference(folder)
-        self.inputs = random_inputs(self.reference.config, forced["grids"], forced["seed"])
+        media = {name: forced.get(name, ()) for name in ("grids", "videos", "seconds")}
+        self.inputs = random_inputs(self.reference.config, seed=forced["seed"], **media)
         self.tensors = oracle(self.reference, **vars(self.inputs))
 
 
@@ -34,18 +35,33 @@ def case(request, tmp_path_factory):
 @pytest.mark.parametrize("weights", STORAGE)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_tensor(case, backend, weights):
-    trace = minivl.load(case.folder, weights, backend).trace(case.inputs)
+    trace = minivl.load(case.folder, weights, backend, "transformers5").trace(case.inputs)
     assert_parity(case.tensors, trace, unknown_to_reference(case.inputs))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_tensor_with_the_positions_of_launch(case, backend):
+    """transformers 5 run with the positions of the version that the model was launched with."""
+    positions = launch_positions(case.reference, case.inputs)
+    expected = oracle(case.reference, **vars(case.inputs), position_ids=positions)
+    trace = minivl.load(case.folder, backend=backend).trace(case.inputs)
+    assert_parity(expected, trace, {"rope_delta", "next_token"})
+    last = int(positions[:, -1].max())
+    assert trace["rope_delta"] == last + 1 - len(case.inputs.input_ids)
+    same = np.array_equal(positions, case.tensors["position_ids"])
+    assert same != bool(len(case.inputs.video_grid_thw)), "the videos of these cases must be longer than wide"
 
 
 def test_nothing_is_skipped(case):
     """Every module of transformers that computes something is compared: under its own name, or as COVERED_BY says."""
-    trace = minivl.load(case.folder).trace(case.inputs)
+    trace = minivl.load(case.folder, video_positions="transformers5").trace(case.inputs)
     skipped = {
         leaf for leaf in leaves(case.reference) if not (covering(leaf) in case.tensors and covering(leaf) in trace)
     }
     asleep = {
-        leaf for leaf in leaves(case.reference) if leaf.startswith("visual") and not case.inputs.pixel_values.size
+        leaf
+        for leaf in leaves(case.reference)
+        if leaf.startswith("visual") and not case.inputs.pixel_values.size + case.inputs.pixel_values_videos.size
     }
     assert skipped == asleep
 
