@@ -269,7 +269,9 @@ class VLM:
             patches.append((yield "pixel_values_videos", pixel_values_videos))
             grids.append((yield "video_grid_thw", video_grid_thw))
         patches = patches[0] if len(patches) == 1 else np.concatenate(patches)  # no copy of the pixels without need
-        tower = vision_tower(patches, np.concatenate(grids), self.weights.at("visual"), self.config.vision, self.kernels)
+        tower = vision_tower(
+            patches, np.concatenate(grids), self.weights.at("visual"), self.config.vision, self.kernels
+        )
         return (yield "visual", (yield from under("visual", tower)))
 
     def embed_tokens(self, input_ids):
