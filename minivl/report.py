@@ -109,6 +109,7 @@ def draw(report, path):
         for (one, at), y in zip(dots, speed):
             if program == OURS:
                 axes.annotate(one["workload"], (at, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.margins(x=0.12)  # room for the words beside the last dot
     axes.legend(loc="lower right")
     axes.set_title("{size}, {machine[processor]}, threads: {machine[threads]}".format(**report))
     try:
