@@ -47,27 +47,32 @@ def linear_numba(x, weight, bias=None):
     return out
 
 
-@numba.njit(parallel=True, cache=True, fastmath=FAST, error_model="numpy")
+@numba.njit(parallel=True, cache=True)
 def _row_times_bfloat16(even, odd, words, out):
+    for block in numba.prange((len(words) + 3) // 4):
+        _four_rows(even, odd, words, 4 * block, out)
+
+
+@numba.njit(cache=True, fastmath=FAST)
+def _four_rows(even, odd, words, n, out):
     N, K = words.shape
-    for block in numba.prange((N + 3) // 4):
-        # subtle: the last block begins earlier and computes some rows again, which costs nothing and saves a second loop
-        n = max(min(4 * block, N - 4), 0)
-        if N < 4:
-            for row in range(N):
-                out[row] = _dot_bfloat16(even, odd, words[row])
-        else:
-            a, b, c, d = words[n], words[n + 1], words[n + 2], words[n + 3]
-            sum_a = sum_b = sum_c = sum_d = np.float32(0)
-            for k in range(K):
-                sum_a += _low(a[k]) * even[k] + _high(a[k]) * odd[k]
-                sum_b += _low(b[k]) * even[k] + _high(b[k]) * odd[k]
-                sum_c += _low(c[k]) * even[k] + _high(c[k]) * odd[k]
-                sum_d += _low(d[k]) * even[k] + _high(d[k]) * odd[k]
-            out[n], out[n + 1], out[n + 2], out[n + 3] = sum_a, sum_b, sum_c, sum_d
+    if N < 4:
+        for row in range(N):
+            out[row] = _dot_bfloat16(even, odd, words[row])
+        return
+    # subtle: the last four begin earlier and compute some rows again, which costs nothing and saves a second loop
+    n = min(n, N - 4)
+    a, b, c, d = words[n], words[n + 1], words[n + 2], words[n + 3]
+    sum_a = sum_b = sum_c = sum_d = np.float32(0)
+    for k in range(K):
+        sum_a += _low(a[k]) * even[k] + _high(a[k]) * odd[k]
+        sum_b += _low(b[k]) * even[k] + _high(b[k]) * odd[k]
+        sum_c += _low(c[k]) * even[k] + _high(c[k]) * odd[k]
+        sum_d += _low(d[k]) * even[k] + _high(d[k]) * odd[k]
+    out[n], out[n + 1], out[n + 2], out[n + 3] = sum_a, sum_b, sum_c, sum_d
 
 
-@numba.njit(cache=True, fastmath=FAST, error_model="numpy")
+@numba.njit(cache=True, fastmath=FAST)
 def _dot_bfloat16(even, odd, words):
     total = np.float32(0)
     for k in range(len(words)):
@@ -86,7 +91,7 @@ def _high(word):
     return np.uint32(word & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-@numba.njit(parallel=True, cache=True, fastmath=FAST, error_model="numpy")
+@numba.njit(parallel=True, cache=True, fastmath=FAST)
 def _row_times_float32(x, weight, out):
     N, K = weight.shape
     for n in numba.prange(N):

@@ -39,14 +39,19 @@ def matmul_numba(x, weight, bias=None):
 @numba.njit(parallel=True, cache=True, error_model="numpy")
 def _pack(x, packed):
     """[M, K] -> [panels, K, COLUMNS]; rows that are not there are 0."""
-    M, K = x.shape
     for p in numba.prange(len(packed)):
-        rows = min(COLUMNS, M - p * COLUMNS)
-        for k in range(K):
-            for c in range(rows):
-                packed[p, k, c] = x[p * COLUMNS + c, k]
-            for c in range(rows, COLUMNS):
-                packed[p, k, c] = np.float32(0)
+        _pack_panel(x, p * COLUMNS, packed[p])
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _pack_panel(x, first, panel):
+    M, K = x.shape
+    rows = min(COLUMNS, M - first)
+    for k in range(K):
+        for c in range(rows):
+            panel[k, c] = x[first + c, k]
+        for c in range(rows, COLUMNS):
+            panel[k, c] = np.float32(0)
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
