@@ -32,7 +32,7 @@ KINDS = ("vision", "prefill", "decode")
 class Transformers:
     """Hugging Face transformers, eager, with PyTorch's fused attention.
 
-    torch.compile takes a minute and gained less than the noise, but for 10 % of a decoded token in bfloat16.
+    torch.compile takes a minute; what it gained was within the noise here, a tenth of a decoded token in bfloat16 perhaps.
     dtype  "float32", minivl's own arithmetic, or "bfloat16": fast only on processors with instructions for it
     """
 

@@ -78,8 +78,7 @@ def _multiply_rows(packed, words, shift, bias, first, end, out):
         for k in range(0, K, depth):
             deep = min(depth, K - k)
             for n in range(N):
-                for j in range(deep):
-                    panel[n, j] = np.uint32(words[first + n, k + j]) << shift
+                _upcast(words[first + n, k : k + deep], shift, panel[n])
             lines = COLUMNS * deep // (LINE * max(tiles, 1)) + 1
             for p in range(many):
                 x_panel = at_x + 4 * COLUMNS * ((start + p) * K + k)
@@ -90,6 +89,19 @@ def _multiply_rows(packed, words, shift, bias, first, end, out):
                     tile(at_panel + 4 * ROWS * depth * t, depth, x_panel, COLUMNS, place, deep)
         for p in range(many):
             for c in range(min(COLUMNS, M - (start + p) * COLUMNS)):
-                m = (start + p) * COLUMNS + c
-                for n in range(N):
-                    out[m, first + n] = sums[p, n // ROWS, n % ROWS, c] + bias[first + n]
+                _put(sums[p], c, bias[first:end], out[(start + p) * COLUMNS + c, first:end])
+
+
+@numba.njit(cache=True)
+def _upcast(words, shift, out):
+    # subtle: a function of its own, for the compiler to see that no index is negative; then it takes whole registers
+    for j in range(len(words)):
+        out[j] = np.uint32(words[j]) << shift
+
+
+@numba.njit(cache=True)
+def _put(sums, c, bias, out):
+    """Column c of sums [tiles, ROWS, COLUMNS]: what one row of x gave."""
+    for t in range(len(sums)):
+        for r in range(min(ROWS, len(out) - t * ROWS)):
+            out[t * ROWS + r] = sums[t, r, c] + bias[t * ROWS + r]
