@@ -37,7 +37,7 @@ class Transformers:
     """
 
     def __init__(self, folder, workloads, dtype):
-        os.environ.pop("OMP_WAIT_POLICY", None)  # minivl's choice for its own threads, not torch's
+        os.environ.pop("GOMP_SPINCOUNT", None)  # minivl's choice for its own threads, not torch's
         import torch
         from transformers import Qwen2_5_VLForConditionalGeneration
         from transformers.utils import logging
@@ -107,7 +107,7 @@ class LlamaCpp:
     """
 
     def __init__(self, folder, workloads, file):
-        os.environ.pop("OMP_WAIT_POLICY", None)  # minivl's choice for its own threads, not ggml's
+        os.environ.pop("GOMP_SPINCOUNT", None)  # minivl's choice for its own threads, not ggml's
         import llama_cpp
 
         self.config = Config.read(folder)
