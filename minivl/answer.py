@@ -54,6 +54,7 @@ class Answer(str):
         """Boxes and points in the order of the text, a list. Formats and repairs: see grounding.py.
 
         subtle: the model's format does not say which picture it means. It is taken to be the last of the conversation.
+        Places in a video are not known as such: beside a picture they are read in that, alone there are none.
         """
         if not self.pictures:
             return []

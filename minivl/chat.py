@@ -53,10 +53,10 @@ def conversation(question, images=None, videos=None):
 
 
 def render(messages, add_generation_prompt=True, add_vision_id=False):
-    """The prompt text, with one placeholder for each picture.
+    """The prompt text, with one placeholder for each picture and video.
 
     add_generation_prompt  end with the header of the assistant's answer
-    add_vision_id          number the pictures: "Picture 1: ", "Video 1: "; counted over the whole conversation
+    add_vision_id          number pictures and videos: "Picture 1: ", "Video 1: "; counted over the whole conversation
     """
     check(messages)
     parts, counts = [], {IMAGE: 0, VIDEO: 0}

@@ -1,6 +1,7 @@
 """The command line: `minivl walk`, `ask`, `bench`, `plan`, `summary`. Results on stdout; progress, advice, errors on stderr."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -205,7 +206,7 @@ def load_model(options):
 
 
 def run_ask(options):
-    if not options.files and Path(options.question).is_file():
+    if not options.files and os.path.isfile(options.question):  # Path.is_file fails on long questions
         raise Error(f'{options.question} is a file: put a question behind it, such as "What is in the picture?".')
     check_drawing(options)
     vlm = load_model(options)
@@ -232,12 +233,12 @@ def check_drawing(options):
         return
     pictures = picture_files(options)
     if not pictures:
-        raise Error("--draw needs a picture to draw on: give one before the question.")
+        raise Error("--draw needs a picture to draw on (a video will not do): give one before the question.")
     if options.draw_on is not None and not 1 <= options.draw_on <= len(pictures):
         raise Error(f"--draw-on {options.draw_on}: the pictures are numbered from 1 to {len(pictures)}.")
     picture_format(options.draw)
-    if any(Path(options.draw).resolve() == Path(image).resolve() for image in pictures):
-        raise Error(f"--draw {options.draw} would overwrite a picture that the question is about. Give another file.")
+    if any(Path(options.draw).resolve() == Path(file).resolve() for file in options.files):
+        raise Error(f"--draw {options.draw} would overwrite a file that the question is about. Give another file.")
 
 
 def show_places(answer, options):
@@ -325,6 +326,8 @@ def run_plan(options):
     from minivl.plan import plan, size_of, tensors, text
     from minivl.report import check_files, write
 
+    if options.tensors and options.json is not None:
+        raise Error("--tensors prints names and shapes only: leave --json out, or --tensors.")
     check_files(options.json, None)
     asked = {name: getattr(options, name) for name in ("prompt_tokens", "tokens", "min_pixels", "max_pixels")}
     asked |= {"source": options.source, "pictures": [size_of(image) for image in options.image]}

@@ -185,5 +185,5 @@ def write(image, path):
     try:
         image.save(partial, kind)
         os.replace(partial, path)
-    except OSError as cause:
-        raise Error(f"cannot write {path}: {cause}. Give a file in a folder that can be written.") from None
+    except (OSError, ValueError, OverflowError) as cause:  # the last two: a side is too long for the format
+        raise Error(f"cannot write {path}: {cause}. Give a .png in a folder that can be written.") from None

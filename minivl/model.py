@@ -70,12 +70,13 @@ class VLM:
     @cached_property
     def tokenizer(self):
         tokenizer = Tokenizer.read(self.folder)
-        found = tokenizer.id(chat.IMAGE)
-        if found != self.config.image_token_id:
-            raise Error(
-                f"{chat.IMAGE} is token {found} in tokenizer.json, and config.json says image_token_id is "
-                f"{self.config.image_token_id}. Use both files from one checkpoint."
-            )
+        for name, token in (("image_token_id", chat.IMAGE), ("video_token_id", chat.VIDEO)):
+            found, said = tokenizer.id(token), getattr(self.config, name)
+            if found != said:
+                raise Error(
+                    f"{token} is token {found} in tokenizer.json, and config.json says {name} is {said}. "
+                    "Use both files from one checkpoint."
+                )
         return tokenizer
 
     @cached_property

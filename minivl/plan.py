@@ -15,12 +15,14 @@ The weights are taken to be in memory. Not counted is what is done outside the s
 compiling, preparing pictures.
 """
 
+import os
 import re
 from pathlib import Path
 
 from minivl.config import Config
 from minivl.decoder import roomy
 from minivl.errors import Error
+from minivl.frames import is_video
 from minivl.image import MOST_PIXELS, ImageProcessor, open_image
 from minivl.outline import Outlined, Size
 from minivl.published import PIXELS, PUBLISHED
@@ -107,8 +109,12 @@ def size_of(text):
     """The `Size` that "1080x1920", height x width, says; or that of the picture at this path."""
     sides = re.fullmatch(r"(\d+) ?[x×] ?(\d+)", text)
     if sides is None:
-        if not Path(text).is_file():
+        if not os.path.isfile(text):
             raise Error(f"{text} is neither height x width in pixels, such as 1080x1920, nor a picture file.")
+        if is_video(text):
+            raise Error(
+                f"{text} is a video: the plan is of pictures only, so far. Plan one of its frames, such as 360x640."
+            )
         image = open_image(text)
         return Size(image.height, image.width)
     height, width = (int(side) for side in sides.groups())

@@ -96,7 +96,7 @@ def prompt_positions(
     if images or videos:
         raise Error(
             f"{len(images)} images and {len(videos)} videos have no placeholder in the prompt. "
-            "Give each one its <|vision_start|><|image_pad|><|vision_end|>, as the chat template does."
+            "Give each one its <|vision_start|><|image_pad|><|vision_end|> (a video: <|video_pad|>), as the chat template does."
         )
     return np.concatenate(runs, axis=1), start
 

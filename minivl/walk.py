@@ -74,7 +74,7 @@ class Narrator:
         return "four patches become one token of the decoder's width"
 
     def visual(self, name, tensor):
-        return "the tokens put back in the order of the pictures, row by row"
+        return "the tokens put back in the order of pictures and videos, row by row"
 
     def embed_tokens(self, name, tensor):
         return "each token id looks up its row of the embedding table"

@@ -5,6 +5,7 @@ the result's largest value holds for all shapes here, 2e-6 where an exponential 
 """
 
 import math
+import os
 import subprocess
 import sys
 
@@ -249,3 +250,44 @@ print({name: (before[name], after[name]) for name in after if before[name] != af
 """
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert shown.split("} ")[0] == "{" and int(shown.split("} ")[1]) > 10, shown
+
+
+# run in a process of its own: each kernel that works on addresses, on awkward shapes, against its reference
+ADDRESSES = """
+import numpy as np
+from minivl.kernels import attention, linear
+rng = np.random.default_rng(0)
+def normal(*shape):
+    return rng.standard_normal(shape, dtype=np.float32)
+for M, K, N in ((2, 1, 1), (33, 257, 25), (40, 600, 300)):
+    x, w, b = normal(M, K), normal(N, K), normal(N)
+    np.testing.assert_allclose(linear.linear_numba(x, w, b), linear.linear_numpy(x, w, b), rtol=0, atol=1e-4)
+for H, KV, T, S, K in ((4, 2, 1, 7, 20), (6, 1, 35, 300, 80), (2, 2, 3, 3, 128), (16, 2, 1, 300, 128)):
+    q, k, v = normal(H, T, K), normal(KV, S + 1, K)[:, :S], normal(KV, S, K)
+    k.base[:, S:] = np.nan  # what is behind a cache's tokens
+    np.testing.assert_allclose(
+        attention.causal_attention_numba(q, k, v), attention.causal_attention_numpy(q, k, v), rtol=0, atol=1e-5
+    )
+"""
+
+
+def test_nothing_is_read_after_it_was_freed():
+    """glibc overwrites freed memory, if asked to."""
+    subprocess.run([sys.executable, "-c", ADDRESSES], check=True, env={**os.environ, "MALLOC_PERTURB_": "85"})
+
+
+@pytest.mark.parametrize("features, shape", [({"avx512f": True}, (16, 12, 2)), ({}, (4, 6, 2))])
+def test_tiles_of_other_processors(features, shape, tmp_path):
+    """The tile of AVX-512, and that of the smallest registers: any processor can run both, if not fast."""
+    script = f"""
+import llvmlite.binding
+import numpy as np
+known, llvmlite.binding.get_host_cpu_features = llvmlite.binding.get_host_cpu_features, lambda: {features!r}
+triple, llvmlite.binding.get_process_triple = llvmlite.binding.get_process_triple, lambda: "x86_64-unknown-linux-gnu"
+from minivl.kernels import tile
+llvmlite.binding.get_host_cpu_features, llvmlite.binding.get_process_triple = known, triple
+assert (tile.LANES, tile.ROWS, tile.VECTORS) == {shape!r}
+"""
+    # subtle: compiled code is cached by processor, and these are not this processor's
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script + ADDRESSES], check=True, env=environment)

@@ -132,6 +132,7 @@ def _attend(q, k, v, first, last):
 
 def _buffer(rows):
     """The first rows of each head in a cache, [KV, S, K] -> the cache [KV, capacity, K] that holds them, without a copy.
+    What is behind S there belongs to nobody, and is not read.
 
     Where there are gaps between the heads' rows, Numba does not know them to be dense, and cannot take whole registers.
     """
@@ -162,7 +163,7 @@ def _attend_panel(q, k, v, first, last, g, start, out):
     With each block of keys the largest score may grow; what was summed before is scaled down by as much (online softmax).
     The queries of a group are counted token by token: number i is token i // group, head i % group.
     """
-    (H, N, K), (KV, S, _) = q.shape, k.shape
+    (H, N, K), (KV, capacity, _), S = q.shape, k.shape, last[len(last) - 1]
     group = H // KV
     many, wide = min(COLUMNS, N * group - start), (K + COLUMNS - 1) // COLUMNS
     scale = np.float32(1 / math.sqrt(K))
@@ -175,9 +176,14 @@ def _attend_panel(q, k, v, first, last, g, start, out):
     context = np.zeros((wide, PADDED, COLUMNS), dtype=np.float32)
     # subtle: not -inf, because of a query whose segment begins after this block, -inf - -inf would be NaN
     top, total = np.full(COLUMNS, LOWEST, dtype=np.float32), np.zeros(COLUMNS, dtype=np.float32)
-    at_k, at_v, at_edge = k.ctypes.data + 4 * g * S * K, v.ctypes.data + 4 * g * S * K, edge.ctypes.data
-    at_q, at_scores = queries.ctypes.data, scores.ctypes.data
-    at_weights, at_context = weights.ctypes.data, context.ctypes.data
+    at_k, at_v = k.ctypes.data + 4 * g * capacity * K, v.ctypes.data + 4 * g * v.shape[1] * K
+    # subtle: Numba frees an array after its last use by name, and an address is no use: each of these is named in the loop
+    at_edge, at_scores, at_weights, at_context = (
+        edge.ctypes.data,
+        scores.ctypes.data,
+        weights.ctypes.data,
+        context.ctypes.data,
+    )
     end = last[(start + many - 1) // group]
     for s in range(first[start // group], end, KEYS):
         keys = min(KEYS, end - s)
@@ -187,7 +193,7 @@ def _attend_panel(q, k, v, first, last, g, start, out):
             if s + r + ROWS > S:
                 _copy(k[g], s + r, S, 0, edge)
                 rows, stride = at_edge, edge.shape[1]
-            tile(rows, stride, at_q, COLUMNS, at_scores + 4 * r * COLUMNS, K)
+            tile(rows, stride, queries.ctypes.data, COLUMNS, at_scores + 4 * r * COLUMNS, K)
         _mask(scores, keys, s, start, many, group, first, last)
         _softmax_block(scores, keys, top, total, context, weights)
         for b in range(wide):

@@ -35,7 +35,7 @@ def linear_numpy(x, weight, bias=None):
 
 
 def linear_numba(x, weight, bias=None):
-    if len(x) > 1 or weight.shape[1] % 2:
+    if len(x) != 1 or weight.shape[1] % 2:
         return matmul_numba(x, weight, bias)
     out = np.empty((1, len(weight)), dtype=np.float32)
     if weight.dtype == np.uint16:

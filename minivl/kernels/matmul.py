@@ -71,6 +71,7 @@ def _multiply_rows(packed, words, shift, bias, first, end, out):
     depth = (K + steps - 1) // steps  # even steps
     panel = np.zeros((tiles * ROWS, depth), dtype=np.uint32)
     sums = np.empty((BLOCK, tiles, ROWS, COLUMNS), dtype=np.float32)
+    # subtle: Numba frees an array after its last use by name, and an address is no use: each of these is named in the loop
     at_panel, at_sums, at_x = panel.ctypes.data, sums.ctypes.data, packed.ctypes.data
     for start in range(0, len(packed), BLOCK):
         many = min(BLOCK, len(packed) - start)

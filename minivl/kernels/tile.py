@@ -33,6 +33,7 @@ def register_tile():
     return 4, 6, 2  # SSE: 12 in 16
 
 
+# subtle: compiled kernels are kept on disk by the date of their own file: delete __pycache__ here after changing this one
 LANES, ROWS, VECTORS = register_tile()
 COLUMNS = LANES * VECTORS
 
@@ -50,7 +51,7 @@ def emit_tile(context, builder, signature, arguments):
     number, vector, lane = ir.FloatType(), ir.VectorType(ir.FloatType(), LANES), ir.IntType(32)
     empty, every = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(lane, LANES), [0] * LANES)
     kind = ir.FunctionType(vector, [vector] * 3)
-    multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+    multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
 
     def place(base, values, type_):
         """The address `values` float32 after `base`."""
