@@ -83,9 +83,19 @@ def unknown_to_reference(inputs):
 
 
 def arguments(
-    config, input_ids, pixel_values, image_grid_thw, pixel_values_videos=(), video_grid_thw=(), second_per_grid_ts=()
+    config,
+    input_ids,
+    pixel_values,
+    image_grid_thw,
+    pixel_values_videos=(),
+    video_grid_thw=(),
+    second_per_grid_ts=(),
+    image_sizes=(),
 ):
-    """Keyword arguments of transformers' forward and generate for one prompt. Without pictures and videos: text alone."""
+    """Keyword arguments of transformers' forward and generate for one prompt. Without pictures and videos: text alone.
+
+    image_sizes  not passed on: they are for the boxes of an answer
+    """
     ids = torch.from_numpy(input_ids)[None]
     given, media = {"input_ids": ids}, {}
     if len(pixel_values):
