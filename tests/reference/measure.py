@@ -25,7 +25,7 @@ def main():
             case = Case(name, Path(folder))
             for backend in BACKENDS:
                 for weights in STORAGE:
-                    trace = minivl.load(folder, weights, backend).trace(case.inputs)
+                    trace = minivl.load(folder, weights, backend, "transformers5").trace(case.inputs)
                     note(largest, backend, name, compared(case.tensors, trace), unknown_to_reference(case.inputs))
     for kind, errors in largest.items():
         print(f"{kind:45}" + "".join(f"  {backend} {error:.1e} {case:24}" for backend, (error, case) in errors.items()))
