@@ -1,10 +1,9 @@
 """The command line: `minivl walk`, `ask`, `bench`, `plan`, `summary`. Results on stdout; progress, advice, errors on stderr."""
 
 import argparse
-import os
 import sys
-from pathlib import Path
 
+from minivl import commands
 from minivl.errors import Error
 
 DESCRIPTION = """\
@@ -46,13 +45,13 @@ def parser():
     top = argparse.ArgumentParser(
         "minivl", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
-    walk = commands.add_parser("walk", help="show every step from a picture or video to an answer")
+    subparsers = top.add_subparsers(required=True, metavar="COMMAND")
+    walk = subparsers.add_parser("walk", help="show every step from a picture or video to an answer")
     walk.add_argument("image", nargs="?", metavar="IMAGE", help="a picture or a video; without one, a scene is drawn")
     walk.add_argument("question", nargs="?", metavar="QUESTION", help='default: "Describe the picture."')
     walk.add_argument("--scene", type=int, metavar="N", help="which scene to draw, if none is given (default 0)")
-    walk.set_defaults(run=run_walk)
-    ask = commands.add_parser("ask", help="answer a question about pictures and videos")
+    walk.set_defaults(run=commands.run_walk)
+    ask = subparsers.add_parser("ask", help="answer a question about pictures and videos")
     ask.add_argument(
         "files", nargs="*", metavar="FILE", help="pictures and videos, in the order in which the model sees them"
     )
@@ -63,18 +62,18 @@ def parser():
     ask.add_argument(
         "--draw-on", type=int, metavar="N", help="which picture they lie in: 1 is the first (default: the last)"
     )
-    ask.set_defaults(run=run_ask)
+    ask.set_defaults(run=commands.run_ask)
     for command in (walk, ask):
         add_model_options(command)
         add_answer_options(command)
-    add_bench(commands)
-    add_plan(commands)
-    add_summary(commands)
+    add_bench(subparsers)
+    add_plan(subparsers)
+    add_summary(subparsers)
     return top
 
 
-def add_bench(commands):
-    bench = commands.add_parser("bench", help="time it beside other programs and the machine's limits")
+def add_bench(subparsers):
+    bench = subparsers.add_parser("bench", help="time it beside other programs and the machine's limits")
     bench.add_argument(
         "--size",
         choices=["tiny", "3B-layers", "3B"],
@@ -91,11 +90,11 @@ def add_bench(commands):
     bench.add_argument("--json", metavar="FILE", help="write everything, every single time included")
     bench.add_argument("--picture", metavar="FILE.png", help="draw the roofline; needs matplotlib")
     bench.add_argument("--no-peers", action="store_true", help="minivl alone")
-    bench.set_defaults(run=run_bench)
+    bench.set_defaults(run=commands.run_bench)
 
 
-def add_plan(commands):
-    plan = commands.add_parser("plan", help="what a run takes on this machine, from a config.json alone")
+def add_plan(subparsers):
+    plan = subparsers.add_parser("plan", help="what a run takes on this machine, from a config.json alone")
     add_source(plan)
     plan.add_argument(
         "--image",
@@ -116,14 +115,14 @@ def add_plan(commands):
     )
     plan.add_argument("--no-seconds", action="store_true", help="measure nothing")
     plan.add_argument("--json", metavar="FILE", help="write the numbers too")
-    plan.set_defaults(run=run_plan)
+    plan.set_defaults(run=commands.run_plan)
 
 
-def add_summary(commands):
-    summary = commands.add_parser("summary", help="the module tree and the parameters, from a config.json alone")
+def add_summary(subparsers):
+    summary = subparsers.add_parser("summary", help="the module tree and the parameters, from a config.json alone")
     add_source(summary)
     summary.add_argument("--depth", type=int, metavar="N", help="levels of the tree that are shown (default: all)")
-    summary.set_defaults(run=run_summary)
+    summary.set_defaults(run=commands.run_summary)
 
 
 def add_source(command):
@@ -179,192 +178,6 @@ def add_answer_options(command):
     )
     group.add_argument("--fps", type=float, metavar="X", help="frames to take of a second of video (2)")
     group.add_argument("--nframes", type=int, metavar="N", help="or how many frames to take of a video")
-
-
-ANSWER_OPTIONS = (
-    "max_new_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "repetition_penalty",
-    "seed",
-    "min_pixels",
-    "max_pixels",
-    "fps",
-    "nframes",
-)
-
-
-def answer_options(options):
-    return {name: getattr(options, name) for name in ANSWER_OPTIONS}
-
-
-def load_model(options):
-    from minivl.model import load
-
-    return load(options.model, options.weights, options.backend)
-
-
-def run_ask(options):
-    if not options.files and os.path.isfile(options.question):  # Path.is_file fails on long questions
-        raise Error(f'{options.question} is a file: put a question behind it, such as "What is in the picture?".')
-    check_drawing(options)
-    vlm = load_model(options)
-    content = [item(file) for file in options.files] + [{"type": "text", "text": options.question}]
-    pieces = vlm.stream([{"role": "user", "content": content}], **answer_options(options))
-    while True:
-        try:
-            print(next(pieces), end="", flush=True)
-        except StopIteration as finished:
-            answer = finished.value
-            break
-    print()
-    if options.draw is not None:
-        show_places(answer if options.draw_on is None else answer.on(options.draw_on - 1), options)
-
-
-def check_drawing(options):
-    """That what is asked for can be drawn, before a model is loaded."""
-    from minivl.drawing import picture_format
-
-    if options.draw is None and options.draw_on is not None:
-        raise Error("--draw-on chooses the picture to draw on: give --draw FILE.png too.")
-    if options.draw is None:
-        return
-    pictures = picture_files(options)
-    if not pictures:
-        raise Error("--draw needs a picture to draw on (a video will not do): give one before the question.")
-    if options.draw_on is not None and not 1 <= options.draw_on <= len(pictures):
-        raise Error(f"--draw-on {options.draw_on}: the pictures are numbered from 1 to {len(pictures)}.")
-    picture_format(options.draw)
-    if any(Path(options.draw).resolve() == Path(file).resolve() for file in options.files):
-        raise Error(f"--draw {options.draw} would overwrite a file that the question is about. Give another file.")
-
-
-def show_places(answer, options):
-    """List boxes and points, in pixels of the picture as the model saw it and as it was given, and write it with them."""
-    from minivl.drawing import write
-
-    name, picture, places = picture_files(options)[answer.image], answer.pictures[answer.image], answer.places
-    (H, W), (h, w) = picture.resized_size, picture.original_size
-    rows = [("", "", f"as the model saw it, {W} x {H}", f"{name}, {w} x {h}")]
-    for place in places:
-        resized, original = (
-            ", ".join(f"{v:.1f}".removesuffix(".0") for v in seen) for seen in (place.resized, place.original)
-        )
-        beyond = "" if place.inside else "   (beyond the picture)"
-        rows.append((type(place).__name__.lower(), " ".join(place.label.split()), resized, original + beyond))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    for row in rows if places else []:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]))
-    write(answer.draw(), options.draw)
-    if not places:
-        print(f"minivl: there are no boxes or points in the answer; {options.draw} has none.", file=sys.stderr)
-
-
-def picture_files(options):
-    from minivl.frames import is_video
-
-    return [file for file in options.files if not is_video(file)]
-
-
-def item(file):
-    """A file of the command line as part of a message: a video or a picture."""
-    from minivl.frames import is_video
-
-    kind = "video" if is_video(file) else "image"
-    return {"type": kind, kind: file}
-
-
-def run_walk(options):
-    from minivl.frames import open_video
-    from minivl.image import open_image
-    from minivl.walk import narrate
-
-    shown, question, truth = options.image, options.question or "Describe the picture.", None
-    if shown is None:
-        picture, question, truth = drawn_scene(0 if options.scene is None else options.scene)
-        shown = {"type": "image", "image": picture}
-    elif options.scene is not None:
-        raise Error(f"--scene {options.scene} draws a picture, and {shown} is one: leave one of them out.")
-    else:
-        shown = item(shown)
-        check = open_video if shown["type"] == "video" else open_image
-        check(options.image)  # before anything is printed
-    vlm = load_model(options)
-    print(f"Question: {question}\n")
-    content = [shown, {"type": "text", "text": question}]
-    lines = narrate(vlm, [{"role": "user", "content": content}], **answer_options(options))
-    while True:
-        try:
-            print(next(lines), flush=True)
-        except StopIteration as finished:
-            answer = finished.value
-            break
-    print(f"\nAnswer: {answer}")
-    if truth is not None:
-        print(f"Truth:  {truth}   ({'right' if answer == truth else 'wrong'})")
-
-
-def run_bench(options):
-    from minivl.bench import bench
-    from minivl.report import check_files, draw, table, write
-
-    check_files(options.json, options.picture)
-    report = bench(
-        options.size, options.rounds, options.only, options.threads, options.folder, peers=not options.no_peers
-    )
-    print(table(report))
-    if options.json is not None:
-        write(report, options.json)
-    if options.picture is not None:
-        draw(report, options.picture)
-
-
-def run_plan(options):
-    from minivl.kernels.machine import calibrate
-    from minivl.plan import plan, size_of, tensors, text
-    from minivl.report import check_files, write
-
-    if options.tensors and options.json is not None:
-        raise Error("--tensors prints names and shapes only: leave --json out, or --tensors.")
-    check_files(options.json, None)
-    asked = {name: getattr(options, name) for name in ("prompt_tokens", "tokens", "min_pixels", "max_pixels")}
-    asked |= {"source": options.source, "pictures": [size_of(image) for image in options.image]}
-    if options.tensors:
-        for name, shape, dtype in tensors(**asked):
-            print(f"{name:<45} {str(list(shape)):<22} {dtype}")
-        return
-    asked["weights"] = options.weights
-    found = plan(**asked)  # whatever is wrong shows before anything is measured
-    if not options.no_seconds:
-        found = plan(**asked, speeds=calibrate())
-    print(text(found))
-    if options.json is not None:
-        write(found, options.json)
-
-
-def run_summary(options):
-    from minivl.plan import outlined
-    from minivl.summary import table, tree
-
-    if options.depth is not None and options.depth < 0:
-        raise Error(f"--depth {options.depth}: it must be at least 0.")
-    config = outlined(options.source).config
-    print(f"{tree(config, options.depth)}\n\n{table(config)}")
-
-
-def drawn_scene(seed):
-    """A picture of coloured shapes, a question about it, and the true answer."""
-    from minivl.tiny import scene
-
-    if seed < 0:
-        raise Error(f"--scene {seed}: scenes are numbered from 0.")
-    drawn = scene(seed)
-    question, truth = drawn.questions[0]
-    width, height = drawn.image.size
-    print(f"Scene {seed}: {width} x {height} pixels. Draw another with --scene {seed + 1}.")
-    return drawn.image, question, truth
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from minivl.config import object_in, read_json
 from minivl.errors import Error
+from minivl.json_file import object_in, read_json
 
 MOST_PIXELS = 10**9  # a larger picture would take 12 GB as float32
 LIMITS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}  # transformers' own, where the file gives none

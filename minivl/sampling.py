@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minivl.config import read_json
 from minivl.errors import Error
+from minivl.json_file import read_json
 from minivl.kernels.attention import softmax
 
 NOT_BUILT = {  # fields of generation_config.json that change the answer, with the values that do not

@@ -89,6 +89,16 @@ def run(stage, see=None, stop=None):
             return None
 
 
+def each(items, see):
+    """Show every item of a generator to `see`, and return the generator's result."""
+    while True:
+        try:
+            item = next(items)
+        except StopIteration as finished:
+            return finished.value
+        see(item)
+
+
 def _answer(name, tensor, see):
     shown = tensor if isinstance(tensor, Lazy) else read_only(tensor)
     answer = see(name, shown)

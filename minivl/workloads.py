@@ -21,10 +21,11 @@ import numpy as np
 from tqdm import tqdm
 
 from minivl import chat
-from minivl.config import Config, read_json
+from minivl.config import Config
 from minivl.errors import Error
 from minivl.image import ImageProcessor
 from minivl.inputs import Inputs
+from minivl.json_file import read_json
 from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.outline import Outlined, outline
 from minivl.parameters import parameter_shapes

@@ -67,7 +67,7 @@ def tasks():
     """(name, bytes or operations, function) of each thing to time."""
     small, square, large = (np.full(shape, ONE, np.uint16) for shape in ((64, 64), (2048, 2048), (1 << 15, 1 << 12)))
     heads, bounds = halves(16, 1024, 80), np.array([0, 1024], dtype=np.int64)
-    query, cached = halves(16, 1, 128), halves(2, 2049, 128)[:, :2048]  # as the cache is: never dense
+    query, cached = halves(16, 1, 128), halves(2, 2049, 128)[:, :2048]  # a cache has room behind its tokens
     rows, many, scale = halves(512, 2048), halves(4096, 2048), np.ones(2048, dtype=np.float32)
     return [
         ("call", 0, lambda: linear_numba(many[:1, :64], small)),
