@@ -29,7 +29,7 @@ from minivl.kernels.tile import COLUMNS, ROWS, tile
 FAST = {"reassoc", "contract"}  # sums may be reordered, which is what lets the compiler use vectors
 KEYS = 240  # keys whose scores are held at a time: a multiple of every ROWS; 15 KB at 16 COLUMNS
 LOWEST = np.finfo(np.float32).min
-PADDED = -(-COLUMNS // ROWS) * ROWS
+WIDE = -(-COLUMNS // ROWS) * ROWS  # COLUMNS in whole tiles
 
 
 def softmax(scores):
@@ -157,8 +157,8 @@ def _attend_panel(q, k, v, first, last, g, start, out):
     """COLUMNS queries of group g at a time, against KEYS keys at a time, which are read once for all of them.
 
         scores [keys, COLUMNS]  = k [keys, K] @ queries [K, COLUMNS]       never leave the cache
-        weights [COLUMNS, keys] = e^(scores - largest so far)
-        context [COLUMNS, K]   += weights @ v [keys, K]
+        scores                  = e^(scores - largest so far)              in place: weights, of which the sum is not known yet
+        context [COLUMNS, K]   += scores.T @ v [keys, K]
 
     With each block of keys the largest score may grow; what was summed before is scaled down by as much (online softmax).
     The queries of a group are counted token by token: number i is token i // group, head i % group.
@@ -171,19 +171,16 @@ def _attend_panel(q, k, v, first, last, g, start, out):
     for c in range(many):
         for j in range(K):
             queries[j, c] = q[g * group + (start + c) % group, (start + c) // group, j] * scale
-    scores, weights = np.empty((KEYS, COLUMNS), dtype=np.float32), np.zeros((PADDED, KEYS), dtype=np.float32)
+    scores = np.zeros(
+        (KEYS + 1, COLUMNS), dtype=np.float32
+    )  # subtle: the last tile of columns reads on in the next row
     edge = np.zeros((KEYS, max(K, COLUMNS)), dtype=np.float32)  # what a tile would read beyond the end, padded
-    context = np.zeros((wide, PADDED, COLUMNS), dtype=np.float32)
+    context = np.zeros((wide, WIDE, COLUMNS), dtype=np.float32)
     # subtle: not -inf, because of a query whose segment begins after this block, -inf - -inf would be NaN
     top, total = np.full(COLUMNS, LOWEST, dtype=np.float32), np.zeros(COLUMNS, dtype=np.float32)
     at_k, at_v = k.ctypes.data + 4 * g * capacity * K, v.ctypes.data + 4 * g * v.shape[1] * K
     # subtle: Numba frees an array after its last use by name, and an address is no use: each of these is named in the loop
-    at_edge, at_scores, at_weights, at_context = (
-        edge.ctypes.data,
-        scores.ctypes.data,
-        weights.ctypes.data,
-        context.ctypes.data,
-    )
+    at_edge, at_scores, at_context = edge.ctypes.data, scores.ctypes.data, context.ctypes.data
     end = last[(start + many - 1) // group]
     for s in range(first[start // group], end, KEYS):
         keys = min(KEYS, end - s)
@@ -193,17 +190,17 @@ def _attend_panel(q, k, v, first, last, g, start, out):
             if s + r + ROWS > S:
                 _copy(k[g], s + r, S, 0, edge)
                 rows, stride = at_edge, edge.shape[1]
-            tile(rows, stride, queries.ctypes.data, COLUMNS, at_scores + 4 * r * COLUMNS, K)
+            tile(rows, stride, 1, queries.ctypes.data, COLUMNS, at_scores + 4 * r * COLUMNS, K)
         _mask(scores, keys, s, start, many, group, first, last)
-        _softmax_block(scores, keys, top, total, context, weights)
+        _softmax_block(scores, keys, top, total, context)
         for b in range(wide):
             columns, stride = at_v + 4 * (s * K + b * COLUMNS), K
             if (b + 1) * COLUMNS > K:
                 _copy(v[g], s, s + keys, b * COLUMNS, edge)
                 columns, stride = at_edge, edge.shape[1]
             for r in range(0, many, ROWS):
-                place = at_context + 4 * (b * PADDED + r) * COLUMNS
-                tile(at_weights + 4 * r * KEYS, KEYS, columns, stride, place, keys)
+                place = at_context + 4 * (b * WIDE + r) * COLUMNS
+                tile(at_scores + 4 * r, 1, COLUMNS, columns, stride, place, keys)
     for c in range(many):
         n, h = (start + c) // group, g * group + (start + c) % group
         for j in range(K):
@@ -229,8 +226,8 @@ def _mask(scores, keys, s, start, many, group, first, last):
 
 
 @numba.njit(cache=True, fastmath=FAST, error_model="numpy")
-def _softmax_block(scores, keys, top, total, context, weights):
-    """weights [c, key] = e^(score - largest so far); top, total and context [wide, PADDED, COLUMNS] are brought up to date."""
+def _softmax_block(scores, keys, top, total, context):
+    """scores = e^(scores - largest so far); top, total and context [wide, WIDE, COLUMNS] are brought up to date."""
     shrink, new = top.copy(), np.zeros(COLUMNS, dtype=np.float32)
     for i in range(keys):
         for c in range(COLUMNS):
@@ -245,7 +242,6 @@ def _softmax_block(scores, keys, top, total, context, weights):
     for i in range(keys):
         for c in range(COLUMNS):
             new[c] += scores[i, c]
-            weights[c, i] = scores[i, c]
     for c in range(COLUMNS):
         total[c] = total[c] * shrink[c] + new[c]
     for b in range(len(context)):

@@ -4,9 +4,9 @@
 
     x is packed once           [panels of COLUMNS rows, K, COLUMNS]     what lies side by side is read together
     a task takes some rows of W, and for each `depth` of k:
-        upcasts them           [rows, depth] float32                    stays in the second-level cache
+        upcasts, transposes    [tiles, depth, ROWS] float32             stays in the second-level cache
         for each panel of x    [depth, COLUMNS]                         stays in the first-level cache
-            for each ROWS rows of W: tile                               and asks for a part of the next panel
+            for each tile of W: tile                                    and asks for a part of the next panel
 
 A result is summed in the same order whatever the number of threads. The plain twin is `linear_numpy`.
 """
@@ -14,9 +14,9 @@ A result is summed in the same order whatever the number of threads. The plain t
 import numba
 import numpy as np
 
-from minivl.kernels.tile import COLUMNS, ROWS, prefetch, tile
+from minivl.kernels.tile import COLUMNS, LANES, PADDED, ROWS, prefetch, tile, transpose
 
-DEPTH = 256  # most values of k before a sum is put away: also keeps rounding errors smaller than one long sum would
+DEPTH = 384  # most values of k before a sum is put away: also keeps rounding errors smaller than one long sum would
 TILES = 16  # most tiles of W in a task
 BLOCK = 512 // COLUMNS  # panels of x that a task takes at a time: its sums stay in the second-level cache
 LINE = 16  # float32 in a line of the cache
@@ -47,11 +47,24 @@ def _pack(x, packed):
 def _pack_panel(x, first, panel):
     M, K = x.shape
     rows = min(COLUMNS, M - first)
-    for k in range(K):
-        for c in range(rows):
-            panel[k, c] = x[first + c, k]
-        for c in range(rows, COLUMNS):
-            panel[k, c] = np.float32(0)
+    if rows < COLUMNS:
+        panel[:, rows:] = np.float32(0)
+    _transposed(x[first : first + rows], panel)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _transposed(rows, columns):
+    """columns[j, i] = rows[i, j]: by blocks, the last ones of each row of blocks over a part of those before."""
+    M, N = rows.shape
+    width, height = rows.strides[0] // 4, columns.strides[0] // 4
+    whole = M // LANES * LANES if N >= LANES else 0
+    for i in range(0, whole, LANES):
+        for block in range((N + LANES - 1) // LANES):
+            j = min(block * LANES, N - LANES)
+            transpose(rows.ctypes.data + 4 * (i * width + j), width, columns.ctypes.data + 4 * (j * height + i), height)
+    for i in range(whole, M):
+        for j in range(N):
+            columns[j, i] = rows[i, j]
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
@@ -69,17 +82,20 @@ def _multiply_rows(packed, words, shift, bias, first, end, out):
     M, N, K = len(out), end - first, words.shape[1]
     tiles, steps = (N + ROWS - 1) // ROWS, (K + DEPTH - 1) // DEPTH
     depth = (K + steps - 1) // steps  # even steps
-    panel = np.zeros((tiles * ROWS, depth), dtype=np.uint32)
+    strip, panel = np.zeros((PADDED, depth), dtype=np.uint32), np.empty((tiles, depth, PADDED), dtype=np.float32)
     sums = np.empty((BLOCK, tiles, ROWS, COLUMNS), dtype=np.float32)
     # subtle: Numba frees an array after its last use by name, and an address is no use: each of these is named in the loop
     at_panel, at_sums, at_x = panel.ctypes.data, sums.ctypes.data, packed.ctypes.data
     for start in range(0, len(packed), BLOCK):
         many = min(BLOCK, len(packed) - start)
-        sums[:many] = np.float32(0)
+        for n in range(N):
+            sums[:many, n // ROWS, n % ROWS] = bias[first + n]
         for k in range(0, K, depth):
             deep = min(depth, K - k)
-            for n in range(N):
-                _upcast(words[first + n, k : k + deep], shift, panel[n])
+            for t in range(tiles):
+                for r in range(min(ROWS, N - t * ROWS)):
+                    _upcast(words[first + t * ROWS + r, k : k + deep], shift, strip[r])
+                _transposed(strip.view(np.float32)[:, :deep], panel[t])
             lines = COLUMNS * deep // (LINE * max(tiles, 1)) + 1
             for p in range(many):
                 x_panel = at_x + 4 * COLUMNS * ((start + p) * K + k)
@@ -87,10 +103,10 @@ def _multiply_rows(packed, words, shift, bias, first, end, out):
                 for t in range(tiles):
                     prefetch(next_panel + 4 * LINE * lines * t, lines)
                     place = at_sums + 4 * ROWS * COLUMNS * (p * tiles + t)
-                    tile(at_panel + 4 * ROWS * depth * t, depth, x_panel, COLUMNS, place, deep)
+                    tile(at_panel + 4 * PADDED * depth * t, 1, PADDED, x_panel, COLUMNS, place, deep)
         for p in range(many):
-            for c in range(min(COLUMNS, M - (start + p) * COLUMNS)):
-                _put(sums[p], c, bias[first:end], out[(start + p) * COLUMNS + c, first:end])
+            m = (start + p) * COLUMNS
+            _transposed(sums[p].reshape(-1, COLUMNS)[:N, : min(COLUMNS, M - m)], out[m:, first:end])
 
 
 @numba.njit(cache=True)
@@ -98,11 +114,3 @@ def _upcast(words, shift, out):
     # subtle: a function of its own, for the compiler to see that no index is negative; then it takes whole registers
     for j in range(len(words)):
         out[j] = np.uint32(words[j]) << shift
-
-
-@numba.njit(cache=True)
-def _put(sums, c, bias, out):
-    """Column c of sums [tiles, ROWS, COLUMNS]: what one row of x gave."""
-    for t in range(len(sums)):
-        for r in range(min(ROWS, len(out) - t * ROWS)):
-            out[t * ROWS + r] = sums[t, r, c] + bias[t * ROWS + r]

@@ -36,18 +36,22 @@ def register_tile():
 # subtle: compiled kernels are kept on disk by the date of their own file: delete __pycache__ here after changing this one
 LANES, ROWS, VECTORS = register_tile()
 COLUMNS = LANES * VECTORS
+PADDED = -(-ROWS // LANES) * LANES  # ROWS in whole registers
 
 
 @intrinsic
-def tile(typing, w, w_stride, x, x_stride, sums, depth):
-    """sums [ROWS, COLUMNS] += w [ROWS, :depth] @ x [:depth, COLUMNS]. w, x, sums are addresses of float32; rows of w and x
-    are so many values apart, those of sums follow each other. Each call sums from 0 before it adds."""
-    signature = types.void(*[types.intp] * 6)
+def tile(typing, w, w_row, w_step, x, x_step, sums, depth):
+    """sums [ROWS, COLUMNS] += w [ROWS, :depth] @ x [:depth, COLUMNS]. w, x, sums are addresses of float32. Rows of w are w_row
+    values apart, its steps of k w_step, those of x x_step; sums is dense. Each call sums from 0 before it adds.
+
+    Fastest is w_row = 1: then the ROWS values of a step lie side by side, one stream of memory and not one for each row.
+    """
+    signature = types.void(*[types.intp] * 7)
     return signature, emit_tile
 
 
 def emit_tile(context, builder, signature, arguments):
-    w, w_stride, x, x_stride, sums, depth = arguments
+    w, w_row, w_step, x, x_step, sums, depth = arguments
     number, vector, lane = ir.FloatType(), ir.VectorType(ir.FloatType(), LANES), ir.IntType(32)
     empty, every = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(lane, LANES), [0] * LANES)
     kind = ir.FunctionType(vector, [vector] * 3)
@@ -63,8 +67,8 @@ def emit_tile(context, builder, signature, arguments):
     def spread(value):
         return builder.shuffle_vector(builder.insert_element(empty, value, lane(0)), empty, every)
 
-    rows = [builder.add(w, builder.mul(w_stride, w.type(4 * row))) for row in range(ROWS)]
-    x_bytes = builder.mul(x_stride, x.type(4))
+    rows = [builder.add(w, builder.mul(w_row, w.type(4 * row))) for row in range(ROWS)]
+    w_bytes, x_bytes = builder.mul(w_step, w.type(4)), builder.mul(x_step, x.type(4))
     before, loop, after = builder.basic_block, builder.append_basic_block("k"), builder.append_basic_block("done")
     builder.branch(loop)
 
@@ -72,7 +76,7 @@ def emit_tile(context, builder, signature, arguments):
     k = builder.phi(depth.type)
     k.add_incoming(depth.type(0), before)
     held = [builder.phi(vector) for _ in range(ROWS * VECTORS)]
-    now_w, now_x = builder.mul(k, k.type(4)), builder.add(x, builder.mul(k, x_bytes))
+    now_w, now_x = builder.mul(k, w_bytes), builder.add(x, builder.mul(k, x_bytes))
     columns = [load(now_x, v * LANES, vector) for v in range(VECTORS)]
     added = []
     for row in rows:
@@ -88,6 +92,40 @@ def emit_tile(context, builder, signature, arguments):
     builder.position_at_end(after)
     for i, sum_ in enumerate(added):
         builder.store(builder.fadd(sum_, load(sums, i * LANES, vector)), place(sums, i * LANES, vector), align=4)
+    return context.get_dummy_value()
+
+
+@intrinsic
+def transpose(typing, source, source_stride, target, target_stride):
+    """target [LANES, LANES] = source [LANES, LANES] with rows and columns exchanged. Addresses of float32; rows are so many
+    values apart."""
+    return types.void(*[types.intp] * 4), emit_transpose
+
+
+def emit_transpose(context, builder, signature, arguments):
+    """Rows as registers: a and b, half of them apart, become a0 b0 a1 b1 ...; after log2(LANES) rounds of it, columns are rows.
+
+    0 1 2 3      0 8 1 9          0 4 8 c
+    4 5 6 7  ->  2 a 3 b      ->  1 5 9 d
+    8 9 a b      4 c 5 d          2 6 a e
+    c d e f      6 e 7 f          3 7 b f
+    """
+    source, source_stride, target, target_stride = arguments
+    vector, lane, half = ir.VectorType(ir.FloatType(), LANES), ir.IntType(32), LANES // 2
+
+    def place(base, stride, row):
+        bytes_ = builder.mul(stride, stride.type(4 * row))
+        return builder.inttoptr(builder.add(base, bytes_), vector.as_pointer())
+
+    first = [lane(i // 2 + i % 2 * LANES) for i in range(LANES)]
+    second = [lane(half + i // 2 + i % 2 * LANES) for i in range(LANES)]
+    masks = [ir.Constant(ir.VectorType(lane, LANES), mask) for mask in (first, second)]
+    rows = [builder.load(place(source, source_stride, row), align=4) for row in range(LANES)]
+    for _ in range(LANES.bit_length() - 1):
+        pairs = zip(rows[:half], rows[half:])
+        rows = [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in masks]
+    for row, values in enumerate(rows):
+        builder.store(values, place(target, target_stride, row), align=4)
     return context.get_dummy_value()
 
 
