@@ -2,7 +2,18 @@
 
 Numba compiles a function when it is first called with arrays of certain types, and keeps the result in a cache on disk
 (__pycache__ beside the source, or the user's cache folder where that cannot be written). Later runs only read it.
+
+Numba compiles one function at a time in a process. So on a first run a second process compiles the last kernels of the list
+meanwhile, and they are read from the cache here:
+
+    this process     rms_norm  linear ...........................  attention (read)  ...
+    the second                 attention ......  silu  gelu  end
 """
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -10,11 +21,39 @@ from tqdm import tqdm
 from minivl.kernels import activations, attention, linear, norms, rope
 
 
+LATER = ("attention", "silu", "silu, few rows", "gelu")  # what the second process compiles
+
+
 def compile_kernels():
     """Call each kernel once on a few numbers of the types that the model passes. A bar on stderr, if it takes a while."""
+    second = None
     with tqdm(calls(), desc="compiling", unit="kernel", leave=False, delay=1, disable=None) as bar:
-        for name, function, *arguments in bar:
+        for number, (name, function, *arguments) in enumerate(bar):
             bar.set_postfix_str(name)
+            if second is not None and name in LATER:
+                second.wait()
+            function(*arguments)
+            if number == 0 and norms.was_compiled():
+                second = compile_later()
+
+
+def compile_later():
+    """Start the second process. None where it would not help; what it fails at is compiled here after all."""
+    if (os.cpu_count() or 1) < 2 or not sys.executable:
+        return None
+    package = Path(__file__).resolve().parents[2]
+    command = "import sys; sys.path.insert(0, sys.argv[1]); from minivl.kernels import compile; compile.compile_named(*sys.argv[2:])"
+    nowhere = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        return subprocess.Popen([sys.executable, "-c", command, str(package), *LATER], **nowhere)
+    except OSError:
+        return None
+
+
+def compile_named(*names):
+    """Call the kernels of these names, as the second process does."""
+    for name, function, *arguments in calls():
+        if name in names:
             function(*arguments)
 
 

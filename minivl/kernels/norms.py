@@ -30,3 +30,8 @@ def _rms_norm(x, weight, eps, out):
         scale = np.float32(1) / np.sqrt(total / np.float32(D) + eps)
         for d in range(D):
             out[n, d] = x[n, d] * scale * weight[d]
+
+
+def was_compiled():
+    """Whether this process compiled the kernel, and did not find it in the cache."""
+    return bool(_rms_norm.stats.cache_misses)
