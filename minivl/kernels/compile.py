@@ -42,7 +42,7 @@ def compile_later():
     if (os.cpu_count() or 1) < 2 or not sys.executable:
         return None
     package = Path(__file__).resolve().parents[2]
-    command = "import sys; sys.path.insert(0, sys.argv[1]); from minivl.kernels import compile; compile.compile_named(*sys.argv[2:])"
+    command = "import sys; sys.path.insert(0, sys.argv[1]); import minivl.kernels.compile as c; c.compile_named(*sys.argv[2:])"
     nowhere = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
         return subprocess.Popen([sys.executable, "-c", command, str(package), *LATER], **nowhere)
