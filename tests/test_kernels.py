@@ -291,3 +291,33 @@ assert (tile.LANES, tile.ROWS, tile.VECTORS) == {shape!r}
     # subtle: compiled code is cached by processor, and these are not this processor's
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", script + ADDRESSES], check=True, env=environment)
+
+
+def test_compiled_code_goes_to_a_folder_of_the_process_where_nothing_can_be_written(tmp_path, monkeypatch):
+    import numba
+
+    from minivl.kernels import cache
+
+    (tmp_path / "file").write_text("in the way")
+    assert cache.writable(tmp_path / "new" / "folder")
+    assert not cache.writable(tmp_path / "file" / "folder")
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    cache.find_cache()  # the folder of this installation can be written
+    assert numba.config.CACHE_DIR == ""
+
+    monkeypatch.setattr(cache, "writable", lambda folder: False)
+    with pytest.warns(UserWarning, match="Set NUMBA_CACHE_DIR to a folder that stays"):
+        cache.find_cache()
+    assert os.path.isdir(numba.config.CACHE_DIR) and os.environ["NUMBA_CACHE_DIR"] == numba.config.CACHE_DIR
+
+
+def test_the_second_process_compiles_what_it_is_told(tmp_path, monkeypatch):
+    """With an empty cache of its own: afterwards the cache holds those kernels, and no others."""
+    from minivl.kernels.compile import compile_later
+
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    process = compile_later("rotate")
+    assert process.wait() == 0
+    assert {path.name.partition("-")[0] for path in tmp_path.rglob("*.nbi")} == {"rope._rotate"}

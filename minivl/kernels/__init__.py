@@ -7,6 +7,8 @@
     rope.py        rotary position embedding
     attention.py   softmax(q k.T) v inside segments (tower) and causal over a cache (decoder)
     activations.py SwiGLU and GELU
+    cache.py       where compiled code is kept
+    compile.py     compiles all kernels before they are needed
     memory.py      what is freed is kept for the next large arrays
     machine.py     how fast this machine reads memory, for the benchmark, and runs these kernels, for the plan
 
@@ -19,12 +21,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from minivl.errors import Error
+from minivl.kernels.cache import find_cache
 
 # subtle: how often an idle thread of the OpenMP layer looks for work before it sleeps, some tenths of a millisecond. Waking
 # one takes as long as a small kernel; but threads that spin for long starve those of NumPy's BLAS, up to 8x on few cores.
 # Read once, when libgomp is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+find_cache()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from minivl.kernels import activations, attention, linear, norms, rope
 
-
 LATER = ("attention", "silu", "silu, few rows", "gelu")  # what the second process compiles
 
 
@@ -34,10 +33,10 @@ def compile_kernels():
                 second.wait()
             function(*arguments)
             if number == 0 and norms.was_compiled():
-                second = compile_later()
+                second = compile_later(*LATER)
 
 
-def compile_later():
+def compile_later(*names):
     """Start the second process. None where it would not help; what it fails at is compiled here after all."""
     if (os.cpu_count() or 1) < 2 or not sys.executable:
         return None
@@ -45,7 +44,7 @@ def compile_later():
     command = "import sys; sys.path.insert(0, sys.argv[1]); import minivl.kernels.compile as c; c.compile_named(*sys.argv[2:])"
     nowhere = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
-        return subprocess.Popen([sys.executable, "-c", command, str(package), *LATER], **nowhere)
+        return subprocess.Popen([sys.executable, "-c", command, str(package), *names], **nowhere)
     except OSError:
         return None
 
