@@ -24,7 +24,7 @@ import numba
 import numpy as np
 
 from minivl.kernels.activations import exponential
-from minivl.kernels.tile import COLUMNS, ROWS, tile
+from minivl.kernels.tile import COLUMNS, ROWS, add_to, raise_to, take_from, tile
 
 FAST = {"reassoc", "contract"}  # sums may be reordered, which is what lets the compiler use vectors
 KEYS = 240  # keys whose scores are held at a time: a multiple of every ROWS; 15 KB at 16 COLUMNS
@@ -229,19 +229,14 @@ def _mask(scores, keys, s, start, many, group, first, last):
 def _softmax_block(scores, keys, top, total, context):
     """scores = e^(scores - largest so far); top, total and context [wide, WIDE, COLUMNS] are brought up to date."""
     shrink, new = top.copy(), np.zeros(COLUMNS, dtype=np.float32)
-    for i in range(keys):
-        for c in range(COLUMNS):
-            top[c] = max(top[c], scores[i, c])
+    at_scores, at_top, at_new = scores.ctypes.data, top.ctypes.data, new.ctypes.data
+    raise_to(at_top, at_scores, keys)
+    take_from(at_top, at_scores, keys)
+    _exponentials(scores[:keys].reshape(-1))
+    add_to(at_new, at_scores, keys)
     for c in range(COLUMNS):
         shrink[c] -= top[c]
-    for i in range(keys):
-        for c in range(COLUMNS):
-            scores[i, c] -= top[c]
     _exponentials(shrink)
-    _exponentials(scores[:keys].reshape(-1))
-    for i in range(keys):
-        for c in range(COLUMNS):
-            new[c] += scores[i, c]
     for c in range(COLUMNS):
         total[c] = total[c] * shrink[c] + new[c]
     for b in range(len(context)):

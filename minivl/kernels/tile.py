@@ -130,6 +130,52 @@ def emit_transpose(context, builder, signature, arguments):
 
 
 @intrinsic
+def raise_to(typing, top, rows, count):
+    """top [COLUMNS] = the largest of it and of each column of rows [count, COLUMNS]. Addresses of float32."""
+    larger = emit_over_rows(
+        lambda builder, row, held: (row, builder.select(builder.fcmp_ordered(">", row, held), row, held))
+    )
+    return types.void(*[types.intp] * 3), larger
+
+
+@intrinsic
+def add_to(typing, total, rows, count):
+    """total [COLUMNS] += each row of rows [count, COLUMNS]. Addresses of float32."""
+    return types.void(*[types.intp] * 3), emit_over_rows(lambda builder, row, held: (row, builder.fadd(held, row)))
+
+
+@intrinsic
+def take_from(typing, amount, rows, count):
+    """Each row of rows [count, COLUMNS] -= amount [COLUMNS]. Addresses of float32."""
+    return types.void(*[types.intp] * 3), emit_over_rows(lambda builder, row, held: (builder.fsub(row, held), held))
+
+
+def emit_over_rows(step):
+    """Code for row, held = step(row, held) with each row: Numba, which does not know `held` to lie outside of the rows, would
+    write it back to memory after each."""
+
+    def emit(context, builder, signature, arguments):
+        outside, rows, count = arguments
+        vector = ir.VectorType(ir.FloatType(), LANES)
+
+        def place(base, v):
+            return builder.inttoptr(builder.add(base, base.type(4 * LANES * v)), vector.as_pointer())
+
+        held = [cgutils.alloca_once_value(builder, builder.load(place(outside, v), align=4)) for v in range(VECTORS)]
+        with cgutils.for_range(builder, count) as loop:
+            row = builder.add(rows, builder.mul(loop.index, count.type(4 * COLUMNS)))
+            for v, one in enumerate(held):
+                value, new = step(builder, builder.load(place(row, v), align=4), builder.load(one))
+                builder.store(value, place(row, v), align=4)
+                builder.store(new, one)
+        for v, one in enumerate(held):
+            builder.store(builder.load(one), place(outside, v), align=4)
+        return context.get_dummy_value()
+
+    return emit
+
+
+@intrinsic
 def prefetch(typing, address, lines):
     """Ask for `lines` times 64 bytes from `address` on to be brought near. A hint: any address will do, nothing is read."""
     return types.void(types.intp, types.intp), emit_prefetch
