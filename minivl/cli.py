@@ -1,9 +1,10 @@
-"""The command line: `minivl walk`, `ask`, `bench`, `plan`, `summary`. Results on stdout; progress, advice, errors on stderr."""
+"""The command line: `minivl walk`, `ask`, `chat`, `bench`, `plan`, `summary`. Results on stdout; progress, advice, errors on stderr."""
 
 import argparse
 import sys
+import warnings
 
-from minivl import commands
+from minivl import commands, console
 from minivl.errors import Error
 
 DESCRIPTION = """\
@@ -13,12 +14,14 @@ Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood.
   minivl walk photo.jpg "What is this?"    the same for your picture and question
   minivl ask photo.jpg "What is this?"     only the answer
   minivl ask clip.mp4 "What happens?"      the same of a video: mp4, webm, animated GIF or WebP
+  minivl chat                              a conversation: questions line by line, with @photo.jpg wherever you like
   minivl bench                             how fast it is, beside transformers, llama.cpp and what the machine allows
   minivl plan 72B --image 1080x1920        what a run of any size takes: operations, memory, seconds, without weights
   minivl summary 7B                        the module tree and the table of parameters
 
-Without --model walk and ask use the small trained model that ships with minivl: it knows coloured shapes and digits.
+Without --model walk, ask and chat use the small trained model that ships with minivl: it knows coloured shapes and digits.
 """
+TOKENS = "say on stderr how many tokens each picture, the text and the answer had, and how long it took"
 
 
 def main(arguments=None):
@@ -28,7 +31,9 @@ def main(arguments=None):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" for what it lacks
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"minivl: {message}", file=sys.stderr)
+            return options.run(options) or 0
     except Error as error:
         print(f"minivl: {error}", file=sys.stderr)
         return 1
@@ -38,7 +43,6 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("minivl: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def parser():
@@ -62,8 +66,14 @@ def parser():
     ask.add_argument(
         "--draw-on", type=int, metavar="N", help="which picture they lie in: 1 is the first (default: the last)"
     )
+    ask.add_argument("--tokens", action="store_true", help=TOKENS)
     ask.set_defaults(run=commands.run_ask)
-    for command in (walk, ask):
+    talk = subparsers.add_parser("chat", help="a conversation about pictures and videos, question by question")
+    talk.add_argument("files", nargs="*", metavar="FILE", help="pictures and videos before the first question")
+    talk.add_argument("--system", metavar="TEXT", help="the system prompt (default: that of the model's chat template)")
+    talk.add_argument("--tokens", action="store_true", help=TOKENS)
+    talk.set_defaults(run=console.run_chat)
+    for command in (walk, ask, talk):
         add_model_options(command)
         add_answer_options(command)
     add_bench(subparsers)

@@ -252,7 +252,7 @@ class Outlined(VLM):
         """Stage: a run from its pictures to its last token, as `answer` yields it."""
         grids = []
         for i, size in enumerate(sizes):
-            stage = self.prepare_image(size, min_pixels, max_pixels)
+            stage = self.prepare_image(size, min_pixels=min_pixels, max_pixels=max_pixels)
             grids.append((yield from under(f"image.{i}", stage))[1])
         sampling = Sampling(max_new_tokens=tokens)  # no id ends the answer
         inputs = self.inputs(grids, prompt_tokens)

@@ -3,6 +3,7 @@
 Special tokens inside the text, such as <|image_pad|>, become their ids; no token is added at the start or the end.
 """
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,16 @@ class Tokenizer:
     def decode(self, ids, skip_special=True):
         """The text of token ids; special tokens are left out unless asked for. Ids beyond the vocabulary say nothing."""
         return self._library.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+
+    def warn_unnamed(self, ids):
+        """Say so if tokens of an answer have no text: rows of the embedding table beyond the vocabulary."""
+        unnamed = sorted({int(i) for i in ids if self._library.id_to_token(int(i)) is None})
+        if unnamed:
+            warnings.warn(
+                f"the model chose token {', '.join(map(str, unnamed))}, for which tokenizer.json has no text: the answer's "
+                "text lacks it, answer.ids has it. Is this the tokenizer that the model was trained with?",
+                stacklevel=2,
+            )
 
     def id(self, token):
         """The id of a token by its name, such as "<|image_pad|>"."""
