@@ -1,4 +1,7 @@
-"""The command line: `minivl walk`, `ask`, `chat`, `bench`, `plan`, `summary`. Results on stdout; progress, advice, errors on stderr."""
+"""The command line: `minivl walk`, `ask`, `chat`, `bench`, `plan`, `summary`.
+
+Results on stdout; progress, advice, errors on stderr.
+"""
 
 import argparse
 import sys
@@ -114,11 +117,20 @@ def add_plan(subparsers):
         help="a picture's height x width in pixels, such as 1080x1920, or a picture file; may be given several times",
     )
     plan.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        metavar="HxWxFRAMES[@RATE]",
+        help="a video's height x width in pixels x frames, at 30 a second or RATE, such as 720x1280x900@25, or a video file",
+    )
+    plan.add_argument("--fps", type=float, metavar="X", help="frames to take of a second of video (2)")
+    plan.add_argument("--nframes", type=int, metavar="N", help="or how many frames to take of a video")
+    plan.add_argument(
         "--prompt-tokens", type=int, default=40, metavar="N", help="tokens of text, the chat template's included (40)"
     )
     plan.add_argument("--tokens", type=int, default=100, metavar="N", help="tokens in the answer (100)")
-    plan.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures with fewer pixels than this")
-    plan.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures with more pixels than this")
+    plan.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures and frames of fewer pixels")
+    plan.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures and frames of more pixels")
     plan.add_argument("--weights", choices=["bfloat16", "float32"], default="bfloat16", help="as in `minivl ask`")
     plan.add_argument(
         "--tensors", action="store_true", help="list instead every tensor of that run: name, shape, dtype"

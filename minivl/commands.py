@@ -146,14 +146,16 @@ def run_bench(options):
 
 def run_plan(options):
     from minivl.kernels.machine import calibrate
-    from minivl.plan import plan, size_of, tensors, text
+    from minivl.plan import footage_of, plan, size_of, tensors
+    from minivl.plan_text import text
     from minivl.report import check_files, write
 
     if options.tensors and options.json is not None:
         raise Error("--tensors prints names and shapes only: leave --json out, or --tensors.")
     check_files(options.json, None)
-    asked = {name: getattr(options, name) for name in ("prompt_tokens", "tokens", "min_pixels", "max_pixels")}
+    asked = {name: getattr(options, name) for name in ("prompt_tokens", "tokens", *PROMPT_OPTIONS)}
     asked |= {"source": options.source, "pictures": [size_of(image) for image in options.image]}
+    asked["videos"] = [footage_of(video) for video in options.video]
     if options.tensors:
         for name, shape, dtype in tensors(**asked):
             print(f"{name:<45} {str(list(shape)):<22} {dtype}")

@@ -15,8 +15,6 @@ the limit, right of it arithmetic.
 """
 
 import importlib.util
-import json
-import os
 from pathlib import Path
 
 import numpy as np

@@ -16,8 +16,8 @@ from minivl.tiny import scene
 
 PACKAGE = Path(minivl.__file__).parent
 ORDER = (
-    "errors json_file positions published relatives config parameters kernels weights stream trace tokenizer chat template image frames "
-    "video tokens inputs windows vision decoder sampling grounding drawing answer model"
+    "errors json_file positions published relatives config parameters kernels weights stream trace tokenizer chat template "
+    "image frames video tokens inputs windows vision decoder sampling grounding drawing answer model"
 )
 
 
@@ -33,7 +33,8 @@ def test_data_flows_down():
     """A file imports only from the ones before it."""
     order = [
         *ORDER.split(),
-        *"walk outline summary workloads plan gguf_file programs peers report bench commands console cli".split(),
+        *"walk outline outlined summary workloads plan plan_text gguf_file programs peers report bench".split(),
+        *"commands console cli".split(),
     ]
     files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
     assert sorted(files) == sorted(room for room in order if room != "kernels")

@@ -113,7 +113,14 @@ def test_media_in_order():
 
 
 def test_a_picture_may_say_its_size():
-    item = {"type": "image", "image": "a", "max_pixels": 9000, "resized_height": 56, "resized_width": None, "video": None}
+    item = {
+        "type": "image",
+        "image": "a",
+        "max_pixels": 9000,
+        "resized_height": 56,
+        "resized_width": None,
+        "video": None,
+    }
     assert chat.media([{"role": "user", "content": [item]}])[0] == [("a", {"max_pixels": 9000, "resized_height": 56})]
 
 
