@@ -83,7 +83,7 @@ def compiled(source, path):
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
         raise Error(
-            f"{path} is not the published chat template, and to run another one takes jinja2: pip install jinja2. Or "
+            f"{path} is not the published chat template, and to run another one takes jinja2: pip install 'jinja2>=3.1.6'. Or "
             "remove the template from the file, for the published one."
         ) from None
 

@@ -364,7 +364,7 @@ def test_ask_says_tokens(capsys):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, dict(max_pixels=30000), dict(min_pixels=60000), dict(fps=1, add_vision_id=True)]
+    "options", [{}, dict(max_pixels=30000), dict(min_pixels=18000), dict(fps=1, add_vision_id=True)]
 )
 def test_counts_are_those_of_a_run(vlm, options):
     """Of pictures and videos with sizes of their own, against what is prepared for the model."""

@@ -462,6 +462,13 @@ def test_what_the_docs_show():
     assert kept == [line for line in lines if line and not line.startswith(measured)] and len(kept) > 25
 
 
+def test_what_the_docs_show_of_a_video():
+    docs = (Path(__file__).parents[1] / "docs" / "plan.md").read_text()
+    shown = docs.split("--nframes 16` says")[1].split("```")[1].strip().splitlines()
+    lines = text(plan("7B", videos=[footage_of("720x1280x900")], nframes=16)).splitlines()
+    assert shown == lines[2:5]
+
+
 def test_command_with_seconds(monkeypatch, capsys):
     monkeypatch.setattr("minivl.kernels.machine.calibrate", lambda: SPEEDS)
     assert main(["plan", "--image", "336x224", "--tokens", "5"]) == 0

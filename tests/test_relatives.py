@@ -150,7 +150,7 @@ def test_without_jinja(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     monkeypatch.setitem(sys.modules, "jinja2.exceptions", None)
     (tmp_path / "chat_template.jinja").write_text(OWN)
-    with pytest.raises(Error, match="chat_template.jinja is not the published chat template.*pip install jinja2"):
+    with pytest.raises(Error, match="chat_template.jinja is not the published chat template.*pip install 'jinja2"):
         Template.read(tmp_path)
     assert Template.read(CHECKPOINT).render(MESSAGES) == chat.render(MESSAGES)
 
