@@ -32,22 +32,24 @@ class Answer(str):
     """The answer's text, and how it came about.
 
     ids            token ids, the one that ended it included
-    prompt_tokens  length of the prompt in tokens
+    prompt_tokens  length of the prompt in tokens; `vlm.count_tokens` says of what
+    cached_tokens  how many of them were in the cache already, and not run again
     finished       True if the model ended the answer itself, False if max_new_tokens or the context did
     raw            the text with special tokens such as <|box_start|>, all but the one that ended it
     pictures       a `Picture` for each one in the conversation
     image          which of them boxes and points are read in, counted from 0; `on` chooses another
     """
 
-    def __new__(cls, text, ids, prompt_tokens, finished, raw="", pictures=(), image=None):
+    def __new__(cls, text, ids, prompt_tokens, finished, raw="", pictures=(), cached_tokens=0, image=None):
         answer = super().__new__(cls, text)
         answer.ids, answer.prompt_tokens, answer.finished = ids, prompt_tokens, finished
-        answer.raw, answer.pictures = raw, pictures
+        answer.raw, answer.pictures, answer.cached_tokens = raw, pictures, cached_tokens
         answer.image = len(pictures) - 1 if image is None else image
         return answer
 
     def __getnewargs__(self):  # for copy and pickle
-        return str(self), self.ids, self.prompt_tokens, self.finished, self.raw, self.pictures, self.image
+        how = self.ids, self.prompt_tokens, self.finished, self.raw, self.pictures, self.cached_tokens, self.image
+        return str(self), *how
 
     @property
     def places(self):

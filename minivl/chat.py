@@ -8,10 +8,12 @@
     <|vision_start|><|image_pad|><|vision_end|>What is it?<|im_end|>
     <|im_start|>assistant
 
-A video is {"type": "video", "video": "clip.mp4", "fps": 1.0}, with <|video_pad|> in the middle.
+A video is {"type": "video", "video": "clip.mp4", "fps": 1.0}, with <|video_pad|> in the middle. Other spellings of the same:
+{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}, {"type": "image", "path": ...} with "path", "url" or
+"base64". An entry that is None counts as missing: tables of many messages have a column for each key.
 
 The template is written out here and not run from chat_template.json: it is the same in all published checkpoints, and a
-student should be able to read it.
+student should be able to read it. A fine-tune's own is run by template.py.
 """
 
 import re
@@ -23,6 +25,8 @@ SYSTEM = "You are a helpful assistant."
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 SAMPLING = ("fps", "nframes", "min_frames", "max_frames", "total_pixels")  # of a video, besides
+SOURCES = {IMAGE: ("image", "image_url", "url", "path", "base64"), VIDEO: ("video", "video_url", "url", "path")}
+NOUNS = {IMAGE: "picture", VIDEO: "video"}
 NOT_BUILT = ("video_start", "video_end")
 
 
@@ -81,57 +85,89 @@ def rendered(item, counts, numbered):
 
 
 def text_of(item):
-    text = item.get("text", "")
+    text = item.get("text")
     if not isinstance(text, str):
-        raise Error(f'the text of an item is {text!r}; it must be a string: {{"type": "text", "text": "..."}}.')
+        what = (
+            "the text of an item" if "text" in item else f"an item with {', '.join(item) or 'nothing'} has no text: it"
+        )
+        raise Error(f'{what} is {text!r}; it must be a string: {{"type": "text", "text": "..."}}.')
     return text
 
 
 def items(message):
     """A message's content as a list of items; a string is one text."""
     content = message["content"]
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [{key: value for key, value in item.items() if value is not None} for item in content]
 
 
 def kind_of(item):
     """IMAGE, VIDEO or None, in the order in which the template asks."""
-    if item.get("type") == "image" or "image" in item or "image_url" in item:
-        return IMAGE
-    if item.get("type") == "video" or "video" in item:
-        return VIDEO
+    for kind in (IMAGE, VIDEO):
+        names = SOURCES[kind][:2]  # "image", "image_url": both a type and a key
+        if item.get("type") in names or any(name in item for name in names):
+            return kind
     return None
 
 
-def media(messages):
+def media(messages, sizes=None, sampling=None):
     """(images, videos) in the order of their placeholders: (source, options) of each, the source as it was given (a path,
-    an array, a PIL image), the options those of SIZES, and of SAMPLING for a video, that stand beside it."""
+    an array, a PIL image), the options those of SIZES, and of SAMPLING for a video, that stand beside it.
+
+    sizes, sampling  options for the items that do not say themselves; an item with fps or nframes has its own sampling
+    """
     check(messages)
     found = {IMAGE: [], VIDEO: []}
     for item in (item for message in messages for item in items(message)):
         kind = kind_of(item)
         if kind is not None:
-            source = source_of(item, "image" if kind == IMAGE else "video")
-            found[kind].append((source, options_of(item, kind)))
+            own, source = options_of(item, kind), source_of(item, kind)
+            asked = {} if kind == IMAGE or {"fps", "nframes"} & own.keys() else sampling or {}
+            found[kind].append((source, {**(sizes or {}), **asked, **own}))
     return found[IMAGE], found[VIDEO]
 
 
 def options_of(item, kind):
     """What an item says about how to take its picture or video."""
-    for key in NOT_BUILT:
-        if item.get(key) is not None:
-            raise Error(f'"{key}": {item[key]!r}: minivl takes videos from the first frame to the last. Cut it before.')
     known = SIZES if kind == IMAGE else (*SIZES, *SAMPLING)
-    return {key: item[key] for key in known if item.get(key) is not None}
+    for key in item:
+        if key in NOT_BUILT and kind == VIDEO:
+            raise Error(f'"{key}": {item[key]!r}: minivl takes videos from the first frame to the last. Cut it before.')
+        if key not in ("type", *SOURCES[kind], *known):
+            raise Error(
+                f'"{key}" is unknown beside a {NOUNS[kind]}: there are {", ".join(known)}. A text is an item of its own.'
+            )
+    return {key: item[key] for key in known if key in item}
 
 
-def source_of(item, key):
+def source_of(item, kind):
     """What an item shows. `image_url` may be a string or, as in other APIs, {"url": ...}."""
-    source = item.get(key, item.get(f"{key}_url"))
+    given = [key for key in SOURCES[kind] if key in item]
+    noun, key = NOUNS[kind], SOURCES[kind][0]
+    if len(given) > 1:
+        raise Error(f"an item has {' and '.join(given)}: one {noun} to an item.")
+    source = item[given[0]] if given else None
     source = source.get("url") if isinstance(source, Mapping) else source
     if source is None:
-        what = "picture" if key == "image" else "video"
-        raise Error(f'an item of type "{key}" has no {what}: give {{"type": "{key}", "{key}": ...}}.')
+        raise Error(f'an item of type "{item.get("type", key)}" has no {noun}: give {{"type": "{key}", "{key}": ...}}.')
+    if given == ["base64"] and not str(source).startswith("data:"):
+        return f"data:;base64,{source}"
     return source
+
+
+def plain(messages):
+    """The same messages in the plainest spelling, for templates that know no other."""
+    check(messages)
+    return [{**message, "content": plain_content(message["content"])} for message in messages]
+
+
+def plain_content(content):
+    if isinstance(content, str):
+        return content
+    kinds = {IMAGE: {"type": "image"}, VIDEO: {"type": "video"}}
+    found = items({"content": content})
+    return [kinds.get(kind_of(item)) or {"type": "text", "text": text_of(item)} for item in found]
 
 
 def expand(text, images=(), videos=()):
@@ -155,6 +191,8 @@ def check(messages):
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
             raise Error(f'message {i} is {message!r}; it must be {{"role": "user", "content": ...}}.')
+        if message.get("tool_calls"):
+            raise Error(f"message {i} has tool_calls, which the chat template leaves out. Write them into its content.")
         content = message["content"]
         if not isinstance(content, str) and not (
             isinstance(content, list) and all(isinstance(c, Mapping) for c in content)

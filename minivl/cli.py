@@ -1,9 +1,13 @@
-"""The command line: `minivl walk`, `ask`, `bench`, `plan`, `summary`. Results on stdout; progress, advice, errors on stderr."""
+"""The command line: `minivl walk`, `ask`, `chat`, `bench`, `plan`, `summary`.
+
+Results on stdout; progress, advice, errors on stderr.
+"""
 
 import argparse
 import sys
+import warnings
 
-from minivl import commands
+from minivl import commands, console
 from minivl.errors import Error
 
 DESCRIPTION = """\
@@ -13,12 +17,14 @@ Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood.
   minivl walk photo.jpg "What is this?"    the same for your picture and question
   minivl ask photo.jpg "What is this?"     only the answer
   minivl ask clip.mp4 "What happens?"      the same of a video: mp4, webm, animated GIF or WebP
+  minivl chat                              a conversation: questions line by line, with @photo.jpg wherever you like
   minivl bench                             how fast it is, beside transformers, llama.cpp and what the machine allows
   minivl plan 72B --image 1080x1920        what a run of any size takes: operations, memory, seconds, without weights
   minivl summary 7B                        the module tree and the table of parameters
 
-Without --model walk and ask use the small trained model that ships with minivl: it knows coloured shapes and digits.
+Without --model walk, ask and chat use the small trained model that ships with minivl: it knows coloured shapes and digits.
 """
+TOKENS = "say on stderr how many tokens each picture, the text and the answer had, and how long it took"
 
 
 def main(arguments=None):
@@ -28,7 +34,9 @@ def main(arguments=None):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" for what it lacks
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"minivl: {message}", file=sys.stderr)
+            return options.run(options) or 0
     except Error as error:
         print(f"minivl: {error}", file=sys.stderr)
         return 1
@@ -38,7 +46,6 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("minivl: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def parser():
@@ -62,8 +69,14 @@ def parser():
     ask.add_argument(
         "--draw-on", type=int, metavar="N", help="which picture they lie in: 1 is the first (default: the last)"
     )
+    ask.add_argument("--tokens", action="store_true", help=TOKENS)
     ask.set_defaults(run=commands.run_ask)
-    for command in (walk, ask):
+    talk = subparsers.add_parser("chat", help="a conversation about pictures and videos, question by question")
+    talk.add_argument("files", nargs="*", metavar="FILE", help="pictures and videos before the first question")
+    talk.add_argument("--system", metavar="TEXT", help="the system prompt (default: that of the model's chat template)")
+    talk.add_argument("--tokens", action="store_true", help=TOKENS)
+    talk.set_defaults(run=console.run_chat)
+    for command in (walk, ask, talk):
         add_model_options(command)
         add_answer_options(command)
     add_bench(subparsers)
@@ -104,11 +117,20 @@ def add_plan(subparsers):
         help="a picture's height x width in pixels, such as 1080x1920, or a picture file; may be given several times",
     )
     plan.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        metavar="HxWxFRAMES[@RATE]",
+        help="a video's height x width in pixels x frames, at 30 a second or RATE, such as 720x1280x900@25, or a video file",
+    )
+    plan.add_argument("--fps", type=float, metavar="X", help="frames to take of a second of video (2)")
+    plan.add_argument("--nframes", type=int, metavar="N", help="or how many frames to take of a video")
+    plan.add_argument(
         "--prompt-tokens", type=int, default=40, metavar="N", help="tokens of text, the chat template's included (40)"
     )
     plan.add_argument("--tokens", type=int, default=100, metavar="N", help="tokens in the answer (100)")
-    plan.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures with fewer pixels than this")
-    plan.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures with more pixels than this")
+    plan.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures and frames of fewer pixels")
+    plan.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures and frames of more pixels")
     plan.add_argument("--weights", choices=["bfloat16", "float32"], default="bfloat16", help="as in `minivl ask`")
     plan.add_argument(
         "--tensors", action="store_true", help="list instead every tensor of that run: name, shape, dtype"

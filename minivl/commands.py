@@ -5,22 +5,13 @@ What a command needs is imported when it runs, so that `minivl --help` and mista
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from minivl.errors import Error
 
-ANSWER_OPTIONS = (
-    "max_new_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "repetition_penalty",
-    "seed",
-    "min_pixels",
-    "max_pixels",
-    "fps",
-    "nframes",
-)
+PROMPT_OPTIONS = ("min_pixels", "max_pixels", "fps", "nframes")
+ANSWER_OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", *PROMPT_OPTIONS)
 
 
 def answer_options(options):
@@ -35,15 +26,26 @@ def load_model(options):
 
 def run_ask(options):
     from minivl.stream import each
+    from minivl.tokens import spent
 
     if not options.files and os.path.isfile(options.question):  # Path.is_file fails on long questions
         raise Error(f'{options.question} is a file: put a question behind it, such as "What is in the picture?".')
     check_drawing(options)
     vlm = load_model(options)
     content = [item(file) for file in options.files] + [{"type": "text", "text": options.question}]
-    pieces = vlm.stream([{"role": "user", "content": content}], **answer_options(options))
-    answer = each(pieces, lambda piece: print(piece, end="", flush=True))
+    messages, asked = [{"role": "user", "content": content}], answer_options(options)
+    count = vlm.count_tokens(messages, **{name: asked[name] for name in PROMPT_OPTIONS}) if options.tokens else None
+    times = [time.perf_counter()]  # of the question, and of each piece of the answer
+
+    def show(piece):
+        print(piece, end="", flush=True)
+        times.append(time.perf_counter())
+
+    answer = each(vlm.stream(messages, **asked), show)
     print()
+    if options.tokens:
+        first = times[1] - times[0] if len(times) > 1 else None
+        print(spent(count, answer, time.perf_counter() - times[0], first), file=sys.stderr)
     if options.draw is not None:
         show_places(answer if options.draw_on is None else answer.on(options.draw_on - 1), options)
 
@@ -144,14 +146,16 @@ def run_bench(options):
 
 def run_plan(options):
     from minivl.kernels.machine import calibrate
-    from minivl.plan import plan, size_of, tensors, text
+    from minivl.plan import footage_of, plan, size_of, tensors
+    from minivl.plan_text import text
     from minivl.report import check_files, write
 
     if options.tensors and options.json is not None:
         raise Error("--tensors prints names and shapes only: leave --json out, or --tensors.")
     check_files(options.json, None)
-    asked = {name: getattr(options, name) for name in ("prompt_tokens", "tokens", "min_pixels", "max_pixels")}
+    asked = {name: getattr(options, name) for name in ("prompt_tokens", "tokens", *PROMPT_OPTIONS)}
     asked |= {"source": options.source, "pictures": [size_of(image) for image in options.image]}
+    asked["videos"] = [footage_of(video) for video in options.video]
     if options.tensors:
         for name, shape, dtype in tensors(**asked):
             print(f"{name:<45} {str(list(shape)):<22} {dtype}")

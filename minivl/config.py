@@ -14,6 +14,7 @@ from minivl.errors import Error
 from minivl.json_file import check_kind, object_in, read_json
 from minivl.positions import VISION_THETA
 from minivl.published import PUBLISHED, published
+from minivl.relatives import check_model_type, check_no_adapter, check_whole
 
 TEXT_DEFAULTS = {
     "vocab_size": 152064,
@@ -45,14 +46,6 @@ VISION_DEFAULTS = {
     "hidden_act": "silu",
 }
 NULLABLE = ("num_key_value_heads", "sliding_window")  # null: as many as there are heads; no window
-MODEL_TYPE = "qwen2_5_vl"
-RELATIVES = {
-    "qwen2_vl": "Qwen2-VL has a tower without windows, with LayerNorm and a plain MLP",
-    "qwen3_vl": "Qwen3-VL has learnt positions, deepstack features and q/k norms",
-    "qwen3_vl_moe": "Qwen3-VL has learnt positions, deepstack features and q/k norms",
-    "qwen2": "this is a text-only model: it has no vision tower",
-    "qwen2_5_omni": "Qwen2.5-Omni wraps this model in a thinker and a talker",
-}
 
 
 @dataclass(frozen=True)
@@ -153,7 +146,9 @@ class Config:
     def read(cls, path):
         """From a checkpoint folder or a config.json."""
         path = Path(path)
-        path = path / "config.json" if path.is_dir() else path
+        if path.is_dir():
+            check_no_adapter(path)
+            path = path / "config.json"
         if not path.is_file():
             raise Error(f"{path} does not exist. A checkpoint folder needs its config.json.")
         return cls.from_dict(read_json(path))
@@ -162,6 +157,7 @@ class Config:
     def from_dict(cls, stored):
         """From the contents of a config.json, in any layout."""
         check_model_type(stored)
+        check_whole(stored)
         nested = object_in(stored, "text_config")
 
         def look_up(field, default):
@@ -214,15 +210,6 @@ VISION_SIZES = (
     "window_size",
     "out_hidden_size",
 )
-
-
-def check_model_type(stored):
-    if not isinstance(stored, dict):
-        raise Error(f"a config is the object of a config.json, with model_type and so on; this is {stored!r}.")
-    found = stored.get("model_type")
-    if found != MODEL_TYPE:
-        why = RELATIVES.get(found, "minivl implements that one architecture only")
-        raise Error(f'model_type is {found!r}; it must be "{MODEL_TYPE}": {why}. Use a Qwen2.5-VL checkpoint.')
 
 
 def check_sizes(fields, room, sizes):

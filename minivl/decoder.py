@@ -21,6 +21,7 @@ class KVCache:
     input_ids      the tokens held, in order
     pictures       (start, count, digest) of each picture held: its first token, how many it has, and what it shows
     next_position  M-RoPE position of the next token
+    reused         how many tokens of the last prompt were held already
 
     Room is doubled when it runs out, so a token appends without copying what is there.
     """
@@ -33,6 +34,7 @@ class KVCache:
         self.input_ids = np.zeros(0, dtype=np.int64)
         self.pictures = []
         self.next_position = 0
+        self.reused = 0
 
     def __len__(self):
         return len(self.input_ids)
@@ -45,12 +47,12 @@ class KVCache:
     def extend(self, layer, k, v):
         """Put k, v [KV, T, K] behind what is held; returns all of the layer's keys and values, [KV, S, K] each."""
         start, end = len(self), len(self) + k.shape[1]
-        capacity = roomy(end, self._keys[layer].shape[1])
-        if capacity > self._keys[layer].shape[1]:
-            self._keys[layer] = self._grown(self._keys[layer], start, capacity)
-            self._values[layer] = self._grown(self._values[layer], start, capacity)
-        self._keys[layer][:, start:end] = k
-        self._values[layer][:, start:end] = v
+        # subtle: each by its own capacity, for an interrupt may fall between the two
+        for buffers, new in ((self._keys, k), (self._values, v)):
+            capacity = roomy(end, buffers[layer].shape[1])
+            if capacity > buffers[layer].shape[1]:
+                buffers[layer] = self._grown(buffers[layer], start, capacity)
+            buffers[layer][:, start:end] = new
         return self._keys[layer][:, :end], self._values[layer][:, :end]
 
     def commit(self, input_ids, next_position):
@@ -59,7 +61,8 @@ class KVCache:
         self.next_position = next_position
 
     def truncate(self, length):
-        """Forget all tokens but the first `length`. The next prompt says its positions itself."""
+        """Forget all tokens but the first `length`, those of the next prompt. It says its positions itself."""
+        self.reused = length
         self.input_ids = self.input_ids[:length]
         self.pictures = [picture for picture in self.pictures if picture[0] < length]
 

@@ -41,7 +41,9 @@ class Clip:
 
 def open_video(source):
     """A `Clip`, from a path, file:// or data: URI, or bytes of a film or animation; a PIL image that moves; a list of
-    pictures, each as in `open_image`; or an array of them, [F, H, W, 3], uint8 or floats from 0 to 1."""
+    pictures, each as in `open_image`; or an array of them, [F, H, W, 3], uint8 or floats from 0 to 1. A `Clip` is itself."""
+    if isinstance(source, Clip):
+        return source
     with readable(source):
         if isinstance(source, (list, tuple, np.ndarray)):
             return clip_of_list(source)

@@ -119,8 +119,8 @@ def shown(source):
     return "from a data URI" if isinstance(source, str) else f"given as {type(source).__name__}"
 
 
-def wished(picture, height, width):
-    """The picture at (about) the size that its message asks for: both sides to the nearest multiple of 28.
+def wished(height, width):
+    """(H, W), about the size that a picture's message asks for: both sides to the nearest multiple of 28.
 
     Source: qwen-vl-utils, `fetch_image`, which does this before the processor resizes by its own limits.
     """
@@ -128,8 +128,7 @@ def wished(picture, height, width):
         raise Error(
             f"resized_height={height!r}, resized_width={width!r}: give both, as whole numbers of pixels, or neither."
         )
-    height, width = smart_resize(height, width, max_pixels=28 * 28 * 16384)
-    return picture.resize((width, height), Image.Resampling.BICUBIC)
+    return smart_resize(height, width, max_pixels=28 * 28 * 16384)
 
 
 def smart_resize(height, width, factor=28, min_pixels=LIMITS["min_pixels"], max_pixels=LIMITS["max_pixels"]):
@@ -201,18 +200,28 @@ class ImageProcessor:
                 )
         return self
 
-    def resized(self, image, min_pixels=None, max_pixels=None):
-        """A PIL image scaled to `smart_resize` of its size: uint8 [H, W, 3]."""
+    @property
+    def merged_size(self):
+        """Side of one token in pixels: 28."""
+        return self.patch_size * self.merge_size
+
+    def resized(self, image, min_pixels=None, max_pixels=None, resized_height=None, resized_width=None):
+        """A PIL image scaled to `smart_resize` of its size, or of the one that is asked for: uint8 [H, W, 3]."""
+        if resized_height is not None or resized_width is not None:
+            height, width = wished(resized_height, resized_width)
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
         height, width = self.size(image.height, image.width, min_pixels, max_pixels)
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
-    def size(self, height, width, min_pixels=None, max_pixels=None):
-        """The size to which a picture of this size is scaled, (H, W)."""
-        return smart_resize(height, width, self.patch_size * self.merge_size, *self.limits(min_pixels, max_pixels))
+    def size(self, height, width, min_pixels=None, max_pixels=None, resized_height=None, resized_width=None):
+        """The size to which `resized` scales a picture of this size, (H, W)."""
+        if resized_height is not None or resized_width is not None:
+            height, width = wished(resized_height, resized_width)
+        return smart_resize(height, width, self.merged_size, *self.limits(min_pixels, max_pixels))
 
     def limits(self, min_pixels, max_pixels):
         """The limits of one call. Giving one moves the stored other one out of its way."""
-        token = (self.patch_size * self.merge_size) ** 2
+        token = self.merged_size**2
         low = self.min_pixels if min_pixels is None else min_pixels
         high = self.max_pixels if max_pixels is None else max_pixels
         numbers = all(isinstance(n, Real) for n in (low, high))

@@ -1,6 +1,8 @@
-"""The JSON files of a checkpoint: reading one, and checking what kinds of values it holds."""
+"""JSON files: reading one of a checkpoint, checking what kinds of values it holds, and writing one whole or not at all."""
 
 import json
+import os
+from pathlib import Path
 
 from minivl.errors import Error
 
@@ -31,3 +33,15 @@ def check_kind(field, values, kind, what, least=None):
             raise Error(f"{field} is {value!r}; it must be {what}.")
         if least is not None and not value >= least:
             raise Error(f"{field} is {value!r}; it must be {what}, at least {least}.")
+
+
+def write_json(value, path):
+    """Plain values as JSON: complete or not at all."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as cause:
+        partial.unlink(missing_ok=True)
+        raise Error(f"cannot write {path}: {cause.strerror}. Give a file in a folder that can be written.") from None

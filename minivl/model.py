@@ -20,14 +20,16 @@ from minivl.answer import Answer, pictures_of_prompt
 from minivl.config import Config
 from minivl.decoder import KVCache, decoder
 from minivl.errors import Error
-from minivl.image import ImageProcessor, open_image, wished
+from minivl.image import ImageProcessor, open_image
 from minivl.inputs import Inputs, after, checked, gathered, pictures_of, reusable, scatter
 from minivl.kernels import choose
 from minivl.kernels.bfloat16 import to_float32
 from minivl.positions import check_rule, prompt_positions
 from minivl.sampling import Sampling, generator, next_token
 from minivl.stream import drive, run, under
+from minivl.template import Template
 from minivl.tokenizer import Tokenizer
+from minivl.tokens import count_tokens
 from minivl.video import prepare_video
 from minivl.vision import vision_tower
 from minivl.weights import open_weights, resolve
@@ -78,6 +80,10 @@ class VLM:
                     "Use both files from one checkpoint."
                 )
         return tokenizer
+
+    @cached_property
+    def template(self):
+        return Template.read(self.folder)
 
     @cached_property
     def processor(self):
@@ -140,6 +146,16 @@ class VLM:
         prompt = chat.conversation(question, images, videos)
         return trace.record(self.answer(prompt, max_new_tokens=max_new_tokens, **options), keep, edit, stop, limit)
 
+    def count_tokens(
+        self, question, images=None, videos=None, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None,
+        nframes=None,
+    ):  # fmt: skip
+        """Tokens of a prompt by kind, without running the model. -> TokenCount. `question`: text, or a list of messages."""
+        sizes, sampling = {"min_pixels": min_pixels, "max_pixels": max_pixels}, {"fps": fps, "nframes": nframes}
+        messages = chat.conversation(question, images, videos)
+        parts = self.template, self.tokenizer, self.processor
+        return count_tokens(messages, *parts, sizes, sampling, add_vision_id)
+
     def new_cache(self):
         """An empty memory of a conversation, for `chat` and `stream`."""
         return KVCache(self.config.text, of=self)
@@ -162,32 +178,31 @@ class VLM:
         ids = yield from self.generate(inputs, cache, sampling, rng)
         finished = ids[-1] in sampling.eos_token_id
         if isinstance(prompt, Inputs):
-            return Answer("", ids, len(inputs.input_ids), finished)
+            return Answer("", ids, len(inputs.input_ids), finished, cached_tokens=cache.reused)
+        self.tokenizer.warn_unnamed(ids)
         raw = self.tokenizer.decode(ids[:-1] if finished else ids, skip_special=False)
         pictures = pictures_of_prompt(prompt, inputs, self.config.vision.patch_size)
-        return Answer(self.tokenizer.decode(ids), ids, len(inputs.input_ids), finished, raw, pictures)
+        return Answer(
+            self.tokenizer.decode(ids), ids, len(inputs.input_ids), finished, raw, pictures, cached_tokens=cache.reused
+        )
 
     def prepare(self, messages, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None, nframes=None):
         """Stage: messages with pictures and videos -> `Inputs`."""
-        images, videos = chat.media(messages)
-        limits, pictures, clips = {"min_pixels": min_pixels, "max_pixels": max_pixels}, [], []
-        for i, (source, own) in enumerate(images):
+        sizes, sampling = {"min_pixels": min_pixels, "max_pixels": max_pixels}, {"fps": fps, "nframes": nframes}
+        (images, videos), pictures, clips = chat.media(messages, sizes, sampling), [], []
+        for i, (source, asked) in enumerate(images):
             picture = open_image(source)
-            one = yield from under(f"image.{i}", self.prepare_image(picture, **limits | own))
+            one = yield from under(f"image.{i}", self.prepare_image(picture, **asked))
             pictures.append((*one, (picture.height, picture.width)))
-        for i, (source, own) in enumerate(videos):
-            frames = {} if {"fps", "nframes"} & own.keys() else {"fps": fps, "nframes": nframes}
-            stage = prepare_video(source, self.processor, **limits | frames | own)
-            clips.append((yield from under(f"video.{i}", stage)))
+        for i, (source, asked) in enumerate(videos):
+            clips.append((yield from under(f"video.{i}", prepare_video(source, self.processor, **asked))))
         counts = [[len(one[0]) // self.config.vision.merge_unit for one in media] for media in (pictures, clips)]
-        text = chat.expand(chat.render(messages, add_vision_id=add_vision_id), *counts)
+        text = chat.expand(self.template.render(messages, add_vision_id=add_vision_id), *counts)
         return gathered(self.tokenizer.encode(text), pictures, clips, self.config.vision.patch_dim)
 
-    def prepare_image(self, picture, min_pixels=None, max_pixels=None, resized_height=None, resized_width=None):
-        """Stage: a PIL picture -> patches float32 [N, 1176] and its grid (1, rows, columns)."""
-        if resized_height is not None or resized_width is not None:
-            picture = wished(picture, resized_height, resized_width)
-        resized = yield "resized", self.processor.resized(picture, min_pixels, max_pixels)  # [H, W, 3] uint8
+    def prepare_image(self, picture, **sizes):
+        """Stage: a PIL picture -> patches float32 [N, 1176] and its grid (1, rows, columns). sizes: as its item says."""
+        resized = yield "resized", self.processor.resized(picture, **sizes)  # [H, W, 3] uint8
         pixels = yield "normalized", self.processor.normalize(resized)  # [3, H, W] float32
         patches, grid = self.processor.patchify(pixels[None])
         return (yield "patches", patches), grid

@@ -1,7 +1,7 @@
 """`minivl plan`: what a run of any size costs, from config.json alone.
 
-    found = plan("72B", [Size(1080, 1920)], tokens=200)        # a dict of plain values
-    print(text(found))
+    found = plan("72B", [Size(1080, 1920)], tokens=200)        # a dict of plain values; plan_text.py makes lines of it
+    plan("7B", videos=[Footage(720, 1280, 900, fps=30)])       # half a minute of film, sampled and scaled as a run would
 
 Everything is counted where it happens: the engine's stages run over outlines (outline.py), one pass for the prompt and one
 for all tokens after the first. Seconds are that count over the speeds of minivl's own kernels, which `calibrate` measures on
@@ -15,6 +15,7 @@ The weights are taken to be in memory. Not counted is what is done outside the s
 compiling, preparing pictures.
 """
 
+import math
 import os
 import re
 from pathlib import Path
@@ -22,12 +23,12 @@ from pathlib import Path
 from minivl.config import Config
 from minivl.decoder import roomy
 from minivl.errors import Error
-from minivl.frames import is_video
+from minivl.frames import is_video, open_video
 from minivl.image import MOST_PIXELS, ImageProcessor, open_image
-from minivl.outline import Outlined, Size
+from minivl.outlined import Footage, Outlined, Size
 from minivl.published import PIXELS, PUBLISHED
 from minivl.stream import drive, run
-from minivl.summary import counts, size
+from minivl.summary import counts
 from minivl.tiny import CHECKPOINT
 from minivl.windows import window_index
 from minivl.workloads import memory
@@ -36,26 +37,38 @@ BYTES = {"bfloat16": 2, "float32": 4}
 SHARED = ("silu_multiply", "gelu")  # kernels without products that use all threads
 
 
-def plan(source=None, pictures=(), prompt_tokens=40, tokens=100, weights="bfloat16", speeds=None, **limits):
+def plan(
+    source=None, pictures=(), prompt_tokens=40, tokens=100, weights="bfloat16", speeds=None, videos=(), fps=None, nframes=None,
+    **limits,
+):  # fmt: skip
     """The whole plan, in plain values: bytes, operations, seconds.
 
     source         "3B", "7B", "32B", "72B"; a folder with config.json, or such a file; None: the model that ships
-    pictures       a `Size` of each
-    prompt_tokens  tokens of text, the chat template's included; pictures have their own
+    pictures       a `Size` of each;  videos  a `Footage` of each
+    prompt_tokens  tokens of text, the chat template's included; pictures and videos have their own
     tokens         in the answer
     weights        "bfloat16", as stored, or "float32"
     speeds         as `kernels.machine.calibrate` measures them; without them there are no seconds
-    limits         min_pixels, max_pixels of a resized picture, unless the model's own hold
+    fps, nframes   frames to take of each video, a second or in all: see video.py
+    limits         min_pixels, max_pixels of a resized picture or frame, unless the model's own hold
     """
     vlm = outlined(source, weights)
-    grids, inputs = prompt(vlm, pictures, prompt_tokens, tokens, limits)
+    inputs = prompt(vlm, pictures, prompt_tokens, tokens, videos, fps, nframes, limits)
     parts, length = vlm.passes(inputs, tokens), len(inputs.input_ids)
-    vision = vlm.config.vision
+    vision, grids, clips = vlm.config.vision, inputs.image_grid_thw.tolist(), inputs.video_grid_thw.tolist()
+    shown, played = (
+        sum(math.prod(grid) // vision.merge_unit + 2 for grid in each)  # 2: the marks at both ends
+        for each in (grids, clips)
+    )
     found = {
         "model": str(source or "the model that ships"),
         "weights": weights,
         "pictures": [picture_of(picture, grid, vision) for picture, grid in zip(pictures, grids)],
-        "prompt": {"text": prompt_tokens, "pictures": length - prompt_tokens, "together": length},
+        "videos": [
+            video_of(video, grid, float(seconds), vision)
+            for video, grid, seconds in zip(videos, clips, inputs.second_per_grid_ts)
+        ],
+        "prompt": {"text": prompt_tokens, "pictures": shown, "videos": played, "together": length},
         "tokens": tokens,
         "parameters": counts(vlm.config),
         "operations": {part: operations(made, vision) for part, made in parts.items()},
@@ -90,19 +103,19 @@ def outlined(source, weights="bfloat16"):
     return Outlined(Config.read(path), ImageProcessor.read(folder), size)
 
 
-def prompt(vlm, pictures, prompt_tokens, tokens, limits):
-    """The grids of the pictures, and `Inputs`. An Error if all together is too long for the model."""
+def prompt(vlm, pictures, prompt_tokens, tokens, videos=(), fps=None, nframes=None, limits=None):
+    """`Inputs` of the whole prompt. An Error if all together is too long for the model."""
     if prompt_tokens < 1 or tokens < 1:
         raise Error(f"{prompt_tokens} tokens of text and {tokens} new ones: both must be at least 1.")
-    grids = [run(vlm.prepare_image(picture, **limits))[1] for picture in pictures]
-    inputs = vlm.inputs(grids, prompt_tokens)
+    grids, clips = run(vlm.prepared(pictures, videos, limits, {"fps": fps, "nframes": nframes}))
+    inputs = vlm.inputs(grids, prompt_tokens, clips)
     length, context = len(inputs.input_ids), vlm.config.text.max_position_embeddings
     if length + tokens > context:
         raise Error(
             f"a prompt of {length} tokens and an answer of {tokens}: the model's context is {context}. Lower max_pixels, "
-            "or take fewer pictures or tokens."
+            "or take fewer pictures, frames or tokens."
         )
-    return grids, inputs
+    return inputs
 
 
 def size_of(text):
@@ -112,22 +125,43 @@ def size_of(text):
         if not os.path.isfile(text):
             raise Error(f"{text} is neither height x width in pixels, such as 1080x1920, nor a picture file.")
         if is_video(text):
-            raise Error(
-                f"{text} is a video: the plan is of pictures only, so far. Plan one of its frames, such as 360x640."
-            )
+            raise Error(f"{text} is a video: give it with --video.")
         image = open_image(text)
         return Size(image.height, image.width)
-    height, width = (int(side) for side in sides.groups())
+    return Size(*sides_of(text, *sides.groups()))
+
+
+def footage_of(text):
+    """The `Footage` that "720x1280x900" says, height x width x frames, at 30 a second, or at another rate with "@25" behind
+    it; or that of the video at this path."""
+    numbers = re.fullmatch(r"(\d+) ?[x×] ?(\d+) ?[x×] ?(\d+)(?: ?@ ?(\d+(?:\.\d+)?))?", text)
+    if numbers is None:
+        if not os.path.isfile(text):
+            raise Error(
+                f"{text} is neither height x width x frames, such as 720x1280x900 or 720x1280x900@25, nor a video file."
+            )
+        clip = open_video(text)
+        frame = next(clip.pictures([0]))
+        return Footage(frame.height, frame.width, clip.total, clip.fps)
+    *sides, frames, fps = numbers.groups()
+    if int(frames) < 1 or (fps is not None and float(fps) <= 0):
+        raise Error(f"{text}: the number of frames and their rate must be above 0, such as 720x1280x900@25.")
+    return Footage(*sides_of(text, *sides), int(frames), 30.0 if fps is None else float(fps))
+
+
+def sides_of(text, height, width):
+    height, width = int(height), int(width)
     if not 1 <= height * width <= MOST_PIXELS:
         raise Error(f"{text}: give height x width in pixels, such as 1080x1920; at most {MOST_PIXELS} pixels.")
-    return Size(height, width)
+    return height, width
 
 
-def tensors(source=None, pictures=(), prompt_tokens=40, tokens=100, **limits):
+def tensors(source=None, pictures=(), prompt_tokens=40, tokens=100, videos=(), fps=None, nframes=None, **limits):
     """(name, shape, dtype) of every tensor of that very run, in order, one after the other."""
     vlm = outlined(source)
-    prompt(vlm, pictures, prompt_tokens, tokens, limits)
-    for name, tensor in drive(vlm.whole(pictures, prompt_tokens, tokens, **limits)):
+    prompt(vlm, pictures, prompt_tokens, tokens, videos, fps, nframes, limits)
+    stage = vlm.whole(pictures, prompt_tokens, tokens, videos, limits, {"fps": fps, "nframes": nframes})
+    for name, tensor in drive(stage):
         yield name, tensor.shape, str(tensor.dtype)
 
 
@@ -143,6 +177,14 @@ def picture_of(picture, grid, vision):
         "windows": len(window_index([grid], vision)[1]) - 1,
         "tokens": rows * columns // vision.merge_unit,
     }
+
+
+def video_of(video, grid, seconds, vision):
+    """As `picture_of`; "steps" are those of the grid's time, two frames each, "seconds" the time from one to the next."""
+    frame = picture_of(video, (1, *grid[1:]), vision)
+    found = {"given": [*frame["given"], video.total], "fps": video.fps, "resized": frame["resized"], "steps": grid[0]}
+    each = {name: grid[0] * frame[name] for name in ("patches", "windows", "tokens")}
+    return found | {"seconds": seconds} | each
 
 
 def module(name, vision):
@@ -201,96 +243,3 @@ def held(vlm, parts, length, tokens):
         "largest": {"name": largest.name, "bytes": largest.nbytes},
         "machine": memory("MemTotal"),
     }
-
-
-# ---- the text ----
-
-LINE = "{:<22} {:>14} {:>14} {:>14}"
-UNITS = (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("kFLOP", 1e3))
-
-
-def text(found):
-    """The plan for people."""
-    lines = [f"{found['model']}, weights as {found['weights']}", "", *prompt_lines(found), "", *parameter_lines(found)]
-    lines += ["", *operation_lines(found), "", *memory_lines(found)]
-    return "\n".join([*lines, "", *speed_lines(found)] if "speeds" in found else lines)
-
-
-def prompt_lines(found):
-    for i, one in enumerate(found["pictures"]):
-        (height, width), (rows, columns) = one["given"], one["resized"]
-        yield (
-            f"picture {i}: {height} x {width} pixels (height x width), resized to {rows} x {columns}: {one['patches']:,} "
-            f"patches, {one['windows']:,} windows, {one['tokens']:,} tokens"
-        )
-    asked = found["prompt"]
-    yield (
-        f"prompt: {asked['together']:,} tokens, {asked['pictures']:,} of pictures and their marks, {asked['text']:,} of "
-        f"text; the answer: {found['tokens']:,} tokens"
-    )
-
-
-def parameter_lines(found):
-    yield LINE.format("parameters", "", "", "").rstrip()
-    for row, number in found["parameters"].items():
-        label = {"visual.blocks.0": "  each block", "model.layers.0": "  each layer"}.get(row, row)
-        yield LINE.format(label, f"{number:,}" if number else "tied", "", "").rstrip()
-
-
-def operation_lines(found):
-    """Rows of modules, columns of the three parts; then seconds, if they are known."""
-    parts = found["operations"]
-    rows = dict.fromkeys(row for part in parts.values() for row in part)
-    yield LINE.format("operations", "vision", "prefill", f"decode, {found['tokens'] - 1:,}x")
-    for row in rows:
-        yield LINE.format(f"  {row}", *(flops(part.get(row, 0)) for part in parts.values())).rstrip()
-    yield LINE.format("together", *(flops(sum(part.values())) for part in parts.values()))
-    if "seconds" in found:
-        yield LINE.format("expected here", *(duration(value) for value in found["seconds"].values()))
-
-
-def memory_lines(found):
-    memory, read = found["memory"], found["read"]
-    if found["tokens"] > 1:
-        weights, cache = size(read["weights"]), size(read["cache"])
-        yield f"read for a token of the answer: weights {weights}, keys and values {cache} on average"
-    yield f"weights in memory: {size(memory['weights'])}" + ", mapped from the file" * (found["weights"] == "bfloat16")
-    cache = memory["cache"]
-    yield f"keys and values: {size(cache['used'])} at the end, in buffers of {size(cache['buffers'])}"
-    peaks, largest = memory["activations"], memory["largest"]
-    yield (
-        f"activations at most: {size(peaks['vision'])} in the tower, {size(peaks['prefill'])} in the prefill; the largest "
-        f"tensor is {largest['name']}, {size(largest['bytes'])}"
-    )
-    if memory["machine"] is not None and memory["weights"] > memory["machine"]:
-        yield f"this machine has {size(memory['machine'])} of memory: the weights do not fit, each token reads from disk"
-
-
-def speed_lines(found):
-    speeds, taken, later = found["speeds"], found["seconds"], found["tokens"] - 1
-    each = f", {duration(taken['decode'] / later)} a token" if later else ""
-    first, last = duration(taken["vision"] + taken["prefill"]), duration(sum(taken.values()))
-    yield f"expected here: first token after {first}{each}, all after {last}"
-    giga = {name: speed / 1e9 for name, speed in speeds.items()}
-    yield (
-        f"from what minivl's kernels do here: {duration(speeds['call'])} for a call; weights read at {giga['read']:.1f} GB/s; "
-        f"products {giga['linear']:.0f} GFLOP/s;"
-    )
-    yield (
-        f"attention {giga['attention']:.0f}, of a single token {giga['look_back']:.1f} GFLOP/s; values moved at "
-        f"{giga['rows']:.1f} GB/s by one thread, {giga['move']:.1f} by all"
-    )
-    yield "assuming that the weights are in memory already; preparing pictures and compiling are not counted"
-
-
-def flops(number):
-    for unit, one in UNITS:
-        if number >= one:
-            return f"{number / one:,.2f} {unit}"
-    return f"{number} FLOP" if number else ""
-
-
-def duration(value):
-    if value >= 120:
-        return f"{value / 60:,.1f} min"
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"

@@ -15,13 +15,12 @@ the limit, right of it arithmetic.
 """
 
 import importlib.util
-import json
-import os
 from pathlib import Path
 
 import numpy as np
 
 from minivl.errors import Error
+from minivl.json_file import write_json
 from minivl.programs import OURS
 
 
@@ -36,13 +35,7 @@ def check_files(*paths):
 
 def write(report, path):
     """The report as JSON: complete or not at all."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(report, indent=1), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as cause:
-        raise Error(f"cannot write {path}: {cause.strerror}. Give a file in a folder that can be written.") from None
+    write_json(report, path)
 
 
 COLUMNS = "{:<16} {:<22} {:>9} {:>21} {:>8} {:>13} {:>8} {:>8}"

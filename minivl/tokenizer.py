@@ -3,11 +3,13 @@
 Special tokens inside the text, such as <|image_pad|>, become their ids; no token is added at the start or the end.
 """
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from minivl.errors import Error
+from minivl.json_file import object_in, read_json
 
 REPLACEMENT = "\ufffd"  # what a decoder shows for bytes that are no character
 
@@ -37,6 +39,7 @@ class Tokenizer:
         # subtle: a file saved after training may hold the trainer's truncation and padding, which would cut prompts
         library.no_truncation()
         library.no_padding()
+        add_missing(library, path.with_name("tokenizer_config.json"))
         return cls(library)
 
     def encode(self, text):
@@ -54,6 +57,16 @@ class Tokenizer:
     def decode(self, ids, skip_special=True):
         """The text of token ids; special tokens are left out unless asked for. Ids beyond the vocabulary say nothing."""
         return self._library.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+
+    def warn_unnamed(self, ids):
+        """Say so if tokens of an answer have no text: rows of the embedding table beyond the vocabulary."""
+        unnamed = sorted({int(i) for i in ids if self._library.id_to_token(int(i)) is None})
+        if unnamed:
+            warnings.warn(
+                f"the model chose token {', '.join(map(str, unnamed))}, for which tokenizer.json has no text: the answer's "
+                "text lacks it, answer.ids has it. Is this the tokenizer that the model was trained with?",
+                stacklevel=2,
+            )
 
     def id(self, token):
         """The id of a token by its name, such as "<|image_pad|>"."""
@@ -74,6 +87,22 @@ class Tokenizer:
     def stream(self):
         """A decoder to push ids into, one at a time."""
         return TextStream(self)
+
+
+def add_missing(library, path):
+    """The tokens of a fine-tune that stand in its tokenizer_config.json alone, as transformers adds them."""
+    from tokenizers import AddedToken
+
+    declared = object_in(read_json(path), "added_tokens_decoder") if path.is_file() else {}
+    for id, fields in sorted(declared.items(), key=lambda entry: int(entry[0])):
+        text = fields["content"]
+        if library.token_to_id(text) is None:
+            library.add_tokens([AddedToken(**fields)])
+        if library.token_to_id(text) != int(id):
+            raise Error(
+                f"{path} says that token {text!r} is {id}; with tokenizer.json it is {library.token_to_id(text)}. Use both "
+                "files from one checkpoint, or save its tokenizer again."
+            )
 
 
 class TextStream:

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from minivl.errors import Error
 from minivl.frames import open_video
-from minivl.image import wished
 
 FPS = 2.0  # frames to take a second
 FRAME_FACTOR = 2  # their number is a multiple of this
@@ -39,11 +38,10 @@ def prepare_video(
     clip = open_video(source)
     indices = yield "frame_indices", chosen(clip, fps, nframes, min_frames, max_frames)
     seconds = yield "second_per_grid_t", seconds_per_grid(clip, len(indices), processor.temporal_patch_size, fps)
-    if resized_height is None and resized_width is None:
-        low, high = frame_limits(processor, clip, len(indices), min_pixels, max_pixels, total_pixels)
-        fit = partial(processor.resized, min_pixels=low, max_pixels=high)
-    else:
-        fit = lambda frame: processor.resized(wished(frame, resized_height, resized_width), min_pixels, max_pixels)  # noqa: E731
+    sizes = frame_sizes(
+        processor, clip, len(indices), min_pixels, max_pixels, total_pixels, resized_height, resized_width
+    )
+    fit = partial(processor.resized, **sizes)
     resized = yield "resized", resized_frames(clip, indices, fit)  # [F, H, W, 3] uint8
     pixels = yield "normalized", np.stack([processor.normalize(frame) for frame in resized])  # [F, 3, H, W] float32
     patches, grid = processor.patchify(pixels)
@@ -117,6 +115,27 @@ def above_zero(name, number, default=None):
 
 
 # ---- how large ----
+
+
+def measured(
+    source, processor, fps=None, nframes=None, min_frames=None, max_frames=None, min_pixels=None, max_pixels=None,
+    total_pixels=None, resized_height=None, resized_width=None,
+):  # fmt: skip
+    """(frames, H, W) that `prepare_video` takes of a video: its first frame alone is decoded."""
+    clip = open_video(source)
+    taken = len(chosen(clip, fps, nframes, min_frames, max_frames))
+    sizes = frame_sizes(processor, clip, taken, min_pixels, max_pixels, total_pixels, resized_height, resized_width)
+    first = next(clip.pictures([0]))
+    return taken, *processor.size(first.height, first.width, **sizes)
+
+
+def frame_sizes(processor, clip, taken, min_pixels, max_pixels, total_pixels, resized_height, resized_width):
+    """What `processor.resized` is told for each of `taken` frames."""
+    if resized_height is None and resized_width is None:
+        low, high = frame_limits(processor, clip, taken, min_pixels, max_pixels, total_pixels)
+        return {"min_pixels": low, "max_pixels": high}
+    given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    return given | {"resized_height": resized_height, "resized_width": resized_width}
 
 
 def frame_limits(processor, clip, taken, min_pixels=None, max_pixels=None, total_pixels=None):

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from minivl.errors import Error
 from minivl.kernels.bfloat16 import to_float32
 from minivl.parameters import parameter_shapes
+from minivl.relatives import check_merged
 
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 DTYPES = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
@@ -124,7 +125,9 @@ def read_files(paths):
     """{published name: array} of several files; nothing is read yet."""
     stored = {}
     for path in paths:
-        for name, array in read_file(path).items():
+        arrays = read_file(path)
+        check_merged(path, arrays)
+        for name, array in arrays.items():
             if published_name(name) in stored:
                 raise Error(
                     f"{path} holds {name}, and there is a second tensor that is {published_name(name)}. Which one is the "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, random_weights, small_inputs, small_model
+from conftest import SMALL, random_video_inputs, random_weights, small_inputs, small_model
 from PIL import Image
 
 import minivl
@@ -19,8 +19,10 @@ from minivl.errors import Error
 from minivl.image import ImageProcessor, smart_resize
 from minivl.kernels.machine import calibrate
 from minivl.model import VLM
-from minivl.outline import Outline, Outlined, Size, outline
-from minivl.plan import module, outlined, plan, size_of, tensors, text, total
+from minivl.outline import Outline, outline
+from minivl.outlined import Footage, Outlined, Size
+from minivl.plan import footage_of, module, outlined, plan, size_of, tensors, total
+from minivl.plan_text import text
 from minivl.sampling import Sampling
 from minivl.stream import Lazy, drive, run
 from minivl.tiny import CHECKPOINT
@@ -65,6 +67,52 @@ def test_tensors_of_the_shipped_model_from_pictures_on():
     found = list(tensors(None, [Size(330, 220), Size(90, 140)], words, 3, min_pixels=9000))
     assert [name for name, _, _ in found] == trace.names
     assert found == [(name, trace[name].shape, str(trace[name].dtype)) for name in trace.names]
+
+
+@pytest.mark.parametrize("asked", [dict(nframes=4), dict(fps=5), dict(nframes=2, max_pixels=20000), {}])
+def test_tensors_of_the_shipped_model_from_videos_on(tmp_path, asked):
+    """A film or animation of which only size, length and rate are known, beside a picture."""
+    frames = [Image.new("RGB", (150, 120), (20 * i, 0, 200)) for i in range(11)]
+    path = tmp_path / "a.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=200)
+    picture, edit = Image.new("RGB", (220, 330), "white"), {"*next_token": np.array([1])}
+    trace = minivl.load().trace("What?", images=picture, videos=str(path), max_new_tokens=2, edit=edit, **asked)
+    words = len(trace["input_ids"]) - len(trace["visual"]) - 4
+    video = footage_of(str(path))
+    assert video == Footage(120, 150, 11, 5.0)
+    found = list(tensors(None, [Size(330, 220)], words, 2, videos=[video], **asked))
+    assert found == [(name, trace[name].shape, str(trace[name].dtype)) for name in trace.names]
+    planned = plan(None, [Size(330, 220)], words, 2, videos=[video], **asked)
+    (one,), (steps, rows, columns) = planned["videos"], trace["video_grid_thw"][0].tolist()
+    assert (one["steps"], one["patches"]) == (steps, len(trace["pixel_values_videos"]))
+    assert one["resized"] == [rows * 14, columns * 14] == list(trace["video.0.resized"].shape[1:3])
+    assert one["seconds"] == trace["video.0.second_per_grid_t"]
+    alone = minivl.load().trace("What?", videos=str(path), stop="visual.cu_window_seqlens", **asked)
+    assert one["windows"] == len(alone["visual.cu_window_seqlens"]) - 1
+    assert planned["prompt"]["together"] == len(trace["input_ids"])
+    assert planned["prompt"]["videos"] == one["tokens"] + 2 == int(np.sum(trace["input_ids"] == 511)) + 2
+
+
+def test_a_list_of_frames_is_taken_whole():
+    frames = [Image.new("RGB", (150, 120), "navy") for _ in range(5)]
+    trace = minivl.load().trace("What?", videos=[frames])
+    found = list(tensors(None, (), len(trace["input_ids"]) - len(trace["visual"]) - 2, 1, [Footage(120, 150, 5, None)]))
+    assert found == [(name, trace[name].shape, str(trace[name].dtype)) for name in trace.names]
+
+
+def test_footage(tmp_path, capsys):
+    assert footage_of("720x1280x900") == Footage(720, 1280, 900, 30.0)
+    assert footage_of("720x1280x900@23.976") == Footage(720, 1280, 900, 23.976)
+    for asked, words in (("720x1280", "neither height x width x frames"), ("9x9x0", "above 0"), ("9x9x5@0", "above 0")):
+        with pytest.raises(Error, match=words):
+            footage_of(asked)
+    assert main(["plan", "7B", "--video", "720x1280x900", "--tokens", "9", "--no-seconds"]) == 0
+    out = capsys.readouterr().out
+    assert "video 0: 900 frames of 720 x 1280 pixels (height x width) at 30 a second" in out
+    # 60 of 900 frames: 30 pairs, a second apart; by hand: 560 x 1008 pixels is the most below 602,112 at this ratio
+    assert "30 pairs, 1 s apart, resized to 560 x 1008: 86,400 patches" in out and "21,602 of videos and theirs" in out
+    assert main(["plan", "7B", "--video", "720x1280x9", "--nframes", "12"]) == 1
+    assert "of 9 frames, 12 would be taken" in capsys.readouterr().err
 
 
 def test_tensors_of_the_72b():
@@ -196,7 +244,7 @@ def test_operations_of_the_3b_by_hand():
     assert found["pictures"] == [
         {"given": [1080, 1920], "resized": [1092, 1932], "patches": N, "windows": 180, "tokens": 2691}
     ]
-    assert found["prompt"] == {"text": 40, "pictures": 2693, "together": T}
+    assert found["prompt"] == {"text": 40, "pictures": 2693, "videos": 0, "together": T}
     linear = 2 * N * (4 * 1280**2 + 3 * 1280 * 3420)
     heights, widths = [8] * 9 + [6], [8] * 17 + [2]
     pairs = sum((h * w) ** 2 for h in heights for w in widths)
@@ -268,6 +316,29 @@ WIDE = {
     "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
     "vision_config": {**SMALL["vision_config"], "hidden_size": 64, "intermediate_size": 172, "out_hidden_size": 96},
 }
+
+
+def test_activations_of_pictures_and_videos():
+    """The tower runs once for both; their pixels are put behind each other, which takes as much again."""
+    config = Config.from_dict(WIDE)
+    vlm = VLM(config, Weights(random_weights(config)), small_model("numba").kernels)
+    inputs = random_video_inputs(config, ((1, 36, 24),), ((3, 60, 28),), (1.0,))
+    videos = inputs.pixel_values_videos, inputs.video_grid_thw
+    stage = lambda: vlm.embed_image(inputs.pixel_values, inputs.image_grid_thw, *videos)  # noqa: E731
+    names = ("rope.cos", "rope.sin", "position_ids", "patch_positions")
+    tables = sum(tensor.nbytes for name, tensor in drive(stage()) if name.endswith(names))
+    tracemalloc.start()
+    try:
+        run(stage())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    without = Outlined(config, ImageProcessor())
+    planned = without.inputs([(1, 36, 24)], 5, [((3, 60, 28), 1.0)])
+    assert np.array_equal(planned.video_grid_thw, inputs.video_grid_thw)
+    found = max(made.peak for made in without.passes(planned, 1)["vision"])
+    given = inputs.pixel_values.nbytes + inputs.pixel_values_videos.nbytes
+    assert 0.98 < (found - given + tables) / peak <= 1.001
 
 
 @pytest.mark.parametrize("part, grids, words", [("vision", [(1, 60, 84), (1, 36, 24)], 5), ("prefill", [], 4000)])
@@ -363,7 +434,7 @@ def test_limits():
 
 def test_no_picture_and_one_token():
     found = plan("3B", prompt_tokens=9, tokens=1, speeds=SPEEDS)
-    assert found["pictures"] == [] and found["prompt"] == {"text": 9, "pictures": 0, "together": 9}
+    assert found["pictures"] == [] and found["prompt"] == {"text": 9, "pictures": 0, "videos": 0, "together": 9}
     assert found["operations"]["vision"] == found["operations"]["decode"] == {}
     assert found["seconds"]["vision"] == found["seconds"]["decode"] == 0 < found["seconds"]["prefill"]
     assert "a token" not in text(found)
@@ -389,6 +460,13 @@ def test_what_the_docs_show():
     kept = [line for line in shown if line and not line.startswith(measured)]
     lines = text(plan("72B", [Size(1080, 1920)], tokens=200)).splitlines()
     assert kept == [line for line in lines if line and not line.startswith(measured)] and len(kept) > 25
+
+
+def test_what_the_docs_show_of_a_video():
+    docs = (Path(__file__).parents[1] / "docs" / "plan.md").read_text()
+    shown = docs.split("--nframes 16` says")[1].split("```")[1].strip().splitlines()
+    lines = text(plan("7B", videos=[footage_of("720x1280x900")], nframes=16)).splitlines()
+    assert shown == lines[2:5]
 
 
 def test_command_with_seconds(monkeypatch, capsys):

@@ -73,7 +73,9 @@ def test_template():
 
 def test_template_corners():
     assert chat.render([]) == "<|im_start|>assistant\n" and chat.render([], add_generation_prompt=False) == ""
-    assert chat.render([{"role": "user", "content": [{"type": "sound"}]}], False).endswith("user\n<|im_end|>\n")
+    assert chat.render([{"role": "user", "content": []}], False).endswith("user\n<|im_end|>\n")
+    with pytest.raises(Error, match="an item with type has no text"):
+        chat.render([{"role": "user", "content": [{"type": "sound"}]}])
 
 
 def test_shipped_template_says_the_same():
@@ -111,7 +113,14 @@ def test_media_in_order():
 
 
 def test_a_picture_may_say_its_size():
-    item = {"type": "image", "image": "a", "max_pixels": 9000, "resized_height": 56, "resized_width": None, "other": 1}
+    item = {
+        "type": "image",
+        "image": "a",
+        "max_pixels": 9000,
+        "resized_height": 56,
+        "resized_width": None,
+        "video": None,
+    }
     assert chat.media([{"role": "user", "content": [item]}])[0] == [("a", {"max_pixels": 9000, "resized_height": 56})]
 
 

@@ -374,13 +374,14 @@ def test_items_say_how_to_take_a_video():
         "max_pixels": 9000,
         "total_pixels": 5,
         "nframes": None,
-        "other": 1,
     }
-    images, videos = chat.media([{"role": "user", "content": [item, {"type": "image", "image": "b", "fps": 3}]}])
+    images, videos = chat.media([{"role": "user", "content": [item, {"type": "image", "image": "b", "fps": None}]}])
     assert videos == [("a", {"fps": 1.0, "max_pixels": 9000, "total_pixels": 5})] and images == [("b", {})]
     for item, words in (
         ({"video": "a", "video_start": 2.0}, "first frame to the last"),
         ({"type": "video"}, "has no video"),
+        ({"video": "a", "fsp": 2.0}, '"fsp" is unknown beside a video'),
+        ({"image": "a", "fps": 2.0}, '"fps" is unknown beside a picture'),
     ):
         with pytest.raises(Error, match=words):
             chat.media([{"role": "user", "content": [item]}])

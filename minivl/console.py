@@ -1,0 +1,290 @@
+"""`minivl chat`: a conversation, line by line; pictures and videos wherever a line says @file.
+
+    > What is in @photo.jpg and what in @"another photo.jpg"?
+    > /tokens
+
+A line is one question; white space next to a file is dropped, @@ is the sign itself. The answer streams to stdout. Interrupted
+(Ctrl-C), what was said so far is the answer, and nothing at all undoes the question; so does an error. Earlier turns are in the
+cache and are not run again. Without a terminal on both sides it is a filter: questions on stdin, answers on stdout, no prompt.
+"""
+
+import glob
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+from minivl.commands import PROMPT_OPTIONS, answer_options, item, load_model
+from minivl.errors import Error
+from minivl.json_file import write_json
+from minivl.stream import each
+from minivl.tokens import reused, spent
+
+HELP = """\
+@file, @"file with spaces"   a picture or video, at this place of the question (@@: the sign itself)
+/tokens           what the conversation holds so far: tokens of each picture and video, and of text
+/undo             take back the last question and its answer
+/new              begin again, with the same system prompt
+/system TEXT      another system prompt, for all of the conversation; without TEXT, the model's own
+/save FILE.json   write the messages, as transformers and others read them
+/load FILE.json   go on from such a file
+/quit             or Ctrl-D; Ctrl-C stops an answer
+//...             a question that begins with a slash"""
+
+# @@, or @ at the start of a word with a name in quotes or up to white space
+ATTACHED = re.compile(r"""(?<![^\s(\[{"'])@(?:(@)|"([^"]+)"|'([^']+)'|([^\s@]\S*))""")
+AFTER_NAMES = ".,;:!?)]}\"'"  # what may stand behind a name without being part of it
+
+
+class Snapshot(bytes):
+    """A picture's file as it was when it was attached: overwritten later, it does not change what was said before."""
+
+    path = None
+
+
+class Console:
+    """A conversation. `messages` are those that have been answered, `waiting` items go before the next question.
+
+    system, options  the system prompt, and options of `VLM.stream`;  files  pictures and videos before the first question
+    tokens           say after each answer what it took;  interactive  an interrupt ends an answer, not the program
+    """
+
+    def __init__(self, vlm, system=None, files=(), options=None, tokens=False, interactive=True):
+        self.vlm, self.options, self.tokens, self.interactive = vlm, options or {}, tokens, interactive
+        self.cache, self.messages, self.last = vlm.new_cache(), [], None
+        self.waiting = [attached(file) for file in files]
+        self.set_system(system or "")
+
+    def say(self, line):
+        """One line: a command or a question. Its result goes to stdout. False: the conversation is over."""
+        line = line.strip()
+        if line in ("/quit", "/exit"):
+            return False
+        if line.startswith("/") and not line.startswith("//"):
+            self.command(*line.split(maxsplit=1))
+        elif line:
+            self.ask(line[1:] if line.startswith("//") else line)
+        return True
+
+    def ask(self, line):
+        content = self.waiting + content_of(line)
+        if not any(part["type"] == "text" for part in content):
+            self.waiting = content
+            note(f"{named(content)}: part of the next question")
+            return
+        question = {"role": "user", "content": content}
+        count = self.count([*self.messages, question]) if self.tokens else None
+        said, start = [], time.perf_counter()
+
+        def see(piece):
+            print(piece, end="", flush=True)
+            said.append((piece, time.perf_counter() - start))
+
+        answer, pieces = None, self.vlm.stream([*self.messages, question], cache=self.cache, **self.options)
+        try:
+            answer = each(pieces, see)
+        except KeyboardInterrupt:
+            if not self.interactive:
+                raise
+            if not said:
+                note("interrupted: the question is taken back")
+                return
+        finally:
+            if said or answer is not None:
+                print(flush=True)
+        text = "".join(piece for piece, _ in said)
+        self.messages += [question, {"role": "assistant", "content": text}]
+        self.waiting, self.last = [], answer
+        if answer is None:
+            note("interrupted: what was said so far is the answer")
+        elif count is not None:
+            print(spent(count, answer, time.perf_counter() - start, said[0][1] if said else None), file=sys.stderr)
+
+    def count(self, messages):
+        return self.vlm.count_tokens(messages, **{name: self.options.get(name) for name in PROMPT_OPTIONS})
+
+    # ---- commands ----
+
+    def command(self, name, argument=""):
+        known = {
+            "/help": self.help, "/tokens": self.show_tokens, "/undo": self.undo, "/new": self.new, "/clear": self.new,
+            "/system": self.set_system, "/save": self.save, "/load": self.load,
+        }  # fmt: skip
+        if name not in known:
+            raise Error(f"there is no command {name}: /help lists them. A question that begins so is written /{name}.")
+        if argument and name not in ("/system", "/save", "/load"):
+            raise Error(f"{name} stands alone; behind it came {argument!r}.")
+        known[name](argument)
+
+    def help(self, _):
+        print(HELP)
+
+    def show_tokens(self, _):
+        count = self.count(self.messages)
+        context = self.vlm.config.text.max_position_embeddings
+        print(f"{count}, of them {min(len(self.cache), count.total):,} in the cache; the context is {context:,}")
+        if self.last is not None:
+            print(f"last answer {len(self.last.ids):,} tokens, to a prompt of {reused(self.last)}")
+
+    def undo(self, _):
+        if not self.turns():
+            raise Error("there is nothing to take back.")
+        while self.messages.pop()["role"] != "user":
+            pass
+        self.last = None
+
+    def new(self, _):
+        self.messages = [message for message in self.messages[:1] if message["role"] == "system"]
+        self.cache, self.waiting, self.last = self.vlm.new_cache(), [], None
+
+    def set_system(self, text):
+        system = [{"role": "system", "content": text}] if text else []
+        self.messages = system + [message for message in self.messages if message["role"] != "system"]
+
+    def save(self, name):
+        path = json_path(name)
+        if not self.turns():
+            raise Error("there is nothing to save: ask something first.")
+        write_json([portable(message) for message in self.messages], path)
+        note(f"{path}: {self.turns()} questions and their answers")
+
+    def load(self, name):
+        path = json_path(name)
+        try:
+            messages = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as cause:
+            raise Error(f"cannot read {path}: {cause}. Give a file that /save has written.") from None
+        self.count(messages)  # an Error if they are no messages, or a picture is missing
+        self.messages, self.cache, self.waiting, self.last = messages, self.vlm.new_cache(), [], None
+        note(f"{path}: {self.turns()} questions and their answers")
+
+    def turns(self):
+        return sum(message["role"] == "user" for message in self.messages)
+
+
+# ---- lines and files ----
+
+
+def content_of(line):
+    """A question's content: text and files in the order of the line."""
+    content, text, end = [], "", 0
+    for found in ATTACHED.finditer(line):
+        text += line[end : found.start()]
+        end = found.end()
+        doubled, *quoted, bare = found.groups()
+        if doubled:
+            text += "@"
+            continue
+        name = next((name for name in quoted if name), None)
+        if name is None:
+            name = bare if os.path.isfile(bare) else bare.rstrip(AFTER_NAMES)
+            end -= len(bare) - len(name)
+        content += [*text_item(text), attached(name)]
+        text = ""
+    return content + text_item(text + line[end:])
+
+
+def text_item(text):
+    return [{"type": "text", "text": text.strip()}] if text.strip() else []
+
+
+def attached(name):
+    """A file as a part of a message; an Error if it is not there or cannot be read."""
+    from minivl.frames import open_video
+    from minivl.image import open_image
+
+    path = os.path.abspath(os.path.expanduser(name))
+    if not os.path.isfile(path):
+        raise Error(f"there is no file {name}: behind @ comes a picture or a video, and @@ is the sign itself.")
+    part = item(path)
+    if part["type"] == "video":
+        open_video(path)
+        return part
+    open_image(path)
+    picture = Snapshot(Path(path).read_bytes())
+    picture.path = path
+    return {"type": "image", "image": picture}
+
+
+def named(content):
+    return ", ".join(getattr(part[part["type"]], "path", part[part["type"]]) for part in content)
+
+
+def portable(message):
+    """A message for a file: pictures by their paths."""
+    if isinstance(message["content"], str):
+        return message
+    parts = []
+    for part in message["content"]:
+        source = part.get("image")
+        parts.append({**part, "image": source.path} if isinstance(source, Snapshot) else part)
+    return {**message, "content": parts}
+
+
+def json_path(name):
+    path = Path(name.strip()).expanduser()
+    if path.suffix != ".json":
+        raise Error(f"{name or 'no file'}: give a file whose name ends in .json, such as talk.json.")
+    return path
+
+
+def note(text):
+    print(f"minivl: {text}", file=sys.stderr)
+
+
+# ---- the command ----
+
+
+def run_chat(options):
+    """Read lines until there are no more. The exit status: 1 if a line of a filter failed."""
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    for file in options.files:
+        attached(file)  # whatever is wrong with it shows before a model is loaded
+    asked = options.system, options.files, answer_options(options), options.tokens, interactive
+    console, failed = Console(load_model(options), *asked), False
+    if interactive:
+        print("A question, with @picture.png where you like; /help; Ctrl-D ends.")
+    for line in typed() if interactive else sys.stdin:
+        try:
+            if not console.say(line):
+                break
+        except Error as error:
+            note(error)
+            failed = True
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            note("interrupted")
+    return int(failed and not interactive)
+
+
+def typed():
+    """Lines from a terminal, with the history, editing and completion of readline where there is one."""
+    try:
+        import readline
+    except ImportError:  # not on Windows
+        pass
+    else:
+        readline.set_completer_delims(" \t\n")
+        readline.set_completer(completed)
+        readline.parse_and_bind("bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete")
+    while True:
+        try:
+            yield input("> ")
+        except KeyboardInterrupt:  # of a line that is half written
+            print()
+        except EOFError:
+            print()
+            return
+
+
+def completed(word, index):
+    """The index-th way to complete @part-of-a-name; None if there are no more."""
+    if not word.startswith("@"):
+        return None
+    start = word[1:]
+    found = sorted(glob.glob(glob.escape(os.path.expanduser(start)) + "*"))
+    names = [f"@{name}/" if os.path.isdir(name) else f'@"{name}"' if " " in name else f"@{name}" for name in found]
+    return names[index] if index < len(names) else None
