@@ -113,6 +113,13 @@ class Maps:
     def tokens(self):
         return self.patches // self.config.vision.merge_unit
 
+    @property
+    def images(self):
+        """How many of the grids are pictures; the others are videos."""
+        patches = self.grids.prod(axis=1)
+        first = (np.cumsum(patches) - patches) // self.config.vision.merge_unit
+        return int((self.input_ids[self._prompt[first]] == self.config.image_token_id).sum())
+
     def __repr__(self):
         return f"<Maps: {self.patches} patches, {self.tokens} tokens in a prompt of {len(self.input_ids)}>"
 
@@ -213,6 +220,11 @@ class Maps:
         """The patches of one window, in the order of their slots."""
         window = int(_within(window, len(self.windows) - 1, "window", "windows"))
         return self.patch_of_slot(np.arange(*self.windows[window : window + 2]))
+
+    def pixels_of_window(self, window):
+        """(x0, y0, x1, y1) on its resized picture, the last two exclusive: int64 [4]."""
+        boxes = self.pixels_of_patch(self.patches_of_window(window))
+        return np.concatenate([boxes.min(axis=0)[:2], boxes.max(axis=0)[2:]])
 
     def segment(self, patch, block):
         """(first slot, last slot + 1) of all that a patch sees in a block of the tower: its window, or all of its frame."""
