@@ -15,7 +15,7 @@ from minivl.plots.figure import (
     picture,
     plot,
     show_picture,
-)  # fmt: skip
+)
 
 QUARTET = BLUE, VERMILION, GREEN, PINK  # so that no two neighbours have the same
 READABLE = 0.24  # inches that a number needs
@@ -24,21 +24,18 @@ READABLE = 0.24  # inches that a number needs
 def patches(trace, image=0, frame=0, token=None):
     """The picture, cut: thin lines between patches, thick ones between tokens; and one token with its patches' numbers.
 
-    token  the one that is shown large; the one in the middle if not given. Needs image.{i}.resized.
+    token  the one that is shown large; where the picture has most detail if not given. Needs image.{i}.resized.
     """
     maps, pixels = trace.maps, picture(trace, image, frame)
     tokens = maps.raster("tokens", image, frame)
     rows, columns = tokens.shape
-    token = (
-        int(tokens[rows // 2, columns // 2])
-        if token is None
-        else int(maps.token_of_prompt(maps.prompt_of_token(token)))
-    )
+    token = most_detailed(maps, tokens, pixels) if token is None else token
     P, unit = maps.config.vision.patch_size, maps.config.vision.merged_size
     H, W, _ = pixels.shape
     figure = plot(
         f"{W} x {H} pixels are {2 * columns} x {2 * rows} patches of {P} x {P}, and {columns} x {rows} = {tokens.size} tokens",
         height=figure_height(H / W, 0.62),
+        layout="compressed",
     )
     whole, one = figure.subplots(1, 2, width_ratios=(2, 1))
     show_picture(whole, pixels)
@@ -51,7 +48,15 @@ def patches(trace, image=0, frame=0, token=None):
     return figure
 
 
-def figure_height(ratio, share, least=3.2, most=9.0):
+def most_detailed(maps, tokens, pixels):
+    """The token over whose pixels colours vary most."""
+    found = [
+        np.std(pixels[y0:y1, x0:x1], axis=(0, 1)).sum() for x0, y0, x1, y1 in maps.pixels_of_token(tokens.reshape(-1))
+    ]
+    return int(tokens.reshape(-1)[np.argmax(found)])
+
+
+def figure_height(ratio, share, least=3.2, most=7.0):
     """Inches for a picture of height / width `ratio` that takes this share of the figure's width."""
     return float(np.clip(share * WIDTH * ratio + 1.1, least, most))
 
@@ -105,10 +110,12 @@ def windows(trace, image=0, frame=0):
     found = windows_on(maps, image, frame)
     tokens = {k: len(maps.patches_of_window(k)) // maps.config.vision.merge_unit for k in found}
     partial = sum(count < full for count in tokens.values())
+    smaller = f"{partial} of them cut smaller by the picture's edge (hatched)" if partial else "all of them whole"
     figure = plot(
-        f"{len(found)} windows of up to {side} x {side} pixels ({full} tokens), {partial} of them smaller, at the edges:\n"
+        f"{len(found)} windows of up to {side} x {side} pixels ({full} tokens), {smaller}:\n"
         "in a windowed block a patch sees only the patches of its own window",
         height=figure_height(H / W, 0.75),
+        layout="compressed",
     )
     axes = figure.subplots()
     show_picture(axes, pixels)
@@ -146,9 +153,8 @@ def permutation(trace, image=0, frame=0):
     tokens, slots = maps.raster("tokens", image, frame), maps.raster("token slots", image, frame)
     rows, columns = tokens.shape
     unit = maps.config.vision.merged_size
-    figure = plot(
-        f"The window order of {tokens.size} tokens: row by row inside each window, window by window", height=4.4
-    )
+    title = f"The window order of {tokens.size} tokens: row by row inside each window, window by window"
+    figure = plot(title, height=4.4, layout="compressed")
     on_grid, curve = figure.subplots(1, 2, width_ratios=(1.25, 1))
     extent = 0, columns * unit, rows * unit, 0
     shown = on_grid.imshow(slots, extent=extent, cmap="cividis", interpolation="nearest")
@@ -160,7 +166,8 @@ def permutation(trace, image=0, frame=0):
     on_grid.set_title("each token's slot, at its place on the picture", fontsize=9)
     colour_bar(figure, shown, on_grid, "slot: row in window order")
     curve.scatter(tokens, slots, c=slots, cmap="cividis", s=float(np.clip(2000 / tokens.size, 2, 18)))
-    curve.set(xlabel="token: row by row over the whole picture", ylabel="slot: row in window order")
+    curve.set_xlabel("token: row by row over the whole picture", fontsize=SMALL)
+    curve.set_ylabel("slot: row in window order", fontsize=SMALL)
     curve.set_title("visual.window_index: nothing moves where\nthe dots lie on the line", fontsize=9)
     curve.axline((float(tokens.min()), float(tokens.min())), slope=1, color="black", linewidth=0.6)
     curve.set_aspect("equal")

@@ -28,9 +28,9 @@ class Plot(Figure):
         return buffer.getvalue()
 
 
-def plot(title, width=WIDTH, height=4.5):
-    """An empty figure, sizes in inches."""
-    figure = Plot(figsize=(width, height), dpi=100, layout="constrained")
+def plot(title, width=WIDTH, height=4.5, layout="constrained"):
+    """An empty figure, sizes in inches. layout: "compressed" for panels whose height and width belong together."""
+    figure = Plot(figsize=(width, height), dpi=100, layout=layout)
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -120,8 +120,8 @@ def bare(axes):
     axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
 
 
-def colour_bar(figure, image, axes, label):
-    bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02)
+def colour_bar(figure, image, axes, label, **options):
+    bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02, **options)
     bar.set_label(label, fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL)
 
@@ -129,13 +129,13 @@ def colour_bar(figure, image, axes, label):
 # ---- the prompt ----
 
 
-def word(vlm, token_id):
+def word(vlm, token_id, most=16):
     """A token as text in quotes, its spaces and line ends visible; without a model, its number."""
     if vlm is None:
         return str(int(token_id))
     text = repr(vlm.tokenizer.token(int(token_id)))[1:-1]
     known = "".join(c if LETTERS.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text)
-    known = known if len(known) <= 16 else known[:15] + "…"
+    known = known if len(known) <= most else known[: most - 1] + "…"
     return "“" + known.replace("$", r"\$") + "”"  # a bare $ would start a formula
 
 

@@ -1,6 +1,7 @@
 """Where attention looks on the picture: in the tower from one patch, in the decoder from a token of the prompt or answer."""
 
 import numpy as np
+from matplotlib.ticker import PercentFormatter
 
 from minivl.errors import Error
 from minivl.plots.cuts import figure_height
@@ -23,7 +24,7 @@ from minivl.plots.figure import (
     show_picture,
     token_ids,
     word,
-)  # fmt: skip
+)
 
 
 def tower_attention(trace, block, patch, head=None):
@@ -68,7 +69,8 @@ def named_head(head):
 def beside(title, pixels):
     """A figure for the picture as it is, and for the picture with attention over it."""
     H, W, _ = pixels.shape
-    return (figure := plot(title, height=figure_height(H / W, 0.42))), figure.subplots(1, 2)
+    figure = plot(title, height=figure_height(H / W, 0.42), layout="compressed")
+    return figure, figure.subplots(1, 2)
 
 
 def draw_beside(figure, axes, pixels, values, marks, label):
@@ -76,7 +78,9 @@ def draw_beside(figure, axes, pixels, values, marks, label):
         show_picture(panel, pixels, faint)
         for box, colour, width in marks:
             outline(panel, box, colour, width)
-    colour_bar(figure, lay_over(axes[1], values, pixels.shape[:2], 0.75, vmin=0), axes[1], label)
+    colour_bar(
+        figure, lay_over(axes[1], values, pixels.shape[:2], 0.75, vmin=0), axes[1], label, format=PercentFormatter(1)
+    )
 
 
 # ---- the decoder ----
@@ -87,6 +91,8 @@ def on_tokens(trace, layer, head, step, query, image, frame):
     maps = trace.maps
     (probs,) = needed(trace, f"{place_of_step(step)}model.layers.{layer}.self_attn.probs")
     T, rows = len(maps.input_ids), chosen_head(probs, head)
+    if len(rows) != (1 if step else T):
+        raise Error("this is a trace of one step. Give the whole run's, and step=.")
     query = len(rows) - 1 if query is None or step else query
     if query not in range(len(rows)):
         raise Error(f"query {query!r}: the prompt has {T} tokens, counted from 0. None is the last.")
@@ -138,13 +144,14 @@ def attention_heads(trace, step=0, query=None, image=0, frame=0, vlm=None):
     Needs image.{i}.resized and model.layers.*.self_attn.probs; step, query and vlm as in `attention`.
     """
     place = place_of_step(step)
-    layers = [i for i in numbered(trace, place + "model.layers.{i}.self_attn.probs")]
+    layers = numbered(trace, place + "model.layers.{i}.self_attn.probs")
     kept = [i for i in layers if f"{place}model.layers.{i}.self_attn.probs" in trace]
     if not kept:
         needed(trace, f"{place}model.layers.{layers[0] if layers else 0}.self_attn.probs")
     heads = len(trace[f"{place}model.layers.{kept[0]}.self_attn.probs"])
-    title = f"{asker(trace, step, query, vlm)[0].upper()}{asker(trace, step, query, vlm)[1:]}: each head's attention to the picture\n"
-    title += "(colours from 0 to the largest of each map; in %: its share of the head's whole attention; orange: the largest)"
+    who = asker(trace, step, query, vlm)
+    title = f"{who[0].upper()}{who[1:]}: each head's attention to the picture\n"
+    title += "(colours from 0 to each map's largest, outlined; in %: share of the head's whole attention)"
     cells = [
         [(i, h, on_tokens(trace, i, h, step, query, image, frame)) for h in range(heads)] for i in kept
     ]  # fmt: skip
@@ -152,21 +159,22 @@ def attention_heads(trace, step=0, query=None, image=0, frame=0, vlm=None):
     for row, i in zip(panels, kept):
         row[0].set_ylabel(f"layer {i}", fontsize=SMALL + 1)
     for h, panel in enumerate(panels[0]):
-        panel.set_title(f"head {h}: {cells[0][h][2].sum():.0%}", fontsize=SMALL)
+        panel.set_title(f"head {h}: {cells[0][h].sum():.0%}", fontsize=SMALL)
     return figure
 
 
 def small_multiples(trace, title, cells, image, frame):
-    """A grid of small maps; cells hold (row, column, values)."""
+    """A grid of small maps; cells hold rows of the values on each."""
     pixels, maps = picture(trace, image, frame), trace.maps
     tokens = maps.raster("tokens", image, frame)
     H, W, _ = pixels.shape
     rows, columns = len(cells), len(cells[0])
-    height = float(np.clip(rows * (WIDTH / columns) * H / W + 0.25 * rows + 0.8, 2, 24))
-    figure = plot(title, height=height)
+    side = min(WIDTH / columns, 2.2 * W / H)  # inches across one map
+    size = max(columns * side, 8.5), min(rows * (side * H / W + 0.35) + 0.7, 30)
+    figure = plot(title, *size, layout="compressed")
     panels = figure.subplots(rows, columns, squeeze=False)
     for line, found in zip(panels, cells):
-        for axes, (_, _, values) in zip(line, found):
+        for axes, values in zip(line, found):
             show_picture(axes, pixels, faint=True)
             bare(axes)
             lay_over(axes, values, (H, W), 0.75, vmin=0)
@@ -181,15 +189,15 @@ def attention_steps(trace, layer, head=None, image=0, frame=0, vlm=None, columns
     Needs image.{i}.resized, model.layers.{layer}.self_attn.probs and steps.*.model.layers.{layer}.self_attn.probs.
     """
     steps = [0, *numbered(trace, "steps.{i}.model.layers." + f"{layer}.self_attn.probs")]
-    maps = [(k, 0, on_tokens(trace, layer, head, k, None, image, frame)) for k in steps]
-    cells = [maps[i : i + columns] for i in range(0, len(maps), columns)]
+    found = [on_tokens(trace, layer, head, k, None, image, frame) for k in steps]
+    cells = [found[i : i + columns] for i in range(0, len(found), columns)]
     title = f"model.layers.{layer}.self_attn, {named_head(head)}: where it looks before each token of the answer\n"
-    title += "(colours from 0 to the largest of each map; in %: share of its whole attention; orange: the largest)"
+    title += "(colours from 0 to each map's largest, outlined; in %: share of its whole attention)"
     figure, panels = small_multiples(trace, title, cells, image, frame)
-    for axes in panels.reshape(-1)[len(maps) :]:
+    for axes in panels.reshape(-1)[len(found) :]:
         axes.remove()
     ids, T = token_ids(trace)
-    for axes, (k, _, values) in zip(panels.reshape(-1), maps):
+    for axes, k, values in zip(panels.reshape(-1), steps, found):
         axes.set_title(f"{k}: {word(vlm, ids[T + k])}\n{values.sum():.0%}", fontsize=SMALL)
         axes.spines[:].set_color(GREY)
     return figure

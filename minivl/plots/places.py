@@ -3,7 +3,19 @@
 import numpy as np
 
 from minivl.errors import Error
-from minivl.plots.figure import BLUE, ORANGE, SMALL, VERMILION, colour_bar, mark_pictures, needed, place_of_step, plot
+from minivl.plots.figure import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PINK,
+    SMALL,
+    VERMILION,
+    colour_bar,
+    mark_pictures,
+    needed,
+    numbered,
+    plot,
+)
 
 SIGNED = "RdBu"  # of ColorBrewer: told apart with any colour vision
 
@@ -41,17 +53,18 @@ def shares(names, sizes):
 
 
 def mark_parts(axes, parts):
-    for name, start, end in parts:
+    for _, start, _ in parts:
         if start:
             axes.axvline(start - 0.5, color="black", linewidth=1)
     axes.set_xticks([(start + end - 1) / 2 for _, start, end in parts])
-    axes.set_xticklabels([f"by {name}\npairs {start} to {end - 1}" for name, start, end in parts])
+    axes.set_xticklabels([f"{name}\n{start}–{end - 1}" for name, start, end in parts])
+    axes.set_xlabel("turned by the position in, pair of numbers", fontsize=SMALL)
 
 
 def mrope_3d(trace):
     """The prompt's M-RoPE positions, and the answer's: in space, and token by token. Needs position_ids, and those of steps."""
     maps = trace.maps
-    steps = [k for k in range(1, len(trace.names)) if f"{place_of_step(k)}position_ids" in trace]
+    steps = [k for k in numbered(trace, "steps.{i}.position_ids") if f"steps.{k}.position_ids" in trace]
     if maps.position_ids is None:
         raise Error("this plot needs position_ids, and the run was stopped before they were made. Trace it further.")
     text, media = maps.position_ids[:, ~maps.shown], maps.position_ids[:, maps.shown]
@@ -60,14 +73,15 @@ def mrope_3d(trace):
     )
     kinds = [("text", text, BLUE, "o"), ("pictures and videos", media, ORANGE, "s"), ("answer", answer, VERMILION, "^")]
     figure = plot("M-RoPE: text counts up on all three axes at once, a picture lies flat at the time at which it comes")
-    space = figure.add_subplot(1, 2, 1, projection="3d")
-    along = figure.add_subplot(1, 2, 2)
+    left, right = figure.add_gridspec(1, 2, width_ratios=(1.15, 1))
+    space, along = figure.add_subplot(left, projection="3d"), figure.add_subplot(right)
     for name, (t, h, w), colour, marker in kinds:
         if len(t):
             space.scatter(
                 t, w, h, color=colour, marker=marker, s=10, depthshade=False, label=f"{name}: {len(t)} tokens"
             )
-    space.set(xlabel="t, time", ylabel="w, column", zlabel="h, row")
+    space.set(xlabel="t, time", ylabel="w, column", zlabel="h, row (down)")
+    space.set_box_aspect(None, zoom=0.82)
     space.invert_zaxis()
     space.tick_params(labelsize=SMALL - 1)
     space.legend(fontsize=SMALL, loc="upper left")
@@ -79,7 +93,7 @@ def draw_positions(axes, maps, positions):
     """t, h and w of each token in turn: apart from each other inside pictures only."""
     place = np.arange(positions.shape[1])
     for name, values, colour, style in zip(
-        ("t, time", "h, row", "w, column"), positions, (BLUE, VERMILION, ORANGE), "- -. :".split()
+        ("t, time", "h, row", "w, column"), positions, (BLUE, GREEN, PINK), "- -. :".split()
     ):
         axes.plot(place, values, style, color=colour, linewidth=1.6, label=name)
     axes.plot(place, place, color="black", linewidth=0.5, label="position of ordinary RoPE")

@@ -1,6 +1,7 @@
 """How large things become: the residual stream from layer to layer, and what the KV cache holds."""
 
 import numpy as np
+from matplotlib.ticker import LogLocator
 
 from minivl.plots.figure import (
     BLUE,
@@ -59,6 +60,9 @@ def draw_sizes(axes, sizes, places, name, colour, style):
 
 def label(axes, title, below, full=()):
     axes.set_yscale("log")
+    for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        ticks("{x:g}")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.set_title(title + (f" (full attention in {', '.join(full)})" if full else ""), fontsize=9)
     axes.set_xlabel(f"{below} (in: what goes into the first)", fontsize=SMALL)
     axes.set_ylabel("root mean square, logarithmic", fontsize=SMALL)

@@ -17,7 +17,7 @@ from minivl.plots.figure import (
     plot,
     token_ids,
     word,
-)  # fmt: skip
+)
 
 
 def logit_lens(trace, vlm, start=None, end=None):
@@ -39,29 +39,26 @@ def logit_lens(trace, vlm, start=None, end=None):
     layers = kept_layers(trace)
     probs = np.stack([lens(trace, vlm, i, start, end, T) for i in layers])  # [layers, tokens, V]
     top, chance = probs.argmax(axis=2), probs.max(axis=2)
-    figure = plot(
-        "Logit lens: the likeliest next token, were this layer the last",
-        WIDTH,
-        float(np.clip(0.3 * len(layers) + 2.2, 3, 20)),
-    )
+    size = np.clip([1.8 + 0.72 * (end - start), 0.3 * len(layers) + 2.2], (6, 3), (20, 20))
+    figure = plot("Logit lens: the likeliest next token, were this layer the last", *size.tolist())
     axes = figure.subplots()
     shown = axes.imshow(chance, cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="lower", interpolation="nearest")
     for row in range(len(layers)):
         for column in range(end - start):
             dark = chance[row, column] < 0.55
-            axes.text(column, row, word(vlm, top[row, column]), ha="center", va="center", fontsize=SMALL,
-                      color="white" if dark else "black", rotation=90 * (end - start > 12))  # fmt: skip
+            axes.text(column, row, word(vlm, top[row, column], 9), ha="center", va="center", fontsize=SMALL,
+                      color="white" if dark else "black")  # fmt: skip
     axes.set_yticks(range(len(layers)), [f"layer {i}" for i in layers], fontsize=SMALL)
     turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(
         range(end - start), [f"{i}: {word(vlm, ids[i])}" for i in range(start, end)], fontsize=SMALL, **turned
     )
-    axes.set_xlabel(f"token that is read (the prompt ends at {T - 1})", fontsize=SMALL)
+    axes.set_xlabel("token at which it is read; from the white line on the answer is chosen there", fontsize=SMALL)
     above = axes.secondary_xaxis("top")
-    above.set_xticks(range(end - start), [word(vlm, ids[i + 1]) for i in range(start, end)], fontsize=SMALL)
+    above.set_xticks(range(end - start), [word(vlm, ids[i + 1], 9) for i in range(start, end)], fontsize=SMALL)
     above.set_xlabel("token that follows: in the answer, the one that was chosen", fontsize=SMALL)
-    if start < T <= end - 1:
-        axes.axvline(T - 1 - start - 0.5, color="white", linewidth=2)
+    if start < T - 1 < end:
+        axes.axvline(T - 1 - start - 0.5, color="white", linewidth=2.5)
     colour_bar(figure, shown, axes, "probability of that token")
     return figure
 
@@ -117,7 +114,7 @@ def bars(axes, probs, chosen, vlm, most):
     share = 100 * probs[order]
     axes.barh(range(len(order)), share, color=[ORANGE if i == chosen else BLUE for i in order])
     for row, value in enumerate(share):
-        axes.text(value + 2, row, f"{value:.1f}", va="center", fontsize=SMALL)
+        axes.text(value + 2, row, f"{value:.1f}" if value >= 0.05 else "<0.1", va="center", fontsize=SMALL)
     axes.set_yticks(range(len(order)), [word(vlm, i) for i in order], fontsize=SMALL)
     axes.set(xlim=(0, 125), ylim=(len(order) - 0.4, -0.6), xticks=[0, 50, 100])
     axes.tick_params(labelsize=SMALL)
