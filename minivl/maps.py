@@ -25,23 +25,13 @@ Where a method takes `image` it counts pictures, then videos; `frame` counts pai
 Whole numbers and arrays of them are taken alike; what lies outside is an Error.
 """
 
-from fnmatch import fnmatchcase
 from functools import cached_property
 
 import numpy as np
 
 from minivl.errors import Error
 from minivl.positions import patch_positions, prompt_positions
-from minivl.windows import frame_segments, unit_grid, window_index
-
-# which rows a tensor has, by its name, and how many there are; the first that fits
-ORDERS = (
-    ("patches", "pixel_values visual.patch_positions visual.patch_embed"),
-    ("patch slots", "visual.window_order visual.rope.* visual.blocks.* visual.merger.ln_q"),
-    ("token slots", "visual.window_index visual.merger visual.merger.*"),
-    ("tokens", "visual"),
-    ("prompt", "input_ids inputs_embeds position_ids model.embed_tokens model.rope.* model.layers.* model.norm"),
-)
+from minivl.windows import frame_segments, row_order, unit_grid, window_index
 
 # the tensors of a run that its maps are made of
 MAPPED = "input_ids image_grid_thw video_grid_thw visual.window_index visual.cu_window_seqlens position_ids".split()
@@ -266,16 +256,9 @@ class Maps:
 
     # ---- whole tensors ----
 
-    def order(self, name):
-        """What the rows of a tensor are: "patches", "patch slots", "token slots", "tokens" or "prompt"."""
-        for order, names in ORDERS:
-            if name == order or any(fnmatchcase(name, pattern) for pattern in names.split()):
-                return order
-        raise Error(f"the rows of {name} are no parts of a picture. Known: {'; '.join(names for _, names in ORDERS)}.")
-
     def raster(self, name, image=0, frame=0):
         """Which row of a tensor stands where on the picture: int64 [rows, columns], of patches or of tokens."""
-        order, (_, H, W) = self.order(name), self.grids[self._image(image)]
+        order, (_, H, W) = row_order(name), self.grids[self._image(image)]
         patches = self.patch_at(np.arange(H)[:, None], np.arange(W), image, frame)
         if order == "patches":
             return patches
@@ -288,9 +271,9 @@ class Maps:
     def on_image(self, values, name, image=0, frame=0):
         """Values of a tensor's rows, [rows, ...], laid out as on the picture: [patch or token rows, columns, ...].
 
-        name  the tensor's, or what its rows are, as `order` says. Of several heads, [H, rows, K], choose one before.
+        name  the tensor's, or what its rows are (`windows.row_order`). Of several heads, [H, rows, K], choose one before.
         """
-        values, order = np.asarray(values), self.order(name)
+        values, order = np.asarray(values), row_order(name)
         expected = len(self.input_ids) if order == "prompt" else self.patches if "patch" in order else self.tokens
         if not values.ndim or len(values) != expected:
             raise Error(

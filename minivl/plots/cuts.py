@@ -15,6 +15,7 @@ from minivl.plots.figure import (
     picture,
     plot,
     show_picture,
+    write,
 )
 
 QUARTET = BLUE, VERMILION, GREEN, PINK  # so that no two neighbours have the same
@@ -35,7 +36,6 @@ def patches(trace, image=0, frame=0, token=None):
     figure = plot(
         f"{W} x {H} pixels are {2 * columns} x {2 * rows} patches of {P} x {P}, and {columns} x {rows} = {tokens.size} tokens",
         height=figure_height(H / W, 0.62),
-        layout="compressed",
     )
     whole, one = figure.subplots(1, 2, width_ratios=(2, 1))
     show_picture(whole, pixels)
@@ -68,14 +68,13 @@ def grid(axes, W, H, step, width):
         axes.plot([0, W], [y, y], color="white", linewidth=width)
 
 
-def write_numbers(axes, boxes, numbers, inches, format=str):
+def write_numbers(axes, boxes, numbers, inches):
     """A number in the middle of each box; every second, third, ... one if there is no room for all."""
     every = max(1, int(np.ceil(READABLE / inches)))
     for row in range(0, numbers.shape[0], every):
         for column in range(0, numbers.shape[1], every):
             x0, y0, x1, y1 = boxes[row, column]
-            axes.text((x0 + x1) / 2, (y0 + y1) / 2, format(numbers[row, column]), ha="center", va="center", fontsize=SMALL - 1,
-                      bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8})  # fmt: skip
+            write(axes, (x0 + x1) / 2, (y0 + y1) / 2, str(numbers[row, column]), SMALL - 1)
 
 
 def draw_token(axes, maps, pixels, token):
@@ -88,8 +87,7 @@ def draw_token(axes, maps, pixels, token):
         axes.imshow(
             pixels[top:bottom, left:right], extent=(left + dx, right + dx, bottom + dy, top + dy), vmin=0, vmax=255
         )
-        axes.text((left + right) / 2 + dx, (top + bottom) / 2 + dy, f"patch {patch}", ha="center", va="center", fontsize=9,
-                  bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1})  # fmt: skip
+        write(axes, (left + right) / 2 + dx, (top + bottom) / 2 + dy, f"patch {patch}", 9)
     axes.set(xlim=(x0, x1 + gap), ylim=(y1 + gap, y0))
     bare(axes)
     axes.set_title(f"token {token}: x {x0} to {x1}, y {y0} to {y1}", fontsize=9)
@@ -137,8 +135,7 @@ def windows(trace, image=0, frame=0):
         outline(axes, (x0 + 1.5, y0 + 1.5, x1 - 1.5, y1 - 1.5), colour, 1.5)
         text = f"window {k}\n{(x1 - x0) // unit} x {(y1 - y0) // unit} tokens" if inches > 0.9 else str(k)
         narrow = (x1 - x0) / side * inches < 0.9
-        axes.text((x0 + x1) / 2, (y0 + y1) / 2, text, ha="center", va="center", fontsize=SMALL, rotation=90 * narrow,
-                  bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1.5})  # fmt: skip
+        write(axes, (x0 + x1) / 2, (y0 + y1) / 2, text, rotation=90 * narrow)
     return figure
 
 

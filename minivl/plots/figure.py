@@ -1,6 +1,7 @@
 """What the pictures share: the figure, the palette, the picture of a trace with values over it, words for tokens."""
 
 import io
+import re
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -39,7 +40,9 @@ def needed(trace, *names):
     """The kept tensors of these names, a list. An Error says what to keep if some are missing."""
     missing = [name for name in names if name not in trace]
     if missing:
-        quoted = ", ".join(f'"{name}"' for name in missing)
+        # many are named by a glob; a number at the very end stays, for "model.layers.*" would be far more
+        short = dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) if len(missing) > 4 else name for name in missing)
+        quoted = ", ".join(f'"{name}"' for name in short)
         never = [name for name in missing if name not in trace.names]
         why = f"{never[0]} was never made in it" if never else "they were not kept"
         raise Error(f"this plot needs {quoted} of the trace: {why}. Trace again with keep=[{quoted}] among others.")
@@ -114,6 +117,12 @@ def outline(axes, box, colour, width=2.0, **options):
     x0, y0, x1, y1 = (float(v) for v in box)
     for line, edge in ((width + 1.5, "black"), (width, colour)):
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, linewidth=line, **options))
+
+
+def write(axes, x, y, text, size=SMALL, **options):
+    """Text on a white plate, for any ground. The layout does without it, for it stands inside."""
+    plate = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
+    axes.text(x, y, text, ha="center", va="center", fontsize=size, bbox=plate, in_layout=False, **options)
 
 
 def bare(axes):

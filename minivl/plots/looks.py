@@ -152,9 +152,7 @@ def attention_heads(trace, step=0, query=None, image=0, frame=0, vlm=None):
     who = asker(trace, step, query, vlm)
     title = f"{who[0].upper()}{who[1:]}: each head's attention to the picture\n"
     title += "(colours from 0 to each map's largest, outlined; in %: share of the head's whole attention)"
-    cells = [
-        [(i, h, on_tokens(trace, i, h, step, query, image, frame)) for h in range(heads)] for i in kept
-    ]  # fmt: skip
+    cells = [[on_tokens(trace, i, h, step, query, image, frame) for h in range(heads)] for i in kept]
     figure, panels = small_multiples(trace, title, cells, image, frame)
     for row, i in zip(panels, kept):
         row[0].set_ylabel(f"layer {i}", fontsize=SMALL + 1)
@@ -170,14 +168,14 @@ def small_multiples(trace, title, cells, image, frame):
     H, W, _ = pixels.shape
     rows, columns = len(cells), len(cells[0])
     side = min(WIDTH / columns, 2.2 * W / H)  # inches across one map
-    size = max(columns * side, 8.5), min(rows * (side * H / W + 0.35) + 0.7, 30)
+    size = max(columns * side, 8.5), min(rows * (0.95 * side * H / W + 0.26) + 0.65, 30)
     figure = plot(title, *size, layout="compressed")
     panels = figure.subplots(rows, columns, squeeze=False)
     for line, found in zip(panels, cells):
         for axes, values in zip(line, found):
             show_picture(axes, pixels, faint=True)
             bare(axes)
-            lay_over(axes, values, (H, W), 0.75, vmin=0)
+            lay_over(axes, values, (H, W), 0.6, vmin=0)
             outline(axes, maps.pixels_of_token(strongest(maps, tokens, values)[0]), ORANGE, 1)
             axes.set_title(f"{values.sum():.0%}", fontsize=SMALL)
     return figure, panels

@@ -80,13 +80,12 @@ def kv_cache(trace):
     layers, KV, K = range(text.num_hidden_layers), text.num_key_value_heads, text.head_dim
     T = len(maps.input_ids)
     steps = [""] + [f"steps.{k}." for k in numbered(trace, "steps.{i}.next_token")]
-    names = [[f"{place}model.layers.{i}.self_attn." for place in steps] for i in layers]
-    keys = [[np.linalg.norm(k, axis=2) for k in needed(trace, *[name + "k_rope" for name in own])] for own in names]
-    values = [[np.linalg.norm(v.reshape(len(v), KV, K), axis=2).T for v in needed(trace, *[name + "v_proj" for name in own])]
-              for own in names]  # fmt: skip
-    tables = [
-        np.concatenate([np.concatenate(row, axis=1) for row in rows]) for rows in (keys, values)
-    ]  # [layers * KV, S]
+    names = [f"{place}model.layers.{i}.self_attn." for i in layers for place in steps]
+    made = needed(trace, *[name + "k_rope" for name in names], *[name + "v_proj" for name in names])
+    keys = [np.linalg.norm(k, axis=2) for k in made[: len(names)]]  # [KV, T or 1] each
+    values = [np.linalg.norm(v.reshape(len(v), KV, K), axis=2).T for v in made[len(names) :]]
+    tables = [np.concatenate([np.concatenate(parts[i : i + len(steps)], axis=1) for i in range(0, len(parts), len(steps))])
+              for parts in (keys, values)]  # [layers * KV, S]  # fmt: skip
     S = tables[0].shape[1]
     size = len(layers) * KV * S * K * 2 * 4
     figure = plot(
