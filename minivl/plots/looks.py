@@ -147,7 +147,7 @@ def attention_heads(trace, step=0, query=None, image=0, frame=0, vlm=None):
     layers = numbered(trace, place + "model.layers.{i}.self_attn.probs")
     kept = [i for i in layers if f"{place}model.layers.{i}.self_attn.probs" in trace]
     if not kept:
-        needed(trace, f"{place}model.layers.{layers[0] if layers else 0}.self_attn.probs")
+        needed(trace, *[f"{place}model.layers.{i}.self_attn.probs" for i in layers or [0]])
     heads = len(trace[f"{place}model.layers.{kept[0]}.self_attn.probs"])
     who = asker(trace, step, query, vlm)
     title = f"{who[0].upper()}{who[1:]}: each head's attention to the picture\n"
@@ -187,6 +187,8 @@ def attention_steps(trace, layer, head=None, image=0, frame=0, vlm=None, columns
     Needs image.{i}.resized, model.layers.{layer}.self_attn.probs and steps.*.model.layers.{layer}.self_attn.probs.
     """
     steps = [0, *numbered(trace, "steps.{i}.model.layers." + f"{layer}.self_attn.probs")]
+    chosen = [f"{place_of_step(k)}next_token" for k in steps]
+    needed(trace, *[f"{place_of_step(k)}model.layers.{layer}.self_attn.probs" for k in steps], *chosen)
     found = [on_tokens(trace, layer, head, k, None, image, frame) for k in steps]
     cells = [found[i : i + columns] for i in range(0, len(found), columns)]
     title = f"model.layers.{layer}.self_attn, {named_head(head)}: where it looks before each token of the answer\n"

@@ -30,12 +30,13 @@ def rope_tables(trace):
     if trace.maps.tokens:
         quarter = config.vision.head_dim // 4
         tables.insert(0, ("tower", "visual", "patch, in window order", shares(("row", "column"), (quarter, quarter))))
+    needed(trace, *[f"{room}.rope.{function}" for _, room, _, _ in tables for function in ("cos", "sin")])
     figure = plot(
         "Rotary tables: pair j of a head is turned by the angle position x frequency j", height=3.6 * len(tables)
     )
     for axes, (title, room, rows, parts) in zip(figure.subplots(len(tables), 2, squeeze=False), tables):
         for panel, function in zip(axes, ("cos", "sin")):
-            (table,) = needed(trace, f"{room}.rope.{function}")
+            table = trace[f"{room}.rope.{function}"]
             half = table[:, : table.shape[1] // 2]  # the same stands twice, for the two halves of a pair
             shown = panel.imshow(half, cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
             mark_parts(panel, parts)
