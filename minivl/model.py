@@ -144,7 +144,8 @@ class VLM:
                 "edit= and cache= together: the cache would keep what the edits changed. Leave one of them out."
             )
         prompt = chat.conversation(question, images, videos)
-        return trace.record(self.answer(prompt, max_new_tokens=max_new_tokens, **options), keep, edit, stop, limit)
+        stage = self.answer(prompt, max_new_tokens=max_new_tokens, **options)
+        return trace.record(stage, keep, edit, stop, limit, self.config)
 
     def count_tokens(
         self, question, images=None, videos=None, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None,

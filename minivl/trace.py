@@ -16,11 +16,13 @@ import math
 import os
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from minivl.errors import Error
+from minivl.maps import MAPPED, Maps
 from minivl.stream import read_only, run, value_of
 
 
@@ -29,10 +31,11 @@ class Trace(Mapping):
 
     names   every name that passed, kept or not
     result  what the run returned; None if it was stopped
+    config  the `Config` of the model that ran; None if nobody said
     """
 
-    def __init__(self):
-        self.names, self.result, self._tensors = [], None, {}
+    def __init__(self, config=None):
+        self.names, self.result, self.config, self._tensors, self._mapped = [], None, config, {}, {}
 
     def __getitem__(self, name):
         if name in self._tensors:
@@ -55,6 +58,13 @@ class Trace(Mapping):
         """The kept tensors whose names match a glob such as "model.layers.*.mlp.act", as a dict."""
         return {name: tensor for name, tensor in self.items() if fnmatchcase(name, pattern)}
 
+    @cached_property
+    def maps(self):
+        """The `Maps` of the part of the prompt that was run: from pixels to tokens and back. Needs nothing in keep=."""
+        if self.config is None or "input_ids" not in self._mapped:
+            raise Error("this trace does not know its model or its prompt. Record it with vlm.trace, past input_ids.")
+        return Maps.recorded(self.config, self._mapped, getattr(self.result, "pictures", ()))
+
     def save(self, path):
         """Write the kept tensors to a safetensors file: complete or not at all."""
         from safetensors.numpy import save_file
@@ -66,18 +76,19 @@ class Trace(Mapping):
         os.replace(partial, path)
 
 
-def record(stage, keep="*", edit=None, stop=None, limit=4e9):
+def record(stage, keep="*", edit=None, stop=None, limit=4e9, config=None):
     """Run a stage and return its `Trace`.
 
     keep  glob, or several, of the names to keep; "*" keeps all, attention scores and probabilities included
     edit  {glob: array or function of the tensor}: what to put in the tensor's place, same shape and dtype
     stop  glob: end after the first tensor that matches
     limit  most bytes to keep
+    config  of the model that runs, for `Trace.maps`
 
     A pattern that nothing matched is an Error, raised at the end; its attribute `trace` holds what was recorded.
     """
     keep = [keep] if isinstance(keep, str) else list(keep)
-    edit, trace = dict(edit or {}), Trace()
+    edit, trace = dict(edit or {}), Trace(config)
     asked = {*keep, *edit, *([stop] if stop else [])}
 
     def see(name, tensor):
@@ -94,6 +105,8 @@ def record(stage, keep="*", edit=None, stop=None, limit=4e9):
                     "scores and probs are the large ones), or raise limit=."
                 )
             trace._tensors[name] = read_only(value_of(tensor))
+        if name in MAPPED:
+            trace._mapped[name] = tensor
         return tensor
 
     trace.result = run(stage, see, None if stop is None else lambda name: fnmatchcase(name, stop))

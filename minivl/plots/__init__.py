@@ -1,0 +1,46 @@
+"""Pictures of a run, each one a matplotlib figure: `pip install "minivl[notebooks]"`.
+
+    from minivl import plots
+    trace = vlm.trace("Describe the picture.", images="scene.png", max_new_tokens=20)
+    plots.windows(trace)                            # a notebook shows it
+    plots.attention(trace, layer=3, head=2, step=1).savefig("attention.png")
+
+Each function takes a `Trace` and says which tensors it needs, should they not have been kept. What is shown on a picture is
+placed there by `trace.maps`. Nothing is drawn on a screen and no setting of matplotlib is changed.
+Colours: viridis, cividis, and the palette by Okabe and Ito, which people with any colour vision tell apart.
+"""
+
+import importlib
+
+from minivl.errors import Error
+
+_HOMES = {
+    "patches": "cuts",
+    "windows": "cuts",
+    "permutation": "cuts",
+    "rope_tables": "places",
+    "mrope_3d": "places",
+    "tower_attention": "looks",
+    "attention": "looks",
+    "attention_heads": "looks",
+    "attention_steps": "looks",
+    "logit_lens": "words",
+    "token_probabilities": "words",
+    "residual_norms": "sizes",
+    "kv_cache": "sizes",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'minivl.plots' has no attribute {name!r}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise Error("the plots need matplotlib, which is not installed: pip install 'minivl[notebooks]'.") from None
+    return getattr(importlib.import_module(f"minivl.plots.{_HOMES[name]}"), name)
+
+
+def __dir__():
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,107 @@
+"""How the model is told where things are: the tables of both rotary embeddings, and M-RoPE's positions in space."""
+
+import numpy as np
+
+from minivl.errors import Error
+from minivl.plots.figure import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PINK,
+    SMALL,
+    VERMILION,
+    colour_bar,
+    mark_pictures,
+    needed,
+    numbered,
+    plot,
+)
+
+SIGNED = "RdBu"  # of ColorBrewer: told apart with any colour vision
+
+
+def rope_tables(trace):
+    """cos and sin by which queries and keys are turned: of the tower by row and column, of the decoder by t, h and w.
+
+    Needs model.rope.cos, model.rope.sin and, if there is a picture, visual.rope.cos and visual.rope.sin.
+    """
+    config = trace.maps.config
+    tables = [("decoder", "model", "token of the prompt", shares(("t", "h", "w"), config.text.rope.mrope_section))]
+    if trace.maps.tokens:
+        quarter = config.vision.head_dim // 4
+        tables.insert(0, ("tower", "visual", "patch, in window order", shares(("row", "column"), (quarter, quarter))))
+    needed(trace, *[f"{room}.rope.{function}" for _, room, _, _ in tables for function in ("cos", "sin")])
+    figure = plot(
+        "Rotary tables: pair j of a head is turned by the angle position x frequency j", height=3.6 * len(tables)
+    )
+    for axes, (title, room, rows, parts) in zip(figure.subplots(len(tables), 2, squeeze=False), tables):
+        for panel, function in zip(axes, ("cos", "sin")):
+            table = trace[f"{room}.rope.{function}"]
+            half = table[:, : table.shape[1] // 2]  # the same stands twice, for the two halves of a pair
+            shown = panel.imshow(half, cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+            mark_parts(panel, parts)
+            panel.set_title(f"{title}: {function}(angle), {room}.rope.{function}", fontsize=9)
+            panel.set_ylabel(rows, fontsize=SMALL)
+            panel.tick_params(labelsize=SMALL)
+        colour_bar(figure, shown, axes, "cos or sin")
+    return figure
+
+
+def shares(names, sizes):
+    """(name, first pair, last pair + 1) of each."""
+    ends = np.cumsum(sizes)
+    return [(name, int(end - size), int(end)) for name, size, end in zip(names, sizes, ends)]
+
+
+def mark_parts(axes, parts):
+    for _, start, _ in parts:
+        if start:
+            axes.axvline(start - 0.5, color="black", linewidth=1)
+    axes.set_xticks([(start + end - 1) / 2 for _, start, end in parts])
+    axes.set_xticklabels([f"{name}\n{start}–{end - 1}" for name, start, end in parts])
+    axes.set_xlabel("turned by the position in, pair of numbers", fontsize=SMALL)
+
+
+def mrope_3d(trace):
+    """The prompt's M-RoPE positions, and the answer's: in space, and token by token. Needs position_ids, and those of steps."""
+    maps = trace.maps
+    steps = [k for k in numbered(trace, "steps.{i}.position_ids") if f"steps.{k}.position_ids" in trace]
+    if maps.position_ids is None:
+        raise Error("this plot needs position_ids, and the run was stopped before they were made. Trace it further.")
+    text, media = maps.position_ids[:, ~maps.shown], maps.position_ids[:, maps.shown]
+    answer = np.concatenate(
+        [np.zeros((3, 0), np.int64), *needed(trace, *[f"steps.{k}.position_ids" for k in steps])], axis=1
+    )
+    kinds = [("text", text, BLUE, "o"), ("pictures and videos", media, ORANGE, "s"), ("answer", answer, VERMILION, "^")]
+    figure = plot("M-RoPE: text counts up on all three axes at once, a picture lies flat at the time at which it comes")
+    left, right = figure.add_gridspec(1, 2, width_ratios=(1.15, 1))
+    space, along = figure.add_subplot(left, projection="3d"), figure.add_subplot(right)
+    for name, (t, h, w), colour, marker in kinds:
+        if len(t):
+            space.scatter(
+                t, w, h, color=colour, marker=marker, s=10, depthshade=False, label=f"{name}: {len(t)} tokens"
+            )
+    space.set(xlabel="t, time", ylabel="w, column", zlabel="h, row (down)")
+    space.set_box_aspect(None, zoom=0.82)
+    space.invert_zaxis()
+    space.tick_params(labelsize=SMALL - 1)
+    space.legend(fontsize=SMALL, loc="upper left")
+    draw_positions(along, maps, np.concatenate([maps.position_ids, answer], axis=1))
+    return figure
+
+
+def draw_positions(axes, maps, positions):
+    """t, h and w of each token in turn: apart from each other inside pictures only."""
+    place = np.arange(positions.shape[1])
+    for name, values, colour, style in zip(
+        ("t, time", "h, row", "w, column"), positions, (BLUE, GREEN, PINK), "- -. :".split()
+    ):
+        axes.plot(place, values, style, color=colour, linewidth=1.6, label=name)
+    axes.plot(place, place, color="black", linewidth=0.5, label="position of ordinary RoPE")
+    axes.set(xlim=(-0.5, len(place) - 0.5), ylim=(-1, len(place)))
+    axes.set_xlabel("token of the prompt, then of the answer" + ("\n(orange bar: pictures and videos)" if maps.tokens else ""),
+                    fontsize=SMALL)  # fmt: skip
+    axes.set_ylabel("position", fontsize=SMALL)
+    mark_pictures(axes, maps, 0.005)
+    axes.legend(fontsize=SMALL)
+    axes.tick_params(labelsize=SMALL)

@@ -1,0 +1,121 @@
+"""What the model would say: after each layer (logit lens), and with which probability at each step of the answer."""
+
+import numpy as np
+
+from minivl.errors import Error
+from minivl.kernels.attention import softmax
+from minivl.plots.figure import (
+    BLUE,
+    ORANGE,
+    SMALL,
+    WIDTH,
+    colour_bar,
+    lines_of,
+    needed,
+    numbered,
+    place_of_step,
+    plot,
+    token_ids,
+    word,
+)
+
+
+def logit_lens(trace, vlm, start=None, end=None):
+    """The likeliest next token if the model stopped after each layer: final norm and lm_head of the residual stream there.
+
+    start, end  which tokens to read it at, counted through prompt and answer; from the prompt's last four on if not given,
+                twelve at most
+    Needs model.layers.* (each layer's output) and, of an answer with several tokens, steps.*.model.layers.*.
+    Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
+    """
+    ids, T = token_ids(trace)
+    made = T + len(
+        numbered(trace, "steps.{i}.next_token")
+    )  # rows of the residual stream: the last token chosen has none
+    start = max(T - 4, 0) if start is None else start
+    end = min(made, start + 12) if end is None else end
+    if not 0 <= start < end <= made:
+        raise Error(f"start={start}, end={end}: choose tokens from 0 to {made}; the prompt ends at {T}.")
+    layers = kept_layers(trace)
+    probs = np.stack([lens(trace, vlm, i, start, end, T) for i in layers])  # [layers, tokens, V]
+    top, chance = probs.argmax(axis=2), probs.max(axis=2)
+    size = np.clip([1.8 + 0.72 * (end - start), 0.3 * len(layers) + 2.2], (6, 3), (20, 20))
+    figure = plot("Logit lens: the likeliest next token, were this layer the last", *size.tolist())
+    axes = figure.subplots()
+    shown = axes.imshow(chance, cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="lower", interpolation="nearest")
+    for row in range(len(layers)):
+        for column in range(end - start):
+            dark = chance[row, column] < 0.55
+            axes.text(column, row, word(vlm, top[row, column], 9), ha="center", va="center", fontsize=SMALL,
+                      color="white" if dark else "black")  # fmt: skip
+    axes.set_yticks(range(len(layers)), [f"layer {i}" for i in layers], fontsize=SMALL)
+    turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(
+        range(end - start), [f"{i}: {word(vlm, ids[i])}" for i in range(start, end)], fontsize=SMALL, **turned
+    )
+    axes.set_xlabel("token at which it is read; from the white line on the answer is chosen there", fontsize=SMALL)
+    above = axes.secondary_xaxis("top")
+    above.set_xticks(range(end - start), [word(vlm, ids[i + 1], 9) for i in range(start, end)], fontsize=SMALL)
+    above.set_xlabel("token that follows: in the answer, the one that was chosen", fontsize=SMALL)
+    if start < T - 1 < end:
+        axes.axvline(T - 1 - start - 0.5, color="white", linewidth=2.5)
+    colour_bar(figure, shown, axes, "probability of that token")
+    return figure
+
+
+def kept_layers(trace):
+    """Which decoder layers' outputs the trace holds; an Error if none."""
+    made = numbered(trace, "model.layers.{i}")
+    kept = [i for i in made if f"model.layers.{i}" in trace]
+    if not kept:
+        needed(trace, f"model.layers.{made[-1] if made else 0}")
+    return kept
+
+
+def lens(trace, vlm, layer, start, end, T):
+    """Probabilities of the next token after a layer, float32 [tokens, V]."""
+    hidden = lines_of(trace, f"model.layers.{layer}", start, end, T)
+    normed = vlm.kernels.rms_norm(hidden, vlm.weights["model.norm.weight"], vlm.config.text.rms_norm_eps)
+    return softmax(vlm.kernels.linear(normed, vlm.weights["lm_head.weight"]))
+
+
+def token_probabilities(trace, vlm=None, most=5, steps=12):
+    """The likeliest tokens at each step of the answer, in %, the chosen one marked. Before temperature and penalties.
+
+    most   how many of each step;  steps  how many steps, from the first
+    Needs lm_head and next_token, and steps.*.lm_head and steps.*.next_token.
+    """
+    ids, T = token_ids(trace)
+    count = min(steps, len(ids) - T)
+    if count < 1:
+        raise Error("this trace holds no next_token: its run was stopped before. Trace it to the end.")
+    logits = needed(trace, *[f"{place_of_step(k)}lm_head" for k in range(count)])
+    columns = min(4, count)
+    rows = -(-count // columns)
+    figure = plot(
+        f"Probabilities of the next token: the {most} likeliest at each step; the chosen one in orange",
+        WIDTH, (0.19 * most + 0.55) * rows + 0.7,
+    )  # fmt: skip
+    panels = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    for axes in panels[count:]:
+        axes.remove()
+    for k, axes in enumerate(panels[:count]):
+        bars(axes, softmax(logits[k][0]), int(ids[T + k]), vlm, most)
+        axes.set_title(f"token {k} of the answer", fontsize=SMALL)
+        if k // columns == (count - 1 - k % columns) // columns:
+            axes.set_xlabel("probability, %", fontsize=SMALL)
+    return figure
+
+
+def bars(axes, probs, chosen, vlm, most):
+    """One step: bars of the likeliest tokens, the chosen one below them if it is none of them."""
+    order = np.argsort(-probs, kind="stable")[:most]
+    order = order if chosen in order else np.append(order[:-1], chosen)
+    share = 100 * probs[order]
+    axes.barh(range(len(order)), share, color=[ORANGE if i == chosen else BLUE for i in order])
+    for row, value in enumerate(share):
+        axes.text(value + 2, row, f"{value:.1f}" if value >= 0.05 else "<0.1", va="center", fontsize=SMALL)
+    axes.set_yticks(range(len(order)), [word(vlm, i) for i in order], fontsize=SMALL)
+    axes.set(xlim=(0, 125), ylim=(len(order) - 0.4, -0.6), xticks=[0, 50, 100])
+    axes.tick_params(labelsize=SMALL)
+    axes.spines[["top", "right"]].set_visible(False)
