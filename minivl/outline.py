@@ -18,6 +18,7 @@ import numpy as np
 from minivl.decoder import KVCache, decoder
 from minivl.image import ImageProcessor
 from minivl.inputs import Inputs
+from minivl.kernels.linear import FEW
 from minivl.kernels.tile import COLUMNS
 from minivl.model import VLM
 from minivl.parameters import parameter_shapes
@@ -152,7 +153,7 @@ class Meter:
         (M, K), N = x.shape, len(weight)
         self.note("linear", operations=2 * M * N * K, weights=weight.nbytes, rows=M)
         out = self.array((M, N))
-        if M > 1:
+        if M > FEW:
             self.array((-(-M // COLUMNS), K, COLUMNS))  # x, packed: gone when the call returns
         return out
 
