@@ -63,15 +63,15 @@ def test_answers_are_those_of_one_by_one(vlm, prompts, options):
 
 @pytest.fixture
 def ending(vlm):
-    """A model whose answers end by themselves, at any token below 30: each prompt's at another step."""
+    """A model whose answers end by themselves, at any of several tokens: each prompt's at another step."""
     ending = type(vlm)(vlm.config, vlm.weights, vlm.kernels)
-    ending.sampling = dataclasses.replace(vlm.sampling, eos_token_id=tuple(range(12)))
+    ending.sampling = dataclasses.replace(vlm.sampling, eos_token_id=tuple(range(9)))
     return ending
 
 
 def test_what_ends_leaves_and_what_waits_takes_its_place(ending, prompts):
     many = [*prompts, *(text_inputs(3 + i, seed=i) for i in range(2 * FEW))]
-    options = {"max_new_tokens": 20, "temperature": 3.0, "top_k": 0, "seed": 1}
+    options = {"max_new_tokens": 20, "repetition_penalty": 1.3}
     expected = one_by_one(ending, many, **options)
     lengths = [len(answer.ids) for answer in expected]
     assert 1 in lengths and 20 in lengths and len(set(lengths)) > 5  # so that the test is one
@@ -112,7 +112,8 @@ def test_every_tensor_of_a_step_is_the_rows_of_each_alone(vlm, prompts):
             seen = tensor.shape[-1] if name.endswith((".scores", ".probs")) else None
             row = row_of(name, together[name], b, seen)
             assert row.dtype == tensor.dtype and row.shape == tensor.shape, name
-            if vlm.kernels.name == "numba":
+            # subtle: NumPy's sum of a row, for the probabilities that are built for whoever looks, depends on its length
+            if vlm.kernels.name == "numba" and not name.endswith(".probs"):
                 assert row.tobytes() == tensor.tobytes(), (name, b)
             else:
                 np.testing.assert_allclose(row, tensor, rtol=0, atol=CLOSE * np.abs(tensor[np.isfinite(tensor)]).max())
