@@ -5,7 +5,11 @@
 Prefill runs all T tokens of a prompt at once, decoding one at a time; both are the same code, and the cache holds what
 came before. Axes: T new tokens, S tokens in the cache after them, D width, H heads, KV key heads, K = D/H.
 Source: arXiv:2412.15115 (Qwen2.5), arXiv:2409.12191 (M-RoPE); names are the checkpoint's, below `model.`.
+
+Several prompts at once (several.py) are the same code once more: only the cache knows that each row has a past of its own.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +17,30 @@ from minivl.kernels import attention
 from minivl.positions import mrope
 from minivl.stream import Lazy, under
 from minivl.vision import softmax_of, swiglu
+
+
+class Seen(NamedTuple):
+    """What the T new tokens of a sequence look at in one layer: all its keys and values, [KV, S, K] each, theirs at the end."""
+
+    k: np.ndarray
+    v: np.ndarray
+
+    @property
+    def length(self):
+        """S"""
+        return self.k.shape[1]
+
+    def scores(self, q, window):
+        """q [H, T, K] -> [H, T, S]"""
+        return attention.causal_scores(q, self.k, window)
+
+    def attend(self, q, window, kernels):
+        """q [H, T, K] -> [T, H*K]"""
+        return kernels.causal_attention(q, self.k, self.v, window)
+
+    def context(self, probs):
+        """probs [H, T, S] -> [T, H*K]"""
+        return attention.causal_context(probs, self.v)
 
 
 class KVCache:
@@ -45,7 +73,7 @@ class KVCache:
         return sum(buffer.nbytes for buffer in [*self._keys, *self._values])
 
     def extend(self, layer, k, v):
-        """Put k, v [KV, T, K] behind what is held; returns all of the layer's keys and values, [KV, S, K] each."""
+        """Put k, v [KV, T, K] behind what is held. -> Seen, with all of the layer's keys and values"""
         start, end = len(self), len(self) + k.shape[1]
         # subtle: each by its own capacity, for an interrupt may fall between the two
         for buffers, new in ((self._keys, k), (self._values, v)):
@@ -53,7 +81,7 @@ class KVCache:
             if capacity > buffers[layer].shape[1]:
                 buffers[layer] = self._grown(buffers[layer], start, capacity)
             buffers[layer][:, start:end] = new
-        return self._keys[layer][:, :end], self._values[layer][:, :end]
+        return Seen(self._keys[layer][:, :end], self._values[layer][:, :end])
 
     def commit(self, input_ids, next_position):
         """The tokens that every layer has just been extended by now count as held."""
@@ -115,14 +143,11 @@ def self_attention(x, rope, cache, index, weights, config, kernels):
     v = yield "v_proj", kernels.linear(x, *weights.linear("v_proj"))
     q = yield "q_rope", kernels.rotate(q.reshape(T, H, K), *rope)  # [T, H, K] -> [H, T, K]
     k = yield "k_rope", kernels.rotate(k.reshape(T, KV, K), *rope)
-    k, v = cache.extend(index, k, v.reshape(T, KV, K).swapaxes(0, 1))  # [KV, S, K], keys rotated before they are kept
+    seen = cache.extend(index, k, v.reshape(T, KV, K).swapaxes(0, 1))  # keys are rotated before they are kept
 
     window = config.layer_window(index)
-    scores = yield "scores", Lazy((H, T, k.shape[1]), lambda: attention.causal_scores(q, k, window))
+    scores = yield "scores", Lazy((H, T, seen.length), lambda: seen.scores(q, window))
     probs = yield "probs", softmax_of(scores)
-    if isinstance(probs, Lazy):
-        context = kernels.causal_attention(q, k, v, window)
-    else:
-        context = attention.causal_context(probs, v)
+    context = seen.attend(q, window, kernels) if isinstance(probs, Lazy) else seen.context(probs)
     context = yield "context", context
     return (yield "o_proj", kernels.linear(context, *weights.linear("o_proj")))

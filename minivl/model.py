@@ -5,15 +5,15 @@
     vlm.stream(...)                                     # its pieces, as they come
     vlm.chat(messages, cache=vlm.new_cache())           # several turns; the cache remembers the earlier ones
     vlm.trace(...)                                      # every tensor by name
+    vlm.ask_many(prompts)                               # several at once
 
-ask, stream and trace are three consumers of one generator, `VLM.answer`.
+ask, stream and trace are three consumers of one generator, `VLM.answer`; its sister for several prompts is in several.py.
 """
 
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from minivl import chat, trace
 from minivl.answer import Answer, pictures_of_prompt
@@ -25,7 +25,9 @@ from minivl.inputs import Inputs, after, checked, gathered, pictures_of, reusabl
 from minivl.kernels import choose
 from minivl.kernels.bfloat16 import to_float32
 from minivl.positions import check_rule, prompt_positions
-from minivl.sampling import Sampling, generator, next_token
+from minivl.progress import answering, reading
+from minivl.sampling import Sampling, Sequence, extended, generator
+from minivl.several import answer_many, conversations, joined
 from minivl.stream import drive, run, under
 from minivl.template import Template
 from minivl.tokenizer import Tokenizer
@@ -33,6 +35,8 @@ from minivl.tokens import count_tokens
 from minivl.video import prepare_video
 from minivl.vision import vision_tower
 from minivl.weights import open_weights, resolve
+
+MEDIA = ("min_pixels", "max_pixels", "add_vision_id", "fps", "nframes")  # the options that say how to take pictures
 
 
 def load(source=None, weights="bfloat16", backend="numba", video_positions="launch"):
@@ -54,7 +58,7 @@ def load(source=None, weights="bfloat16", backend="numba", video_positions="laun
 
 
 class VLM:
-    """A loaded Qwen2.5-VL. Its methods `ask`, `stream`, `chat` and `trace` take the same options:
+    """A loaded Qwen2.5-VL. Its methods `ask`, `ask_many`, `stream`, `chat` and `trace` take the same options:
 
     min_pixels, max_pixels   limits on each resized picture or frame, in pixels, unless its own item has them
     fps, nframes             frames to take of a video file, a second or in all, unless its own item says; see video.py
@@ -62,7 +66,7 @@ class VLM:
     max_new_tokens           most tokens in the answer
     temperature, top_k, top_p, repetition_penalty, do_sample
                              as in generation_config.json, which decides what is not given
-    seed                     of the random draws; the same seed gives the same answer
+    seed                     of the random draws; the same seed gives the same answer, in ask_many to each prompt of its own
     """
 
     def __init__(self, config, weights, kernels, folder=None, video_positions="launch"):
@@ -105,20 +109,31 @@ class VLM:
         """
         return self.chat(chat.user(question, images, videos), **options)
 
+    def ask_many(self, prompts, **options):
+        """Answer several prompts, decoded together: at each step the weights are read once for all of them. -> [Answer, ...]
+
+        prompts  a list. A prompt is a question in text; with pictures or videos, a dict of what `ask` takes, {"question": ...,
+                 "images": ..., "videos": ...}; or, as `chat` takes it, a list of messages
+        Each answer is the one that `ask` gives with these options (bit for bit, with compiled kernels). At most 8 prompts are
+        answered at a time; where one ends, the next takes its place. Pictures are opened when it is their prompt's turn.
+        """
+        prompts = conversations(prompts)
+        return run(answering(answer_many(self, prompts, **options), len(prompts)))
+
     def chat(self, messages, cache=None, **options):
         """Answer the last of `messages`, a list of {"role": ..., "content": ...} as the chat template takes them.
 
         cache  from `new_cache()`: pass the same one with the longer list of the next turn, and only what is new is run
         """
         stage = self.answer(messages, cache=cache, **options)
-        return run(_with_progress(stage, self.config))
+        return run(reading(stage, self.config))
 
     def stream(self, question, images=None, videos=None, cache=None, **options):
         """The answer's text in pieces, as soon as they are whole characters; returns the `Answer`. `question` may be a
         list of messages."""
         text = self.tokenizer.stream()
         stage = self.answer(chat.conversation(question, images, videos), cache=cache, **options)
-        steps = drive(_with_progress(stage, self.config))
+        steps = drive(reading(stage, self.config))
         while True:
             try:
                 name, tensor = next(steps)
@@ -163,21 +178,31 @@ class VLM:
 
     # ---- the stages, in the order of the data flow ----
 
-    def answer(
-        self, prompt, cache=None, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None, nframes=None, seed=None,
-        **options,
-    ):  # fmt: skip
-        """Stage: from messages (or `Inputs`) to an `Answer`. Everything else is a consumer of this one."""
-        sampling, rng = self.sampling.replace(**options), generator(seed)
+    def answer(self, prompt, cache=None, seed=None, **options):
+        """Stage: from messages (or `Inputs`) to an `Answer`. What people call consumes this one, ask_many its sister."""
+        media, sampling = self.chosen(options)
+        rng = generator(seed)
         if cache is not None and not (isinstance(cache, KVCache) and cache.of is self):
             raise Error("the cache is not one of this model's. Make it with vlm.new_cache(), of the same vlm.")
+        inputs = yield from self.read(prompt, **media)
+        sequence = yield from self.generate(inputs, self.new_cache() if cache is None else cache, sampling, rng)
+        return self.answered(prompt, sequence)
+
+    def chosen(self, options):
+        """The options of `prepare`, a dict, and the `Sampling` that the others ask for."""
+        media = {name: value for name, value in options.items() if name in MEDIA}
+        return media, self.sampling.replace(**{name: options[name] for name in options.keys() - media.keys()})
+
+    def read(self, prompt, **media):
+        """Stage: messages (or `Inputs`, which need no preparing) -> `Inputs` that fit the model."""
         inputs = prompt
         if not isinstance(prompt, Inputs):
-            inputs = yield from self.prepare(prompt, min_pixels, max_pixels, add_vision_id, fps, nframes)
-        inputs = checked(inputs, self.config)
-        cache = self.new_cache() if cache is None else cache
-        ids = yield from self.generate(inputs, cache, sampling, rng)
-        finished = ids[-1] in sampling.eos_token_id
+            inputs = yield from self.prepare(prompt, **media)
+        return checked(inputs, self.config)
+
+    def answered(self, prompt, sequence):
+        """The `Answer` of a sequence that has ended."""
+        ids, inputs, finished = sequence.ids, sequence.inputs, sequence.finished
         if isinstance(prompt, Inputs):
             return Answer("", ids, len(inputs.input_ids), finished, cached_tokens=cache.reused)
         self.tokenizer.warn_unnamed(ids)
@@ -209,8 +234,15 @@ class VLM:
         return (yield "patches", patches), grid
 
     def generate(self, inputs, cache, sampling, rng):
-        """Stage: `Inputs` -> the answer's token ids, a list. The first token comes from the prefill, the others from
+        """Stage: `Inputs` -> the `Sequence` of the whole answer. The first token comes from the prefill, the others from
         steps.1, steps.2, ... Sending another `next_token` back makes the model go on from that one."""
+        sequence = yield from self.begin(inputs, cache, sampling, rng)
+        while not sequence.ended:
+            yield from under(f"steps.{len(sequence.ids)}", self.step([sequence]))
+        return sequence
+
+    def begin(self, inputs, cache, sampling, rng):
+        """Stage: `Inputs` -> a `Sequence` with its first token."""
         room = self.config.text.max_position_embeddings - len(inputs.input_ids)
         if room < 1:
             raise Error(
@@ -218,17 +250,16 @@ class VLM:
                 f"{self.config.text.max_position_embeddings}. Lower max_pixels, send fewer pictures or frames, or shorten "
                 "the text."
             )
-        seen, ids = inputs.input_ids, []
+        sequence = Sequence(inputs, cache, sampling, rng, min(sampling.max_new_tokens, room))
         logits = yield from self.prefill(inputs, cache)
-        while True:
-            place = f"steps.{len(ids)}." if ids else ""
-            chosen = next_token(logits[0], seen, sampling, rng)
-            token = yield f"{place}next_token", np.array([chosen], dtype=np.int64)
-            ids.append(int(token[0]))
-            seen = np.append(seen, token)
-            if ids[-1] in sampling.eos_token_id or len(ids) >= min(sampling.max_new_tokens, room):
-                return ids
-            logits = yield from under(f"steps.{len(ids)}", self.decode(token, cache))
+        yield from extended([sequence], logits)
+        return sequence
+
+    def step(self, sequences):
+        """Stage: the next token of each of these sequences."""
+        token = np.array([sequence.ids[-1] for sequence in sequences], dtype=np.int64)
+        logits = yield from self.decode(token, joined([sequence.cache for sequence in sequences]))
+        yield from extended(sequences, logits)
 
     def prefill(self, inputs, cache):
         """Stage: the whole prompt at once -> logits of the token after it, float32 [1, V].
@@ -260,18 +291,22 @@ class VLM:
         return logits
 
     def decode(self, token, cache):
-        """Stage: one more token, int64 [1], after those in the cache -> logits float32 [1, V]."""
+        """Stage: one more token, int64 [1], after those in the cache -> logits float32 [1, V].
+
+        Of several sequences, one more token each, int64 [B], with a `KVCaches` -> [B, V].
+        """
         x = yield "model.embed_tokens", self.embed_tokens(token)
         # subtle: the three positions go on from the largest one used so far, not from the number of tokens
-        position_ids = yield "position_ids", np.full((3, 1), cache.next_position, dtype=np.int64)
-        logits = yield from self._logits(x, position_ids, cache)
+        position_ids = yield "position_ids", np.full((3, len(token)), cache.next_position, dtype=np.int64)
+        logits = yield from self._logits(x, position_ids, cache, len(token))
         cache.commit(token, cache.next_position + 1)
         return logits
 
-    def _logits(self, x, position_ids, cache):
+    def _logits(self, x, position_ids, cache, rows=1):
+        """Of the last so many rows."""
         stage = decoder(x, position_ids, cache, self.weights.at("model"), self.config.text, self.kernels)
         hidden = yield from under("model", stage)
-        return (yield "lm_head", self.kernels.linear(hidden[-1:], self.weights["lm_head.weight"]))
+        return (yield "lm_head", self.kernels.linear(hidden[-rows:], self.weights["lm_head.weight"]))
 
     def embed_image(self, pixel_values, image_grid_thw, pixel_values_videos=(), video_grid_thw=()):
         """Stage: patches of pictures, and of videos behind them -> their tokens, float32 [U, D], in this order.
@@ -301,21 +336,3 @@ class VLM:
                 "tokenizer.json and model.safetensors do not belong together."
             )
         return to_float32(table[input_ids])
-
-
-def _with_progress(stage, config):
-    """The same stage, with a bar on stderr that counts blocks and layers of the prefill; off when not a terminal."""
-    names = [f"visual.blocks.{i}" for i in range(config.vision.depth)]
-    names += [f"model.layers.{i}" for i in range(config.text.num_hidden_layers)]
-    last, names, reply = names[-1], set(names), None
-    with tqdm(total=len(names), desc="reading", unit="layer", leave=False, delay=1, disable=None) as bar:
-        while True:
-            try:
-                name, tensor = stage.send(reply)
-            except StopIteration as finished:
-                return finished.value
-            reply = yield name, tensor
-            if name in names:
-                bar.update()
-            if name == last:
-                bar.close()

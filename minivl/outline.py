@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minivl.kernels.linear import FEW
 from minivl.kernels.tile import COLUMNS
 from minivl.stream import Lazy
 
@@ -152,7 +153,7 @@ class Meter:
         (M, K), N = x.shape, len(weight)
         self.note("linear", operations=2 * M * N * K, weights=weight.nbytes, rows=M)
         out = self.array((M, N))
-        if M > 1:
+        if M > FEW:
             self.array((-(-M // COLUMNS), K, COLUMNS))  # x, packed: gone when the call returns
         return out
 

@@ -95,6 +95,42 @@ def check_built(stored, path):
             )
 
 
+class Sequence:
+    """A prompt and the answer after it, as far as it has come.
+
+    inputs  the prompt;  cache  what the decoder keeps;  ids  the answer's tokens, a list;  most  of them that there may be
+    """
+
+    def __init__(self, inputs, cache, sampling, rng, most):
+        self.inputs, self.cache, self.ids, self.most = inputs, cache, [], most
+        self._seen, self._sampling, self._rng = inputs.input_ids, sampling, rng
+
+    def choose(self, logits):
+        """The id of the next token. logits float32 [V]"""
+        return next_token(logits, self._seen, self._sampling, self._rng)
+
+    def append(self, token):
+        self.ids.append(int(token))
+        self._seen = np.append(self._seen, token)
+
+    @property
+    def finished(self):
+        """The model has ended its answer itself."""
+        return self.ids[-1] in self._sampling.eos_token_id
+
+    @property
+    def ended(self):
+        return self.finished or len(self.ids) >= self.most
+
+
+def extended(sequences, logits):
+    """Stage: choose a token for each sequence from its row of logits [B, V], and append what comes back."""
+    chosen = [sequence.choose(row) for sequence, row in zip(sequences, logits)]
+    tokens = yield "next_token", np.array(chosen, dtype=np.int64)
+    for sequence, token in zip(sequences, tokens):
+        sequence.append(token)
+
+
 def generator(seed):
     """The random numbers of one answer."""
     if seed is not None and (not isinstance(seed, numbers.Integral) or seed < 0):

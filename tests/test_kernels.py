@@ -13,9 +13,12 @@ import numba
 import numpy as np
 import pytest
 
+from minivl.config import Config
 from minivl.errors import Error
 from minivl.kernels import activations, attention, choose, linear, matmul, norms, rope, set_threads
 from minivl.kernels.bfloat16 import from_float32, to_float32
+from minivl.positions import mrope
+from minivl.published import PUBLISHED, published
 
 RNG = np.random.default_rng(0)
 
@@ -65,6 +68,71 @@ def test_linear_passes_infinities_on():
     x = normal(1, 8)
     x[0, 3] = np.inf
     assert np.all(linear.linear_numba(x, weight) == np.inf)
+
+
+# odd sums, sums shorter than a register, fewer rows of W than are taken at a time, and those that do not divide evenly
+@pytest.mark.parametrize(
+    "K, N", [(1, 1), (2, 1), (6, 5), (7, 3), (8, 4), (9, 2), (33, 7), (64, 2500), (1176, 130), (3420, 10)]
+)
+@pytest.mark.parametrize("stored", ["bfloat16", "float32"])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_row_gives_the_same_bits_alone_and_among_others(K, N, stored, with_bias):
+    weight = normal(N, K) * np.float32(10) ** RNG.integers(-3, 3, (N, K)).astype(np.float32)
+    weight = from_float32(weight) if stored == "bfloat16" else weight
+    x, bias = normal(linear.FEW, K), normal(N) if with_bias else None
+    alone = [linear.linear_numba(row[None], weight, bias) for row in x]
+    for M in range(1, linear.FEW + 1):
+        for rows in (slice(0, M), slice(linear.FEW - M, None)):
+            together = linear.linear_numba(x[rows], weight, bias)
+            assert together.dtype == np.float32 and together.tobytes() == b"".join(one.tobytes() for one in alone[rows])
+    exact = x.astype(np.float64) @ to_float32(weight).T.astype(np.float64) + (0 if bias is None else bias)
+    close(together, exact, 1e-6)
+
+
+def test_few_rows_keep_denormals_infinities_and_nans_to_themselves():
+    """The values of a row reach no other, nor do those of a row of W another column, the last ones in memory included."""
+    x, weight = normal(5, 21), normal(6, 21)
+    x[1, 20], x[3, 0] = np.inf, np.nan
+    weight[5, 20] = np.inf
+    x[0, 20] = 0  # 0 * infinity
+    for stored in (weight, from_float32(weight)):
+        out = linear.linear_numba(x, stored)
+        assert np.all(np.isinf(out[1, :5])) and np.all(np.isnan(out[3])) and np.isnan(out[0, 5])
+        assert np.all(np.isfinite(out[[0, 2, 4], :5])) and np.all(np.isinf(out[[1, 2, 4], 5]))
+    tiny, ones = np.full((3, 8), 1e-40, dtype=np.float32), np.ones((4, 8), dtype=np.float32)
+    for M in (1, 3):
+        for a, b in ((tiny, from_float32(ones)), (ones, tiny)):
+            np.testing.assert_allclose(linear.linear_numba(a[:M], b), 8e-40, rtol=1e-3)
+
+
+def test_few_rows_that_are_not_dense():
+    x, weight = normal(8, 40), normal(30, 24)
+    expected = x[::2, 3:33] @ weight
+    for stored in (weight.T, np.ascontiguousarray(weight.T)):
+        close(linear.linear_numba(x[::2, 3:33], stored), expected, 1e-6)
+    assert linear.linear_numba(x[:0, :24], weight).shape == (0, 30)
+
+
+def test_the_other_kernels_give_a_row_the_same_bits_alone_and_among_others():
+    """Those that a decoded token passes through; attention is asked for each sequence by itself."""
+    M, H, K = 2 * activations.FEW, 3, 20
+    x, up, scale, heads, angles = normal(M, 61), normal(M, 61), normal(61), normal(M, H, K), normal(M, K)
+    cos, sin = np.cos(angles), np.sin(angles)
+    published_rope, positions = (
+        Config.from_dict(published(**PUBLISHED["3B"])).text.rope,
+        RNG.integers(0, 30_000, (3, M)),
+    )
+
+    def everything(rows):
+        yield norms.rms_norm_numba(x[rows], scale, 1e-6)
+        yield activations.silu_multiply_numba(x[rows], up[rows])
+        yield rope.rotate_numba(heads[rows], cos[rows], sin[rows]).swapaxes(0, 1)
+        yield from mrope(positions[:, rows], published_rope, 128)
+
+    alone = [[*everything(slice(m, m + 1))] for m in range(M)]
+    for count in (2, 3, 5, activations.FEW, M):
+        for i, together in enumerate(everything(slice(0, count))):
+            assert together.tobytes() == b"".join(alone[m][i].tobytes() for m in range(count)), i
 
 
 @pytest.mark.parametrize("N, D", [(1, 1), (1, 128), (7, 33), (300, 64)])
@@ -177,6 +245,7 @@ def test_the_number_of_threads_changes_no_bit():
     def everything():
         yield linear.linear_numba(x, bits, bias)
         yield linear.linear_numba(x[:1], bits, bias)
+        yield linear.linear_numba(x[:5], bits, bias)
         yield attention.causal_attention_numba(q, k, k)
         yield attention.causal_attention_numba(q[:, :1], k, k)
         yield activations.silu_multiply_numba(gate, gate)
@@ -200,7 +269,7 @@ def test_exponential():
         assert activations.exponential(np.float32(value)) == limit
 
 
-@pytest.mark.parametrize("M, K, N", [(2, 1, 1), (16, 256, 6), (17, 257, 7), (37, 300, 101), (300, 70, 200)])
+@pytest.mark.parametrize("M, K, N", [(2, 1, 1), (4, 33, 7), (16, 256, 6), (17, 257, 7), (37, 300, 101), (300, 70, 200)])
 def test_matmul_of_many_rows(M, K, N):
     """Tiles that are full and tiles that are not; sums longer than a panel; more rows than a block takes."""
     x, weight, bias = normal(M, K), normal(N, K), normal(N)
@@ -259,7 +328,7 @@ from minivl.kernels import attention, linear
 rng = np.random.default_rng(0)
 def normal(*shape):
     return rng.standard_normal(shape, dtype=np.float32)
-for M, K, N in ((2, 1, 1), (33, 257, 25), (40, 600, 300)):
+for M, K, N in ((2, 1, 1), (1, 23, 3), (5, 23, 7), (8, 600, 301), (33, 257, 25), (40, 600, 300)):
     x, w, b = normal(M, K), normal(N, K), normal(N)
     np.testing.assert_allclose(linear.linear_numba(x, w, b), linear.linear_numpy(x, w, b), rtol=0, atol=1e-4)
 for H, KV, T, S, K in ((4, 2, 1, 7, 20), (6, 1, 35, 300, 80), (2, 2, 3, 3, 128), (16, 2, 1, 300, 128)):

@@ -16,8 +16,8 @@ from minivl.tiny import scene
 
 PACKAGE = Path(minivl.__file__).parent
 ORDER = (
-    "errors json_file positions published relatives config parameters kernels weights stream tokenizer chat template "
-    "image frames video tokens inputs windows maps trace vision decoder sampling grounding drawing answer model"
+    "errors json_file positions published relatives config parameters kernels weights stream progress tokenizer chat template "
+    "image frames video tokens inputs windows maps trace vision decoder sampling several grounding drawing answer model"
 )
 
 

@@ -1,7 +1,8 @@
 """The arithmetic, twice: a plain NumPy reference, and beside it the compiled twin. Nothing else imports numba.
 
-    linear.py      x @ W.T + b, from weights stored as bfloat16 bits or float32; one row of x: bound by memory
+    linear.py      x @ W.T + b, from weights stored as bfloat16 bits or float32; few rows of x: bound by memory
     matmul.py      the same for many rows: bound by arithmetic
+    dots.py        the innermost loop of linear.py, in the processor's registers
     tile.py        the innermost loop of matmul.py and attention.py, in the processor's registers
     norms.py       RMSNorm
     rope.py        rotary position embedding

@@ -64,11 +64,11 @@ def calls():
     bounds = np.array([0, 4], dtype=np.int64)
     tower = np.ones((4, 3, 2, 8), dtype=np.float32).swapaxes(0, 1)[0]  # [N, H, K] inside qkv: not dense
     by_head = np.ones((2, 4, 8), dtype=np.float32)
-    many = np.ones((activations.FEW, 8), dtype=np.float32)
+    many = np.ones((max(activations.FEW, linear.FEW + 1), 8), dtype=np.float32)
     return [
         ("rms_norm", norms.rms_norm_numba, x, x[0].copy(), 1e-6),
-        ("linear", linear.linear_numba, x, stored),
-        ("linear, one row", linear.linear_numba, x[:1], stored),
+        ("linear", linear.linear_numba, many, stored),
+        ("linear, few rows", linear.linear_numba, x, stored),
         ("rotate", rope.rotate_numba, tower, x, x),
         ("rotate", rope.rotate_numba, heads, x, x),
         ("attention", attention.segment_attention_numba, by_head, by_head, by_head, bounds),

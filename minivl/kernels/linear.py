@@ -1,12 +1,14 @@
 """Linear layers: x @ W.T + b, where W [out, in] is float32, or bfloat16 as the checkpoint stores it.
 
 Many rows (prefill, tower): arithmetic is the limit; see matmul.py.
-One row (decode): each weight is used once, so the time is the time to read W, and bfloat16 halves it. The compiled kernel
-reads two bfloat16 at a time as one 32-bit word, upcasts them in registers, and takes four rows of W at once, so that four
-streams of memory are under way and each value of x is read once for all four:
+Few rows (decode: one for each sequence): each weight is used a few times only, so the time is the time to read W, and bfloat16
+halves it. The compiled kernel reads each weight once for all rows of x, upcasts it in a register and multiplies it there
+(dots.py). A task takes some rows of W at once, so that several streams of memory are under way and each value of x is read once
+for all of them:
 
-    word = w[2i] | w[2i+1] << 16        even: word << 16        odd: word & 0xffff0000
+    one row of x     4 rows of W        several     3 rows of W times 4 of x, the sums of which fit into the registers
 
+A row of x gives the same bits alone and among up to FEW others.
 No weight is ever copied to float32 as a whole; upcasting a bfloat16 is exact (bfloat16.py).
 """
 
@@ -14,10 +16,11 @@ import numba
 import numpy as np
 
 from minivl.kernels.bfloat16 import to_float32
+from minivl.kernels.dots import dots
 from minivl.kernels.matmul import matmul_numba
 
+FEW = 8  # most rows for which that is so: with more, arithmetic is the limit
 PANEL = 1024  # rows of W that the reference upcasts at a time: 8 MB of float32 at 2,048 columns
-FAST = {"reassoc", "contract"}  # sums may be reordered, which is what lets the compiler use vectors
 
 
 def linear_numpy(x, weight, bias=None):
@@ -35,67 +38,39 @@ def linear_numpy(x, weight, bias=None):
 
 
 def linear_numba(x, weight, bias=None):
-    if len(x) != 1 or weight.shape[1] % 2:
+    if len(x) > FEW:
         return matmul_numba(x, weight, bias)
-    out = np.empty((1, len(weight)), dtype=np.float32)
-    if weight.dtype == np.uint16:
-        _row_times_bfloat16(x[0, 0::2].copy(), x[0, 1::2].copy(), weight.view(np.uint32), out[0])
-    else:
-        _row_times_float32(x[0], weight, out[0])
+    out = np.empty((len(x), len(weight)), dtype=np.float32)
+    _few_rows(np.ascontiguousarray(x), np.ascontiguousarray(weight), out)
     if bias is not None:
         out += bias
     return out
 
 
 @numba.njit(parallel=True, cache=True)
-def _row_times_bfloat16(even, odd, words, out):
-    for block in numba.prange((len(words) + 3) // 4):
-        _four_rows(even, odd, words, 4 * block, out)
+def _few_rows(x, weight, out):
+    rows = 4 if len(x) == 1 else 3
+    for task in numba.prange((len(weight) + rows - 1) // rows):
+        if rows == 4:
+            _one_by_four(x, weight, 4 * task, out)
+        else:
+            _four_by_three(x, weight, 3 * task, out)
 
 
-@numba.njit(cache=True, fastmath=FAST)
-def _four_rows(even, odd, words, n, out):
-    N, K = words.shape
-    if N < 4:
-        for row in range(N):
-            out[row] = _dot_bfloat16(even, odd, words[row])
-        return
-    # subtle: the last four begin earlier and compute some rows again, which costs nothing and saves a second loop
-    n = min(n, N - 4)
-    a, b, c, d = words[n], words[n + 1], words[n + 2], words[n + 3]
-    sum_a = sum_b = sum_c = sum_d = np.float32(0)
-    for k in range(K):
-        sum_a += _low(a[k]) * even[k] + _high(a[k]) * odd[k]
-        sum_b += _low(b[k]) * even[k] + _high(b[k]) * odd[k]
-        sum_c += _low(c[k]) * even[k] + _high(c[k]) * odd[k]
-        sum_d += _low(d[k]) * even[k] + _high(d[k]) * odd[k]
-    out[n], out[n + 1], out[n + 2], out[n + 3] = sum_a, sum_b, sum_c, sum_d
+@numba.njit(cache=True)
+def _one_by_four(x, weight, n, out):
+    last = len(weight) - 1  # subtle: behind it there is nothing, and it is taken again
+    sums = dots(weight, (n, min(n + 1, last), min(n + 2, last), min(n + 3, last)), x, (0,))
+    for r in range(min(4, len(weight) - n)):
+        out[0, n + r] = sums[r]
 
 
-@numba.njit(cache=True, fastmath=FAST)
-def _dot_bfloat16(even, odd, words):
-    total = np.float32(0)
-    for k in range(len(words)):
-        total += _low(words[k]) * even[k] + _high(words[k]) * odd[k]
-    return total
-
-
-@numba.njit(inline="always")
-def _low(word):
-    # subtle: the inner np.uint32 keeps Numba from widening the shift to 64 bits
-    return np.uint32(np.uint32(word) << np.uint32(16)).view(np.float32)
-
-
-@numba.njit(inline="always")
-def _high(word):
-    return np.uint32(word & np.uint32(0xFFFF0000)).view(np.float32)
-
-
-@numba.njit(parallel=True, cache=True, fastmath=FAST)
-def _row_times_float32(x, weight, out):
-    N, K = weight.shape
-    for n in numba.prange(N):
-        total = np.float32(0)
-        for k in range(K):
-            total += weight[n, k] * x[k]
-        out[n] = total
+@numba.njit(cache=True)
+def _four_by_three(x, weight, n, out):
+    last, end = len(weight) - 1, len(x) - 1
+    for m in range(0, len(x), 4):
+        rows = m, min(m + 1, end), min(m + 2, end), min(m + 3, end)
+        sums = dots(weight, (n, min(n + 1, last), min(n + 2, last)), x, rows)
+        for r in range(min(3, len(weight) - n)):
+            for c in range(min(4, len(x) - m)):
+                out[m + c, n + r] = sums[4 * r + c]

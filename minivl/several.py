@@ -1,0 +1,137 @@
+"""Several prompts at once: decoding is bound by reading the weights, and these serve all sequences in one go.
+
+    prompt 0    prefill .......... token token token end
+    prompt 1             prefill . token token token token token end
+    prompt 2                       .............. prefill . token token ...     (if only two were run at a time)
+
+A prefill is bound by arithmetic and has nothing to gain: prompts are read one after the other, each into a cache of its own.
+Then every step adds one token to each sequence. There is no batch axis and no padding: the tokens of a step are rows like those
+of a prompt, in the order of the prompts, and go through the same `decoder_layer`; only the cache, a `KVCaches`, knows that each
+row looks back on a past of its own.
+
+    tokens [B]    linear, norms, MLP: B rows        attention: row b sees cache b alone
+
+A linear layer gives a row the same bits alone and beside others (kernels/linear.py, up to FEW rows), and so does all the rest:
+the answers are those of one prompt after the other.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from minivl import chat
+from minivl.errors import Error
+from minivl.inputs import Inputs
+from minivl.kernels.linear import FEW
+from minivl.sampling import generator
+from minivl.stream import under
+
+ASKED = {"question", "images", "videos"}  # of a prompt, as `VLM.ask` takes them
+
+
+# ---- the caches ----
+
+
+class KVCaches:
+    """The caches of several sequences as one, for steps that add a token to each: row b of every tensor belongs to cache b."""
+
+    def __init__(self, caches):
+        self.caches = caches
+
+    @property
+    def next_position(self):
+        """Of each, int64 [B]"""
+        return np.array([cache.next_position for cache in self.caches], dtype=np.int64)
+
+    def extend(self, layer, k, v):
+        """Put row b of k, v [KV, B, K] behind what cache b holds. -> SeenByEach"""
+        return SeenByEach(cache.extend(layer, k[:, b : b + 1], v[:, b : b + 1]) for b, cache in enumerate(self.caches))
+
+    def commit(self, input_ids, next_position):
+        for b, cache in enumerate(self.caches):
+            cache.commit(input_ids[b : b + 1], int(next_position[b]))
+
+
+class SeenByEach(list):
+    """What each row looks at: a `Seen` (decoder.py) for each, with one new token. S is the length of the longest; behind the
+    end of a shorter one, scores are -inf and probabilities 0."""
+
+    @property
+    def length(self):
+        return max(seen.length for seen in self)
+
+    def scores(self, q, window):
+        """q [H, B, K] -> [H, B, S]"""
+        scores = np.full((*q.shape[:2], self.length), -np.inf, dtype=np.float32)
+        for b, seen in enumerate(self):
+            scores[:, b : b + 1, : seen.length] = seen.scores(q[:, b : b + 1], window)
+        return scores
+
+    def attend(self, q, window, kernels):
+        """q [H, B, K] -> [B, H*K]"""
+        return np.concatenate([seen.attend(q[:, b : b + 1], window, kernels) for b, seen in enumerate(self)])
+
+    def context(self, probs):
+        """probs [H, B, S] -> [B, H*K]"""
+        return np.concatenate([seen.context(probs[:, b : b + 1, : seen.length]) for b, seen in enumerate(self)])
+
+
+def joined(caches):
+    """One cache of all of them."""
+    return caches[0] if len(caches) == 1 else KVCaches(caches)
+
+
+# ---- the run ----
+
+
+def answer_many(vlm, prompts, seed=None, **options):
+    """Stage: a list of messages (or `Inputs`) for each prompt -> a list of `Answer`. Names: see docs/tensors.md.
+
+    FEW are answered at a time: for so many, linear layers keep their promise, and more would not be faster for each.
+    """
+    media, sampling = vlm.chosen(options)
+    generator(seed)  # what is wrong with it shows now
+    waiting, running, answers, steps = [*range(len(prompts))], {}, [None] * len(prompts), 0
+    while waiting or running:
+        if waiting and len(running) < FEW:
+            i = waiting.pop(0)
+            begun = begin(vlm, prompts[i], media, sampling, generator(seed))
+            running[i] = yield from under(f"prompts.{i}", begun)
+        else:
+            steps += 1
+            yield from under(f"steps.{steps}", vlm.step([*running.values()]))
+        for i in [i for i, sequence in running.items() if sequence.ended]:
+            sequence = running.pop(i)
+            ids = yield f"prompts.{i}.answer_ids", np.array(sequence.ids, dtype=np.int64)
+            sequence.ids = ids.tolist()
+            answers[i] = vlm.answered(prompts[i], sequence)
+    return answers
+
+
+def begin(vlm, prompt, media, sampling, rng):
+    """Stage: a prompt -> a `Sequence` with its first token."""
+    inputs = yield from vlm.read(prompt, **media)
+    return (yield from vlm.begin(inputs, vlm.new_cache(), sampling, rng))
+
+
+def conversations(prompts):
+    """Messages (or `Inputs`) of each prompt; an Error if one is of another kind."""
+    if not isinstance(prompts, (list, tuple)):
+        raise Error(f"prompts is a {type(prompts).__name__}; it must be a list with one entry for each prompt.")
+    return [conversation(i, prompt) for i, prompt in enumerate(prompts)]
+
+
+def conversation(i, prompt):
+    if isinstance(prompt, Inputs):
+        return prompt
+    if isinstance(prompt, str):
+        return chat.user(prompt)
+    if isinstance(prompt, Mapping) and isinstance(prompt.get("question"), str) and prompt.keys() <= ASKED:
+        return chat.user(**prompt)
+    if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(message, Mapping) for message in prompt):
+        chat.media(prompt)
+        return prompt
+    raise Error(
+        f'prompt {i} is {prompt!r}; it must be a question, {{"question": ..., "images": ..., "videos": ...}} or a list of '
+        "messages, in a list of its own."
+    )
