@@ -204,12 +204,18 @@ class VLM:
         """The `Answer` of a sequence that has ended."""
         ids, inputs, finished = sequence.ids, sequence.inputs, sequence.finished
         if isinstance(prompt, Inputs):
-            return Answer("", ids, len(inputs.input_ids), finished, cached_tokens=cache.reused)
+            return Answer("", ids, len(inputs.input_ids), finished, cached_tokens=sequence.cache.reused)
         self.tokenizer.warn_unnamed(ids)
         raw = self.tokenizer.decode(ids[:-1] if finished else ids, skip_special=False)
         pictures = pictures_of_prompt(prompt, inputs, self.config.vision.patch_size)
         return Answer(
-            self.tokenizer.decode(ids), ids, len(inputs.input_ids), finished, raw, pictures, cached_tokens=cache.reused
+            self.tokenizer.decode(ids),
+            ids,
+            len(inputs.input_ids),
+            finished,
+            raw,
+            pictures,
+            cached_tokens=sequence.cache.reused,
         )
 
     def prepare(self, messages, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None, nframes=None):
