@@ -15,19 +15,22 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minivl import chat, trace
+from minivl import chat
 from minivl.answer import Answer, pictures_of_prompt
 from minivl.config import Config
 from minivl.decoder import KVCache, decoder
 from minivl.errors import Error
+from minivl.forecast import forecast
 from minivl.image import ImageProcessor, open_image, wished
 from minivl.inputs import Inputs, after, checked, gathered, pictures_of, reusable, scatter
 from minivl.kernels import choose
 from minivl.kernels.bfloat16 import to_float32
 from minivl.positions import check_rule, prompt_positions
+from minivl.provenance import about
 from minivl.sampling import Sampling, generator, next_token
 from minivl.stream import drive, run, under
 from minivl.tokenizer import Tokenizer
+from minivl.trace import record
 from minivl.video import prepare_video
 from minivl.vision import vision_tower
 from minivl.weights import open_weights, resolve
@@ -126,19 +129,26 @@ class VLM:
                 yield piece
 
     def trace(
-        self, question, images=None, videos=None, keep="*", edit=None, stop=None, limit=4e9, max_new_tokens=1, **options
-    ):
-        """Run and record every tensor by name; see trace.py for keep, edit, stop and limit. -> Trace, its `result` the Answer.
+        self, question, images=None, videos=None, keep="*", edit=None, stop=None, limit=None, spill=None, max_new_tokens=1,
+        **options,
+    ):  # fmt: skip
+        """Run and record every tensor by name; keep, edit, stop, limit and spill: see `trace.record`. -> Trace, its `result`
+        the Answer.
 
         question  text, a list of messages, or `Inputs`. One token is generated unless max_new_tokens says otherwise;
                   the tensors of the second and later ones are named "steps.1.model.layers.0...", "steps.2...."
         """
-        if edit and options.get("cache") is not None:
+        cache = options.pop("cache", None)
+        if edit and cache is not None:
             raise Error(
                 "edit= and cache= together: the cache would keep what the edits changed. Leave one of them out."
             )
-        prompt = chat.conversation(question, images, videos)
-        return trace.record(self.answer(prompt, max_new_tokens=max_new_tokens, **options), keep, edit, stop, limit)
+        prompt, cache = chat.conversation(question, images, videos), self.new_cache() if cache is None else cache
+        tokens = self.sampling.replace(max_new_tokens=max_new_tokens).max_new_tokens
+        return record(
+            self.answer(prompt, cache, max_new_tokens=max_new_tokens, **options), keep, edit, stop, limit, spill,
+            lambda seen: forecast(self, seen, len(cache), tokens), lambda made: about(self, made),
+        )  # fmt: skip
 
     def new_cache(self):
         """An empty memory of a conversation, for `chat` and `stream`."""

@@ -27,7 +27,8 @@ from minivl.image import ImageProcessor
 from minivl.inputs import Inputs
 from minivl.json_file import read_json
 from minivl.kernels.bfloat16 import from_float32, to_float32
-from minivl.outline import Outlined, outline
+from minivl.meter import outline
+from minivl.outline import Outlined
 from minivl.parameters import parameter_shapes
 from minivl.published import PUBLISHED, published
 
@@ -117,16 +118,6 @@ def random_pieces(shapes, rng):
 def check_room(free, needed, what, advice):
     if free is not None and free < needed + SPARE:
         raise Error(f"too little {what}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. {advice}")
-
-
-def memory(kind="MemAvailable"):
-    """Bytes of memory that can be had, or "MemTotal"; None where /proc/meminfo does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
-    return 1024 * kilobytes[kind] if kind in kilobytes else None
 
 
 # ---- the work ----
