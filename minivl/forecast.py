@@ -3,7 +3,7 @@
     for one in forecast(vlm, {"input_ids": ids, "image_grid_thw": grids, ...}, held=0, tokens=20):
         one.name, one.shape, one.nbytes
 
-The engine's own stages run once over outlines (meter.py), which takes milliseconds. A decoded token's tensors differ from those
+The engine's own stages run once over outlines (outline.py), which takes milliseconds. A decoded token's tensors differ from those
 of the one before it by one more key in the scores, so two tokens are run and the others follow from them.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minivl.inputs import Inputs
-from minivl.meter import Meter, OutlinedCache, outline
+from minivl.outline import Meter, OutlinedCache, outline
 from minivl.sampling import Sampling
 from minivl.stream import drive
 from minivl.weights import Weights

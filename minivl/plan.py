@@ -25,7 +25,7 @@ from minivl.errors import Error
 from minivl.frames import is_video
 from minivl.image import MOST_PIXELS, ImageProcessor, open_image
 from minivl.kernels.memory import memory
-from minivl.outline import Outlined, Size
+from minivl.outlined import Outlined, Size
 from minivl.published import PIXELS, PUBLISHED
 from minivl.stream import drive, run
 from minivl.summary import counts, size

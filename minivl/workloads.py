@@ -27,8 +27,8 @@ from minivl.image import ImageProcessor
 from minivl.inputs import Inputs
 from minivl.json_file import read_json
 from minivl.kernels.bfloat16 import from_float32, to_float32
-from minivl.meter import outline
-from minivl.outline import Outlined
+from minivl.outline import outline
+from minivl.outlined import Outlined
 from minivl.parameters import parameter_shapes
 from minivl.published import PUBLISHED, published
 

@@ -17,7 +17,7 @@ from minivl.tiny import scene
 PACKAGE = Path(minivl.__file__).parent
 ORDER = (
     "errors json_file positions published config parameters kernels weights stream tokenizer chat image frames video inputs "
-    "windows vision summary decoder sampling grounding drawing answer stats tensor_file recording meter forecast trace "
+    "windows vision summary decoder sampling grounding drawing answer stats tensor_file recording outline forecast trace "
     "provenance walk model"
 )
 
@@ -34,7 +34,7 @@ def test_data_flows_down():
     """A file imports only from the ones before it."""
     order = [
         *ORDER.split(),
-        *"outline workloads plan gguf_file programs peers report bench commands cli".split(),
+        *"outlinedd workloads plan gguf_file programs peers report bench commands cli".split(),
     ]
     files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
     assert sorted(files) == sorted(room for room in order if room != "kernels")

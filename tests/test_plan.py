@@ -18,9 +18,9 @@ from minivl.config import Config
 from minivl.errors import Error
 from minivl.image import ImageProcessor, smart_resize
 from minivl.kernels.machine import calibrate
-from minivl.meter import Outline, outline
+from minivl.outline import Outline, outline
 from minivl.model import VLM
-from minivl.outline import Outlined, Size
+from minivl.outlined import Outlined, Size
 from minivl.plan import module, outlined, plan, size_of, tensors, text, total
 from minivl.sampling import Sampling
 from minivl.stream import Lazy, drive, run

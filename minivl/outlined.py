@@ -1,0 +1,123 @@
+"""The model without its numbers: the engine's own stages run over arrays that have a shape and nothing else.
+
+    vlm = Outlined(Config.named("72B"), ImageProcessor())           # 147 GB of weights, none of them made
+    for name, tensor in drive(vlm.whole([Size(1080, 1920)])): ...   # every tensor of that run, by name, with its shape
+    vlm.passes(inputs, tokens=200)                                  # what was multiplied, read and held for each of them
+
+Names, shapes, costs and lifetimes are not listed a second time: they are those of vision.py, decoder.py and model.py,
+whatever these come to be, run over the arrays and kernels of outline.py.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from minivl.decoder import decoder
+from minivl.image import ImageProcessor
+from minivl.inputs import Inputs
+from minivl.outline import Meter, OutlinedCache, outline
+from minivl.model import VLM
+from minivl.parameters import parameter_shapes
+from minivl.sampling import Sampling
+from minivl.stream import drive, under
+from minivl.weights import Weights
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is asked of a picture before it is scaled."""
+
+    height: int
+    width: int
+
+
+class OutlinedProcessor(ImageProcessor):
+    """An image processor for pictures of which only the size is known."""
+
+    def resized(self, image, min_pixels=None, max_pixels=None):
+        return outline((*self.size(image.height, image.width, min_pixels, max_pixels), 3), np.uint8)
+
+    def normalize(self, pixels):
+        return outline((3, *pixels.shape[:2]))
+
+    def patchify(self, frames):
+        H, W = (side // self.patch_size for side in frames.shape[2:])
+        return outline((H * W, 3 * self.temporal_patch_size * self.patch_size**2)), (1, H, W)
+
+
+class Outlined(VLM):
+    """A `VLM` without weights.
+
+    processor  the `ImageProcessor` whose limits hold;  size  bytes of a matrix's weight: 2 as stored, 4 as float32
+    """
+
+    def __init__(self, config, processor, size=2):
+        meter, vision, dtype = Meter(), config.vision, np.uint16 if size == 2 else np.float32
+        weights = {
+            name: outline(shape, dtype if len(shape) > 1 else np.float32, meter=meter)
+            for name, shape in parameter_shapes(config).items()
+        }
+        weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+        super().__init__(config, Weights(weights), meter)
+        steps = {name: getattr(vision, name) for name in ("patch_size", "temporal_patch_size")}
+        self.processor = OutlinedProcessor(**{**vars(processor), **steps, "merge_size": vision.spatial_merge_size})
+
+    def new_cache(self):
+        return OutlinedCache(self.config.text, of=self)
+
+    def inputs(self, grids, prompt_tokens):
+        """`Inputs` of pictures and a number of text tokens, which stand behind the pictures; values do not matter."""
+        config, ids = self.config, []
+        grids = np.array(grids, dtype=np.int64).reshape(-1, 3)
+        for units in grids.prod(axis=1) // config.vision.merge_unit:
+            ids += [config.vision_start_token_id, *[config.image_token_id] * int(units), config.vision_end_token_id]
+        text = next(i for i in range(3) if i not in (config.image_token_id, config.video_token_id))
+        pixels = self.kernels.array((int(grids.prod(axis=1).sum()), config.vision.patch_dim))
+        return Inputs(np.array(ids + [text] * prompt_tokens, dtype=np.int64), pixels, grids)
+
+    def whole(self, sizes, prompt_tokens=40, tokens=1, min_pixels=None, max_pixels=None):
+        """Stage: a run from its pictures to its last token, as `answer` yields it."""
+        grids = []
+        for i, size in enumerate(sizes):
+            stage = self.prepare_image(size, min_pixels, max_pixels)
+            grids.append((yield from under(f"image.{i}", stage))[1])
+        sampling = Sampling(max_new_tokens=tokens)  # no id ends the answer
+        inputs = self.inputs(grids, prompt_tokens)
+        return (yield from self.generate(inputs, self.new_cache(), sampling, np.random.default_rng(0)))
+
+    def later(self, cache, tokens):
+        """Stage: what this many decoded tokens do one after the other, in one pass.
+
+        Each sees what came before it, so rows do the same whether they come together or in turn. Only lm_head has to be
+        run for all of them here, and what a prefill reads once is read for each row: see `passes`.
+        """
+        config, ids = self.config, np.zeros(tokens, dtype=np.int64)
+        x = yield "model.embed_tokens", self.embed_tokens(ids)
+        positions = np.tile(np.arange(tokens, dtype=np.int64), (3, 1)) + cache.next_position
+        stage = decoder(x, positions, cache, self.weights.at("model"), config.text, self.kernels)
+        hidden = yield from under("model", stage)
+        yield "lm_head", self.kernels.linear(hidden, self.weights["lm_head.weight"])
+
+    def passes(self, inputs, tokens):
+        """What a prompt and the tokens after its first one do: {"vision": [Made, ...], "prefill": ..., "decode": ...}.
+
+        Those of decoding are of all tokens together; their names are without "steps.1.", and their peaks mean nothing.
+        """
+        cache, parts = self.new_cache(), {"vision": [], "prefill": [], "decode": []}
+        for made in self.counted(self.prefill(inputs, cache)):
+            tower = made.name.startswith("visual") or made.name in ("pixel_values", "image_grid_thw")
+            parts["vision" if tower else "prefill"].append(replaced(made, lambda call: {"cache": 0}))
+        for made in self.counted(self.later(cache, tokens - 1)) if tokens > 1 else []:
+            each = replaced(made, lambda call: {"weights": call.weights * call.rows, "times": call.rows})
+            parts["decode"].append(each)
+        return parts
+
+    def counted(self, stage):
+        """Drive a stage; [Made, ...] of its tensors."""
+        return [self.kernels.made(name, tensor) for name, tensor in drive(stage)]
+
+
+def replaced(made, change):
+    """The same `Made`, each of its calls with the changes that `change(call)` returns."""
+    return dataclasses.replace(made, calls=tuple(dataclasses.replace(call, **change(call)) for call in made.calls))
