@@ -3,8 +3,8 @@
     for one in forecast(vlm, {"input_ids": ids, "image_grid_thw": grids, ...}, held=0, tokens=20):
         one.name, one.shape, one.nbytes
 
-The engine's own stages run once over outlines (outline.py), which takes milliseconds. A decoded token's tensors differ from those
-of the one before it by one more key in the scores, so two tokens are run and the others follow from them.
+The engine's own stages run once over outlines (outline.py), which takes milliseconds. A decoded token's tensors differ from
+those of the one before it by one more key in the scores, so two tokens are run and the others follow from them.
 """
 
 import copy

@@ -147,7 +147,7 @@ class VLM:
         tokens = self.sampling.replace(max_new_tokens=max_new_tokens).max_new_tokens
         return record(
             self.answer(prompt, cache, max_new_tokens=max_new_tokens, **options), keep, edit, stop, limit, spill,
-            lambda seen: forecast(self, seen, len(cache), tokens), lambda made: about(self, made),
+            lambda seen: forecast(self, seen, len(cache), tokens), lambda made: about(self, made), self.config,
         )  # fmt: skip
 
     def new_cache(self):

@@ -3,7 +3,7 @@
 An `Outline` is an array all of whose elements are one number in one place. Views and elementwise arithmetic of it are again
 outlines; the kernels are replaced by a `Meter`, which notes what each would have done and returns an outline of its result.
 Indices, positions and segments are the real ones. So the engine's own stages run over outlines as they run over numbers, and
-names, shapes, costs and lifetimes need not be listed a second time (forecast.py, outline.py, plan.py).
+names, shapes, costs and lifetimes need not be listed a second time (forecast.py, outlined.py, plan.py).
 """
 
 from dataclasses import dataclass

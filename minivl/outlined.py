@@ -16,8 +16,8 @@ import numpy as np
 from minivl.decoder import decoder
 from minivl.image import ImageProcessor
 from minivl.inputs import Inputs
-from minivl.outline import Meter, OutlinedCache, outline
 from minivl.model import VLM
+from minivl.outline import Meter, OutlinedCache, outline
 from minivl.parameters import parameter_shapes
 from minivl.sampling import Sampling
 from minivl.stream import drive, under

@@ -5,6 +5,7 @@ trace.info["prompt"]        # "<|im_start|>system\\n...", each picture one <|ima
 """
 
 import importlib.metadata
+import json
 import platform
 from dataclasses import asdict
 
@@ -44,7 +45,7 @@ def config_json(config):
     rope = {key: value for key, value in text.pop("rope").items() if value is not None}
     theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
     ids = {key: value for key, value in whole.items() if key not in ("text", "vision")}
-    return {
+    found = {
         "model_type": "qwen2_5_vl",
         **text,
         "rope_theta": theta,
@@ -52,6 +53,7 @@ def config_json(config):
         **ids,
         "vision_config": whole["vision"],
     }
+    return json.loads(json.dumps(found))  # lists, as a file has them
 
 
 def versions():

@@ -19,8 +19,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cached_property
+
+import numpy as np
 
 from minivl.answer import Answer
+from minivl.config import Config
+from minivl.errors import Error
+from minivl.maps import MAPPED, Maps
 from minivl.stats import stats_of, table
 from minivl.tensor_file import TensorFile, read_tensors, room_for
 
@@ -34,12 +40,14 @@ class Trace(Mapping):
 
     names   every name that passed, kept or not
     result  what the run returned; None if it was stopped. Of a file, the `Answer` as it was, without its pictures
-    info    where it comes from, plain values: input_ids, image_grid_thw, generated_ids, edited; of a model's run also
-            config, versions, backend, prompt, answer
+    info    where it comes from, plain values: input_ids, image_grid_thw, window_index, ..., generated_ids, edited; of a
+            model's run also config, versions, backend, prompt, answer
+    config  the `Config` of the model that ran; None if nobody said
     """
 
-    def __init__(self, names=(), tensors=(), info=(), result=None):
-        self.names, self._tensors, self.info, self.result = list(names), dict(tensors), dict(info), result
+    def __init__(self, names=(), tensors=(), info=(), result=None, config=None):
+        self.names, self._tensors, self.info = list(names), dict(tensors), dict(info)
+        self.result, self.config = result, config
 
     def __getitem__(self, name):
         if name in self._tensors:
@@ -76,6 +84,14 @@ class Trace(Mapping):
         """The statistics of all kept tensors whose names match a glob, a line each: text that a notebook shows as it is."""
         return table(self.select(pattern))
 
+    @cached_property
+    def maps(self):
+        """The `Maps` of the part of the prompt that was run: from pixels to tokens and back. Needs nothing in keep=."""
+        if self.config is None or "input_ids" not in self.info:
+            raise Error("this trace does not know its model or its prompt. Record it with vlm.trace, past input_ids.")
+        mapped = {name: np.array(self.info[name], dtype=np.int64) for name in MAPPED if name in self.info}
+        return Maps.recorded(self.config, mapped, getattr(self.result, "pictures", ()))
+
     def save(self, path):
         """Write the kept tensors and `info` to a safetensors file: complete or not at all."""
         metadata = metadata_of(self)
@@ -93,7 +109,8 @@ class Trace(Mapping):
             return cls(tensors, tensors, info)
         names = info.pop("names")
         del info["format"]
-        return cls(names, {name: tensors[name] for name in names if name in tensors}, info, answer_of(info))
+        config = Config.from_dict(info["config"]) if "config" in info else None
+        return cls(names, {name: tensors[name] for name in names if name in tensors}, info, answer_of(info), config)
 
 
 class Steps(Sequence):
@@ -115,7 +132,7 @@ class Steps(Sequence):
         k = index % len(self)
         names = [name for name in self._trace.names if step_of(name) == k]
         tensors = {bare(name): self._trace[name] for name in names if name in self._trace}
-        return Trace(map(bare, names), tensors, self._trace.info)
+        return Trace(map(bare, names), tensors, self._trace.info, config=self._trace.config)
 
     def __repr__(self):
         return f"<{len(self)} steps>"

@@ -14,18 +14,18 @@ import numpy as np
 from minivl.errors import Error
 from minivl.forecast import Foreseen
 from minivl.kernels.memory import memory
+from minivl.maps import MAPPED
 from minivl.recording import Trace, did_you_mean, metadata_of
 from minivl.stream import read_only, run, value_of
 from minivl.summary import size
 from minivl.tensor_file import TensorFile
 
 PROMPT = ("input_ids", "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
-NOTED = ("input_ids", "image_grid_thw", "video_grid_thw")  # what a trace remembers of it
 PREPARATION = (*PROMPT, "image.*", "video.*")
 UNKNOWN_MEMORY = 4e9  # bytes that are kept at most where the system does not say what it has
 
 
-def record(stage, keep="*", edit=None, stop=None, limit=None, spill=None, forecast=None, about=None):
+def record(stage, keep="*", edit=None, stop=None, limit=None, spill=None, forecast=None, about=None, config=None):
     """Run a stage and return its `Trace`.
 
     keep   what to keep: a glob of names, several, or a function of (name, shape). "*" keeps all, attention scores and
@@ -37,12 +37,13 @@ def record(stage, keep="*", edit=None, stop=None, limit=None, spill=None, foreca
            its name when it is whole: an error or an interrupt leaves nothing
     forecast  function of the prompt's tensors, {name: tensor}: what is still to come, `Foreseen`s
     about     function of the trace when the run is over: more `info`
+    config    of the model that runs, for `Trace.maps`
 
     What does not fit is refused before it is made. A pattern that nothing matched is an Error, raised at the end; its
     attribute `trace` holds what was recorded.
     """
     with TensorFile(spill) if spill is not None else nullcontext() as file:
-        recorder = Recorder(keep, edit, limit, file, forecast)
+        recorder = Recorder(keep, edit, limit, file, forecast, config)
         asked = {*recorder.patterns, *recorder.edit, *([stop] if stop else [])} - {"*"}
         trace = recorder.trace
         trace.result = run(stage, recorder.see, None if stop is None else lambda name: fnmatchcase(name, stop))
@@ -50,7 +51,7 @@ def record(stage, keep="*", edit=None, stop=None, limit=None, spill=None, foreca
         if file is not None:
             file.close(metadata_of(trace))
             trace = Trace.load(spill)
-            trace.result = recorder.trace.result
+            trace.result, trace.config = recorder.trace.result, config
     unmatched = sorted(one for one in asked if not any(fnmatchcase(name, one) for name in trace.names))
     if unmatched:
         error = Error(f"no tensor of this run is called {unmatched[0]!r}{did_you_mean(unmatched[0], trace.names)}")
@@ -74,11 +75,11 @@ def chosen(keep):
 class Recorder:
     """Shown every tensor, keeps some of them in `trace`, or in `file`."""
 
-    def __init__(self, keep, edit, limit, file, forecast):
+    def __init__(self, keep, edit, limit, file, forecast, config):
         self.keep, self.patterns = chosen(keep)
         self.edit, self.file, self.forecast = dict(edit or {}), file, forecast
         self.limit = room(file) if limit is None else limit
-        self.trace = Trace(info={"generated_ids": [], "edited": []})
+        self.trace = Trace(info={"generated_ids": [], "edited": []}, config=config)
         self.prompt, self.used = {}, 0
 
     def see(self, name, tensor):
@@ -105,7 +106,7 @@ class Recorder:
 
     def _note(self, name, tensor):
         """What a trace knows whether the tensor is kept or not."""
-        if name in NOTED:
+        if name in MAPPED:
             self.trace.info[name] = tensor.tolist()
         elif name.endswith("next_token"):
             self.trace.info["generated_ids"] += tensor.tolist()

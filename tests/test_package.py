@@ -17,7 +17,7 @@ from minivl.tiny import scene
 PACKAGE = Path(minivl.__file__).parent
 ORDER = (
     "errors json_file positions published config parameters kernels weights stream tokenizer chat image frames video inputs "
-    "windows vision summary decoder sampling grounding drawing answer stats tensor_file recording outline forecast trace "
+    "windows maps vision summary decoder sampling grounding drawing answer stats tensor_file recording outline forecast trace "
     "provenance walk model"
 )
 

@@ -18,8 +18,8 @@ from minivl.config import Config
 from minivl.errors import Error
 from minivl.image import ImageProcessor, smart_resize
 from minivl.kernels.machine import calibrate
-from minivl.outline import Outline, outline
 from minivl.model import VLM
+from minivl.outline import Outline, outline
 from minivl.outlined import Outlined, Size
 from minivl.plan import module, outlined, plan, size_of, tensors, text, total
 from minivl.sampling import Sampling

@@ -1,0 +1,315 @@
+"""Where things are: pixel, patch, window slot, token, prompt, position; from each to the next and back, arrays at once.
+
+    maps = vlm.trace("How many shapes are there?", images="scene.png").maps     # or Maps.of(inputs, vlm.config)
+    token = maps.token_of_pixel(100, 50)        # which token shows this pixel of the resized picture
+    maps.pixels_of_token(token)                 # [84, 28, 112, 56]: x0, y0, x1, y1, the last two exclusive
+    maps.on_image(trace["visual.blocks.2"].std(axis=1), "visual.blocks.2")      # [rows, columns], as on the picture
+
+Each is counted from 0, over all pictures and then all videos, in the order in which the tower takes them:
+
+    pixel      x to the right, y down, on the resized picture; pixel (3, 5) is 3 <= x < 4, 5 <= y < 6
+    patch      14 x 14 pixels, two frames of a video: rows of visual.patch_embed
+    slot       of a patch, in window order: rows of visual.blocks.*
+    token      2 x 2 patches, also called unit: rows of visual
+    slot       of a token, in window order: rows of visual.merger; four of the patches' slots each
+    prompt     the token's place among input_ids: rows of model.*
+    position   what M-RoPE turns by, (t, h, w)
+
+    4 x 12 patches              tokens                    slots of the tokens, windows of 4 x 4 tokens
+     0  1   4  5   8 ...         0  1  2  3 |  4  5        0  1  2  3 |  8  9
+     2  3   6  7  10 ...         6  7  8  9 | 10 11        4  5  6  7 | 10 11
+    24 25  28 ...
+    26 27  30 ...               the picture's tokens stand at start + (0, row, column) in M-RoPE
+
+Where a method takes `image` it counts pictures, then videos; `frame` counts pairs of a video's frames and is 0 for a picture.
+Whole numbers and arrays of them are taken alike; what lies outside is an Error.
+"""
+
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+import numpy as np
+
+from minivl.errors import Error
+from minivl.positions import patch_positions, prompt_positions
+from minivl.windows import frame_segments, unit_grid, window_index
+
+# which rows a tensor has, by its name, and how many there are; the first that fits
+ORDERS = (
+    ("patches", "pixel_values visual.patch_positions visual.patch_embed"),
+    ("patch slots", "visual.window_order visual.rope.* visual.blocks.* visual.merger.ln_q"),
+    ("token slots", "visual.window_index visual.merger visual.merger.*"),
+    ("tokens", "visual"),
+    ("prompt", "input_ids inputs_embeds position_ids model.embed_tokens model.rope.* model.layers.* model.norm"),
+)
+
+# the tensors of a run that its maps are made of
+MAPPED = "input_ids image_grid_thw video_grid_thw visual.window_index visual.cu_window_seqlens position_ids".split()
+
+
+class Maps:
+    """The maps of one prompt.
+
+    grids        int64 [images + videos, 3]: frames, patch rows, patch columns of each
+    places       int64 [N, 4]: (image, frame, row, column) of each patch
+    image_sizes  (height, width) of each picture as it was given; () if nobody knows
+    """
+
+    def __init__(self, config, input_ids, grids, order=None, position_ids=None, image_sizes=()):
+        """order  (window_index, cu_window_seqlens) of the run; what the tower makes of the grids if not given"""
+        self.config, self.input_ids = config, np.asarray(input_ids, dtype=np.int64)
+        self.grids = np.asarray(grids, dtype=np.int64).reshape(-1, 3)
+        self.position_ids, self.image_sizes = position_ids, tuple(tuple(size) for size in image_sizes)
+        self.window_index, self.windows = order or self._window_order()
+        self.frames = frame_segments(self.grids)
+        self._slots = np.argsort(self.window_index)
+        kinds = config.image_token_id, config.video_token_id
+        self._prompt = np.concatenate([np.flatnonzero(self.input_ids == kind) for kind in kinds])
+        if len(self._prompt) != self.tokens:
+            raise Error(
+                f"the prompt has {len(self._prompt)} placeholders and its pictures and videos have {self.tokens} tokens. "
+                "Give the input_ids and the grids of one prompt, placeholders expanded."
+            )
+
+    @classmethod
+    def of(cls, inputs, config, video_positions="launch"):
+        """Of `Inputs`: the maps are known before anything has run."""
+        media = inputs.image_grid_thw, inputs.video_grid_thw
+        positions, _ = prompt_positions(inputs.input_ids, config, *media, inputs.second_per_grid_ts, video_positions)
+        return cls(config, inputs.input_ids, np.concatenate(media), None, positions, inputs.image_sizes)
+
+    @classmethod
+    def recorded(cls, config, tensors, pictures=()):
+        """Of a run's tensors (MAPPED names those that are needed), and the conversation's pictures, an `answer.Picture` each.
+
+        subtle: with a cache they are of the prompt's new part alone, and of its new pictures, the last ones.
+        """
+        none = np.zeros((0, 3), dtype=np.int64)
+        images, videos = (tensors.get(name, none) for name in ("image_grid_thw", "video_grid_thw"))
+        order = [tensors[name] for name in ("visual.window_index", "visual.cu_window_seqlens") if name in tensors]
+        sizes = [picture.original_size for picture in pictures][len(pictures) - len(images) :]
+        grids, order = np.concatenate([images, videos]), order if len(order) == 2 else None
+        return cls(config, tensors["input_ids"], grids, order, tensors.get("position_ids"), sizes)
+
+    def _window_order(self):
+        if not len(self.grids):
+            return np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
+        return window_index(self.grids, self.config.vision)
+
+    @cached_property
+    def places(self):
+        if not len(self.grids):
+            return np.zeros((0, 4), dtype=np.int64)
+        vision = self.config.vision
+        units = np.repeat(unit_grid(self.grids, vision.spatial_merge_size), vision.merge_unit, axis=0)
+        return np.concatenate([units[:, :2], patch_positions(self.grids, vision.spatial_merge_size)], axis=1)
+
+    @property
+    def patches(self):
+        """How many there are, of all pictures and videos."""
+        return int(self.grids.prod(axis=1).sum())
+
+    @property
+    def tokens(self):
+        return self.patches // self.config.vision.merge_unit
+
+    def __repr__(self):
+        return f"<Maps: {self.patches} patches, {self.tokens} tokens in a prompt of {len(self.input_ids)}>"
+
+    # ---- pixels ----
+
+    def size(self, image=0):
+        """(height, width) of the resized picture."""
+        return tuple(int(n) * self.config.vision.patch_size for n in self.grids[self._image(image), 1:])
+
+    def resized(self, x, y, image=0):
+        """(x, y) on the picture as it was given -> on the resized one. Corners stay corners; not rounded."""
+        (h, w), (H, W) = self._original_size(image), self.size(image)
+        return np.asarray(x) * (W / w), np.asarray(y) * (H / h)
+
+    def original(self, x, y, image=0):
+        """(x, y) on the resized picture -> on the one that was given; not rounded. Source: as boxes, grounding.py."""
+        (h, w), (H, W) = self._original_size(image), self.size(image)
+        return np.asarray(x) * (w / W), np.asarray(y) * (h / H)
+
+    def patch_of_pixel(self, x, y, image=0, frame=0):
+        """The patch that holds a pixel of the resized picture; x and y may have fractions."""
+        P = self.config.vision.patch_size
+        H, W = np.moveaxis(self.grids[self._image(image), 1:] * P, -1, 0)
+        column, row = _within(x, W, "x", "pixels", "iuf"), _within(y, H, "y", "pixels", "iuf")
+        return self.patch_at(row // P, column // P, image, frame)
+
+    def pixels_of_patch(self, patch):
+        """(x0, y0, x1, y1) on its resized picture, the last two exclusive: int64 [..., 4]."""
+        row, column = np.moveaxis(self.places[self._patch(patch)], -1, 0)[2:]
+        corner = np.stack([column, row, column + 1, row + 1], axis=-1)
+        return corner * self.config.vision.patch_size
+
+    def token_of_pixel(self, x, y, image=0, frame=0):
+        """The token that shows a pixel of the resized picture; of one as it was given: token_of_pixel(*maps.resized(x, y))."""
+        return self.token_of_patch(self.patch_of_pixel(x, y, image, frame))
+
+    def pixels_of_token(self, token):
+        """(x0, y0, x1, y1) on its resized picture, the last two exclusive: int64 [..., 4]."""
+        boxes = self.pixels_of_patch(self.patches_of_token(token))
+        return np.concatenate([boxes[..., 0, :2], boxes[..., -1, 2:]], axis=-1)
+
+    def tokens_of_box(self, box, image=0, frame=0):
+        """All tokens that a box (x0, y0, x1, y1) on the resized picture touches, row by row."""
+        return np.unique(self.token_of_patch(self.patches_of_box(box, image, frame)))
+
+    def patches_of_box(self, box, image=0, frame=0):
+        """All patches that a box (x0, y0, x1, y1) on the resized picture touches, in their order."""
+        x0, y0, x1, y1 = box
+        if not (x0 < x1 and y0 < y1):
+            raise Error(f"the box {tuple(box)} is empty. Give (x0, y0, x1, y1) with x0 < x1 and y0 < y1.")
+        last = np.nextafter(x1, x0), np.nextafter(y1, y0)  # the right and lower edges are not of the box
+        corners = self.patch_of_pixel([x0, last[0]], [y0, last[1]], image, frame)
+        (top, left), (bottom, right) = self.places[corners, 2:]
+        rows, columns = np.arange(top, bottom + 1), np.arange(left, right + 1)
+        return np.sort(self.patch_at(rows[:, None], columns, image, frame).reshape(-1))
+
+    # ---- patches, slots, windows, tokens ----
+
+    def patch_at(self, row, column, image=0, frame=0):
+        """The patch in a row and column of the grid of patches."""
+        image = self._image(image)
+        T, H, W = np.moveaxis(self.grids[image], -1, 0)
+        m = self.config.vision.spatial_merge_size
+        row, column = _within(row, H, "row", "patch rows"), _within(column, W, "column", "patch columns")
+        frame = _within(frame, T, "frame", "frames")
+        patches = self.grids.prod(axis=1)
+        unit = row // m * (W // m) + column // m
+        return (np.cumsum(patches) - patches)[image] + frame * (H * W) + unit * m * m + row % m * m + column % m
+
+    def token_of_patch(self, patch):
+        return self._patch(patch) // self.config.vision.merge_unit
+
+    def patches_of_token(self, token):
+        """Its four patches, int64 [..., 4]: upper left, upper right, lower left, lower right."""
+        unit = self.config.vision.merge_unit
+        return self._token(token)[..., None] * unit + np.arange(unit)
+
+    def slot_of_patch(self, patch):
+        """Its row in window order."""
+        patch, unit = self._patch(patch), self.config.vision.merge_unit
+        return self._slots[patch // unit] * unit + patch % unit
+
+    def patch_of_slot(self, slot):
+        slot, unit = _within(slot, self.patches, "slot", "patches"), self.config.vision.merge_unit
+        return self.window_index[slot // unit] * unit + slot % unit
+
+    def slot_of_token(self, token):
+        """Its row in the merger."""
+        return self._slots[self._token(token)]
+
+    def token_of_slot(self, slot):
+        return self.window_index[_within(slot, self.tokens, "slot", "tokens")]
+
+    def window_of_patch(self, patch):
+        return np.searchsorted(self.windows, self.slot_of_patch(patch), side="right") - 1
+
+    def patches_of_window(self, window):
+        """The patches of one window, in the order of their slots."""
+        window = int(_within(window, len(self.windows) - 1, "window", "windows"))
+        return self.patch_of_slot(np.arange(*self.windows[window : window + 2]))
+
+    def segment(self, patch, block):
+        """(first slot, last slot + 1) of all that a patch sees in a block of the tower: its window, or all of its frame."""
+        bounds = self.frames if block in self.config.vision.fullatt_block_indexes else self.windows
+        at = np.searchsorted(bounds, self.slot_of_patch(patch), side="right")
+        return bounds[at - 1], bounds[at]
+
+    # ---- tokens in the prompt ----
+
+    def prompt_of_token(self, token):
+        """The index of its placeholder in input_ids."""
+        return self._prompt[self._token(token)]
+
+    def token_of_prompt(self, prompt):
+        """The token that stands there; an Error where there is text. See `shown`."""
+        prompt = _within(prompt, len(self.input_ids), "prompt", "tokens in the prompt")
+        if not np.all(self.shown[prompt]):
+            text = np.atleast_1d(prompt)[~np.atleast_1d(self.shown[prompt])][0]
+            raise Error(f"token {text} of the prompt is text, no part of a picture. `maps.shown` tells which are.")
+        found = np.full(len(self.input_ids), -1, dtype=np.int64)
+        found[self._prompt] = np.arange(self.tokens)
+        return found[prompt]
+
+    @property
+    def shown(self):
+        """Which tokens of the prompt stand for pictures and videos, bool [T]."""
+        return np.isin(np.arange(len(self.input_ids)), self._prompt)
+
+    def position_of_prompt(self, prompt):
+        """M-RoPE's (t, h, w): int64 [..., 3]."""
+        if self.position_ids is None:
+            raise Error("the run was stopped before position_ids were made. Trace it further.")
+        return self.position_ids.T[_within(prompt, len(self.input_ids), "prompt", "tokens in the prompt")]
+
+    def prompt_of_position(self, t, h, w):
+        """All places in the prompt with this position, int64 [n]: none, one, or several frames of a fast video."""
+        positions = self.position_of_prompt(np.arange(len(self.input_ids)))
+        return np.flatnonzero(np.all(positions == [t, h, w], axis=1))
+
+    # ---- whole tensors ----
+
+    def order(self, name):
+        """What the rows of a tensor are: "patches", "patch slots", "token slots", "tokens" or "prompt"."""
+        for order, names in ORDERS:
+            if name == order or any(fnmatchcase(name, pattern) for pattern in names.split()):
+                return order
+        raise Error(f"the rows of {name} are no parts of a picture. Known: {'; '.join(names for _, names in ORDERS)}.")
+
+    def raster(self, name, image=0, frame=0):
+        """Which row of a tensor stands where on the picture: int64 [rows, columns], of patches or of tokens."""
+        order, (_, H, W) = self.order(name), self.grids[self._image(image)]
+        patches = self.patch_at(np.arange(H)[:, None], np.arange(W), image, frame)
+        if order == "patches":
+            return patches
+        if order == "patch slots":
+            return self.slot_of_patch(patches)
+        m = self.config.vision.spatial_merge_size
+        tokens = self.token_of_patch(patches[::m, ::m])
+        return {"tokens": np.asarray, "token slots": self.slot_of_token, "prompt": self.prompt_of_token}[order](tokens)
+
+    def on_image(self, values, name, image=0, frame=0):
+        """Values of a tensor's rows, [rows, ...], laid out as on the picture: [patch or token rows, columns, ...].
+
+        name  the tensor's, or what its rows are, as `order` says. Of several heads, [H, rows, K], choose one before.
+        """
+        values, order = np.asarray(values), self.order(name)
+        expected = len(self.input_ids) if order == "prompt" else self.patches if "patch" in order else self.tokens
+        if not values.ndim or len(values) != expected:
+            raise Error(
+                f"{name} has {expected} {order}; the values are {list(values.shape)}. Give one for each, in front."
+            )
+        return values[self.raster(order, image, frame)]
+
+    # ---- what is not there ----
+
+    def _image(self, image):
+        if np.size(image) and not len(self.grids):
+            raise Error("there is no picture or video in this prompt.")
+        return _within(image, len(self.grids), "image", "pictures and videos")
+
+    def _patch(self, patch):
+        return _within(patch, self.patches, "patch", "patches")
+
+    def _token(self, token):
+        return _within(token, self.tokens, "token", "tokens of pictures and videos")
+
+    def _original_size(self, image):
+        if self._image(image) >= len(self.image_sizes):
+            raise Error(
+                f"the size that image {image} was given in is not known; videos and `Inputs` made by hand have none."
+            )
+        return self.image_sizes[image]
+
+
+def _within(values, count, what, things, kinds="iu"):
+    """As int64, if all of them count from 0 to count - 1; fractions, where they are allowed, are cut off."""
+    found = np.asarray(values)
+    if found.size and (found.dtype.kind not in kinds or not np.all((found >= 0) & (found < count))):
+        raise Error(f"{what} {values} is outside: there are {count} {things}, counted from 0 in whole numbers.")
+    return np.floor(found).astype(np.int64)
