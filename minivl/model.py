@@ -5,8 +5,9 @@
     vlm.stream(...)                                     # its pieces, as they come
     vlm.chat(messages, cache=vlm.new_cache())           # several turns; the cache remembers the earlier ones
     vlm.trace(...)                                      # every tensor by name
+    vlm.walk(...)                                       # one after the other: look, change, go on, go back
 
-ask, stream and trace are three consumers of one generator, `VLM.answer`.
+ask, stream, trace and walk are consumers of one generator, `VLM.answer`.
 """
 
 from functools import cached_property
@@ -33,6 +34,7 @@ from minivl.tokenizer import Tokenizer
 from minivl.trace import record
 from minivl.video import prepare_video
 from minivl.vision import vision_tower
+from minivl.walk import Walk
 from minivl.weights import open_weights, resolve
 
 
@@ -149,6 +151,13 @@ class VLM:
             self.answer(prompt, cache, max_new_tokens=max_new_tokens, **options), keep, edit, stop, limit, spill,
             lambda seen: forecast(self, seen, len(cache), tokens), lambda made: about(self, made), self.config,
         )  # fmt: skip
+
+    def walk(self, question, images=None, videos=None, level="stage", **options):
+        """Run step by step: an iterator that stops at each "stage", "block" or "tensor" (`level`). -> walk.Walk
+
+        Options as of `ask`; question: text, a list of messages, or `Inputs`.
+        """
+        return Walk(self, chat.conversation(question, images, videos), level, **options)
 
     def new_cache(self):
         """An empty memory of a conversation, for `chat` and `stream`."""

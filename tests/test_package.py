@@ -18,7 +18,7 @@ PACKAGE = Path(minivl.__file__).parent
 ORDER = (
     "errors json_file positions published config parameters kernels weights stream tokenizer chat image frames video inputs "
     "windows maps vision summary decoder sampling grounding drawing answer stats tensor_file recording outline forecast trace "
-    "provenance walk model"
+    "provenance texts_vision texts_decoder explain pictures walk model"
 )
 
 
