@@ -99,13 +99,14 @@ def coloured(maps, context, image, frame):
 
 
 def heat_pictures(maps, values, name, context):
-    """One number for each row of a tensor, float [rows], as colours on each picture; dark is the least, yellow the most."""
+    """One number for each row of a tensor, float [rows], as colours on each picture: (pictures, least, most)."""
     laid = [maps.on_image(values, name, *place) for place in places(maps)]
-    low, high = min(map(np.min, laid)), max(map(np.max, laid))
+    finite = np.concatenate([one[np.isfinite(one)] for one in laid])
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
     span = high - low if high > low else 1
-    return [
-        blended(pixels_of(maps, context, *place), heat((one - low) / span)) for one, place in zip(laid, places(maps))
-    ]
+    shares = [(one - low) / span for one in laid]
+    pictures = [blended(pixels_of(maps, context, *place), heat(share)) for share, place in zip(shares, places(maps))]
+    return pictures, low, high
 
 
 def heat(shares):
@@ -192,12 +193,8 @@ def heat_html(step, maps, context):
         )
     else:
         values, meaning = lengths(step.value), "length (Euclidean norm) of each row"
-    found = [
-        float(values[np.isfinite(values)].min(initial=np.inf)),
-        float(values[np.isfinite(values)].max(initial=-np.inf)),
-    ]
-    legend = f"<p>{meaning}: dark {found[0]:.3g}, yellow {found[1]:.3g} (of all rows)</p>"
-    return [*(png(image) for image in heat_pictures(maps, values, name, context)), legend]
+    pictures, low, high = heat_pictures(maps, values, name, context)
+    return [*map(png, pictures), f"<p>{meaning}: dark {low:.3g}, yellow {high:.3g}</p>"]
 
 
 def lengths(value):

@@ -40,11 +40,10 @@ class TensorFile:
         if not self.path.parent.is_dir() or self.path.is_dir():
             what = "it is a folder" if self.path.is_dir() else f"the folder {self.path.parent} does not exist"
             raise Error(f"cannot write {path}: {what}. Give a file in a folder that is there.")
-        self._start = -(-room // ALIGNED) * ALIGNED
+        self._start = self._end = -(-room // ALIGNED) * ALIGNED  # of the tensors that are written as they come
         self._placed, self._waiting = {}, {}  # name: (dtype, shape, first byte in the file, bytes);  name: array
         with explained(self.path):
             self._file = open(self.partial, "wb+")  # noqa: SIM115, closed in close() or __exit__
-            self._file.seek(self._start)
 
     def __enter__(self):
         return self
@@ -91,23 +90,25 @@ class TensorFile:
 
     def _append(self, name, array):
         with explained(self.path):
-            start = self._file.seek(0, os.SEEK_END) if self._placed else self._file.seek(self._start)
-            self._file.write(np.ascontiguousarray(array).data)
-        self._placed[name] = (NAMES[array.dtype.name], array.shape, start, array.nbytes)
+            self._write(np.ascontiguousarray(array).data)
+        self._placed[name] = (NAMES[array.dtype.name], array.shape, self._end - array.nbytes, array.nbytes)
+
+    def _write(self, data):
+        """Behind all tensors."""
+        self._file.seek(self._end)
+        self._end += self._file.write(data)
 
     def _make_room(self, needed):
         """Move tensors from the front to the end, until the others start after `needed` bytes, aligned for 8-byte values."""
-        if not any(nbytes for _, _, _, nbytes in self._placed.values()):
-            self._start = max(self._start, -(-needed // ALIGNED) * ALIGNED)
+        if self._start == self._end:
+            self._start = self._end = max(self._start, -(-needed // ALIGNED) * ALIGNED)
             self._placed = {name: (*kind, self._start, 0) for name, (*kind, _, _) in self._placed.items()}
         while self._start < needed or self._start % 8:
             name = next(iter(self._placed))
             dtype, shape, start, nbytes = self._placed.pop(name)
             self._file.seek(start)
-            data = self._file.read(nbytes)
-            end = self._file.seek(0, os.SEEK_END)
-            self._file.write(data)
-            self._placed[name] = (dtype, shape, end, nbytes)
+            self._placed[name] = (dtype, shape, self._end, nbytes)
+            self._write(self._file.read(nbytes))
             self._start = next(iter(self._placed.values()))[2]
 
     def _header(self, front, metadata, room):

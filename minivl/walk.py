@@ -122,7 +122,7 @@ class Walk:
 
     def replace(self, value):
         """Put an array in the place of the tensor at which the walk stands: same shape and dtype. -> Step"""
-        step = self._here()
+        step = self.here()
         self._reply = self.edits[step.name] = replacement(step.name, step._tensor, value)
         self.step = Step(self, step.name, self._reply, replaced=True)
         self._remember(step.name, self._reply)
@@ -192,7 +192,8 @@ class Walk:
         if name in MAPPED or name.endswith(".resized"):
             self.context[name] = tensor
 
-    def _here(self):
+    def here(self):
+        """The `Step` at which the walk stands; an Error where it stands at none."""
         if self.step is None:
             raise Error("the walk stands at no tensor: take a step with next(walk) or walk.until(name) before.")
         return self.step

@@ -34,7 +34,7 @@ def test_data_flows_down():
     """A file imports only from the ones before it."""
     order = [
         *ORDER.split(),
-        *"outlinedd workloads plan gguf_file programs peers report bench commands cli".split(),
+        *"outlinedd workloads plan gguf_file programs peers report bench stepper commands cli".split(),
     ]
     files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
     assert sorted(files) == sorted(room for room in order if room != "kernels")
@@ -142,7 +142,7 @@ def test_errors_are_one_line_on_stderr(arguments, words, capsys):
 
 def test_module_runs():
     environment = {**os.environ, "COLUMNS": "120"}
-    for arguments in ([], ["walk"], ["ask"], ["bench"], ["plan"], ["summary"]):
+    for arguments in ([], ["walk"], ["ask"], ["trace"], ["bench"], ["plan"], ["summary"]):
         run = subprocess.run(
             [sys.executable, "-m", "minivl", *arguments, "--help"], capture_output=True, text=True, env=environment
         )
