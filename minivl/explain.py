@@ -104,6 +104,11 @@ def tokens_of(shape, unit):
     return {"rows": rows, "columns": columns, "tokens": rows * columns}
 
 
+def word(vlm, token):
+    """What a token says; its number where there is no tokenizer."""
+    return f"#{token}" if vlm.folder is None else vlm.tokenizer.token(token)
+
+
 class Narrator:
     """Turns a (name, tensor) pair into a sentence, or None for the tensors inside a block, which it passes over."""
 
@@ -184,11 +189,11 @@ class Narrator:
         return f"a score for each of {tensor.shape[1]} tokens: {self.best(tensor[0])}"
 
     def token(self, name, tensor):
-        return f"-> {self.vlm.tokenizer.token(int(tensor[0]))!r}"
+        return f"-> {word(self.vlm, int(tensor[0]))!r}"
 
     def best(self, logits):
         order = np.argsort(-logits, kind="stable")[:3]
-        return ", ".join(f"{self.vlm.tokenizer.token(int(i))!r} {logits[i]:.1f}" for i in order)
+        return ", ".join(f"{word(self.vlm, int(i))!r} {logits[i]:.1f}" for i in order)
 
 
 SENTENCES = {

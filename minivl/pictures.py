@@ -13,7 +13,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw
 
-from minivl.explain import STEP, documented
+from minivl.explain import STEP, documented, word
 from minivl.maps import Maps
 
 LONGEST = 480  # pixels of the longer side of a picture that is shown
@@ -222,11 +222,6 @@ def attention_received(probs, maps, name):
 
 
 # ---- tokens ----
-
-
-def word(vlm, token):
-    """What a token says; its number where there is no tokenizer."""
-    return f"#{token}" if vlm.folder is None else vlm.tokenizer.token(token)
 
 
 def runs(ids, config):

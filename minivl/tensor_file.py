@@ -71,15 +71,15 @@ class TensorFile:
     def close(self, metadata):
         """Write the header and give the file its name. metadata: {str: str}"""
         front = {name: array for name, array in self._waiting.items() if array.itemsize > 4}
-        for name, array in self._waiting.items():
-            if name not in front:
-                self._append(name, array)
         size = sum(array.nbytes for array in front.values())
         with explained(self.path):
-            longest = len(self._header(front, metadata, 0)) + 16 * len(
+            longest = len(self._header(self._waiting, metadata, 0)) + 16 * len(
                 self._placed
-            )  # moved tensors have longer offsets
+            )  # moved ones have longer offsets
             self._make_room(8 + longest + size)
+            rest = [name for name in self._waiting if name not in front]
+            for name in sorted(rest, key=lambda name: -self._waiting[name].itemsize):
+                self._append(name, self._waiting[name])
             room = self._start - size - 8
             self._file.seek(0)
             self._file.write(room.to_bytes(8, "little") + self._header(front, metadata, room).ljust(room))

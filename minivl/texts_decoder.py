@@ -44,7 +44,8 @@ TEXTS = {
         "attention), which makes the cache {group} times smaller."
     ),
     "model.layers.{i}.self_attn.v_proj": (
-        "v = h · W_vᵀ + b, {shape}: {kv} heads of {k}, like the keys, but never rotated."
+        "v = h · W_vᵀ + b, {shape}: {kv} heads of {k}, like the keys, but never rotated. What a token "
+        "looks at is decided by q and k; what it then takes from there is v."
     ),
     "model.layers.{i}.self_attn.q_rope": (
         "The queries by heads, {shape}, turned by their three positions: dimension j is paired with j + {khalf}, q'_j "
