@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from minivl.explain import STEP, documented, word
 from minivl.maps import Maps
 
-LONGEST = 480  # pixels of the longer side of a picture that is shown
+LONGEST = 336  # pixels of the longer side of a picture that is shown
 MOST = 8  # pictures and pairs of frames that are shown
 HEAT = np.array(
     [[13, 8, 65], [94, 20, 130], [190, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float32
@@ -165,7 +165,7 @@ def scale_of(H, W):
 def png(image):
     """An <img> that holds the picture itself."""
     file = io.BytesIO()
-    image.save(file, "PNG")
+    image.save(file, "PNG", compress_level=1)
     data = base64.b64encode(file.getvalue()).decode()
     return f'<img style="margin:2px" width="{image.width}" height="{image.height}" src="data:image/png;base64,{data}">'
 

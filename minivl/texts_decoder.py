@@ -30,7 +30,10 @@ TEXTS = {
         "chunks, not interleaved; then all of it stands twice. Where t = h = w, as in text, this is ordinary "
         "RoPE.{yarn}"
     ),
-    "model.rope.sin": ("sin of the same angles, {shape}. The same tables serve all {depth} layers and all heads."),
+    "model.rope.sin": (
+        "sin of the same angles as model.rope.cos, {shape}: a pair (a, b) becomes (a·cos - b·sin, b·cos + a·sin). The "
+        "same two tables serve all {depth} layers and all heads."
+    ),
     "model.layers.{i}.input_layernorm": (
         "RMSNorm: y = w · x / sqrt(mean(x²) + {eps:g}), mean over the {m} channels of each token, {shape}. Here eps "
         "comes from config.json; the tower's is fixed."
@@ -44,8 +47,8 @@ TEXTS = {
         "attention), which makes the cache {group} times smaller."
     ),
     "model.layers.{i}.self_attn.v_proj": (
-        "v = h · W_vᵀ + b, {shape}: {kv} heads of {k}, like the keys, but never rotated. What a token "
-        "looks at is decided by q and k; what it then takes from there is v."
+        "v = h · W_vᵀ + b, {shape}: {kv} heads of {k}, like the keys, but never rotated. What a token looks at is "
+        "decided by q and k; what it then takes from there is v."
     ),
     "model.layers.{i}.self_attn.q_rope": (
         "The queries by heads, {shape}, turned by their three positions: dimension j is paired with j + {khalf}, q'_j "
@@ -71,8 +74,14 @@ TEXTS = {
         "context = probs · v, heads side by side: {shape}. With v of key head a // {group} for query head a. The "
         "fused kernel goes from q, k, v to here without storing scores."
     ),
-    "model.layers.{i}.self_attn.o_proj": ("context · W_oᵀ, {shape}, no bias: mixes what the {h} heads found."),
-    "model.layers.{i}.attn_residual": ("x + attention(norm(x)), {shape}: the residual stream after attention."),
+    "model.layers.{i}.self_attn.o_proj": (
+        "context · W_oᵀ, {shape}, no bias. Each of the {h} heads has worked on its own so far; this matrix mixes what "
+        "they found and brings it back to the width of the residual stream."
+    ),
+    "model.layers.{i}.attn_residual": (
+        "x + attention(norm(x)), {shape}: the residual stream after attention. What a layer finds is added to what is "
+        "there, never put in its place, so that later layers can still read what earlier ones wrote."
+    ),
     "model.layers.{i}.post_attention_layernorm": (
         "RMSNorm of the sum, y = w · x / sqrt(mean(x²) + {eps:g}), {shape}. By its name it comes after attention; "
         "what it does is to come before the MLP."
@@ -81,9 +90,18 @@ TEXTS = {
         "gate = h · W_gateᵀ, {d} -> {m} channels, {shape}. The three matrices of the MLP hold most of the decoder's "
         "weights, and decoding spends most of its time reading them."
     ),
-    "model.layers.{i}.mlp.up_proj": ("up = h · W_upᵀ, {shape}: what the gate lets through."),
-    "model.layers.{i}.mlp.act": ("act = silu(gate) · up, element by element, silu(g) = g / (1 + e^(-g)): {shape}."),
-    "model.layers.{i}.mlp.down_proj": ("act · W_downᵀ, back to {m} channels: {shape}. Each token on its own."),
+    "model.layers.{i}.mlp.up_proj": (
+        "up = h · W_upᵀ, {d} -> {m} channels, {shape}, no bias: what the gate will let through, or not."
+    ),
+    "model.layers.{i}.mlp.act": (
+        "act = silu(gate) · up, element by element, silu(g) = g / (1 + e^(-g)): {shape}. A gate far below 0 shuts its "
+        "channel for this token. The largest values of the whole model often stand here, in a few channels: see the "
+        "outlier channels of its statistics."
+    ),
+    "model.layers.{i}.mlp.down_proj": (
+        "act · W_downᵀ, from the MLP's width back to {m} channels: {shape}. Each token is worked on alone here; only "
+        "attention moves anything from one token to another."
+    ),
     "model.layers.{i}": (
         "Layer {i} of {depth} is done: attn_residual + mlp(norm(attn_residual)), {shape}. Tokens of text and of "
         "pictures went through the very same weights."

@@ -155,18 +155,24 @@ TOWER = {
         "holds a mean of the values of the patches it listened to, one for each head."
     ),
     "visual.blocks.{i}.attn.proj": (
-        "context · Wᵀ + b, {shape}: mixes what the {h} heads found. Up to here heads have not exchanged anything."
+        "context · Wᵀ + b, {shape}. Each of the {h} heads has worked on its own so far; this matrix mixes what they "
+        "found and brings it back to the width of the residual stream."
     ),
     "visual.blocks.{i}.attn_residual": (
         "x + attn(norm1(x)), {shape}. The block adds to what was there and does not replace it: the sum through all "
         "blocks is the residual stream."
     ),
-    "visual.blocks.{i}.norm2": ("RMSNorm of the sum, y = w · x / sqrt(mean(x²) + 1e-6), {shape}, before the MLP."),
+    "visual.blocks.{i}.norm2": (
+        "RMSNorm of the sum, y = w · x / sqrt(mean(x²) + 1e-6), {shape}, before the MLP: the MLP, too, reads a "
+        "normalised copy, and adds its result to the stream itself."
+    ),
     "visual.blocks.{i}.mlp.gate_proj": (
         "gate = h · W_gateᵀ + b, {n} rows from {d} to {m} channels. With up_proj it makes the SwiGLU: one half "
         "decides how much of the other passes. The tower's MLP has biases, the decoder's has none."
     ),
-    "visual.blocks.{i}.mlp.up_proj": ("up = h · W_upᵀ + b, {shape}: what the gate will let through, or not."),
+    "visual.blocks.{i}.mlp.up_proj": (
+        "up = h · W_upᵀ + b, {d} -> {m} channels, {shape}: what the gate will let through, or not."
+    ),
     "visual.blocks.{i}.mlp.act": (
         "act = silu(gate) · up, element by element, silu(g) = g / (1 + e^(-g)): {shape}. Where the gate is far below "
         "0 nothing passes, far above 0 it passes times g. Outlier channels show here first."
@@ -192,7 +198,10 @@ TOWER = {
         "GELU, the exact one: x/2 · (1 + erf(x / sqrt 2)), {shape}. The tanh approximation differs in the fourth "
         "digit, which a comparison shows."
     ),
-    "visual.merger.mlp.2": ("The second linear layer takes {merged} numbers to {m}, the decoder's width: {shape}."),
+    "visual.merger.mlp.2": (
+        "The second linear layer, h · Wᵀ + b, takes {merged} numbers to {m}, the decoder's width: {shape}. With it "
+        "the four patches have become one token."
+    ),
     "visual.merger": (
         "One vector for each unit of {unit} x {unit} pixels, as wide as a word's embedding, {shape}. A quarter of the "
         "rows: the decoder's cost grows with them. No language has been seen so far: this depends on the picture "

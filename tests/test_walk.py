@@ -249,10 +249,11 @@ def images_in(html):
 
 def test_every_step_has_its_picture():
     walk = TINY.walk(QUESTION, [DRAWN.image], [[scene(1).image] * 4], "tensor", max_new_tokens=2)
-    shown = {step.name: step._repr_html_() for step in walk}
+    others = re.compile(r".*\.(blocks\.[023]|layers\.[0123])(\..*)?")  # one block's tensors stand for those of all
+    shown = {step.name: step._repr_html_() for step in walk if not others.fullmatch(step.name)}
     count = {name: len(images_in(html)) for name, html in shown.items()}
     assert count["image.0.resized"] == 1 and count["video.0.resized"] == 4  # each frame
-    for name in ("visual.cu_window_seqlens", "visual.patch_embed", "visual", "inputs_embeds", "model.layers.2"):
+    for name in ("visual.cu_window_seqlens", "visual.patch_embed", "visual", "inputs_embeds", "model.layers.4.mlp.act"):
         assert count[name] == 3, name  # the picture, two pairs of frames
     for name in (
         "visual.blocks.1.attn.probs",
