@@ -34,7 +34,7 @@ def test_data_flows_down():
     """A file imports only from the ones before it."""
     order = [
         *ORDER.split(),
-        *"outlinedd workloads plan gguf_file programs peers report bench stepper commands cli".split(),
+        *"outlined workloads plan gguf_file programs peers report bench stepper commands cli".split(),
     ]
     files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
     assert sorted(files) == sorted(room for room in order if room != "kernels")
