@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from minivl.config import Config
 from minivl.errors import Error
+from minivl.kernels.memory import memory
 from minivl.model import load
 from minivl.parameters import parameter_shapes
 from minivl.peers import PEERS
@@ -38,7 +39,6 @@ from minivl.workloads import (
     SIZES,
     SPARE,
     check_room,
-    memory,
     operations,
     random_checkpoint,
     stored_config,

@@ -1,4 +1,4 @@
-"""The command line: `minivl walk`, `ask`, `chat`, `bench`, `plan`, `summary`.
+"""The command line: `minivl walk`, `ask`, `chat`, `trace`, `bench`, `plan`, `summary`.
 
 Results on stdout; progress, advice, errors on stderr.
 """
@@ -18,11 +18,14 @@ Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood.
   minivl ask photo.jpg "What is this?"     only the answer
   minivl ask clip.mp4 "What happens?"      the same of a video: mp4, webm, animated GIF or WebP
   minivl chat                              a conversation: questions line by line, with @photo.jpg wherever you like
+  minivl walk --step                       wait at every step: look, explain, change something, go on, go back
+  minivl trace photo.jpg "What is this?" -o run.safetensors     record every tensor of a run
   minivl bench                             how fast it is, beside transformers, llama.cpp and what the machine allows
   minivl plan 72B --image 1080x1920        what a run of any size takes: operations, memory, seconds, without weights
   minivl summary 7B                        the module tree and the table of parameters
 
-Without --model walk, ask and chat use the small trained model that ships with minivl: it knows coloured shapes and digits.
+Without --model walk, ask, chat and trace use the small trained model that ships with minivl: it knows coloured shapes and
+digits.
 """
 TOKENS = "say on stderr how many tokens each picture, the text and the answer had, and how long it took"
 
@@ -57,6 +60,7 @@ def parser():
     walk.add_argument("image", nargs="?", metavar="IMAGE", help="a picture or a video; without one, a scene is drawn")
     walk.add_argument("question", nargs="?", metavar="QUESTION", help='default: "Describe the picture."')
     walk.add_argument("--scene", type=int, metavar="N", help="which scene to draw, if none is given (default 0)")
+    walk.add_argument("--step", action="store_true", help="wait at every step: look, explain, change, go on, go back")
     walk.set_defaults(run=commands.run_walk)
     ask = subparsers.add_parser("ask", help="answer a question about pictures and videos")
     ask.add_argument(
@@ -76,13 +80,32 @@ def parser():
     talk.add_argument("--system", metavar="TEXT", help="the system prompt (default: that of the model's chat template)")
     talk.add_argument("--tokens", action="store_true", help=TOKENS)
     talk.set_defaults(run=console.run_chat)
-    for command in (walk, ask, talk):
+    trace = add_trace(subparsers)
+    for command in (walk, ask, talk, trace):
         add_model_options(command)
         add_answer_options(command)
     add_bench(subparsers)
     add_plan(subparsers)
     add_summary(subparsers)
     return top
+
+
+def add_trace(subparsers):
+    trace = subparsers.add_parser("trace", help="run and record tensors: to a safetensors file, or as a table")
+    trace.add_argument("files", nargs="*", metavar="FILE", help="pictures and videos, as of `minivl ask`")
+    trace.add_argument("question", metavar="QUESTION")
+    trace.add_argument(
+        "-o", "--output", metavar="FILE.safetensors", help="write the tensors here while the run goes on"
+    )
+    trace.add_argument(
+        "--keep", action="append", metavar="GLOB", help='names, such as "visual.blocks.*"; several times for more (all)'
+    )
+    trace.add_argument("--stop", metavar="GLOB", help="end after the first tensor that matches")
+    trace.add_argument(
+        "--table", action="store_true", help="print shape, range, NaN and outlier channels of each tensor"
+    )
+    trace.set_defaults(run=commands.run_trace)
+    return trace
 
 
 def add_bench(subparsers):

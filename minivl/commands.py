@@ -28,26 +28,58 @@ def run_ask(options):
     from minivl.stream import each
     from minivl.tokens import spent
 
-    if not options.files and os.path.isfile(options.question):  # Path.is_file fails on long questions
-        raise Error(f'{options.question} is a file: put a question behind it, such as "What is in the picture?".')
+    check_question(options)
     check_drawing(options)
     vlm = load_model(options)
-    content = [item(file) for file in options.files] + [{"type": "text", "text": options.question}]
-    messages, asked = [{"role": "user", "content": content}], answer_options(options)
-    count = vlm.count_tokens(messages, **{name: asked[name] for name in PROMPT_OPTIONS}) if options.tokens else None
+    messages, given = asked(options), answer_options(options)
+    count = vlm.count_tokens(messages, **{name: given[name] for name in PROMPT_OPTIONS}) if options.tokens else None
     times = [time.perf_counter()]  # of the question, and of each piece of the answer
 
     def show(piece):
         print(piece, end="", flush=True)
         times.append(time.perf_counter())
 
-    answer = each(vlm.stream(messages, **asked), show)
+    answer = each(vlm.stream(messages, **given), show)
     print()
     if options.tokens:
         first = times[1] - times[0] if len(times) > 1 else None
         print(spent(count, answer, time.perf_counter() - times[0], first), file=sys.stderr)
     if options.draw is not None:
         show_places(answer if options.draw_on is None else answer.on(options.draw_on - 1), options)
+
+
+def check_question(options):
+    if not options.files and os.path.isfile(options.question):  # Path.is_file fails on long questions
+        raise Error(f'{options.question} is a file: put a question behind it, such as "What is in the picture?".')
+
+
+def asked(options):
+    """Messages of the files and the question."""
+    content = [item(file) for file in options.files] + [{"type": "text", "text": options.question}]
+    return [{"role": "user", "content": content}]
+
+
+def run_trace(options):
+    from minivl.summary import size
+
+    check_question(options)
+    if options.output is None and not options.table:
+        raise Error(
+            "nothing to do with the tensors: give -o FILE.safetensors to write them, --table to show them, or both."
+        )
+    more = answer_options(options)
+    more["max_new_tokens"] = more["max_new_tokens"] or 1
+    trace = load_model(options).trace(
+        asked(options), keep=options.keep or "*", stop=options.stop, spill=options.output, **more
+    )
+    if options.table:
+        print(trace.table())
+    if options.output is not None:
+        written = size(sum(tensor.nbytes for tensor in trace.values()))
+        print(f"{options.output}: {len(trace)} of {len(trace.names)} tensors, {written}")
+    if trace.result is not None:
+        ending = "" if trace.result.finished else " ..."
+        print(f"Answer: {trace.result}{ending}")
 
 
 def check_drawing(options):
@@ -106,6 +138,7 @@ def item(file):
 def run_walk(options):
     from minivl.frames import open_video
     from minivl.image import open_image
+    from minivl.stepper import stepped
     from minivl.stream import each
     from minivl.walk import narrate
 
@@ -122,8 +155,13 @@ def run_walk(options):
     vlm = load_model(options)
     print(f"Question: {question}\n")
     content = [shown, {"type": "text", "text": question}]
-    lines = narrate(vlm, [{"role": "user", "content": content}], **answer_options(options))
-    answer = each(lines, lambda line: print(line, flush=True))
+    messages = [{"role": "user", "content": content}]
+    if options.step:
+        answer = stepped(vlm.walk(messages, level="block", **answer_options(options)))
+    else:
+        answer = each(narrate(vlm, messages, **answer_options(options)), lambda line: print(line, flush=True))
+    if answer is None:
+        return
     print(f"\nAnswer: {answer}")
     if truth is not None:
         print(f"Truth:  {truth}   ({'right' if answer == truth else 'wrong'})")

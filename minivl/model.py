@@ -5,9 +5,10 @@
     vlm.stream(...)                                     # its pieces, as they come
     vlm.chat(messages, cache=vlm.new_cache())           # several turns; the cache remembers the earlier ones
     vlm.trace(...)                                      # every tensor by name
-    vlm.ask_many(prompts)                               # several at once
+    vlm.walk(...)                                       # one after the other: look, change, go on, go back
+    vlm.ask_many(prompts)                               # several prompts at once
 
-ask, stream and trace are three consumers of one generator, `VLM.answer`; its sister for several prompts is in several.py.
+ask, stream, trace and walk are consumers of one generator, `VLM.answer`; its sister for several prompts is in several.py.
 """
 
 from functools import cached_property
@@ -15,25 +16,29 @@ from pathlib import Path
 
 import numpy as np
 
-from minivl import chat, trace
+from minivl import chat
 from minivl.answer import Answer, pictures_of_prompt
 from minivl.config import Config
 from minivl.decoder import KVCache, decoder
 from minivl.errors import Error
+from minivl.forecast import forecast
 from minivl.image import ImageProcessor, open_image
 from minivl.inputs import Inputs, after, checked, gathered, pictures_of, reusable, scatter
 from minivl.kernels import choose
 from minivl.kernels.bfloat16 import to_float32
 from minivl.positions import check_rule, prompt_positions
 from minivl.progress import answering, reading
+from minivl.provenance import about
 from minivl.sampling import Sampling, Sequence, extended, generator
 from minivl.several import answer_many, conversations, joined
 from minivl.stream import drive, run, under
 from minivl.template import Template
 from minivl.tokenizer import Tokenizer
 from minivl.tokens import count_tokens
+from minivl.trace import record
 from minivl.video import prepare_video
 from minivl.vision import vision_tower
+from minivl.walk import Walk
 from minivl.weights import open_weights, resolve
 
 MEDIA = ("min_pixels", "max_pixels", "add_vision_id", "fps", "nframes")  # the options that say how to take pictures
@@ -147,20 +152,33 @@ class VLM:
                 yield piece
 
     def trace(
-        self, question, images=None, videos=None, keep="*", edit=None, stop=None, limit=4e9, max_new_tokens=1, **options
-    ):
-        """Run and record every tensor by name; see trace.py for keep, edit, stop and limit. -> Trace, its `result` the Answer.
+        self, question, images=None, videos=None, keep="*", edit=None, stop=None, limit=None, spill=None, max_new_tokens=1,
+        **options,
+    ):  # fmt: skip
+        """Run and record every tensor by name; keep, edit, stop, limit and spill: see `trace.record`. -> Trace, its `result`
+        the Answer.
 
         question  text, a list of messages, or `Inputs`. One token is generated unless max_new_tokens says otherwise;
                   the tensors of the second and later ones are named "steps.1.model.layers.0...", "steps.2...."
         """
-        if edit and options.get("cache") is not None:
+        cache = options.pop("cache", None)
+        if edit and cache is not None:
             raise Error(
                 "edit= and cache= together: the cache would keep what the edits changed. Leave one of them out."
             )
-        prompt = chat.conversation(question, images, videos)
-        stage = self.answer(prompt, max_new_tokens=max_new_tokens, **options)
-        return trace.record(stage, keep, edit, stop, limit, self.config)
+        prompt, cache = chat.conversation(question, images, videos), self.new_cache() if cache is None else cache
+        tokens = self.sampling.replace(max_new_tokens=max_new_tokens).max_new_tokens
+        return record(
+            self.answer(prompt, cache, max_new_tokens=max_new_tokens, **options), keep, edit, stop, limit, spill,
+            lambda seen: forecast(self, seen, len(cache), tokens), lambda made: about(self, made), self.config,
+        )  # fmt: skip
+
+    def walk(self, question, images=None, videos=None, level="stage", **options):
+        """Run step by step: an iterator that stops at each "stage", "block" or "tensor" (`level`). -> walk.Walk
+
+        Options as of `ask`; question: text, a list of messages, or `Inputs`.
+        """
+        return Walk(self, chat.conversation(question, images, videos), level, **options)
 
     def count_tokens(
         self, question, images=None, videos=None, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None,

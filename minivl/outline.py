@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minivl.decoder import KVCache
 from minivl.kernels.linear import FEW
 from minivl.kernels.tile import COLUMNS
 from minivl.stream import Lazy
@@ -187,3 +188,11 @@ class Meter:
     def gelu(self, x):
         self.note("gelu", moved=2 * x.nbytes)
         return self.array(x.shape)
+
+
+class OutlinedCache(KVCache):
+    """A cache without keys and values: it grows as the real one does."""
+
+    def _buffer(self, capacity):
+        KV, K = self._heads
+        return outline((KV, capacity, K))

@@ -13,25 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minivl.decoder import KVCache, decoder
+from minivl.decoder import decoder
 from minivl.frames import Clip
 from minivl.image import ImageProcessor
 from minivl.inputs import Inputs
 from minivl.model import VLM
-from minivl.outline import Meter, outline
+from minivl.outline import Meter, OutlinedCache, outline
 from minivl.parameters import parameter_shapes
 from minivl.sampling import Sampling
 from minivl.stream import drive, under
 from minivl.video import prepare_video
 from minivl.weights import Weights
-
-
-class OutlinedCache(KVCache):
-    """A cache without keys and values: it grows as the real one does."""
-
-    def _buffer(self, capacity):
-        KV, K = self._heads
-        return outline((KV, capacity, K))
 
 
 @dataclass(frozen=True)

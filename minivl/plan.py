@@ -25,13 +25,13 @@ from minivl.decoder import roomy
 from minivl.errors import Error
 from minivl.frames import is_video, open_video
 from minivl.image import MOST_PIXELS, ImageProcessor, open_image
+from minivl.kernels.memory import memory
 from minivl.outlined import Footage, Outlined, Size
 from minivl.published import PIXELS, PUBLISHED
 from minivl.stream import drive, run
 from minivl.summary import counts
 from minivl.tiny import CHECKPOINT
 from minivl.windows import window_index
-from minivl.workloads import memory
 
 BYTES = {"bfloat16": 2, "float32": 4}
 SHARED = ("silu_multiply", "gelu")  # kernels without products that use all threads

@@ -104,10 +104,11 @@ def _answer(name, tensor, see):
     answer = see(name, shown)
     if answer is None or answer is shown:
         return tensor
-    return _replacement(name, tensor, answer)
+    return replacement(name, tensor, answer)
 
 
-def _replacement(name, tensor, answer):
+def replacement(name, tensor, answer):
+    """A copy of the array that takes a tensor's place; an Error where its shape or dtype is another."""
     answer = np.asarray(answer)
     if answer.shape != tensor.shape or answer.dtype != tensor.dtype:
         raise Error(

@@ -1,133 +1,153 @@
-"""Record the tensors of a run, change some, stop early.
+"""The consumer of the stream that makes a `Trace`: what is kept, where, and whether there is room for it.
 
-    trace = vlm.trace("How many circles?", images=img, keep="visual.blocks.*.attn.probs")
-    trace["visual.blocks.3.attn.probs"]         # float32 [H, N, L], read-only
-    trace.select("visual.blocks.*")             # a dict, in the order of the data flow
-    trace.save("run.safetensors")
+    trace = record(vlm.prefill(inputs, cache), keep="model.layers.*.mlp.act")
 
-    vlm.trace(..., edit={"model.layers.3.self_attn.context": lambda x: x * 0}, stop="model.layers.5")
-
-A trace is one consumer of the stream (stream.py): the model does not know of it, and gives the same bits with and
-without. Edits live as long as the run.
+`VLM.trace` adds what needs the model: a forecast of all that is still to come, made as soon as the prompt is known and before
+the tower runs, and what a trace says about where it comes from.
 """
 
-import difflib
-import math
-import os
-from collections.abc import Mapping
+from contextlib import nullcontext
 from fnmatch import fnmatchcase
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from minivl.errors import Error
-from minivl.maps import MAPPED, Maps
+from minivl.forecast import Foreseen
+from minivl.kernels.memory import memory
+from minivl.maps import MAPPED
+from minivl.recording import Trace, did_you_mean, metadata_of
 from minivl.stream import read_only, run, value_of
+from minivl.summary import size
+from minivl.tensor_file import TensorFile
+
+PROMPT = ("input_ids", "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+PREPARATION = (*PROMPT, "image.*", "video.*")
+UNKNOWN_MEMORY = 4e9  # bytes that are kept at most where the system does not say what it has
 
 
-class Trace(Mapping):
-    """Named tensors of one run, in the order in which they were made.
-
-    names   every name that passed, kept or not
-    result  what the run returned; None if it was stopped
-    config  the `Config` of the model that ran; None if nobody said
-    """
-
-    def __init__(self, config=None):
-        self.names, self.result, self.config, self._tensors, self._mapped = [], None, config, {}, {}
-
-    def __getitem__(self, name):
-        if name in self._tensors:
-            return self._tensors[name]
-        if name in self.names:
-            raise KeyError(f"{name} was made but not kept: add it to keep=")
-        raise KeyError(f"no tensor {name}{_did_you_mean(name, self.names)}")
-
-    def __iter__(self):
-        return iter(self._tensors)
-
-    def __len__(self):
-        return len(self._tensors)
-
-    def __repr__(self):
-        size = sum(t.nbytes for t in self._tensors.values())
-        return f"<Trace: {len(self)} of {len(self.names)} tensors kept, {size / 1e6:.1f} MB>"
-
-    def select(self, pattern):
-        """The kept tensors whose names match a glob such as "model.layers.*.mlp.act", as a dict."""
-        return {name: tensor for name, tensor in self.items() if fnmatchcase(name, pattern)}
-
-    @cached_property
-    def maps(self):
-        """The `Maps` of the part of the prompt that was run: from pixels to tokens and back. Needs nothing in keep=."""
-        if self.config is None or "input_ids" not in self._mapped:
-            raise Error("this trace does not know its model or its prompt. Record it with vlm.trace, past input_ids.")
-        return Maps.recorded(self.config, self._mapped, getattr(self.result, "pictures", ()))
-
-    def save(self, path):
-        """Write the kept tensors to a safetensors file: complete or not at all."""
-        from safetensors.numpy import save_file
-
-        partial = Path(f"{path}.partial")
-        if not partial.parent.is_dir():
-            raise Error(f"cannot write {path}: the folder {partial.parent} does not exist. Make it before.")
-        save_file({name: np.ascontiguousarray(t) for name, t in self.items()}, partial, {"format": "minivl-trace"})
-        os.replace(partial, path)
-
-
-def record(stage, keep="*", edit=None, stop=None, limit=4e9, config=None):
+def record(stage, keep="*", edit=None, stop=None, limit=None, spill=None, forecast=None, about=None, config=None):
     """Run a stage and return its `Trace`.
 
-    keep  glob, or several, of the names to keep; "*" keeps all, attention scores and probabilities included
-    edit  {glob: array or function of the tensor}: what to put in the tensor's place, same shape and dtype
-    stop  glob: end after the first tensor that matches
-    limit  most bytes to keep
-    config  of the model that runs, for `Trace.maps`
+    keep   what to keep: a glob of names, several, or a function of (name, shape). "*" keeps all, attention scores and
+           probabilities included
+    edit   {glob: array or function of the tensor}: what to put in the tensor's place, same shape and dtype
+    stop   glob: end after the first tensor that matches
+    limit  most bytes to keep. Without it: half of the memory that can be had; with spill=, what the disk has left
+    spill  a safetensors file to write them to while the run goes on; in the trace they are maps of it. It appears under
+           its name when it is whole: an error or an interrupt leaves nothing
+    forecast  function of the prompt's tensors, {name: tensor}: what is still to come, `Foreseen`s
+    about     function of the trace when the run is over: more `info`
+    config    of the model that runs, for `Trace.maps`
 
-    A pattern that nothing matched is an Error, raised at the end; its attribute `trace` holds what was recorded.
+    What does not fit is refused before it is made. A pattern that nothing matched is an Error, raised at the end; its
+    attribute `trace` holds what was recorded.
     """
-    keep = [keep] if isinstance(keep, str) else list(keep)
-    edit, trace = dict(edit or {}), Trace(config)
-    asked = {*keep, *edit, *([stop] if stop else [])}
-
-    def see(name, tensor):
-        trace.names.append(name)
-        asked.difference_update([pattern for pattern in asked if fnmatchcase(name, pattern)])
-        for pattern, change in edit.items():
-            if fnmatchcase(name, pattern):
-                tensor = _edited(name, tensor, change)
-        if any(fnmatchcase(name, pattern) for pattern in keep):
-            held = sum(t.nbytes for t in trace._tensors.values())
-            if held + math.prod(tensor.shape) * tensor.dtype.itemsize > limit:
-                raise Error(
-                    f"what is kept up to {name} takes more than {limit / 1e9:.1f} GB. Name fewer tensors in keep= (attention "
-                    "scores and probs are the large ones), or raise limit=."
-                )
-            trace._tensors[name] = read_only(value_of(tensor))
-        if name in MAPPED:
-            trace._mapped[name] = tensor
-        return tensor
-
-    trace.result = run(stage, see, None if stop is None else lambda name: fnmatchcase(name, stop))
-    asked.discard("*")
-    if asked:
-        pattern = sorted(asked)[0]
-        error = Error(f"no tensor of this run is called {pattern!r}{_did_you_mean(pattern, trace.names)}")
+    with TensorFile(spill) if spill is not None else nullcontext() as file:
+        recorder = Recorder(keep, edit, limit, file, forecast, config)
+        asked = {*recorder.patterns, *recorder.edit, *([stop] if stop else [])} - {"*"}
+        trace = recorder.trace
+        trace.result = run(stage, recorder.see, None if stop is None else lambda name: fnmatchcase(name, stop))
+        trace.info |= {} if about is None else about(trace)
+        if file is not None:
+            file.close(metadata_of(trace))
+            trace = Trace.load(spill)
+            trace.result, trace.config = recorder.trace.result, config
+    unmatched = sorted(one for one in asked if not any(fnmatchcase(name, one) for name in trace.names))
+    if unmatched:
+        error = Error(f"no tensor of this run is called {unmatched[0]!r}{did_you_mean(unmatched[0], trace.names)}")
         error.trace = trace
         raise error
     return trace
 
 
-def _edited(name, tensor, change):
+def chosen(keep):
+    """(function of a name and a shape, the globs it is made of)"""
+    if callable(keep):
+        return keep, []
+    patterns = [keep] if isinstance(keep, str) else list(keep)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise Error(
+            f'keep={keep!r}: give a glob such as "visual.blocks.*", a list of them, or a function of (name, shape).'
+        )
+    return (lambda name, shape: any(fnmatchcase(name, pattern) for pattern in patterns)), patterns
+
+
+class Recorder:
+    """Shown every tensor, keeps some of them in `trace`, or in `file`."""
+
+    def __init__(self, keep, edit, limit, file, forecast, config):
+        self.keep, self.patterns = chosen(keep)
+        self.edit, self.file, self.forecast = dict(edit or {}), file, forecast
+        self.limit = room(file) if limit is None else limit
+        self.trace = Trace(info={"generated_ids": [], "edited": []}, config=config)
+        self.prompt, self.used = {}, 0
+
+    def see(self, name, tensor):
+        """What `stream.run` calls: returns what goes into the tensor's place."""
+        self.trace.names.append(name)
+        for pattern, change in self.edit.items():
+            if fnmatchcase(name, pattern):
+                tensor = edited(name, tensor, change)
+                self.trace.info["edited"].append(name)
+        if self.forecast is not None:
+            self._foresee(name, tensor)
+        self._note(name, tensor)
+        if self.keep(name, tensor.shape):
+            self._take(name, tensor)
+        return tensor
+
+    def _foresee(self, name, tensor):
+        if name in PROMPT:
+            self.prompt[name] = tensor
+        elif not any(fnmatchcase(name, pattern) for pattern in PREPARATION):
+            wanted = [one for one in self.forecast(self.prompt) if self.keep(one.name, one.shape)]
+            self.prompt = self.forecast = None
+            self._check(wanted)
+
+    def _note(self, name, tensor):
+        """What a trace knows whether the tensor is kept or not."""
+        if name in MAPPED:
+            self.trace.info[name] = tensor.tolist()
+        elif name.endswith("next_token"):
+            self.trace.info["generated_ids"] += tensor.tolist()
+
+    def _take(self, name, tensor):
+        self._check([Foreseen(name, tuple(tensor.shape), tensor.dtype)])
+        array = read_only(value_of(tensor))
+        if self.file is None:
+            self.trace._tensors[name] = array
+        else:
+            self.file.add(name, array)
+        self.used += array.nbytes
+
+    def _check(self, wanted):
+        """That there is room for these too."""
+        total = self.used + sum(one.nbytes for one in wanted)
+        if total <= self.limit:
+            return
+        largest, number = max(wanted, key=lambda one: one.nbytes), len(wanted) + len(self.trace._tensors)
+        where = "memory" if self.file is None else f"{self.file.path}"
+        spill = " write them to disk with spill=," if self.file is None else ""
+        raise Error(
+            f"to keep this takes {size(total)}: up to {number:,} tensors, the largest of them {largest.name}, "
+            f"{size(largest.nbytes)}; {where} may take {size(self.limit)}. Name fewer in keep= (attention scores and probs are "
+            f"the large ones), lower max_new_tokens,{spill} or raise limit=."
+        )
+
+
+def room(file):
+    """Bytes that may be kept, unless somebody says."""
+    if file is not None:
+        return file.free
+    available = memory()
+    return UNKNOWN_MEMORY if available is None else available // 2
+
+
+def edited(name, tensor, change):
+    """What an edit puts in a tensor's place."""
     if not callable(change):
         return np.asarray(change)
     changed = change(value_of(tensor))
     if changed is None:
         raise Error(f"the edit of {name} returned None. Return the array that should take its place.")
     return np.array(changed)
-
-
-def _did_you_mean(name, names):
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f". Close ones: {', '.join(close)}" if close else ". `trace.names` of a full run lists them all."

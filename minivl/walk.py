@@ -1,144 +1,216 @@
-"""The walk from picture to answer: one line for each stage of the stream, what it is called, its shape, what happened.
+"""Walk through a run: stop at a tensor, look, change it, go on, go back.
 
-    for line in narrate(vlm, "How many circles?", image): print(line)
+    walk = vlm.walk("How many circles?", images="scene.png")
+    for step in walk: print(step.name, step.shape, step.explain())     # stage by stage
+    step = walk.until("visual.blocks.1.attn.probs")                    # on to this tensor; a glob will do
+    step.value, step.stats()                                           # in a notebook `step` alone shows a picture
+    walk.replace(step.value * 0)                                       # the run goes on from this instead
+    walk.back("visual.patch_embed")                                    # runs again up to there, with the same changes
+    answer = walk.finish()
 
-    image.0.resized           [168, 224, 3]   scaled so that both sides are multiples of 28 pixels: 6 x 8 tokens
-    visual.window_index       [48]            48 units of 2 x 2 patches, sorted window by window
-    ...
-
-Another consumer of the stream: it looks at names and shapes as they pass and changes nothing.
+Another consumer of the stream: nothing is computed before it is asked for, nothing is kept, and an answer that was walked to is
+the one of a run that nobody watched, bit for bit, unless something was replaced. `narrate` is a walk in lines of text.
 """
 
+import secrets
+from collections import namedtuple
 from fnmatch import fnmatchcase
 
-import numpy as np
+from tqdm import tqdm
 
-from minivl.stream import drive
+from minivl import chat
+from minivl.errors import Error
+from minivl.explain import LEVELS, Narrator, check_name, explain, level
+from minivl.maps import MAPPED
+from minivl.stats import Text, stats_of
+from minivl.stream import Lazy, read_only, replacement, value_of
 
-
-class Narrator:
-    """Turns a (name, tensor) pair into a sentence, or None for the tensors inside a block, which it passes over."""
-
-    def __init__(self, vlm):
-        self.vlm, self.config = vlm, vlm.config
-
-    def sentence(self, name, tensor):
-        """What happened at this tensor; None where the walk does not stop."""
-        for pattern, tell in SENTENCES.items():
-            if fnmatchcase(name, pattern) and name.count(".") <= pattern.count("."):
-                return tell(self, name, tensor)
-        return None
-
-    def resized(self, name, tensor):
-        m = self.config.vision.merged_size
-        return f"scaled so that both sides are multiples of {m} pixels: {tensor.shape[0] // m} x {tensor.shape[1] // m} tokens"
-
-    def patches(self, name, tensor):
-        P = self.config.vision.patch_size
-        return f"cut into {len(tensor)} patches of {P} x {P} pixels, twice in time, unit by unit"
-
-    def frame_indices(self, name, tensor):
-        return f"{len(tensor)} frames are taken, from number {tensor[0]} to {tensor[-1]}"
-
-    def seconds(self, name, tensor):
-        return f"{tensor[0]:.3g} seconds from one pair of frames to the next"
-
-    def frames(self, name, tensor):
-        m = self.config.vision.merged_size
-        return f"each scaled so that both sides are multiples of {m} pixels"
-
-    def pairs(self, name, tensor):
-        P = self.config.vision.patch_size
-        return f"cut into {len(tensor)} patches of {P} x {P} pixels in two frames each, pair by pair, unit by unit"
-
-    def input_ids(self, name, tensor):
-        shown = int(np.isin(tensor, (self.config.image_token_id, self.config.video_token_id)).sum())
-        return f"chat template and tokenizer: {len(tensor)} tokens, {shown} of them stand for what is shown"
-
-    def window_index(self, name, tensor):
-        return f"{len(tensor)} units of 2 x 2 patches, sorted window by window"
-
-    def windows(self, name, tensor):
-        return f"{len(tensor) - 1} windows; in a windowed block a patch sees only its own"
-
-    def patch_embed(self, name, tensor):
-        return f"each patch becomes {tensor.shape[1]} numbers: one matrix product"
-
-    def block(self, name, tensor):
-        full = int(name.split(".")[-1]) in self.config.vision.fullatt_block_indexes
-        return (
-            "attention over the whole picture or frame, then MLP" if full else "attention inside each window, then MLP"
-        )
-
-    def merger(self, name, tensor):
-        return "four patches become one token of the decoder's width"
-
-    def visual(self, name, tensor):
-        return "the tokens put back in the order of pictures and videos, row by row"
-
-    def embed_tokens(self, name, tensor):
-        return "each token id looks up its row of the embedding table"
-
-    def inputs_embeds(self, name, tensor):
-        return "the tokens of pictures and videos take the places of their placeholders"
-
-    def position_ids(self, name, tensor):
-        T, last = tensor.shape[1], int(tensor.max())
-        return f"time, row and column of each of {T} tokens" + (f"; the last stands at {last}" if last != T - 1 else "")
-
-    def layer(self, name, tensor):
-        return "each token looks back at those before it, then MLP"
-
-    def norm(self, name, tensor):
-        return "final RMSNorm"
-
-    def logits(self, name, tensor):
-        return f"a score for each of {tensor.shape[1]} tokens: {self.best(tensor[0])}"
-
-    def token(self, name, tensor):
-        return f"-> {self.vlm.tokenizer.token(int(tensor[0]))!r}"
-
-    def best(self, logits):
-        order = np.argsort(-logits, kind="stable")[:3]
-        return ", ".join(f"{self.vlm.tokenizer.token(int(i))!r} {logits[i]:.1f}" for i in order)
+Passed = namedtuple("Passed", "name shape dtype")
 
 
-SENTENCES = {
-    "image.*.resized": Narrator.resized,
-    "image.*.patches": Narrator.patches,
-    "video.*.frame_indices": Narrator.frame_indices,
-    "video.*.second_per_grid_t": Narrator.seconds,
-    "video.*.resized": Narrator.frames,
-    "video.*.patches": Narrator.pairs,
-    "input_ids": Narrator.input_ids,
-    "visual.window_index": Narrator.window_index,
-    "visual.cu_window_seqlens": Narrator.windows,
-    "visual.patch_embed": Narrator.patch_embed,
-    "visual.blocks.*": Narrator.block,
-    "visual.merger": Narrator.merger,
-    "visual": Narrator.visual,
-    "model.embed_tokens": Narrator.embed_tokens,
-    "inputs_embeds": Narrator.inputs_embeds,
-    "position_ids": Narrator.position_ids,
-    "model.layers.*": Narrator.layer,
-    "model.norm": Narrator.norm,
-    "lm_head": Narrator.logits,
-    "next_token": Narrator.token,
-    "steps.*.next_token": Narrator.token,
-}
+class Step:
+    """A tensor at which a walk stands.
+
+    name, shape, dtype  its own;  replaced  whether it is another one than the model made
+    """
+
+    def __init__(self, walk, name, tensor, replaced=False):
+        self.name, self.shape, self.dtype, self.replaced = name, tuple(tensor.shape), tensor.dtype, replaced
+        self._walk, self._tensor = walk, tensor
+
+    @property
+    def value(self):
+        """The array, read-only; attention scores and probabilities are built now."""
+        return read_only(value_of(self._tensor))
+
+    @property
+    def lazy(self):
+        """Whether the model goes on without ever making it."""
+        return isinstance(self._tensor, Lazy)
+
+    def sentence(self):
+        """What happened, in a few words; "" inside a block."""
+        return self._walk.narrator.sentence(self.name, self._tensor) or ""
+
+    def explain(self):
+        """A paragraph: what happened, the formula, the shapes, why."""
+        sentence = self.sentence()
+        start = f"{sentence[0].upper()}{sentence[1:]}. " if sentence else ""
+        return Text(start + explain(self._walk.vlm.config, self.name, self._tensor))
+
+    def stats(self):
+        """min, max, mean, rms, NaN and infinite values, outlier channels: `stats.Stats`."""
+        return stats_of(self.name, self.value)
+
+    def __repr__(self):
+        return f"<{self.name} {self.dtype} {list(self.shape)}{', replaced' if self.replaced else ''}>"
+
+    def _repr_html_(self):
+        from minivl.pictures import html_of
+
+        return html_of(self, self._walk)
+
+
+class Walk:
+    """An iterator of `Step`s. `level` says at which tensors it stops: "stage", "block" (and layer), or every "tensor".
+
+    step    where it stands; None before the first
+    steps   (name, shape, dtype) of every tensor that has passed
+    edits   {name: array} of what was put in a tensor's place
+    answer  the `Answer`, once it has come to the end
+    """
+
+    def __init__(self, vlm, messages, level="stage", **options):
+        if level not in LEVELS:
+            raise Error(f"level={level!r}: choose one of {', '.join(LEVELS)}.")
+        if options.get("cache") is not None:
+            raise Error("a walk goes back and changes things, which a cache would remember: leave cache= out.")
+        if options.get("seed") is None:
+            options["seed"] = secrets.randbits(64)  # going back must draw the same tokens again
+        self.vlm, self.level, self.narrator = vlm, level, Narrator(vlm)
+        self.edits, self._skipped, self._stops = {}, [], []
+        self._make = lambda: vlm.answer(messages, **options)
+        self._start()
+
+    def _start(self):
+        self.step, self.answer, self.steps, self.context = None, None, [], {}
+        self._stage, self._reply = self._make(), None
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        """On to the next tensor at which this level stops."""
+        while True:
+            step = self._advance()
+            if LEVELS.index(level(step.name)) > LEVELS.index(self.level):
+                continue
+            if not any(fnmatchcase(step.name, pattern) for pattern in self._skipped):
+                return self._stop()
+
+    def until(self, name):
+        """On to the next tensor of this name, or that matches this glob, whatever the level. -> Step"""
+        check_name(self.vlm.config, name)
+        for step in self._running(name):
+            if fnmatchcase(step.name, name):
+                return self._stop()
+        raise Error(f"the run ended before a tensor was called {name}. walk.back() goes to earlier ones.")
+
+    def skip(self, pattern):
+        """From now on do not stop at tensors that match this glob."""
+        self._skipped.append(pattern)
+
+    def replace(self, value):
+        """Put an array in the place of the tensor at which the walk stands: same shape and dtype. -> Step"""
+        step = self.here()
+        self._reply = self.edits[step.name] = replacement(step.name, step._tensor, value)
+        self.step = Step(self, step.name, self._reply, replaced=True)
+        self._remember(step.name, self._reply)
+        return self.step
+
+    def back(self, name=None):
+        """Run again from the start to where the walk stopped before; or to the last earlier tensor of this name or glob.
+
+        What was replaced before it, and in its place, stays replaced; what came later is forgotten, as it has not happened
+        yet. -> Step
+        """
+        earlier = [one.name for one in self.steps]
+        if self.step is not None and self.answer is None:
+            earlier = earlier[:-1]  # not where it stands
+        stops = [stop for stop in self._stops if stop in earlier]
+        found = stops[-1:] if name is None else [one for one in earlier if fnmatchcase(one, name)][-1:]
+        if not found:
+            what = "there is no earlier stop" if name is None else f"no tensor before this one is called {name}"
+            raise Error(f"{what}: the walk has seen {len(self.steps)}; walk.steps lists them.")
+        place = earlier.index(found[0]) + 1
+        self._stage.close()
+        self.edits = {edit: value for edit, value in self.edits.items() if edit in earlier[:place]}
+        self._stops = [stop for stop in self._stops if stop in earlier[: place - 1]]
+        self._start()
+        for step in self._running(found[0]):
+            if step.name == found[0]:
+                return self._stop()
+
+    def finish(self):
+        """On to the end. -> Answer"""
+        for _ in self._running("the answer"):
+            pass
+        return self.answer
+
+    def _advance(self):
+        """One tensor further."""
+        if self.answer is not None:
+            raise StopIteration
+        try:
+            name, tensor = self._stage.send(self._reply)
+        except StopIteration as finished:
+            self.answer, self.step = finished.value, None
+            raise
+        replaced = name in self.edits
+        self._reply = replacement(name, tensor, self.edits[name]) if replaced else tensor
+        self.step = Step(self, name, self._reply, replaced)
+        self.steps.append(Passed(name, self.step.shape, self.step.dtype))
+        self._remember(name, self._reply)
+        return self.step
+
+    def _running(self, where):
+        """Every tensor to the end, with a bar on stderr if that takes long."""
+        with tqdm(desc=f"to {where}", unit=" tensors", leave=False, delay=1, disable=None) as bar:
+            while True:
+                try:
+                    yield self._advance()
+                except StopIteration:
+                    return
+                bar.update()
+
+    def _stop(self):
+        self._stops.append(self.step.name)
+        return self.step
+
+    def _remember(self, name, tensor):
+        """What pictures are drawn on, and what says which row of a tensor is where."""
+        if name in MAPPED or name.endswith(".resized"):
+            self.context[name] = tensor
+
+    def here(self):
+        """The `Step` at which the walk stands; an Error where it stands at none."""
+        if self.step is None:
+            raise Error("the walk stands at no tensor: take a step with next(walk) or walk.until(name) before.")
+        return self.step
+
+    def __repr__(self):
+        where = "at its start" if not self.steps else f"at {self.step.name}" if self.step else "at its end"
+        return f"<Walk {where}, {len(self.steps)} tensors so far>"
+
+
+def line(step):
+    """A step in one line."""
+    return f"{step.name:<25} {str(list(step.shape)):<15} {step.sentence()}".rstrip()
 
 
 def narrate(vlm, question, images=None, videos=None, **options):
     """Lines of the walk, as they happen; returns the `Answer`. The same arguments as `VLM.ask`."""
-    from minivl import chat
-
-    narrator = Narrator(vlm)
-    steps = drive(vlm.answer(chat.conversation(question, images, videos), **options))
-    while True:
-        try:
-            name, tensor = next(steps)
-        except StopIteration as finished:
-            return finished.value
-        sentence = narrator.sentence(name, tensor)
-        if sentence is not None:
-            yield f"{name:<25} {str(list(tensor.shape)):<15} {sentence}"
+    walk = Walk(vlm, chat.conversation(question, images, videos), "block", **options)
+    for step in walk:
+        yield line(step)
+    return walk.answer

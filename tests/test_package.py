@@ -17,7 +17,8 @@ from minivl.tiny import scene
 PACKAGE = Path(minivl.__file__).parent
 ORDER = (
     "errors json_file positions published relatives config parameters kernels weights stream progress tokenizer chat template "
-    "image frames video tokens inputs windows maps trace vision decoder sampling several grounding drawing answer model"
+    "image frames video tokens inputs windows maps vision summary decoder sampling several grounding drawing answer stats "
+    "tensor_file recording outline forecast trace provenance texts_vision texts_decoder explain pictures walk model"
 )
 
 
@@ -33,8 +34,7 @@ def test_data_flows_down():
     """A file imports only from the ones before it."""
     order = [
         *ORDER.split(),
-        *"walk outline outlined summary workloads plan plan_text gguf_file programs peers report bench".split(),
-        *"commands console cli".split(),
+        *"outlined workloads plan plan_text gguf_file programs peers report bench stepper commands console cli".split(),
     ]
     files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
     assert sorted(files) == sorted(room for room in order if room != "kernels")
@@ -142,7 +142,7 @@ def test_errors_are_one_line_on_stderr(arguments, words, capsys):
 
 def test_module_runs():
     environment = {**os.environ, "COLUMNS": "120"}
-    for arguments in ([], ["walk"], ["ask"], ["chat"], ["bench"], ["plan"], ["summary"]):
+    for arguments in ([], ["walk"], ["ask"], ["chat"], ["trace"], ["bench"], ["plan"], ["summary"]):
         run = subprocess.run(
             [sys.executable, "-m", "minivl", *arguments, "--help"], capture_output=True, text=True, env=environment
         )

@@ -1,0 +1,266 @@
+"""Steps of a walk as a notebook shows them: what one sees better than one reads. PNG and HTML, with Pillow and NumPy alone.
+
+    html_of(step, walk)         # the step's picture, if it has one, below its name and what happened
+    heat_pictures(maps, values, "visual.blocks.2", context)     # a number for each row of a tensor, on the pictures
+
+Rows of the tower are in window order, rows of the decoder are words and pictures mixed: maps.py brings both back to pixels.
+"""
+
+import base64
+import html
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from minivl.explain import STEP, documented, word
+from minivl.maps import Maps
+
+LONGEST = 336  # pixels of the longer side of a picture that is shown
+MOST = 8  # pictures and pairs of frames that are shown
+HEAT = np.array(
+    [[13, 8, 65], [94, 20, 130], [190, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float32
+)  # low to high
+NO_HEAT = ("rope.cos", "rope.sin", "scores", "window_index", "patch_positions", "input_ids", "position_ids")
+
+
+def html_of(step, walk):
+    """The whole of a step."""
+    head = f"<b>{html.escape(step.name)}</b> {step.dtype} {list(step.shape)}{' (replaced)' * step.replaced}"
+    parts = [f"<p>{head}<br>{html.escape(step.sentence())}</p>", *shown(step, walk)]
+    return f"<div>{''.join(parts)}</div>"
+
+
+def shown(step, walk):
+    """HTML of what this step has to see."""
+    known, context, config = documented(step.name), walk.context, walk.vlm.config
+    if known in ("image.{i}.resized", "video.{i}.resized"):
+        frames = step.value if step.value.ndim == 4 else step.value[None]
+        return [png(gridded(frame, config.vision)) for frame in frames[:MOST]]
+    if known == "input_ids":
+        return [tokens_html(step.value, walk.vlm)]
+    if known == "lm_head":
+        return [logits_html(step.value[0], walk.vlm)]
+    if known == "next_token":
+        return [f"<code>{html.escape(repr(word(walk.vlm, int(step.value[0]))))}</code>"]
+    if "visual.window_index" not in context:
+        return []
+    maps = Maps.recorded(config, context)
+    if known == "visual.window_index":
+        return [png(permutation(maps))]
+    if known == "visual.cu_window_seqlens":
+        return [png(coloured(maps, context, *place)) for place in places(maps)]
+    if known == "position_ids" and step.shape[1] == len(maps.input_ids):
+        return [positions_html(step.value, maps)]
+    return heat_html(step, maps, context)
+
+
+# ---- pictures ----
+
+
+def places(maps):
+    """(image, frame) of the pictures and pairs of frames that are shown."""
+    return [(i, frame) for i, (t, _, _) in enumerate(maps.grids) for frame in range(t)][:MOST]
+
+
+def pixels_of(maps, context, image, frame):
+    """The resized picture uint8 [H, W, 3], or the first of a pair of frames; grey where only patches were given."""
+    stills, vision = len(context.get("image_grid_thw", ())), maps.config.vision
+    name = f"image.{image}.resized" if image < stills else f"video.{image - stills}.resized"
+    _, h, w = maps.grids[image]
+    if name not in context:
+        return np.full((h * vision.patch_size, w * vision.patch_size, 3), 128, dtype=np.uint8)
+    return context[name] if image < stills else context[name][frame * vision.temporal_patch_size]
+
+
+def gridded(pixels, vision):
+    """The resized picture with its patches (thin lines) and tokens (thick ones)."""
+    H, W, _ = pixels.shape
+    scale = scale_of(H, W)
+    image = Image.fromarray(pixels).resize((round(W * scale), round(H * scale)))
+    pen = ImageDraw.Draw(image, "RGBA")
+    for step, line in ((vision.patch_size, (255, 255, 255, 70)), (vision.merged_size, (255, 255, 255, 210))):
+        pen_lines(pen, image.size, step * scale, line)
+    return image
+
+
+def pen_lines(pen, size, step, colour):
+    for axis in (0, 1):
+        for place in np.arange(0, size[axis] + 1, step):
+            at = min(round(float(place)), size[axis] - 1)
+            pen.line([(at, 0), (at, size[1])] if axis == 0 else [(0, at), (size[0], at)], fill=colour)
+
+
+def coloured(maps, context, image, frame):
+    """A picture with each window in a colour of its own."""
+    windows = maps.window_of_patch(maps.raster("patches", image, frame))
+    tint = colours(len(maps.windows) - 1)[windows]
+    return blended(pixels_of(maps, context, image, frame), tint)
+
+
+def heat_pictures(maps, values, name, context):
+    """One number for each row of a tensor, float [rows], as colours on each picture: (pictures, least, most)."""
+    laid = [maps.on_image(values, name, *place) for place in places(maps)]
+    finite = np.concatenate([one[np.isfinite(one)] for one in laid])
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
+    span = high - low if high > low else 1
+    shares = [(one - low) / span for one in laid]
+    pictures = [blended(pixels_of(maps, context, *place), heat(share)) for share, place in zip(shares, places(maps))]
+    return pictures, low, high
+
+
+def heat(shares):
+    """Colours of numbers from 0 to 1: float32 [..., 3]."""
+    at = np.nan_to_num(shares).clip(0, 1) * (len(HEAT) - 1)
+    low = np.minimum(at.astype(np.int64), len(HEAT) - 2)
+    return HEAT[low] + (at - low)[..., None] * (HEAT[low + 1] - HEAT[low])
+
+
+def blended(pixels, tint):
+    """A picture in grey under the colours of its parts, [rows, columns, 3]."""
+    H, W, _ = pixels.shape
+    scale = scale_of(H, W)
+    size = round(W * scale), round(H * scale)
+    over = Image.fromarray(tint.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    return Image.blend(Image.fromarray(pixels).convert("L").convert("RGB").resize(size), over, 0.6)
+
+
+def permutation(maps):
+    """Above, the tokens where they stand, each with its place in window order; below, in that order, with their place in the
+    raster. A colour is a window."""
+    tint = colours(len(maps.windows) - 1)
+    window = maps.window_of_patch(np.arange(maps.tokens) * maps.config.vision.merge_unit)  # [U], raster order
+    slots = maps.slot_of_token(np.arange(maps.tokens))
+    grids = [maps.token_of_patch(maps.raster("patches", *place))[::2, ::2] for place in places(maps)]
+    columns = max(max(grid.shape[1] for grid in grids), 12)
+    order = maps.window_index[: MOST * 64]
+    strip = np.full(-(-len(order) // columns) * columns, -1, dtype=np.int64)
+    strip[: len(order)] = order
+    cell = max(10, min(26, 1000 // columns))
+    parts = [(grid, slots) for grid in grids] + [(strip.reshape(-1, columns), np.arange(maps.tokens))]
+    image = Image.new("RGB", (columns * cell, (sum(len(p) for p, _ in parts) + len(parts) - 1) * cell), "white")
+    pen, top = ImageDraw.Draw(image), 0
+    for part, numbers in parts:
+        for (row, column), token in np.ndenumerate(part):
+            if token >= 0:
+                x, y = column * cell, top + row * cell
+                pen.rectangle([x, y, x + cell - 2, y + cell - 2], fill=tuple(tint[window[token]].astype(int)))
+                pen.text((x + 2, y + 2), str(numbers[token]) if cell >= 20 else "", fill="black")
+        top += (len(part) + 1) * cell
+    return image
+
+
+def colours(count):
+    """Pale colours, neighbours far apart: float32 [count, 3]. Hues go round by the golden ratio."""
+    hue = (
+        np.arange(count, dtype=np.float32)[:, None] * np.float32(0.618034) + np.array([0, 1 / 3, 2 / 3], np.float32)
+    ) % 1
+    return 150 + 105 * np.cos(2 * np.pi * hue).astype(np.float32)
+
+
+def scale_of(H, W):
+    return LONGEST / max(H, W)
+
+
+def png(image):
+    """An <img> that holds the picture itself."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img style="margin:2px" width="{image.width}" height="{image.height}" src="data:image/png;base64,{data}">'
+
+
+# ---- a number for each row ----
+
+
+def heat_html(step, maps, context):
+    """A tensor's rows on the picture, with what the colours mean; nothing for tensors whose rows are no places."""
+    name = STEP.sub("", step.name)
+    if name.endswith(NO_HEAT) or not name.startswith(("visual", "model", "inputs_embeds", "pixel_values")):
+        return []
+    later = name != step.name
+    if name.endswith("probs") and name.startswith("model"):
+        values, meaning = (
+            attention_to(step.value, len(maps.input_ids)),
+            "attention of the last token, mean of all heads",
+        )
+    elif later or name in ("pixel_values", "pixel_values_videos", "visual.cu_seqlens"):
+        return []
+    elif name.endswith("probs"):
+        values, meaning = (
+            attention_received(step.value, maps, name),
+            "attention that each patch receives, mean of all heads",
+        )
+    else:
+        values, meaning = lengths(step.value), "length (Euclidean norm) of each row"
+    pictures, low, high = heat_pictures(maps, values, name, context)
+    return [*map(png, pictures), f"<p>{meaning}: dark {low:.3g}, yellow {high:.3g}</p>"]
+
+
+def lengths(value):
+    """The norm of each row: [N, X] -> [N]; of heads [H, N, K] -> [N]."""
+    squares = np.square(value, dtype=np.float32)
+    return np.sqrt(squares.sum(axis=(0, 2) if value.ndim == 3 else 1, dtype=np.float32))
+
+
+def attention_to(probs, tokens):
+    """probs [H, T, S] of the decoder -> [tokens]: what the last token gives to each of the prompt."""
+    given = np.zeros(tokens, dtype=np.float32)
+    seen = min(tokens, probs.shape[2])
+    given[:seen] = probs[:, -1, :seen].mean(axis=0)
+    return given
+
+
+def attention_received(probs, maps, name):
+    """probs [H, N, L] of the tower -> [N]: the sum over all patches of the segment, 1 on average."""
+    block = int(name.split(".")[2])
+    bounds = maps.frames if block in maps.config.vision.fullatt_block_indexes else maps.windows
+    mean, received = probs.mean(axis=0), np.zeros(probs.shape[1], dtype=np.float32)
+    for start, end in zip(bounds[:-1], bounds[1:]):
+        received[start:end] = mean[start:end, : end - start].sum(axis=0)
+    return received
+
+
+# ---- tokens ----
+
+
+def runs(ids, config):
+    """(first, how many) of each token, the placeholders of a picture as one."""
+    media = np.isin(ids, (config.image_token_id, config.video_token_id))
+    starts = [0, *(i for i in range(1, len(ids)) if not (media[i] and ids[i] == ids[i - 1]))]
+    return [(start, end - start) for start, end in zip(starts, [*starts[1:], len(ids)])]
+
+
+def tokens_html(ids, vlm):
+    """The prompt token by token."""
+    cells = []
+    for start, count in runs(ids, vlm.config):
+        text = html.escape(repr(word(vlm, int(ids[start])))[1:-1]) + (f" × {count}" if count > 1 else "")
+        tint = "#ffe0b0" if count > 1 else "#eef" if len(cells) % 2 else "#dde"
+        cells.append(
+            f'<code style="background:{tint};color:#000;white-space:pre" title="{start}: {ids[start]}">{text}</code>'
+        )
+    return f"<p>{' '.join(cells)}</p>"
+
+
+def logits_html(logits, vlm, count=5):
+    """The best tokens with their scores, and bars as long as their probabilities."""
+    weights = np.exp(logits - logits.max())
+    probs, rows = weights / weights.sum(dtype=np.float32), []
+    for token in np.argsort(-logits, kind="stable")[:count]:
+        bar = f'<div style="background:#4a7;height:1em;width:{200 * probs[token]:.0f}px"></div>'
+        cells = (html.escape(repr(word(vlm, int(token)))), f"{logits[token]:.2f}", f"{probs[token]:.1%}", bar)
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f"<table><tr><th>token</th><th>score</th><th>probability</th><th></th></tr>{''.join(rows)}</table>"
+
+
+def positions_html(positions, maps):
+    """Runs of the prompt with the positions that they take in time, row and column."""
+    rows, edges = [], np.flatnonzero(np.diff(maps.shown.astype(np.int64))) + 1
+    for start, end in zip([0, *edges], [*edges, len(maps.input_ids)]):
+        kind = "shown" if maps.shown[start] else "text"
+        spans = (f"{int(row.min())}..{int(row.max())}" for row in positions[:, start:end])
+        cells = "".join(f"<td>{cell}</td>" for cell in (kind, f"{start}..{end - 1}", *spans))
+        rows.append(f"<tr>{cells}</tr>")
+    heads = "".join(f"<th>{one}</th>" for one in ("", "tokens", "t", "h", "w"))
+    return f"<table><tr>{heads}</tr>{''.join(rows)}</table>"

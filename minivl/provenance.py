@@ -1,0 +1,64 @@
+"""Where a trace comes from, in plain values: enough to run it again, and to read its tensors without minivl.
+
+trace.info["config"]        # a config.json
+trace.info["prompt"]        # "<|im_start|>system\\n...", each picture one <|image_pad|>
+"""
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict
+
+import numpy as np
+
+PARTS = ("numpy", "numba", "pillow", "tokenizers")
+
+
+def about(vlm, trace):
+    """What a trace of this model says besides its own notes.
+
+    config, versions, backend       the model, and what ran it
+    prompt                          text with special tokens, one placeholder for each picture or video; with a tokenizer
+    answer, raw, prompt_tokens, finished   of an answer that was not stopped
+    """
+    found = {"config": config_json(vlm.config), "versions": versions(), "backend": vlm.kernels.name}
+    if vlm.folder is not None and "input_ids" in trace.info:
+        found["prompt"] = vlm.tokenizer.decode(collapsed(trace.info["input_ids"], vlm.config), skip_special=False)
+    if trace.result is not None:
+        answer = trace.result
+        found |= {"answer": str(answer), "raw": answer.raw, "prompt_tokens": answer.prompt_tokens}
+        found["finished"] = bool(answer.finished)
+    return found
+
+
+def collapsed(ids, config):
+    """Token ids with each run of placeholders shortened to one."""
+    ids = np.asarray(ids, dtype=np.int64)
+    media = np.isin(ids, (config.image_token_id, config.video_token_id))
+    again = media & (ids == np.concatenate([[-1], ids[:-1]]))
+    return ids[~again]
+
+
+def config_json(config):
+    """The object of a config.json that `Config.from_dict` reads back to the same Config, in the published layout."""
+    whole, text = asdict(config), asdict(config.text)
+    rope = {key: value for key, value in text.pop("rope").items() if value is not None}
+    theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
+    ids = {key: value for key, value in whole.items() if key not in ("text", "vision")}
+    found = {
+        "model_type": "qwen2_5_vl",
+        **text,
+        "rope_theta": theta,
+        "rope_scaling": {"type": "mrope" if kind == "default" else kind, **rope},
+        **ids,
+        "vision_config": whole["vision"],
+    }
+    return json.loads(json.dumps(found))  # lists, as a file has them
+
+
+def versions():
+    """Of what can change a bit."""
+    import minivl
+
+    found = {"minivl": minivl.__version__, "python": platform.python_version()}
+    return found | {name: importlib.metadata.version(name) for name in PARTS}

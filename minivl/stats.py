@@ -1,0 +1,114 @@
+"""A tensor in a few numbers, and many of them in a table.
+
+    stats(array)                # Stats(shape=(48, 192), dtype='float32', min=-3.1, ..., outliers=((138, 42.0),))
+    print(table({"visual": array, ...}))
+
+min, max, mean and rms are of the finite values; NaN and infinite ones are counted. In a tensor of rows, [rows, channels], a
+channel is an *outlier* if its rms is more than OUTLIER times the median rms of all channels: large models have a few, always
+the same ones, and a port that rounds too coarsely breaks there first.
+"""
+
+import html
+from dataclasses import dataclass
+
+import numpy as np
+
+OUTLIER = 6.0  # times the median channel
+AT_ONCE = 1 << 20  # values that are looked at at a time
+NO_CHANNELS = ("rope.cos", "rope.sin", "lm_head")  # their columns are angles and words
+
+
+@dataclass(frozen=True)
+class Stats:
+    """min, max, mean, rms of the finite values (None if there are none), counts of the others, outlier channels.
+
+    outliers  ((channel, its rms over the median rms), ...), largest first; None where the tensor has no channels
+    """
+
+    shape: tuple
+    dtype: str
+    min: float | None
+    max: float | None
+    mean: float | None
+    rms: float | None
+    nan: int
+    inf: int
+    outliers: tuple | None
+
+
+def stats(array, channels=True):
+    """`Stats` of an array. channels=False: its last axis is none of channels."""
+    channels = channels and array.ndim == 2 and array.dtype.kind == "f" and array.size > 0
+    rows = array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(1, 1)
+    low, high, count, total, nan = np.inf, -np.inf, 0, 0.0, 0
+    squares = np.zeros(rows.shape[1], dtype=np.float64)
+    step = max(1, AT_ONCE // max(1, rows.shape[1]))
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step].astype(np.float64)  # sums of millions of float32 values
+        finite = np.isfinite(part)
+        nan += int(np.isnan(part).sum())
+        count += int(finite.sum())
+        low = min(low, part.min(where=finite, initial=np.inf))
+        high = max(high, part.max(where=finite, initial=-np.inf))
+        total += part.sum(where=finite)
+        squares += np.square(part, where=finite, out=np.zeros_like(part)).sum(axis=0)
+    found = [low, high, total / count, np.sqrt(squares.sum() / count)] if count else [None] * 4
+    found = [None if value is None else float(value) for value in found]
+    return Stats(
+        array.shape, str(array.dtype), *found, nan, array.size - count - nan, outliers(squares) if channels else None
+    )
+
+
+def outliers(squares):
+    """Channels whose rms is more than OUTLIER times the median, from each one's sum of squares."""
+    rms = np.sqrt(squares)
+    median = np.median(rms)
+    loud = np.flatnonzero(rms > OUTLIER * median) if median > 0 else []
+    return tuple((int(i), float(rms[i] / median)) for i in sorted(loud, key=lambda i: -rms[i]))
+
+
+def stats_of(name, array):
+    """`Stats` of a tensor of this name: some have no channels."""
+    return stats(array, not name.endswith(NO_CHANNELS))
+
+
+class Text(str):
+    """Text that a prompt or a notebook shows as it is, line by line."""
+
+    def __repr__(self):
+        return str(self)
+
+    def _repr_html_(self):
+        return f"<pre>{html.escape(self)}</pre>"
+
+
+HEADINGS = ("name", "shape", "dtype", "min", "max", "mean", "rms", "not finite", "outlier channels")
+
+
+def table(tensors):
+    """The statistics of {name: array}, a line each, as `Text`."""
+    rows = [HEADINGS, *(row(name, stats_of(name, array)) for name, array in tensors.items())]
+    widths = [max(len(line[i]) for line in rows) for i in range(len(HEADINGS))]
+    left = (0, 1, 2, 7, 8)
+    lines = (
+        "  ".join(cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths)))
+        for line in rows
+    )  # fmt: skip
+    return Text("\n".join(line.rstrip() for line in lines))
+
+
+def row(name, found):
+    numbers = ["" if value is None else f"{value:.4g}" for value in (found.min, found.max, found.mean, found.rms)]
+    return (name, str(list(found.shape)), found.dtype, *numbers, not_finite(found), loudest(found))
+
+
+def not_finite(found):
+    return ", ".join(f"{count} {kind}" for count, kind in ((found.nan, "NaN"), (found.inf, "inf")) if count)
+
+
+def loudest(found):
+    """The first three outlier channels, each with how many times the median it is."""
+    if not found.outliers:
+        return ""
+    more = len(found.outliers) - 3
+    return ", ".join(f"{i} (x{times:.0f})" for i, times in found.outliers[:3]) + (f", {more} more" if more > 0 else "")
