@@ -1,4 +1,4 @@
-"""The command line: `minivl walk`, `ask`, `bench`, `plan`, `summary`. Results on stdout; progress, advice, errors on stderr."""
+"""The command line: `minivl walk`, `ask`, `compare`, `bench`, `plan`, ... Results on stdout; progress, advice, errors on stderr."""
 
 import argparse
 import sys
@@ -13,6 +13,8 @@ Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood.
   minivl walk photo.jpg "What is this?"    the same for your picture and question
   minivl ask photo.jpg "What is this?"     only the answer
   minivl ask clip.mp4 "What happens?"      the same of a video: mp4, webm, animated GIF or WebP
+  minivl compare a.safetensors b.npz       two recordings of one prompt: where they part first, and why
+  minivl record-reference photo.jpg "?"    such a recording from Hugging Face transformers
   minivl bench                             how fast it is, beside transformers, llama.cpp and what the machine allows
   minivl plan 72B --image 1080x1920        what a run of any size takes: operations, memory, seconds, without weights
   minivl summary 7B                        the module tree and the table of parameters
@@ -28,7 +30,7 @@ def main(arguments=None):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" for what it lacks
     try:
-        options.run(options)
+        return options.run(options) or 0
     except Error as error:
         print(f"minivl: {error}", file=sys.stderr)
         return 1
@@ -38,7 +40,6 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("minivl: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def parser():
@@ -66,10 +67,41 @@ def parser():
     for command in (walk, ask):
         add_model_options(command)
         add_answer_options(command)
+    add_compare(subparsers)
+    add_reference(subparsers)
     add_bench(subparsers)
     add_plan(subparsers)
     add_summary(subparsers)
     return top
+
+
+def add_compare(subparsers):
+    compare = subparsers.add_parser(
+        "compare",
+        help="two recordings of one prompt: where they part first, and why",
+        epilog="Exit status: 0 if all that was compared agrees, 2 if something differs, 1 on an error.",
+    )
+    compare.add_argument("ours", metavar="OURS", help=".safetensors or .npz with minivl's names, as trace.save writes it")
+    compare.add_argument("theirs", metavar="THEIRS", help=".safetensors or .npz of the other program")
+    compare.add_argument("--names", metavar="MAP.json", help='{"ffn_out-{}": "model.layers.{}.mlp.down_proj"}: theirs to ours')
+    compare.add_argument("--tolerance", type=float, metavar="X", help="largest error, relative to a tensor's largest value (2e-5)")
+    compare.add_argument("--all", action="store_true", help="every row of the table")
+    compare.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture of the prompt, to explain a resize")
+    compare.add_argument(
+        "--model", metavar="PATH", help="the model: if tensors between were not recorded, it is run with each known mistake"
+    )
+    compare.add_argument("--config", metavar="PATH", help="config.json, if the first file does not say it and --model is not given")
+    compare.set_defaults(run=commands.run_compare)
+
+
+def add_reference(subparsers):
+    reference = subparsers.add_parser("record-reference", help="record a prompt's tensors from Hugging Face transformers")
+    reference.add_argument("files", nargs="*", metavar="FILE", help="pictures, in the order in which the model sees them")
+    reference.add_argument("question", metavar="QUESTION")
+    reference.add_argument("--image", action="append", default=[], metavar="FILE", help="another picture, behind those")
+    reference.add_argument("--model", metavar="PATH", help="a checkpoint folder (default: the model that ships)")
+    reference.add_argument("-o", "--output", required=True, metavar="FILE.safetensors", help="what to write")
+    reference.set_defaults(run=commands.run_reference)
 
 
 def add_bench(subparsers):

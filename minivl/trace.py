@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minivl.compare import compare
 from minivl.errors import Error
 from minivl.stream import read_only, run, value_of
 
@@ -54,6 +55,10 @@ class Trace(Mapping):
     def select(self, pattern):
         """The kept tensors whose names match a glob such as "model.layers.*.mlp.act", as a dict."""
         return {name: tensor for name, tensor in self.items() if fnmatchcase(name, pattern)}
+
+    def compare(self, other, **options):
+        """This trace beside another recording of the same prompt: where they part first, and why. -> compare.Comparison"""
+        return compare(self, other, **options)
 
     def save(self, path):
         """Write the kept tensors to a safetensors file: complete or not at all."""

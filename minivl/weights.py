@@ -171,15 +171,18 @@ def shards_of(index):
     return list(paths.values())
 
 
-def read_file(path):
-    """{name: array} of one safetensors file; the arrays are read-only maps of the file, nothing is read yet."""
+def read_file(path, dtypes=DTYPES):
+    """{name: array} of one safetensors file; the arrays are read-only maps of the file, nothing is read yet.
+
+    dtypes  {name in the format: NumPy's} of those that may be in it
+    """
     header, start = read_header(path)
     size = os.path.getsize(path) - start
     data = np.memmap(path, dtype=np.uint8, mode="r", offset=start) if size else np.zeros(0, dtype=np.uint8)
     arrays = {}
     for name, entry in header.items():
         if name != "__metadata__":
-            arrays[name] = array_of(path, name, entry, data)
+            arrays[name] = array_of(path, name, entry, data, dtypes)
     return arrays
 
 
@@ -208,7 +211,7 @@ def read_header(path):
     return header, 8 + length
 
 
-def array_of(path, name, entry, data):
+def array_of(path, name, entry, data, dtypes=DTYPES):
     """One tensor as a view of the file's mapped bytes."""
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
@@ -217,15 +220,15 @@ def array_of(path, name, entry, data):
         whole = False
     if not whole:
         raise Error(f"{path}: the header's entry for {name} is damaged. Download the file again.") from None
-    if dtype not in DTYPES:
+    if dtype not in dtypes:
         raise Error(
-            f"{path}: {name} is stored as {dtype}; minivl reads {', '.join(DTYPES)}. Quantised weights are not read."
+            f"{path}: {name} is stored as {dtype}; minivl reads {', '.join(dtypes)}. Quantised weights are not read."
         )
     if end > len(data):
         raise Error(f"{path} ends in the middle of {name}: {end - len(data)} bytes are missing. Download it again.")
-    if end - start != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:
+    if end - start != math.prod(shape) * np.dtype(dtypes[dtype]).itemsize:
         raise Error(f"{path}: {name} has {end - start} bytes, not what {dtype} {list(shape)} takes. Download it again.")
-    array = np.ndarray(shape, DTYPES[dtype], buffer=data, offset=start)
+    array = np.ndarray(shape, dtypes[dtype], buffer=data, offset=start)
     array.flags.writeable = False
     return array
 

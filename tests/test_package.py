@@ -16,8 +16,8 @@ from minivl.tiny import scene
 
 PACKAGE = Path(minivl.__file__).parent
 ORDER = (
-    "errors json_file positions published config parameters kernels weights stream trace tokenizer chat image frames video "
-    "inputs windows vision decoder sampling grounding drawing answer model"
+    "errors json_file positions published config parameters kernels weights stream tokenizer chat image frames video inputs "
+    "windows names sources causes verdict compare trace vision decoder sampling grounding drawing answer model"
 )
 
 
@@ -33,10 +33,10 @@ def test_data_flows_down():
     """A file imports only from the ones before it."""
     order = [
         *ORDER.split(),
-        *"walk outline summary workloads plan gguf_file programs peers report bench commands cli".split(),
+        *"reference walk outline summary workloads plan gguf_file programs peers report bench commands cli".split(),
     ]
     files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
-    assert sorted(files) == sorted(room for room in order if room != "kernels")
+    assert sorted(files) == sorted(room for room in order if room not in ("kernels", "causes"))
     for room, path in files.items():
         above = {*order[: order.index(room)], "tiny"}
         assert set(imported_rooms(path)) <= above, room
@@ -141,7 +141,7 @@ def test_errors_are_one_line_on_stderr(arguments, words, capsys):
 
 def test_module_runs():
     environment = {**os.environ, "COLUMNS": "120"}
-    for arguments in ([], ["walk"], ["ask"], ["bench"], ["plan"], ["summary"]):
+    for arguments in ([], ["walk"], ["ask"], ["compare"], ["record-reference"], ["bench"], ["plan"], ["summary"]):
         run = subprocess.run(
             [sys.executable, "-m", "minivl", *arguments, "--help"], capture_output=True, text=True, env=environment
         )
