@@ -1,4 +1,4 @@
-"""The command line: `minivl walk`, `ask`, `compare`, `bench`, `plan`, ... Results on stdout; progress, advice, errors on stderr."""
+"""The command line: `minivl walk`, `ask`, `compare`, `bench`, ... Results on stdout; progress, advice, errors on stderr."""
 
 import argparse
 import sys
@@ -81,22 +81,38 @@ def add_compare(subparsers):
         help="two recordings of one prompt: where they part first, and why",
         epilog="Exit status: 0 if all that was compared agrees, 2 if something differs, 1 on an error.",
     )
-    compare.add_argument("ours", metavar="OURS", help=".safetensors or .npz with minivl's names, as trace.save writes it")
-    compare.add_argument("theirs", metavar="THEIRS", help=".safetensors or .npz of the other program")
-    compare.add_argument("--names", metavar="MAP.json", help='{"ffn_out-{}": "model.layers.{}.mlp.down_proj"}: theirs to ours')
-    compare.add_argument("--tolerance", type=float, metavar="X", help="largest error, relative to a tensor's largest value (2e-5)")
-    compare.add_argument("--all", action="store_true", help="every row of the table")
-    compare.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture of the prompt, to explain a resize")
     compare.add_argument(
-        "--model", metavar="PATH", help="the model: if tensors between were not recorded, it is run with each known mistake"
+        "ours", metavar="OURS", help=".safetensors or .npz with minivl's names, as trace.save writes it"
     )
-    compare.add_argument("--config", metavar="PATH", help="config.json, if the first file does not say it and --model is not given")
+    compare.add_argument("theirs", metavar="THEIRS", help=".safetensors or .npz of the other program")
+    compare.add_argument(
+        "--names", metavar="MAP.json", help='{"ffn_out-{}": "model.layers.{}.mlp.down_proj"}: theirs to ours'
+    )
+    compare.add_argument(
+        "--tolerance", type=float, metavar="X", help="largest error, relative to a tensor's largest value (2e-5)"
+    )
+    compare.add_argument("--all", action="store_true", help="every row of the table")
+    compare.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="a picture of the prompt, to explain a resize"
+    )
+    compare.add_argument(
+        "--model",
+        metavar="PATH",
+        help="the model: if tensors between were not recorded, it is run with each known mistake",
+    )
+    compare.add_argument(
+        "--config", metavar="PATH", help="config.json, if the first file does not say it and --model is not given"
+    )
     compare.set_defaults(run=commands.run_compare)
 
 
 def add_reference(subparsers):
-    reference = subparsers.add_parser("record-reference", help="record a prompt's tensors from Hugging Face transformers")
-    reference.add_argument("files", nargs="*", metavar="FILE", help="pictures, in the order in which the model sees them")
+    reference = subparsers.add_parser(
+        "record-reference", help="record a prompt's tensors from Hugging Face transformers"
+    )
+    reference.add_argument(
+        "files", nargs="*", metavar="FILE", help="pictures, in the order in which the model sees them"
+    )
     reference.add_argument("question", metavar="QUESTION")
     reference.add_argument("--image", action="append", default=[], metavar="FILE", help="another picture, behind those")
     reference.add_argument("--model", metavar="PATH", help="a checkpoint folder (default: the model that ships)")

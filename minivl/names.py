@@ -76,7 +76,9 @@ def read_map(names):
         raise Error('a name map is an object of strings: {"ffn_out-{}": "model.layers.{}.mlp.down_proj"}.')
     for theirs, ours in names.items():
         if len(holes(theirs)) < len(holes(ours)):
-            raise Error(f"name map: {ours!r} has more of {{}} or * than {theirs!r}. Each stands for the same text in both.")
+            raise Error(
+                f"name map: {ours!r} has more of {{}} or * than {theirs!r}. Each stands for the same text in both."
+            )
     return names
 
 

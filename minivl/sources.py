@@ -1,8 +1,8 @@
 """Recorded tensors, from wherever they come: a trace, a dict, a .safetensors or .npz file that any program wrote.
 
-    recording = opened("port.npz")
-    recording["visual.patch_embed"]          # NumPy, bfloat16 upcast to float32
-    recording.config                         # the model's config.json, if the file or the Trace says it
+recording = opened("port.npz")
+recording["visual.patch_embed"]          # NumPy, bfloat16 upcast to float32
+recording.config                         # the model's config.json, if the file or the Trace says it
 """
 
 import json
@@ -52,7 +52,7 @@ class Recording(Mapping):
 
 
 def opened(source, label="the second"):
-    """A `Recording` of a path, or of a Mapping such as a Trace. Anything that is no array, and no file of arrays, is an Error."""
+    """A `Recording` of a path, or of a Mapping such as a Trace; an Error if that is no array, or no file of arrays."""
     if isinstance(source, Recording):
         return source
     if isinstance(source, Mapping):

@@ -78,10 +78,14 @@ def why(row):
     for i, cause in enumerate(row.causes[:3]):
         lead = "Probable cause" if not i else "Or"
         side = "" if cause.whose == "theirs" else " (in the first recording, if the second is right)"
-        left = f" Done so, the largest error that is left is {cause.error:.1e}." if cause.exact else " (By its kind, not computed.)"
+        left = (
+            f" Done so, the largest error that is left is {cause.error:.1e}."
+            if cause.exact
+            else " (By its kind, not computed.)"
+        )
         yield f"{lead}: {cause.name}{side}: {cause.sentence}.{left}"
     if not row.causes:
-        yield "Probable cause: none of the known mistakes gives these values. All that goes into it agrees: look at its own step."
+        yield "Probable cause: none of the known mistakes gives these values. What goes into it agrees: look at its own step."
 
 
 COLOURS = {DIFF: "#c33", SHAPE: "#c33", CLOSE: "#777", OK: "#383", MISSING: "#777"}

@@ -25,7 +25,7 @@ def right():
 @pytest.fixture(scope="module")
 def right_video():
     vlm = small_model("numpy")
-    inputs = random_video_inputs(vlm.config)
+    inputs = random_video_inputs(vlm.config, seconds=(0.75, 2.6))
     return vlm, inputs, vlm.trace(inputs)
 
 
@@ -110,7 +110,11 @@ def no_bias(name):
 
 def unscaled(patch):
     """1 / sqrt(K) left out where the tower makes scores; the fused path is theirs too, through probs."""
-    patch.setattr(attention, "segment_scores", spoilt(attention.segment_scores, lambda s, q: s * np.float32(math.sqrt(q.shape[2]))))
+    patch.setattr(
+        attention,
+        "segment_scores",
+        spoilt(attention.segment_scores, lambda s, q: s * np.float32(math.sqrt(q.shape[2]))),
+    )
 
 
 def spoilt(function, change):
@@ -151,7 +155,9 @@ def swapped_positions(patch):
 
 def rope_not_permuted(patch):
     original = vision.vision_rope
-    patch.setattr(vision, "vision_rope", lambda places, K: original(positions.patch_positions([(1, 10, 14), (1, 6, 4)], 2), K))
+    patch.setattr(
+        vision, "vision_rope", lambda places, K: original(positions.patch_positions([(1, 10, 14), (1, 6, 4)], 2), K)
+    )
 
 
 def sections_as_in_qwen3(patch):
@@ -181,7 +187,9 @@ def post_norm(patch):
 
     def block(x, weights, rope, segments, heads, kernels):
         h = yield "norm1", kernels.rms_norm(x, weights["norm1.weight"], 1e-6)
-        a = yield from vision.under("attn", vision.vision_attention(h, weights.at("attn"), rope, segments, heads, kernels))
+        a = yield from vision.under(
+            "attn", vision.vision_attention(h, weights.at("attn"), rope, segments, heads, kernels)
+        )
         x = yield "attn_residual", h + a
         h = yield "norm2", kernels.rms_norm(x, weights["norm2.weight"], 1e-6)
         return x + (yield from vision.under("mlp", vision.swiglu(h, weights.at("mlp"), kernels)))
@@ -229,21 +237,31 @@ def test_a_bug_in_a_stage(right, fault, monkeypatch):
 
 
 def layer_norm(x, weight, eps):
-    return ((x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + eps) * weight).astype(np.float32)
+    return ((x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + eps) * weight).astype(
+        np.float32
+    )
 
 
 def without_weight(x, weight, eps):
     return (x / np.sqrt((x * x).mean(axis=1, keepdims=True) + eps)).astype(np.float32)
 
 
+def exchanged(gate, up):
+    return up / (1 + np.exp(-up)) * gate
+
+
+def unrotated(x, cos, sin):
+    return np.ascontiguousarray(x.swapaxes(0, 1))
+
+
 KERNELS = {
     "interleaved": (dict(rotate=neighbours), "visual.blocks.0.attn.q_rope", "interleaved RoPE"),
-    "not rotated": (dict(rotate=lambda x, c, s: np.ascontiguousarray(x.swapaxes(0, 1))), "visual.blocks.0.attn.q_rope", "no rotation"),
+    "not rotated": (dict(rotate=unrotated), "visual.blocks.0.attn.q_rope", "no rotation"),
     "backwards": (dict(rotate=lambda x, c, s: rope.rotate_numpy(x, c, -s)), "visual.blocks.0.attn.q_rope", "rotated backwards"),
     "tanh": (dict(gelu=tanh_gelu), "visual.merger.mlp.1", "tanh GELU"),
     "silu": (dict(gelu=lambda x: x / (1 + np.exp(-x))), "visual.merger.mlp.1", "SiLU for GELU"),
     "gelu": (dict(silu_multiply=lambda g, u: tanh_gelu(g) * u), "visual.blocks.0.mlp.act", "GELU for SiLU"),
-    "exchanged": (dict(silu_multiply=lambda g, u: u / (1 + np.exp(-u)) * g), "visual.blocks.0.mlp.act", "gate and up exchanged"),
+    "exchanged": (dict(silu_multiply=exchanged), "visual.blocks.0.mlp.act", "gate and up exchanged"),
     "layer norm": (dict(rms_norm=layer_norm), "visual.blocks.0.norm1", "LayerNorm"),
     "no weight": (dict(rms_norm=without_weight), "visual.blocks.0.norm1", "no weight"),
     "no gelu": (dict(gelu=lambda x: x), "visual.merger.mlp.1", "no activation"),
@@ -262,7 +280,9 @@ def test_the_decoder_alone_is_interleaved(right):
     vlm, inputs, trace = right
 
     def rotate(x, cos, sin):
-        return (neighbours if x.shape[2] == vlm.config.text.head_dim and x.shape[1] != 4 else rope.rotate_numpy)(x, cos, sin)
+        return (neighbours if x.shape[2] == vlm.config.text.head_dim and x.shape[1] != 4 else rope.rotate_numpy)(
+            x, cos, sin
+        )
 
     found = compare(trace, with_kernels(vlm, rotate=rotate).trace(inputs, max_new_tokens=2), config=vlm.config)
     assert found.first.name == "model.layers.0.self_attn.q_rope"

@@ -17,7 +17,7 @@ from minivl.tiny import scene
 PACKAGE = Path(minivl.__file__).parent
 ORDER = (
     "errors json_file positions published config parameters kernels weights stream tokenizer chat image frames video inputs "
-    "windows names sources causes verdict compare trace vision decoder sampling grounding drawing answer model"
+    "windows names sources verdict causes rows compare trace vision decoder sampling grounding drawing answer model"
 )
 
 
@@ -33,7 +33,7 @@ def test_data_flows_down():
     """A file imports only from the ones before it."""
     order = [
         *ORDER.split(),
-        *"reference walk outline summary workloads plan gguf_file programs peers report bench commands cli".split(),
+        *"hooks reference walk outline summary workloads plan gguf_file programs peers report bench commands cli".split(),
     ]
     files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
     assert sorted(files) == sorted(room for room in order if room not in ("kernels", "causes"))

@@ -8,7 +8,8 @@ it wrong, as a generator of (name, sentence, what would come out):
 
     pictures.py   resizing, colours, patches
     prompts.py    tokens, grids, embeddings
-    places.py     window order, positions of patches and of tokens, cos and sin
+    places.py     window order, rows and columns of patches, their cos and sin
+    tokens.py     positions of tokens, the delta, their cos and sin
     attention.py  q, k, v, rotation, scores, masks, heads
     layers.py     norms, MLPs, residuals, biases
     arrays.py     of any tensor: transposed, shifted, scaled, rounded, rows in another order
@@ -114,9 +115,9 @@ class Step:
 
 def makers(name):
     """The functions that know mistakes of this tensor, the most particular first."""
-    from minivl.causes import arrays, attention, layers, pictures, places, prompts
+    from minivl.causes import arrays, attention, layers, pictures, places, prompts, tokens
 
-    for room in (pictures, prompts, places, attention, layers):
+    for room in (pictures, prompts, places, tokens, attention, layers):
         for pattern, make in room.MISTAKES:
             if fnmatchcase(name, pattern):
                 yield make

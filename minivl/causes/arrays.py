@@ -221,7 +221,7 @@ def rows_alike(step):
 
 
 def heads_reordered(step):
-    """Columns of a linear layer: heads interleaved, or permuted for rotation in neighbouring pairs (as in GGUF files of Llama)."""
+    """Columns of a linear layer: heads interleaved, or permuted for rotation in neighbouring pairs (GGUF files of Llama)."""
     x = step.ours
     if x.ndim != 2 or step.word not in ("q_proj", "k_proj", "v_proj", "qkv", "context"):
         return

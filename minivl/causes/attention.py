@@ -9,7 +9,8 @@ import math
 import numpy as np
 
 from minivl.causes import Unknown
-from minivl.causes.places import rotations
+from minivl.causes.places import tower_tables
+from minivl.causes.tokens import decoder_tables
 
 
 def sizes(step):
@@ -60,7 +61,7 @@ def misrotated(step):
     yield "rotated backwards", "it turns by minus the angle: the sign of sin is wrong", lambda x: rotate(x, cos, -sin)
     yield "no rotation", "it is not rotated at all", lambda x: x.swapaxes(0, 1)
     yield "rotated twice", "it is rotated twice", lambda x: rotate(rotate(x, cos, sin).swapaxes(0, 1), cos, sin)
-    for name, sentence, (c, s) in rotations(step):
+    for name, sentence, (c, s) in (tower_tables if step.in_tower else decoder_tables)(step):
         yield name, sentence, lambda x, c=c, s=s: rotate(x, c, s)
 
 
@@ -70,8 +71,10 @@ def rope(step):
         yield name, sentence, turned(x)
     if not step.in_tower:
         H, KV, K = sizes(step)
-        yield "heads interleaved", "heads and the places within a head are exchanged", (
-            rotate(x.reshape(len(x), K, -1).swapaxes(1, 2), *tables(step))
+        yield (
+            "heads interleaved",
+            "heads and the places within a head are exchanged",
+            (rotate(x.reshape(len(x), K, -1).swapaxes(1, 2), *tables(step))),
         )
 
 
@@ -223,4 +226,9 @@ def dealt_otherwise(a):
         yield "heads not put side by side", text, context.reshape(context.shape[1], -1)
 
 
-MISTAKES = (("*.[qk]_rope", rope), ("*attn.scores", attention), ("*attn.probs", attention), ("*attn.context", attention))
+MISTAKES = (
+    ("*.[qk]_rope", rope),
+    ("*attn.scores", attention),
+    ("*attn.probs", attention),
+    ("*attn.context", attention),
+)

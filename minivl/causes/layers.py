@@ -27,7 +27,11 @@ def norm(step):
     root = np.sqrt(square + eps)
     for other in (*EPS, fitted_eps(square, eps, ours, step.theirs)):
         if other != eps:
-            yield "wrong eps", f"eps of the norm is {other:.3g} instead of {eps:.3g}", ours * root / np.sqrt(square + other)
+            yield (
+                "wrong eps",
+                f"eps of the norm is {other:.3g} instead of {eps:.3g}",
+                ours * root / np.sqrt(square + other),
+            )
     normal = x / root
     weight = (ours * normal).sum(axis=0) / (normal * normal).sum(axis=0)
     text = "LayerNorm: the mean is subtracted, which RMSNorm does not do"
@@ -52,7 +56,11 @@ def fitted_eps(square, eps, ours, theirs):
 def act(step):
     gate, up = step.near("gate_proj").astype(np.float64), step.near("up_proj").astype(np.float64)
     silu, erf, tanh = (function(gate) for function in (sigmoid_times, gelu, gelu_tanh))
-    yield "gate and up exchanged", "the activation is on up_proj instead of gate_proj: gate * silu(up)", gate * sigmoid_times(up)
+    yield (
+        "gate and up exchanged",
+        "the activation is on up_proj instead of gate_proj: gate * silu(up)",
+        gate * sigmoid_times(up),
+    )
     yield "GELU for SiLU", "gelu(gate) * up instead of silu(gate) * up", erf * up
     yield "GELU for SiLU", "gelu(gate) * up, GELU by tanh, instead of silu(gate) * up", tanh * up
     yield "ReLU for SiLU", "relu(gate) * up instead of silu(gate) * up", np.maximum(gate, 0) * up
@@ -65,7 +73,11 @@ def act(step):
 def merger_act(step):
     x = step.near("0").astype(np.float64)
     yield "tanh GELU", "GELU by its approximation with tanh, instead of the exact one with erf", gelu_tanh(x)
-    yield "quick GELU", "x * sigmoid(1.702 x), as in CLIP and Qwen2-VL's tower, instead of exact GELU", sigmoid_times(x, 1.702)
+    yield (
+        "quick GELU",
+        "x * sigmoid(1.702 x), as in CLIP and Qwen2-VL's tower, instead of exact GELU",
+        sigmoid_times(x, 1.702),
+    )
     yield "SiLU for GELU", "silu instead of GELU", sigmoid_times(x)
     yield "ReLU for GELU", "relu instead of GELU", np.maximum(x, 0)
     yield "no activation", "it is the first linear: GELU is missing", x
@@ -103,7 +115,11 @@ def block(step):
 def residual(x, part, normed, what):
     yield "no residual", f"it is the output of {what}: what went in is not added", part
     yield "no residual", f"it is what went in: the output of {what} is not added", x
-    yield "post-norm residual", f"the normed input is added to the output of {what}, instead of the input itself", normed + part
+    yield (
+        "post-norm residual",
+        f"the normed input is added to the output of {what}, instead of the input itself",
+        normed + part,
+    )
     yield "residual doubled", f"what went in is added to the output of {what} twice", x + x + part
     yield "residual subtracted", f"the output of {what} is subtracted", x - part
 

@@ -86,12 +86,18 @@ def guesses(step):
         if x.shape != y.shape and x.ndim == y.ndim == 3:
             odd = [n for n in y.shape[:2] if n % 28]
             why = f"; {odd[0]} is no multiple of 28" if odd else "; is it smart_resize, with these limits?"
-            yield "wrong resize", f"it is scaled to {y.shape[0]} x {y.shape[1]} instead of {x.shape[0]} x {x.shape[1]}{why}"
+            yield (
+                "wrong resize",
+                f"it is scaled to {y.shape[0]} x {y.shape[1]} instead of {x.shape[0]} x {x.shape[1]}{why}",
+            )
         elif x.shape == y.shape and alike(x, y):
             off = np.abs(x.astype(np.float64) - y)
-            yield "wrong resize", (
-                f"it is the same picture resized otherwise: off by {off.mean():.2g} of 255 levels in the mean, {off.max():.0f} "
-                "at most. Is it bicubic, antialiased, the same version of Pillow? Give the picture (--image) to find out"
+            yield (
+                "wrong resize",
+                (
+                    f"it is the same picture resized otherwise: off by {off.mean():.2g} of 255 levels in the mean, "
+                    f"{off.max():.0f} at most. Is it bicubic, antialiased, by the same Pillow? Give the picture (--image)"
+                ),
             )
     elif step.word in ("normalized", "patches", "pixel_values") and x.shape == y.shape and alike(x, y):
         yield "wrong resize", "it is a similar picture: was it resized or compressed otherwise?"
@@ -114,17 +120,27 @@ def colours(step):
     unit = channels * std + mean  # 0..1
     for name, sentence, values in recoloured(unit, mean, std):
         yield name, sentence, values.reshape(x.shape)
-    yield "BGR", "red and blue are exchanged, before normalising", (
-        ((unit[..., ::-1, :] - mean) / std).reshape(x.shape)
+    yield (
+        "BGR",
+        "red and blue are exchanged, before normalising",
+        (((unit[..., ::-1, :] - mean) / std).reshape(x.shape)),
     )
-    yield "BGR", "the channels are exchanged after normalising: blue, green, red", channels[..., ::-1, :].reshape(x.shape)
+    yield (
+        "BGR",
+        "the channels are exchanged after normalising: blue, green, red",
+        channels[..., ::-1, :].reshape(x.shape),
+    )
 
 
 def recoloured(unit, mean, std):
     """(name, sentence, values) from colours in 0..1, [..., 3, pixels]."""
     yield "not normalised", "colours lie in 0..1: mean and deviation are left out", unit
     yield "not rescaled", "colours lie in 0..255: neither divided by 255 nor normalised", unit * 255
-    yield "not rescaled", "colours are not divided by 255 before mean and deviation are applied", (unit * 255 - mean) / std
+    yield (
+        "not rescaled",
+        "colours are not divided by 255 before mean and deviation are applied",
+        (unit * 255 - mean) / std,
+    )
     yield "rescaled twice", "colours are divided by 255 twice", (unit / 255 - mean) / std
     yield "other mean and deviation", "mean and deviation are 0.5: colours lie in -1..1", unit * 2 - 1
     m, s = (np.array(v)[:, None] for v in IMAGENET)
@@ -135,16 +151,31 @@ def recoloured(unit, mean, std):
     yield "no mean", "it is divided by the deviation, but the mean is not subtracted", unit / std
 
 
+COLUMNS = {
+    (0, 2, 3, 4, 1): "(time, y, x, channel)",
+    (0, 3, 4, 2, 1): "(y, x, time, channel)",
+    (0, 3, 4, 1, 2): "(y, x, channel, time)",
+    (0, 2, 1, 3, 4): "(time, channel, y, x)",
+    (0, 1, 2, 4, 3): "(channel, time, x, y)",
+    (0, 1, 3, 4, 2): "(channel, y, x, time)",
+}
+
+
 def patches(step):
     """Cut, or laid out, otherwise: rows in another order, columns in another."""
     x, P = step.ours, step.config.vision.patch_size
-    F, M, C = step.config.vision.temporal_patch_size, step.config.vision.spatial_merge_size, step.config.vision.in_channels
+    F, M, C = (
+        step.config.vision.temporal_patch_size,
+        step.config.vision.spatial_merge_size,
+        step.config.vision.in_channels,
+    )
     cut = x.reshape(len(x), C, F, P, P)
-    for axes, text in (
-        ((0, 2, 3, 4, 1), "(time, y, x, channel)"), ((0, 3, 4, 2, 1), "(y, x, time, channel)"), ((0, 3, 4, 1, 2), "(y, x, channel, time)"),
-        ((0, 2, 1, 3, 4), "(time, channel, y, x)"), ((0, 1, 2, 4, 3), "(channel, time, x, y)"), ((0, 1, 3, 4, 2), "(channel, y, x, time)"),
-    ):  # fmt: skip
-        yield "columns in another order", f"a patch's columns are {text}, not (channel, time, y, x)", cut.transpose(axes).reshape(x.shape)
+    for axes, text in COLUMNS.items():
+        yield (
+            "columns in another order",
+            f"a patch's columns are {text}, not (channel, time, y, x)",
+            cut.transpose(axes).reshape(x.shape),
+        )
     blank = cut.copy()
     blank[:, :, 1:] = 0
     yield "second frame empty", "the second frame is zero: a still picture counts twice", blank.reshape(x.shape)

@@ -17,7 +17,11 @@ def input_ids(step):
     if len(turn) > 2:
         text = "the header of the assistant's answer is missing at the end (add_generation_prompt)"
         yield "no generation prompt", text, ours[: turn[-1]]
-        yield "no system prompt", "both the system prompt and the header of the answer are missing", ours[second : turn[-1]]
+        yield (
+            "no system prompt",
+            "both the system prompt and the header of the answer are missing",
+            ours[second : turn[-1]],
+        )
     if len(theirs) == len(ours) + 1:
         yield "extra first token", f"token {theirs[0]} stands in front: Qwen has no BOS token", np.r_[theirs[0], ours]
     yield from placeholders(step, ours, theirs)
@@ -43,7 +47,11 @@ def grid(step):
     yield "height and width swapped", "its columns are (t, w, h), not (t, h, w)", g[:, [0, 2, 1]]
     yield "rows of positions exchanged", "its columns are (h, w, t), not (t, h, w)", g[:, [1, 2, 0]]
     yield "units for patches", "it counts units of 2 x 2 patches instead of patches", g // np.array([1, merge, merge])
-    yield "pixels for patches", "it counts pixels instead of patches", g * np.array([1, *[step.config.vision.patch_size] * 2])
+    yield (
+        "pixels for patches",
+        "it counts pixels instead of patches",
+        g * np.array([1, *[step.config.vision.patch_size] * 2]),
+    )
     depth = step.config.vision.temporal_patch_size
     yield "frames for pairs", "time is counted in frames, not in pairs of them", g * np.array([depth, 1, 1])
 
@@ -63,7 +71,11 @@ def inputs_embeds(step):
 
     index = step.at("visual.window_index")
     yield "window order not undone", "the tokens of pictures are put in in window order", put(features[index])
-    yield "window order not undone", "the tokens of pictures are put back with the wrong inverse", put(features[np.argsort(index)])
+    yield (
+        "window order not undone",
+        "the tokens of pictures are put back with the wrong inverse",
+        put(features[np.argsort(index)]),
+    )
     yield "pictures in another order", "the tokens of pictures are put in backwards", put(features[::-1])
     grids = [step.anywhere(name) for name in ("image_grid_thw", "video_grid_thw") if known(step, name)]
     counts = np.concatenate(grids).prod(axis=1) // config.vision.merge_unit
