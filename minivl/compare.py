@@ -29,7 +29,7 @@ from minivl.causes.arrays import orders
 from minivl.config import Config
 from minivl.errors import Error
 from minivl.names import STEP, close, in_data_flow, matched
-from minivl.rows import Row, aligned, allowed, compared, precision_of
+from minivl.rows import ROUNDING, Row, aligned, allowed, compared, precision_of
 from minivl.sources import opened
 from minivl.verdict import CLOSE, DIFF, MISSING, OK, SHAPE, html, text
 
@@ -108,20 +108,16 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
     ours, theirs = opened(ours, "the first"), opened(theirs, "the second")
     config = model.config if config is None and model is not None else config_of(config, ours, theirs)
     called = matched(theirs, ours, names)
-    precision = precision_of(theirs, called)
+    both = precision_of(theirs, called), precision_of(ours, {name: name for name in called})
+    precision = max(both, key=ROUNDING.get)
     rows, reach = [], 0.0
     for name in tqdm(in_data_flow(ours), desc="comparing", unit="tensor", leave=False, delay=1, disable=None):
         mine = Row(name, MISSING, shape=ours[name].shape, note=f"not in {theirs.label}")
         if name in called:
-            mine = compared(
-                name,
-                ours[name],
-                called[name],
-                theirs[called[name]],
-                tolerance,
-                max(tolerance, allowed(precision, reach)),
-            )
-            reach = max(reach, mine.rms if mine.status == CLOSE else 0.0)
+            excused = max(tolerance, allowed(precision, reach, name))
+            mine = compared(name, ours[name], called[name], theirs[called[name]], tolerance, excused)
+            if mine.status == CLOSE and not name.endswith(".probs"):
+                reach = max(reach, mine.rms)
         rows.append(mine)
     rows += [unmatched(name, theirs, ours) for name in theirs if name not in called.values()]
     if not called:
@@ -163,38 +159,38 @@ def explained(found, ours, theirs, called, config, pictures, model):
 
     def known(name):
         if name in agreeing:
-            return aligned(name, ours[name], theirs[called[name]])[0]
+            there = aligned(ours[name], theirs[called[name]])[1]
+            return there if there.shape == ours[name].shape else ours[name]
         return ours.get(name)
 
     limit = max(found.tolerance, allowed(found.precision, 0.0))
 
-    def with_causes(row):
-        there, _ = aligned(row.name, ours[row.name], theirs[row.their_name])
-        transposed = {order for order in orders(ours[row.name].shape, there.shape)}
-        sides = [("theirs", ours[row.name], there), ("ours", there, ours[row.name])]
-        if len(transposed) == 1:  # it can only be that; then other mistakes may be looked for besides
-            order = transposed.pop()
-            sides.insert(1, ("theirs", ours[row.name], there.transpose(order)))
-        for whose, mine, other in sides:
-            why = causes(Step(row.name, mine, other, known, config, pictures), limit)
+    def with_causes(row, layout=False):
+        mine, there, _ = aligned(ours[row.name], theirs[row.their_name])
+        sides = [("theirs", mine, there), ("ours", there, mine)]
+        if len(only := orders(mine.shape, there.shape)) == 1:  # it can only be that; other mistakes may come besides
+            sides.insert(1, ("theirs", mine, there.transpose(only[0])))
+        for whose, right, wrong in sides[:1] if layout else sides:
+            why = causes(Step(row.name, right, wrong, known, config, pictures), limit, layout)
             if why and (why[0].exact or whose == "ours"):
                 break
         return replace(row, causes=tuple(replace(cause, whose=whose) for cause in why), same_values=same(row, why))
 
-    rows = [with_causes(row) if row.status == SHAPE else row for row in found.rows]
+    rows = [with_causes(row, layout=True) if row.status == SHAPE else row for row in found.rows]
     found = replace(found, rows=faint(rows, with_causes))
-    rows = found.rows
     if found.first is not None and not found.first.causes:
-        why = with_causes(found.first)
-        rows = [why if row is found.first else row for row in rows]
-        found = replace(found, rows=rows)
+        found = exchanged(found, with_causes(found.first))
     if model is not None and found.first is not None and not found.first.causes and found.between:
         from minivl.causes.replay import replayed
 
         why = replayed(found, ours, theirs[found.first.their_name], model, limit)
-        rows = [replace(row, causes=tuple(why)) if row is found.first else row for row in found.rows]
-        found = replace(found, rows=rows)
+        found = exchanged(found, replace(found.first, causes=tuple(why)))
     return found
+
+
+def exchanged(found, row):
+    """The same comparison with another first row."""
+    return replace(found, rows=[row if old is found.first else old for old in found.rows])
 
 
 def faint(rows, with_causes):

@@ -9,6 +9,7 @@ from minivl.causes.arrays import masked, without_ones
 from minivl.verdict import CLOSE, DIFF, OK, SHAPE
 
 ROUNDED, GROWTH = 5, 4  # see compare.py
+FEW = 64  # values that say nothing about a type: they may fit into it by chance
 ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # largest rounding, relative
 
 
@@ -38,9 +39,10 @@ class Row:
     same_values: bool = False
 
 
-def allowed(precision, reach):
-    """Largest root-mean-square error of an OK~."""
-    return max(ROUNDED * ROUNDING[precision], GROWTH * reach)
+def allowed(precision, reach, name=""):
+    """Largest root-mean-square error of an OK~, after rows with at most `reach`. Softmax multiplies what rounding did."""
+    usual = max(ROUNDED * ROUNDING[precision], GROWTH * reach if ROUNDING[precision] else 0.0)
+    return GROWTH * usual if name.endswith(".probs") else usual
 
 
 def precision_of(recording, called):
@@ -49,11 +51,9 @@ def precision_of(recording, called):
     for mine, name in called.items():
         if mine.startswith(("image.", "video.", "pixel_values")) or mine.endswith(("rope.cos", "rope.sin")):
             continue
-        stored = recording.stored.get(name)
         array = recording[name]
-        if array.dtype.kind == "f":
-            known = {"BF16": "bfloat16", "F16": "float16"}.get(stored)
-            found.append(known or held(array))
+        if array.dtype.kind == "f" and array.size >= FEW:
+            found.append(held(array))
     return next((kind for kind in ("bfloat16", "float16") if found.count(kind) > len(found) / 2), "float32")
 
 
@@ -71,24 +71,24 @@ def held(array):
         return "float16" if np.array_equal(values.astype(np.float16).astype(np.float32), values) else "float32"
 
 
-def aligned(name, ours, theirs):
-    """Theirs in our shape if only axes of 1, or rows before the last, are more; and a note of what was done."""
+def aligned(ours, theirs):
+    """(ours, theirs, note) as they are compared: without a batch axis, or the last row if one side has only that."""
     if theirs.shape == ours.shape:
-        return theirs, ""
+        return ours, theirs, ""
     found = without_ones(theirs, ours.shape)
     if found is not None:
-        return found, "batch axis"
-    if name.endswith("lm_head") and ours.ndim == 2 and theirs.ndim > 1 and theirs.shape[-1] == ours.shape[1]:
-        rows = theirs.reshape(-1, theirs.shape[-1])
-        if math.prod(theirs.shape[:-2]) == 1:
-            return rows[-1:], f"last of {len(rows)} rows"
-    return theirs, ""
+        return ours, found, "batch axis"
+    rows = theirs.reshape(theirs.shape[-2:]) if theirs.ndim > 1 and math.prod(theirs.shape[:-2]) == 1 else theirs
+    if rows.ndim == ours.ndim == 2 and rows.shape[1] == ours.shape[1] and 1 in (len(rows), len(ours)):
+        return ours[-1:], rows[-1:], f"last of {max(len(rows), len(ours))} rows"
+    return ours, theirs, ""
 
 
 def compared(name, ours, their_name, theirs, tolerance, rounded):
     """The comparison of one tensor; `rounded` is the largest root-mean-square error that rounding excuses."""
-    there, note = aligned(name, ours, theirs)
-    common = dict(name=name, their_name=their_name, shape=ours.shape, their_shape=theirs.shape, note=note)
+    shapes = dict(shape=ours.shape, their_shape=theirs.shape)
+    ours, there, note = aligned(ours, theirs)
+    common = dict(name=name, their_name=their_name, note=note) | shapes
     if there.shape != ours.shape:
         return Row(status=SHAPE, nans=nans(there), **common)
     figures = measured(ours, there)

@@ -52,16 +52,16 @@ class Step:
     name    as in docs/tensors.md;  short  the same without "steps.3.";  room  without its last word
     ours, theirs  the two, theirs without axes of 1, and transposed back if its shape says so
     known(name)  the array that both sides agree about, or ours; None where there is none
-    config  a Config or None;  pictures  the originals as PIL images, if somebody gave them
+    config  a Config or None;  pictures  the originals as PIL images;  weights  Weights: if somebody gave them
     """
 
-    def __init__(self, name, ours, theirs, known, config=None, pictures=()):
+    def __init__(self, name, ours, theirs, known, config=None, pictures=(), weights=None):
         found = STEP.fullmatch(name)
         self.name, self.short = name, found[2] if found else name
         self.number = int(found[1]) if found else 0
         self.lead = f"steps.{self.number}." if found else ""
         self.room, _, self.word = self.short.rpartition(".")
-        self.ours, self.theirs, self.pictures = ours, theirs, pictures
+        self.ours, self.theirs, self.pictures, self.weights = ours, theirs, pictures, weights
         self._known, self._config = known, config
 
     @property
@@ -113,33 +113,45 @@ class Step:
         return self.at("model.embed_tokens" if self.lead else "inputs_embeds")
 
 
-def makers(name):
-    """The functions that know mistakes of this tensor, the most particular first."""
-    from minivl.causes import arrays, attention, layers, pictures, places, prompts, tokens
+def particular(name):
+    """The functions that know mistakes of this tensor alone."""
+    from minivl.causes import attention, layers, pictures, places, prompts, tokens
 
     for room in (pictures, prompts, places, tokens, attention, layers):
         for pattern, make in room.MISTAKES:
             if fnmatchcase(name, pattern):
                 yield make
-    yield from arrays.MISTAKES
 
 
-def hypotheses(step):
+def makers(step, layout):
+    """The functions to ask, the most particular first; with `layout` those that change no value."""
+    from minivl.causes import arrays, attention
+
+    if not layout:
+        return [*particular(step.short), *arrays.MISTAKES]
+    whole = step.word in ("scores", "probs") and step.theirs.ndim == 3 and step.theirs.shape[1] == step.theirs.shape[2]
+    return [*arrays.LAYOUTS, *([attention.in_whole_rows] if whole and step.in_tower else [])]
+
+
+def hypotheses(step, layout=False):
     """(name, sentence, array) of every known mistake of this tensor that can be computed."""
-    for make in makers(step.short):
+    for make in makers(step, layout):
         try:
             yield from make(step)
         except (Unknown, ValueError, IndexError):  # not recorded, or of a shape that this mistake cannot have
             continue
 
 
-def causes(step, limit):
-    """The mistakes that give theirs to within `limit`, of the largest value; the likeliest first. [] if none does."""
+def causes(step, limit, layout=False):
+    """The mistakes that give theirs to within `limit`, of the largest value; the likeliest first. [] if none does.
+
+    layout  ask only whether it is the same in another layout
+    """
     from minivl.causes.arrays import distance
     from minivl.causes.pictures import guesses
 
     before, found = distance(step.ours, step.theirs), []
-    for name, sentence, candidate in hypotheses(step):
+    for name, sentence, candidate in hypotheses(step, layout):
         left = distance(np.asarray(candidate), step.theirs)
         if left <= min(limit, before / 10):
             found.append(Cause(name, sentence, left))

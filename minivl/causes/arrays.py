@@ -244,6 +244,7 @@ def zero(step):
         yield "all zero", "it is zero everywhere: never computed", np.zeros_like(step.ours)
 
 
+LAYOUTS = (axes_exchanged, laid_out)
 MISTAKES = (
     axes_exchanged, laid_out, rows_reordered, heads_reordered, flipped, rounded, scaled, rows_alike, shifted, zero,
 )  # fmt: skip

@@ -12,6 +12,8 @@ from minivl.causes import Unknown
 from minivl.causes.places import tower_tables
 from minivl.causes.tokens import decoder_tables
 
+LARGEST = 2**27  # scores, [H, N, N] in float64: 1 GB
+
 
 def sizes(step):
     """(query heads, key heads, head width)."""
@@ -147,6 +149,8 @@ def softmax(scores):
 
 def attention(step):
     a = Attention(step)
+    if a.H * a.q.shape[1] * a.k.shape[1] > LARGEST:
+        raise Unknown("memory for whole rows of scores")
     yield from unscaled(a)
     yield from (unmasked_tower if step.in_tower else unmasked_decoder)(a)
     yield from whole_rows(a)
@@ -212,6 +216,10 @@ def whole_rows(a):
         scores = a.scores()
         whole = scores if a.step.word == "scores" else softmax(scores)
         yield "whole rows", "the same values in whole rows [H, N, N], where ours are cut to the segment", whole
+
+
+def in_whole_rows(step):
+    yield from whole_rows(Attention(step))
 
 
 def dealt_otherwise(a):

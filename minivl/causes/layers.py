@@ -127,6 +127,9 @@ def residual(x, part, normed, what):
 def bias(step):
     """subtle: theirs = ours - bias, whatever the bias: the difference is the same in every row."""
     x, y = step.ours, step.theirs
+    if step.weights is not None:
+        yield "no bias", "the bias is not added", x - step.weights[f"{step.short}.bias"]
+        return
     if x.shape != y.shape or len(x) < 3:
         raise Unknown("rows")
     difference = (y.astype(np.float64) - x).mean(axis=0)
