@@ -24,7 +24,7 @@ from fnmatch import fnmatchcase
 
 from tqdm import tqdm
 
-from minivl.causes import Step, causes
+from minivl.causes import Step, causes, everything, layouts, stages
 from minivl.causes.arrays import orders
 from minivl.config import Config
 from minivl.errors import Error
@@ -165,18 +165,18 @@ def explained(found, ours, theirs, called, config, pictures, model):
 
     limit = max(found.tolerance, allowed(found.precision, 0.0))
 
-    def with_causes(row, layout=False):
+    def with_causes(row, ask=everything):
         mine, there, _ = aligned(ours[row.name], theirs[row.their_name])
         sides = [("theirs", mine, there), ("ours", there, mine)]
         if len(only := orders(mine.shape, there.shape)) == 1:  # it can only be that; other mistakes may come besides
             sides.insert(1, ("theirs", mine, there.transpose(only[0])))
-        for whose, right, wrong in sides[:1] if layout else sides:
-            why = causes(Step(row.name, right, wrong, known, config, pictures), limit, layout)
+        for whose, right, wrong in sides if ask is everything else sides[:1]:
+            why = causes(Step(row.name, right, wrong, known, config, pictures), limit, ask)
             if why and (why[0].exact or whose == "ours"):
                 break
         return replace(row, causes=tuple(replace(cause, whose=whose) for cause in why), same_values=same(row, why))
 
-    rows = [with_causes(row, layout=True) if row.status == SHAPE else row for row in found.rows]
+    rows = [with_causes(row, layouts) if row.status == SHAPE else row for row in found.rows]
     found = replace(found, rows=faint(rows, with_causes))
     if found.first is not None and not found.first.causes:
         found = exchanged(found, with_causes(found.first))
@@ -206,8 +206,8 @@ def faint(rows, with_causes):
             and row.error > NOISE
             and any(fnmatchcase(STEP.sub(r"\2", row.name), pattern) for pattern in FAINT)
         ):
-            why = with_causes(row)
-            if why.causes and why.causes[0].exact and why.causes[0].name not in ("constant scale", "scale and shift"):
+            why = with_causes(row, stages)
+            if why.causes and why.causes[0].exact:
                 return [*rows[:i], replace(why, status=DIFF), *rows[i + 1 :]]
     return rows
 

@@ -123,37 +123,47 @@ def particular(name):
                 yield make
 
 
-def makers(step, layout):
-    """The functions to ask, the most particular first; with `layout` those that change no value."""
+def everything(step):
+    """The functions to ask, the most particular first."""
+    from minivl.causes import arrays
+
+    return [*particular(step.short), *arrays.MISTAKES]
+
+
+def stages(step):
+    """Those that know this tensor alone."""
+    return particular(step.short)
+
+
+def layouts(step):
+    """Those that change no value."""
     from minivl.causes import arrays, attention
 
-    if not layout:
-        return [*particular(step.short), *arrays.MISTAKES]
     whole = step.word in ("scores", "probs") and step.theirs.ndim == 3 and step.theirs.shape[1] == step.theirs.shape[2]
     return [*arrays.LAYOUTS, *([attention.in_whole_rows] if whole and step.in_tower else [])]
 
 
-def hypotheses(step, layout=False):
+def hypotheses(step, ask=everything):
     """(name, sentence, array) of every known mistake of this tensor that can be computed."""
-    for make in makers(step, layout):
+    for make in ask(step):
         try:
             yield from make(step)
         except (Unknown, ValueError, IndexError):  # not recorded, or of a shape that this mistake cannot have
             continue
 
 
-def causes(step, limit, layout=False):
+def causes(step, limit, ask=everything):
     """The mistakes that give theirs to within `limit`, of the largest value; the likeliest first. [] if none does.
 
-    layout  ask only whether it is the same in another layout
+    ask  which functions: `everything`, `stages` or `layouts`
     """
     from minivl.causes.arrays import distance
     from minivl.causes.pictures import guesses
 
     before, found = distance(step.ours, step.theirs), []
-    for name, sentence, candidate in hypotheses(step, layout):
+    for name, sentence, candidate in hypotheses(step, ask):
         left = distance(np.asarray(candidate), step.theirs)
-        if left <= min(limit, before / 10):
+        if left <= min(limit, before / 10) and name not in [cause.name for cause in found]:
             found.append(Cause(name, sentence, left))
     best = min((cause.error for cause in found), default=0)
     found = [cause for cause in found if cause.error <= max(10 * best, limit / 20)]

@@ -35,7 +35,8 @@ def masked(array):
     """float64, with -inf for whatever a port writes in its place."""
     values = np.asarray(array, dtype=np.float64)
     lowest = float(np.finfo(array.dtype).min) if array.dtype == np.float16 else LOWEST
-    return np.where(values <= lowest, -np.inf, values)
+    low = values <= lowest
+    return np.where(low, -np.inf, values) if low.any() else values
 
 
 def without_ones(array, shape):

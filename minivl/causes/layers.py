@@ -6,7 +6,7 @@ import numpy as np
 
 from minivl.causes import Unknown
 
-EPS = (1e-6, 1e-5, 1e-12, 1e-8, 1e-7, 1e-4, 1e-3, 1e-2, 0.0)
+EPS = (1e-6, 1e-5, 0.0, 1e-12, 1e-8, 1e-7, 1e-4, 1e-3, 1e-2)
 
 
 def going_in(step):
