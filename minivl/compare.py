@@ -24,7 +24,7 @@ from fnmatch import fnmatchcase
 
 from tqdm import tqdm
 
-from minivl.causes import Step, causes, everything, layouts, stages
+from minivl.causes import Step, causes, everything, is_right, layouts, stages
 from minivl.causes.arrays import orders
 from minivl.config import Config
 from minivl.errors import Error
@@ -167,13 +167,12 @@ def explained(found, ours, theirs, called, config, pictures, model):
 
     def with_causes(row, ask=everything):
         mine, there, _ = aligned(ours[row.name], theirs[row.their_name])
-        sides = [("theirs", mine, there), ("ours", there, mine)]
-        if len(only := orders(mine.shape, there.shape)) == 1:  # it can only be that; other mistakes may come besides
-            sides.insert(1, ("theirs", mine, there.transpose(only[0])))
-        for whose, right, wrong in sides if ask is everything else sides[:1]:
-            why = causes(Step(row.name, right, wrong, known, config, pictures), limit, ask)
-            if why and (why[0].exact or whose == "ours"):
-                break
+        step = Step(row.name, mine, there, known, config, pictures)
+        why, whose = causes(step, limit, ask), "theirs"
+        if len(only := orders(mine.shape, there.shape)) == 1 and ask is everything and not why:
+            why = causes(Step(row.name, mine, there.transpose(only[0]), known, config), limit)  # besides another layout
+        if not why and ask is everything and is_right(step, limit):
+            why, whose = causes(Step(row.name, there, mine, known, config, pictures), limit), "ours"
         return replace(row, causes=tuple(replace(cause, whose=whose) for cause in why), same_values=same(row, why))
 
     rows = [with_causes(row, layouts) if row.status == SHAPE else row for row in found.rows]

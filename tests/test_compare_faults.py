@@ -418,9 +418,11 @@ def test_with_the_picture_the_resize_is_found(shipped, fault, words, monkeypatch
     assert found.first.causes[0].exact and words in found.first.causes[0].sentence, f"\n{found}"
 
 
-def test_the_other_way_round(right, monkeypatch):
-    """The right one may be given second."""
+@pytest.mark.parametrize("fault", [no_inverse, one_dimensional, unscaled, swapped_patch_positions, post_norm])
+def test_the_other_way_round(right, fault, monkeypatch):
+    """The right one may be given second: what goes in says which of the two is right."""
     vlm, inputs, trace = right
-    no_inverse(monkeypatch)
+    fault(monkeypatch)
     found = compare(vlm.trace(inputs, max_new_tokens=2), trace, config=vlm.config)
-    assert found.first.name == "visual" and found.first.causes
+    assert (found.first.name, found.first.causes[0].name) == FAULTS[fault], f"\n{found}"
+    assert found.first.causes[0].whose == "ours" and "in the first recording" in str(found)

@@ -42,6 +42,9 @@ class Cause:
     whose: str = "theirs"
 
 
+RIGHT = "right"  # the name under which a stage yields, first of all, what it should be
+
+
 class Unknown(Exception):
     """A hypothesis needs a tensor, or the config, that nobody has recorded."""
 
@@ -152,6 +155,15 @@ def hypotheses(step, ask=everything):
             continue
 
 
+def is_right(step, limit):
+    """Whether theirs is what the stage should give, as far as that can be computed from what goes into it."""
+    from minivl.causes.arrays import distance
+
+    before = distance(step.ours, step.theirs)
+    rights = [array for name, _, array in hypotheses(step, stages) if name == RIGHT]
+    return any(distance(np.asarray(array), step.theirs) <= min(limit, before / 10) for array in rights)
+
+
 def causes(step, limit, ask=everything):
     """The mistakes that give theirs to within `limit`, of the largest value; the likeliest first. [] if none does.
 
@@ -163,6 +175,10 @@ def causes(step, limit, ask=everything):
     before, found = distance(step.ours, step.theirs), []
     for name, sentence, candidate in hypotheses(step, ask):
         left = distance(np.asarray(candidate), step.theirs)
+        if name == RIGHT:
+            if left <= min(limit, before / 10):  # theirs is as it should be
+                return []
+            continue
         if left <= min(limit, before / 10) and name not in [cause.name for cause in found]:
             found.append(Cause(name, sentence, left))
     best = min((cause.error for cause in found), default=0)

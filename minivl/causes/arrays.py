@@ -180,11 +180,12 @@ def scaled(step):
     seen = (masked(step.ours) > -np.inf) & (masked(step.theirs) > -np.inf)
     if not seen.any():
         return
-    a, b = fitted(x[seen], y[seen])
-    factor = float((x[seen] * y[seen]).sum() / (x[seen] ** 2).sum()) if x[seen].any() else 1.0
+    p, q = x[seen], y[seen]
+    a, b = fitted(p, q)
+    factor, shift = float((p * q).sum() / ((p * p).sum() or 1.0)), float((q - p).mean())
     if abs(factor) > 1e-6:
         yield "constant scale", f"it is ours times {factor:.6g}{meaning(factor, step)}", np.where(seen, x * factor, x)
-    yield "constant shift", f"it is ours plus {(y - x)[seen].mean():.6g}", np.where(seen, x + (y - x)[seen].mean(), x)
+    yield "constant shift", f"it is ours plus {shift:.6g}", np.where(seen, x + shift, x)
     if abs(a) > 1e-6:
         yield "scale and shift", f"it is ours times {a:.6g}, plus {b:.6g}", np.where(seen, a * x + b, x)
 
@@ -247,5 +248,5 @@ def zero(step):
 
 LAYOUTS = (axes_exchanged, laid_out)
 MISTAKES = (
-    axes_exchanged, laid_out, rows_reordered, heads_reordered, flipped, rounded, scaled, rows_alike, shifted, zero,
+    axes_exchanged, laid_out, rows_reordered, heads_reordered, zero, flipped, rounded, scaled, rows_alike, shifted,
 )  # fmt: skip

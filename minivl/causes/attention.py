@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from minivl.causes import Unknown
+from minivl.causes import RIGHT, Unknown
 from minivl.causes.places import tower_tables
 from minivl.causes.tokens import decoder_tables
 
@@ -64,11 +64,14 @@ def misrotated(step):
     yield "no rotation", "it is not rotated at all", lambda x: x.swapaxes(0, 1)
     yield "rotated twice", "it is rotated twice", lambda x: rotate(rotate(x, cos, sin).swapaxes(0, 1), cos, sin)
     for name, sentence, (c, s) in (tower_tables if step.in_tower else decoder_tables)(step):
+        if name == RIGHT:
+            continue
         yield name, sentence, lambda x, c=c, s=s: rotate(x, c, s)
 
 
 def rope(step):
     x = unrotated(step, step.word[0])
+    yield RIGHT, "", rotate(x, *tables(step))
     for name, sentence, turned in misrotated(step):
         yield name, sentence, turned(x)
     if not step.in_tower:
@@ -151,6 +154,7 @@ def attention(step):
     a = Attention(step)
     if a.H * a.q.shape[1] * a.k.shape[1] > LARGEST:
         raise Unknown("memory for whole rows of scores")
+    yield RIGHT, "", a.output(a.scores())
     yield from unscaled(a)
     yield from (unmasked_tower if step.in_tower else unmasked_decoder)(a)
     yield from whole_rows(a)

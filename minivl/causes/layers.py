@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from minivl.causes import Unknown
+from minivl.causes import RIGHT, Unknown
 
 EPS = (1e-6, 1e-5, 0.0, 1e-12, 1e-8, 1e-7, 1e-4, 1e-3, 1e-2)
 
@@ -56,6 +56,7 @@ def fitted_eps(square, eps, ours, theirs):
 def act(step):
     gate, up = step.near("gate_proj").astype(np.float64), step.near("up_proj").astype(np.float64)
     silu, erf, tanh = (function(gate) for function in (sigmoid_times, gelu, gelu_tanh))
+    yield RIGHT, "", silu * up
     yield (
         "gate and up exchanged",
         "the activation is on up_proj instead of gate_proj: gate * silu(up)",
@@ -72,6 +73,7 @@ def act(step):
 
 def merger_act(step):
     x = step.near("0").astype(np.float64)
+    yield RIGHT, "", gelu(x)
     yield "tanh GELU", "GELU by its approximation with tanh, instead of the exact one with erf", gelu_tanh(x)
     yield (
         "quick GELU",
@@ -113,6 +115,7 @@ def block(step):
 
 
 def residual(x, part, normed, what):
+    yield RIGHT, "", x + part
     yield "no residual", f"it is the output of {what}: what went in is not added", part
     yield "no residual", f"it is what went in: the output of {what} is not added", x
     yield (

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from minivl.causes import Unknown
+from minivl.causes import RIGHT, Unknown
 from minivl.positions import VISION_THETA, inverse_frequencies, patch_positions, vision_rope
 from minivl.windows import frame_segments, to_window_order, window_index
 
@@ -32,6 +32,7 @@ def all_grids(step):
 def order(step):
     grid, vision = all_grids(step), step.config.vision
     index, _ = window_index(grid, vision)
+    yield RIGHT, "", index
     yield "no window order", "it counts up: the units are left in raster order", np.arange(len(index))
     yield (
         "inverse of the window order",
@@ -64,6 +65,7 @@ def other_windows(grid, vision):
 def window_bounds(step):
     grid, vision = all_grids(step), step.config.vision
     frames, bounds = frame_segments(grid), window_index(grid, vision)[1]
+    yield RIGHT, "", bounds
     yield "no windows", "its segments are whole frames: there are no windows", frames
     yield "no windows", "its only segment is everything", frames[[0, -1]]
     yield "units for patches", "it counts units of 2 x 2 patches instead of patches", bounds // vision.merge_unit
@@ -90,6 +92,7 @@ def padded(grid, vision):
 def frame_bounds(step):
     grid = all_grids(step)
     frames, sizes = frame_segments(grid), grid.prod(axis=1)
+    yield RIGHT, "", frames
     yield "one segment for all", "all pictures are one segment: they see each other", frames[[0, -1]]
     text = "a video is one segment: its frames see each other"
     yield "frames not apart", text, np.concatenate([[0], np.cumsum(sizes)])
@@ -126,6 +129,7 @@ def wrong_places(step):
 
 
 def places_of_patches(step):
+    yield RIGHT, "", patch_positions(all_grids(step), step.config.vision.spatial_merge_size)
     yield from wrong_places(step)
 
 
@@ -135,6 +139,7 @@ def tower_tables(step):
     index, unit = window_index(all_grids(step), vision)[0], vision.merge_unit
     right = patch_positions(all_grids(step), vision.spatial_merge_size)
     there = to_window_order(right, index, unit)
+    yield RIGHT, "", vision_rope(there, K)
     text = "rows and columns are in raster order, where the patches are in window order"
     yield "positions not in window order", text, vision_rope(right, K)
     text = "rows and columns were sorted by argsort(window_index) instead of window_index"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minivl.causes import Unknown
+from minivl.causes import RIGHT, Unknown
 
 
 def input_ids(step):
@@ -69,6 +69,7 @@ def inputs_embeds(step):
         out[where] = rows
         return out
 
+    yield RIGHT, "", put(features)
     index = step.at("visual.window_index")
     yield "window order not undone", "the tokens of pictures are put in in window order", put(features[index])
     yield (
@@ -87,6 +88,16 @@ def inputs_embeds(step):
     yield "scaled embeddings", text, put(features) * root
 
 
+def features(step):
+    """The end of the tower: the merger's rows, put back."""
+    merged, index = step.at("visual.merger"), step.at("visual.window_index")
+    yield RIGHT, "", merged[np.argsort(index)]
+    undone = "its rows are in window order, as the merger gives them, where they should be in raster order again"
+    yield "window order not undone", undone, merged
+    twice = "its rows were indexed by window_index, where argsort(window_index) undoes it"
+    yield "inverse of the window order", twice, merged[index]
+
+
 def known(step, name):
     try:
         return len(step.anywhere(name)) > 0
@@ -101,6 +112,7 @@ def logits(step):
 
 
 MISTAKES = (
-    ("input_ids", input_ids), ("image_grid_thw", grid), ("video_grid_thw", grid), ("inputs_embeds", inputs_embeds),
+    ("input_ids", input_ids), ("image_grid_thw", grid), ("video_grid_thw", grid), ("visual", features),
+    ("inputs_embeds", inputs_embeds),
     ("lm_head", logits),
 )  # fmt: skip

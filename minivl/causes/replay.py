@@ -10,8 +10,8 @@ import itertools
 import numpy as np
 from tqdm import tqdm
 
-from minivl.causes import Cause, Step, Unknown, particular
-from minivl.causes.arrays import distance, rows_reordered
+from minivl.causes import RIGHT, Cause, Step, Unknown, particular
+from minivl.causes.arrays import distance
 from minivl.errors import Error
 from minivl.inputs import Inputs
 from minivl.names import STEP
@@ -56,7 +56,7 @@ def makers_of(name):
     """Mistakes of a tensor that are worth a run."""
     if name.endswith(SKIPPED):
         return []
-    return [*particular(name), *([rows_reordered] if name == "visual" else [])]
+    return list(particular(name))
 
 
 def trials(names, ours, model):
@@ -68,7 +68,9 @@ def trials(names, ours, model):
             if (make, step.word) not in found:
                 try:
                     found[make, step.word] = [
-                        (make, k, mistake, sentence, name) for k, (mistake, sentence, _) in enumerate(make(step))
+                        (make, k, mistake, sentence, name)
+                        for k, (mistake, sentence, _) in enumerate(make(step))
+                        if mistake != RIGHT
                     ]
                 except (Unknown, ValueError, IndexError):
                     found[make, step.word] = []
@@ -95,7 +97,7 @@ def with_mistake(model, inputs, make, k, wanted):
 
     try:
         run(model.answer(inputs, max_new_tokens=tokens_up_to(wanted)), see, lambda name: name == wanted)
-    except (Error, Unknown, ValueError, IndexError, StopIteration):
+    except (Error, Unknown, ValueError, IndexError, ArithmeticError):  # of tensors that the rest cannot go on from
         return None
     return known(wanted)
 

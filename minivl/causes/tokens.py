@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from minivl.causes import Unknown
+from minivl.causes import RIGHT, Unknown
 from minivl.causes.places import cos_sin, doubled, grids
 from minivl.positions import mrope, prompt_positions
 
@@ -12,8 +12,10 @@ from minivl.positions import mrope, prompt_positions
 def decoder_tables(step):
     config = step.config.text
     K, rope, ids = config.head_dim, config.rope, step.at("position_ids")
+    yield RIGHT, "", mrope(ids, rope, K)
     for name, sentence, other in wrong_positions(step):
-        yield name, sentence, mrope(other, rope, K)
+        if name != RIGHT:
+            yield name, sentence, mrope(other, rope, K)
     a, b, c = rope.mrope_section
     for section in {(a, c, b), (b, a, c), (b, c, a), (c, a, b), (c, b, a)} - {rope.mrope_section}:
         text = f"mrope_section is {list(section)} instead of {list(rope.mrope_section)}"
@@ -59,6 +61,7 @@ def wrong_positions(step):
     seconds = seconds_of(step, ids, videos)
     right, _ = prompt_positions(ids, config, images, videos, seconds)
     T = len(ids)
+    yield RIGHT, "", right
     yield "1-D positions", "all three rows count up: 1-D positions instead of M-RoPE", np.tile(np.arange(T), (3, 1))
     yield "height and width swapped", "the rows h and w are exchanged", right[[0, 2, 1]]
     turned = [grid[:, [0, 2, 1]] for grid in (images, videos)]
@@ -164,6 +167,7 @@ def interval(passed, frames, rate):
 def later_positions(step):
     """Of one more token: the number of tokens instead of what position comes next."""
     before = len(step.anywhere("input_ids")) + step.number - 1
+    yield RIGHT, "", np.full((3, 1), before + int(step.anywhere("rope_delta")[0]))
     text = "it is the number of tokens before it: rope_delta is left out"
     yield "wrong rope delta", text, np.full((3, 1), before)
     for by, what in ((1, "late"), (-1, "early")):
@@ -175,15 +179,18 @@ def later_positions(step):
 
 def delta(step):
     ours, ids = int(step.ours[0]), step.at("input_ids")
+    images, videos = grids(step) if shows(ids, step.config) else (np.zeros((0, 3), dtype=np.int64),) * 2
+    seconds = seconds_of(step, ids, videos)
+    following = prompt_positions(ids, step.config, images, videos, seconds)[1]
+    yield RIGHT, "", np.array([following - len(ids)])
     wrong = "wrong rope delta"
     yield wrong, "it is 0: the answer's positions go on from the number of tokens", np.zeros_like(step.ours)
     yield wrong, "its sign is wrong", -step.ours
     for by in (1, -1):
         yield wrong, f"it is {by:+} off: the largest position and the one after it are confused", step.ours + by
     yield wrong, "it is the next position itself, not that minus the number of tokens", step.ours + len(ids)
-    images, videos = grids(step)
     for rule in ("transformers5",) if len(videos) else ():
-        following = prompt_positions(ids, step.config, images, videos, seconds_of(step, ids, videos), rule)[1]
+        following = prompt_positions(ids, step.config, images, videos, seconds, rule)[1]
         yield "another rule after a video", "after a video text goes on by its longer side, as in transformers 5", (
             np.array([following - len(ids)])
         )  # fmt: skip
