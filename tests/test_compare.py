@@ -406,3 +406,40 @@ def test_the_recipe_runs(files, tmp_path, monkeypatch):
 def test_name_maps_of_the_docs_are_maps():
     maps = [json.loads(block) for block in blocks("json")]
     assert maps and all(read_map(one) for one in maps)
+
+
+def test_the_llama_cpp_recorder_runs(tmp_path, monkeypatch):
+    """The docs' names and code, on the real llama.cpp."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    pytest.importorskip("gguf")
+    from minivl.gguf_file import write_gguf
+
+    monkeypatch.chdir(tmp_path)
+    vlm, names = minivl.load(), {}
+    recipe, recorder = [block for block in blocks("python") if "import numpy" in block or "import llama_cpp" in block]
+    exec(recipe + recorder, names)
+    write_gguf(vlm.folder, "decoder.gguf")
+    trace = vlm.trace("How many shapes are there?")
+    ids = trace["input_ids"]
+    tokens = (llama_cpp.llama_token * len(ids))(*map(int, ids))
+    model = llama_cpp.llama_model_load_from_file(b"decoder.gguf", llama_cpp.llama_model_default_params())
+    options = llama_cpp.llama_context_default_params()
+    options.n_ctx = options.n_batch = 512
+    options.n_threads = options.n_threads_batch = 1
+    options.cb_eval = names["callback"]
+    context = llama_cpp.llama_init_from_model(model, options)
+    names["recorded"].clear()
+    assert llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, len(ids))) == 0
+    found = compare(trace, names["recorded"], json.loads(blocks("json")[0]), 0.03, vlm.config)
+    llama_cpp.llama_free(context)
+    llama_cpp.llama_model_free(model)
+    assert len(found.compared) == 3 + 11 * vlm.config.text.num_hidden_layers
+    assert all(row.error < 0.03 for row in found.compared), f"\n{found}"
+
+
+def test_without_transformers_it_says_how_to_get_them(monkeypatch, tmp_path, capsys):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["record-reference", "Hello", "-o", str(tmp_path / "a.safetensors")]) == 1
+    assert 'pip install "minivl[reference]"' in capsys.readouterr().err

@@ -183,4 +183,5 @@ def causes(step, limit, ask=everything):
             found.append(Cause(name, sentence, left))
     best = min((cause.error for cause in found), default=0)
     found = [cause for cause in found if cause.error <= max(10 * best, limit / 20)]
-    return found or [Cause(name, sentence, before, exact=False) for name, sentence in guesses(step)]
+    guessed = guesses(step) if ask is everything else ()
+    return found or [Cause(name, sentence, before, exact=False) for name, sentence in guessed]

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from minivl.causes import RIGHT, Cause, Step, Unknown, particular
 from minivl.causes.arrays import distance
+from minivl.causes.layers import bias
 from minivl.errors import Error
 from minivl.inputs import Inputs
 from minivl.names import STEP
@@ -29,7 +30,7 @@ def replayed(found, ours, theirs, model, limit):
         return []
     tried, causes = trials(found.between, ours, model), []
     for make, k, name, sentence, where in tqdm(tried, desc="trying", unit="run", leave=False, delay=1, disable=None):
-        made = with_mistake(model, inputs, make, k, first.name)
+        made = with_mistake(model, inputs, make, k, where, first.name)
         left = np.inf if made is None else distance(made, theirs)
         if left <= min(limit, first.error / 10):
             causes.append(Cause(name, f"at {where}: {sentence}", left))
@@ -65,20 +66,24 @@ def trials(names, ours, model):
     for name in names:
         step = Step(name, ours[name], ours[name], ours.get, model.config, weights=model.weights)
         for make in makers_of(step.short):
-            if (make, step.word) not in found:
+            key = make, *(words(name) if make is bias else [step.word])
+            if key not in found:
                 try:
-                    found[make, step.word] = [
+                    found[key] = [
                         (make, k, mistake, sentence, name)
                         for k, (mistake, sentence, _) in enumerate(make(step))
                         if mistake != RIGHT
                     ]
                 except (Unknown, ValueError, IndexError):
-                    found[make, step.word] = []
+                    found[key] = []
     return list(itertools.chain(*found.values()))
 
 
-def with_mistake(model, inputs, make, k, wanted):
-    """The tensor `wanted` of a run in which every tensor that `make` knows has its k-th mistake; None if that cannot run."""
+def with_mistake(model, inputs, make, k, where, wanted):
+    """The tensor `wanted` of a run in which every tensor that `make` knows has its k-th mistake; None if that cannot run.
+
+    where  a tensor of the kind; a bias is left out in that linear layer of every block alone
+    """
     seen = {}
 
     def known(name):
@@ -87,7 +92,7 @@ def with_mistake(model, inputs, make, k, wanted):
     def see(name, tensor):
         seen[name] = tensor
         short = STEP.sub(r"\2", name)
-        if make not in makers_of(short):
+        if make not in makers_of(short) or (make is bias and words(short) != words(where)):
             return tensor
         value = value_of(tensor)
         step = Step(name, value, value, known, model.config, weights=model.weights)
@@ -100,6 +105,11 @@ def with_mistake(model, inputs, make, k, wanted):
     except (Error, Unknown, ValueError, IndexError, ArithmeticError):  # of tensors that the rest cannot go on from
         return None
     return known(wanted)
+
+
+def words(name):
+    """A name without the number of its layer."""
+    return [word for word in STEP.sub(r"\2", name).split(".") if not word.isdigit()]
 
 
 def tokens_up_to(name):
