@@ -6,6 +6,7 @@ the recorded one.
 """
 
 import itertools
+import re
 
 import numpy as np
 from tqdm import tqdm
@@ -109,7 +110,7 @@ def with_mistake(model, inputs, make, k, where, wanted):
 
 def words(name):
     """A name without the number of its layer."""
-    return [word for word in STEP.sub(r"\2", name).split(".") if not word.isdigit()]
+    return re.sub(r"(blocks|layers)\.\d+\.", "", STEP.sub(r"\2", name)).split(".")
 
 
 def tokens_up_to(name):
