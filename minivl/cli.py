@@ -1,4 +1,4 @@
-"""The command line: `minivl walk`, `ask`, `chat`, `trace`, `bench`, `plan`, `summary`.
+"""The command line: `minivl walk`, `ask`, `chat`, `trace`, `compare`, `bench`, ...
 
 Results on stdout; progress, advice, errors on stderr.
 """
@@ -20,6 +20,8 @@ Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood.
   minivl chat                              a conversation: questions line by line, with @photo.jpg wherever you like
   minivl walk --step                       wait at every step: look, explain, change something, go on, go back
   minivl trace photo.jpg "What is this?" -o run.safetensors     record every tensor of a run
+  minivl compare a.safetensors b.npz       two recordings of one prompt: where they part first, and why
+  minivl record-reference photo.jpg "?"    such a recording from Hugging Face transformers
   minivl bench                             how fast it is, beside transformers, llama.cpp and what the machine allows
   minivl plan 72B --image 1080x1920        what a run of any size takes: operations, memory, seconds, without weights
   minivl summary 7B                        the module tree and the table of parameters
@@ -84,6 +86,8 @@ def parser():
     for command in (walk, ask, talk, trace):
         add_model_options(command)
         add_answer_options(command)
+    add_compare(subparsers)
+    add_reference(subparsers)
     add_bench(subparsers)
     add_plan(subparsers)
     add_summary(subparsers)
@@ -106,6 +110,51 @@ def add_trace(subparsers):
     )
     trace.set_defaults(run=commands.run_trace)
     return trace
+
+
+def add_compare(subparsers):
+    compare = subparsers.add_parser(
+        "compare",
+        help="two recordings of one prompt: where they part first, and why",
+        epilog="Exit status: 0 if all that was compared agrees, 2 if something differs, 1 on an error.",
+    )
+    compare.add_argument(
+        "ours", metavar="OURS", help=".safetensors or .npz with minivl's names, as trace.save writes it"
+    )
+    compare.add_argument("theirs", metavar="THEIRS", help=".safetensors or .npz of the other program")
+    compare.add_argument(
+        "--names", metavar="MAP.json", help='{"ffn_out-{}": "model.layers.{}.mlp.down_proj"}: theirs to ours'
+    )
+    compare.add_argument(
+        "--tolerance", type=float, metavar="X", help="largest error, relative to a tensor's largest value (2e-5)"
+    )
+    compare.add_argument("--all", action="store_true", help="every row of the table")
+    compare.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="a picture of the prompt, to explain a resize"
+    )
+    compare.add_argument(
+        "--model",
+        metavar="PATH",
+        help="the model: if tensors between were not recorded, it is run with each known mistake",
+    )
+    compare.add_argument(
+        "--config", metavar="PATH", help="config.json, if the first file does not say it and --model is not given"
+    )
+    compare.set_defaults(run=commands.run_compare)
+
+
+def add_reference(subparsers):
+    reference = subparsers.add_parser(
+        "record-reference", help="record a prompt's tensors from Hugging Face transformers"
+    )
+    reference.add_argument(
+        "files", nargs="*", metavar="FILE", help="pictures, in the order in which the model sees them"
+    )
+    reference.add_argument("question", metavar="QUESTION")
+    reference.add_argument("--image", action="append", default=[], metavar="FILE", help="another picture, behind those")
+    reference.add_argument("--model", metavar="PATH", help="a checkpoint folder (default: the model that ships)")
+    reference.add_argument("-o", "--output", required=True, metavar="FILE.safetensors", help="what to write")
+    reference.set_defaults(run=commands.run_reference)
 
 
 def add_bench(subparsers):

@@ -167,6 +167,31 @@ def run_walk(options):
         print(f"Truth:  {truth}   ({'right' if answer == truth else 'wrong'})")
 
 
+def run_compare(options):
+    """Exit status 2 if something differs."""
+    from minivl.compare import TOLERANCE, compare
+    from minivl.verdict import text
+
+    model = None
+    if options.model is not None:
+        from minivl.model import load
+
+        model = load(options.model)
+    tolerance = TOLERANCE if options.tolerance is None else options.tolerance
+    found = compare(options.ours, options.theirs, options.names, tolerance, options.config, options.image, model)
+    print(text(found, options.all))
+    return 0 if found.ok else 2
+
+
+def run_reference(options):
+    from minivl.reference import record_reference
+    from minivl.tiny import CHECKPOINT
+
+    source = CHECKPOINT if options.model is None else options.model
+    count = record_reference(source, options.question, [*options.files, *options.image], options.output)
+    print(f"{options.output}: {count} tensors")
+
+
 def run_bench(options):
     from minivl.bench import bench
     from minivl.report import check_files, draw, table, write

@@ -24,6 +24,7 @@ from functools import cached_property
 import numpy as np
 
 from minivl.answer import Answer
+from minivl.compare import compare
 from minivl.config import Config
 from minivl.errors import Error
 from minivl.maps import MAPPED, Maps
@@ -83,6 +84,10 @@ class Trace(Mapping):
     def table(self, pattern="*"):
         """The statistics of all kept tensors whose names match a glob, a line each: text that a notebook shows as it is."""
         return table(self.select(pattern))
+
+    def compare(self, other, **options):
+        """This trace beside another recording of the same prompt: where they part first, and why. -> compare.Comparison"""
+        return compare(self, other, **options)
 
     @cached_property
     def maps(self):

@@ -18,7 +18,8 @@ PACKAGE = Path(minivl.__file__).parent
 ORDER = (
     "errors json_file positions published relatives config parameters kernels weights stream progress tokenizer chat template "
     "image frames video tokens inputs windows maps vision summary decoder sampling several grounding drawing answer stats "
-    "tensor_file recording outline forecast trace provenance texts_vision texts_decoder explain pictures walk model"
+    "names sources verdict causes rows compare tensor_file recording outline forecast trace provenance texts_vision "
+    "texts_decoder explain pictures walk model"
 )
 
 
@@ -34,10 +35,11 @@ def test_data_flows_down():
     """A file imports only from the ones before it."""
     order = [
         *ORDER.split(),
-        *"outlined workloads plan plan_text gguf_file programs peers report bench stepper commands console cli".split(),
+        *"hooks reference outlined workloads plan plan_text gguf_file programs peers report bench stepper".split(),
+        *"commands console cli".split(),
     ]
     files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
-    assert sorted(files) == sorted(room for room in order if room != "kernels")
+    assert sorted(files) == sorted(room for room in order if room not in ("kernels", "causes"))
     for room, path in files.items():
         above = {*order[: order.index(room)], "tiny"}
         assert set(imported_rooms(path)) <= above, room
@@ -142,7 +144,8 @@ def test_errors_are_one_line_on_stderr(arguments, words, capsys):
 
 def test_module_runs():
     environment = {**os.environ, "COLUMNS": "120"}
-    for arguments in ([], ["walk"], ["ask"], ["chat"], ["trace"], ["bench"], ["plan"], ["summary"]):
+    commands = ["walk", "ask", "chat", "trace", "compare", "record-reference", "bench", "plan", "summary"]
+    for arguments in ([], *([command] for command in commands)):
         run = subprocess.run(
             [sys.executable, "-m", "minivl", *arguments, "--help"], capture_output=True, text=True, env=environment
         )

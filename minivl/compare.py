@@ -1,0 +1,221 @@
+"""Compare two recordings of one prompt, tensor by tensor in the order of the data flow: where they part first, and why.
+
+    found = compare(trace, "port.npz")            # or trace.compare("port.npz"); files, Traces, dicts
+    print(found)                                  # the table, and the verdict
+    found.first.name, found.first.causes          # "visual.blocks.0.attn.q_rope", [Cause("interleaved RoPE", ...)]
+    found.ok                                      # all that was compared agrees
+
+Status of a row: OK; OK~, equal as far as the recording's precision allows; DIFF, other values; SHAPE, another shape; MISSING,
+recorded on one side only.
+
+Tolerance. The error of a tensor is its largest difference over its largest value: an entry that is small because large terms
+cancel keeps their absolute error. Two float32 programs differ by the order of summation, 1e-7 to 5e-6 (docs/parity.md); most
+known mistakes give 1e-4 and more. TOLERANCE lies between; those that give less are looked for besides (`faint`). Integers
+must be equal.
+
+A recording in which most tensors hold bfloat16 (or float16) values only was computed so. Errors then grow from layer to
+layer: a row is OK~ as long as its root-mean-square error is within ROUNDED times the type's rounding, or within GROWTH times
+the largest of any row before it (rows.py). Mistakes smaller than the rounding cannot be seen in such a recording.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from tqdm import tqdm
+
+from minivl.causes import Step, causes, everything, is_right, layouts, stages
+from minivl.causes.arrays import orders
+from minivl.config import Config
+from minivl.errors import Error
+from minivl.names import STEP, close, in_data_flow, matched
+from minivl.rows import ROUNDING, Row, aligned, allowed, compared, precision_of
+from minivl.sources import opened
+from minivl.verdict import CLOSE, DIFF, MISSING, OK, SHAPE, html, text
+
+TOLERANCE = 2e-5
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows in the order of the data flow, ours; what only theirs has follows at the end.
+
+    precision  what theirs was computed in, judged by its values
+    before     the last tensor before `first` that agrees;  between  ours that lie between these two and were not recorded there
+    """
+
+    rows: list
+    labels: tuple = ("ours", "theirs")
+    tolerance: float = TOLERANCE
+    precision: str = "float32"
+
+    @property
+    def compared(self):
+        return [row for row in self.rows if row.status != MISSING]
+
+    @property
+    def ok(self):
+        """Whether something was compared, and all of it agrees."""
+        return bool(self.compared) and all(row.status in (OK, CLOSE) for row in self.compared)
+
+    @property
+    def first(self):
+        """The first row whose values differ; if only shapes do, the first of those; else None."""
+        wrong = [row for row in self.compared if row.status in (DIFF, SHAPE)]
+        return next((row for row in wrong if not row.same_values), wrong[0] if wrong else None)
+
+    @property
+    def before(self):
+        agreeing = [row for row in self._ahead() if row.status in (OK, CLOSE)]
+        return agreeing[-1] if agreeing else None
+
+    @property
+    def between(self):
+        ahead, before = self._ahead(), self.before
+        ahead = ahead[ahead.index(before) + 1 :] if before is not None else ahead
+        return [row.name for row in ahead if row.status == MISSING]
+
+    def _ahead(self):
+        return self.rows[: self.rows.index(self.first)] if self.first is not None else []
+
+    def __getitem__(self, name):
+        return {row.name: row for row in self.rows}[name]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __str__(self):
+        return text(self)
+
+    def _repr_html_(self):
+        return html(self)
+
+
+def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures=(), model=None):
+    """Compare two recordings. -> Comparison
+
+    ours, theirs  a Trace, a dict {name: array}, or the path of a .safetensors or .npz file. Ours has minivl's names
+    names      {theirs: ours}, or a JSON file of it, for names that minivl does not recognise by itself (names.py)
+    tolerance  largest error of an OK; see above
+    config     a Config, a config.json or its contents, for the causes; without it, what our file says
+    pictures   the pictures of the prompt, so that a wrong resize can be told from another
+    model      a VLM of the same weights: mistakes between two recorded tensors are then found by running it with each
+    """
+    if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
+        raise Error(
+            f"tolerance={tolerance!r}; it must be a number from 0 to below 1, relative to a tensor's largest value."
+        )
+    ours, theirs = opened(ours, "the first"), opened(theirs, "the second")
+    config = model.config if config is None and model is not None else config_of(config, ours, theirs)
+    called = matched(theirs, ours, names)
+    both = precision_of(theirs, called), precision_of(ours, {name: name for name in called})
+    precision = max(both, key=ROUNDING.get)
+    rows, reach = [], 0.0
+    for name in tqdm(in_data_flow(ours), desc="comparing", unit="tensor", leave=False, delay=1, disable=None):
+        mine = Row(name, MISSING, shape=ours[name].shape, note=f"not in {theirs.label}")
+        if name in called:
+            excused = max(tolerance, allowed(precision, reach, name))
+            mine = compared(name, ours[name], called[name], theirs[called[name]], tolerance, excused)
+            if mine.status == CLOSE and not name.endswith(".probs"):
+                reach = max(reach, mine.rms)
+        rows.append(mine)
+    rows += [unmatched(name, theirs, ours) for name in theirs if name not in called.values()]
+    if not called:
+        hint = next((row.note for row in rows if "mean" in row.note), "")
+        raise Error(
+            f"no tensor of {theirs.label} has a name of {ours.label}{hint and ': ' + hint}. docs/tensors.md lists the names; "
+            'names={"theirs-{}": "model.layers.{}.mlp.act"} (--names map.json) maps others.'
+        )
+    found = Comparison(rows, (ours.label, theirs.label), tolerance, precision)
+    return explained(found, ours, theirs, called, config, opened_pictures(pictures), model)
+
+
+def config_of(given, *recordings):
+    """A Config, or None if nobody says which."""
+    if isinstance(given, Config):
+        return given
+    if given is not None:
+        return Config.from_dict(given) if isinstance(given, Mapping) else Config.read(given)
+    stored = next((r.config for r in recordings if r.config is not None), None)
+    return None if stored is None else Config.from_dict(stored)
+
+
+def opened_pictures(pictures):
+    from minivl.image import open_image
+
+    pictures = pictures if isinstance(pictures, (list, tuple)) else [pictures]
+    return [open_image(picture) for picture in pictures]
+
+
+def unmatched(name, theirs, ours):
+    mine = close(name, list(ours))
+    note = f"only in {theirs.label}" + (f"; did you mean {mine}?" if mine else "")
+    return Row(name, MISSING, their_name=name, their_shape=theirs[name].shape, note=note)
+
+
+def explained(found, ours, theirs, called, config, pictures, model):
+    """The same comparison, with the causes of what differs first and of every other shape."""
+    agreeing = {row.name for row in found.compared if row.status in (OK, CLOSE)}
+
+    def known(name):
+        if name in agreeing:
+            there = aligned(ours[name], theirs[called[name]])[1]
+            return there if there.shape == ours[name].shape else ours[name]
+        return ours.get(name)
+
+    limit = max(found.tolerance, allowed(found.precision, 0.0))
+
+    def with_causes(row, ask=everything):
+        mine, there, _ = aligned(ours[row.name], theirs[row.their_name])
+        step = Step(row.name, mine, there, known, config, pictures)
+        why, whose = causes(step, limit, ask), "theirs"
+        if len(only := orders(mine.shape, there.shape)) == 1 and ask is everything and not why:
+            why = causes(Step(row.name, mine, there.transpose(only[0]), known, config), limit)  # besides another layout
+        if not why and ask is everything and is_right(step, limit):
+            why, whose = causes(Step(row.name, there, mine, known, config, pictures), limit), "ours"
+        return replace(row, causes=tuple(replace(cause, whose=whose) for cause in why), same_values=same(row, why))
+
+    rows = [with_causes(row, layouts) if row.status == SHAPE else row for row in found.rows]
+    found = replace(found, rows=faint(rows, with_causes))
+    if found.first is not None and not found.first.causes:
+        found = exchanged(found, with_causes(found.first))
+    if model is not None and found.first is not None and not found.first.causes and found.between:
+        from minivl.causes.replay import replayed
+
+        why = replayed(found, ours, theirs[found.first.their_name], model, limit)
+        found = exchanged(found, replace(found.first, causes=tuple(why)))
+    return found
+
+
+def exchanged(found, row):
+    """The same comparison with another first row."""
+    return replace(found, rows=[row if old is found.first else old for old in found.rows])
+
+
+def faint(rows, with_causes):
+    """Up to the first divergence, mistakes smaller than the tolerance: another eps may change a norm by 5e-6 of its values.
+
+    What rounding does is different in every value: if a known mistake leaves less than a tenth of a difference, it was none.
+    """
+    for i, row in enumerate(rows):
+        if row.status in (DIFF, SHAPE) and not row.same_values:
+            break
+        if (
+            row.status == OK
+            and row.error > NOISE
+            and any(fnmatchcase(STEP.sub(r"\2", row.name), pattern) for pattern in FAINT)
+        ):
+            why = with_causes(row, stages)
+            if why.causes and why.causes[0].exact:
+                return [*rows[:i], replace(why, status=DIFF), *rows[i + 1 :]]
+    return rows
+
+
+NOISE = 5e-7
+FAINT = ("*norm", "*norm[12]", "*.ln_q", "visual.merger.mlp.1")
+LAYOUTS = ("transposed", "axes exchanged", "axes in another order", "another shape", "batch axis", "whole rows")
+
+
+def same(row, why):
+    """Whether the two hold the same values, in another layout."""
+    return row.status == SHAPE and bool(why) and why[0].exact and why[0].name in LAYOUTS

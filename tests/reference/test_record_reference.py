@@ -1,0 +1,61 @@
+"""`minivl record-reference` beside a trace of the same prompt: every tensor, from the picture file to the logits."""
+
+import json
+
+import numpy as np
+import pytest
+from random_models import torch  # noqa: F401  skips where there is none
+
+import minivl
+from minivl.cli import main
+from minivl.compare import compare
+from minivl.reference import record_reference
+from minivl.sources import opened
+from minivl.tiny import CHECKPOINT, scene
+from minivl.weights import read_header
+
+QUESTION = "How many shapes are there?"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, size in enumerate([(251, 187), (90, 140)]):
+        scene(5 + i, size=size).image.save(folder / f"{i}.png")
+    return [str(folder / f"{i}.png") for i in range(2)]
+
+
+def test_every_tensor_agrees(pictures, tmp_path, capsys):
+    path = tmp_path / "reference.safetensors"
+    assert main(["record-reference", pictures[0], QUESTION, "--image", pictures[1], "-o", str(path)]) == 0
+    trace = minivl.load().trace(QUESTION, images=pictures)
+    found = trace.compare(path)
+    assert found.ok and {row.status for row in found.rows} == {"OK"}, f"\n{found}"
+    assert [row.name for row in found.rows] == trace.names
+    metadata = read_header(path)[0]["__metadata__"]
+    assert json.loads(metadata["names"]) == trace.names
+    assert json.loads(metadata["config"])["model_type"] == "qwen2_5_vl" and "transformers" in metadata["versions"]
+    assert f"{len(trace.names)} tensors" in capsys.readouterr().out
+
+
+def test_text_alone(tmp_path):
+    record_reference(CHECKPOINT, "Hello", [], tmp_path / "reference.safetensors")
+    found = minivl.load().trace("Hello").compare(tmp_path / "reference.safetensors")
+    assert found.ok and {row.name for row in found.rows if row.status != "OK"} == {"rope_delta"}  # not computed there
+
+
+def test_bfloat16_agrees_within_its_rounding(pictures, tmp_path):
+    record_reference(CHECKPOINT, QUESTION, pictures[:1], tmp_path / "bf16.safetensors", dtype="bfloat16")
+    trace = minivl.load().trace(QUESTION, images=pictures[:1])
+    found = trace.compare(tmp_path / "bf16.safetensors")
+    assert found.precision == "bfloat16" and found.ok, f"\n{found}"
+    assert sum(row.status == "OK~" for row in found.rows) > 100
+    theirs = {name: np.array(tensor) for name, tensor in opened(tmp_path / "bf16.safetensors").items()}
+    theirs["visual"] = theirs["visual"][theirs["visual.window_index"]]
+    found = compare(trace, theirs)
+    assert found.first.name == "visual" and found.first.causes[0].name == "window order not undone", f"\n{found}"
+
+
+def test_a_folder_that_is_missing(tmp_path):
+    with pytest.raises(minivl.Error, match="does not exist"):
+        record_reference(CHECKPOINT, "Hello", [], tmp_path / "no" / "a.safetensors")
