@@ -33,12 +33,12 @@ from minivl.model import load
 from minivl.parameters import parameter_shapes
 from minivl.peers import PEERS
 from minivl.programs import LIMITS, OURS, READ, Limits, Minivl, Process
+from minivl.resident import memory
 from minivl.tiny import CHECKPOINT
 from minivl.workloads import (
     SIZES,
     SPARE,
     check_room,
-    memory,
     operations,
     random_checkpoint,
     stored_config,

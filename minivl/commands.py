@@ -29,8 +29,16 @@ def answer_options(options):
 
 def load_model(options):
     from minivl.model import load
+    from minivl.resident import size
 
-    return load(options.model, options.weights, options.backend)
+    vlm = load(options.model, options.weights, options.backend, memory_limit=options.memory_limit)
+    if vlm.resident is not None and options.memory_limit is None:
+        print(
+            f"minivl: the weights, {size(vlm.weights.nbytes)}, do not fit in memory; they are read from disk as they are "
+            f"needed. The program keeps to {size(vlm.resident.limit)}; --memory-limit sets another limit.",
+            file=sys.stderr,
+        )
+    return vlm
 
 
 def run_ask(options):
@@ -41,9 +49,16 @@ def run_ask(options):
     check_drawing(options)
     vlm = load_model(options)
     content = [item(file) for file in options.files] + [{"type": "text", "text": options.question}]
-    pieces = vlm.stream([{"role": "user", "content": content}], **answer_options(options))
-    answer = each(pieces, lambda piece: print(piece, end="", flush=True))
-    print()
+    messages = [{"role": "user", "content": content}]
+    if (
+        vlm.resident is not None and sys.stderr.isatty()
+    ):  # tokens take seconds: bars, which a half-written line would disturb
+        answer = vlm.chat(messages, **answer_options(options))
+        print(answer)
+    else:
+        pieces = vlm.stream(messages, **answer_options(options))
+        answer = each(pieces, lambda piece: print(piece, end="", flush=True))
+        print()
     if options.draw is not None:
         show_places(answer if options.draw_on is None else answer.on(options.draw_on - 1), options)
 

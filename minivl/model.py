@@ -9,6 +9,7 @@
 ask, stream and trace are three consumers of one generator, `VLM.answer`.
 """
 
+import re
 from functools import cached_property
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from minivl.config import Config
 from minivl.decoder import KVCache, decoder
 from minivl.errors import Error
 from minivl.image import ImageProcessor, open_image, wished
-from minivl.inputs import Inputs, after, checked, gathered, pictures_of, reusable, scatter
+from minivl.inputs import Inputs, after, checked, even_parts, gathered, pictures_of, reusable, scatter
 from minivl.kernels import choose
 from minivl.kernels.bfloat16 import to_float32
 from minivl.positions import check_rule, prompt_positions
+from minivl.resident import follower
 from minivl.sampling import Sampling, generator, next_token
 from minivl.stream import drive, run, under
 from minivl.tokenizer import Tokenizer
@@ -33,13 +35,15 @@ from minivl.vision import vision_tower
 from minivl.weights import open_weights, resolve
 
 
-def load(source=None, weights="bfloat16", backend="numba", video_positions="launch"):
+def load(source=None, weights="bfloat16", backend="numba", video_positions="launch", memory_limit=None):
     """Open a model: `source` is a checkpoint folder, a .safetensors file with its config.json beside it, or a hub id
     such as "Qwen/Qwen2.5-VL-3B-Instruct"; without it, the small trained model that ships with minivl.
 
     weights  "bfloat16": mapped from the file as they are stored; "float32": upcast now, twice the memory
     backend  "numba": compiled kernels; "numpy": the plain reference, to read and to step through
     video_positions  where text goes on after a video: "launch", as in training, or "transformers5" (see positions.py)
+    memory_limit  most memory that the process may have resident, in bytes or as "4GB": weights are dropped and read again
+             as needed. Without it, that happens if they do not fit into nine tenths of the available memory (resident.py)
     """
     from minivl.tiny import CHECKPOINT
 
@@ -48,7 +52,8 @@ def load(source=None, weights="bfloat16", backend="numba", video_positions="laun
     path = Path(CHECKPOINT) if source is None else resolve(source)
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder)
-    return VLM(config, open_weights(path, config, weights), kernels, folder, video_positions)
+    opened = open_weights(path, config, weights, memory_limit)
+    return VLM(config, opened, kernels, folder, video_positions, follower(opened, config, memory_limit))
 
 
 class VLM:
@@ -61,11 +66,16 @@ class VLM:
     temperature, top_k, top_p, repetition_penalty, do_sample
                              as in generation_config.json, which decides what is not given
     seed                     of the random draws; the same seed gives the same answer
+
+    prefill_chunk  most tokens of a prompt that run through the decoder together: see `prefill`. Set it, for example to
+                   trace a longer prompt in one piece.
     """
 
-    def __init__(self, config, weights, kernels, folder=None, video_positions="launch"):
+    prefill_chunk = 4096
+
+    def __init__(self, config, weights, kernels, folder=None, video_positions="launch", resident=None):
         self.config, self.weights, self.kernels, self.folder = config, weights, kernels, folder
-        self.video_positions = video_positions
+        self.video_positions, self.resident = video_positions, resident
 
     @cached_property
     def tokenizer(self):
@@ -105,14 +115,14 @@ class VLM:
         cache  from `new_cache()`: pass the same one with the longer list of the next turn, and only what is new is run
         """
         stage = self.answer(messages, cache=cache, **options)
-        return run(_with_progress(stage, self.config))
+        return run(_with_progress(stage, self, tokens=True))
 
     def stream(self, question, images=None, videos=None, cache=None, **options):
         """The answer's text in pieces, as soon as they are whole characters; returns the `Answer`. `question` may be a
         list of messages."""
         text = self.tokenizer.stream()
         stage = self.answer(chat.conversation(question, images, videos), cache=cache, **options)
-        steps = drive(_with_progress(stage, self.config))
+        steps = drive(_with_progress(stage, self))
         while True:
             try:
                 name, tensor = next(steps)
@@ -159,7 +169,8 @@ class VLM:
             inputs = yield from self.prepare(prompt, min_pixels, max_pixels, add_vision_id, fps, nframes)
         inputs = checked(inputs, self.config)
         cache = self.new_cache() if cache is None else cache
-        ids = yield from self.generate(inputs, cache, sampling, rng)
+        stage = self.generate(inputs, cache, sampling, rng)
+        ids = yield from (stage if self.resident is None else self.resident.follow(stage))
         finished = ids[-1] in sampling.eos_token_id
         if isinstance(prompt, Inputs):
             return Answer("", ids, len(inputs.input_ids), finished)
@@ -202,7 +213,8 @@ class VLM:
                 f"{self.config.text.max_position_embeddings}. Lower max_pixels, send fewer pictures or frames, or shorten "
                 "the text."
             )
-        seen, ids = inputs.input_ids, []
+        most, seen, ids = min(sampling.max_new_tokens, room), inputs.input_ids, []
+        cache.reserve(len(seen) + most - 1)  # the last token is not read any more
         logits = yield from self.prefill(inputs, cache)
         while True:
             place = f"steps.{len(ids)}." if ids else ""
@@ -210,14 +222,17 @@ class VLM:
             token = yield f"{place}next_token", np.array([chosen], dtype=np.int64)
             ids.append(int(token[0]))
             seen = np.append(seen, token)
-            if ids[-1] in sampling.eos_token_id or len(ids) >= min(sampling.max_new_tokens, room):
+            if ids[-1] in sampling.eos_token_id or len(ids) >= most:
                 return ids
             logits = yield from under(f"steps.{len(ids)}", self.decode(token, cache))
 
     def prefill(self, inputs, cache):
-        """Stage: the whole prompt at once -> logits of the token after it, float32 [1, V].
+        """Stage: the whole prompt -> logits of the token after it, float32 [1, V].
 
-        What the cache holds already, of the same beginning with the same pictures and videos, is not run again.
+        What the cache holds already, of the same beginning with the same pictures and videos, is not run again. The rest goes
+        through the decoder in parts of at most `prefill_chunk` tokens, so that what a layer makes of a long prompt takes
+        no more memory than a part does. Each part sees those before it in the cache: the same bits as all at once, while
+        no layer has a sliding window. Pictures may lie across the borders.
         """
         config, T = self.config, len(inputs.input_ids)
         grids = inputs.image_grid_thw, inputs.video_grid_thw, inputs.second_per_grid_ts
@@ -238,23 +253,26 @@ class VLM:
 
         position_ids = yield "position_ids", positions[:, held:]
         delta = yield "rope_delta", np.array([following - T], dtype=np.int64)
-        logits = yield from self._logits(x, position_ids, cache)
-        cache.commit(input_ids, T + int(delta[0]))
+        for i, rows in enumerate(even_parts(len(x), self.prefill_chunk)):
+            place = f"chunks.{i}.model" if i else "model"
+            hidden = yield from under(place, self._decoder(x[rows], position_ids[:, rows], cache))
+            cache.commit(input_ids[rows], T + int(delta[0]))
         cache.pictures = pictures
-        return logits
+        return (yield from self._logits(hidden))
 
     def decode(self, token, cache):
         """Stage: one more token, int64 [1], after those in the cache -> logits float32 [1, V]."""
         x = yield "model.embed_tokens", self.embed_tokens(token)
         # subtle: the three positions go on from the largest one used so far, not from the number of tokens
         position_ids = yield "position_ids", np.full((3, 1), cache.next_position, dtype=np.int64)
-        logits = yield from self._logits(x, position_ids, cache)
+        hidden = yield from under("model", self._decoder(x, position_ids, cache))
         cache.commit(token, cache.next_position + 1)
-        return logits
+        return (yield from self._logits(hidden))
 
-    def _logits(self, x, position_ids, cache):
-        stage = decoder(x, position_ids, cache, self.weights.at("model"), self.config.text, self.kernels)
-        hidden = yield from under("model", stage)
+    def _decoder(self, x, position_ids, cache):
+        return decoder(x, position_ids, cache, self.weights.at("model"), self.config.text, self.kernels)
+
+    def _logits(self, hidden):
         return (yield "lm_head", self.kernels.linear(hidden[-1:], self.weights["lm_head.weight"]))
 
     def embed_image(self, pixel_values, image_grid_thw, pixel_values_videos=(), video_grid_thw=()):
@@ -287,19 +305,33 @@ class VLM:
         return to_float32(table[input_ids])
 
 
-def _with_progress(stage, config):
-    """The same stage, with a bar on stderr that counts blocks and layers of the prefill; off when not a terminal."""
-    names = [f"visual.blocks.{i}" for i in range(config.vision.depth)]
-    names += [f"model.layers.{i}" for i in range(config.text.num_hidden_layers)]
-    last, names, reply = names[-1], set(names), None
-    with tqdm(total=len(names), desc="reading", unit="layer", leave=False, delay=1, disable=None) as bar:
+def _with_progress(stage, vlm, tokens=False):
+    """The same stage, with a bar on stderr that counts blocks and layers of the prefill; off when not a terminal.
+
+    tokens  another one for each later token that takes more than a second, as weights from disk do
+    """
+    layers, bar, reply = vlm.config.text.num_hidden_layers, _bar("reading", vlm.config.vision.depth), None
+    try:
         while True:
             try:
                 name, tensor = stage.send(reply)
             except StopIteration as finished:
                 return finished.value
             reply = yield name, tensor
-            if name in names:
+            if name == "inputs_embeds":  # from here on it is known how many parts there are
+                bar.total = bar.n + layers * len(even_parts(len(tensor), vlm.prefill_chunk))
+            elif tokens and name.endswith(".model.embed_tokens"):
+                bar = _bar(f"token {int(name.split('.')[1]) + 1}", layers)
+            elif LAYER.fullmatch(name):
                 bar.update()
-            if name == last:
+            elif name.endswith("lm_head"):
                 bar.close()
+    finally:
+        bar.close()
+
+
+LAYER = re.compile(r"visual\.blocks\.\d+|(.*\.)?model\.layers\.\d+")
+
+
+def _bar(what, total):
+    return tqdm(total=total, desc=what, unit="layer", leave=False, delay=1, disable=None)

@@ -20,17 +20,16 @@ import re
 from pathlib import Path
 
 from minivl.config import Config
-from minivl.decoder import roomy
 from minivl.errors import Error
 from minivl.frames import is_video
 from minivl.image import MOST_PIXELS, ImageProcessor, open_image
 from minivl.outline import Outlined, Size
 from minivl.published import PIXELS, PUBLISHED
+from minivl.resident import memory
 from minivl.stream import drive, run
 from minivl.summary import counts, size
 from minivl.tiny import CHECKPOINT
 from minivl.windows import window_index
-from minivl.workloads import memory
 
 BYTES = {"bfloat16": 2, "float32": 4}
 SHARED = ("silu_multiply", "gelu")  # kernels without products that use all threads
@@ -191,12 +190,10 @@ def held(vlm, parts, length, tokens):
     """Bytes in memory: of the weights, of keys and values, of activations at their peak and the largest tensor of all."""
     made = [*parts["vision"], *parts["prefill"]]
     largest, text = max(made, key=lambda one: one.nbytes), vlm.config.text
-    token, capacity = 2 * 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim, 0
-    for end in range(length, length + tokens):  # the last token of the answer is not read any more
-        capacity = roomy(end, capacity)
+    token = 2 * 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
     return {
         "weights": vlm.weights.nbytes,
-        "cache": {"used": token * (length + tokens - 1), "buffers": token * capacity},
+        "cache": token * (length + tokens - 1),  # the last token of the answer is not read any more
         "activations": {part: max((one.peak for one in parts[part]), default=0) for part in ("vision", "prefill")},
         "largest": {"name": largest.name, "bytes": largest.nbytes},
         "machine": memory("MemTotal"),
@@ -255,8 +252,7 @@ def memory_lines(found):
         weights, cache = size(read["weights"]), size(read["cache"])
         yield f"read for a token of the answer: weights {weights}, keys and values {cache} on average"
     yield f"weights in memory: {size(memory['weights'])}" + ", mapped from the file" * (found["weights"] == "bfloat16")
-    cache = memory["cache"]
-    yield f"keys and values: {size(cache['used'])} at the end, in buffers of {size(cache['buffers'])}"
+    yield f"keys and values: {size(memory['cache'])}"
     peaks, largest = memory["activations"], memory["largest"]
     yield (
         f"activations at most: {size(peaks['vision'])} in the tower, {size(peaks['prefill'])} in the prefill; the largest "

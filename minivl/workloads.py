@@ -119,16 +119,6 @@ def check_room(free, needed, what, advice):
         raise Error(f"too little {what}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. {advice}")
 
 
-def memory(kind="MemAvailable"):
-    """Bytes of memory that can be had, or "MemTotal"; None where /proc/meminfo does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
-    return 1024 * kilobytes[kind] if kind in kilobytes else None
-
-
 # ---- the work ----
 
 

@@ -16,8 +16,8 @@ from minivl.tiny import scene
 
 PACKAGE = Path(minivl.__file__).parent
 ORDER = (
-    "errors json_file positions published config parameters kernels weights stream trace tokenizer chat image frames video "
-    "inputs windows vision decoder sampling grounding drawing answer model"
+    "errors json_file positions published config parameters kernels resident weights stream trace tokenizer chat image frames "
+    "video inputs windows vision decoder sampling grounding drawing answer model"
 )
 
 

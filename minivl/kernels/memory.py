@@ -2,7 +2,7 @@
 
 The C library asks the system for every array over 32 MB and gives it back at once. The system hands out memory page by page,
 when it is first touched, and clears each: for a tower's largest tensors that takes longer than the arithmetic on them.
-glibc can be told to keep what is freed, up to a limit; on other systems nothing is done.
+glibc can be told to keep what is freed, up to a limit, and to give it back all the same; on other systems nothing is done.
 """
 
 import ctypes
@@ -21,3 +21,10 @@ def keep_freed_memory():
     if mallopt is not None:
         mallopt(MMAP_THRESHOLD, KEPT)
         mallopt(TRIM_THRESHOLD, KEPT)
+
+
+def give_back_freed_memory():
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
