@@ -270,7 +270,7 @@ class Resident:
         place = self._places[following]
         needed = SLACK + 4 * rows * place.width
         if not self.held.get(place.matrix):
-            touched = rows * (AROUND + place.width) if following == self._first else math.inf
+            touched = 2 * AROUND * rows if following == self._first else math.inf
             needed += min(place.matrix.nbytes, touched)
         while resident() + needed > self.limit:
             others = [matrix for matrix in self.held if matrix is not place.matrix]

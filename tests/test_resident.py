@@ -211,7 +211,7 @@ def test_too_little_for_the_prompt_is_said_before_it_is_taken(folder):
     vlm.config = dataclasses.replace(
         vlm.config, text=dataclasses.replace(vlm.config.text, max_position_embeddings=10**5)
     )
-    with pytest.raises(Error, match=r"visual.patch_embed, with what is made .*, or shorten the prompt"):
+    with pytest.raises(Error, match=r"model.embed_tokens, with what is made .*, or shorten the prompt"):
         vlm.trace(small_inputs(vlm.config, grids=((1, 160, 160),)))
 
 
