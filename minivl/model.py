@@ -318,6 +318,8 @@ def _with_progress(stage, vlm, tokens=False):
             except StopIteration as finished:
                 return finished.value
             reply = yield name, tensor
+            if name.startswith("steps.") and not tokens:
+                continue
             if name == "inputs_embeds":  # from here on it is known how many parts there are
                 bar.total = bar.n + layers * len(even_parts(len(tensor), vlm.prefill_chunk))
             elif tokens and name.endswith(".model.embed_tokens"):

@@ -8,6 +8,7 @@ import pytest
 from conftest import small_inputs, small_model
 
 from minivl.inputs import Inputs, even_parts
+from minivl.model import _with_progress
 from minivl.sampling import Sampling
 from minivl.stream import run
 from minivl.trace import record
@@ -136,3 +137,30 @@ def test_memory_is_that_of_a_part():
     part, bounded, whole = peak(256, 256), peak(2048, 256), peak(2048, 2048)
     grows = 2048 * (3 * 48 + 3 * 2 * 2 * 8 * 2 + 3 * 16) * 4
     assert bounded < part + grows and whole > 5 * part > 256 * 3 * 2000 * 4
+
+
+class Bar:
+    """What a bar on a terminal would have shown."""
+
+    def __init__(self, what, total):
+        self.what, self.total, self.n, self.closed = what, total, 0, False
+
+    def update(self):
+        self.n += 1
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+def test_bars_end_where_they_said(monkeypatch, tokens):
+    """Three blocks, three parts of three layers; then three layers for each later token. With a cache, no blocks."""
+    bars, vlm = [], small_model()
+    monkeypatch.setattr("minivl.model._bar", lambda *arguments: bars.append(Bar(*arguments)) or bars[-1])
+    inputs, cache, vlm.prefill_chunk = small_inputs(vlm.config), vlm.new_cache(), 20
+    for _ in range(2):
+        run(_with_progress(vlm.answer(inputs, cache, max_new_tokens=3), vlm, tokens))
+    counted = [(bar.what, bar.n) for bar in bars]
+    later = [("token 2", 3), ("token 3", 3)] if tokens else []
+    assert counted == [("reading", 12), *later, ("reading", 3), *later]
+    assert all(bar.closed and bar.n == bar.total for bar in bars)
