@@ -29,11 +29,11 @@ from tqdm import tqdm
 
 from minivl.config import Config
 from minivl.errors import Error
-from minivl.kernels.memory import memory
 from minivl.model import load
 from minivl.parameters import parameter_shapes
 from minivl.peers import PEERS
 from minivl.programs import LIMITS, OURS, READ, Limits, Minivl, Process
+from minivl.resident import memory
 from minivl.tiny import CHECKPOINT
 from minivl.workloads import (
     SIZES,

@@ -243,6 +243,11 @@ def add_model_options(command):
         default="numba",
         help="compiled kernels (default) or the plain NumPy reference",
     )
+    group.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="keep resident memory below this, such as 4GB: weights that do not fit are read from disk as they are needed",
+    )
 
 
 def add_answer_options(command):

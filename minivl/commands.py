@@ -20,8 +20,16 @@ def answer_options(options):
 
 def load_model(options):
     from minivl.model import load
+    from minivl.resident import size
 
-    return load(options.model, options.weights, options.backend)
+    vlm = load(options.model, options.weights, options.backend, memory_limit=options.memory_limit)
+    if vlm.resident is not None and options.memory_limit is None:
+        print(
+            f"minivl: the weights, {size(vlm.weights.nbytes)}, do not fit in memory; they are read from disk as they are "
+            f"needed. The program keeps to {size(vlm.resident.limit)}; --memory-limit sets another limit.",
+            file=sys.stderr,
+        )
+    return vlm
 
 
 def run_ask(options):
@@ -39,7 +47,13 @@ def run_ask(options):
         print(piece, end="", flush=True)
         times.append(time.perf_counter())
 
-    answer = each(vlm.stream(messages, **given), show)
+    if (
+        vlm.resident is not None and sys.stderr.isatty()
+    ):  # a token takes seconds: bars, which a half-written line disturbs
+        answer = vlm.chat(messages, **given)
+        show(answer)
+    else:
+        answer = each(vlm.stream(messages, **given), show)
     print()
     if options.tokens:
         first = times[1] - times[0] if len(times) > 1 else None

@@ -2,8 +2,9 @@
 
     x [T, D] -> 36 layers (3B) of attention and SwiGLU -> model.norm [T, D]
 
-Prefill runs all T tokens of a prompt at once, decoding one at a time; both are the same code, and the cache holds what
-came before. Axes: T new tokens, S tokens in the cache after them, D width, H heads, KV key heads, K = D/H.
+Prefill runs all T tokens of a prompt at once (of a long one, part after part: see `VLM.prefill`), decoding one at a time;
+both are the same code, and the cache holds what came before. Axes: T new tokens, S tokens in the cache after them, D width,
+H heads, KV key heads, K = D/H.
 Source: arXiv:2412.15115 (Qwen2.5), arXiv:2409.12191 (M-RoPE); names are the checkpoint's, below `model.`.
 
 Several prompts at once (several.py) are the same code once more: only the cache knows that each row has a past of its own.
@@ -51,7 +52,8 @@ class KVCache:
     next_position  M-RoPE position of the next token
     reused         how many tokens of the last prompt were held already
 
-    Room is doubled when it runs out, so a token appends without copying what is there.
+    Room is made once for as many tokens as `reserve` was told of. Beyond that it is doubled when it runs out, so a token
+    appends without copying what is there.
     """
 
     def __init__(self, text, of=None):
@@ -63,6 +65,7 @@ class KVCache:
         self.pictures = []
         self.next_position = 0
         self.reused = 0
+        self._reserved = 0
 
     def __len__(self):
         return len(self.input_ids)
@@ -72,12 +75,16 @@ class KVCache:
         """Bytes of the buffers, room that is not used yet included."""
         return sum(buffer.nbytes for buffer in [*self._keys, *self._values])
 
+    def reserve(self, tokens):
+        """When there is no room for the next tokens, make it for so many in all."""
+        self._reserved = tokens
+
     def extend(self, layer, k, v):
         """Put k, v [KV, T, K] behind what is held. -> Seen, with all of the layer's keys and values"""
         start, end = len(self), len(self) + k.shape[1]
         # subtle: each by its own capacity, for an interrupt may fall between the two
         for buffers, new in ((self._keys, k), (self._values, v)):
-            capacity = roomy(end, buffers[layer].shape[1])
+            capacity = roomy(end, buffers[layer].shape[1], self._reserved)
             if capacity > buffers[layer].shape[1]:
                 buffers[layer] = self._grown(buffers[layer], start, capacity)
             buffers[layer][:, start:end] = new
@@ -104,9 +111,11 @@ class KVCache:
         return grown
 
 
-def roomy(end, capacity):
-    """Tokens that a buffer has room for once it holds `end`: as before, or twice as many, or what is needed."""
-    return capacity if end <= capacity else max(end, 2 * capacity)
+def roomy(end, capacity, reserved):
+    """Tokens that a buffer has room for once it holds `end`: as before, or as reserved, or twice as many, or `end`."""
+    if end <= capacity:
+        return capacity
+    return reserved if end <= reserved else max(end, 2 * capacity)
 
 
 def decoder(x, position_ids, cache, weights, config, kernels):

@@ -136,6 +136,12 @@ def _without(pixels, grids, pictures, held):
     return pixels[int(grids[:first].prod(axis=1).sum()) :], grids[first:]
 
 
+def even_parts(length, most):
+    """Slices of at most `most` that follow each other up to `length`, equally long as near as can be: 9, 4 -> 0:3 3:6 6:9"""
+    count = -(-length // most)
+    return [slice(length * i // count, length * (i + 1) // count) for i in range(count)]
+
+
 def scatter(x, features, where, kind="image"):
     """Put the tokens of the pictures (or videos), [U, D] in order, in the places of their placeholders.
     x [T, D], where bool [T]."""

@@ -23,12 +23,13 @@ from minivl.decoder import KVCache, decoder
 from minivl.errors import Error
 from minivl.forecast import forecast
 from minivl.image import ImageProcessor, open_image
-from minivl.inputs import Inputs, after, checked, gathered, pictures_of, reusable, scatter
+from minivl.inputs import Inputs, after, checked, even_parts, gathered, pictures_of, reusable, scatter
 from minivl.kernels import choose
 from minivl.kernels.bfloat16 import to_float32
 from minivl.positions import check_rule, prompt_positions
 from minivl.progress import answering, reading
 from minivl.provenance import about
+from minivl.resident import follower
 from minivl.sampling import Sampling, Sequence, extended, generator
 from minivl.several import answer_many, conversations, joined
 from minivl.stream import drive, run, under
@@ -44,13 +45,15 @@ from minivl.weights import open_weights, resolve
 MEDIA = ("min_pixels", "max_pixels", "add_vision_id", "fps", "nframes")  # the options that say how to take pictures
 
 
-def load(source=None, weights="bfloat16", backend="numba", video_positions="launch"):
+def load(source=None, weights="bfloat16", backend="numba", video_positions="launch", memory_limit=None):
     """Open a model: `source` is a checkpoint folder, a .safetensors file with its config.json beside it, or a hub id
     such as "Qwen/Qwen2.5-VL-3B-Instruct"; without it, the small trained model that ships with minivl.
 
     weights  "bfloat16": mapped from the file as they are stored; "float32": upcast now, twice the memory
     backend  "numba": compiled kernels; "numpy": the plain reference, to read and to step through
     video_positions  where text goes on after a video: "launch", as in training, or "transformers5" (see positions.py)
+    memory_limit  most memory that the process may have resident, in bytes or as "4GB": weights are dropped and read again
+             as needed. Without it, that happens if they do not fit into nine tenths of the available memory (resident.py)
     """
     from minivl.tiny import CHECKPOINT
 
@@ -59,7 +62,8 @@ def load(source=None, weights="bfloat16", backend="numba", video_positions="laun
     path = Path(CHECKPOINT) if source is None else resolve(source)
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder)
-    return VLM(config, open_weights(path, config, weights), kernels, folder, video_positions)
+    opened = open_weights(path, config, weights, memory_limit)
+    return VLM(config, opened, kernels, folder, video_positions, follower(opened, config, memory_limit))
 
 
 class VLM:
@@ -72,11 +76,16 @@ class VLM:
     temperature, top_k, top_p, repetition_penalty, do_sample
                              as in generation_config.json, which decides what is not given
     seed                     of the random draws; the same seed gives the same answer, in ask_many to each prompt of its own
+
+    prefill_chunk  most tokens of a prompt that run through the decoder together: see `prefill`. Set it, for example to
+                   trace a longer prompt in one piece.
     """
 
-    def __init__(self, config, weights, kernels, folder=None, video_positions="launch"):
+    prefill_chunk = 4096
+
+    def __init__(self, config, weights, kernels, folder=None, video_positions="launch", resident=None):
         self.config, self.weights, self.kernels, self.folder = config, weights, kernels, folder
-        self.video_positions = video_positions
+        self.video_positions, self.resident = video_positions, resident
 
     @cached_property
     def tokenizer(self):
@@ -123,7 +132,8 @@ class VLM:
         answered at a time; where one ends, the next takes its place. Pictures are opened when it is their prompt's turn.
         """
         prompts = conversations(prompts)
-        return run(answering(answer_many(self, prompts, **options), len(prompts)))
+        stage = self.within_memory(answer_many(self, prompts, **options))
+        return run(answering(stage, len(prompts)))
 
     def chat(self, messages, cache=None, **options):
         """Answer the last of `messages`, a list of {"role": ..., "content": ...} as the chat template takes them.
@@ -131,14 +141,14 @@ class VLM:
         cache  from `new_cache()`: pass the same one with the longer list of the next turn, and only what is new is run
         """
         stage = self.answer(messages, cache=cache, **options)
-        return run(reading(stage, self.config))
+        return run(reading(stage, self, tokens=True))
 
     def stream(self, question, images=None, videos=None, cache=None, **options):
         """The answer's text in pieces, as soon as they are whole characters; returns the `Answer`. `question` may be a
         list of messages."""
         text = self.tokenizer.stream()
         stage = self.answer(chat.conversation(question, images, videos), cache=cache, **options)
-        steps = drive(reading(stage, self.config))
+        steps = drive(reading(stage, self))
         while True:
             try:
                 name, tensor = next(steps)
@@ -203,8 +213,12 @@ class VLM:
         if cache is not None and not (isinstance(cache, KVCache) and cache.of is self):
             raise Error("the cache is not one of this model's. Make it with vlm.new_cache(), of the same vlm.")
         inputs = yield from self.read(prompt, **media)
-        sequence = yield from self.generate(inputs, self.new_cache() if cache is None else cache, sampling, rng)
-        return self.answered(prompt, sequence)
+        stage = self.generate(inputs, self.new_cache() if cache is None else cache, sampling, rng)
+        return self.answered(prompt, (yield from self.within_memory(stage)))
+
+    def within_memory(self, stage):
+        """The same stage; where weights do not all fit in memory, they come and go as its tensors pass."""
+        return stage if self.resident is None else self.resident.follow(stage)
 
     def chosen(self, options):
         """The options of `prepare`, a dict, and the `Sampling` that the others ask for."""
@@ -275,6 +289,7 @@ class VLM:
                 "the text."
             )
         sequence = Sequence(inputs, cache, sampling, rng, min(sampling.max_new_tokens, room))
+        cache.reserve(len(inputs.input_ids) + sequence.most - 1)  # the last token is not read any more
         logits = yield from self.prefill(inputs, cache)
         yield from extended([sequence], logits)
         return sequence
@@ -286,9 +301,12 @@ class VLM:
         yield from extended(sequences, logits)
 
     def prefill(self, inputs, cache):
-        """Stage: the whole prompt at once -> logits of the token after it, float32 [1, V].
+        """Stage: the whole prompt -> logits of the token after it, float32 [1, V].
 
-        What the cache holds already, of the same beginning with the same pictures and videos, is not run again.
+        What the cache holds already, of the same beginning with the same pictures and videos, is not run again. The rest goes
+        through the decoder in parts of at most `prefill_chunk` tokens, so that what a layer makes of a long prompt takes
+        no more memory than a part does. Each part sees those before it in the cache: the same bits as all at once, while
+        no layer has a sliding window. Pictures may lie across the borders.
         """
         config, T = self.config, len(inputs.input_ids)
         grids = inputs.image_grid_thw, inputs.video_grid_thw, inputs.second_per_grid_ts
@@ -309,10 +327,12 @@ class VLM:
 
         position_ids = yield "position_ids", positions[:, held:]
         delta = yield "rope_delta", np.array([following - T], dtype=np.int64)
-        logits = yield from self._logits(x, position_ids, cache)
-        cache.commit(input_ids, T + int(delta[0]))
+        for i, rows in enumerate(even_parts(len(x), self.prefill_chunk)):
+            place = f"chunks.{i}.model" if i else "model"
+            hidden = yield from under(place, self._decoder(x[rows], position_ids[:, rows], cache))
+            cache.commit(input_ids[rows], T + int(delta[0]))
         cache.pictures = pictures
-        return logits
+        return (yield from self._logits(hidden))
 
     def decode(self, token, cache):
         """Stage: one more token, int64 [1], after those in the cache -> logits float32 [1, V].
@@ -322,14 +342,15 @@ class VLM:
         x = yield "model.embed_tokens", self.embed_tokens(token)
         # subtle: the three positions go on from the largest one used so far, not from the number of tokens
         position_ids = yield "position_ids", np.full((3, len(token)), cache.next_position, dtype=np.int64)
-        logits = yield from self._logits(x, position_ids, cache, len(token))
+        hidden = yield from under("model", self._decoder(x, position_ids, cache))
         cache.commit(token, cache.next_position + 1)
-        return logits
+        return (yield from self._logits(hidden, len(token)))
 
-    def _logits(self, x, position_ids, cache, rows=1):
-        """Of the last so many rows."""
-        stage = decoder(x, position_ids, cache, self.weights.at("model"), self.config.text, self.kernels)
-        hidden = yield from under("model", stage)
+    def _decoder(self, x, position_ids, cache):
+        return decoder(x, position_ids, cache, self.weights.at("model"), self.config.text, self.kernels)
+
+    def _logits(self, hidden, rows=1):
+        """Stage: of the last so many rows."""
         return (yield "lm_head", self.kernels.linear(hidden[-rows:], self.weights["lm_head.weight"]))
 
     def embed_image(self, pixel_values, image_grid_thw, pixel_values_videos=(), video_grid_thw=()):

@@ -21,13 +21,12 @@ import re
 from pathlib import Path
 
 from minivl.config import Config
-from minivl.decoder import roomy
 from minivl.errors import Error
 from minivl.frames import is_video, open_video
 from minivl.image import MOST_PIXELS, ImageProcessor, open_image
-from minivl.kernels.memory import memory
 from minivl.outlined import Footage, Outlined, Size
 from minivl.published import PIXELS, PUBLISHED
+from minivl.resident import memory
 from minivl.stream import drive, run
 from minivl.summary import counts
 from minivl.tiny import CHECKPOINT
@@ -233,12 +232,10 @@ def held(vlm, parts, length, tokens):
     """Bytes in memory: of the weights, of keys and values, of activations at their peak and the largest tensor of all."""
     made = [*parts["vision"], *parts["prefill"]]
     largest, text = max(made, key=lambda one: one.nbytes), vlm.config.text
-    token, capacity = 2 * 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim, 0
-    for end in range(length, length + tokens):  # the last token of the answer is not read any more
-        capacity = roomy(end, capacity)
+    token = 2 * 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
     return {
         "weights": vlm.weights.nbytes,
-        "cache": {"used": token * (length + tokens - 1), "buffers": token * capacity},
+        "cache": token * (length + tokens - 1),  # the last token of the answer is not read any more
         "activations": {part: max((one.peak for one in parts[part]), default=0) for part in ("vision", "prefill")},
         "largest": {"name": largest.name, "bytes": largest.nbytes},
         "machine": memory("MemTotal"),

@@ -64,8 +64,7 @@ def memory_lines(found):
         weights, cache = size(read["weights"]), size(read["cache"])
         yield f"read for a token of the answer: weights {weights}, keys and values {cache} on average"
     yield f"weights in memory: {size(memory['weights'])}" + ", mapped from the file" * (found["weights"] == "bfloat16")
-    cache = memory["cache"]
-    yield f"keys and values: {size(cache['used'])} at the end, in buffers of {size(cache['buffers'])}"
+    yield f"keys and values: {size(memory['cache'])}"
     peaks, largest = memory["activations"], memory["largest"]
     yield (
         f"activations at most: {size(peaks['vision'])} in the tower, {size(peaks['prefill'])} in the prefill; the largest "

@@ -1,24 +1,43 @@
 """Bars on stderr for long work: consumers of the stream that count what passes and change nothing. Off when not a terminal."""
 
+import re
+
 from tqdm import tqdm
 
+from minivl.inputs import even_parts
 
-def reading(stage, config):
-    """The same stage, with a bar that counts blocks and layers of the prefill."""
-    names = [f"visual.blocks.{i}" for i in range(config.vision.depth)]
-    names += [f"model.layers.{i}" for i in range(config.text.num_hidden_layers)]
-    last, names, reply = names[-1], set(names), None
-    with tqdm(total=len(names), desc="reading", unit="layer", leave=False, delay=1, disable=None) as bar:
+LAYER = re.compile(r"visual\.blocks\.\d+|(.*\.)?model\.layers\.\d+")
+
+
+def reading(stage, vlm, tokens=False):
+    """The same stage, with a bar that counts blocks and layers of the prefill.
+
+    tokens  another one for each later token that takes more than a second, as weights from disk do
+    """
+    layers, bar, reply = vlm.config.text.num_hidden_layers, layers_of("reading", vlm.config.vision.depth), None
+    try:
         while True:
             try:
                 name, tensor = stage.send(reply)
             except StopIteration as finished:
                 return finished.value
             reply = yield name, tensor
-            if name in names:
+            if name.startswith("steps.") and not tokens:
+                continue
+            if name == "inputs_embeds":  # from here on it is known how many parts there are
+                bar.total = bar.n + layers * len(even_parts(len(tensor), vlm.prefill_chunk))
+            elif tokens and name.endswith(".model.embed_tokens"):
+                bar = layers_of(f"token {int(name.split('.')[1]) + 1}", layers)
+            elif LAYER.fullmatch(name):
                 bar.update()
-            if name == last:
+            elif name.endswith("lm_head"):
                 bar.close()
+    finally:
+        bar.close()
+
+
+def layers_of(what, total):
+    return tqdm(total=total, desc=what, unit="layer", leave=False, delay=1, disable=None)
 
 
 def answering(stage, prompts):

@@ -13,9 +13,9 @@ import numpy as np
 
 from minivl.errors import Error
 from minivl.forecast import Foreseen
-from minivl.kernels.memory import memory
 from minivl.maps import MAPPED
 from minivl.recording import Trace, did_you_mean, metadata_of
+from minivl.resident import available
 from minivl.stream import read_only, run, value_of
 from minivl.summary import size
 from minivl.tensor_file import TensorFile
@@ -139,8 +139,8 @@ def room(file):
     """Bytes that may be kept, unless somebody says."""
     if file is not None:
         return file.free
-    available = memory()
-    return UNKNOWN_MEMORY if available is None else available // 2
+    room = available()
+    return UNKNOWN_MEMORY if room is None else room // 2
 
 
 def edited(name, tensor, change):

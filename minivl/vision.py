@@ -38,6 +38,7 @@ def vision_tower(pixel_values, grid_thw, weights, config, kernels):
     for i in range(config.depth):
         segments = frames if i in config.fullatt_block_indexes else windows
         block = vision_block(x, weights.at(f"blocks.{i}"), (cos, sin), segments, config.num_heads, kernels)
+        del x  # the block has it, and lets go of it when it can
         x = yield f"blocks.{i}", (yield from under(f"blocks.{i}", block))
 
     merged = yield "merger", (yield from under("merger", patch_merger(x, weights.at("merger"), config, kernels)))
@@ -55,6 +56,7 @@ def vision_block(x, weights, rope, segments, heads, kernels):
     h = yield "norm1", kernels.rms_norm(x, weights["norm1.weight"], EPS)
     a = yield from under("attn", vision_attention(h, weights.at("attn"), rope, segments, heads, kernels))
     x = yield "attn_residual", x + a
+    del a
     h = yield "norm2", kernels.rms_norm(x, weights["norm2.weight"], EPS)
     m = yield from under("mlp", swiglu(h, weights.at("mlp"), kernels))
     return x + m
@@ -62,6 +64,12 @@ def vision_block(x, weights, rope, segments, heads, kernels):
 
 def vision_attention(x, weights, rope, segments, heads, kernels):
     """Attention within segments, both directions. [N, D] -> [N, D]"""
+    context = yield from vision_context(x, weights, rope, segments, heads, kernels)
+    return (yield "proj", kernels.linear(context, *weights.linear("proj")))
+
+
+def vision_context(x, weights, rope, segments, heads, kernels):
+    """The same before its last product. Queries, keys and values end here: of the largest picture, 2 GB. [N, D] -> [N, D]"""
     N, D = x.shape
     qkv = yield "qkv", kernels.linear(x, *weights.linear("qkv"))
     q, k, v = qkv.reshape(N, 3, heads, D // heads).swapaxes(0, 1)  # [N, 3D] -> three of [N, H, K]
@@ -76,8 +84,7 @@ def vision_attention(x, weights, rope, segments, heads, kernels):
         context = kernels.segment_attention(q, k, v, segments)
     else:
         context = attention.segment_context(probs, v, segments)
-    context = yield "context", context
-    return (yield "proj", kernels.linear(context, *weights.linear("proj")))
+    return (yield "context", context)
 
 
 def softmax_of(scores):
@@ -92,6 +99,7 @@ def swiglu(x, weights, kernels):
     gate = yield "gate_proj", kernels.linear(x, *weights.linear("gate_proj"))
     up = yield "up_proj", kernels.linear(x, *weights.linear("up_proj"))
     act = yield "act", kernels.silu_multiply(gate, up)
+    del gate, up
     return (yield "down_proj", kernels.linear(act, *weights.linear("down_proj")))
 
 

@@ -22,6 +22,7 @@ from minivl.errors import Error
 from minivl.kernels.bfloat16 import to_float32
 from minivl.parameters import parameter_shapes
 from minivl.relatives import check_merged
+from minivl.resident import check_upcast
 
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 DTYPES = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
@@ -59,10 +60,11 @@ class Weights:
         return sum({id(self[name]): self[name].nbytes for name in self.names()}.values())
 
 
-def open_weights(source, config, dtype="bfloat16"):
+def open_weights(source, config, dtype="bfloat16", memory_limit=None):
     """`Weights` of a folder or a .safetensors file, with exactly the tensors that `config` calls for.
 
     dtype  "bfloat16": matrices as stored, mapped, no memory taken; "float32": all upcast now, with a progress bar
+    memory_limit  for the whole process, as resident.py has it: what is upcast must fit
     """
     if dtype not in ("bfloat16", "float32"):
         raise Error(f'weights={dtype!r} is unknown. Use "bfloat16" (as stored) or "float32" (upcast at load).')
@@ -71,15 +73,22 @@ def open_weights(source, config, dtype="bfloat16"):
     if config.tie_word_embeddings:
         stored.pop("lm_head.weight", None)  # a copy of the embedding table that some tools store
     check(stored, expected, source)
+    upcast = [array for array in stored.values() if array.ndim > 1 and is_upcast(array, dtype)]
+    half = any(array.dtype == np.float16 for array in upcast)
+    why = "the checkpoint stores float16; upcasting it" if half else f'weights="{dtype}"'
+    check_upcast(sum(4 * array.size for array in upcast), memory_limit, why)
     arrays = {}
     bar = tqdm(expected, desc="loading weights", unit="tensor", leave=False, delay=1, disable=None)
     for name in bar:
         array = stored.pop(name)
-        upcast = dtype == "float32" or array.ndim == 1 or array.dtype == np.float16
-        arrays[name] = as_float32(array) if upcast else array
+        arrays[name] = as_float32(array) if is_upcast(array, dtype) else array
     if config.tie_word_embeddings:
         arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"]
     return Weights(arrays)
+
+
+def is_upcast(array, dtype):
+    return dtype == "float32" or array.ndim == 1 or array.dtype == np.float16
 
 
 def as_float32(array):

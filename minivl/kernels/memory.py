@@ -2,13 +2,12 @@
 
 The C library asks the system for every array over 32 MB and gives it back at once. The system hands out memory page by page,
 when it is first touched, and clears each: for a tower's largest tensors that takes longer than the arithmetic on them.
-glibc can be told to keep what is freed, up to a limit; on other systems nothing is done.
+glibc can be told to keep what is freed, up to a limit, and to give it back all the same; on other systems nothing is done.
 """
 
 import ctypes
 import functools
 import sys
-from pathlib import Path
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT = 1 << 29  # bytes of freed memory that stay with the process
@@ -24,11 +23,8 @@ def keep_freed_memory():
         mallopt(TRIM_THRESHOLD, KEPT)
 
 
-def memory(kind="MemAvailable"):
-    """Bytes of memory that can be had, or "MemTotal"; None where /proc/meminfo does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
-    return 1024 * kilobytes[kind] if kind in kilobytes else None
+def give_back_freed_memory():
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
