@@ -13,6 +13,7 @@ from conftest import SMALL, random_weights, small_inputs
 
 import minivl
 from minivl import resident
+from minivl.cli import main
 from minivl.errors import Error
 from minivl.resident import Resident, amount, available, cgroup_room
 from minivl.workloads import write_checkpoint
@@ -74,6 +75,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import minivl
 from minivl import resident
+from minivl.cli import main
 from test_resident import answered
 minivl.load().ask("warm up: everything is compiled and imported")
 before = resident.resident()
@@ -273,3 +275,17 @@ def test_control_groups(tmp_path):
     assert cgroup_room(tmp_path, groups) == 900 - 300 + 200 - 5
     assert cgroup_room(tmp_path, tmp_path / "nowhere") is None
     assert available() is None or available() > 0
+
+
+@LINUX
+def test_the_command_line(monkeypatch, capsys):
+    """The option, nonsense, and the line that says why it is slow."""
+    assert main(["ask", "Hello", "--max-new-tokens", "2", "--memory-limit", "four"]) == 1
+    assert "memory_limit='four' is no amount of memory" in capsys.readouterr().err
+    assert main(["ask", "Hello", "--max-new-tokens", "2", "--memory-limit", "60GB"]) == 0
+    free = capsys.readouterr()
+    monkeypatch.setattr("minivl.resident.available", lambda: 7 * 10**6)
+    monkeypatch.setattr("minivl.resident.SLACK", 0)
+    assert main(["ask", "Hello", "--max-new-tokens", "2"]) in (0, 1)  # so little that the kernels' own may be too much
+    limited = capsys.readouterr()
+    assert "the weights, 0.01 GB, do not fit in memory" in limited.err and "do not fit" not in free.err
