@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import platform
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
@@ -22,13 +23,17 @@ def about(vlm, trace):
     answer, raw, prompt_tokens, finished   of an answer that was not stopped
     """
     found = {"config": config_json(vlm.config), "versions": versions(), "backend": vlm.kernels.name}
-    if vlm.folder is not None and "input_ids" in trace.info:
+    if has_tokenizer(vlm) and "input_ids" in trace.info:
         found["prompt"] = vlm.tokenizer.decode(collapsed(trace.info["input_ids"], vlm.config), skip_special=False)
     if trace.result is not None:
         answer = trace.result
         found |= {"answer": str(answer), "raw": answer.raw, "prompt_tokens": answer.prompt_tokens}
         found["finished"] = bool(answer.finished)
     return found
+
+
+def has_tokenizer(vlm):
+    return vlm.folder is not None and (Path(vlm.folder) / "tokenizer.json").is_file()
 
 
 def collapsed(ids, config):

@@ -31,14 +31,14 @@ def joined(trace, name):
 
 @pytest.mark.parametrize("length, most, parts", [(9, 4, [3, 3, 3]), (8, 8, [8]), (9, 8, [4, 5]), (1, 4, [1])])
 def test_parts_are_even(length, most, parts):
-    """None is a single row because of what is left over: those go through another kernel, which sums in another order."""
+    """None is small because of what is left over: few rows go through another kernel, which sums in another order."""
     slices = even_parts(length, most)
     assert [part.stop - part.start for part in slices] == parts
     assert [i for part in slices for i in range(length)[part]] == list(range(length))
 
 
 @pytest.mark.parametrize("rope", [{}, {"rope_scaling": YARN}], ids=["plain", "yarn"])
-@pytest.mark.parametrize("most", [2, 7, 20, 31, 60])
+@pytest.mark.parametrize("most", [10, 20, 31, 60])
 def test_in_parts_as_all_at_once(most, rope):
     """Every tensor, bit for bit; 35 + 6 tokens of pictures lie across the borders, 20 and 31 cut the first in two. With YaRN
     the 56 tokens go beyond the 32 of the original context."""
@@ -52,6 +52,15 @@ def test_in_parts_as_all_at_once(most, rope):
         if name in ("lm_head", "position_ids", "rope_delta") or rows.shape == whole[name].shape:
             assert np.array_equal(rows, whole[name], equal_nan=True), name
     assert np.array_equal(joined(parts, "model.norm"), whole["model.norm"])
+
+
+@pytest.mark.parametrize("most", [1, 2, 7])
+def test_in_parts_of_few_rows(most):
+    """These go through the kernel of decoding (linear.py), which sums in another order."""
+    vlm = small_model()
+    inputs = small_inputs(vlm.config)
+    whole, parts = in_parts(vlm, inputs, 1000).result, in_parts(vlm, inputs, most).result
+    assert np.abs(parts - whole).max() < CLOSE * np.abs(whole).max()
 
 
 def test_names_of_the_parts():
@@ -156,7 +165,7 @@ class Bar:
 def test_bars_end_where_they_said(monkeypatch, tokens):
     """Three blocks, three parts of three layers; then three layers for each later token. With a cache, no blocks."""
     bars, vlm = [], small_model()
-    monkeypatch.setattr("minivl.model._bar", lambda *arguments: bars.append(Bar(*arguments)) or bars[-1])
+    monkeypatch.setattr("minivl.progress.layers_of", lambda *arguments: bars.append(Bar(*arguments)) or bars[-1])
     inputs, cache, vlm.prefill_chunk = small_inputs(vlm.config), vlm.new_cache(), 20
     for _ in range(2):
         run(reading(vlm.answer(inputs, cache, max_new_tokens=3), vlm, tokens))

@@ -103,10 +103,10 @@ def test_the_limit_counts_what_is_kept_only():
 
 
 def test_the_limit_comes_from_the_memory_there_is(monkeypatch):
-    monkeypatch.setattr(trace, "memory", lambda: 20_000)
+    monkeypatch.setattr(trace, "available", lambda: 20_000)
     with pytest.raises(Error, match="memory may take 10.0 kB"):
         VLM.trace(INPUTS)
-    monkeypatch.setattr(trace, "memory", lambda: None)
+    monkeypatch.setattr(trace, "available", lambda: None)
     assert len(VLM.trace(INPUTS, keep="lm_head")) == 1
 
 
