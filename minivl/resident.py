@@ -31,6 +31,7 @@ import numpy as np
 
 from minivl.errors import Error
 from minivl.kernels.memory import give_back_freed_memory
+from minivl.stream import watched
 
 SLACK = 64 * 10**6  # bytes: what the interpreter and the kernels' threads take now and then
 PART = 0.9  # of the available memory, for this program
@@ -234,16 +235,12 @@ class Resident:
 
     def follow(self, stage):
         """The same stage; as its tensors pass, weights go and come."""
-        reply = None
-        while True:
-            try:
-                name, tensor = stage.send(reply)
-            except StopIteration as finished:
-                return finished.value
-            found = NAME.search(name)
-            if found:
-                self._passed(found[1], tensor)
-            reply = yield name, tensor
+        return watched(stage, self._see)
+
+    def _see(self, name, tensor):
+        found = NAME.search(name)
+        if found:
+            self._passed(found[1], tensor)
 
     def _passed(self, name, tensor):
         at = self._at.get(name)

@@ -57,6 +57,18 @@ def under(prefix, stage):
         reply = yield f"{prefix}.{name}", tensor
 
 
+def watched(stage, see):
+    """The same stage; see(name, tensor) is called for each tensor as it passes, and changes nothing."""
+    reply = None
+    while True:
+        try:
+            name, tensor = stage.send(reply)
+        except StopIteration as finished:
+            return finished.value
+        see(name, tensor)
+        reply = yield name, tensor
+
+
 def drive(stage, see=None):
     """Iterate over the (name, tensor) pairs of a stage, as they went back into it, and return its result.
 
