@@ -367,7 +367,7 @@ def always_down(patch):
 
 def bgr(patch):
     original = image.ImageProcessor.resized
-    patch.setattr(image.ImageProcessor, "resized", lambda *a: np.ascontiguousarray(original(*a)[..., ::-1]))
+    patch.setattr(image.ImageProcessor, "resized", lambda *a, **k: np.ascontiguousarray(original(*a, **k)[..., ::-1]))
 
 
 def normalised(change):
