@@ -19,7 +19,7 @@ from minivl.plots.figure import (
 )
 
 QUARTET = BLUE, VERMILION, GREEN, PINK  # so that no two neighbours have the same
-READABLE = 0.24  # inches that a number needs
+DIGIT = 0.09  # inches
 
 
 def patches(trace, image=0, frame=0, token=None):
@@ -39,9 +39,10 @@ def patches(trace, image=0, frame=0, token=None):
     )
     whole, one = figure.subplots(1, 2, width_ratios=(2, 1))
     show_picture(whole, pixels)
-    grid(whole, W, H, P, 0.3)
-    grid(whole, W, H, unit, 1.2)
-    write_numbers(whole, maps.pixels_of_token(tokens), tokens, 0.62 * WIDTH / columns)
+    inches = 0.62 * WIDTH / columns  # across one token
+    grid(whole, W, H, P, min(0.3, inches))
+    grid(whole, W, H, unit, min(1.2, 3 * inches))
+    write_numbers(whole, maps.pixels_of_token(tokens), tokens, inches)
     outline(whole, maps.pixels_of_token(token), VERMILION)
     whole.set_title("numbers: tokens, row by row", fontsize=9)
     draw_token(one, maps, pixels, token)
@@ -70,7 +71,8 @@ def grid(axes, W, H, step, width):
 
 def write_numbers(axes, boxes, numbers, inches):
     """A number in the middle of each box; every second, third, ... one if there is no room for all."""
-    every = max(1, int(np.ceil(READABLE / inches)))
+    room = DIGIT * len(str(numbers.max()))
+    every = 1 if room < inches else int(np.ceil(2 * room / inches))
     for row in range(0, numbers.shape[0], every):
         for column in range(0, numbers.shape[1], every):
             x0, y0, x1, y1 = boxes[row, column]
@@ -116,27 +118,26 @@ def windows(trace, image=0, frame=0):
         layout="compressed",
     )
     axes = figure.subplots()
-    show_picture(axes, pixels)
-    grid(axes, W, H, unit, 0.3)
-    inches = 0.75 * WIDTH * side / W
+    show_picture(axes, pixels, faint=True)
+    inches = 0.75 * WIDTH * side / W  # across one window
+    grid(axes, W, H, unit, min(0.5, 0.5 * inches))
     for k in found:
-        x0, y0, x1, y1 = maps.pixels_of_window(k)
-        colour = QUARTET[y0 // side % 2 * 2 + x0 // side % 2]
-        hatch = "//" if tokens[k] < full else None
-        axes.fill(
-            [x0, x1, x1, x0],
-            [y0, y0, y1, y1],
-            facecolor=colour,
-            alpha=0.35,
-            edgecolor="white",
-            hatch=hatch,
-            linewidth=0,
-        )
-        outline(axes, (x0 + 1.5, y0 + 1.5, x1 - 1.5, y1 - 1.5), colour, 1.5)
-        text = f"window {k}\n{(x1 - x0) // unit} x {(y1 - y0) // unit} tokens" if inches > 0.9 else str(k)
-        narrow = (x1 - x0) / side * inches < 0.9
-        write(axes, (x0 + x1) / 2, (y0 + y1) / 2, text, rotation=90 * narrow)
+        draw_window(axes, maps, k, inches, tokens[k] < full)
     return figure
+
+
+def draw_window(axes, maps, window, inches, partial):
+    """Its colour, and its number; if there is room, also how many tokens it has."""
+    x0, y0, x1, y1 = maps.pixels_of_window(window)
+    side, unit = maps.config.vision.window_size, maps.config.vision.merged_size
+    colour = QUARTET[y0 // side % 2 * 2 + x0 // side % 2]
+    shape = {"facecolor": colour, "edgecolor": "white", "linewidth": 0, "hatch": "//" if partial else None}
+    axes.fill([x0, x1, x1, x0], [y0, y0, y1, y1], alpha=0.45, **shape)
+    if inches > 0.9:
+        outline(axes, (x0 + 1.5, y0 + 1.5, x1 - 1.5, y1 - 1.5), colour, 1.5)
+    text = f"window {window}\n{(x1 - x0) // unit} x {(y1 - y0) // unit} tokens" if inches > 0.9 else str(window)
+    narrow = (x1 - x0) / side * inches < (0.9 if inches > 0.9 else DIGIT * len(text))
+    write(axes, (x0 + x1) / 2, (y0 + y1) / 2, text, rotation=90 * narrow)
 
 
 def windows_on(maps, image, frame):
@@ -157,7 +158,7 @@ def permutation(trace, image=0, frame=0):
     shown = on_grid.imshow(slots, extent=extent, cmap="cividis", interpolation="nearest")
     write_numbers(on_grid, maps.pixels_of_token(tokens), slots, 0.45 * WIDTH / max(columns, rows))
     for k in windows_on(maps, image, frame):
-        outline(on_grid, maps.pixels_of_window(k), "white", 1.2)
+        outline(on_grid, maps.pixels_of_window(k), "white", min(1.2, 8 / columns))
     on_grid.set_xlabel("x, pixels", fontsize=SMALL)
     on_grid.set_ylabel("y, pixels", fontsize=SMALL)
     on_grid.set_title("each token's slot, at its place on the picture", fontsize=9)
