@@ -18,7 +18,7 @@ PACKAGE = Path(minivl.__file__).parent
 ORDER = (
     "errors json_file positions published relatives config parameters kernels weights stream progress tokenizer chat template "
     "image frames video tokens inputs windows maps vision summary decoder sampling several grounding drawing answer stats "
-    "tensor_file recording outline forecast trace provenance texts_vision texts_decoder explain pictures walk model"
+    "tensor_file recording outline forecast trace edits provenance texts_vision texts_decoder explain pictures walk model"
 )
 
 
