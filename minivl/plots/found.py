@@ -104,14 +104,16 @@ def occlusion(found):
     most = float(np.abs(found.drop).max()) or 1.0
     figure, axes = two(
         f"What {legible(found.answer, 40)} rests on: {tokens} of the picture hidden ({found.by} in their place)\n"
-        f"most is lost at the outlined place, {float(found.drop.max()):.3g} nats of log-probability",
+        f"most is lost without the outlined place, {float(found.windows.max()):.3g} nats of log-probability",
         pixels,
     )
     for panel, faint in zip(axes, (False, True)):
         show_picture(panel, pixels, faint)
         outline(panel, found.box, ORANGE)
     shown = lay_over(axes[1], found.drop, pixels.shape[:2], 0.75, cmap=SIGNED, vmin=-most, vmax=most)
-    colour_bar(figure, shown, axes[1], "lost when hidden, nats")
+    colour_bar(
+        figure, shown, axes[1], "lost when hidden, nats" + ", mean of all windows over a token" * (found.size > 1)
+    )
     return figure
 
 
@@ -147,9 +149,11 @@ def attention_rollout(found, row=None, image=0, frame=0):
         show_picture(panel, pixels, faint)
         if box is not None:
             outline(panel, box, BLUE, 1.6)
-    # the row itself keeps much more than any other gets, and would leave all others dark
-    most = float(np.sort(values.reshape(-1))[-2]) if values.size > 1 else float(values.max())
+    tower = found.room == "visual"
+    # a patch keeps much more of itself than it gets from any other, which would leave all others dark
+    most = float(np.sort(values.reshape(-1))[-2 if tower else -1])
     shown = lay_over(axes[1], values, pixels.shape[:2], 0.75, vmin=0, vmax=most or 1.0)
-    place = "patch" if found.room == "visual" else "token"
-    colour_bar(figure, shown, axes[1], f"share, by {place}", extend="max")
+    colour_bar(
+        figure, shown, axes[1], f"share, by {'patch' if tower else 'token'}", extend="max" if tower else "neither"
+    )
     return figure

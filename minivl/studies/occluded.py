@@ -13,14 +13,16 @@ from minivl.studies.forced import bar_of, force
 class Occlusion:
     """How much of the answer's log-probability is lost, in nats, when a part of the picture is hidden.
 
-    drop      float32 [token rows, token columns], before minus after: above 0, the answer rests on it. Of a token that several
-              windows hide, their mean
-    size      tokens along a side of what is hidden at once;  by  what stands in their place: "mean" or "zero"
-    box       (x0, y0, x1, y1) of the largest, in pixels of the resized picture
+    windows   float32 [token rows - size + 1, token columns - size + 1], before minus after, of each place of the window, by
+              its upper left token: above 0, the answer rests on it
+    drop      float32 [token rows, token columns], the mean over the windows that hide a token
+    size      tokens along a side of the window;  by  what stands in their place: "mean" or "zero"
+    box       (x0, y0, x1, y1) of the window that costs most, in pixels of the resized picture
     answer    in quotes;  log_prob  of the answer with the whole picture
     image, frame   which picture, and which frame of a video;  trace  of the prompt
     """
 
+    windows: np.ndarray
     drop: np.ndarray
     size: int
     by: str
@@ -34,7 +36,7 @@ class Occlusion:
     def __str__(self):
         x0, y0, x1, y1 = self.box
         return (
-            f"{self.answer} ({self.log_prob:.3g} nats) loses most, {float(self.drop.max()):.3g} nats, without what is at "
+            f"{self.answer} ({self.log_prob:.3g} nats) loses most, {float(self.windows.max()):.3g} nats, without what is at "
             f"x {x0} to {x1}, y {y0} to {y1} of picture {self.image} ({self.size} x {self.size} of {self.drop.size} tokens "
             f"at a time, {self.by} in their place)."
         )
@@ -62,25 +64,34 @@ def occlusion(
         raise Error(f"size={size!r}: this picture has {rows} x {columns} tokens; give 1 to {min(places.shape)}.")
     hidden = forced.x[places.reshape(-1)].mean(axis=0) if by == "mean" else np.float32(0)
     before = forced.log_prob()
-    drop = before - hidden_windows(forced, places, hidden, size)
-    tokens = maps.raster("tokens", image, frame)
-    box = maps.pixels_of_token(tokens.reshape(-1)[np.argmax(drop)])
+    windows = before - hidden_windows(forced, places, hidden, size)
+    r, c = np.unravel_index(np.argmax(windows), windows.shape)
+    corners = maps.pixels_of_token(maps.raster("tokens", image, frame)[[r, r + size - 1], [c, c + size - 1]])
+    box = (*corners[0, :2].tolist(), *corners[1, 2:].tolist())
+    drop = spread(windows, size)
     return Occlusion(
-        drop.astype(np.float32), size, by, tuple(box.tolist()), forced.answer, before, image, frame, forced.trace
-    )
+        windows.astype(np.float32), drop.astype(np.float32), size, by, box, forced.answer, before, image, frame, forced.trace
+    )  # fmt: skip
 
 
 def hidden_windows(forced, places, hidden, size):
-    """Log-probabilities, float64 [rows, columns]: of each token, the mean over the windows that hide it."""
+    """Log-probabilities with each window hidden, float64 [rows - size + 1, columns - size + 1]."""
     rows, columns = places.shape
-    sums, counts = np.zeros(places.shape, dtype=np.float64), np.zeros(places.shape, dtype=np.float64)
-    corners = [(r, c) for r in range(rows - size + 1) for c in range(columns - size + 1)]
-    with bar_of(len(corners), "hiding tokens") as bar:
-        for r, c in corners:
-            window = slice(r, r + size), slice(c, c + size)
+    found = np.empty((rows - size + 1, columns - size + 1), dtype=np.float64)
+    with bar_of(found.size, "hiding tokens") as bar:
+        for r, c in np.ndindex(found.shape):
             x = forced.x.copy()
-            x[places[window].reshape(-1)] = hidden
-            sums[window] += forced.log_prob(x)
-            counts[window] += 1
+            x[places[r : r + size, c : c + size].reshape(-1)] = hidden
+            found[r, c] = forced.log_prob(x)
             bar.update()
+    return found
+
+
+def spread(windows, size):
+    """Values of windows -> of tokens: the mean over those that cover each, [rows, columns]."""
+    shape = tuple(n + size - 1 for n in windows.shape)
+    sums, counts = np.zeros(shape, dtype=np.float64), np.zeros(shape, dtype=np.float64)
+    for r, c in np.ndindex(windows.shape):
+        sums[r : r + size, c : c + size] += windows[r, c]
+        counts[r : r + size, c : c + size] += 1
     return sums / counts
