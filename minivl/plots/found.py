@@ -111,9 +111,7 @@ def occlusion(found):
         show_picture(panel, pixels, faint)
         outline(panel, found.box, ORANGE)
     shown = lay_over(axes[1], found.drop, pixels.shape[:2], 0.75, cmap=SIGNED, vmin=-most, vmax=most)
-    colour_bar(
-        figure, shown, axes[1], "lost when hidden, nats" + ", mean of all windows over a token" * (found.size > 1)
-    )
+    colour_bar(figure, shown, axes[1], "lost when hidden, nats" + ", mean of windows" * (found.size > 1))
     return figure
 
 

@@ -57,6 +57,10 @@ def attention_to_image(trace, token=None, layer=None, head=None, image=0, frame=
     maps = trace.maps
     T = len(maps.input_ids)
     token = T - 1 if token is None else token
+    if token not in range(T + len(trace.steps) - 1):
+        raise Error(
+            f"token {token!r}: {T + len(trace.steps) - 1} look, counted from 0; the prompt has {T}, the answer's follow."
+        )
     step = max(0, token - T + 1)
     layers = [layer] if layer is not None else kept_probs(trace, step)
     rows = [attention_row(trace, i, head, token, step, T) for i in layers]
@@ -82,8 +86,6 @@ def attention_row(trace, layer, head, token, step, T):
     rows = chosen_head(probs, head)
     if len(rows) != (1 if step else T):
         raise Error("this is a trace of one step. Give the whole run's.")
-    if token not in range(T + step):
-        raise Error(f"token {token!r}: the prompt has {T} tokens, counted from 0, and the answer's follow.")
     held = rows.shape[1] - T - step  # tokens of earlier turns, in the cache before the prompt
     return rows[0 if step else token, held : held + T]
 
