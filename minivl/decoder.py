@@ -118,15 +118,16 @@ def roomy(end, capacity, reserved):
     return reserved if end <= reserved else max(end, 2 * capacity)
 
 
-def decoder(x, position_ids, cache, weights, config, kernels):
+def decoder(x, position_ids, cache, weights, config, kernels, first=0):
     """Hidden states after the final norm, float32 [T, D], of T tokens that follow those in the cache.
 
     position_ids  int64 [3, T], rows t, h, w;  weights  those below `model.`;  config  the TextConfig
+    first         the layer to begin with, for who has what goes into it
     """
     cos, sin = mrope(position_ids, config.rope, config.head_dim)
     cos = yield "rope.cos", cos
     sin = yield "rope.sin", sin
-    for i in range(config.num_hidden_layers):
+    for i in range(first, config.num_hidden_layers):
         layer = decoder_layer(x, (cos, sin), cache, i, weights.at(f"layers.{i}"), config, kernels)
         x = yield f"layers.{i}", (yield from under(f"layers.{i}", layer))
     return (yield "norm", kernels.rms_norm(x, weights["norm.weight"], config.rms_norm_eps))

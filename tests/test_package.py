@@ -19,7 +19,7 @@ ORDER = (
     "errors json_file positions published relatives config parameters kernels stream resident weights tokenizer "
     "chat template image frames video tokens inputs progress windows maps vision summary decoder sampling several "
     "grounding drawing answer stats names sources verdict causes rows compare tensor_file recording outline "
-    "forecast trace provenance texts_vision texts_decoder explain pictures walk model"
+    "forecast trace edits provenance texts_vision texts_decoder explain pictures walk model"
 )
 
 

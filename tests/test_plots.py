@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +13,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 import minivl
-from minivl import Error, plots
+from minivl import Error, plots, studies
 from minivl.kernels.attention import softmax
 from minivl.tiny import scene
 
@@ -32,6 +33,18 @@ def trace(vlm):
     return vlm.trace(QUESTION, scene(2, size=(196, 308)).image, max_new_tokens=12)
 
 
+@cache
+def studied(vlm):
+    """One result of each study that runs the model itself."""
+    first, second = scene(2, size=(112, 168)), scene(3, size=(112, 168))
+    prompts = [{"question": QUESTION, "images": one.image} for one in (first, second)]
+    return (
+        studies.ablate_heads(vlm, QUESTION, first.image),
+        studies.patch_grid(vlm, *prompts),
+        studies.occlusion(vlm, QUESTION, first.image, size=2),
+    )
+
+
 ALL = {
     "patches": lambda t, vlm: plots.patches(t),
     "windows": lambda t, vlm: plots.windows(t),
@@ -46,6 +59,10 @@ ALL = {
     "token_probabilities": lambda t, vlm: plots.token_probabilities(t, vlm),
     "residual_norms": lambda t, vlm: plots.residual_norms(t),
     "kv_cache": lambda t, vlm: plots.kv_cache(t),
+    "attention_rollout": lambda t, vlm: plots.attention_rollout(studies.attention_rollout(t)),
+    "ablate_heads": lambda t, vlm: plots.ablate_heads(studied(vlm)[0]),
+    "patch_grid": lambda t, vlm: plots.patch_grid(studied(vlm)[1]),
+    "occlusion": lambda t, vlm: plots.occlusion(studied(vlm)[2]),
 }
 
 
@@ -344,7 +361,9 @@ def test_what_is_missing_is_named(name, vlm):
             keep += str(error).split("keep=[")[1].split("]")[0].replace('"', "").split(", ")
     else:
         raise AssertionError(keep)
-    assert len(keep) > 1 or name in ("permutation", "mrope_3d")  # what every trace knows
+    assert len(keep) > 1 or name in (  # what every trace knows; studies that trace for themselves
+        "permutation", "mrope_3d", "ablate_heads", "patch_grid", "occlusion"
+    )  # fmt: skip
 
 
 def test_a_trace_without_a_model(trace):

@@ -5,7 +5,8 @@
     plots.windows(trace)                            # a notebook shows it
     plots.attention(trace, layer=3, head=2, step=1).savefig("attention.png")
 
-Each function takes a `Trace` and says which tensors it needs, should they not have been kept. What is shown on a picture is
+Each function takes a `Trace`, or what a study of the same name returned (studies/), and says which tensors it needs, should
+they not have been kept. What is shown on a picture is
 placed there by `trace.maps`. Nothing is drawn on a screen and no setting of matplotlib is changed.
 Colours: viridis, cividis, and the palette by Okabe and Ito, which people with any colour vision tell apart.
 """
@@ -26,6 +27,10 @@ _HOMES = {
     "attention_steps": "looks",
     "logit_lens": "words",
     "token_probabilities": "words",
+    "attention_rollout": "found",
+    "ablate_heads": "found",
+    "patch_grid": "found",
+    "occlusion": "found",
     "residual_norms": "sizes",
     "kv_cache": "sizes",
 }

@@ -1,7 +1,6 @@
 """What the pictures share: the figure, the palette, the picture of a trace with values over it, words for tokens."""
 
 import io
-import re
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -10,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from minivl.drawing import COLOURS
-from minivl.errors import Error
 from minivl.image import ImageProcessor
+from minivl.studies.kept import lines_of, needed, numbered, place_of_step, token_ids  # noqa: F401
 
 VERMILION, BLUE, YELLOW, GREEN, PINK, SKY, ORANGE = COLOURS
 GREY = "#666666"
@@ -34,33 +33,6 @@ def plot(title, width=WIDTH, height=4.5, layout="constrained"):
     figure = Plot(figsize=(width, height), dpi=100, layout=layout)
     figure.suptitle(title, fontsize=11)
     return figure
-
-
-def needed(trace, *names):
-    """The kept tensors of these names, a list. An Error says what to keep if some are missing."""
-    missing = [name for name in names if name not in trace]
-    if missing:
-        # many are named by a glob; a number at the very end stays, for "model.layers.*" would be far more
-        short = dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) if len(missing) > 4 else name for name in missing)
-        quoted = ", ".join(f'"{name}"' for name in short)
-        never = [name for name in missing if name not in trace.names]
-        why = f"{never[0]} was never made in it" if never else "they were not kept"
-        raise Error(f"this plot needs {quoted} of the trace: {why}. Trace again with keep=[{quoted}] among others.")
-    return [trace[name] for name in names]
-
-
-def numbered(trace, pattern):
-    """Numbers i of all names in the trace that are the pattern with {i} filled in, rising."""
-    before, after = pattern.split("{i}")
-    inner = [
-        name[len(before) : len(name) - len(after)] for name in trace.names if fnmatchcase(name, f"{before}*{after}")
-    ]
-    return sorted({int(i) for i in inner if i.isdigit()})
-
-
-def place_of_step(step):
-    """What names of a step start with: none in the prefill, which makes the answer's first token."""
-    return f"steps.{step}." if step else ""
 
 
 # ---- on the picture ----
@@ -146,19 +118,6 @@ def word(vlm, token_id, most=16):
     known = "".join(c if LETTERS.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text)
     known = known if len(known) <= most else known[: most - 1] + "…"
     return "“" + known.replace("$", r"\$") + "”"  # a bare $ would start a formula
-
-
-def token_ids(trace):
-    """The prompt's ids and then those of the answer, as far as they were chosen, int64; and the prompt's length."""
-    steps = [name for name in trace.names if name == "next_token" or name.endswith(".next_token")]
-    return np.concatenate([trace.maps.input_ids, *needed(trace, *steps)]), len(trace.maps.input_ids)
-
-
-def lines_of(trace, name, start, end, T):
-    """Rows start to end of a decoder tensor, counted through the prompt (T rows) and the answer's steps (one row each)."""
-    prompt = needed(trace, name)[0][start:end] if start < T else needed(trace, f"steps.{start - T + 1}.{name}")[0]
-    steps = range(max(start + (start >= T), T), end)
-    return np.concatenate([prompt, *needed(trace, *[f"steps.{i - T + 1}.{name}" for i in steps])])
 
 
 def mark_pictures(axes, maps, y=-0.03):

@@ -25,6 +25,7 @@ from minivl.plots.figure import (
     token_ids,
     word,
 )
+from minivl.studies.looks import attention_to_image, chosen_head
 
 
 def tower_attention(trace, block, patch, head=None):
@@ -53,15 +54,6 @@ def tower_attention(trace, block, patch, head=None):
     return figure
 
 
-def chosen_head(probs, head):
-    """[H, rows, columns] -> [rows, columns] of one head, or the mean."""
-    if head is None:
-        return probs.mean(axis=0)
-    if head not in range(len(probs)):
-        raise Error(f"head {head!r}: there are {len(probs)} heads, counted from 0. None is the mean of all.")
-    return probs[head]
-
-
 def named_head(head):
     return "mean of all heads" if head is None else f"head {head}"
 
@@ -88,16 +80,11 @@ def draw_beside(figure, axes, pixels, values, marks, label):
 
 def on_tokens(trace, layer, head, step, query, image, frame):
     """Attention to each token of one frame, float32 [token rows, token columns]: its share of one query's whole attention."""
-    maps = trace.maps
-    (probs,) = needed(trace, f"{place_of_step(step)}model.layers.{layer}.self_attn.probs")
-    T, rows = len(maps.input_ids), chosen_head(probs, head)
-    if len(rows) != (1 if step else T):
-        raise Error("this is a trace of one step. Give the whole run's, and step=.")
-    query = len(rows) - 1 if query is None or step else query
-    if query not in range(len(rows)):
+    T = len(trace.maps.input_ids)
+    if query is not None and query not in range(T) and not step:
         raise Error(f"query {query!r}: the prompt has {T} tokens, counted from 0. None is the last.")
-    held = rows.shape[1] - T - step  # tokens of earlier turns, in the cache before the prompt
-    return maps.on_image(rows[query, held : held + T], "prompt", image, frame)
+    token = T - 1 + step if query is None or step else query
+    return attention_to_image(trace, token, layer, head, image, frame).values
 
 
 def attention(trace, layer, head=None, step=0, query=None, image=0, frame=0, vlm=None):

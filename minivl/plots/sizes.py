@@ -14,7 +14,7 @@ from minivl.plots.figure import (
     numbered,
     plot,
 )  # fmt: skip
-from minivl.plots.words import kept_layers
+from minivl.studies.lens import kept_layers
 
 
 def residual_norms(trace):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minivl import studies
 from minivl.errors import Error
 from minivl.kernels.attention import softmax
 from minivl.plots.figure import (
@@ -10,9 +11,7 @@ from minivl.plots.figure import (
     SMALL,
     WIDTH,
     colour_bar,
-    lines_of,
     needed,
-    numbered,
     place_of_step,
     plot,
     token_ids,
@@ -28,17 +27,10 @@ def logit_lens(trace, vlm, start=None, end=None):
     Needs model.layers.* (each layer's output) and, of an answer with several tokens, steps.*.model.layers.*.
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
-    ids, T = token_ids(trace)
-    made = T + len(
-        numbered(trace, "steps.{i}.next_token")
-    )  # rows of the residual stream: the last token chosen has none
-    start = max(T - 4, 0) if start is None else start
-    end = min(made, start + 12) if end is None else end
-    if not 0 <= start < end <= made:
-        raise Error(f"start={start}, end={end}: choose tokens from 0 to {made}; the prompt ends at {T}.")
-    layers = kept_layers(trace)
-    probs = np.stack([lens(trace, vlm, i, start, end, T) for i in layers])  # [layers, tokens, V]
-    top, chance = probs.argmax(axis=2), probs.max(axis=2)
+    found = studies.logit_lens(trace, vlm, start, end, most=1)
+    layers, start, end, T = found.layers, found.tokens[0], found.tokens[-1] + 1, found.prompt
+    ids, _ = token_ids(trace)
+    top, chance = found.ids[:, :, 0], found.probs[:, :, 0]
     size = np.clip([1.8 + 0.72 * (end - start), 0.3 * len(layers) + 2.2], (6, 3), (20, 20))
     figure = plot("Logit lens: the likeliest next token, were this layer the last", *size.tolist())
     axes = figure.subplots()
@@ -61,22 +53,6 @@ def logit_lens(trace, vlm, start=None, end=None):
         axes.axvline(T - 1 - start - 0.5, color="white", linewidth=2.5)
     colour_bar(figure, shown, axes, "probability of that token")
     return figure
-
-
-def kept_layers(trace):
-    """Which decoder layers' outputs the trace holds; an Error if none."""
-    made = numbered(trace, "model.layers.{i}")
-    kept = [i for i in made if f"model.layers.{i}" in trace]
-    if not kept:
-        needed(trace, f"model.layers.{made[-1] if made else 0}")
-    return kept
-
-
-def lens(trace, vlm, layer, start, end, T):
-    """Probabilities of the next token after a layer, float32 [tokens, V]."""
-    hidden = lines_of(trace, f"model.layers.{layer}", start, end, T)
-    normed = vlm.kernels.rms_norm(hidden, vlm.weights["model.norm.weight"], vlm.config.text.rms_norm_eps)
-    return softmax(vlm.kernels.linear(normed, vlm.weights["lm_head.weight"]))
 
 
 def token_probabilities(trace, vlm=None, most=5, steps=12):
