@@ -1,0 +1,64 @@
+"""Run the notebooks anew and save them in place, outputs included: what is committed is what a fresh kernel made.
+
+    python tests/run_notebooks.py           # all of them
+    python tests/run_notebooks.py 02 05     # those whose names start so
+
+The result depends on the notebook and on the versions of the libraries alone: no times, no counters of a session, no paths.
+Cells keep their ids, so that a change of one is a change of a few lines.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from tqdm import tqdm
+
+import minivl
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def paths(starts=("",)):
+    """The notebooks whose names start with one of these, in order."""
+    return sorted(path for path in NOTEBOOKS.glob("*.ipynb") if path.name.startswith(tuple(starts)))
+
+
+def executed(path):
+    """The notebook at `path`, run by a fresh kernel in an empty folder. An error in a cell is raised: CellExecutionError."""
+    notebook = nbformat.read(path, as_version=4)
+    # the minivl of this process, wherever the kernel's folder is, and pictures in the notebook, whatever was asked for outside
+    environment = {**os.environ, "PYTHONPATH": str(Path(minivl.__file__).parents[1]), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    environment.pop("MPLBACKEND", None)
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(
+            notebook, timeout=600, kernel_name="python3", record_timing=False, resources={"metadata": {"path": folder}}
+        )
+        client.execute(env=environment)
+    return plain(notebook)
+
+
+def plain(notebook):
+    """Without what a session leaves: the kernel's name and version, what an editor folded or selected."""
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict({})
+    return notebook
+
+
+def main(starts):
+    for path in tqdm(paths(starts or [""]), unit=" notebooks"):
+        text = nbformat.writes(executed(path)) + "\n"
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
