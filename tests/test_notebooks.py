@@ -50,7 +50,7 @@ def test_runs_and_says_what_is_committed(path):
         before, after = words_of(then), words_of(now)
         assert NUMBER.sub("#", before) == NUMBER.sub("#", after), then.source
         values = [np.array([float(n) for n in NUMBER.findall(text)]) for text in (before, after)]
-        np.testing.assert_allclose(values[1], values[0], rtol=0.02, atol=2e-4, err_msg=then.source)
+        np.testing.assert_allclose(values[1], values[0], rtol=0.05, atol=2e-4, err_msg=then.source)
         kinds = [[sorted(output.get("data", {})) for output in cell.outputs] for cell in (then, now)]
         assert kinds[0] == kinds[1], then.source
 
