@@ -4,9 +4,11 @@
     python tests/run_notebooks.py 02 05     # those whose names start so
 
 The result depends on the notebook and on the versions of the libraries alone: no times, no counters of a session, no paths.
-Cells keep their ids, so that a change of one is a change of a few lines.
+Cells keep their ids, so that a change of one is a change of a few lines. Large pictures are stored in 256 colours.
 """
 
+import base64
+import io
 import os
 import sys
 import tempfile
@@ -14,11 +16,13 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 from tqdm import tqdm
 
 import minivl
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+LARGE = 60_000  # bytes of a PNG
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -41,7 +45,13 @@ def executed(path):
     environment.pop("MPLBACKEND", None)
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
-            notebook, timeout=600, kernel_name="python3", record_timing=False, resources={"metadata": {"path": folder}}
+            notebook,
+            timeout=600,
+            kernel_name="python3",
+            record_timing=False,
+            coalesce_streams=True,  # else a pause decides how many outputs a cell has
+            extra_arguments=["--log-level=ERROR"],
+            resources={"metadata": {"path": folder}},
         )
         client.execute(env=environment)
     return plain(notebook)
@@ -52,7 +62,22 @@ def plain(notebook):
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({})
+        for output in cell.get("outputs", []):
+            if "data" in output:
+                output.metadata = nbformat.from_dict({})
+                lighten(output.data)
     return notebook
+
+
+def lighten(data):
+    """Of a picture that is there as PNG and as JPEG, only the smaller; a large PNG in 256 colours."""
+    if {"image/png", "image/jpeg"} <= data.keys():
+        del data[max("image/png", "image/jpeg", key=lambda mime: len(data[mime]))]
+    png = base64.b64decode(data.get("image/png", ""))
+    if len(png) > LARGE:
+        image, buffer = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
+        image.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+        data["image/png"] = base64.b64encode(buffer.getvalue()).decode()
 
 
 def main(starts):
