@@ -9,7 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
-from run_notebooks import METADATA, NOTEBOOKS, executed, main, paths
+from run_notebooks import METADATA, NOTEBOOKS, executed, lighten, main, paths
 
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
 OF_A_MACHINE = re.compile(r"(?<![\w.])/(?:home|root|tmp|opt|usr|var|work|Users|private)/|[A-Z]:\\\\|0x[0-9a-f]{6,}")
@@ -40,16 +40,19 @@ def test_they_are_numbered():
     assert len(paths()) >= 4
 
 
-@NOTEBOOK
-def test_runs_and_says_what_is_committed(path):
-    """Same words, same numbers; pictures in the same places. Numbers may differ as those of two processors do."""
-    committed, fresh = nbformat.read(path, as_version=4), executed(path)
+def compare(committed, fresh):
+    """Same words, same numbers, as many pictures. Numbers may differ as those of two processors do."""
     for then, now in zip(code_cells(committed), code_cells(fresh), strict=True):
         before, after = words_of(then), words_of(now)
         assert NUMBER.sub("#", before) == NUMBER.sub("#", after), then.source
         values = [np.array([float(n) for n in NUMBER.findall(text)]) for text in (before, after)]
         np.testing.assert_allclose(values[1], values[0], rtol=0.05, atol=2e-4, err_msg=then.source)
         assert len(images_of(then)) == len(images_of(now)), then.source
+
+
+@NOTEBOOK
+def test_runs_and_says_what_is_committed(path):
+    compare(nbformat.read(path, as_version=4), executed(path))
 
 
 @NOTEBOOK
@@ -86,6 +89,48 @@ def test_rebuilds_and_links(path):
     for text in (cell.source for cell in notebook.cells if cell.cell_type == "markdown"):
         for link in re.findall(r"\]\(([^)#]+)\)", text):
             assert link.startswith("https://") or (NOTEBOOKS / link).exists(), link
+
+
+def notebook_of(*outputs):
+    cell = nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output(kind, **more) for kind, more in outputs])
+    return nbformat.v4.new_notebook(cells=[cell])
+
+
+def test_the_comparison_sees_differences():
+    def one(text, **pictures):
+        return notebook_of(("stream", {"name": "stdout", "text": text}), ("display_data", {"data": {**pictures}}))
+
+    then = one("an error of 0.1234, 3 rings", **{"image/png": "AAAA"})
+    compare(then, one("an error of 0.1235, 3 rings", **{"image/jpeg": "BBBB"}))
+    for now in (
+        one("an error of 0.1434, 3 rings", **{"image/png": "AAAA"}),
+        one("an error of 0.1234, 4 rings", **{"image/png": "AAAA"}),
+        one("an error of 0.1234, 3 stars", **{"image/png": "AAAA"}),
+        one("an error of 0.1234, 3 rings"),
+        nbformat.v4.new_notebook(),
+    ):
+        with pytest.raises((AssertionError, ValueError)):
+            compare(then, now)
+
+
+def test_large_pictures_become_light():
+    """In 256 colours, of the same size, hardly another picture; small ones stay as they are."""
+    y, x = np.mgrid[:600, :600]
+    waves = np.stack([np.sin(x / 9) * np.cos(y / 11), np.sin(y / 7), np.cos(x / 13)], axis=2)
+    picture = Image.fromarray((127 + 120 * waves).astype(np.uint8))
+    for image, light in ((picture, True), (picture.crop((0, 0, 40, 40)), False)):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        before = base64.b64encode(buffer.getvalue()).decode()
+        data = {"image/png": before}
+        lighten(data)
+        after = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
+        assert (data["image/png"] != before) == light and len(data["image/png"]) <= len(before)
+        difference = np.asarray(after).astype(int) - np.asarray(image)
+        assert after.size == image.size and np.abs(difference).mean() < 12
+    data = {"image/png": "A" * 9, "image/jpeg": "A" * 8}
+    lighten(data)
+    assert list(data) == ["image/jpeg"]
 
 
 def test_saving_keeps_ids_and_writes_the_same_twice(tmp_path, monkeypatch):
