@@ -112,7 +112,7 @@ def chosen(size, config, only, peers):
     for name, peer in [*others.items()]:
         cannot = [workload for workload, who in unable(work, others) if who == name]
         if cannot:
-            left_out[name] = f"{' and '.join(cannot)}: it is given the text decoder only"
+            left_out[name] = f"{' and '.join(cannot)}: it is given the text decoder only, one prompt at a time"
         if peer.missing():
             left_out[name] = f"{' and '.join(peer.missing())} not installed: {peer.advice}"
         if peer.missing() or len(cannot) == len(work):

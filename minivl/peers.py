@@ -25,8 +25,9 @@ from minivl.inputs import scatter
 from minivl.kernels.bfloat16 import to_float32
 from minivl.positions import prompt_positions
 from minivl.weights import open_weights
+from minivl.workloads import TOGETHER
 
-KINDS = ("vision", "prefill", "decode")
+KINDS = ("vision", "prefill", "decode", "together")
 
 
 class Transformers:
@@ -73,17 +74,21 @@ class Transformers:
         output = self.model(inputs_embeds=embeds, position_ids=positions, use_cache=True, logits_to_keep=1)
         return time.perf_counter() - began, output.logits[0], output.past_key_values
 
-    def decode(self, workload):
+    def decode(self, workload, prompts=1):
         if workload.name not in self.caches:
             self.caches[workload.name] = self.read(workload)[2]
+            self.caches[workload.name].batch_repeat_interleave(prompts)
         cache = self.caches[workload.name]
-        token = self.torch.from_numpy(workload.inputs.input_ids[None, -1:])
-        position = self.torch.full((3, 1, 1), self.positions(workload)[1])
+        token = self.torch.from_numpy(workload.inputs.input_ids[None, -1:]).repeat(prompts, 1)
+        position = self.torch.full((3, prompts, 1), self.positions(workload)[1])
         began = time.perf_counter()
         output = self.model(input_ids=token, position_ids=position, past_key_values=cache, use_cache=True)
         seconds = time.perf_counter() - began
         cache.crop(-1)
-        return seconds, output.logits[0]
+        return seconds, output.logits[:, 0]
+
+    def together(self, workload):
+        return self.decode(workload, TOGETHER)
 
     def embeds(self, workload):
         """[1, T, D]"""

@@ -19,7 +19,9 @@ import numpy as np
 
 from minivl.errors import Error
 from minivl.model import VLM, load
+from minivl.several import joined
 from minivl.stream import drive, run
+from minivl.workloads import TOGETHER
 
 OURS = "minivl"  # what this program is called in reports
 LEAST = 0.1  # seconds that a measurement takes at least: short work is repeated
@@ -53,16 +55,26 @@ class Minivl:
         self.seen.features = workload.features
         return clocked(self.seen.prefill(workload.inputs, self.seen.new_cache()), after="inputs_embeds")
 
-    def decode(self, workload):
+    def decode(self, workload, prompts=1):
         self.seen.features = workload.features
         if workload.name not in self.caches:
-            cache = self.caches[workload.name] = self.seen.new_cache()
-            run(self.seen.prefill(workload.inputs, cache))
-            cache.after = cache.next_position
-        cache = self.caches[workload.name]
-        cache.truncate(len(workload.inputs.input_ids))
-        cache.next_position = cache.after
-        return clocked(self.seen.decode(workload.inputs.input_ids[-1:], cache))
+            self.caches[workload.name] = [self.cache(workload) for _ in range(prompts)]
+        caches = self.caches[workload.name]
+        for cache in caches:
+            cache.truncate(len(workload.inputs.input_ids))
+            cache.next_position = cache.after
+        token = np.repeat(workload.inputs.input_ids[-1:], prompts)
+        return clocked(self.seen.decode(token, joined(caches)))
+
+    def together(self, workload):
+        return self.decode(workload, TOGETHER)
+
+    def cache(self, workload):
+        """One that holds the prompt."""
+        cache = self.seen.new_cache()
+        run(self.seen.prefill(workload.inputs, cache))
+        cache.after = cache.next_position
+        return cache
 
 
 class Seen(VLM):

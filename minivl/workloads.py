@@ -37,6 +37,7 @@ POOL = 1 << 24  # random numbers that are drawn; a weight matrix is made of slic
 PIECE = 1 << 20  # values in a slice
 DEVIATION = 0.02  # of a weight
 SPARE = 10**9  # bytes of disk or memory that are left alone
+TOGETHER = 4  # prompts that are decoded at once
 
 
 # ---- the model ----
@@ -127,7 +128,8 @@ def check_room(free, needed, what, advice):
 class Workload:
     """One thing to time.
 
-    kind      "vision": patches to tokens; "prefill": from embeddings to logits; "decode": one token after that prompt
+    kind      "vision": patches to tokens; "prefill": from embeddings to logits; "decode": one token after that prompt;
+              "together": one token after each of TOGETHER such prompts, in one step
     inputs    the prompt
     features  float32 [U, D]: stand in for what the tower makes of the pictures, so that prefill and decode start without it
     """
@@ -139,14 +141,15 @@ class Workload:
 
 
 def workloads(config, seed=0):
-    """Vision at 448 x 448 and 896 x 896 pixels; prefill and decode of the smaller picture and 40 tokens of text: 296."""
+    """Vision at 448 x 448 and 896 x 896 pixels; prefill and decode of the smaller picture and 40 tokens of text: 296; and
+    decode of TOGETHER such prompts at once."""
     rng = np.random.default_rng(seed)
     small, large = (picture_prompt(config, side // config.vision.patch_size, rng) for side in (448, 896))
     return [vision(config, small), vision(config, large), *reading(config, small, rng)]
 
 
 def tiny_workloads(vlm, seed=0):
-    """The same three for a scene of the model that ships."""
+    """The same four for a scene of the model that ships."""
     from minivl.stream import run
     from minivl.tiny import scene
 
@@ -172,25 +175,27 @@ def vision(config, inputs):
 def reading(config, inputs, rng):
     shape = int(np.sum(inputs.input_ids == config.image_token_id)), config.text.hidden_size
     features = rng.standard_normal(shape, dtype=np.float32) * np.float32(DEVIATION)  # as large as the embeddings
-    return [Workload(kind, kind, inputs, features) for kind in ("prefill", "decode")]
+    kinds = {"prefill": "prefill", "decode": "decode", f"decode {TOGETHER} at once": "together"}
+    return [Workload(name, kind, inputs, features) for name, kind in kinds.items()]
 
 
 # ---- what it costs ----
 
 
 def calls(config, workload):
-    """What each kernel does in this work: the engine's own stages, run over outlines (outline.py)."""
+    """What each kernel does in this work, for one prompt: the engine's own stages, run over outlines (outline.py)."""
     vlm = Outlined(config, ImageProcessor())
     pixels = outline(workload.inputs.pixel_values.shape)
     parts = vlm.passes(dataclasses.replace(workload.inputs, pixel_values=pixels), tokens=2)  # one is decoded
-    return [call for made in parts[workload.kind] for call in made.calls]
+    return [call for made in parts["decode" if workload.kind == "together" else workload.kind] for call in made.calls]
 
 
 def operations(config, workload):
     """Floating point operations of the matrix products and of attention."""
-    return sum(call.operations for call in calls(config, workload))
+    times = TOGETHER if workload.kind == "together" else 1
+    return times * sum(call.operations for call in calls(config, workload))
 
 
 def weight_bytes(config, workload, size):
-    """Bytes of the matrices, `size` for each weight: 2 as bfloat16, 4 as float32."""
+    """Bytes of the matrices, `size` for each weight: 2 as bfloat16, 4 as float32. Several prompts at once share them."""
     return size * sum(call.weights for call in calls(config, workload)) // 2

@@ -31,7 +31,7 @@ KEYS = "date size rounds machine versions left_out limits peak_memory results".s
 
 
 def small_workloads(config):
-    """Vision, prefill and decode of two pictures with partial windows."""
+    """Vision, prefill and decode, alone and at once, of two pictures with partial windows."""
     inputs = small_inputs(config)
     rng = np.random.default_rng(0)
     return {one.kind: one for one in [workloads.vision(config, inputs), *workloads.reading(config, inputs, rng)]}
@@ -62,6 +62,7 @@ def test_json_holds_everything(written):
         ("vision 336x224", OURS),
         ("prefill", OURS),
         ("decode", OURS),
+        ("decode 4 at once", OURS),
     ]
     for one in found["results"]:
         low, high = one["quartiles"]
@@ -81,10 +82,11 @@ def test_table(written):
     assert all(len(line) < 140 for line in lines)
     assert lines[2].startswith("limits of the machine: read ") and "GFLOP/s" in lines[2]
     assert lines[4].split() == "workload program median quartiles x minivl rate of limit differs".split()
-    assert [line[:39].split() for line in lines[5:8]] == [
+    assert [line[:39].split() for line in lines[5:9]] == [
         ["vision", "336x224", OURS],
         ["prefill", OURS],
         ["decode", OURS],
+        ["decode", "4", "at", "once", OURS],
     ]
 
 
@@ -97,7 +99,7 @@ def test_table_and_picture_of_a_peer(written, tmp_path):
         found["results"].append({**one, **twice, "program": "other", "weight_bytes": 2 * one["weight_bytes"]})
     found["left_out"] = {"third": "torch not installed"}
     lines = report.table(found).splitlines()
-    assert lines[8].split()[0] == "other" and lines[8].split()[-2:] == ["2.00", "3e-07"]
+    assert lines[9].split()[0] == "other" and lines[9].split()[-2:] == ["2.00", "3e-07"]
     assert lines[-1] == "left out, third: torch not installed"
     report.draw(found, tmp_path / "roofline.png")
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
@@ -231,7 +233,7 @@ def test_operations_are_those_of_the_kernels(changes):
     work = small_workloads(vlm.config)
     program.vlm, program.workloads, program.caches = watching, work, {}
     program.seen = programs.Seen(watching.config, watching.weights, watching.kernels)
-    for kind in ("vision", "prefill", "decode"):
+    for kind in ("vision", "prefill", "decode", "together"):
         program.run(kind)
         counted.clear()  # decode runs its prompt the first time
         program.run(kind)
@@ -245,15 +247,16 @@ def test_bytes_are_those_of_the_matrices():
     tower = sum(size for name, size in sizes.items() if name.startswith("visual."))
     text = sum(size for name, size in sizes.items() if name.startswith(("model.layers.", "lm_head")))
     assert weight_bytes(vlm.config, work["vision"], 4) == 4 * tower
-    assert weight_bytes(vlm.config, work["prefill"], 2) == weight_bytes(vlm.config, work["decode"], 2) == 2 * text
+    assert all(weight_bytes(vlm.config, work[kind], 2) == 2 * text for kind in ("prefill", "decode", "together"))
+    assert operations(vlm.config, work["together"]) == 4 * operations(vlm.config, work["decode"])
 
 
 def test_published_size():
     """3.09 billion weights are read for a token of the 3B: 6.17 GB. Its prompt has 296 tokens."""
     config = Config.from_dict(stored_config("3B"))
     work = {one.name: one for one in workloads.workloads(config)}
-    assert [*work] == ["vision 448x448", "vision 896x896", "prefill", "decode"]
-    assert [len(one.inputs.pixel_values) for one in work.values()] == [1024, 4096, 1024, 1024]
+    assert [*work] == ["vision 448x448", "vision 896x896", "prefill", "decode", "decode 4 at once"]
+    assert [len(one.inputs.pixel_values) for one in work.values()] == [1024, 4096, 1024, 1024, 1024]
     assert len(work["prefill"].inputs.input_ids) == 296 and work["decode"].features.shape == (256, 2048)
     assert weight_bytes(config, work["decode"], 2) == pytest.approx(6.17e9, rel=1e-3)
     small = Config.from_dict(stored_config("3B-layers"))
@@ -305,7 +308,7 @@ def test_random_checkpoint_loads_and_looks_like_weights(folder):
     assert all(0.9 < norm.min() and norm.max() < 1.1 and abs(norm.mean() - 1) < 0.02 for norm in norms)
     work = small_workloads(vlm.config)
     program = Minivl(folder, work)
-    for kind, shape in (("vision", (41, 48)), ("prefill", (1, 3000)), ("decode", (1, 3000))):
+    for kind, shape in (("vision", (41, 48)), ("prefill", (1, 3000)), ("decode", (1, 3000)), ("together", (4, 3000))):
         seconds, result = program.run(kind)
         assert seconds > 0 and result.shape == shape and np.isfinite(result).all() and result.std() > 0
 
@@ -319,6 +322,8 @@ def test_decoding_again_is_the_same_token(folder):
     cache, inputs = program.seen.new_cache(), work["decode"].inputs
     run(program.seen.prefill(inputs, cache))
     np.testing.assert_array_equal(first, run(program.seen.decode(inputs.input_ids[-1:], cache)))
+    for _ in range(2):
+        np.testing.assert_array_equal(np.repeat(first, 4, axis=0), program.run("together")[1])
 
 
 def test_a_checkpoint_is_used_again_or_refused(folder):

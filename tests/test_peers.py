@@ -61,13 +61,16 @@ def test_absent_peers_are_left_out_with_advice(monkeypatch):
     assert room.chosen("tiny", None, [], False)[1:] == ({}, {})
 
 
+WHY = "it is given the text decoder only, one prompt at a time"
+
+
 def test_a_peer_without_a_tower(monkeypatch):
     """It is skipped where it cannot, the report says so, and it is not started for nothing."""
     monkeypatch.setattr(room, "PEERS", {"blind": Peer(Countdown, (), 2, (), kinds=("prefill", "decode"))})
     for only, there, words in (
-        ([], ["blind"], {"blind": "vision 336x224: it is given the text decoder only"}),
+        ([], ["blind"], {"blind": f"vision 336x224 and decode 4 at once: {WHY}"}),
         (["decode"], ["blind"], {}),
-        (["vision*"], [], {"blind": "vision 336x224: it is given the text decoder only"}),
+        (["vision*"], [], {"blind": f"vision 336x224: {WHY}"}),
     ):
         work, others, left_out = room.chosen("tiny", None, only, True)
         assert [*others] == there and left_out == words
@@ -75,7 +78,7 @@ def test_a_peer_without_a_tower(monkeypatch):
     log, running = [], {}
     running |= {name: Fake(name, log) for name in (OURS, "blind")}
     seen = room.interleaved(Fake("limits", []), running, {}, work, 1, room.unable(work, others))
-    assert log == [OURS, OURS, "blind", OURS, "blind", OURS, "blind", OURS, "blind", OURS]
+    assert log == [OURS, OURS, "blind", OURS, "blind", OURS, OURS, "blind", OURS, "blind", OURS, OURS]
     report = room.summary(Config.read(CHECKPOINT), work, [*running], *seen)
     assert [(one["workload"], one["program"]) for one in report["results"]] == [
         ("vision 336x224", OURS),
@@ -83,6 +86,7 @@ def test_a_peer_without_a_tower(monkeypatch):
         ("prefill", "blind"),
         ("decode", OURS),
         ("decode", "blind"),
+        ("decode 4 at once", OURS),
     ]
     assert [*report["peak_memory"]] == [OURS, "blind"]
 
@@ -264,4 +268,4 @@ def test_bench_with_llama_cpp(capsys):
     assert len(rows) == 4  # prefill, decode, peak memory, left out
     assert all(float(row.split()[-1]) < 0.03 for row in rows[:2])
     assert rows[2].startswith("peak memory, ")
-    assert rows[3] == "left out, llama.cpp bfloat16: vision 336x224: it is given the text decoder only"
+    assert rows[3] == f"left out, llama.cpp bfloat16: vision 336x224 and decode 4 at once: {WHY}"

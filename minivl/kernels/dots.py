@@ -20,7 +20,8 @@ from numba.np.arrayobj import make_array
 
 from minivl.kernels.tile import LANES
 
-BYTE, WORD, HALF, NUMBER = ir.IntType(8), ir.IntType(32), ir.IntType(16), ir.FloatType()
+# subtle: as with tile.py, compiled kernels are kept on disk by the date of their own file, linear.py, and not of this one
+BYTE, WORD, NUMBER = ir.IntType(8), ir.IntType(32), ir.FloatType()
 
 
 @intrinsic
