@@ -191,7 +191,9 @@ def test_interrupted_anywhere(vlm, at, capsys):
 @pytest.mark.parametrize("at", [1, 2, 3, 8])
 def test_interrupted_while_the_cache_grows(vlm, at, monkeypatch, capsys):
     """Between keys and values of a layer too: afterwards every buffer is as long as it must be."""
-    console = Console(vlm, options={"max_new_tokens": 1})  # room is made for the longest answer: the next turn needs more
+    console = Console(
+        vlm, options={"max_new_tokens": 1}
+    )  # room is made for the longest answer: the next turn needs more
     console.say("Hello")
     del console.options["max_new_tokens"]
     grown = KVCache._grown
