@@ -27,7 +27,7 @@ from minivl.trace import chosen
 from minivl.what_if_text import html, text
 
 SCENE, SIZE = 5, (251, 187)  # of the picture that is drawn: several windows, and no multiple of 28, so it is resized
-FRAMES, RATE = 4, 4.0  # of the video: 0.5 seconds from pair to pair
+FRAMES, RATE = 4, 4.0  # of the video, behind a picture: 0.5 seconds from pair to pair
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def drawn(bug, options):
 
     if bug.shows == "video":
         frames = [scene(SCENE + i, size=(112, 168)).image for i in range(FRAMES)]
-        return "Describe the picture.", None, [frames], None, {"fps": RATE, **options}
+        return "Describe the picture.", scene(SCENE).image, [frames], None, {"fps": RATE, **options}
     picture = scene(SCENE, size=SIZE)
     question, truth = picture.questions[0]
     return question, picture.image, None, truth, options

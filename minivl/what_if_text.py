@@ -5,9 +5,17 @@ import math
 import re
 import textwrap
 
-STATIONS = re.compile(r"visual\.patch_embed|visual\.blocks\.\d+|visual|inputs_embeds|model\.layers\.\d+|model\.norm|lm_head")
+STATIONS = re.compile(
+    r"visual\.patch_embed|visual\.blocks\.\d+|visual|inputs_embeds|model\.layers\.\d+|model\.norm|lm_head"
+)
 LIKELY = 3  # tokens that are shown of each of the two distributions
 WIDTH = 110
+
+
+def listed(bugs):
+    """All faults, a line each."""
+    lines = [f"{bug.name:24}{bug.sentence}{' (of videos)' if bug.shows == 'video' else ''}" for bug in bugs]
+    return "\n".join([*lines, "", "minivl what-if NAME [IMAGE QUESTION] shows one of them; --scenes 100 scores it."])
 
 
 def text(found):
@@ -24,7 +32,9 @@ def moves(found):
     """What differs first, and what `compare` says to that."""
     row = found.moved
     if row is None:
-        return [f"Nothing moves: all {len(found.comparison.compared)} tensors of this prompt are the same, bit for bit."]
+        return [
+            f"Nothing moves: all {len(found.comparison.compared)} tensors of this prompt are the same, bit for bit."
+        ]
     lines = [f"First tensor that moves: {row.name}, {by(row)}"]
     said = "none of the known mistakes" if found.cause is None else f"{found.cause.name}: {found.cause.sentence}"
     return [*lines, textwrap.fill(f"Compare takes for the cause: {said}.", WIDTH)]

@@ -36,4 +36,8 @@ def table(vlm, bugs, scenes=100):
     yield "|---" * len(HEADER) + "|"
     yield row("no fault", scores(vlm, None, scenes))
     for bug in bugs:
-        yield row(bug.name, scores(vlm, bug, scenes)) if bug.shows == "picture" else f"| {bug.name} | of videos alone | | | | |"
+        yield (
+            row(bug.name, scores(vlm, bug, scenes))
+            if bug.shows == "picture"
+            else f"| {bug.name} | of videos alone | | | | |"
+        )
