@@ -47,16 +47,16 @@ NOTICED = {
 @pytest.mark.parametrize("name", all_faults())
 def test_a_test_notices(name):
     """It fails an assertion: it neither breaks on the way nor is missing."""
-    code, out = tested(NOTICED[name], name)
+    code, out = outcome(NOTICED[name], name)
     assert code == 1 and "FAILED" in out and "ERROR" not in out and "failed" in out.splitlines()[-1], out
 
 
 def test_without_a_fault_they_pass():
-    code, out = tested(*dict.fromkeys(NOTICED.values()))
+    code, out = outcome(*dict.fromkeys(NOTICED.values()))
     assert code == 0, out
 
 
-def tested(*arguments):
+def outcome(*arguments):
     """(exit status, output) of pytest on the tests of these ids; the last argument may be a fault."""
     bug = arguments[-1] if arguments[-1] in all_faults() else None
     ids = [str(TESTS / one) for one in arguments if one != bug]
