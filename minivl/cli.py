@@ -21,6 +21,7 @@ Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood.
   minivl walk --step                       wait at every step: look, explain, change something, go on, go back
   minivl trace photo.jpg "What is this?" -o run.safetensors     record every tensor of a run
   minivl compare a.safetensors b.npz       two recordings of one prompt: where they part first, and why
+  minivl what-if no-window-attention       a known bug of ports: what moves, what becomes of the answer
   minivl record-reference photo.jpg "?"    such a recording from Hugging Face transformers
   minivl bench                             how fast it is, beside transformers, llama.cpp and what the machine allows
   minivl plan 72B --image 1080x1920        what a run of any size takes: operations, memory, seconds, without weights
@@ -83,7 +84,8 @@ def parser():
     talk.add_argument("--tokens", action="store_true", help=TOKENS)
     talk.set_defaults(run=console.run_chat)
     trace = add_trace(subparsers)
-    for command in (walk, ask, talk, trace):
+    what_if = add_what_if(subparsers)
+    for command in (walk, ask, talk, trace, what_if):
         add_model_options(command)
         add_answer_options(command)
     add_compare(subparsers)
@@ -110,6 +112,18 @@ def add_trace(subparsers):
     )
     trace.set_defaults(run=commands.run_trace)
     return trace
+
+
+def add_what_if(subparsers):
+    what_if = subparsers.add_parser("what-if", help="a known bug of ports: what moves, what becomes of the answer")
+    what_if.add_argument("fault", nargs="?", metavar="FAULT", help='without one, all are listed; "all" with --scenes')
+    what_if.add_argument(
+        "image", nargs="?", metavar="IMAGE", help="a picture or a video; without one, a scene is drawn"
+    )
+    what_if.add_argument("question", nargs="?", metavar="QUESTION", help='default: "Describe the picture."')
+    what_if.add_argument("--scenes", type=int, metavar="N", help="ask about N drawn scenes instead, right and with it")
+    what_if.set_defaults(run=commands.run_what_if)
+    return what_if
 
 
 def add_compare(subparsers):

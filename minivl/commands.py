@@ -181,6 +181,33 @@ def run_walk(options):
         print(f"Truth:  {truth}   ({'right' if answer == truth else 'wrong'})")
 
 
+def run_what_if(options):
+    from minivl.faults import all_faults, fault
+    from minivl.what_if_text import listed
+
+    if options.fault is None:
+        print(listed(all_faults().values()))
+        return
+    bugs = list(all_faults().values()) if options.fault == "all" else [fault(options.fault)]
+    if options.scenes is not None:
+        from minivl.tiny.with_faults import table
+
+        if options.image is not None:
+            raise Error("--scenes draws its own pictures and asks its own questions: leave IMAGE and QUESTION out.")
+        for line in table(load_model(options), bugs, options.scenes):
+            print(line, flush=True)
+    elif options.fault == "all":
+        raise Error(
+            "all faults are for --scenes N, which makes a table of them. Name one of them, or give --scenes 100."
+        )
+    elif options.image is None:
+        print(load_model(options).what_if(bugs[0], **answer_options(options)))
+    else:
+        content = [item(options.image), {"type": "text", "text": options.question or "Describe the picture."}]
+        messages = [{"role": "user", "content": content}]
+        print(load_model(options).what_if(bugs[0], messages, **answer_options(options)))
+
+
 def run_compare(options):
     """Exit status 2 if something differs."""
     from minivl.compare import TOLERANCE, compare

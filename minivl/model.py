@@ -6,6 +6,7 @@
     vlm.chat(messages, cache=vlm.new_cache())           # several turns; the cache remembers the earlier ones
     vlm.trace(...)                                      # every tensor by name
     vlm.walk(...)                                       # one after the other: look, change, go on, go back
+    vlm.what_if("no-window-attention")                  # with a known bug of ports: what moves, what becomes of the answer
     vlm.ask_many(prompts)                               # several prompts at once
 
 ask, stream, trace and walk are consumers of one generator, `VLM.answer`; its sister for several prompts is in several.py.
@@ -41,6 +42,7 @@ from minivl.video import prepare_video
 from minivl.vision import vision_tower
 from minivl.walk import Walk
 from minivl.weights import open_weights, resolve
+from minivl.what_if import what_if
 
 MEDIA = ("min_pixels", "max_pixels", "add_vision_id", "fps", "nframes")  # the options that say how to take pictures
 
@@ -189,6 +191,10 @@ class VLM:
         Options as of `ask`; question: text, a list of messages, or `Inputs`.
         """
         return Walk(self, chat.conversation(question, images, videos), level, **options)
+
+    def what_if(self, fault, question=None, images=None, videos=None, keep="*", **options):
+        """The same prompt with a known bug of ports in the engine, such as "no-window-attention". -> what_if.WhatIf"""
+        return what_if(self, fault, question, images, videos, keep, **options)
 
     def count_tokens(
         self, question, images=None, videos=None, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None,

@@ -19,7 +19,8 @@ ORDER = (
     "errors json_file positions published relatives config parameters kernels stream resident weights tokenizer "
     "chat template image frames video tokens inputs progress windows maps vision summary decoder sampling several "
     "grounding drawing answer stats names sources verdict causes rows compare tensor_file recording outline "
-    "forecast trace edits provenance texts_vision texts_decoder explain pictures walk model"
+    "forecast trace edits provenance texts_vision texts_decoder explain pictures walk what_if_text faults what_if "
+    "model"
 )
 
 
@@ -39,7 +40,7 @@ def test_data_flows_down():
         *"commands console cli".split(),
     ]
     files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
-    assert sorted(files) == sorted(room for room in order if room not in ("kernels", "causes"))
+    assert sorted(files) == sorted(room for room in order if room not in ("kernels", "causes", "faults"))
     for room, path in files.items():
         above = {*order[: order.index(room)], "tiny"}
         assert set(imported_rooms(path)) <= above, room
@@ -144,7 +145,7 @@ def test_errors_are_one_line_on_stderr(arguments, words, capsys):
 
 def test_module_runs():
     environment = {**os.environ, "COLUMNS": "120"}
-    commands = ["walk", "ask", "chat", "trace", "compare", "record-reference", "bench", "plan", "summary"]
+    commands = ["walk", "ask", "chat", "trace", "what-if", "compare", "record-reference", "bench", "plan", "summary"]
     for arguments in ([], *([command] for command in commands)):
         run = subprocess.run(
             [sys.executable, "-m", "minivl", *arguments, "--help"], capture_output=True, text=True, env=environment

@@ -1,0 +1,138 @@
+"""Bugs of the decoder: positions of tokens, and who sees whom."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from minivl.faults import bug
+
+
+def after(swap, change):
+    """Swap `prompt_positions` for change(its positions, its next position, *its arguments)."""
+
+    def prompt_positions(original):
+        return lambda *args: change(*original(*args), *args)
+
+    swap("minivl.positions.prompt_positions", prompt_positions)
+
+
+@bug(
+    "one-d-positions",
+    "all tokens count up: 1-D positions instead of M-RoPE",
+    "the decoder taken for a Qwen2.5, which it is but for this",
+    "every prompt with a picture",
+    "1-D positions",
+)
+def one_d_positions(swap):
+    after(swap, lambda ids, following, tokens, *_: (np.tile(np.arange(len(tokens)), (3, 1)), len(tokens)))
+
+
+@bug(
+    "swapped-mrope-hw",
+    "in M-RoPE the rows of height and width are exchanged",
+    "x and y where the reference has h and w",
+    "every prompt with a picture",
+    "height and width swapped",
+)
+def swapped_mrope_hw(swap):
+    after(swap, lambda ids, following, *_: (np.ascontiguousarray(ids[[0, 2, 1]]), following))
+
+
+@bug(
+    "wrong-rope-delta",
+    "the answer's positions go on from the number of tokens, instead of the largest position",
+    "rope_delta, computed for the prompt, is not passed on to the steps after it",
+    "answers of more than one token, about a picture: the larger it is the worse",
+    "wrong rope delta",
+)
+def wrong_rope_delta(swap):
+    after(swap, lambda ids, following, tokens, *_: (ids, len(tokens)))
+
+
+@bug(
+    "truncated-seconds",
+    "second_per_grid_ts is cut to a whole number before it is multiplied",
+    "int() around it, as transformers 4.57 has it",
+    "videos of more than 2 frames a second: 0.5 seconds become 0, and time stands still",
+    "truncated second_per_grid",
+    shows="video",
+)
+def truncated_seconds(swap):
+    def prompt_positions(original):
+        def cut(ids, config, images=(), videos=(), seconds=(), *rest):
+            return original(ids, config, images, videos, np.asarray(seconds).astype(np.int64), *rest)
+
+        return cut
+
+    swap("minivl.positions.prompt_positions", prompt_positions)
+
+
+@bug(
+    "interleaved-sections",
+    "t, h and w take turns from frequency to frequency",
+    "Qwen3-VL's M-RoPE, in which they do; here they are three sections, one after the other",
+    "every prompt with a picture",
+    "wrong mrope sections",
+)
+def interleaved_sections(swap):
+    def mrope(original):
+        def in_turns(position_ids, rope, head_dim):
+            tables = np.stack([original(np.stack([row] * 3), rope, head_dim) for row in position_ids])  # [3, 2, T, K]
+            turn = np.arange(head_dim) % (head_dim // 2) % 3
+            cos, sin = np.ascontiguousarray(tables[turn, :, :, np.arange(head_dim)].transpose(1, 2, 0))  # [K, 2, T] ->
+            return cos, sin
+
+        return in_turns
+
+    swap("minivl.positions.mrope", mrope)
+
+
+@bug(
+    "wrong-theta",
+    "the decoder's frequencies are those of theta 10,000",
+    "the default of most libraries, where config.json says 1,000,000 (300 in the model that ships)",
+    "every prompt",
+    "wrong theta",
+)
+def wrong_theta(swap):
+    def mrope(original):
+        return lambda ids, rope, head_dim: original(ids, replace(rope, rope_theta=10000.0), head_dim)
+
+    swap("minivl.positions.mrope", mrope)
+
+
+@bug(
+    "key-heads-by-remainder",
+    "query head h reads key head h modulo KV, instead of h // (H / KV)",
+    "keys tiled where they should be repeated",
+    "every prompt, unless there is one key head",
+    "key heads dealt out wrong",
+)
+def key_heads_by_remainder(swap):
+    def tiled(original, of_values=False):
+        def dealt(q, k, *rest):
+            groups = len(q) // len(k), 1, 1
+            if of_values:
+                v, *rest = rest
+                rest = [np.tile(v, groups), *rest]
+            return original(q, np.tile(k, groups), *rest)
+
+        return dealt
+
+    for name in ("causal_scores", "causal_context"):
+        swap(f"minivl.kernels.attention.{name}", tiled)
+    swap("minivl.kernels.attention.causal_attention_numba", lambda original: tiled(original, of_values=True))
+
+
+@bug(
+    "no-causal-mask",
+    "the tokens of a prompt see those behind them too",
+    "attention called without is_causal, or a picture's tokens allowed to see each other, as in PaliGemma",
+    "every prompt; later tokens, one at a time, have nothing behind them",
+    "no causal mask",
+)
+def no_causal_mask(swap):
+    def visible(_):
+        return lambda T, S, window: (np.zeros(T, dtype=np.int64), np.full(T, S, dtype=np.int64))
+
+    swap("minivl.kernels.attention._visible", visible)

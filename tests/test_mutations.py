@@ -1,0 +1,68 @@
+"""The tests under test: with each fault in the engine, one of the project's tests must fail.
+
+Each runs in a process of its own, in which fault_plugin.py has put the fault in before anything is imported.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minivl.faults import all_faults
+
+TESTS = Path(__file__).parent
+REFERENCE = "test_reference_values.py::test_every_tensor_is_as_in_transformers[numpy]"
+NOTICED = {
+    "missing-system-prompt": REFERENCE,
+    "square-resize": "test_image.py::test_resized_stays_within_the_limits_of_the_call",
+    "bilinear-resize": "test_image.py::test_bicubic_is_the_installed_pillows",
+    "bgr": "test_image.py::test_bicubic_is_the_installed_pillows",
+    "not-normalised": "test_image.py::test_normalize_known_answers",
+    "raster-patches": "test_image.py::test_patch_order_known_answers",
+    "no-window-attention": "test_windows.py::test_known_answers",
+    "no-inverse-permutation": "test_windows.py::test_there_and_back",
+    "unpermuted-rope": REFERENCE,
+    "swapped-hw": "test_positions.py::test_patch_positions",
+    "no-qkv-bias": REFERENCE,
+    "interleaved-rope": "test_kernels.py::test_rotate",
+    "tanh-gelu": "test_kernels.py::test_gelu_is_the_exact_one",
+    "wrong-eps": "test_kernels.py::test_rms_norm",
+    "layer-norm": "test_kernels.py::test_rms_norm",
+    "gate-up-exchanged": "test_kernels.py::test_silu_multiply",
+    "unscaled-scores": "test_kernels.py::test_segment_attention",
+    "frames-not-apart": "test_video.py::test_frames_do_not_see_each_other_in_the_tower",
+    "one-d-positions": "test_positions.py::test_prompt_positions",
+    "swapped-mrope-hw": "test_positions.py::test_prompt_positions",
+    "wrong-rope-delta": "test_positions.py::test_prompt_positions",
+    "truncated-seconds": "test_positions.py::test_prompt_positions[mrope_video_fractional]",
+    "interleaved-sections": "test_positions.py::test_mrope",
+    "wrong-theta": "test_positions.py::test_mrope",
+    "key-heads-by-remainder": "test_kernels.py::test_causal_attention",
+    "no-causal-mask": "test_kernels.py::test_causal_attention",
+}
+
+
+@pytest.mark.parametrize("name", all_faults())
+def test_a_test_notices(name):
+    """It fails an assertion: it neither breaks on the way nor is missing."""
+    code, out = outcome(NOTICED[name], name)
+    assert code == 1 and "FAILED" in out and "ERROR" not in out and "failed" in out.splitlines()[-1], out
+
+
+def test_without_a_fault_they_pass():
+    code, out = outcome(*dict.fromkeys(NOTICED.values()))
+    assert code == 0, out
+
+
+def outcome(*arguments):
+    """(exit status, output) of pytest on the tests of these ids; the last argument may be a fault."""
+    bug = arguments[-1] if arguments[-1] in all_faults() else None
+    ids = [str(TESTS / one) for one in arguments if one != bug]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+    plugin = [] if bug is None else ["-p", "fault_plugin"]
+    environment |= {} if bug is None else {"MINIVL_FAULT": bug}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", "-p", "no:cacheprovider", *plugin, *ids]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS.parent)
+    return run.returncode, run.stdout + run.stderr
