@@ -1,4 +1,4 @@
-"""The command line: `minivl walk`, `ask`, `chat`, `trace`, `bench`, `plan`, `summary`.
+"""The command line: `minivl walk`, `ask`, `chat`, `trace`, `report`, `bench`, `plan`, `summary`.
 
 Results on stdout; progress, advice, errors on stderr.
 """
@@ -20,11 +20,12 @@ Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood.
   minivl chat                              a conversation: questions line by line, with @photo.jpg wherever you like
   minivl walk --step                       wait at every step: look, explain, change something, go on, go back
   minivl trace photo.jpg "What is this?" -o run.safetensors     record every tensor of a run
+  minivl report photo.jpg "What is this?" -o run.html           a page to browse the run: where it looked, layer by layer
   minivl bench                             how fast it is, beside transformers, llama.cpp and what the machine allows
   minivl plan 72B --image 1080x1920        what a run of any size takes: operations, memory, seconds, without weights
   minivl summary 7B                        the module tree and the table of parameters
 
-Without --model walk, ask, chat and trace use the small trained model that ships with minivl: it knows coloured shapes and
+Without --model walk, ask, chat, trace and report use the small trained model that ships with minivl: it knows coloured shapes and
 digits.
 """
 TOKENS = "say on stderr how many tokens each picture, the text and the answer had, and how long it took"
@@ -80,8 +81,8 @@ def parser():
     talk.add_argument("--system", metavar="TEXT", help="the system prompt (default: that of the model's chat template)")
     talk.add_argument("--tokens", action="store_true", help=TOKENS)
     talk.set_defaults(run=console.run_chat)
-    trace = add_trace(subparsers)
-    for command in (walk, ask, talk, trace):
+    trace, report = add_trace(subparsers), add_report(subparsers)
+    for command in (walk, ask, talk, trace, report):
         add_model_options(command)
         add_answer_options(command)
     add_bench(subparsers)
@@ -106,6 +107,15 @@ def add_trace(subparsers):
     )
     trace.set_defaults(run=commands.run_trace)
     return trace
+
+
+def add_report(subparsers):
+    report = subparsers.add_parser("report", help="run, and write one HTML file to browse what happened")
+    report.add_argument("files", nargs="+", metavar="IMAGE", help="pictures and videos, as of `minivl ask`")
+    report.add_argument("question", metavar="QUESTION")
+    report.add_argument("-o", "--output", metavar="FILE.html", default="run.html", help="the page (default: run.html)")
+    report.set_defaults(run=commands.run_report)
+    return report
 
 
 def add_bench(subparsers):

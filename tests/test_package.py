@@ -34,10 +34,10 @@ def test_data_flows_down():
     """A file imports only from the ones before it."""
     order = [
         *ORDER.split(),
-        *"outlined workloads plan plan_text gguf_file programs peers report bench stepper commands console cli".split(),
+        *"outlined workloads plan plan_text gguf_file programs peers report bench page stepper commands console cli".split(),
     ]
     files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
-    assert sorted(files) == sorted(room for room in order if room != "kernels")
+    assert sorted(files) == sorted(room for room in order if room not in ("kernels", "page"))
     for room, path in files.items():
         above = {*order[: order.index(room)], "tiny"}
         assert set(imported_rooms(path)) <= above, room
@@ -142,7 +142,7 @@ def test_errors_are_one_line_on_stderr(arguments, words, capsys):
 
 def test_module_runs():
     environment = {**os.environ, "COLUMNS": "120"}
-    for arguments in ([], ["walk"], ["ask"], ["chat"], ["trace"], ["bench"], ["plan"], ["summary"]):
+    for arguments in ([], ["walk"], ["ask"], ["chat"], ["trace"], ["report"], ["bench"], ["plan"], ["summary"]):
         run = subprocess.run(
             [sys.executable, "-m", "minivl", *arguments, "--help"], capture_output=True, text=True, env=environment
         )

@@ -44,13 +44,20 @@ def page(trace, vlm):
 
 
 def page_of_run(vlm, messages, **options):
-    """Answer messages (options as of `vlm.chat`) -> (the page's text, the `Answer`). Of what passes, little is kept in memory."""
+    """Answer messages (options as of `vlm.chat`) -> (the page's text, the `Answer`). Of what passes, little is kept in memory.
+
+    A question about a small blank picture is answered before, so that the times are those of a model that has run already.
+    """
+    import numpy as np
+
+    from minivl import chat
     from minivl.page.notes import Notes
     from minivl.progress import reading
     from minivl.provenance import about
     from minivl.recording import Trace
     from minivl.stream import run
 
+    run(vlm.answer(chat.user("?", np.zeros((56, 56, 3), dtype=np.uint8)), max_new_tokens=2))  # compiles, and maps weights
     notes = Notes(vlm)
     answer = run(reading(vlm.answer(messages, **options), vlm.config), notes.see)
     known = Trace(info={"input_ids": notes.mapped["input_ids"]}, result=answer)

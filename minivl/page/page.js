@@ -51,13 +51,13 @@ function colour(x) {
 
 function drawAnswer() {
   const box = at("answer");
-  box.replaceChildren(...data.words.map((one, k) => make("button", {
+  box.replaceChildren(...data.words.flatMap((one, k) => [one.text.match(/^\s*/)[0], make("button", {
     type: "button", "data-word": k, class: one.ends ? "ends" : null,
     "aria-label": `token ${k + 1}: ${one.text}, ${percent(one.chance)}`,
     title: `token ${k + 1}, id ${one.id}: ${percent(one.chance)}`,
     onclick: () => pin(k), onfocus: () => pin(k),
     onmouseenter: () => { state.hovered = k; show(); },
-  }, one.ends ? one.text : one.text || "∅")));
+  }, one.text.trimStart() || visible(one.text))]));
   box.addEventListener("mouseleave", () => { state.hovered = null; show(); });
 }
 
@@ -118,7 +118,7 @@ function showPictures() {
     const count = one.rows * one.columns, image = pen.createImageData(one.columns, one.rows);
     for (let c = 0; c < count; c++) {
       const x = top > 0 ? seen.pictures[one.first + c] / top : 0;
-      image.data.set([...colour(x), Math.round(255 * (0.45 + 0.4 * x))], 4 * c);
+      image.data.set([...colour(x), Math.round(255 * (0.3 + 0.55 * x))], 4 * c);
     }
     pen.putImageData(image, 0, 0);
     view.classList.toggle("hot", hot);
@@ -137,7 +137,7 @@ function overlay(one, i, best) {
   if (at("windows").checked) {
     Object.entries(one.windows).forEach(([number, [x0, y0, x1, y1]]) => {
       const tone = `hsl(${(number * 137.5) % 360} 75% 55%)`, size = clamp(Math.min(x1 - x0, y1 - y0) / 3, 6 * unit, 14 * unit);
-      parts.push(make("rect", { x: x0, y: y0, width: x1 - x0, height: y1 - y0, fill: tone, "fill-opacity": 0.22, stroke: tone, "stroke-width": 2 * unit }));
+      parts.push(make("rect", { x: x0, y: y0, width: x1 - x0, height: y1 - y0, fill: tone, "fill-opacity": at("heat").checked ? 0 : 0.3, stroke: tone, "stroke-width": 2 * unit }));
       parts.push(make("text", { x: x0 + 3 * unit, y: y0 + size, "font-size": size, fill: "#fff", stroke: "#000", "stroke-width": size / 5, "paint-order": "stroke" }, number));
     });
   }
@@ -172,6 +172,7 @@ function readout(seen, best, top) {
 
 // ---- what it could have said ----
 
+const tinted = (x) => `background-color: color-mix(in srgb, var(--tint) ${(55 * x).toFixed(1)}%, transparent)`;
 const bar = (share, style = "") => make("span", { class: "track" }, make("i", { style: `width: ${100 * share}%; ${style}` }));
 
 function showWord() {
@@ -190,9 +191,9 @@ function showWord() {
 function showLens() {
   const one = data.words[word()], rows = one.lens.map((best, layer) => make("tr", { class: layer === state.layer - 1 ? "current" : null },
     make("th", { scope: "row" }, `layer ${layer}`),
-    ...best.map(([text, id, share]) => make("td", { style: `background: rgb(from rgb(var(--tint)) r g b / ${(0.55 * share).toFixed(3)})` },
+    ...best.map(([text, id, share]) => make("td", { style: tinted(share) },
       make(id === one.id ? "b" : "span", { title: `id ${id}` }, visible(text)), " ", make("small", {}, percent(share))))));
-  at("lens").replaceChildren(make("caption", { class: "hidden" }), ...rows.reverse());
+  at("lens").replaceChildren(make("tbody", {}, ...rows.reverse()));
 }
 
 function showMatrix() {
@@ -200,7 +201,7 @@ function showMatrix() {
   const shares = Array.from({ length: layers }, (_, l) => Array.from({ length: heads }, (_, h) => looks.shares[place(word(), l, h)]));
   const top = Math.max(...shares.flat(), 1e-9);
   for (let l = layers - 1; l >= 0; l--) {
-    cells.push(make("span", {}, l ? `${l - 1}` : "mean"));
+    cells.push(make("span", { class: "side" }, l ? `layer ${l - 1}` : "mean"));
     for (let h = 0; h < heads; h++) {
       cells.push(make("button", {
         type: "button", tabindex: -1, class: l === state.layer && h === state.head ? "current" : null, "data-layer": l, "data-head": h,
@@ -209,7 +210,7 @@ function showMatrix() {
       }));
     }
   }
-  cells.push(make("span", {}, "head"), ...looks.heads.map((name, h) => make("span", {}, h ? name.replace("head ", "").replace(" of all heads", "") : "mean")));
+  cells.push(make("span", { class: "side" }, "head"), ...looks.heads.map((name, h) => make("span", {}, h ? name.replace("head ", "").replace(" of all heads", "") : "mean")));
   at("matrix").style.gridTemplateColumns = `auto repeat(${heads}, minmax(14px, 1fr))`;
   at("matrix").replaceChildren(...cells);
 }
@@ -232,7 +233,7 @@ function showPrompt() {
     node.hidden = node.dataset.own !== undefined && Number(node.dataset.own) >= word();
     node.textContent = share === null ? `${node.dataset.label}: ${percent(seen.share)}` : node.dataset.label;
     node.title = share === null ? "" : percent(share);
-    node.style.background = share === null ? "" : `rgb(from rgb(var(--tint)) r g b / ${((0.6 * share) / top).toFixed(3)})`;
+    node.style.cssText = share === null ? "" : tinted(share / top);
   }
 }
 
