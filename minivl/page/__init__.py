@@ -57,7 +57,9 @@ def page_of_run(vlm, messages, **options):
     from minivl.recording import Trace
     from minivl.stream import run
 
-    run(vlm.answer(chat.user("?", np.zeros((56, 56, 3), dtype=np.uint8)), max_new_tokens=2))  # compiles, and maps weights
+    run(
+        vlm.answer(chat.user("?", np.zeros((56, 56, 3), dtype=np.uint8)), max_new_tokens=2)
+    )  # compiles, and maps weights
     notes = Notes(vlm)
     answer = run(reading(vlm.answer(messages, **options), vlm.config), notes.see)
     known = Trace(info={"input_ids": notes.mapped["input_ids"]}, result=answer)

@@ -11,6 +11,7 @@ from minivl.maps import MAPPED, Maps
 from minivl.page.looks import Looks
 from minivl.page.scenes import scenes
 from minivl.page.words import prompt_words, question_of, text_of, told
+from minivl.pictures import HEAT
 from minivl.recording import bare, step_of
 from minivl.stats import loudest, stats_of
 from minivl.stream import Lazy, value_of
@@ -114,6 +115,7 @@ class Notes:
             "prompt": prompt_words(maps, self.vlm),
             "words": told(self.vlm, self.logits, self.chosen, self.hidden),
             "looks": self.looks.packed(media, n),
+            "heat": HEAT.astype(int).tolist(),
             "groups": list(GROUPS),
             "stages": self.stages,
             "tensors": {"rows": self.rows, "texts": self.texts, "skipped": self.skipped},

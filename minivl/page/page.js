@@ -3,11 +3,11 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const looks = data.looks;
+const HEAT = data.heat; // colours from little to much
 const bytes = Uint8Array.from(atob(looks.bytes), (c) => c.charCodeAt(0));
 const state = { pinned: 0, hovered: null, layer: 0, head: 0, sort: null, down: false, shown: 100 };
 
 const GROUP = ["#7c8799", "#3f8fd2", "#d9822b", "#9a6fd0"]; // of the timeline
-const HEAT = [[13, 8, 65], [94, 20, 130], [190, 55, 84], [249, 142, 9], [252, 255, 164]]; // as in pictures.py
 
 const at = (id) => document.getElementById(id);
 const percent = (x) => (x >= 0.0995 ? `${(100 * x).toFixed(0)} %` : x >= 0.0005 ? `${(100 * x).toFixed(1)} %` : x > 0 ? "< 0.1 %" : "0 %");
@@ -118,7 +118,7 @@ function showPictures() {
     const count = one.rows * one.columns, image = pen.createImageData(one.columns, one.rows);
     for (let c = 0; c < count; c++) {
       const x = top > 0 ? seen.pictures[one.first + c] / top : 0;
-      image.data.set([...colour(x), Math.round(255 * (0.3 + 0.55 * x))], 4 * c);
+      image.data.set([...colour(x), Math.round(255 * (0.15 + 0.65 * Math.min(1, 2 * x)))], 4 * c);
     }
     pen.putImageData(image, 0, 0);
     view.classList.toggle("hot", hot);
@@ -178,7 +178,7 @@ const bar = (share, style = "") => make("span", { class: "track" }, make("i", { 
 function showWord() {
   const one = data.words[word()];
   at("looked").textContent = `Where it looked before ${visible(one.text)}`;
-  at("said").textContent = `What it could have said instead of ${visible(one.text)}`;
+  at("said").textContent = `Its choice: ${visible(one.text)}`;
   const best = one.rank < one.best.length ? one.best : [...one.best, [one.text, one.id, one.chance]];
   at("best").replaceChildren(...best.map(([text, id, share]) => make("li", { class: id === one.id ? "chosen" : null },
     make("span", { class: "word", title: `id ${id}` }, visible(text)), bar(share), make("span", { class: "number" }, percent(share)))));
@@ -200,6 +200,7 @@ function showMatrix() {
   const layers = looks.layers.length, heads = looks.heads.length, cells = [];
   const shares = Array.from({ length: layers }, (_, l) => Array.from({ length: heads }, (_, h) => looks.shares[place(word(), l, h)]));
   const top = Math.max(...shares.flat(), 1e-9);
+  at("range").textContent = `dark 0, yellow ${percent(top)} of its attention`;
   for (let l = layers - 1; l >= 0; l--) {
     cells.push(make("span", { class: "side" }, l ? `layer ${l - 1}` : "mean"));
     for (let h = 0; h < heads; h++) {
@@ -293,9 +294,11 @@ function tensorRow(row) {
   return make("tr", {}, make("td", {}, make("button", { type: "button", "aria-expanded": "false", onclick: tell }, row[0])),
     make("td", {}, `[${row[1].join(", ")}]`), make("td", {}, row[2]),
     ...row.slice(3, 7).map((value) => make("td", { class: "right" }, number(value))),
-    ...row.slice(7, 9).map((value) => make("td", { class: value ? "right bad" : "right" }, value ? `${value}` : "")),
-    make("td", {}, row[9]));
+    ...row.slice(7, 9).map((value, i) => make("td", { class: value && !(i && masked(row[0])) ? "right bad" : "right" }, value ? `${value}` : "")),
+    make("td", { class: "wide" }, row[9]));
 }
+
+const masked = (name) => name.endsWith(".scores"); // -inf is how a score says "not seen"
 
 function tell(event) {
   const button = event.currentTarget, row = button.closest("tr"), open = button.getAttribute("aria-expanded") === "true";

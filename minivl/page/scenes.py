@@ -19,7 +19,9 @@ def scenes(maps, resized, answer):
     src, name, width, height, rows, columns   first: number of its first token
     window   of each token, row by row;  windows  (x0, y0, x1, y1) of each window that lies in it, by number
     """
-    context = {"image_grid_thw": maps.grids[: maps.images], **latest(resized, "image", maps.images)} if maps.tokens else {}
+    context = (
+        {"image_grid_thw": maps.grids[: maps.images], **latest(resized, "image", maps.images)} if maps.tokens else {}
+    )
     context |= latest(resized, "video", len(maps.grids) - maps.images) if maps.tokens else {}
     places = [(i, frame) for i, (t, _, _) in enumerate(maps.grids) for frame in range(t)]
     return [scene(maps, context, answer, *place) for place in places[:PLACES]]

@@ -37,7 +37,9 @@ def prompt_words(maps, vlm):
         if shown[i] and i and shown[i - 1] and ids[i - 1] == token:
             found[-1]["count"] += 1
             continue
-        found.append({"text": word(vlm, token), "id": token, "at": i, "count": 1, "text_at": None if shown[i] else text})
+        found.append(
+            {"text": word(vlm, token), "id": token, "at": i, "count": 1, "text_at": None if shown[i] else text}
+        )
         text += not shown[i]
     return found
 
