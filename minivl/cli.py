@@ -25,8 +25,8 @@ Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood.
   minivl plan 72B --image 1080x1920        what a run of any size takes: operations, memory, seconds, without weights
   minivl summary 7B                        the module tree and the table of parameters
 
-Without --model walk, ask, chat, trace and report use the small trained model that ships with minivl: it knows coloured shapes and
-digits.
+Without --model walk, ask, chat, trace and report use the small trained model that ships with minivl: it knows coloured
+shapes and digits.
 """
 TOKENS = "say on stderr how many tokens each picture, the text and the answer had, and how long it took"
 

@@ -1,7 +1,7 @@
 """Where each token of the answer looked: attention of the row that chose it, small enough to stand in a page.
 
-A map is one byte a token, of 255 for the largest of its own: one scale for the tokens of pictures and one for those of text, for
-the first token of a prompt often takes most of the attention and would leave the picture black.
+A map is one byte a token, 255 for its largest: one scale for the tokens of pictures and one for those of text, for the first
+token of a prompt often takes most of the attention and would leave the picture black.
 """
 
 import base64

@@ -172,7 +172,7 @@ function readout(seen, best, top) {
 
 // ---- what it could have said ----
 
-const tinted = (x) => `background-color: color-mix(in srgb, var(--tint) ${(55 * x).toFixed(1)}%, transparent)`;
+const tinted = (x) => `background-color: color-mix(in srgb, var(--tint) ${(42 * x).toFixed(1)}%, transparent)`;
 const bar = (share, style = "") => make("span", { class: "track" }, make("i", { style: `width: ${100 * share}%; ${style}` }));
 
 function showWord() {
