@@ -23,12 +23,13 @@ Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood.
   minivl compare a.safetensors b.npz       two recordings of one prompt: where they part first, and why
   minivl what-if no-window-attention       a known bug of ports: what moves, what becomes of the answer
   minivl record-reference photo.jpg "?"    such a recording from Hugging Face transformers
+  minivl report photo.jpg "What is this?" -o run.html           a page to browse the run: where it looked, layer by layer
   minivl bench                             how fast it is, beside transformers, llama.cpp and what the machine allows
   minivl plan 72B --image 1080x1920        what a run of any size takes: operations, memory, seconds, without weights
   minivl summary 7B                        the module tree and the table of parameters
 
-Without --model walk, ask, chat and trace use the small trained model that ships with minivl: it knows coloured shapes and
-digits.
+Without --model walk, ask, chat, trace and report use the small trained model that ships with minivl: it knows coloured
+shapes and digits.
 """
 TOKENS = "say on stderr how many tokens each picture, the text and the answer had, and how long it took"
 
@@ -83,9 +84,8 @@ def parser():
     talk.add_argument("--system", metavar="TEXT", help="the system prompt (default: that of the model's chat template)")
     talk.add_argument("--tokens", action="store_true", help=TOKENS)
     talk.set_defaults(run=console.run_chat)
-    trace = add_trace(subparsers)
-    what_if = add_what_if(subparsers)
-    for command in (walk, ask, talk, trace, what_if):
+    trace, report, what_if = add_trace(subparsers), add_report(subparsers), add_what_if(subparsers)
+    for command in (walk, ask, talk, trace, report, what_if):
         add_model_options(command)
         add_answer_options(command)
     add_compare(subparsers)
@@ -112,6 +112,15 @@ def add_trace(subparsers):
     )
     trace.set_defaults(run=commands.run_trace)
     return trace
+
+
+def add_report(subparsers):
+    report = subparsers.add_parser("report", help="run, and write one HTML file to browse what happened")
+    report.add_argument("files", nargs="+", metavar="IMAGE", help="pictures and videos, as of `minivl ask`")
+    report.add_argument("question", metavar="QUESTION")
+    report.add_argument("-o", "--output", metavar="FILE.html", default="run.html", help="the page (default: run.html)")
+    report.set_defaults(run=commands.run_report)
+    return report
 
 
 def add_what_if(subparsers):

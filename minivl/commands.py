@@ -96,6 +96,17 @@ def run_trace(options):
         print(f"Answer: {trace.result}{ending}")
 
 
+def run_report(options):
+    from minivl.page import check_page, page_of_run, write_page
+
+    check_question(options)
+    check_page(options.output)
+    text, answer = page_of_run(load_model(options), asked(options), **answer_options(options))
+    write_page(text, options.output)
+    print(f"{options.output}: {len(text) / 1e6:.1f} MB, opens in any browser")
+    print(f"Answer: {answer}{'' if answer.finished else ' ...'}")
+
+
 def check_drawing(options):
     """That what is asked for can be drawn, before a model is loaded."""
     from minivl.drawing import picture_format

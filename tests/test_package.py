@@ -36,11 +36,11 @@ def test_data_flows_down():
     """A file imports only from the ones before it."""
     order = [
         *ORDER.split(),
-        *"hooks reference outlined workloads plan plan_text gguf_file programs peers report bench stepper".split(),
+        *"hooks reference outlined workloads plan plan_text gguf_file programs peers report bench page stepper".split(),
         *"commands console cli".split(),
     ]
     files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
-    assert sorted(files) == sorted(room for room in order if room not in ("kernels", "causes", "faults"))
+    assert sorted(files) == sorted(room for room in order if room not in ("kernels", "causes", "faults", "page"))
     for room, path in files.items():
         above = {*order[: order.index(room)], "tiny"}
         assert set(imported_rooms(path)) <= above, room
@@ -145,7 +145,7 @@ def test_errors_are_one_line_on_stderr(arguments, words, capsys):
 
 def test_module_runs():
     environment = {**os.environ, "COLUMNS": "120"}
-    commands = ["walk", "ask", "chat", "trace", "what-if", "compare", "record-reference", "bench", "plan", "summary"]
+    commands = "walk ask chat trace report what-if compare record-reference bench plan summary".split()
     for arguments in ([], *([command] for command in commands)):
         run = subprocess.run(
             [sys.executable, "-m", "minivl", *arguments, "--help"], capture_output=True, text=True, env=environment
