@@ -36,7 +36,7 @@ def ablate_heads(found):
     rows = max(len(table[2]) for table in tables)
     columns = [table[3].shape[1] for table in tables]
     figure = plot(
-        f"Each head silenced by itself ({found.by} ablation): change of the log-probability of {legible(found.answer, 40)}\n"
+        f"Each head silenced by itself ({found.by} ablation): change of the log-probability of {legible(found.answer, 28)}\n"
         f"({found.log_prob:.3g} nats with all heads; red: the answer needs the head)",
         height=float(np.clip(0.32 * rows + 1.8, 3, 16)),
     )
@@ -103,7 +103,7 @@ def occlusion(found):
     tokens = "each token" if found.size == 1 else f"each {found.size} x {found.size} tokens"
     most = float(np.abs(found.drop).max()) or 1.0
     figure, axes = two(
-        f"What {legible(found.answer, 40)} rests on: {tokens} of the picture hidden ({found.by} in their place)\n"
+        f"What {legible(found.answer, 28)} rests on: {tokens} of the picture hidden ({found.by} in their place)\n"
         f"most is lost without the outlined place, {float(found.windows.max()):.3g} nats of log-probability",
         pixels,
     )
