@@ -61,7 +61,7 @@ def page_of_run(vlm, messages, **options):
         vlm.answer(chat.user("?", np.zeros((56, 56, 3), dtype=np.uint8)), max_new_tokens=2)
     )  # compiles, and maps weights
     notes = Notes(vlm)
-    answer = run(reading(vlm.answer(messages, **options), vlm.config), notes.see)
+    answer = run(reading(vlm.answer(messages, **options), vlm), notes.see)
     known = Trace(info={"input_ids": notes.mapped["input_ids"]}, result=answer)
     return filled(notes.data(answer, known.info | about(vlm, known), measured=True)), answer
 
