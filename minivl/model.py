@@ -33,18 +33,19 @@ from minivl.vision import vision_tower
 from minivl.weights import open_weights, resolve
 
 
-def load(source=None, weights="bfloat16", backend="numba", video_positions="launch"):
+def load(source=None, weights="bfloat16", backend="numba", video_positions="launch", matmul="float32"):
     """Open a model: `source` is a checkpoint folder, a .safetensors file with its config.json beside it, or a hub id
     such as "Qwen/Qwen2.5-VL-3B-Instruct"; without it, the small trained model that ships with minivl.
 
     weights  "bfloat16": mapped from the file as they are stored; "float32": upcast now, twice the memory
     backend  "numba": compiled kernels; "numpy": the plain reference, to read and to step through
     video_positions  where text goes on after a video: "launch", as in training, or "transformers5" (see positions.py)
+    matmul  "float32"; "bf16x2" is faster and less close, for processors with AMX (see kernels/amx.py)
     """
     from minivl.tiny import CHECKPOINT
 
     check_rule(video_positions)
-    kernels = choose(backend)
+    kernels = choose(backend, matmul)
     path = Path(CHECKPOINT) if source is None else resolve(source)
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder)

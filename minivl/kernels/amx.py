@@ -57,6 +57,15 @@ def linear_amx(x, weight, bias=None, terms=3):
     return matmul_amx(x, weight, bias, terms)
 
 
+def compiled(terms):
+    """`linear_amx` with so many terms, and ready to run."""
+    function = functools.partial(linear_amx, terms=terms)
+    stored = np.ones((8, 8), dtype=np.uint16)
+    stored.flags.writeable = False  # as weights mapped from a file are
+    function(np.ones((TILE, 8), dtype=np.float32), stored)
+    return function
+
+
 def matmul_amx(x, weight, bias=None, terms=3):
     """x [M, K] float32, weight [N, K] bfloat16 bits (uint16), bias [N] float32 -> [M, N] float32"""
     (M, K), N = x.shape, len(weight)
@@ -206,9 +215,7 @@ def _multiply_square(w, w_row, x, deep, terms, sums):
 
 @functools.cache
 def unavailable():
-    """Why AMX is not used in this process, as a part of a sentence; None if it is. Asked once, the rest is remembered."""
-    if os.environ.get("MINIVL_AMX") != "1":
-        return "MINIVL_AMX=1 is not set"
+    """Why AMX is not used in this process, as a part of a sentence; None if it is. Found out once."""
     return missing() or refused() or failed()
 
 
@@ -222,7 +229,8 @@ def missing():
 
 def refused():
     """Ask Linux to keep tiles for this process: for all its threads, also those that there are already, until it ends."""
-    if ctypes.CDLL(None, use_errno=True).syscall(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA):
+    system, words = ctypes.CDLL(None, use_errno=True), (ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA)
+    if system.syscall(*map(ctypes.c_long, words)):
         return f"Linux refuses it ({os.strerror(ctypes.get_errno())}; 5.16 is the first that knows it)"
 
 
@@ -249,6 +257,7 @@ def check():
     for M, K, N in ((1, 2, 1), (17, 33, 5), (100, 700, 150)):
         x, w, bias = (rng.standard_normal(shape, dtype=np.float32) for shape in ((M, K), (N, K), N))
         stored = from_float32(w)
+        stored.flags.writeable = False
         expected = x.astype(np.float64) @ to_float32(stored).T.astype(np.float64) + bias
         for terms, tolerance in ((3, 1e-6), (2, 1e-5)):
             error = np.max(np.abs(matmul_amx(x, stored, bias, terms) - expected)) / np.max(np.abs(expected))
