@@ -4,7 +4,8 @@ A tile is a register of 16 rows of 64 bytes; there are eight. One instruction mu
 
     sums [16, 16] += w [16, 32] @ x [32, 16]          float32 += bfloat16 @ bfloat16
 
-W is taken as it is stored. x is float32, and a float32 is the sum of three bfloat16, exactly: 24 bits are 3 times 8.
+W is taken as it is stored. x is float32, and a float32 is the sum of three bfloat16, exactly (24 bits are 3 times 8) from
+2^-103 on; of what is smaller less than 2^-125 is lost.
 
     a = x rounded to bfloat16      b = what is left of x, rounded      c = what is left of that      x @ w = (a + b + c) @ w
 
@@ -16,8 +17,8 @@ is off by up to 2^-17 of itself, and a result by up to 2^-17 of the sum of |x w|
 
 What lies in one 32-bit word of an x tile are two values of k, one above the other in the matrix; see `_pack_panel`.
 
-Unlike float32 arithmetic these instructions take what is smaller than 2^-126 for 0: a weight, a term, a sum. An infinite or NaN
-weight gives NaN. All else (infinities and NaN in x, sums that overflow) comes out as from the portable kernel, matmul.py.
+Unlike float32 arithmetic these instructions take what is smaller than 2^-126 for 0: a weight, a term, a sum. An infinite weight
+may give NaN, and a sum that only just fits into float32 infinity. Infinities and NaN in x go where matmul.py lets them go.
 
 Never run on such a processor by the authors yet, only in emulation (tests/test_amx.py): hence off unless MINIVL_AMX=1, and
 checked in another process before the first use. `unavailable` says why it is not used.
