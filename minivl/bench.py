@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from minivl.config import Config
 from minivl.errors import Error
+from minivl.kernels import runs_on_amx
 from minivl.model import load
 from minivl.parameters import parameter_shapes
 from minivl.peers import PEERS
@@ -247,6 +248,7 @@ def machine(threads):
         "cores": os.cpu_count(),
         "threads": threads,
         "memory": memory("MemTotal"),
+        "matmul": "float32 on AMX" if runs_on_amx() else "float32",
     }
 
 

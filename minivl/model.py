@@ -47,7 +47,9 @@ from minivl.what_if import what_if
 MEDIA = ("min_pixels", "max_pixels", "add_vision_id", "fps", "nframes")  # the options that say how to take pictures
 
 
-def load(source=None, weights="bfloat16", backend="numba", video_positions="launch", memory_limit=None):
+def load(
+    source=None, weights="bfloat16", backend="numba", video_positions="launch", memory_limit=None, matmul="float32"
+):
     """Open a model: `source` is a checkpoint folder, a .safetensors file with its config.json beside it, or a hub id
     such as "Qwen/Qwen2.5-VL-3B-Instruct"; without it, the small trained model that ships with minivl.
 
@@ -56,11 +58,12 @@ def load(source=None, weights="bfloat16", backend="numba", video_positions="laun
     video_positions  where text goes on after a video: "launch", as in training, or "transformers5" (see positions.py)
     memory_limit  most memory that the process may have resident, in bytes or as "4GB": weights are dropped and read again
              as needed. Without it, that happens if they do not fit into nine tenths of the available memory (resident.py)
+    matmul  "float32"; "bf16x2" is faster and less close, for processors with AMX (see kernels/amx.py)
     """
     from minivl.tiny import CHECKPOINT
 
     check_rule(video_positions)
-    kernels = choose(backend)
+    kernels = choose(backend, matmul)
     path = Path(CHECKPOINT) if source is None else resolve(source)
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder)

@@ -48,7 +48,7 @@ def table(report):
     computer, limits = report["machine"], report["limits"]
     lines = [
         f"{report['size']}, {report['date']}, {computer['processor']}, {computer['threads']} threads, "
-        f"medians of {report['rounds']} rounds",
+        f"matmul {computer['matmul']}, medians of {report['rounds']} rounds",
         ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version),
         "limits of the machine: " + ", ".join(f"{name} {rate(limits[name]['rate'], name)}" for name in UNITS),
         "",

@@ -4,6 +4,7 @@
     matmul.py      the same for many rows: bound by arithmetic
     dots.py        the innermost loop of linear.py, in the processor's registers
     tile.py        the innermost loop of matmul.py and attention.py, in the processor's registers
+    amx.py         matmul.py's work on the matrix instructions of some processors, if MINIVL_AMX=1; amx_tile.py: these
     norms.py       RMSNorm
     rope.py        rotary position embedding
     attention.py   softmax(q k.T) v inside segments (tower) and causal over a cache (decoder)
@@ -17,7 +18,9 @@
 All arrays are float32; all shapes are without a batch axis.
 """
 
+import functools
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,7 +38,7 @@ find_cache()
 
 @dataclass(frozen=True)
 class Kernels:
-    """One backend: the functions that the stages call."""
+    """One backend: the functions that the stages call. matmul says how products of many rows with bfloat16 weights are made."""
 
     name: str
     linear: Callable
@@ -45,12 +48,18 @@ class Kernels:
     causal_attention: Callable
     silu_multiply: Callable
     gelu: Callable
+    matmul: str = "float32"
 
 
-def choose(backend):
-    """The kernels of a backend: "numba" (compiled, the default elsewhere) or "numpy" (to read, and to step through)."""
+def choose(backend, matmul="float32"):
+    """The kernels of a backend: "numba" (compiled, the default elsewhere) or "numpy" (to read, and to step through).
+
+    matmul  "float32"; or "bf16x2", on AMX only: x as the sum of two bfloat16, off by up to 2^-17 of itself (see amx.py)
+    """
     if backend not in ("numba", "numpy"):
         raise Error(f'backend={backend!r} is unknown. Use "numba" (compiled) or "numpy" (plain reference).')
+    if matmul not in ("float32", "bf16x2") or (matmul, backend) == ("bf16x2", "numpy"):
+        raise Error(f'matmul={matmul!r} with backend={backend!r}: use "float32", or, with backend="numba", "bf16x2".')
     from minivl.kernels import activations, attention, linear, norms, rope
 
     if backend == "numba":
@@ -68,7 +77,32 @@ def choose(backend):
         "silu_multiply": activations,
         "gelu": activations,
     }
-    return Kernels(backend, **{name: getattr(room, f"{name}_{backend}") for name, room in rooms.items()})
+    functions = {name: getattr(room, f"{name}_{backend}") for name, room in rooms.items()}
+    if backend == "numba" and runs_on_amx(matmul):
+        from minivl.kernels.amx import compiled
+
+        functions["linear"] = compiled(terms=3 if matmul == "float32" else 2)
+        matmul += " on AMX"
+    return Kernels(backend, **functions, matmul=matmul)
+
+
+def runs_on_amx(matmul="float32"):
+    """Whether MINIVL_AMX=1 and this machine has AMX. If it has not: an error for "bf16x2", else a warning, once."""
+    why = "MINIVL_AMX=1 is not set"
+    if os.environ.get("MINIVL_AMX") == "1":
+        from minivl.kernels.amx import unavailable
+
+        why = unavailable()
+        if why and matmul == "float32":
+            _warn(f"MINIVL_AMX=1, but AMX is not used: {why}. The portable kernels run.")
+    if why and matmul != "float32":
+        raise Error(f'matmul="{matmul}" needs AMX, which is not used: {why}. Leave matmul out for float32 arithmetic.')
+    return why is None
+
+
+@functools.cache
+def _warn(sentence):
+    warnings.warn(sentence, stacklevel=4)
 
 
 def set_threads(count):

@@ -1,0 +1,270 @@
+"""x @ W.T + b for many rows of x on AMX, the matrix instructions of Intel's server processors since Sapphire Rapids (2023).
+
+A tile is a register of 16 rows of 64 bytes; there are eight. One instruction multiplies a tile of W by a tile of x:
+
+    sums [16, 16] += w [16, 32] @ x [32, 16]          float32 += bfloat16 @ bfloat16
+
+W is taken as it is stored. x is float32, and a float32 is the sum of three bfloat16, exactly (24 bits are 3 times 8) from
+2^-103 on; of what is smaller less than 2^-125 is lost.
+
+    a = x rounded to bfloat16      b = what is left of x, rounded      c = what is left of that      x @ w = (a + b + c) @ w
+
+So three products with the same tile of W, into the same sums, are as close as one in float32 (terms=3). Without c (terms=2) x
+is off by up to 2^-17 of itself, and a result by up to 2^-17 of the sum of |x w|, beside what float32 rounds.
+
+    tiles of sums 0 1, of W 4                         4 @ 6   4 @ 7          6 7 are one term of 32 rows of x
+                  2 3       5                         5 @ 6   5 @ 7
+
+What lies in one 32-bit word of an x tile are two values of k, one above the other in the matrix; see `_pack_panel`.
+
+Unlike float32 arithmetic these instructions take what is smaller than 2^-126 for 0: a weight, a term, a sum. An infinite weight
+may give NaN, and a sum that only just fits into float32 infinity. Infinities and NaN in x go where matmul.py lets them go.
+
+Never run on such a processor by the authors yet, only in emulation (tests/test_amx.py): hence off unless MINIVL_AMX=1, and
+checked in another process before the first use. `unavailable` says why it is not used.
+"""
+
+import ctypes
+import functools
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+
+import llvmlite.binding
+import numba
+import numpy as np
+
+from minivl.kernels.amx_tile import LINE, TILE, configure, load, multiply, release, store
+from minivl.kernels.bfloat16 import from_float32, to_float32
+from minivl.kernels.linear import linear_numba
+from minivl.kernels.matmul import _transposed
+
+SIDE = 2 * TILE  # of the square of sums; also values of k in a row of a tile
+DEPTH = 6  # most tiles along k before sums are put away: a panel of x, 36 KB, stays in the first-level cache of 48 KB
+TILES = 16  # most squares along W in a task: what it holds stays in the second-level cache of 2 MB
+BLOCK = 8  # most panels of x in a task
+SECONDS = 1.0  # that the check goes on for
+CHECK = "from minivl.kernels import amx; amx.check()"
+ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # of Linux on x86-64
+
+
+def linear_amx(x, weight, bias=None, terms=3):
+    """As `linear_numba`, which it leaves float32 weights and few rows to: those are bound by memory."""
+    if weight.dtype != np.uint16 or len(x) < TILE:
+        return linear_numba(x, weight, bias)
+    return matmul_amx(x, weight, bias, terms)
+
+
+def compiled(terms):
+    """`linear_amx` with so many terms, and ready to run."""
+    function = functools.partial(linear_amx, terms=terms)
+    stored = np.ones((8, 8), dtype=np.uint16)
+    stored.flags.writeable = False  # as weights mapped from a file are
+    function(np.ones((TILE, 8), dtype=np.float32), stored)
+    return function
+
+
+def matmul_amx(x, weight, bias=None, terms=3):
+    """x [M, K] float32, weight [N, K] bfloat16 bits (uint16), bias [N] float32 -> [M, N] float32"""
+    (M, K), N = x.shape, len(weight)
+    out = np.empty((M, N), dtype=np.float32)
+    panels, steps = -(-M // SIDE), -(-K // SIDE)
+    packed = _from_a_line(panels * steps * terms * 2 * TILE * TILE).reshape(panels, steps, terms, 2, TILE, TILE)
+    _pack(x, packed)
+    bias = np.zeros(N, dtype=np.float32) if bias is None else bias
+    threads = numba.get_num_threads()
+    tasks = threads * -(-N // (SIDE * TILES * threads))  # as many for each thread
+    _multiply(packed, weight, bias, tasks, out)
+    return out
+
+
+@numba.njit(cache=True)
+def _from_a_line(count):
+    """float32 [count] that begins with a line of the cache: then no row of a tile lies across two."""
+    space = np.empty(count + LINE // 4, dtype=np.float32)
+    first = -space.ctypes.data % LINE // 4
+    return space[first : first + count]
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def _pack(x, packed):
+    for p in numba.prange(len(packed)):
+        _pack_panel(x, p * SIDE, packed[p])
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _pack_panel(x, first, panel):
+    """x [first : first + SIDE, K] -> panel [steps, terms, 2, TILE, TILE] of words; rows and values that are not there are 0.
+
+    a row of x, one term:   k0 k1 k2 k3 ...         word 0: k0 | k1 << 16        word 1: k2 | k3 << 16
+    a tile of it:           word 0 of 16 rows; below it word 1 of the same 16 rows; ...
+    """
+    (M, K), (steps, terms) = x.shape, panel.shape[:2]
+    rows = min(SIDE, M - first)
+    rest, term = np.zeros((SIDE, SIDE), dtype=np.float32), np.empty((SIDE, SIDE), dtype=np.uint16)
+    words = term.view(np.float32)  # [SIDE, TILE]; bits, never numbers
+    for step in range(steps):
+        k, wide = step * SIDE, min(SIDE, K - step * SIDE)
+        rest[:] = np.float32(0)
+        rest[:rows, :wide] = x[first : first + rows, k : k + wide]
+        for t in range(terms):
+            _take_term(rest.reshape(-1), term.reshape(-1))
+            for half in range(2):
+                _transposed(words[half * TILE : (half + 1) * TILE], panel[step, t, half])
+
+
+@numba.njit(cache=True)
+def _take_term(rest, term):
+    """term = rest as bfloat16 bits, rounded to nearest, ties to even; rest -= term. Nothing is left of what is not finite."""
+    for j in range(len(rest)):
+        bits = np.float32(rest[j]).view(np.uint32)
+        size = np.uint32(bits & np.uint32(0x7FFFFFFF))
+        up = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+        # subtle: what would be rounded to infinity is cut off instead, which leaves at most 16 bits, enough for two terms
+        kept = up if size < np.uint32(0x7F7F8000) else bits
+        kept = np.uint32(bits | np.uint32(0x400000)) if size > np.uint32(0x7F800000) else kept  # NaN stays NaN
+        kept = np.uint32(kept & np.uint32(0xFFFF0000))
+        term[j] = np.uint16(kept >> np.uint32(16))
+        rest[j] = rest[j] - np.uint32(kept).view(np.float32) if size < np.uint32(0x7F800000) else np.float32(0)
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def _multiply(packed, words, bias, tasks, out):
+    """Tasks: a block of the panels of x, times a part of the rows of W. No sum is shared, so their number changes no bit."""
+    squares, panels = (len(words) + SIDE - 1) // SIDE, len(packed)
+    blocks = (panels + BLOCK - 1) // BLOCK
+    for task in numba.prange(tasks * blocks):
+        block, part = task // tasks, task % tasks
+        first, end = part * squares // tasks * SIDE, min((part + 1) * squares // tasks * SIDE, len(words))
+        if first < end:
+            start, stop = block * panels // blocks, (block + 1) * panels // blocks
+            _multiply_rows(packed[start:stop], words, bias, first, end, out[start * SIDE : stop * SIDE])
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _multiply_rows(packed, words, bias, first, end, out):
+    """The task of a thread: rows first:end of W, the same columns of out."""
+    M, N, K = len(out), end - first, words.shape[1]
+    panels, steps, terms = packed.shape[:3]
+    squares, pieces = (N + SIDE - 1) // SIDE, (steps + DEPTH - 1) // DEPTH
+    depth = (steps + pieces - 1) // pieces  # even pieces
+    panel = _from_a_line(squares * SIDE * depth * TILE).view(np.uint16).reshape(squares * SIDE, depth * SIDE)
+    sums = _from_a_line(panels * squares * SIDE * SIDE).reshape(panels, squares * SIDE, SIDE)
+    # subtle: Numba frees an array after its last use by name, and an address is no use: panel is named in the loop, and sums
+    # after it
+    at_panel, at_sums, at_x = panel.ctypes.data, sums.ctypes.data, packed.ctypes.data
+    panel[:] = np.uint16(0)
+    sums[:] = np.float32(0)
+    for n in range(N):
+        sums[:, n] = bias[first + n]
+    configure()
+    for step in range(0, steps, depth):
+        deep = min(depth, steps - step)
+        for n in range(N):
+            # W is copied: in a mapped file no row begins with a line, and rows of 4096 bytes would all want the same places
+            # in the first-level cache
+            _copy_padded(words[first + n, step * SIDE : min((step + deep) * SIDE, K)], panel[n])
+        for p in range(panels):
+            x_panel = at_x + 8 * TILE * TILE * terms * (p * steps + step)
+            for s in range(squares):
+                place = at_sums + 4 * SIDE * SIDE * (p * squares + s)
+                _multiply_square(at_panel + 2 * SIDE * SIDE * depth * s, 2 * SIDE * depth, x_panel, deep, terms, place)
+    release()
+    for p in range(panels):
+        m = p * SIDE
+        _transposed(sums[p, :N, : min(SIDE, M - m)], out[m:, first:end])
+
+
+@numba.njit(cache=True)
+def _copy_padded(source, target):
+    for j in range(len(source)):
+        target[j] = source[j]
+    for j in range(len(source), len(target)):
+        target[j] = 0
+
+
+@numba.njit(cache=True)
+def _multiply_square(w, w_row, x, deep, terms, sums):
+    """sums [SIDE, SIDE] += w [SIDE, SIDE * deep] @ x. Addresses; rows of w are w_row bytes apart, sums and x dense."""
+    load(0, sums, 4 * SIDE)
+    load(1, sums + LINE, 4 * SIDE)
+    load(2, sums + 4 * SIDE * TILE, 4 * SIDE)
+    load(3, sums + 4 * SIDE * TILE + LINE, 4 * SIDE)
+    for _ in range(deep):
+        load(4, w, w_row)
+        load(5, w + w_row * TILE, w_row)
+        for _ in range(terms):
+            load(6, x, LINE)
+            load(7, x + LINE * TILE, LINE)
+            multiply(0, 4, 6)
+            multiply(1, 4, 7)
+            multiply(2, 5, 6)
+            multiply(3, 5, 7)
+            x += 2 * LINE * TILE
+        w += LINE
+    store(0, sums, 4 * SIDE)
+    store(1, sums + LINE, 4 * SIDE)
+    store(2, sums + 4 * SIDE * TILE, 4 * SIDE)
+    store(3, sums + 4 * SIDE * TILE + LINE, 4 * SIDE)
+
+
+# ---- may it be used? ----
+
+
+@functools.cache
+def unavailable():
+    """Why AMX is not used in this process, as a part of a sentence; None if it is. Found out once."""
+    return missing() or refused() or failed()
+
+
+def missing():
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return "it is used on Linux on x86-64 only"
+    features = llvmlite.binding.get_host_cpu_features()
+    if not (features.get("amx-tile") and features.get("amx-bf16")):
+        return "this processor, or the virtual machine, has none"
+
+
+def refused():
+    """Ask Linux to keep tiles for this process: for all its threads, also those that there are already, until it ends."""
+    system, words = ctypes.CDLL(None, use_errno=True), (ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA)
+    if system.syscall(*map(ctypes.c_long, words)):
+        return f"Linux refuses it ({os.strerror(ctypes.get_errno())}; 5.16 is the first that knows it)"
+
+
+def failed():
+    """Run `check` in a process of its own: an instruction that the machine does not know ends that one and not this. In two
+    at a time: then threads have to take turns, and a virtual machine that loses tiles meanwhile is found."""
+    command = [sys.executable, "-c", CHECK]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    said = [process.communicate()[1].strip() for process in processes]
+    for process, words in zip(processes, said):
+        if process.returncode < 0:
+            return f"its check ended with {signal.Signals(-process.returncode).name}"
+        if process.returncode:
+            return f"its check failed ({words.splitlines()[-1] if words else process.returncode})"
+
+
+def check():
+    """Products against float64, and the same one again and again; ends the process with a sentence if anything is wrong."""
+    why = refused()
+    if why:
+        sys.exit(why)
+    rng = np.random.default_rng(0)
+    for M, K, N in ((1, 2, 1), (17, 33, 5), (100, 700, 150)):
+        x, w, bias = (rng.standard_normal(shape, dtype=np.float32) for shape in ((M, K), (N, K), N))
+        stored = from_float32(w)
+        stored.flags.writeable = False
+        expected = x.astype(np.float64) @ to_float32(stored).T.astype(np.float64) + bias
+        for terms, tolerance in ((3, 1e-6), (2, 1e-5)):
+            error = np.max(np.abs(matmul_amx(x, stored, bias, terms) - expected)) / np.max(np.abs(expected))
+            if not error < tolerance:
+                sys.exit(f"{terms} terms, {M} x {K} times {K} x {N}: off by {error:.0e} of the largest value")
+    expected, end = matmul_amx(x, stored, bias).tobytes(), time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        if matmul_amx(x, stored, bias).tobytes() != expected:
+            sys.exit("the same product gave other bits when it was computed again")
