@@ -214,7 +214,7 @@ def test_tokens_without_text_are_told(tmp_path, capsys):
 
 def test_the_command_line_says_warnings_in_a_line(tmp_path, capsys, monkeypatch):
     larger(tmp_path / "larger", 64)
-    monkeypatch.setattr("minivl.model.next_token", lambda *arguments: 570)
+    monkeypatch.setattr("minivl.sampling.next_token", lambda *arguments: 570)
     assert main(["ask", "Hello", "--model", str(tmp_path / "larger"), "--max-new-tokens", "2"]) == 0
     captured = capsys.readouterr()
     assert captured.out == "\n" and captured.err.startswith("minivl: the model chose token 570")
