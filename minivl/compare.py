@@ -24,7 +24,7 @@ from fnmatch import fnmatchcase
 
 from tqdm import tqdm
 
-from minivl.causes import Step, causes, everything, is_right, layouts, stages
+from minivl.causes import EVERYTHING, Step, causes, is_right, layouts, stages
 from minivl.causes.arrays import orders
 from minivl.config import Config
 from minivl.errors import Error
@@ -165,17 +165,17 @@ def explained(found, ours, theirs, called, config, pictures, model):
 
     limit = max(found.tolerance, allowed(found.precision, 0.0))
 
-    def with_causes(row, ask=everything):
+    def with_causes(row, ask=EVERYTHING):
         mine, there, _ = aligned(ours[row.name], theirs[row.their_name])
         step = Step(row.name, mine, there, known, config, pictures)
         why, whose = causes(step, limit, ask), "theirs"
-        if len(only := orders(mine.shape, there.shape)) == 1 and ask is everything and not why:
+        if len(only := orders(mine.shape, there.shape)) == 1 and ask is EVERYTHING and not why:
             why = causes(Step(row.name, mine, there.transpose(only[0]), known, config), limit)  # besides another layout
-        if not why and ask is everything and is_right(step, limit):
+        if not why and ask is EVERYTHING and is_right(step, limit):
             why, whose = causes(Step(row.name, there, mine, known, config, pictures), limit), "ours"
         return replace(row, causes=tuple(replace(cause, whose=whose) for cause in why), same_values=same(row, why))
 
-    rows = [with_causes(row, layouts) if row.status == SHAPE else row for row in found.rows]
+    rows = [with_causes(row, (layouts,)) if row.status == SHAPE else row for row in found.rows]
     found = replace(found, rows=faint(rows, with_causes))
     if found.first is not None and not found.first.causes:
         found = exchanged(found, with_causes(found.first))
@@ -205,7 +205,7 @@ def faint(rows, with_causes):
             and row.error > NOISE
             and any(fnmatchcase(STEP.sub(r"\2", row.name), pattern) for pattern in FAINT)
         ):
-            why = with_causes(row, stages)
+            why = with_causes(row, (stages,))
             if why.causes and why.causes[0].exact:
                 return [*rows[:i], replace(why, status=DIFF), *rows[i + 1 :]]
     return rows

@@ -185,13 +185,17 @@ def unscaled(a):
 def unmasked_tower(a):
     N = a.q.shape[1]
     frames, windows = (a.step.at(f"visual.{name}") for name in ("cu_seqlens", "cu_window_seqlens"))
-    for bounds, name, sentence in (
-        (frames, "no window attention", "patches see their whole picture or frame, instead of their window"),
-        (windows, "window attention everywhere", "patches see their window only, in a block with full attention"),
-        (np.array([0, N]), "attention across pictures", "every patch sees all others, those of other pictures too"),
-    ):
+
+    def seeing(bounds):
         seen = same_segment(bounds)
-        yield name, sentence, a.output(a.scores(seen=seen), seen)
+        return a.output(a.scores(seen=seen), seen)
+
+    text = "patches see their whole picture or frame, instead of their window"
+    yield "no window attention", text, seeing(frames)
+    text = "patches see their window only, in a block with full attention"
+    yield "window attention everywhere", text, seeing(windows)
+    text = "every patch sees all others, those of other pictures too"
+    yield "attention across pictures", text, seeing(np.array([0, N]))
     seen = a.seen & np.tri(N, dtype=bool)
     text = "a causal mask in the tower: patches see only those before"
     rows = np.where(seen, a.scores(), -np.inf)

@@ -123,8 +123,8 @@ def residual(x, part, normed, what):
         f"the normed input is added to the output of {what}, instead of the input itself",
         normed + part,
     )
-    yield "residual doubled", f"what went in is added to the output of {what} twice", x + x + part
-    yield "residual subtracted", f"the output of {what} is subtracted", x - part
+    yield "wrong residual", f"what went in is added to the output of {what} twice", x + x + part
+    yield "wrong residual", f"the output of {what} is subtracted", x - part
 
 
 def bias(step):
