@@ -4,7 +4,7 @@
     causes(step, limit=2e-5)      # [Cause("interleaved RoPE", "pairs are neighbours (2i, 2i + 1) ...", 1.3e-7)]
 
 The rooms, in the order of the data flow; in each, a function is a stage of the model done wrong in the ways in which ports do
-it wrong, as a generator of (name, sentence, what would come out):
+it wrong, as a generator of (name, sentence, what would come out), which may be a function where that takes long:
 
     pictures.py   resizing, colours, patches
     prompts.py    tokens, grids, embeddings
@@ -153,7 +153,8 @@ def hypotheses(step, ask=stages):
     """(name, sentence, array) of every known mistake of this tensor that can be computed."""
     for make in ask(step):
         try:
-            yield from make(step)
+            for name, sentence, found in make(step):
+                yield name, sentence, np.asarray(found() if callable(found) else found)
         except (Unknown, ValueError, IndexError):  # not recorded, or of a shape that this mistake cannot have
             continue
 
@@ -164,7 +165,7 @@ def is_right(step, limit):
 
     before = distance(step.ours, step.theirs)
     rights = [array for name, _, array in hypotheses(step) if name == RIGHT]
-    return any(distance(np.asarray(array), step.theirs) <= min(limit, before / 10) for array in rights)
+    return any(distance(array, step.theirs) <= min(limit, before / 10) for array in rights)
 
 
 def causes(step, limit, ask=EVERYTHING):
@@ -178,7 +179,7 @@ def causes(step, limit, ask=EVERYTHING):
     before, found = distance(step.ours, step.theirs), {}
     for functions in ask:
         for name, sentence, candidate in hypotheses(step, functions):
-            left = distance(np.asarray(candidate), step.theirs)
+            left = distance(candidate, step.theirs)
             if left > min(limit, before / 10):
                 continue
             if name == RIGHT:  # theirs is as it should be
