@@ -182,7 +182,8 @@ def _attend_panels(q, k, v, first, last, starts, g, out):
                 queries[p, j, i - begin] = q[g * group + i % group, i // group, j] * scale
         blocks = max(blocks, (last[(end - 1) // group] - first[begin // group] + KEYS - 1) // KEYS)
     scores = np.empty((KEYS, COLUMNS), dtype=np.float32)
-    edge = np.zeros((KEYS, max(K, ROWS)), dtype=np.float32)  # what a tile would read beyond the end, padded
+    # what a tile would read beyond the end, padded: rows of k, and all of v if it is narrow
+    edge = np.zeros((KEYS if K < ROWS else ROWS, max(K, ROWS)), dtype=np.float32)
     context = np.zeros((panels, high * ROWS, COLUMNS), dtype=np.float32)
     # subtle: not -inf, -inf - -inf would be NaN
     top, total = np.full((panels, COLUMNS), LOWEST, dtype=np.float32), np.zeros((panels, COLUMNS), dtype=np.float32)
