@@ -267,6 +267,14 @@ class ImageProcessor:
         return x.transpose(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * F, C, h * P, w * P)
 
 
+def prepare_image(picture, processor, **sizes):
+    """Stage: a PIL picture -> patches float32 [N, 1176] and its grid (1, rows, columns). sizes: as of `resized`."""
+    resized = yield "resized", processor.resized(picture, **sizes)  # [H, W, 3] uint8
+    pixels = yield "normalized", processor.normalize(resized)  # [3, H, W] float32
+    patches, grid = processor.patchify(pixels[None])
+    return (yield "patches", patches), grid
+
+
 def stored_fields(folder):
     """The image processor's fields: inside processor_config.json, or preprocessor_config.json.
 

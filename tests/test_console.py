@@ -94,8 +94,8 @@ def test_completion(files):
 
 def test_a_conversation_is_that_of_the_library(vlm, capsys, monkeypatch):
     """Two pictures and three questions; each picture goes through the tower once."""
-    towers, tower = [], minivl.model.vision_tower
-    monkeypatch.setattr("minivl.model.vision_tower", lambda *a: towers.append(len(a[1])) or tower(*a))
+    towers, tower = [], minivl.engine.vision_tower
+    monkeypatch.setattr("minivl.engine.vision_tower", lambda *a: towers.append(len(a[1])) or tower(*a))
     console = Console(vlm)
     for line in (f"@scene.png {HOW_MANY}", DESCRIBE, f'@"another one.png" {DESCRIBE}'):
         assert console.say(line)

@@ -11,8 +11,8 @@ import minivl
 from minivl import progress
 from minivl.decoder import KVCache
 from minivl.errors import Error
+from minivl.inputs import Inputs
 from minivl.kernels.linear import FEW
-from minivl.model import Inputs
 from minivl.several import KVCaches, answer_many
 from minivl.stream import run
 from minivl.tiny import scene
