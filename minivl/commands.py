@@ -19,14 +19,14 @@ def answer_options(options):
 
 
 def load_model(options):
+    from minivl.memory import gigabytes
     from minivl.model import load
-    from minivl.resident import size
 
     vlm = load(options.model, options.weights, options.backend, memory_limit=options.memory_limit)
     if vlm.resident is not None and options.memory_limit is None:
         print(
-            f"minivl: the weights, {size(vlm.weights.nbytes)}, do not fit in memory; they are read from disk as they are "
-            f"needed. The program keeps to {size(vlm.resident.limit)}; --memory-limit sets another limit.",
+            f"minivl: the weights, {gigabytes(vlm.weights.nbytes)}, do not fit in memory; they are read from disk as they are "
+            f"needed. The program keeps to {gigabytes(vlm.resident.limit)}; --memory-limit sets another limit.",
             file=sys.stderr,
         )
     return vlm

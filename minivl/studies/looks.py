@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from minivl.errors import Error
+from minivl.memory import memory
 from minivl.recording import Trace
-from minivl.resident import memory
 from minivl.studies.kept import needed, numbered, place_of_step
 from minivl.summary import size
 
