@@ -13,7 +13,8 @@ from PIL import Image
 import minivl
 from minivl import Error
 from minivl.cli import main
-from minivl.console import Console, attached, completed, content_of
+from minivl.commands.chat import completed
+from minivl.console import Console, attached, content_of
 from minivl.decoder import KVCache
 from minivl.model import VLM
 from minivl.tiny import scene
@@ -351,7 +352,7 @@ def read_until(terminal, words):
 
 
 def test_mistakes_before_a_model_is_loaded(capsys, monkeypatch):
-    monkeypatch.setattr("minivl.console.load_model", lambda options: pytest.fail("loaded"))
+    monkeypatch.setattr("minivl.commands.chat.load_model", lambda options: pytest.fail("loaded"))
     assert main(["chat", "nothing.png"]) == 1
     assert "there is no file nothing.png" in capsys.readouterr().err
 
