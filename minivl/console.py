@@ -192,7 +192,7 @@ def text_item(text):
 def attached(name):
     """A file as a part of a message; an Error if it is not there or cannot be read."""
     from minivl.frames import open_video
-    from minivl.image import open_image
+    from minivl.image_file import open_image
 
     path = os.path.abspath(os.path.expanduser(name))
     if not os.path.isfile(path):

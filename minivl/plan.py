@@ -23,7 +23,8 @@ from pathlib import Path
 from minivl.config import Config
 from minivl.errors import Error
 from minivl.frames import is_video, open_video
-from minivl.image import MOST_PIXELS, ImageProcessor, open_image
+from minivl.image import MOST_PIXELS, ImageProcessor
+from minivl.image_file import open_image
 from minivl.memory import memory
 from minivl.outlined import Footage, Outlined, Size
 from minivl.published import PIXELS, PUBLISHED

@@ -6,7 +6,8 @@ inputs = run(vlm.prepare(messages, max_pixels=200_000))      # names: image.0.re
 import numpy as np
 
 from minivl import chat
-from minivl.image import open_image, prepare_image
+from minivl.image import prepare_image
+from minivl.image_file import open_image
 from minivl.inputs import Inputs
 from minivl.stream import under
 from minivl.video import prepare_video

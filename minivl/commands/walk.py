@@ -15,7 +15,7 @@ def add(subparsers):
 
 def run(options):
     from minivl.frames import open_video
-    from minivl.image import open_image
+    from minivl.image_file import open_image
     from minivl.stepper import stepped
     from minivl.stream import each
     from minivl.walk import narrate
