@@ -12,13 +12,13 @@ Each method that is called a stage is one of the stream: it yields every tensor 
 
 import numpy as np
 
-from minivl.decoder import KVCache, decoder
+from minivl.decoder import decoder
 from minivl.errors import Error
 from minivl.inputs import after, even_parts, pictures_of, reusable, scatter
 from minivl.kernels.bfloat16 import to_float32
+from minivl.kv_cache import KVCache, joined
 from minivl.positions import prompt_positions
 from minivl.sampling import Sequence, extended
-from minivl.several import joined
 from minivl.stream import under
 from minivl.vision import vision_tower
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from minivl import chat
 from minivl.answer import Answer, pictures_of_prompt
 from minivl.config import Config
-from minivl.decoder import KVCache
 from minivl.engine import Engine
 from minivl.errors import Error
 from minivl.forecast import forecast
 from minivl.image import ImageProcessor
 from minivl.inputs import Inputs, checked
 from minivl.kernels import choose
+from minivl.kv_cache import KVCache
 from minivl.positions import check_rule
 from minivl.prepare import prepare
 from minivl.progress import answering, reading

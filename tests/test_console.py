@@ -15,7 +15,7 @@ from minivl import Error
 from minivl.cli import main
 from minivl.commands.chat import completed
 from minivl.console import Console, attached, content_of
-from minivl.decoder import KVCache
+from minivl.kv_cache import KVCache
 from minivl.model import VLM
 from minivl.tiny import scene
 
