@@ -29,7 +29,7 @@ from minivl.causes.arrays import orders
 from minivl.config import Config
 from minivl.errors import Error
 from minivl.names import STEP, close, in_data_flow, matched
-from minivl.rows import ROUNDING, Row, aligned, allowed, compared, precision_of
+from minivl.rows import ROUNDING, Row, aligned, allowed, compared, precision_of, sharpened
 from minivl.sources import opened
 from minivl.verdict import CLOSE, DIFF, MISSING, OK, SHAPE, html, text
 
@@ -116,6 +116,8 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
         if name in called:
             excused = max(tolerance, allowed(precision, reach, name))
             mine = compared(name, ours[name], called[name], theirs[called[name]], tolerance, excused)
+            if mine.status == DIFF and max(mine.error, mine.rms) <= sharpened(name, ours, rows):
+                mine = replace(mine, status=CLOSE)
             if mine.status == CLOSE and not name.endswith(".probs"):
                 reach = max(reach, mine.rms)
         rows.append(mine)
