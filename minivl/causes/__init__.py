@@ -192,3 +192,15 @@ def causes(step, limit, ask=EVERYTHING):
     likely = [cause for cause in found.values() if cause.error <= max(10 * best, limit / 20)]
     guessed = guesses(step) if ask is EVERYTHING else ()
     return likely or [Cause(name, sentence, before, exact=False) for name, sentence in guessed]
+
+
+def drowned(step):
+    """[Cause] of a mistake that changes each value by less than rounding does, found in all of them together."""
+    from minivl.causes.arrays import distance
+    from minivl.causes.layers import faint_eps
+
+    try:
+        sentence = faint_eps(step)
+    except Unknown:
+        return []
+    return [Cause("wrong eps", sentence, distance(step.ours, step.theirs), exact=False)] if sentence else []

@@ -20,6 +20,7 @@ from minivl.causes.tokens import seconds_of
 from minivl.errors import Error
 from minivl.inputs import Inputs
 from minivl.names import STEP
+from minivl.rows import aligned
 from minivl.stream import run, value_of
 
 SKIPPED = (".scores", ".probs")  # what is wrong in them is found in the context
@@ -37,7 +38,7 @@ def replayed(found, ours, theirs, model, limit):
     tried, causes = trials(found.between, ours, model), []
     for trial in tqdm(tried, desc="trying", unit="run", leave=False, delay=1, disable=None):
         made = with_mistake(model, inputs, trial, first.name, right)
-        left = np.inf if made is None else distance(made, theirs)
+        left = np.inf if made is None else distance(*aligned(made, theirs)[:2])
         if left <= min(limit, first.error / 10):
             causes.append(Cause(trial.name, f"at {trial.where}: {trial.sentence}", left))
         if left <= limit / 20:  # nothing can explain it better
