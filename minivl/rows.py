@@ -111,7 +111,8 @@ def compared(name, ours, their_name, theirs, tolerance, rounded):
     if ours.dtype.kind in "iub":
         status = OK if np.array_equal(ours, there) else DIFF
         wrong = int(np.sum(ours != there))
-        return Row(status=status, **common | figures | ({"note": f"{wrong} of {ours.size} differ"} if wrong else {}))
+        said = f"{there.item()} instead of {ours.item()}" if ours.size == 1 else f"{wrong} of {ours.size} differ"
+        return Row(status=status, **common | figures | ({"note": said} if wrong else {}))
     worse = max(figures["error"], figures["rms"])
     status = OK if worse <= tolerance else CLOSE if figures["rms"] <= rounded and math.isfinite(worse) else DIFF
     if status == CLOSE and rounded <= tolerance:

@@ -55,14 +55,22 @@ def opened(source, label="the second"):
         )
     path = Path(source)
     if not path.is_file():
-        raise Error(f"{path} does not exist. Give a .safetensors or .npz file of named tensors.")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise Error(f"{path} {what}. Give a .safetensors or .npz file of named tensors.")
+    if path.suffix not in (".npz", ".safetensors"):
+        raise Error(
+            f"{path} is no .safetensors or .npz file. Write one: numpy.savez(path, **arrays), a name for each array."
+        )
     return read_npz(path) if path.suffix == ".npz" else read_safetensors(path)
 
 
 def checked(mapping, label, metadata=None):
     arrays = {}
     for name in mapping:
-        array = np.asarray(mapping[name])
+        try:
+            array = np.asarray(mapping[name])
+        except ValueError as cause:
+            raise Error(f"{name!r} of {label} is no array: {cause}. Give arrays of numbers.") from None
         if not isinstance(name, str) or array.dtype.kind not in "fiub":
             raise Error(
                 f"{name!r} of {label} is {array.dtype}; it must be an array of numbers with a name. From torch: "

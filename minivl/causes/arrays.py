@@ -23,7 +23,7 @@ def distance(ours, theirs):
         return float(np.mean(ours != theirs))
     a, b = masked(ours), masked(theirs)
     finite = np.isfinite(a)
-    if not np.array_equal(finite, np.isfinite(b)):
+    if np.isnan(a).any() or not np.array_equal(finite, np.isfinite(b)):
         return math.inf
     if not finite.any():
         return 0.0
