@@ -9,7 +9,7 @@ import pytest
 from conftest import random_video_inputs, small_inputs, small_model
 
 import minivl
-from minivl import decoder, positions, vision
+from minivl import decoder, engine, positions, vision
 from minivl.compare import compare
 from minivl.faults import fault, swapped
 from minivl.kernels import rope
