@@ -97,7 +97,7 @@ def with_mistake(model, inputs, make, k, where, wanted):
             return tensor
         value = value_of(tensor)
         step = Step(name, value, value, known, model.config, weights=model.weights)
-        wrong = np.asarray([array for _, _, array in make(step)][k])
+        wrong = np.asarray(nth(make(step), k))
         seen[name] = wrong.astype(tensor.dtype)
         return seen[name]
 
@@ -106,6 +106,14 @@ def with_mistake(model, inputs, make, k, where, wanted):
     except (Error, Unknown, ValueError, IndexError, ArithmeticError):  # of tensors that the rest cannot go on from
         return None
     return known(wanted)
+
+
+def nth(mistakes, k):
+    """The array of the k-th; those after it are not computed."""
+    for number, (_, _, array) in enumerate(mistakes):
+        if number == k:
+            return array
+    raise Unknown(f"mistake {k}")
 
 
 def words(name):
