@@ -5,6 +5,7 @@ With the model at hand each mistake is sent back into the stream in that tensor'
 the recorded one.
 """
 
+import functools
 import itertools
 import re
 
@@ -54,6 +55,7 @@ def inputs_of(ours):
     return Inputs(**{"input_ids": ours["input_ids"]} | empty | found)
 
 
+@functools.cache
 def makers_of(name):
     """Mistakes of a tensor that are worth a run."""
     if name.endswith(SKIPPED):
