@@ -5,6 +5,7 @@ With the model at hand each mistake is sent back into the stream in that tensor'
 the recorded one.
 """
 
+import functools
 import itertools
 import re
 
@@ -54,6 +55,7 @@ def inputs_of(ours):
     return Inputs(**{"input_ids": ours["input_ids"]} | empty | found)
 
 
+@functools.cache
 def makers_of(name):
     """Mistakes of a tensor that are worth a run."""
     if name.endswith(SKIPPED):
@@ -97,7 +99,7 @@ def with_mistake(model, inputs, make, k, where, wanted):
             return tensor
         value = value_of(tensor)
         step = Step(name, value, value, known, model.config, weights=model.weights)
-        wrong = np.asarray([array for _, _, array in make(step)][k])
+        wrong = np.asarray(nth(make(step), k))
         seen[name] = wrong.astype(tensor.dtype)
         return seen[name]
 
@@ -106,6 +108,14 @@ def with_mistake(model, inputs, make, k, where, wanted):
     except (Error, Unknown, ValueError, IndexError, ArithmeticError):  # of tensors that the rest cannot go on from
         return None
     return known(wanted)
+
+
+def nth(mistakes, k):
+    """The array of the k-th; those after it are not computed."""
+    for number, (_, _, array) in enumerate(mistakes):
+        if number == k:
+            return array
+    raise Unknown(f"mistake {k}")
 
 
 def words(name):
