@@ -5,6 +5,7 @@ With the model at hand each mistake is sent back into the stream in that tensor'
 the recorded one.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -136,6 +137,7 @@ def with_mistake(model, inputs, trial, wanted, right=()):
     return known(wanted)
 
 
+@functools.cache
 def makers_of(name):
     """The functions that know mistakes of a tensor; none of those that are never built."""
     return () if name.endswith(SKIPPED) else tuple(particular(STEP.sub(r"\2", name)))
