@@ -12,6 +12,7 @@
 ask, stream, trace and walk are consumers of one generator, `VLM.answer`; its sister for several prompts is in several.py.
 """
 
+import math
 from functools import cached_property
 from pathlib import Path
 
@@ -24,10 +25,11 @@ from minivl.decoder import KVCache, decoder
 from minivl.errors import Error
 from minivl.forecast import forecast
 from minivl.image import ImageProcessor, open_image
-from minivl.inputs import Inputs, after, checked, even_parts, gathered, pictures_of, reusable, scatter
+from minivl.inputs import Inputs, after, checked, even_parts, gathered, in_cache, pictures_of, reusable, scatter
 from minivl.kernels import choose
 from minivl.kernels.bfloat16 import to_float32
 from minivl.positions import check_rule, prompt_positions
+from minivl.prepared import Prepared, digest, prepared, with_patches
 from minivl.progress import answering, reading
 from minivl.provenance import about
 from minivl.resident import follower
@@ -201,13 +203,15 @@ class VLM:
 
     def count_tokens(
         self, question, images=None, videos=None, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None,
-        nframes=None,
+        nframes=None, cache=None,
     ):  # fmt: skip
-        """Tokens of a prompt by kind, without running the model. -> TokenCount. `question`: text, or a list of messages."""
+        """Tokens of a prompt by kind, without running the model. -> TokenCount. `question`: text, or a list of messages;
+        pictures that the cache of their conversation knows are not opened."""
         sizes, sampling = {"min_pixels": min_pixels, "max_pixels": max_pixels}, {"fps": fps, "nframes": nframes}
         messages = chat.conversation(question, images, videos)
         parts = self.template, self.tokenizer, self.processor
-        return count_tokens(messages, *parts, sizes, sampling, add_vision_id)
+        known = None if cache is None else cache.prepared
+        return count_tokens(messages, *parts, sizes, sampling, add_vision_id, known)
 
     def new_cache(self):
         """An empty memory of a conversation, for `chat` and `stream`."""
@@ -221,7 +225,7 @@ class VLM:
         rng = generator(seed)
         if cache is not None and not (isinstance(cache, KVCache) and cache.of is self):
             raise Error("the cache is not one of this model's. Make it with vlm.new_cache(), of the same vlm.")
-        inputs = yield from self.read(prompt, **media)
+        inputs = yield from self.read(prompt, cache, **media)
         stage = self.generate(inputs, self.new_cache() if cache is None else cache, sampling, rng)
         return self.answered(prompt, (yield from self.within_memory(stage)))
 
@@ -234,11 +238,11 @@ class VLM:
         media = {name: value for name, value in options.items() if name in MEDIA}
         return media, self.sampling.replace(**{name: options[name] for name in options.keys() - media.keys()})
 
-    def read(self, prompt, **media):
+    def read(self, prompt, cache=None, **media):
         """Stage: messages (or `Inputs`, which need no preparing) -> `Inputs` that fit the model."""
         inputs = prompt
         if not isinstance(prompt, Inputs):
-            inputs = yield from self.prepare(prompt, **media)
+            inputs = yield from self.prepare(prompt, cache=cache, **media)
         return checked(inputs, self.config)
 
     def answered(self, prompt, sequence):
@@ -259,19 +263,34 @@ class VLM:
             cached_tokens=sequence.cache.reused,
         )
 
-    def prepare(self, messages, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None, nframes=None):
-        """Stage: messages with pictures and videos -> `Inputs`."""
+    def prepare(
+        self, messages, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None, nframes=None, cache=None
+    ):
+        """Stage: messages with pictures and videos -> `Inputs`; without the patches of those that the cache holds."""
         sizes, sampling = {"min_pixels": min_pixels, "max_pixels": max_pixels}, {"fps": fps, "nframes": nframes}
-        (images, videos), pictures, clips = chat.media(messages, sizes, sampling), [], []
-        for i, (source, asked) in enumerate(images):
-            picture = open_image(source)
-            one = yield from under(f"image.{i}", self.prepare_image(picture, **asked))
-            pictures.append((*one, (picture.height, picture.width)))
-        for i, (source, asked) in enumerate(videos):
-            clips.append((yield from under(f"video.{i}", prepare_video(source, self.processor, **asked))))
-        counts = [[len(one[0]) // self.config.vision.merge_unit for one in media] for media in (pictures, clips)]
+        (images, videos), known = chat.media(messages, sizes, sampling), None if cache is None else cache.prepared
+        pictures = yield from prepared("image", images, self._picture, known)
+        clips = yield from prepared("video", videos, self._video, known)
+        counts = [
+            [math.prod(one.grid) // self.config.vision.merge_unit for one in media] for media in (pictures, clips)
+        ]
         text = chat.expand(self.template.render(messages, add_vision_id=add_vision_id), *counts)
-        return gathered(self.tokenizer.encode(text), pictures, clips, self.config.vision.patch_dim)
+        ids, patch_dim = self.tokenizer.encode(text), self.config.vision.patch_dim
+        if cache is None:
+            return gathered(ids, pictures, clips, patch_dim)
+        first = in_cache(gathered(ids, pictures, clips, patch_dim, (len(pictures), len(clips))), cache, self.config)
+        pictures = yield from with_patches("image", images, pictures, first[0], self._picture)
+        clips = yield from with_patches("video", videos, clips, first[1], self._video)
+        return gathered(ids, pictures, clips, patch_dim, first)
+
+    def _picture(self, source, asked):
+        picture = open_image(source)
+        patches, grid = yield from self.prepare_image(picture, **asked)
+        return Prepared(patches, grid, digest(patches, grid), size=(picture.height, picture.width))
+
+    def _video(self, source, asked):
+        patches, grid, seconds = yield from prepare_video(source, self.processor, **asked)
+        return Prepared(patches, grid, digest(patches, grid, seconds), seconds=seconds)
 
     def prepare_image(self, picture, **sizes):
         """Stage: a PIL picture -> patches float32 [N, 1176] and its grid (1, rows, columns). sizes: as its item says."""
