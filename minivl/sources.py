@@ -14,6 +14,7 @@ import numpy as np
 
 from minivl.errors import Error
 from minivl.kernels.bfloat16 import to_float32
+from minivl.parts import whole
 from minivl.weights import read_file, read_header
 
 INTEGERS = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
@@ -77,7 +78,7 @@ def checked(mapping, label, metadata=None):
                 "tensor.detach().float().cpu().numpy()."
             )
         arrays[name] = array
-    return Recording(arrays, label, metadata if isinstance(metadata, Mapping) else None)
+    return Recording(whole(arrays), label, metadata if isinstance(metadata, Mapping) else None)
 
 
 def read_safetensors(path):
@@ -85,7 +86,7 @@ def read_safetensors(path):
     stored = {name: entry["dtype"] for name, entry in header.items() if name != "__metadata__" and "dtype" in entry}
     metadata = header.get("__metadata__")
     arrays = in_order(read_file(path, DTYPES), metadata)
-    return Recording(arrays, str(path), metadata if isinstance(metadata, dict) else None, stored)
+    return Recording(whole(arrays), str(path), metadata if isinstance(metadata, dict) else None, stored)
 
 
 def in_order(arrays, metadata):

@@ -18,7 +18,7 @@ PACKAGE = Path(minivl.__file__).parent
 ORDER = (
     "errors json_file positions published relatives config parameters kernels stream resident weights tokenizer_files "
     "tokenizer chat template image frames video prepared tokens inputs progress windows maps vision summary decoder "
-    "sampling several grounding drawing answer stats names sources verdict causes rows compare tensor_file recording "
+    "sampling several grounding drawing answer stats names parts sources verdict causes rows compare tensor_file recording "
     "outline forecast trace edits provenance texts_vision texts_decoder explain pictures walk what_if_text faults "
     "what_if model"
 )
