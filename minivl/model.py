@@ -267,6 +267,8 @@ class VLM:
         self, messages, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None, nframes=None, cache=None
     ):
         """Stage: messages with pictures and videos -> `Inputs`; without the patches of those that the cache holds."""
+        if not messages:
+            raise Error('there are no messages to answer. Give at least one, {"role": "user", "content": "..."}.')
         sizes, sampling = {"min_pixels": min_pixels, "max_pixels": max_pixels}, {"fps": fps, "nframes": nframes}
         (images, videos), known = chat.media(messages, sizes, sampling), None if cache is None else cache.prepared
         pictures = yield from prepared("image", images, self._picture, known)

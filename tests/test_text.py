@@ -126,7 +126,7 @@ def test_template():
 def test_template_corners():
     assert chat.render([]) == "<|im_start|>assistant\n" and chat.render([], add_generation_prompt=False) == ""
     assert chat.render([{"role": "user", "content": []}], False).endswith("user\n<|im_end|>\n")
-    with pytest.raises(Error, match="an item with type has no text"):
+    with pytest.raises(Error, match="an item of type 'sound' has no text, picture or video"):
         chat.render([{"role": "user", "content": [{"type": "sound"}]}])
 
 
@@ -199,6 +199,8 @@ def test_user_puts_pictures_first():
         ["x"],
         [{"role": "user", "content": 5}],
         [{"role": "user", "content": ["x"]}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": {"type": "text", "text": "x"}}],
     ],
 )
 def test_bad_messages(messages):
