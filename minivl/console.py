@@ -8,7 +8,6 @@ A line is one question; white space next to a file is dropped, @@ is the sign it
 cache and are not run again. Without a terminal on both sides it is a filter: questions on stdin, answers on stdout, no prompt.
 """
 
-import glob
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from minivl.commands import PROMPT_OPTIONS, answer_options, item, load_model
+from minivl.commands.prompt import PROMPT_OPTIONS, item
 from minivl.errors import Error
 from minivl.json_file import write_json
 from minivl.stream import each
@@ -24,7 +23,7 @@ from minivl.tokens import reused, spent
 
 LONGEST = (
     200 * 10**6
-)  # bytes of a file that is kept in memory; longer ones stay where they are, and must stay as they are
+)  # bytes of a file that is kept in memory; longer ones stay where they are, and should stay as they are
 
 HELP = """\
 @file, @"file with spaces"   a picture or video, at this place of the question (@@: the sign itself)
@@ -208,7 +207,7 @@ def text_item(text):
 def attached(name):
     """A file as a part of a message; an Error if it is not there or cannot be read."""
     from minivl.frames import open_video
-    from minivl.image import open_image
+    from minivl.image_file import open_image
 
     path = os.path.abspath(os.path.expanduser(name))
     if not os.path.isfile(path):
@@ -238,10 +237,11 @@ def as_now(message):
     """A message from a file, with pictures and videos as they are now in the place of their paths."""
     if isinstance(message["content"], str):
         return message
-    parts = [
-        {key: Snapshot.of(value) if key == part.get("type") and os.path.isfile(value) else value for key, value in part.items()}
-        for part in message["content"]
-    ]  # fmt: skip
+    parts = []
+    for part in message["content"]:
+        source = part.get(part.get("type"))
+        file = part.get("type") != "text" and isinstance(source, str) and os.path.isfile(source)
+        parts.append({**part, part["type"]: Snapshot.of(source)} if file else part)
     return {**message, "content": parts}
 
 
@@ -254,58 +254,3 @@ def json_path(name):
 
 def note(text):
     print(f"minivl: {text}", file=sys.stderr)
-
-
-# ---- the command ----
-
-
-def run_chat(options):
-    """Read lines until there are no more. The exit status: 1 if a line of a filter failed."""
-    interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    files = [attached(file) for file in options.files]  # whatever is wrong with one shows before a model is loaded
-    asked = options.system, files, answer_options(options), options.tokens, interactive
-    console, failed = Console(load_model(options), *asked), False
-    if interactive:
-        print("A question, with @picture.png where you like; /help; Ctrl-D ends.")
-    for line in typed() if interactive else sys.stdin:
-        try:
-            if not console.say(line):
-                break
-        except Error as error:
-            note(error)
-            failed = True
-        except KeyboardInterrupt:
-            if not interactive:
-                raise
-            note("interrupted")
-    return int(failed and not interactive)
-
-
-def typed():
-    """Lines from a terminal, with the history, editing and completion of readline where there is one."""
-    try:
-        import readline
-    except ImportError:  # not on Windows
-        pass
-    else:
-        readline.set_completer_delims(" \t\n")
-        readline.set_completer(completed)
-        readline.parse_and_bind("bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete")
-    while True:
-        try:
-            yield input("> ")
-        except KeyboardInterrupt:  # of a line that is half written
-            print()
-        except EOFError:
-            print()
-            return
-
-
-def completed(word, index):
-    """The index-th way to complete @part-of-a-name; None if there are no more."""
-    if not word.startswith("@"):
-        return None
-    start = word[1:]
-    found = sorted(glob.glob(glob.escape(os.path.expanduser(start)) + "*"))
-    names = [f"@{name}/" if os.path.isdir(name) else f'@"{name}"' if " " in name else f"@{name}" for name in found]
-    return names[index] if index < len(names) else None

@@ -52,21 +52,8 @@ class Inputs:
             object.__setattr__(self, "second_per_grid_ts", np.ones(len(self.video_grid_thw), dtype=np.float32))
 
 
-def gathered(input_ids, pictures, videos, patch_dim, cached=(0, 0)):
-    """`Inputs` of a `Prepared` for each picture and video; without the patches of the first, which a cache holds."""
-    patches, grids = [], []
-    for media, first in zip((pictures, videos), cached):
-        made = [one.patches for one in media[first:]]
-        patches.append(
-            made[0] if len(made) == 1 else np.concatenate([np.zeros((0, patch_dim), dtype=np.float32), *made])
-        )
-        grids.append(np.array([one.grid for one in media], dtype=np.int64).reshape(-1, 3))
-    seconds = np.array([one.seconds for one in videos], dtype=np.float32)
-    sizes, digests = tuple(one.size for one in pictures), tuple(one.digest for one in (*pictures, *videos))
-    return _known(Inputs(input_ids, patches[0], grids[0], patches[1], grids[1], seconds, sizes), digests, cached)
-
-
-def _known(inputs, digests, cached):
+def known(inputs, digests, cached):
+    """The same `Inputs`, with what those of prepared messages say besides."""
     object.__setattr__(inputs, "digests", digests)
     object.__setattr__(inputs, "cached", cached)
     return inputs
@@ -85,7 +72,7 @@ def checked(inputs, config):
             f"{len(videos[1])} videos."
         )
     found = Inputs(ids.astype(np.int64), *pictures, *videos, seconds.astype(np.float32), inputs.image_sizes)
-    return _known(found, inputs.digests, inputs.cached)
+    return known(found, inputs.digests, inputs.cached)
 
 
 def checked_media(inputs, pixels, grid_thw, cached, config):

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from minivl import chat
-from minivl.image import open_image
+from minivl.image_file import open_image
 from minivl.prepared import origin
 from minivl.video import measured
 

@@ -33,10 +33,10 @@ def files(tmp_path, monkeypatch):
 @pytest.fixture
 def made(monkeypatch):
     """What was decoded, in order."""
-    made, opened, played = [], minivl.model.open_image, minivl.model.prepare_video
-    monkeypatch.setattr("minivl.model.open_image", lambda source: made.append(source) or opened(source))
+    made, opened, played = [], minivl.prepare.open_image, minivl.prepare.prepare_video
+    monkeypatch.setattr("minivl.prepare.open_image", lambda source: made.append(source) or opened(source))
     monkeypatch.setattr(
-        "minivl.model.prepare_video", lambda source, *a, **k: made.append(source) or played(source, *a, **k)
+        "minivl.prepare.prepare_video", lambda source, *a, **k: made.append(source) or played(source, *a, **k)
     )
     return made
 
