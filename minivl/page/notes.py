@@ -11,6 +11,7 @@ from minivl.maps import MAPPED, Maps
 from minivl.page.looks import Looks
 from minivl.page.scenes import scenes
 from minivl.page.words import prompt_words, question_of, text_of, told
+from minivl.parts import part_of
 from minivl.pictures import HEAT
 from minivl.recording import bare, step_of
 from minivl.stats import loudest, stats_of
@@ -30,7 +31,7 @@ class Notes:
         self.vlm, self.config, self.narrator = vlm, vlm.config, Narrator(vlm)
         self.mapped, self.resized, self.logits, self.chosen, self.hidden = {}, {}, [], [], {}
         self.stages, self.rows, self.skipped, self.texts = [], [], 0, {}
-        self.looks = Looks()
+        self.looks, self.part = Looks(), 0
         self._stage = [0.0, 0, 0]  # seconds, values and tensors since the last stage ended
         self._since = time.perf_counter()
 
@@ -50,7 +51,9 @@ class Notes:
         self._since = time.perf_counter()
 
     def _keep(self, name, tensor):
-        step, own = step_of(name), bare(name)
+        step, (part, own) = step_of(name), part_of(bare(name))
+        if part > self.part:  # of a long prompt, the end of the last part leads to the first token
+            self.part, self.hidden, self.looks = part, {}, Looks()
         if name in MAPPED:
             self.mapped[name] = np.array(tensor)
         elif own.endswith(".resized"):
