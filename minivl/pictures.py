@@ -13,7 +13,8 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw
 
-from minivl.explain import STEP, documented, word
+from minivl.explain import EITHER, PART, STEP, documented, word
+from minivl.inputs import even_parts
 from minivl.maps import Maps
 
 LONGEST = 336  # pixels of the longer side of a picture that is shown
@@ -27,7 +28,13 @@ NO_HEAT = ("rope.cos", "rope.sin", "scores", "window_index", "patch_positions", 
 def html_of(step, walk):
     """The whole of a step."""
     head = f"<b>{html.escape(step.name)}</b> {step.dtype} {list(step.shape)}{' (replaced)' * step.replaced}"
-    parts = [f"<p>{head}<br>{html.escape(step.sentence())}</p>", *shown(step, walk)]
+    parts = [f"<p>{head}<br>{html.escape(step.sentence())}</p>"]
+    try:
+        parts += shown(step, walk)
+    except Exception:  # what was put in may fit no picture: no reason to hide the step
+        if not walk.edits:
+            raise
+        parts.append("<p>No picture: what was replaced fits none.</p>")
     return f"<div>{''.join(parts)}</div>"
 
 
@@ -52,7 +59,7 @@ def shown(step, walk):
         return [png(coloured(maps, context, *place)) for place in places(maps)]
     if known == "position_ids" and step.shape[1] == len(maps.input_ids):
         return [positions_html(step.value, maps)]
-    return heat_html(step, maps, context)
+    return heat_html(step, maps, walk)
 
 
 # ---- pictures ----
@@ -173,12 +180,11 @@ def png(image):
 # ---- a number for each row ----
 
 
-def heat_html(step, maps, context):
+def heat_html(step, maps, walk):
     """A tensor's rows on the picture, with what the colours mean; nothing for tensors whose rows are no places."""
-    name = STEP.sub("", step.name)
+    name, later = EITHER.sub("", step.name), STEP.match(step.name) is not None
     if name.endswith(NO_HEAT) or not name.startswith(("visual", "model", "inputs_embeds", "pixel_values")):
         return []
-    later = name != step.name
     if name.endswith("probs") and name.startswith("model"):
         values, meaning = (
             attention_to(step.value, len(maps.input_ids)),
@@ -192,9 +198,19 @@ def heat_html(step, maps, context):
             "attention that each patch receives, mean of all heads",
         )
     else:
-        values, meaning = lengths(step.value), "length (Euclidean norm) of each row"
-    pictures, low, high = heat_pictures(maps, values, name, context)
+        values, meaning = among_all(lengths(step.value), step.name, walk, maps), "length (Euclidean norm) of each row"
+    pictures, low, high = heat_pictures(maps, values, name, walk.context)
     return [*map(png, pictures), f"<p>{meaning}: dark {low:.3g}, yellow {high:.3g}</p>"]
+
+
+def among_all(values, name, walk, maps):
+    """The values of a part of a long prompt (`VLM.prefill`) in their places among all of it: NaN for the others."""
+    tokens, part = len(maps.input_ids), PART.match(name)
+    if not EITHER.sub("", name).startswith("model.") or len(values) == tokens:
+        return values
+    every = np.full(tokens, np.nan, dtype=np.float32)
+    every[even_parts(tokens, walk.vlm.prefill_chunk)[int(part[1]) if part else 0]] = values
+    return every
 
 
 def lengths(value):

@@ -9,7 +9,12 @@ from minivl.errors import Error
 
 
 def needed(trace, *names):
-    """The kept tensors of these names, a list. An Error says what to keep if some are missing."""
+    """The kept tensors of these names, a list. An Error says what to keep if some are missing, or in parts."""
+    if "chunks.1.model.norm" in trace.names and any(name.startswith(("model.rope", "model.layers")) for name in names):
+        raise Error(
+            "the prompt went through the decoder in parts (chunks.1 and on), and this needs it in one piece. Trace again with "
+            f"vlm.prefill_chunk = {len(trace.info['input_ids'])}, if memory allows."
+        )
     missing = [name for name in names if name not in trace]
     if missing:
         # many are named by a glob; a number at the very end stays, for "model.layers.*" would be far more
