@@ -116,7 +116,7 @@ def add_trace(subparsers):
 
 def add_report(subparsers):
     report = subparsers.add_parser("report", help="run, and write one HTML file to browse what happened")
-    report.add_argument("files", nargs="+", metavar="IMAGE", help="pictures and videos, as of `minivl ask`")
+    report.add_argument("files", nargs="*", metavar="IMAGE", help="pictures and videos, as of `minivl ask`")
     report.add_argument("question", metavar="QUESTION")
     report.add_argument("-o", "--output", metavar="FILE.html", default="run.html", help="the page (default: run.html)")
     report.set_defaults(run=commands.run_report)
