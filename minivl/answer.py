@@ -88,7 +88,7 @@ class Answer(str):
         font  a TrueType file for the labels; by default Pillow's own, or one of the system's that has the characters
         """
         from minivl.drawing import draw
-        from minivl.image import open_image
+        from minivl.image_file import open_image
 
         if not self.pictures:
             raise Error("there is no picture to draw on: the conversation has none.")

@@ -30,11 +30,11 @@ from tqdm import tqdm
 from minivl.config import Config
 from minivl.errors import Error
 from minivl.kernels import runs_on_amx
+from minivl.memory import memory
 from minivl.model import load
 from minivl.parameters import parameter_shapes
 from minivl.peers import PEERS
 from minivl.programs import LIMITS, OURS, READ, Limits, Minivl, Process
-from minivl.resident import memory
 from minivl.tiny import CHECKPOINT
 from minivl.workloads import (
     SIZES,

@@ -141,7 +141,7 @@ def config_of(given, *recordings):
 
 
 def opened_pictures(pictures):
-    from minivl.image import open_image
+    from minivl.image_file import open_image
 
     pictures = pictures if isinstance(pictures, (list, tuple)) else [pictures]
     return [open_image(picture) for picture in pictures]

@@ -8,7 +8,6 @@ A line is one question; white space next to a file is dropped, @@ is the sign it
 cache and are not run again. Without a terminal on both sides it is a filter: questions on stdin, answers on stdout, no prompt.
 """
 
-import glob
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from minivl.commands import PROMPT_OPTIONS, answer_options, item, load_model
+from minivl.commands.prompt import PROMPT_OPTIONS, item
 from minivl.errors import Error
 from minivl.json_file import write_json
 from minivl.stream import each
@@ -193,7 +192,7 @@ def text_item(text):
 def attached(name):
     """A file as a part of a message; an Error if it is not there or cannot be read."""
     from minivl.frames import open_video
-    from minivl.image import open_image
+    from minivl.image_file import open_image
 
     path = os.path.abspath(os.path.expanduser(name))
     if not os.path.isfile(path):
@@ -232,59 +231,3 @@ def json_path(name):
 
 def note(text):
     print(f"minivl: {text}", file=sys.stderr)
-
-
-# ---- the command ----
-
-
-def run_chat(options):
-    """Read lines until there are no more. The exit status: 1 if a line of a filter failed."""
-    interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    for file in options.files:
-        attached(file)  # whatever is wrong with it shows before a model is loaded
-    asked = options.system, options.files, answer_options(options), options.tokens, interactive
-    console, failed = Console(load_model(options), *asked), False
-    if interactive:
-        print("A question, with @picture.png where you like; /help; Ctrl-D ends.")
-    for line in typed() if interactive else sys.stdin:
-        try:
-            if not console.say(line):
-                break
-        except Error as error:
-            note(error)
-            failed = True
-        except KeyboardInterrupt:
-            if not interactive:
-                raise
-            note("interrupted")
-    return int(failed and not interactive)
-
-
-def typed():
-    """Lines from a terminal, with the history, editing and completion of readline where there is one."""
-    try:
-        import readline
-    except ImportError:  # not on Windows
-        pass
-    else:
-        readline.set_completer_delims(" \t\n")
-        readline.set_completer(completed)
-        readline.parse_and_bind("bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete")
-    while True:
-        try:
-            yield input("> ")
-        except KeyboardInterrupt:  # of a line that is half written
-            print()
-        except EOFError:
-            print()
-            return
-
-
-def completed(word, index):
-    """The index-th way to complete @part-of-a-name; None if there are no more."""
-    if not word.startswith("@"):
-        return None
-    start = word[1:]
-    found = sorted(glob.glob(glob.escape(os.path.expanduser(start)) + "*"))
-    names = [f"@{name}/" if os.path.isdir(name) else f'@"{name}"' if " " in name else f"@{name}" for name in found]
-    return names[index] if index < len(names) else None

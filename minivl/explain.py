@@ -79,7 +79,7 @@ MERGED = ("visual.merger.mlp.0", "visual.merger.mlp.1", "visual.merger.mlp.2", "
 
 
 def facts(config, name, tensor):
-    """The numbers that stand in the texts."""
+    """The numbers and words that stand in the texts and sentences."""
     vision, text = config.vision, config.text
     shape = [*tensor.shape, "", "", ""]
     tower = not documented(name).startswith(("model.", "lm_head"))
@@ -95,6 +95,7 @@ def facts(config, name, tensor):
         depth=vision.depth if tower else text.num_hidden_layers,
         blocks=sum(block < vision.depth for block in vision.fullatt_block_indexes), kind="full" if full else "windowed",
         segment="its whole picture (or pair of frames)" if full else "its own window", unit=vision.merged_size,
+        reach="over the whole picture or frame" if full else "inside each window",
         p=vision.patch_size, frames=vision.temporal_patch_size, patch=vision.patch_dim, window=vision.window_size, w=w,
         windows=max(shape[0] - 1, 0) if shape[0] != "" else 0, full=w * w * vision.merge_unit,
         merged=vision.hidden_size * vision.merge_unit, v=text.vocab_size, eps=text.rms_norm_eps, theta=text.rope.rope_theta,
@@ -125,78 +126,26 @@ class Narrator:
 
     def sentence(self, name, tensor):
         """What happened at this tensor; None where there is no more to say than `explain` does."""
-        tell = SENTENCES.get(documented(name))
-        if tell is None or (name.startswith("steps.") and not name.endswith("next_token")):
+        said = SENTENCES.get(documented(name))
+        if said is None or (name.startswith("steps.") and not name.endswith("next_token")):
             return None
-        return tell(self, name, tensor)
+        return said(self, tensor) if callable(said) else said.format(**facts(self.config, name, tensor), tensor=tensor)
 
-    def resized(self, name, tensor):
-        m = self.config.vision.merged_size
-        return f"scaled so that both sides are multiples of {m} pixels: {tensor.shape[0] // m} x {tensor.shape[1] // m} tokens"
-
-    def patches(self, name, tensor):
-        P = self.config.vision.patch_size
-        return f"cut into {len(tensor)} patches of {P} x {P} pixels, twice in time, unit by unit"
-
-    def frame_indices(self, name, tensor):
+    def frame_indices(self, tensor):
         return f"{len(tensor)} frames are taken, from number {tensor[0]} to {tensor[-1]}"
 
-    def seconds(self, name, tensor):
-        return f"{tensor[0]:.3g} seconds from one pair of frames to the next"
-
-    def frames(self, name, tensor):
-        m = self.config.vision.merged_size
-        return f"each scaled so that both sides are multiples of {m} pixels"
-
-    def pairs(self, name, tensor):
-        P = self.config.vision.patch_size
-        return f"cut into {len(tensor)} patches of {P} x {P} pixels in two frames each, pair by pair, unit by unit"
-
-    def input_ids(self, name, tensor):
+    def input_ids(self, tensor):
         shown = int(np.isin(tensor, (self.config.image_token_id, self.config.video_token_id)).sum())
         return f"chat template and tokenizer: {len(tensor)} tokens, {shown} of them stand for what is shown"
 
-    def window_index(self, name, tensor):
-        return f"{len(tensor)} units of 2 x 2 patches, sorted window by window"
-
-    def windows(self, name, tensor):
-        return f"{len(tensor) - 1} windows; in a windowed block a patch sees only its own"
-
-    def patch_embed(self, name, tensor):
-        return f"each patch becomes {tensor.shape[1]} numbers: one matrix product"
-
-    def block(self, name, tensor):
-        full = int(name.split(".")[-1]) in self.config.vision.fullatt_block_indexes
-        return (
-            "attention over the whole picture or frame, then MLP" if full else "attention inside each window, then MLP"
-        )
-
-    def merger(self, name, tensor):
-        return "four patches become one token of the decoder's width"
-
-    def visual(self, name, tensor):
-        return "the tokens put back in the order of pictures and videos, row by row"
-
-    def embed_tokens(self, name, tensor):
-        return "each token id looks up its row of the embedding table"
-
-    def inputs_embeds(self, name, tensor):
-        return "the tokens of pictures and videos take the places of their placeholders"
-
-    def position_ids(self, name, tensor):
+    def position_ids(self, tensor):
         T, last = tensor.shape[1], int(tensor.max())
         return f"time, row and column of each of {T} tokens" + (f"; the last stands at {last}" if last != T - 1 else "")
 
-    def layer(self, name, tensor):
-        return "each token looks back at those before it, then MLP"
-
-    def norm(self, name, tensor):
-        return "final RMSNorm"
-
-    def logits(self, name, tensor):
+    def logits(self, tensor):
         return f"a score for each of {tensor.shape[1]} tokens: {self.best(tensor[0])}"
 
-    def token(self, name, tensor):
+    def token(self, tensor):
         return f"-> {word(self.vlm, int(tensor[0]))!r}"
 
     def best(self, logits):
@@ -204,25 +153,26 @@ class Narrator:
         return ", ".join(f"{word(self.vlm, int(i))!r} {logits[i]:.1f}" for i in order)
 
 
+# text with `facts` in it, or what tells it from the tensor's values
 SENTENCES = {
-    "image.{i}.resized": Narrator.resized,
-    "image.{i}.patches": Narrator.patches,
+    "image.{i}.resized": "scaled so that both sides are multiples of {unit} pixels: {rows} x {columns} tokens",
+    "image.{i}.patches": "cut into {n} patches of {p} x {p} pixels, twice in time, unit by unit",
     "video.{i}.frame_indices": Narrator.frame_indices,
-    "video.{i}.second_per_grid_t": Narrator.seconds,
-    "video.{i}.resized": Narrator.frames,
-    "video.{i}.patches": Narrator.pairs,
+    "video.{i}.second_per_grid_t": "{tensor[0]:.3g} seconds from one pair of frames to the next",
+    "video.{i}.resized": "each scaled so that both sides are multiples of {unit} pixels",
+    "video.{i}.patches": "cut into {n} patches of {p} x {p} pixels in two frames each, pair by pair, unit by unit",
     "input_ids": Narrator.input_ids,
-    "visual.window_index": Narrator.window_index,
-    "visual.cu_window_seqlens": Narrator.windows,
-    "visual.patch_embed": Narrator.patch_embed,
-    "visual.blocks.{i}": Narrator.block,
-    "visual.merger": Narrator.merger,
-    "visual": Narrator.visual,
-    "model.embed_tokens": Narrator.embed_tokens,
-    "inputs_embeds": Narrator.inputs_embeds,
+    "visual.window_index": "{n} units of 2 x 2 patches, sorted window by window",
+    "visual.cu_window_seqlens": "{windows} windows; in a windowed block a patch sees only its own",
+    "visual.patch_embed": "each patch becomes {m} numbers: one matrix product",
+    "visual.blocks.{i}": "attention {reach}, then MLP",
+    "visual.merger": "four patches become one token of the decoder's width",
+    "visual": "the tokens put back in the order of pictures and videos, row by row",
+    "model.embed_tokens": "each token id looks up its row of the embedding table",
+    "inputs_embeds": "the tokens of pictures and videos take the places of their placeholders",
     "position_ids": Narrator.position_ids,
-    "model.layers.{i}": Narrator.layer,
-    "model.norm": Narrator.norm,
+    "model.layers.{i}": "each token looks back at those before it, then MLP",
+    "model.norm": "final RMSNorm",
     "lm_head": Narrator.logits,
     "next_token": Narrator.token,
 }

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from minivl.errors import Error
-from minivl.image import decoded_uri, open_image, shown, to_rgb
+from minivl.image_file import decoded_uri, open_image, shown, to_rgb
 
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # formats in which several pictures move; in a TIFF they are pages
 FILMS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv")

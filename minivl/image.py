@@ -1,4 +1,4 @@
-"""Pictures to patches: open, resize, normalise, cut. The same bits as transformers' processor with Pillow.
+"""Pictures to patches: resize, normalise, cut. The same bits as transformers' processor with Pillow.
 
     processor = ImageProcessor.read(folder)
     pixels = processor.resized(open_image("cat.png"))            # uint8 [H, W, 3], both sides multiples of 28
@@ -6,22 +6,17 @@
 
 Where implementations differ, this is what is done here:
   size            smart_resize as in transformers 5 (no side below 28; very thin pictures may exceed max_pixels)
-  transparency    composited over white, whatever the mode
-  EXIF rotation   applied to files, bytes and URIs, as transformers' loader does; a PIL image is taken as it is
   resampling      the installed Pillow's bicubic. Pillow 13 changed the order of its two passes (vertical first where the
                   height shrinks the more), and with it some pixels
 """
 
-import base64
-import binascii
-import io
 import math
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from minivl.errors import Error
 from minivl.json_file import object_in, read_json
@@ -30,93 +25,6 @@ MOST_PIXELS = 10**9  # a larger picture would take 12 GB as float32
 LIMITS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}  # transformers' own, where the file gives none
 COLOURS = ("image_mean", "image_std")
 STEPS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
-
-
-def open_image(source):
-    """A PIL image in mode RGB, from a path, file:// or data: URI, bytes, PIL image, or array.
-
-    Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], uint8, or floating point from 0 to 1.
-    """
-    try:
-        image = opened(source)
-        given = isinstance(source, (Image.Image, np.ndarray))
-        return to_rgb(image if given else ImageOps.exif_transpose(image))
-    except Error:
-        raise
-    except FileNotFoundError:
-        raise Error(f"the picture {shown(source)} does not exist. Check the path.") from None
-    except UnidentifiedImageError:
-        raise Error(f"{shown(source)} is not a picture that Pillow can read. Convert it to PNG or JPEG.") from None
-    except Image.DecompressionBombError as cause:
-        raise Error(f"the picture {shown(source)} is too large to open ({cause}). Scale it down before.") from None
-    except Exception as cause:  # of a damaged file: each of Pillow's formats raises its own kinds
-        raise Error(f"cannot read the picture {shown(source)}: {cause}. Is the file whole?") from None
-
-
-def opened(source):
-    """A PIL image of whatever mode."""
-    if isinstance(source, Image.Image):
-        return source
-    if isinstance(source, np.ndarray):
-        return Image.fromarray(as_uint8(source))
-    if isinstance(source, (bytes, bytearray)):
-        return Image.open(io.BytesIO(source))
-    if not isinstance(source, (str, Path)):
-        raise Error(f"a {type(source).__name__} is not a picture. Give a path, bytes, a PIL image or a NumPy array.")
-    text = str(source)
-    if text.startswith(("http://", "https://")):
-        raise Error(f"{text}: minivl does not fetch from the network. Download the picture and give its path.")
-    if text.startswith("data:"):
-        return Image.open(io.BytesIO(decoded_uri(text)))
-    return Image.open(io.BytesIO(Path(text.removeprefix("file://")).read_bytes()))  # leaves no file open
-
-
-def decoded_uri(text):
-    head, _, body = text.partition(",")
-    if not head.endswith(";base64"):
-        raise Error("a data URI of a picture must be base64: data:image/png;base64,...")
-    try:
-        return base64.b64decode("".join(body.split()), validate=True)
-    except binascii.Error as cause:
-        raise Error(f"the data URI of the picture is not valid base64 ({cause}). Was it cut?") from None
-
-
-def as_uint8(array):
-    """Pixels of an array as uint8 [H, W] or [H, W, 3 or 4]."""
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
-        raise Error(f"an array of shape {list(array.shape)} is not a picture. Give [H, W], [H, W, 3] or [H, W, 4].")
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
-    if array.dtype.kind != "f":
-        raise Error(f"an array of {array.dtype} is not a picture. Give uint8 from 0 to 255, or floats from 0 to 1.")
-    if not (np.all(np.isfinite(array)) and array.min() >= 0 and array.max() <= 1):
-        raise Error(
-            f"floats of a picture must lie in 0..1; these go from {array.min()} to {array.max()}. Divide by 255?"
-        )
-    return np.round(array * 255).astype(np.uint8)
-
-
-def to_rgb(image):
-    """Mode RGB, transparency over white."""
-    image.load()
-    if 0 in image.size:
-        raise Error(f"the picture has {image.width} x {image.height} pixels. Give one with at least 1 x 1.")
-    if image.mode == "La":  # premultiplied grey, which Pillow converts to this alone
-        image = image.convert("LA")
-    if not {"A", "a"} & set(image.getbands()) and image.info.get("transparency") is None:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
-
-
-def shown(source):
-    """A source as an error message names it."""
-    if isinstance(source, (str, Path)) and not str(source).startswith("data:"):
-        return str(source)
-    return "from a data URI" if isinstance(source, str) else f"given as {type(source).__name__}"
 
 
 def wished(height, width):
@@ -265,6 +173,14 @@ class ImageProcessor:
         C = patches.shape[1] // (F * P * P)
         x = patches.reshape(t, h // M, w // M, M, M, C, F, P, P)
         return x.transpose(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * F, C, h * P, w * P)
+
+
+def prepare_image(picture, processor, **sizes):
+    """Stage: a PIL picture -> patches float32 [N, 1176] and its grid (1, rows, columns). sizes: as of `resized`."""
+    resized = yield "resized", processor.resized(picture, **sizes)  # [H, W, 3] uint8
+    pixels = yield "normalized", processor.normalize(resized)  # [3, H, W] float32
+    patches, grid = processor.patchify(pixels[None])
+    return (yield "patches", patches), grid
 
 
 def stored_fields(folder):

@@ -46,17 +46,6 @@ class Inputs:
             object.__setattr__(self, "second_per_grid_ts", np.ones(len(self.video_grid_thw), dtype=np.float32))
 
 
-def gathered(input_ids, pictures, videos, patch_dim):
-    """`Inputs` of (patches, grid, size) of each picture and (patches, grid, seconds from pair to pair) of each video."""
-    patches, grids = [], []
-    for media in (pictures, videos):
-        patches.append(np.concatenate([np.zeros((0, patch_dim), dtype=np.float32), *[one[0] for one in media]]))
-        grids.append(np.array([one[1] for one in media], dtype=np.int64).reshape(-1, 3))
-    seconds = np.array([one[2] for one in videos], dtype=np.float32)
-    sizes = tuple(one[2] for one in pictures)
-    return Inputs(input_ids, patches[0], grids[0], patches[1], grids[1], seconds, sizes)
-
-
 def checked(inputs, config):
     """The same `Inputs` as dense arrays of the right types; an Error where shapes or ids do not fit the model."""
     ids, seconds = np.asarray(inputs.input_ids), np.asarray(inputs.second_per_grid_ts)

@@ -15,41 +15,35 @@ Each is counted from 0, over all pictures and then all videos, in the order in w
     prompt     the token's place among input_ids: rows of model.*
     position   what M-RoPE turns by, (t, h, w)
 
-    4 x 12 patches              tokens                    slots of the tokens, windows of 4 x 4 tokens
-     0  1   4  5   8 ...         0  1  2  3 |  4  5        0  1  2  3 |  8  9
-     2  3   6  7  10 ...         6  7  8  9 | 10 11        4  5  6  7 | 10 11
-    24 25  28 ...
-    26 27  30 ...               the picture's tokens stand at start + (0, row, column) in M-RoPE
+    tokens of 4 x 12 patches    slots of the tokens, windows of 4 x 4 tokens
+     0  1  2  3 |  4  5          0  1  2  3 |  8  9
+     6  7  8  9 | 10 11          4  5  6  7 | 10 11
+                                the picture's tokens stand at start + (0, row, column) in M-RoPE
 
-Where a method takes `image` it counts pictures, then videos; `frame` counts pairs of a video's frames and is 0 for a picture.
-Whole numbers and arrays of them are taken alike; what lies outside is an Error.
+Pixels, patches and tokens, and what `image` and `frame` count: see grids.py.
 """
-
-from functools import cached_property
 
 import numpy as np
 
 from minivl.errors import Error
-from minivl.positions import patch_positions, prompt_positions
-from minivl.windows import frame_segments, row_order, unit_grid, window_index
+from minivl.grids import Grids, within
+from minivl.positions import prompt_positions
+from minivl.windows import frame_segments, row_order, window_index
 
 # the tensors of a run that its maps are made of
 MAPPED = "input_ids image_grid_thw video_grid_thw visual.window_index visual.cu_window_seqlens position_ids".split()
 
 
-class Maps:
-    """The maps of one prompt.
+class Maps(Grids):
+    """The maps of one prompt: what `Grids` know of its pictures and videos, their order in the tower, their places in the text.
 
-    grids        int64 [images + videos, 3]: frames, patch rows, patch columns of each
-    places       int64 [N, 4]: (image, frame, row, column) of each patch
-    image_sizes  (height, width) of each picture as it was given; () if nobody knows
+    grids, places, image_sizes  as of `Grids`;  windows, frames  the tower's segments, in slots of patches: int64 [n + 1]
     """
 
     def __init__(self, config, input_ids, grids, order=None, position_ids=None, image_sizes=()):
         """order  (window_index, cu_window_seqlens) of the run; what the tower makes of the grids if not given"""
-        self.config, self.input_ids = config, np.asarray(input_ids, dtype=np.int64)
-        self.grids = np.asarray(grids, dtype=np.int64).reshape(-1, 3)
-        self.position_ids, self.image_sizes = position_ids, tuple(tuple(size) for size in image_sizes)
+        super().__init__(config, grids, image_sizes)
+        self.input_ids, self.position_ids = np.asarray(input_ids, dtype=np.int64), position_ids
         self.window_index, self.windows = order or self._window_order()
         self.frames = frame_segments(self.grids)
         self._slots = np.argsort(self.window_index)
@@ -86,23 +80,6 @@ class Maps:
             return np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
         return window_index(self.grids, self.config.vision)
 
-    @cached_property
-    def places(self):
-        if not len(self.grids):
-            return np.zeros((0, 4), dtype=np.int64)
-        vision = self.config.vision
-        units = np.repeat(unit_grid(self.grids, vision.spatial_merge_size), vision.merge_unit, axis=0)
-        return np.concatenate([units[:, :2], patch_positions(self.grids, vision.spatial_merge_size)], axis=1)
-
-    @property
-    def patches(self):
-        """How many there are, of all pictures and videos."""
-        return int(self.grids.prod(axis=1).sum())
-
-    @property
-    def tokens(self):
-        return self.patches // self.config.vision.merge_unit
-
     @property
     def images(self):
         """How many of the grids are pictures; the others are videos."""
@@ -113,79 +90,7 @@ class Maps:
     def __repr__(self):
         return f"<Maps: {self.patches} patches, {self.tokens} tokens in a prompt of {len(self.input_ids)}>"
 
-    # ---- pixels ----
-
-    def size(self, image=0):
-        """(height, width) of the resized picture."""
-        return tuple(int(n) * self.config.vision.patch_size for n in self.grids[self._image(image), 1:])
-
-    def resized(self, x, y, image=0):
-        """(x, y) on the picture as it was given -> on the resized one. Corners stay corners; not rounded."""
-        (h, w), (H, W) = self._original_size(image), self.size(image)
-        return np.asarray(x) * (W / w), np.asarray(y) * (H / h)
-
-    def original(self, x, y, image=0):
-        """(x, y) on the resized picture -> on the one that was given; not rounded. Source: as boxes, grounding.py."""
-        (h, w), (H, W) = self._original_size(image), self.size(image)
-        return np.asarray(x) * (w / W), np.asarray(y) * (h / H)
-
-    def patch_of_pixel(self, x, y, image=0, frame=0):
-        """The patch that holds a pixel of the resized picture; x and y may have fractions."""
-        P = self.config.vision.patch_size
-        H, W = np.moveaxis(self.grids[self._image(image), 1:] * P, -1, 0)
-        column, row = _within(x, W, "x", "pixels", "iuf"), _within(y, H, "y", "pixels", "iuf")
-        return self.patch_at(row // P, column // P, image, frame)
-
-    def pixels_of_patch(self, patch):
-        """(x0, y0, x1, y1) on its resized picture, the last two exclusive: int64 [..., 4]."""
-        row, column = np.moveaxis(self.places[self._patch(patch)], -1, 0)[2:]
-        corner = np.stack([column, row, column + 1, row + 1], axis=-1)
-        return corner * self.config.vision.patch_size
-
-    def token_of_pixel(self, x, y, image=0, frame=0):
-        """The token that shows a pixel of the resized picture; of one as it was given: token_of_pixel(*maps.resized(x, y))."""
-        return self.token_of_patch(self.patch_of_pixel(x, y, image, frame))
-
-    def pixels_of_token(self, token):
-        """(x0, y0, x1, y1) on its resized picture, the last two exclusive: int64 [..., 4]."""
-        boxes = self.pixels_of_patch(self.patches_of_token(token))
-        return np.concatenate([boxes[..., 0, :2], boxes[..., -1, 2:]], axis=-1)
-
-    def tokens_of_box(self, box, image=0, frame=0):
-        """All tokens that a box (x0, y0, x1, y1) on the resized picture touches, row by row."""
-        return np.unique(self.token_of_patch(self.patches_of_box(box, image, frame)))
-
-    def patches_of_box(self, box, image=0, frame=0):
-        """All patches that a box (x0, y0, x1, y1) on the resized picture touches, in their order."""
-        x0, y0, x1, y1 = box
-        if not (x0 < x1 and y0 < y1):
-            raise Error(f"the box {tuple(box)} is empty. Give (x0, y0, x1, y1) with x0 < x1 and y0 < y1.")
-        last = np.nextafter(x1, x0), np.nextafter(y1, y0)  # the right and lower edges are not of the box
-        corners = self.patch_of_pixel([x0, last[0]], [y0, last[1]], image, frame)
-        (top, left), (bottom, right) = self.places[corners, 2:]
-        rows, columns = np.arange(top, bottom + 1), np.arange(left, right + 1)
-        return np.sort(self.patch_at(rows[:, None], columns, image, frame).reshape(-1))
-
-    # ---- patches, slots, windows, tokens ----
-
-    def patch_at(self, row, column, image=0, frame=0):
-        """The patch in a row and column of the grid of patches."""
-        image = self._image(image)
-        T, H, W = np.moveaxis(self.grids[image], -1, 0)
-        m = self.config.vision.spatial_merge_size
-        row, column = _within(row, H, "row", "patch rows"), _within(column, W, "column", "patch columns")
-        frame = _within(frame, T, "frame", "frames")
-        patches = self.grids.prod(axis=1)
-        unit = row // m * (W // m) + column // m
-        return (np.cumsum(patches) - patches)[image] + frame * (H * W) + unit * m * m + row % m * m + column % m
-
-    def token_of_patch(self, patch):
-        return self._patch(patch) // self.config.vision.merge_unit
-
-    def patches_of_token(self, token):
-        """Its four patches, int64 [..., 4]: upper left, upper right, lower left, lower right."""
-        unit = self.config.vision.merge_unit
-        return self._token(token)[..., None] * unit + np.arange(unit)
+    # ---- slots and windows ----
 
     def slot_of_patch(self, patch):
         """Its row in window order."""
@@ -193,7 +98,7 @@ class Maps:
         return self._slots[patch // unit] * unit + patch % unit
 
     def patch_of_slot(self, slot):
-        slot, unit = _within(slot, self.patches, "slot", "patches"), self.config.vision.merge_unit
+        slot, unit = within(slot, self.patches, "slot", "patches"), self.config.vision.merge_unit
         return self.window_index[slot // unit] * unit + slot % unit
 
     def slot_of_token(self, token):
@@ -201,14 +106,14 @@ class Maps:
         return self._slots[self._token(token)]
 
     def token_of_slot(self, slot):
-        return self.window_index[_within(slot, self.tokens, "slot", "tokens")]
+        return self.window_index[within(slot, self.tokens, "slot", "tokens")]
 
     def window_of_patch(self, patch):
         return np.searchsorted(self.windows, self.slot_of_patch(patch), side="right") - 1
 
     def patches_of_window(self, window):
         """The patches of one window, in the order of their slots."""
-        window = int(_within(window, len(self.windows) - 1, "window", "windows"))
+        window = int(within(window, len(self.windows) - 1, "window", "windows"))
         return self.patch_of_slot(np.arange(*self.windows[window : window + 2]))
 
     def pixels_of_window(self, window):
@@ -216,9 +121,13 @@ class Maps:
         boxes = self.pixels_of_patch(self.patches_of_window(window))
         return np.concatenate([boxes.min(axis=0)[:2], boxes.max(axis=0)[2:]])
 
+    def bounds(self, block):
+        """Boundaries of what sees each other in a block of the tower, in slots of patches: windows, or whole frames."""
+        return self.frames if block in self.config.vision.fullatt_block_indexes else self.windows
+
     def segment(self, patch, block):
         """(first slot, last slot + 1) of all that a patch sees in a block of the tower: its window, or all of its frame."""
-        bounds = self.frames if block in self.config.vision.fullatt_block_indexes else self.windows
+        bounds = self.bounds(block)
         at = np.searchsorted(bounds, self.slot_of_patch(patch), side="right")
         return bounds[at - 1], bounds[at]
 
@@ -230,7 +139,7 @@ class Maps:
 
     def token_of_prompt(self, prompt):
         """The token that stands there; an Error where there is text. See `shown`."""
-        prompt = _within(prompt, len(self.input_ids), "prompt", "tokens in the prompt")
+        prompt = within(prompt, len(self.input_ids), "prompt", "tokens in the prompt")
         if not np.all(self.shown[prompt]):
             text = np.atleast_1d(prompt)[~np.atleast_1d(self.shown[prompt])][0]
             raise Error(f"token {text} of the prompt is text, no part of a picture. `maps.shown` tells which are.")
@@ -247,7 +156,7 @@ class Maps:
         """M-RoPE's (t, h, w): int64 [..., 3]."""
         if self.position_ids is None:
             raise Error("the run was stopped before position_ids were made. Trace it further.")
-        return self.position_ids.T[_within(prompt, len(self.input_ids), "prompt", "tokens in the prompt")]
+        return self.position_ids.T[within(prompt, len(self.input_ids), "prompt", "tokens in the prompt")]
 
     def prompt_of_position(self, t, h, w):
         """All places in the prompt with this position, int64 [n]: none, one, or several frames of a fast video."""
@@ -280,31 +189,3 @@ class Maps:
                 f"{name} has {expected} {order}; the values are {list(values.shape)}. Give one for each, in front."
             )
         return values[self.raster(order, image, frame)]
-
-    # ---- what is not there ----
-
-    def _image(self, image):
-        if np.size(image) and not len(self.grids):
-            raise Error("there is no picture or video in this prompt.")
-        return _within(image, len(self.grids), "image", "pictures and videos")
-
-    def _patch(self, patch):
-        return _within(patch, self.patches, "patch", "patches")
-
-    def _token(self, token):
-        return _within(token, self.tokens, "token", "tokens of pictures and videos")
-
-    def _original_size(self, image):
-        if self._image(image) >= len(self.image_sizes):
-            raise Error(
-                f"the size that image {image} was given in is not known; videos and `Inputs` made by hand have none."
-            )
-        return self.image_sizes[image]
-
-
-def _within(values, count, what, things, kinds="iu"):
-    """As int64, if all of them count from 0 to count - 1; fractions, where they are allowed, are cut off."""
-    found = np.asarray(values)
-    if found.size and (found.dtype.kind not in kinds or not np.all((found >= 0) & (found < count))):
-        raise Error(f"{what} {values} is outside: there are {count} {things}, counted from 0 in whole numbers.")
-    return np.floor(found).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The whole model, in verbs: prepare, embed_image, embed_tokens, scatter, decode. Each is a stage of the stream.
+"""The whole model, as people use it: questions and pictures in, answers out. What runs between is the engine (engine.py).
 
     vlm = minivl.load()
     vlm.ask("How many circles?", images="scene.png")    # -> Answer, a str; videos="clip.mp4" in the same way
@@ -15,31 +15,28 @@ ask, stream, trace and walk are consumers of one generator, `VLM.answer`; its si
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from minivl import chat
 from minivl.answer import Answer, pictures_of_prompt
 from minivl.config import Config
-from minivl.decoder import KVCache, decoder
+from minivl.engine import Engine
 from minivl.errors import Error
 from minivl.forecast import forecast
-from minivl.image import ImageProcessor, open_image
-from minivl.inputs import Inputs, after, checked, even_parts, gathered, pictures_of, reusable, scatter
+from minivl.image import ImageProcessor
+from minivl.inputs import Inputs, checked
 from minivl.kernels import choose
-from minivl.kernels.bfloat16 import to_float32
-from minivl.positions import check_rule, prompt_positions
+from minivl.kv_cache import KVCache
+from minivl.positions import check_rule
+from minivl.prepare import prepare
 from minivl.progress import answering, reading
 from minivl.provenance import about
 from minivl.resident import follower
-from minivl.sampling import Sampling, Sequence, extended, generator
-from minivl.several import answer_many, conversations, joined
-from minivl.stream import drive, run, under
+from minivl.sampling import Sampling, generator
+from minivl.several import answer_many, conversations
+from minivl.stream import drive, run
 from minivl.template import Template
 from minivl.tokenizer import Tokenizer
 from minivl.tokens import count_tokens
 from minivl.trace import record
-from minivl.video import prepare_video
-from minivl.vision import vision_tower
 from minivl.walk import Walk
 from minivl.weights import open_weights, resolve
 from minivl.what_if import what_if
@@ -71,7 +68,7 @@ def load(
     return VLM(config, opened, kernels, folder, video_positions, follower(opened, config, memory_limit))
 
 
-class VLM:
+class VLM(Engine):
     """A loaded Qwen2.5-VL. Its methods `ask`, `ask_many`, `stream`, `chat` and `trace` take the same options:
 
     min_pixels, max_pixels   limits on each resized picture or frame, in pixels, unless its own item has them
@@ -82,15 +79,12 @@ class VLM:
                              as in generation_config.json, which decides what is not given
     seed                     of the random draws; the same seed gives the same answer, in ask_many to each prompt of its own
 
-    prefill_chunk  most tokens of a prompt that run through the decoder together: see `prefill`. Set it, for example to
-                   trace a longer prompt in one piece.
+    `prefill_chunk`, and the stages from `Inputs` on (prefill, decode, embed_image, ...), are those of the `Engine`.
     """
 
-    prefill_chunk = 4096
-
     def __init__(self, config, weights, kernels, folder=None, video_positions="launch", resident=None):
-        self.config, self.weights, self.kernels, self.folder = config, weights, kernels, folder
-        self.video_positions, self.resident = video_positions, resident
+        super().__init__(config, weights, kernels, video_positions)
+        self.folder, self.resident = folder, resident
 
     @cached_property
     def tokenizer(self):
@@ -209,11 +203,7 @@ class VLM:
         parts = self.template, self.tokenizer, self.processor
         return count_tokens(messages, *parts, sizes, sampling, add_vision_id)
 
-    def new_cache(self):
-        """An empty memory of a conversation, for `chat` and `stream`."""
-        return KVCache(self.config.text, of=self)
-
-    # ---- the stages, in the order of the data flow ----
+    # ---- the stages around the engine ----
 
     def answer(self, prompt, cache=None, seed=None, **options):
         """Stage: from messages (or `Inputs`) to an `Answer`. What people call consumes this one, ask_many its sister."""
@@ -241,6 +231,11 @@ class VLM:
             inputs = yield from self.prepare(prompt, **media)
         return checked(inputs, self.config)
 
+    def prepare(self, messages, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None, nframes=None):
+        """Stage: messages with pictures and videos -> `Inputs`."""
+        sizes, sampling = {"min_pixels": min_pixels, "max_pixels": max_pixels}, {"fps": fps, "nframes": nframes}
+        return prepare(self, messages, sizes, sampling, add_vision_id)
+
     def answered(self, prompt, sequence):
         """The `Answer` of a sequence that has ended."""
         ids, inputs, finished = sequence.ids, sequence.inputs, sequence.finished
@@ -249,144 +244,5 @@ class VLM:
         self.tokenizer.warn_unnamed(ids)
         raw = self.tokenizer.decode(ids[:-1] if finished else ids, skip_special=False)
         pictures = pictures_of_prompt(prompt, inputs, self.config.vision.patch_size)
-        return Answer(
-            self.tokenizer.decode(ids),
-            ids,
-            len(inputs.input_ids),
-            finished,
-            raw,
-            pictures,
-            cached_tokens=sequence.cache.reused,
-        )
-
-    def prepare(self, messages, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None, nframes=None):
-        """Stage: messages with pictures and videos -> `Inputs`."""
-        sizes, sampling = {"min_pixels": min_pixels, "max_pixels": max_pixels}, {"fps": fps, "nframes": nframes}
-        (images, videos), pictures, clips = chat.media(messages, sizes, sampling), [], []
-        for i, (source, asked) in enumerate(images):
-            picture = open_image(source)
-            one = yield from under(f"image.{i}", self.prepare_image(picture, **asked))
-            pictures.append((*one, (picture.height, picture.width)))
-        for i, (source, asked) in enumerate(videos):
-            clips.append((yield from under(f"video.{i}", prepare_video(source, self.processor, **asked))))
-        counts = [[len(one[0]) // self.config.vision.merge_unit for one in media] for media in (pictures, clips)]
-        text = chat.expand(self.template.render(messages, add_vision_id=add_vision_id), *counts)
-        return gathered(self.tokenizer.encode(text), pictures, clips, self.config.vision.patch_dim)
-
-    def prepare_image(self, picture, **sizes):
-        """Stage: a PIL picture -> patches float32 [N, 1176] and its grid (1, rows, columns). sizes: as its item says."""
-        resized = yield "resized", self.processor.resized(picture, **sizes)  # [H, W, 3] uint8
-        pixels = yield "normalized", self.processor.normalize(resized)  # [3, H, W] float32
-        patches, grid = self.processor.patchify(pixels[None])
-        return (yield "patches", patches), grid
-
-    def generate(self, inputs, cache, sampling, rng):
-        """Stage: `Inputs` -> the `Sequence` of the whole answer. The first token comes from the prefill, the others from
-        steps.1, steps.2, ... Sending another `next_token` back makes the model go on from that one."""
-        sequence = yield from self.begin(inputs, cache, sampling, rng)
-        while not sequence.ended:
-            yield from under(f"steps.{len(sequence.ids)}", self.step([sequence]))
-        return sequence
-
-    def begin(self, inputs, cache, sampling, rng):
-        """Stage: `Inputs` -> a `Sequence` with its first token."""
-        room = self.config.text.max_position_embeddings - len(inputs.input_ids)
-        if room < 1:
-            raise Error(
-                f"the prompt has {len(inputs.input_ids)} tokens; the model's context is "
-                f"{self.config.text.max_position_embeddings}. Lower max_pixels, send fewer pictures or frames, or shorten "
-                "the text."
-            )
-        sequence = Sequence(inputs, cache, sampling, rng, min(sampling.max_new_tokens, room))
-        cache.reserve(len(inputs.input_ids) + sequence.most - 1)  # the last token is not read any more
-        logits = yield from self.prefill(inputs, cache)
-        yield from extended([sequence], logits)
-        return sequence
-
-    def step(self, sequences):
-        """Stage: the next token of each of these sequences."""
-        token = np.array([sequence.ids[-1] for sequence in sequences], dtype=np.int64)
-        logits = yield from self.decode(token, joined([sequence.cache for sequence in sequences]))
-        yield from extended(sequences, logits)
-
-    def prefill(self, inputs, cache):
-        """Stage: the whole prompt -> logits of the token after it, float32 [1, V].
-
-        What the cache holds already, of the same beginning with the same pictures and videos, is not run again. The rest goes
-        through the decoder in parts of at most `prefill_chunk` tokens, so that what a layer makes of a long prompt takes
-        no more memory than a part does. Each part sees those before it in the cache: the same bits as all at once, while
-        no layer has a sliding window. Pictures may lie across the borders.
-        """
-        config, T = self.config, len(inputs.input_ids)
-        grids = inputs.image_grid_thw, inputs.video_grid_thw, inputs.second_per_grid_ts
-        positions, following = prompt_positions(inputs.input_ids, config, *grids, self.video_positions)
-        pictures = pictures_of(inputs, config)
-        held = reusable(cache, inputs.input_ids, pictures)
-        cache.truncate(held)
-        input_ids = yield "input_ids", inputs.input_ids[held:]
-
-        new = after(inputs, pictures, held)
-        features = (yield from self.embed_image(*new)) if len(new[1]) + len(new[3]) else None
-        x = yield "model.embed_tokens", self.embed_tokens(input_ids)
-        if features is not None:
-            images = len(new[0]) // config.vision.merge_unit
-            x = scatter(x, features[:images], input_ids == config.image_token_id)
-            x = scatter(x, features[images:], input_ids == config.video_token_id, "video")
-        x = yield "inputs_embeds", x
-
-        position_ids = yield "position_ids", positions[:, held:]
-        delta = yield "rope_delta", np.array([following - T], dtype=np.int64)
-        for i, rows in enumerate(even_parts(len(x), self.prefill_chunk)):
-            place = f"chunks.{i}.model" if i else "model"
-            hidden = yield from under(place, self._decoder(x[rows], position_ids[:, rows], cache))
-            cache.commit(input_ids[rows], T + int(delta[0]))
-        cache.pictures = pictures
-        return (yield from self._logits(hidden))
-
-    def decode(self, token, cache):
-        """Stage: one more token, int64 [1], after those in the cache -> logits float32 [1, V].
-
-        Of several sequences, one more token each, int64 [B], with a `KVCaches` -> [B, V].
-        """
-        x = yield "model.embed_tokens", self.embed_tokens(token)
-        # subtle: the three positions go on from the largest one used so far, not from the number of tokens
-        position_ids = yield "position_ids", np.full((3, len(token)), cache.next_position, dtype=np.int64)
-        hidden = yield from under("model", self._decoder(x, position_ids, cache))
-        cache.commit(token, cache.next_position + 1)
-        return (yield from self._logits(hidden, len(token)))
-
-    def _decoder(self, x, position_ids, cache):
-        return decoder(x, position_ids, cache, self.weights.at("model"), self.config.text, self.kernels)
-
-    def _logits(self, hidden, rows=1):
-        """Stage: of the last so many rows."""
-        return (yield "lm_head", self.kernels.linear(hidden[-rows:], self.weights["lm_head.weight"]))
-
-    def embed_image(self, pixel_values, image_grid_thw, pixel_values_videos=(), video_grid_thw=()):
-        """Stage: patches of pictures, and of videos behind them -> their tokens, float32 [U, D], in this order.
-
-        The tower runs once for all: pictures, and frames of a video, never see each other in it.
-        """
-        patches, grids = [], []
-        if len(image_grid_thw):
-            patches.append((yield "pixel_values", pixel_values))
-            grids.append((yield "image_grid_thw", image_grid_thw))
-        if len(video_grid_thw):
-            patches.append((yield "pixel_values_videos", pixel_values_videos))
-            grids.append((yield "video_grid_thw", video_grid_thw))
-        patches = patches[0] if len(patches) == 1 else np.concatenate(patches)  # no copy of the pixels without need
-        tower = vision_tower(
-            patches, np.concatenate(grids), self.weights.at("visual"), self.config.vision, self.kernels
-        )
-        return (yield "visual", (yield from under("visual", tower)))
-
-    def embed_tokens(self, input_ids):
-        """Rows of the embedding table: int64 [T] -> float32 [T, D]."""
-        table = self.weights["model.embed_tokens.weight"]
-        outside = input_ids[(input_ids < 0) | (input_ids >= len(table))]
-        if len(outside):
-            raise Error(
-                f"token id {outside[0]} is outside the embedding table of {len(table)} rows: "
-                "tokenizer.json and model.safetensors do not belong together."
-            )
-        return to_float32(table[input_ids])
+        how = ids, len(inputs.input_ids), finished, raw, pictures, sequence.cache.reused
+        return Answer(self.tokenizer.decode(ids), *how)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minivl.decoder import KVCache
 from minivl.kernels.linear import FEW
 from minivl.kernels.tile import COLUMNS
+from minivl.kv_cache import KVCache
 from minivl.stream import Lazy
 
 

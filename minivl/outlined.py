@@ -5,7 +5,7 @@
     vlm.passes(inputs, tokens=200)                                  # what was multiplied, read and held for each of them
 
 Indices, positions and segments are the real ones; all else is an `Outline` (outline.py). So names, shapes, costs and lifetimes
-are not listed a second time: they are those of video.py, vision.py, decoder.py and model.py, whatever these come to be.
+are not listed a second time: they are those of video.py, vision.py, decoder.py and engine.py, whatever these come to be.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from minivl.decoder import decoder
+from minivl.engine import Engine
 from minivl.frames import Clip
-from minivl.image import ImageProcessor
+from minivl.image import ImageProcessor, prepare_image
 from minivl.inputs import Inputs
-from minivl.model import VLM
 from minivl.outline import Meter, OutlinedCache, outline
 from minivl.parameters import parameter_shapes
 from minivl.sampling import Sampling
@@ -63,8 +63,8 @@ class OutlinedProcessor(ImageProcessor):
         return outline((T * H * W, 3 * self.temporal_patch_size * self.patch_size**2)), (T, H, W)
 
 
-class Outlined(VLM):
-    """A `VLM` without weights.
+class Outlined(Engine):
+    """An engine without weights, and how its pictures are scaled.
 
     processor  the `ImageProcessor` whose limits hold;  size  bytes of a matrix's weight: 2 as stored, 4 as float32
     """
@@ -87,7 +87,7 @@ class Outlined(VLM):
         """Stage: the grids of pictures (`Size`), grids and seconds of videos (`Footage`), prepared as the engine does."""
         grids, clips, sizes = [], [], sizes or {}
         for i, picture in enumerate(pictures):
-            grids.append((yield from under(f"image.{i}", self.prepare_image(picture, **sizes)))[1])
+            grids.append((yield from under(f"image.{i}", prepare_image(picture, self.processor, **sizes)))[1])
         for i, video in enumerate(videos):
             stage = prepare_video(video.clip, self.processor, **sizes, **(sampling or {}))
             clips.append((yield from under(f"video.{i}", stage))[1:])
@@ -112,7 +112,7 @@ class Outlined(VLM):
         return Inputs(ids, pixels[0], all_grids[0], pixels[1], all_grids[1], seconds)
 
     def whole(self, pictures, prompt_tokens=40, tokens=1, videos=(), sizes=None, sampling=None):
-        """Stage: a run from its pictures and videos to its last token, as `answer` yields it."""
+        """Stage: a run from its pictures and videos to its last token, as `VLM.answer` yields it."""
         grids, clips = yield from self.prepared(pictures, videos, sizes, sampling)
         chosen = Sampling(max_new_tokens=tokens)  # no id ends the answer
         inputs = self.inputs(grids, prompt_tokens, clips)

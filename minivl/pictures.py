@@ -213,8 +213,7 @@ def attention_to(probs, tokens):
 
 def attention_received(probs, maps, name):
     """probs [H, N, L] of the tower -> [N]: the sum over all patches of the segment, 1 on average."""
-    block = int(name.split(".")[2])
-    bounds = maps.frames if block in maps.config.vision.fullatt_block_indexes else maps.windows
+    bounds = maps.bounds(int(name.split(".")[2]))
     mean, received = probs.mean(axis=0), np.zeros(probs.shape[1], dtype=np.float32)
     for start, end in zip(bounds[:-1], bounds[1:]):
         received[start:end] = mean[start:end, : end - start].sum(axis=0)

@@ -23,10 +23,11 @@ from pathlib import Path
 from minivl.config import Config
 from minivl.errors import Error
 from minivl.frames import is_video, open_video
-from minivl.image import MOST_PIXELS, ImageProcessor, open_image
+from minivl.image import MOST_PIXELS, ImageProcessor
+from minivl.image_file import open_image
+from minivl.memory import memory
 from minivl.outlined import Footage, Outlined, Size
 from minivl.published import PIXELS, PUBLISHED
-from minivl.resident import memory
 from minivl.stream import drive, run
 from minivl.summary import counts
 from minivl.tiny import CHECKPOINT

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from minivl.errors import Error
+from minivl.kv_cache import joined
 from minivl.model import VLM, load
-from minivl.several import joined
 from minivl.stream import drive, run
 from minivl.workloads import TOGETHER
 

@@ -9,6 +9,15 @@ PUBLISHED = {
     "72B": dict(hidden=8192, layers=80, heads=64, kv=8, inner=29568, vocab=152064, vision_inner=3456, windows=80),
 }
 
+TOKEN_IDS = {
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+}
+
 # preprocessor_config.json of all of them: limits on a resized picture, in pixels
 PIXELS = {"min_pixels": 3136, "max_pixels": 12845056}
 
@@ -32,12 +41,7 @@ def published(hidden, layers, heads, kv, inner, vocab, vision_inner, windows, ti
         "sliding_window": 32768,
         "max_window_layers": windows,
         "tie_word_embeddings": tied,
-        "bos_token_id": 151643,
-        "eos_token_id": 151645,
-        "vision_start_token_id": 151652,
-        "vision_end_token_id": 151653,
-        "image_token_id": 151655,
-        "video_token_id": 151656,
+        **TOKEN_IDS,
         "vision_config": {
             "depth": 32,
             "hidden_size": 1280,

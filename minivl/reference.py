@@ -17,7 +17,7 @@ import numpy as np
 from minivl import chat
 from minivl.errors import Error
 from minivl.hooks import installed, load_reference, oracle
-from minivl.image import open_image
+from minivl.image_file import open_image
 from minivl.json_file import read_json
 from minivl.names import in_data_flow
 from minivl.weights import resolve

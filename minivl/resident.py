@@ -1,6 +1,6 @@
 """Checkpoints larger than memory: which weights stay in memory, decided as the tensors of a run pass.
 
-    vlm = minivl.load(folder, memory_limit="4GB")     # by itself, if the weights do not fit in memory: see `limit_of`
+    vlm = minivl.load(folder, memory_limit="4GB")     # by itself, if the weights do not fit in memory: see `follower`
 
 Weights are mapped from their files: the system reads a page when it is first touched, and it stays with the process. This
 consumer of the stream gives pages back. A matrix has the name of the tensor that it makes, so when
@@ -25,12 +25,12 @@ import os
 import re
 import weakref
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from minivl.errors import Error
 from minivl.kernels.memory import give_back_freed_memory
+from minivl.memory import amount, available, gigabytes, resident
 from minivl.stream import watched
 
 SLACK = 64 * 10**6  # bytes: what the interpreter and the kernels' threads take now and then
@@ -38,93 +38,7 @@ PART = 0.9  # of the available memory, for this program
 STEP = 1 << 17  # bytes: what systems read ahead at least when they are asked to; of more they may read less
 AROUND = 1 << 16  # bytes that the system maps around a page that is touched
 NAME = re.compile(r"(?:^|\.)((?:visual|model|lm_head|pixel_values|input_ids)(?:[._].*)?)$")  # what follows "steps.1."
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
-
-
-# ---- how much memory there is ----
-
-
-def memory(kind="MemAvailable"):
-    """Bytes of memory that can be had, or "MemTotal"; None where /proc/meminfo does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
-    return 1024 * kilobytes[kind] if kind in kilobytes else None
-
-
-def cgroup_room(root="/sys/fs/cgroup", groups="/proc/self/cgroup"):
-    """Bytes that the control groups of this process (containers, services) leave it; None if none of them has a limit."""
-    try:
-        lines = Path(groups).read_text().splitlines()
-    except OSError:
-        return None
-    rooms = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        top = Path(root, "memory") if controllers else Path(root)  # version 1 or 2
-        folder = top / path.lstrip("/")
-        rooms += [_room_in(one) for one in (folder, *folder.parents) if one.is_relative_to(top)]
-    return min((room for room in rooms if room is not None), default=None)
-
-
-def _room_in(folder):
-    """What one control group leaves: its limit, less what is used and cannot be given back as file pages can."""
-    names = {
-        "memory.max": ("memory.current", "file", "shmem"),
-        "memory.limit_in_bytes": ("memory.usage_in_bytes", "total_cache", "total_shmem"),
-    }
-    for limit, (used, files, shared) in names.items():
-        try:
-            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            taken = int((folder / used).read_text()) - int(stat[files]) + int(stat[shared])
-            return int((folder / limit).read_text()) - taken
-        except (OSError, ValueError, KeyError):  # no such file here; or no number but "max": no limit
-            continue
-    return None
-
-
-def available():
-    """Bytes of memory that this process can still have: of the machine, and of its control group. None if unknown."""
-    return min((room for room in (memory(), cgroup_room()) if room is not None), default=None)
-
-
-def resident():
-    """Bytes of this process in memory, mapped files included; None where /proc does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-    except OSError:
-        return None
-
-
-def amount(value):
-    """Bytes that `value` says: a number of them, or text such as "4GB", "1.5 GiB", "800M"."""
-    if isinstance(value, str):
-        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?)(I?)B?\s*", value.upper())
-        if found and (found[2] or not found[3]):
-            unit = 1024 ** " KMGT".index(found[2]) if found[3] else UNITS[found[2]]
-            return int(float(found[1]) * unit)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
-        return int(value)
-    raise Error(f'memory_limit={value!r} is no amount of memory. Give bytes, or text such as "4GB" or "512MiB".')
-
-
-# ---- what to do ----
-
-
-def check_upcast(needed, memory_limit, why):
-    """That so many bytes of upcast weights, which are in memory all the time, will fit."""
-    room = available() if memory_limit is None else amount(memory_limit) - (resident() or 0)
-    if room is not None and needed > max(room, 0):
-        raise Error(
-            f"{why} takes {size(needed)} of memory, and there are {size(max(room, 0))} for it. Weights as they are "
-            'stored (weights="bfloat16", of a bfloat16 or float32 checkpoint) are mapped from the file, and only those in use '
-            "have to be in memory."
-        )
 
 
 def follower(weights, config, memory_limit=None):
@@ -213,7 +127,7 @@ class Resident:
         self._first = self._at.get("model.embed_tokens", 0)  # where each token starts
         self._before = {"pixel_values": 0, "pixel_values_videos": 0, "input_ids": self._first}
         largest = max(self._places, key=lambda place: place.matrix.nbytes).matrix
-        self._check(SLACK + largest.nbytes, f"the largest matrix, {largest.name}, {size(largest.nbytes)}")
+        self._check(SLACK + largest.nbytes, f"the largest matrix, {largest.name}, {gigabytes(largest.nbytes)}")
 
     def _all(self, weights, merge_unit):
         """Every use of a matrix in the order of the data flow."""
@@ -231,7 +145,7 @@ class Resident:
         return places
 
     def __repr__(self):
-        return f"<Resident: at most {size(self.limit)}>"
+        return f"<Resident: at most {gigabytes(self.limit)}>"
 
     def follow(self, stage):
         """The same stage; as its tensors pass, weights go and come."""
@@ -273,7 +187,7 @@ class Resident:
             others = [matrix for matrix in self.held if matrix is not place.matrix]
             if not others:
                 give_back_freed_memory()
-                return self._check(needed, f"{place.name}, with what is made on the way to it, {size(needed)}")
+                return self._check(needed, f"{place.name}, with what is made on the way to it, {gigabytes(needed)}")
             last = max(others, key=lambda matrix: self._wait(matrix, following - 1))
             self.held.pop(last)
             last.drop(self.spare)
@@ -291,11 +205,6 @@ class Resident:
         held = resident()
         if held + needed > self.limit:
             raise Error(
-                f"{size(self.limit)} of memory are too little: the program takes {size(held)} without weights, and {why}. "
-                f"Allow at least {size(held + needed)} (memory_limit=, --memory-limit), or shorten the prompt."
+                f"{gigabytes(self.limit)} of memory are too little: the program takes {gigabytes(held)} without weights, and "
+                f"{why}. Allow at least {gigabytes(held + needed)} (memory_limit=, --memory-limit), or shorten the prompt."
             )
-
-
-def size(number):
-    """ "7.51 GB" """
-    return f"{number / 1e9:.2f} GB"

@@ -7,7 +7,7 @@
 A prefill is bound by arithmetic and has nothing to gain: prompts are read one after the other, each into a cache of its own.
 Then every step adds one token to each sequence. There is no batch axis and no padding: the tokens of a step are rows like those
 of a prompt, in the order of the prompts, and go through the same `decoder_layer`; only the cache, a `KVCaches`, knows that each
-row looks back on a past of its own.
+row looks back on a past of its own (kv_cache.py).
 
     tokens [B]    linear, norms, MLP: B rows        attention: row b sees cache b alone
 
@@ -27,61 +27,6 @@ from minivl.sampling import generator
 from minivl.stream import under
 
 ASKED = {"question", "images", "videos"}  # of a prompt, as `VLM.ask` takes them
-
-
-# ---- the caches ----
-
-
-class KVCaches:
-    """The caches of several sequences as one, for steps that add a token to each: row b of every tensor belongs to cache b."""
-
-    def __init__(self, caches):
-        self.caches = caches
-
-    @property
-    def next_position(self):
-        """Of each, int64 [B]"""
-        return np.array([cache.next_position for cache in self.caches], dtype=np.int64)
-
-    def extend(self, layer, k, v):
-        """Put row b of k, v [KV, B, K] behind what cache b holds. -> SeenByEach"""
-        return SeenByEach(cache.extend(layer, k[:, b : b + 1], v[:, b : b + 1]) for b, cache in enumerate(self.caches))
-
-    def commit(self, input_ids, next_position):
-        for b, cache in enumerate(self.caches):
-            cache.commit(input_ids[b : b + 1], int(next_position[b]))
-
-
-class SeenByEach(list):
-    """What each row looks at: a `Seen` (decoder.py) for each, with one new token. S is the length of the longest; behind the
-    end of a shorter one, scores are -inf and probabilities 0."""
-
-    @property
-    def length(self):
-        return max(seen.length for seen in self)
-
-    def scores(self, q, window):
-        """q [H, B, K] -> [H, B, S]"""
-        scores = np.full((*q.shape[:2], self.length), -np.inf, dtype=np.float32)
-        for b, seen in enumerate(self):
-            scores[:, b : b + 1, : seen.length] = seen.scores(q[:, b : b + 1], window)
-        return scores
-
-    def attend(self, q, window, kernels):
-        """q [H, B, K] -> [B, H*K]"""
-        return np.concatenate([seen.attend(q[:, b : b + 1], window, kernels) for b, seen in enumerate(self)])
-
-    def context(self, probs):
-        """probs [H, B, S] -> [B, H*K]"""
-        return np.concatenate([seen.context(probs[:, b : b + 1, : seen.length]) for b, seen in enumerate(self)])
-
-
-def joined(caches):
-    """One cache of all of them."""
-    return caches[0] if len(caches) == 1 else KVCaches(caches)
-
-
-# ---- the run ----
 
 
 def answer_many(vlm, prompts, seed=None, **options):

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from minivl import chat
-from minivl.image import open_image
+from minivl.image_file import open_image
 from minivl.video import measured
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from minivl.errors import Error
 from minivl.forecast import Foreseen
 from minivl.maps import MAPPED
+from minivl.memory import available
 from minivl.recording import Trace, did_you_mean, metadata_of
-from minivl.resident import available
 from minivl.stream import read_only, run, value_of
 from minivl.summary import size
 from minivl.tensor_file import TensorFile

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from minivl.errors import Error
 from minivl.kernels.bfloat16 import to_float32
+from minivl.memory import check_upcast
 from minivl.parameters import parameter_shapes
 from minivl.relatives import check_merged
-from minivl.resident import check_upcast
 
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 DTYPES = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}

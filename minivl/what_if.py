@@ -18,7 +18,7 @@ from minivl import chat
 from minivl.compare import Comparison, compare
 from minivl.errors import Error
 from minivl.faults import Fault, fault
-from minivl.image import open_image
+from minivl.image_file import open_image
 from minivl.inputs import Inputs
 from minivl.kernels import choose
 from minivl.kernels.attention import softmax

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from minivl.config import Config
+from minivl.inputs import Inputs
 from minivl.kernels import choose
-from minivl.model import VLM, Inputs
+from minivl.model import VLM
 from minivl.parameters import parameter_shapes
 from minivl.weights import Weights
 

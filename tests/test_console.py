@@ -13,8 +13,9 @@ from PIL import Image
 import minivl
 from minivl import Error
 from minivl.cli import main
-from minivl.console import Console, attached, completed, content_of
-from minivl.decoder import KVCache
+from minivl.commands.chat import completed
+from minivl.console import Console, attached, content_of
+from minivl.kv_cache import KVCache
 from minivl.model import VLM
 from minivl.tiny import scene
 
@@ -94,8 +95,8 @@ def test_completion(files):
 
 def test_a_conversation_is_that_of_the_library(vlm, capsys, monkeypatch):
     """Two pictures and three questions; each picture goes through the tower once."""
-    towers, tower = [], minivl.model.vision_tower
-    monkeypatch.setattr("minivl.model.vision_tower", lambda *a: towers.append(len(a[1])) or tower(*a))
+    towers, tower = [], minivl.engine.vision_tower
+    monkeypatch.setattr("minivl.engine.vision_tower", lambda *a: towers.append(len(a[1])) or tower(*a))
     console = Console(vlm)
     for line in (f"@scene.png {HOW_MANY}", DESCRIBE, f'@"another one.png" {DESCRIBE}'):
         assert console.say(line)
@@ -351,7 +352,7 @@ def read_until(terminal, words):
 
 
 def test_mistakes_before_a_model_is_loaded(capsys, monkeypatch):
-    monkeypatch.setattr("minivl.console.load_model", lambda options: pytest.fail("loaded"))
+    monkeypatch.setattr("minivl.commands.chat.load_model", lambda options: pytest.fail("loaded"))
     assert main(["chat", "nothing.png"]) == 1
     assert "there is no file nothing.png" in capsys.readouterr().err
 

@@ -220,7 +220,7 @@ def test_ask_draws_nothing(folder, capsys):
     ],
 )
 def test_what_cannot_be_drawn_is_said_before_a_model_is_loaded(arguments, words, folder, capsys, monkeypatch):
-    monkeypatch.setattr("minivl.commands.load_model", None)
+    monkeypatch.setattr("minivl.commands.ask.load_model", None)
     before = sorted(folder.iterdir())
     assert main(["ask", *arguments]) == 1
     captured = capsys.readouterr()

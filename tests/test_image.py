@@ -13,7 +13,8 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 
 from minivl import Error
-from minivl.image import ImageProcessor, open_image, smart_resize, wished
+from minivl.image import ImageProcessor, smart_resize, wished
+from minivl.image_file import open_image
 
 FACTS = {fact["id"]: fact for fact in json.loads((Path(__file__).parent / "known_answers.json").read_text())["facts"]}
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)

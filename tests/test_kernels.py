@@ -191,6 +191,19 @@ def test_segment_attention(bounds):
     close(attention.segment_attention_numba(q, k, v, bounds), expected, 2e-6)
 
 
+@pytest.mark.parametrize("K", [5, 20, 80])
+def test_a_segment_does_not_depend_on_its_neighbours(K):
+    """The same bits alone and beside others, with one block of keys and with several."""
+    bounds = np.array([0, 24, 31, 571, 572, 822])
+    q, k, v = normal(2, 822, K), normal(2, 822, K), normal(2, 822, K)
+    together = attention.segment_attention_numba(q, k, v, bounds)
+    for start, end in zip(bounds[:-1], bounds[1:]):
+        alone = [x[:, start:end] for x in (q, k, v)]
+        assert np.array_equal(
+            together[start:end], attention.segment_attention_numba(*alone, np.array([0, end - start]))
+        )
+
+
 @pytest.mark.parametrize("H, KV, T, S", [(2, 2, 1, 1), (6, 2, 1, 19), (6, 2, 19, 19), (4, 1, 7, 40), (3, 3, 33, 50)])
 @pytest.mark.parametrize("window", [None, 1, 5])
 def test_causal_attention(H, KV, T, S, window):

@@ -11,8 +11,8 @@ import minivl
 from minivl import Error
 from minivl.config import Config
 from minivl.image import ImageProcessor
+from minivl.inputs import Inputs
 from minivl.maps import Maps
-from minivl.model import Inputs
 from minivl.trace import record
 
 CONFIG = Config.named("3B")

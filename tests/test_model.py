@@ -7,7 +7,7 @@ import pytest
 from conftest import small_inputs, small_model
 
 from minivl.errors import Error
-from minivl.model import Inputs, scatter
+from minivl.inputs import Inputs, scatter
 from minivl.stream import run
 from minivl.trace import record
 

@@ -252,10 +252,10 @@ def test_llama_cpp_decodes_the_same_token_again(beside):
 def test_llama_cpp_stands_at_the_pictures_positions(beside, monkeypatch):
     """If all tokens stood in a line, the logits would be others than llama.cpp's."""
     work, ours, theirs = beside
-    from minivl import model
+    from minivl import engine
 
     expected = theirs.time("prefill")[1]
-    monkeypatch.setattr(model, "prompt_positions", lambda ids, *_: (np.tile(np.arange(len(ids)), (3, 1)), len(ids)))
+    monkeypatch.setattr(engine, "prompt_positions", lambda ids, *_: (np.tile(np.arange(len(ids)), (3, 1)), len(ids)))
     assert off(ours.run("prefill")[1], expected) > 8 / 2**8
 
 

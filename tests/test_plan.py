@@ -316,6 +316,18 @@ WIDE = {
 }
 
 
+def measured(stage):
+    """(peak, tables) in bytes: Python's own count of a run, and what tables of positions and angles take of it."""
+    names = ("rope.cos", "rope.sin", "position_ids", "patch_positions")
+    tables = sum(tensor.nbytes for name, tensor in drive(stage()) if name.endswith(names))
+    tracemalloc.start()
+    try:
+        run(stage())
+        return tracemalloc.get_traced_memory()[1], tables
+    finally:
+        tracemalloc.stop()
+
+
 def test_activations_of_pictures_and_videos():
     """The tower runs once for both; their pixels are put behind each other, which takes as much again."""
     config = Config.from_dict(WIDE)
@@ -323,14 +335,7 @@ def test_activations_of_pictures_and_videos():
     inputs = random_video_inputs(config, ((1, 36, 24),), ((3, 60, 28),), (1.0,))
     videos = inputs.pixel_values_videos, inputs.video_grid_thw
     stage = lambda: vlm.embed_image(inputs.pixel_values, inputs.image_grid_thw, *videos)  # noqa: E731
-    names = ("rope.cos", "rope.sin", "position_ids", "patch_positions")
-    tables = sum(tensor.nbytes for name, tensor in drive(stage()) if name.endswith(names))
-    tracemalloc.start()
-    try:
-        run(stage())
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    peak, tables = measured(stage)
     without = Outlined(config, ImageProcessor())
     planned = without.inputs([(1, 36, 24)], 5, [((3, 60, 28), 1.0)])
     assert np.array_equal(planned.video_grid_thw, inputs.video_grid_thw)
@@ -350,14 +355,7 @@ def test_activations_at_their_peak(part, grids, words):
         "vision": lambda: vlm.embed_image(inputs.pixel_values, inputs.image_grid_thw),
         "prefill": lambda: vlm.prefill(inputs, vlm.new_cache()),
     }[part]
-    names = ("rope.cos", "rope.sin", "position_ids", "patch_positions")
-    tables = sum(tensor.nbytes for name, tensor in drive(stage()) if name.endswith(names))
-    tracemalloc.start()
-    try:
-        run(stage())
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    peak, tables = measured(stage)
     found = plan_of(WIDE, inputs, 1)["memory"]
     expected = found["activations"][part] - inputs.pixel_values.nbytes + tables  # the pixels were there before
     cache = found["cache"] if part == "prefill" else 0

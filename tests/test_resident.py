@@ -15,7 +15,8 @@ import minivl
 from minivl import resident
 from minivl.cli import main
 from minivl.errors import Error
-from minivl.resident import Resident, amount, available, cgroup_room
+from minivl.memory import amount, available, cgroup_room
+from minivl.resident import Resident
 from minivl.workloads import write_checkpoint
 
 HERE = Path(__file__).parent
@@ -220,7 +221,7 @@ def test_too_little_for_the_prompt_is_said_before_it_is_taken(folder):
 def test_float32_that_does_not_fit(folder, monkeypatch):
     with pytest.raises(Error, match=r'weights="float32" takes 0.\d\d GB .* \(weights="bfloat16"'):
         minivl.load(folder, "float32", memory_limit=resident.resident() + 10**8)
-    monkeypatch.setattr("minivl.resident.available", lambda: 10**8)
+    monkeypatch.setattr("minivl.memory.available", lambda: 10**8)
     with pytest.raises(Error, match="there are 0.10 GB for it"):
         minivl.load(folder, "float32")
 
@@ -245,7 +246,7 @@ def test_float16_cannot_be_streamed(tmp_path, monkeypatch):
     save_file(weights, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     minivl.load(tmp_path)
-    monkeypatch.setattr("minivl.resident.available", lambda: 1000)
+    monkeypatch.setattr("minivl.memory.available", lambda: 1000)
     with pytest.raises(Error, match="the checkpoint stores float16; upcasting it takes"):
         minivl.load(tmp_path)
 

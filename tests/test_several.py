@@ -9,11 +9,11 @@ from conftest import random_video_inputs, small_inputs, small_model
 
 import minivl
 from minivl import progress
-from minivl.decoder import KVCache
 from minivl.errors import Error
+from minivl.inputs import Inputs
 from minivl.kernels.linear import FEW
-from minivl.model import Inputs
-from minivl.several import KVCaches, answer_many
+from minivl.kv_cache import KVCache, KVCaches
+from minivl.several import answer_many
 from minivl.stream import run
 from minivl.tiny import scene
 from minivl.trace import record

@@ -24,12 +24,12 @@ import numba
 import numpy as np
 
 from minivl.kernels.activations import exponential
-from minivl.kernels.tile import COLUMNS, ROWS, add_to, raise_to, take_from, tile
+from minivl.kernels.tile import COLUMNS, ROWS, add_to, first_tile, raise_to, take_from, tile
 
 FAST = {"reassoc", "contract"}  # sums may be reordered, which is what lets the compiler use vectors
 KEYS = 240  # keys whose scores are held at a time: a multiple of every ROWS; 15 KB at 16 COLUMNS
 LOWEST = np.finfo(np.float32).min
-WIDE = -(-COLUMNS // ROWS) * ROWS  # COLUMNS in whole tiles
+PANELS = 4  # of queries, for which keys and values come near once: 64 at 16 COLUMNS, the tower's window
 
 
 def softmax(scores):
@@ -69,7 +69,8 @@ def segment_attention_numpy(q, k, v, bounds):
 def segment_attention_numba(q, k, v, bounds):
     first = np.repeat(bounds[:-1], np.diff(bounds))  # [N]: where patch n's segment starts, and ends
     last = np.repeat(bounds[1:], np.diff(bounds))
-    return _attend(q, k, v, first, last)
+    starts = [np.arange(*segment, COLUMNS) for segment in zip(bounds[:-1], bounds[1:])]
+    return _attend(q, k, v, first, last, np.concatenate([*starts, bounds[-1:]]))
 
 
 # ---- the decoder: causal attention over a cache ----
@@ -103,7 +104,10 @@ def causal_attention_numpy(q, k, v, window=None):
 
 
 def causal_attention_numba(q, k, v, window=None):
-    return _attend(q, k, v, *_visible(q.shape[1], k.shape[1], window))
+    H, T, _ = q.shape
+    queries = T * H // len(k)
+    starts = np.append(np.arange(0, queries, COLUMNS), queries)
+    return _attend(q, k, v, *_visible(T, k.shape[1], window), starts)
 
 
 def _visible(T, S, window):
@@ -122,11 +126,16 @@ def merge_heads(context):
 # ---- the compiled twin of both: query n of every head sees the keys first[n]:last[n] ----
 
 
-def _attend(q, k, v, first, last):
-    """q [H, N, K], k and v [KV, S, K] -> [N, H*K]. first and last do not fall from one query to the next."""
+def _attend(q, k, v, first, last, starts):
+    """q [H, N, K], k and v [KV, S, K] -> [N, H*K]. first and last do not fall from one query to the next.
+
+    starts  int64 [panels + 1]: where each panel of at most COLUMNS queries begins, and the end. The queries of a group are
+            counted token by token: number i is token i // group, head i % group. A panel's patches are of one segment,
+            so that the results of a picture do not depend on its neighbours
+    """
     H, N, K = q.shape
     out = np.empty((N, H, K), dtype=np.float32)
-    _attend_tiles(np.ascontiguousarray(q), _buffer(k), _buffer(v), first, last, out)
+    _attend_tiles(np.ascontiguousarray(q), _buffer(k), _buffer(v), first, last, starts, out)
     return out.reshape(N, H * K)
 
 
@@ -144,81 +153,87 @@ def _buffer(rows):
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
-def _attend_tiles(q, k, v, first, last, out):
-    (H, N, _), KV = q.shape, len(k)
-    group = H // KV
-    panels = (N * group + COLUMNS - 1) // COLUMNS
-    for task in numba.prange(KV * panels):
-        _attend_panel(q, k, v, first, last, task // panels, task % panels * COLUMNS, out)
+def _attend_tiles(q, k, v, first, last, starts, out):
+    tasks = (len(starts) - 1 + PANELS - 1) // PANELS
+    for task in numba.prange(len(k) * tasks):
+        p = task % tasks * PANELS
+        _attend_panels(q, k, v, first, last, starts[p : p + PANELS + 1], task // tasks, out)
 
 
 @numba.njit(cache=True, fastmath=FAST, error_model="numpy")
-def _attend_panel(q, k, v, first, last, g, start, out):
-    """COLUMNS queries of group g at a time, against KEYS keys at a time, which are read once for all of them.
+def _attend_panels(q, k, v, first, last, starts, g, out):
+    """Panels of queries of group g, against KEYS keys at a time, which come near once for all of the panels. For each of them:
 
         scores [keys, COLUMNS]  = k [keys, K] @ queries [K, COLUMNS]       never leave the cache
         scores                  = e^(scores - largest so far)              in place: weights, of which the sum is not known yet
-        context [COLUMNS, K]   += scores.T @ v [keys, K]
+        context [K, COLUMNS]   += v.T [K, keys] @ scores
 
     With each block of keys the largest score may grow; what was summed before is scaled down by as much (online softmax).
-    The queries of a group are counted token by token: number i is token i // group, head i % group.
     """
-    (H, N, K), (KV, capacity, _), S = q.shape, k.shape, last[len(last) - 1]
-    group = H // KV
-    many, wide = min(COLUMNS, N * group - start), (K + COLUMNS - 1) // COLUMNS
+    (H, _, K), (KV, capacity, _), S = q.shape, k.shape, last[len(last) - 1]
+    group, high, panels = H // KV, (K + ROWS - 1) // ROWS, len(starts) - 1
     scale = np.float32(1 / math.sqrt(K))
-    queries = np.zeros((K, COLUMNS), dtype=np.float32)
-    for c in range(many):
-        for j in range(K):
-            queries[j, c] = q[g * group + (start + c) % group, (start + c) // group, j] * scale
-    scores = np.zeros(
-        (KEYS + 1, COLUMNS), dtype=np.float32
-    )  # subtle: the last tile of columns reads on in the next row
-    edge = np.zeros((KEYS, max(K, COLUMNS)), dtype=np.float32)  # what a tile would read beyond the end, padded
-    context = np.zeros((wide, WIDE, COLUMNS), dtype=np.float32)
-    # subtle: not -inf, because of a query whose segment begins after this block, -inf - -inf would be NaN
-    top, total = np.full(COLUMNS, LOWEST, dtype=np.float32), np.zeros(COLUMNS, dtype=np.float32)
+    queries = np.zeros((panels, K, COLUMNS), dtype=np.float32)
+    blocks = 0
+    for p in range(panels):
+        begin, end = starts[p], starts[p + 1]
+        for i in range(begin, end):
+            for j in range(K):
+                queries[p, j, i - begin] = q[g * group + i % group, i // group, j] * scale
+        blocks = max(blocks, (last[(end - 1) // group] - first[begin // group] + KEYS - 1) // KEYS)
+    scores = np.empty((KEYS, COLUMNS), dtype=np.float32)
+    # what a tile would read beyond the end, padded: rows of k, and all of v if it is narrow
+    edge = np.zeros((KEYS if K < ROWS else ROWS, max(K, ROWS)), dtype=np.float32)
+    context = np.zeros((panels, high * ROWS, COLUMNS), dtype=np.float32)
+    # subtle: not -inf, -inf - -inf would be NaN
+    top, total = np.full((panels, COLUMNS), LOWEST, dtype=np.float32), np.zeros((panels, COLUMNS), dtype=np.float32)
     at_k, at_v = k.ctypes.data + 4 * g * capacity * K, v.ctypes.data + 4 * g * v.shape[1] * K
     # subtle: Numba frees an array after its last use by name, and an address is no use: each of these is named in the loop
     at_edge, at_scores, at_context = edge.ctypes.data, scores.ctypes.data, context.ctypes.data
-    end = last[(start + many - 1) // group]
-    for s in range(first[start // group], end, KEYS):
-        keys = min(KEYS, end - s)
-        scores[:] = np.float32(0)
-        for r in range(0, keys, ROWS):
-            rows, stride = at_k + 4 * (s + r) * K, K
-            if s + r + ROWS > S:
-                _copy(k[g], s + r, S, 0, edge)
-                rows, stride = at_edge, edge.shape[1]
-            tile(rows, stride, 1, queries.ctypes.data, COLUMNS, at_scores + 4 * r * COLUMNS, K)
-        _mask(scores, keys, s, start, many, group, first, last)
-        _softmax_block(scores, keys, top, total, context)
-        for b in range(wide):
-            columns, stride = at_v + 4 * (s * K + b * COLUMNS), K
-            if (b + 1) * COLUMNS > K:
-                _copy(v[g], s, s + keys, b * COLUMNS, edge)
+    for block in range(blocks):
+        for p in range(panels):
+            begin, end = starts[p], starts[p + 1]
+            s = first[begin // group] + block * KEYS
+            keys = min(s + KEYS, last[(end - 1) // group]) - s
+            if keys <= 0:
+                continue
+            for r in range(0, keys, ROWS):
+                rows, stride = at_k + 4 * (s + r) * K, K
+                if s + r + ROWS > S:
+                    _copy(k[g], s + r, S, edge)
+                    rows, stride = at_edge, edge.shape[1]
+                first_tile(rows, stride, 1, queries[p].ctypes.data, COLUMNS, at_scores + 4 * r * COLUMNS, K)
+            _mask(scores, keys, s, begin, end, group, first, last)
+            _softmax_block(scores, keys, top[p], total[p], context[p])
+            columns, stride = at_v + 4 * s * K, K
+            if K < ROWS:
+                _copy(v[g], s, s + keys, edge)
                 columns, stride = at_edge, edge.shape[1]
-            for r in range(0, many, ROWS):
-                place = at_context + 4 * (b * WIDE + r) * COLUMNS
-                tile(at_scores + 4 * r, 1, COLUMNS, columns, stride, place, keys)
-    for c in range(many):
-        n, h = (start + c) // group, g * group + (start + c) % group
-        for j in range(K):
-            out[n, h, j] = context[j // COLUMNS, c, j % COLUMNS] / total[c]
+            for r in range(high):
+                row = max(min(r * ROWS, K - ROWS), 0)  # the last tile begins inside the one before it
+                place = at_context + 4 * (p * high + r) * ROWS * COLUMNS
+                tile(columns + 4 * row, 1, stride, at_scores, COLUMNS, place, keys)
+    for p in range(panels):
+        for i in range(starts[p], starts[p + 1]):
+            n, h, c = i // group, g * group + i % group, i - starts[p]
+            for r in range(high):
+                row = max(min(r * ROWS, K - ROWS), 0)
+                for j in range(min(ROWS, K)):
+                    out[n, h, row + j] = context[p, r * ROWS + j, c] / total[p, c]
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _copy(rows, first, last, column, edge):
+def _copy(rows, first, last, edge):
     for i in range(first, last):
-        for j in range(column, rows.shape[1]):
-            edge[i - first, j - column] = rows[i, j]
+        for j in range(rows.shape[1]):
+            edge[i - first, j] = rows[i, j]
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _mask(scores, keys, s, start, many, group, first, last):
-    """Set to -inf what a query may not see."""
-    for c in range(many):
-        n = (start + c) // group
+def _mask(scores, keys, s, begin, end, group, first, last):
+    """Set to -inf what the queries begin:end may not see of the keys from s on."""
+    for c in range(end - begin):
+        n = (begin + c) // group
         for i in range(max(last[n] - s, 0), keys):
             scores[i, c] = -np.inf
         for i in range(min(first[n] - s, keys)):
@@ -227,7 +242,7 @@ def _mask(scores, keys, s, start, many, group, first, last):
 
 @numba.njit(cache=True, fastmath=FAST, error_model="numpy")
 def _softmax_block(scores, keys, top, total, context):
-    """scores = e^(scores - largest so far); top, total and context [wide, WIDE, COLUMNS] are brought up to date."""
+    """scores = e^(scores - largest so far); top, total and context [K, COLUMNS] are brought up to date."""
     shrink, new = top.copy(), np.zeros(COLUMNS, dtype=np.float32)
     at_scores, at_top, at_new = scores.ctypes.data, top.ctypes.data, new.ctypes.data
     raise_to(at_top, at_scores, keys)
@@ -239,10 +254,9 @@ def _softmax_block(scores, keys, top, total, context):
     _exponentials(shrink)
     for c in range(COLUMNS):
         total[c] = total[c] * shrink[c] + new[c]
-    for b in range(len(context)):
+    for j in range(len(context)):
         for c in range(COLUMNS):
-            for j in range(COLUMNS):
-                context[b, c, j] *= shrink[c]
+            context[j, c] *= shrink[c]
 
 
 @numba.njit(cache=True, fastmath=FAST, error_model="numpy")

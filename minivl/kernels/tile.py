@@ -47,10 +47,17 @@ def tile(typing, w, w_row, w_step, x, x_step, sums, depth):
     Fastest is w_row = 1: then the ROWS values of a step lie side by side, one stream of memory and not one for each row.
     """
     signature = types.void(*[types.intp] * 7)
-    return signature, emit_tile
+    return signature, lambda *emitted: emit_tile(*emitted, adds=True)
 
 
-def emit_tile(context, builder, signature, arguments):
+@intrinsic
+def first_tile(typing, w, w_row, w_step, x, x_step, sums, depth):
+    """sums [ROWS, COLUMNS] = w @ x, whatever was there: else as `tile`."""
+    signature = types.void(*[types.intp] * 7)
+    return signature, lambda *emitted: emit_tile(*emitted, adds=False)
+
+
+def emit_tile(context, builder, signature, arguments, adds):
     w, w_row, w_step, x, x_step, sums, depth = arguments
     number, vector, lane = ir.FloatType(), ir.VectorType(ir.FloatType(), LANES), ir.IntType(32)
     empty, every = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(lane, LANES), [0] * LANES)
@@ -91,7 +98,8 @@ def emit_tile(context, builder, signature, arguments):
 
     builder.position_at_end(after)
     for i, sum_ in enumerate(added):
-        builder.store(builder.fadd(sum_, load(sums, i * LANES, vector)), place(sums, i * LANES, vector), align=4)
+        total = builder.fadd(sum_, load(sums, i * LANES, vector)) if adds else sum_
+        builder.store(total, place(sums, i * LANES, vector), align=4)
     return context.get_dummy_value()
 
 

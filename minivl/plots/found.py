@@ -106,20 +106,24 @@ def occlusion(found):
         f"What {legible(found.answer, 28)} rests on: {tokens} of the picture hidden ({found.by} in their place)\n"
         f"most is lost without the outlined place, {float(found.windows.max()):.3g} nats of log-probability",
         pixels,
+        found.box,
+        ORANGE,
     )
-    for panel, faint in zip(axes, (False, True)):
-        show_picture(panel, pixels, faint)
-        outline(panel, found.box, ORANGE)
     shown = lay_over(axes[1], found.drop, pixels.shape[:2], 0.75, cmap=SIGNED, vmin=-most, vmax=most)
     colour_bar(figure, shown, axes[1], "lost when hidden, nats" + ", mean of windows" * (found.size > 1))
     return figure
 
 
-def two(title, pixels):
-    """A figure for the picture as it is, and for the picture with values over it."""
+def two(title, pixels, box, *style):
+    """A figure of the picture as it is, and of the picture made faint, for values over it; a place outlined in both."""
     H, W, _ = pixels.shape
     figure = plot(title, height=figure_height(H / W, 0.42), layout="compressed")
-    return figure, figure.subplots(1, 2)
+    axes = figure.subplots(1, 2)
+    for panel, faint in zip(axes, (False, True)):
+        show_picture(panel, pixels, faint)
+        if box is not None:
+            outline(panel, box, *style)
+    return figure, axes
 
 
 def attention_rollout(found, row=None, image=0, frame=0):
@@ -142,11 +146,10 @@ def attention_rollout(found, row=None, image=0, frame=0):
         f"Attention rollout through {parts} {found.layers[0]} to {found.layers[-1]}: what {who} is made of\n"
         f"{float(values.sum()):.1%} comes from this picture, by attention alone",
         pixels,
+        box,
+        BLUE,
+        1.6,
     )
-    for panel, faint in zip(axes, (False, True)):
-        show_picture(panel, pixels, faint)
-        if box is not None:
-            outline(panel, box, BLUE, 1.6)
     tower = found.room == "visual"
     # a patch keeps much more of itself than it gets from any other, which would leave all others dark
     most = float(np.sort(values.reshape(-1))[-2 if tower else -1])

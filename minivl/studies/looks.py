@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from minivl.errors import Error
+from minivl.memory import memory
 from minivl.recording import Trace
-from minivl.resident import memory
 from minivl.studies.kept import needed, numbered, place_of_step
 from minivl.summary import size
 
@@ -172,8 +172,7 @@ def segments_of(trace, room, number, mean):
                 "a run with a cache sees tokens that are not in its prompt. Trace the whole prompt, without cache=."
             )
         return [(0, len(mean))]
-    full = number in maps.config.vision.fullatt_block_indexes
-    bounds = maps.frames if full else maps.windows
+    bounds = maps.bounds(number)
     return list(zip(bounds[:-1].tolist(), bounds[1:].tolist()))
 
 

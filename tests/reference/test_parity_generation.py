@@ -14,7 +14,7 @@ from random_models import CASES, torch
 from test_parity_random import Case
 
 import minivl
-from minivl.model import Inputs
+from minivl.inputs import Inputs
 from minivl.stream import run
 
 STEPS = 32
