@@ -135,7 +135,7 @@ function showPictures() {
     view.classList.toggle("hot", hot);
     svg.replaceChildren(...overlay(one, i, best - one.first));
   });
-  at("most").textContent = `${percent(top)} of the attention on one token`;
+  at("most").textContent = `${percent(top)} of the attention`;
   at("readout").textContent = readout(seen, best, top);
 }
 
