@@ -326,7 +326,7 @@ def test_of_many_pictures_some_are_shown(vlm, monkeypatch):
 
 
 def test_what_is_too_large_is_refused_with_advice(vlm, monkeypatch):
-    monkeypatch.setattr(looks, "MOST", 1_000)
+    monkeypatch.setattr(looks, "MOST", 50)
     with pytest.raises(Error, match="Lower max_new_tokens, or max_pixels"):
         page_of_run(vlm, chat.user(QUESTION, scene(1).image), max_new_tokens=12)
 
