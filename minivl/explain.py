@@ -14,30 +14,26 @@ import numpy as np
 
 from minivl import texts_decoder, texts_vision
 from minivl.errors import Error
+from minivl.parts import part_of
 
 TEXTS = {**texts_vision.TEXTS, **texts_decoder.TEXTS}
 LEVELS = ("stage", "block", "tensor")
 COUNTED = re.compile(r"^(image|video|visual\.blocks|model\.layers)\.(\d+)")
 STEP = re.compile(r"^steps\.(\d+)\.")
-CHUNK = re.compile(r"^chunks\.(\d+)\.")
+INSIDE = re.compile(r"^(steps|chunks)\.\d+\.")
 IN_WINDOW_ORDER = re.compile(r"visual\.(window_order|rope\..*|blocks\..*|merger.*)")
 
 
 def documented(name):
     """A name as docs/tensors.md has it: "steps.2.model.layers.7.mlp.act" -> "model.layers.{i}.mlp.act"."""
-    return COUNTED.sub(r"\1.{i}", plain(name))
-
-
-def plain(name):
-    """A name without the step or the part of a long prompt in front of it."""
-    return CHUNK.sub("", STEP.sub("", name))
+    return COUNTED.sub(r"\1.{i}", INSIDE.sub("", name))
 
 
 def check_name(config, name):
     """That a run of this model can make a tensor of this name; globs are let pass."""
     if set(name) & set("*?["):
         return
-    counted = COUNTED.match(plain(name))
+    counted = COUNTED.match(INSIDE.sub("", name))
     counts = {"visual.blocks": config.vision.depth, "model.layers": config.text.num_hidden_layers}
     beyond = counted is not None and int(counted[2]) >= counts.get(counted[1], np.inf)
     if documented(name) in TEXTS and not beyond:
@@ -61,14 +57,14 @@ def level(name):
 
 def explain(config, name, tensor):
     """A paragraph on this tensor: what happened, the formula, the shapes of this run, why."""
-    known, step, chunk = documented(name), STEP.match(name), CHUNK.match(name)
+    known, step = documented(name), STEP.match(name)
     if known not in TEXTS:
         return f"A tensor {list(tensor.shape)} of a stage that is not the model's own."
     text = TEXTS[known].format(**facts(config, name, tensor))
+    if part_of(name)[0]:
+        text = f"Part {part_of(name)[0] + 1} of a long prompt: its tokens, behind those of the parts before. {text}"
     if step is not None:
         text = f"For token {int(step[1]) + 1} of the answer one token goes through, the others are in the cache. {text}"
-    if chunk is not None:
-        text = f"Part {int(chunk[1]) + 1} of a long prompt; the parts before it are in the cache. {text}"
     if IN_WINDOW_ORDER.fullmatch(known):
         rows = "unit window_index[r]" if known in MERGED else "patch r % 4 of unit window_index[r // 4]"
         text = f"{text} Rows are in window order: row r is {rows}."
@@ -84,7 +80,7 @@ def facts(config, name, tensor):
     shape = [*tensor.shape, "", "", ""]
     tower = not documented(name).startswith(("model.", "lm_head"))
     room, heads = (vision, vision.num_heads) if tower else (text, text.num_attention_heads)
-    counted = COUNTED.match(plain(name))
+    counted = COUNTED.match(INSIDE.sub("", name))
     index = int(counted[2]) if counted else ""
     full = tower and index in vision.fullatt_block_indexes
     w, (s0, s1, s2) = vision.window_size // vision.merged_size, text.rope.mrope_section
@@ -129,7 +125,9 @@ class Narrator:
         said = SENTENCES.get(documented(name))
         if said is None or (name.startswith("steps.") and not name.endswith("next_token")):
             return None
-        return said(self, tensor) if callable(said) else said.format(**facts(self.config, name, tensor), tensor=tensor)
+        part = part_of(name)[0]
+        told = said(self, tensor) if callable(said) else said.format(**facts(self.config, name, tensor), tensor=tensor)
+        return f"part {part + 1}: {told}" if part else told
 
     def frame_indices(self, tensor):
         return f"{len(tensor)} frames are taken, from number {tensor[0]} to {tensor[-1]}"

@@ -9,18 +9,22 @@ Rows of the tower are in window order, rows of the decoder are words and picture
 import base64
 import html
 import io
+import re
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from minivl.explain import STEP, documented, word
+from minivl.inputs import even_parts
 from minivl.maps import Maps
+from minivl.parts import part_of
 
 LONGEST = 336  # pixels of the longer side of a picture that is shown
 MOST = 8  # pictures and pairs of frames that are shown
 HEAT = np.array(
     [[13, 8, 65], [94, 20, 130], [190, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float32
 )  # low to high
+IN_PARTS = re.compile(r"model\.(layers\.|norm)")
 NO_HEAT = ("rope.cos", "rope.sin", "scores", "window_index", "patch_positions", "input_ids", "position_ids")
 
 
@@ -52,7 +56,7 @@ def shown(step, walk):
         return [png(coloured(maps, context, *place)) for place in places(maps)]
     if known == "position_ids" and step.shape[1] == len(maps.input_ids):
         return [positions_html(step.value, maps)]
-    return heat_html(step, maps, context)
+    return heat_html(step, maps, context, walk.vlm.prefill_chunk)
 
 
 # ---- pictures ----
@@ -173,12 +177,15 @@ def png(image):
 # ---- a number for each row ----
 
 
-def heat_html(step, maps, context):
-    """A tensor's rows on the picture, with what the colours mean; nothing for tensors whose rows are no places."""
-    name = STEP.sub("", step.name)
+def heat_html(step, maps, context, most):
+    """A tensor's rows on the picture, with what the colours mean; nothing for tensors whose rows are no places.
+
+    most  tokens of a prompt that are run together: a tensor may hold a part of them
+    """
+    part, name = part_of(STEP.sub("", step.name))
     if name.endswith(NO_HEAT) or not name.startswith(("visual", "model", "inputs_embeds", "pixel_values")):
         return []
-    later = name != step.name
+    later = STEP.match(step.name) is not None
     if name.endswith("probs") and name.startswith("model"):
         values, meaning = (
             attention_to(step.value, len(maps.input_ids)),
@@ -193,8 +200,17 @@ def heat_html(step, maps, context):
         )
     else:
         values, meaning = lengths(step.value), "length (Euclidean norm) of each row"
+        if IN_PARTS.match(name):
+            values = among_all(values, even_parts(len(maps.input_ids), most)[part], len(maps.input_ids))
     pictures, low, high = heat_pictures(maps, values, name, context)
     return [*map(png, pictures), f"<p>{meaning}: dark {low:.3g}, yellow {high:.3g}</p>"]
+
+
+def among_all(values, rows, count):
+    """Values of some rows among those of all, [count]; NaN for the others."""
+    found = np.full(count, np.nan, dtype=np.float32)
+    found[rows] = values
+    return found
 
 
 def lengths(value):

@@ -38,10 +38,7 @@ def executed(path):
     """The notebook at `path`, run by a fresh kernel in an empty folder. An error in a cell is raised: CellExecutionError."""
     notebook = nbformat.read(path, as_version=4)
     # the minivl of this process, wherever the kernel's folder is, and pictures in the notebook, whatever was asked for outside
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(minivl.__file__).parents[1]),
-    }
+    environment = {**os.environ, "PYTHONPATH": str(Path(minivl.__file__).parents[1])}
     environment.pop("MPLBACKEND", None)
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(

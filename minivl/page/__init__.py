@@ -18,7 +18,7 @@ from pathlib import Path
 from minivl.errors import Error
 
 NEEDED = re.compile(
-    r"(steps\.\d+\.|chunks\.\d+\.)?(lm_head|next_token|model\.layers\.\d+(\.self_attn\.probs)?)|(image|video)\.\d+\.resized"
+    r"((steps|chunks)\.\d+\.)?(lm_head|next_token|model\.layers\.\d+(\.self_attn\.probs)?)|(image|video)\.\d+\.resized"
 )
 MARK = re.compile(r"\{\{(\w+)\}\}")
 

@@ -7,13 +7,14 @@ import time
 import numpy as np
 
 from minivl.errors import Error
-from minivl.explain import CHUNK, STEP, Narrator, explain, level, plain
+from minivl.explain import STEP, Narrator, explain, level
 from minivl.maps import MAPPED, Maps
 from minivl.page.looks import Looks
 from minivl.page.scenes import scenes
 from minivl.page.words import prompt_words, question_of, text_of, told
+from minivl.parts import part_of
 from minivl.pictures import HEAT
-from minivl.recording import step_of
+from minivl.recording import bare, step_of
 from minivl.stats import loudest, stats_of
 from minivl.stream import Lazy, value_of
 from minivl.tiny import CHECKPOINT
@@ -52,7 +53,7 @@ class Notes:
         self._since = time.perf_counter()
 
     def _keep(self, name, tensor):
-        step, own = step_of(name), plain(name)
+        step, own = step_of(name), part_of(bare(name))[1]
         layer = LAYER.match(own)
         if name in MAPPED:
             self.mapped[name] = np.array(tensor)
@@ -90,7 +91,7 @@ class Notes:
         if len(self.rows) >= ROWS:
             self.skipped += 1
             return
-        if not STEP.match(name) and not CHUNK.match(name):
+        if not STEP.match(name) and not part_of(name)[0]:
             self.texts[name] = explain(self.config, name, tensor)
         line = [name, list(tensor.shape), str(tensor.dtype)]
         if isinstance(tensor, Lazy) and math.prod(tensor.shape) > LARGE:
