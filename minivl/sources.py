@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from minivl.errors import Error
+from minivl.parts import names_of_parts, whole
 from minivl.tensor_file import read_tensors
 
 
@@ -77,12 +78,15 @@ def checked(mapping, label, metadata=None):
                 "tensor.detach().float().cpu().numpy()."
             )
         arrays[name] = array
-    return Recording(arrays, label, metadata if isinstance(metadata, Mapping) else None)
+    return Recording(whole(arrays), label, metadata if isinstance(metadata, Mapping) else None)
 
 
 def read_safetensors(path):
     tensors, metadata = read_tensors(path)
-    return Recording(tensors, str(path), metadata, in_order(tensors, metadata))
+    names = in_order(tensors, metadata)
+    if not names_of_parts(names):
+        return Recording(tensors, str(path), metadata, names)
+    return Recording(whole({name: tensors[name] for name in names}), str(path), metadata)
 
 
 def in_order(names, metadata):
