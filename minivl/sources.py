@@ -7,7 +7,6 @@ recording.config                         # the model's config.json, if the file 
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,17 +21,11 @@ class Recording(Mapping):
     """Named arrays, in the order in which they were written, and where they are from."""
 
     def __init__(self, arrays, label, metadata=None, names=None):
-        found = list(arrays if names is None else names)
-        self._arrays, self.label, self.metadata = arrays, label, metadata or {}
-        self._names = [name for name in found if not PART.match(name)]
-        self._parts = 1 + max((int(PART.match(name)[1]) for name in found if PART.match(name)), default=0)
+        self._arrays, self._names, self.label = arrays, list(arrays if names is None else names), label
+        self.metadata = metadata or {}
 
     def __getitem__(self, name):
-        """subtle: of a prompt that went through the decoder in parts, "chunks.1." and so on, the parts together."""
-        parts = [f"chunks.{i}.{name}" for i in range(1, self._parts)]
-        if not parts or parts[0] not in self._arrays:
-            return self._arrays[name]
-        return together([self._arrays[part] for part in (name, *parts)], name.rpartition(".")[2])
+        return self._arrays[name]
 
     def __iter__(self):
         return iter(self._names)
@@ -49,17 +42,6 @@ class Recording(Mapping):
         except ValueError:
             return None
         return found if isinstance(found, dict) else None
-
-
-PART = re.compile(r"chunks\.(\d+)\.")
-
-
-def together(parts, word):
-    """Rows of one tensor, behind each other. Earlier scores and probabilities are shorter: they do not see what comes later."""
-    if word in ("scores", "probs"):
-        longest, empty = parts[-1].shape[-1], -np.inf if word == "scores" else 0
-        parts = [np.pad(p, ((0, 0), (0, 0), (0, longest - p.shape[-1])), constant_values=empty) for p in parts]
-    return np.concatenate(parts, axis=parts[0].ndim - 2)
 
 
 def opened(source, label="the second"):
