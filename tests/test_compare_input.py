@@ -122,3 +122,14 @@ def test_what_softmax_makes_of_rounding_is_no_difference(right):
     assert found.ok and found[f"{room}.probs"].status == "OK~" and found[f"{room}.probs"].error > 2e-5
     wrong = compare(ours, {f"{room}.scores": off.astype(np.float32), f"{room}.probs": probs(off) ** 1.01})
     assert wrong.first.name == f"{room}.probs"
+
+
+def test_a_prompt_in_parts_is_one(right):
+    """What went through the decoder in parts is compared whole."""
+    vlm, trace = right
+    other = small_model("numpy")
+    other.prefill_chunk = 6
+    parts = other.trace(small_inputs(vlm.config, grids=((1, 4, 6),)))
+    assert "chunks.1.model.norm" in parts
+    for found in (compare(trace, parts, config=vlm.config), compare(parts, trace, config=vlm.config)):
+        assert found.ok and {row.status for row in found.rows} == {"OK"}, f"\n{found}"

@@ -1,5 +1,6 @@
 """A coarse recording and the model: the mistake lies between two recorded tensors, and runs with each are compared."""
 
+import numpy as np
 import pytest
 from conftest import random_video_inputs, small_inputs, small_model
 
@@ -38,7 +39,7 @@ def test_the_mistake_between_two_tensors_is_named(right, name, recorded, where):
     vlm, inputs, trace = right
     with fault(name).put_in():
         wrong = renewed(vlm).trace(inputs, keep=recorded)
-    theirs = {tensor: wrong[tensor] for tensor in recorded}
+    theirs = {tensor: np.array(wrong[tensor])[None] for tensor in recorded}  # with a batch axis, as most ports have
     if recorded[0].startswith("model"):
         theirs["inputs_embeds"] = trace["inputs_embeds"]
     found = compare(trace, theirs, model=vlm)

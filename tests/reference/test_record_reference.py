@@ -78,18 +78,22 @@ def test_a_video_behind_a_picture(pictures, film, tmp_path, capsys):
     trace = vlm.trace(QUESTION, images=pictures[1], videos=film, fps=4)
     assert len(trace["video.0.frame_indices"]) == 6 and 0.5 < trace["video.0.second_per_grid_t"][0] < 0.7
     found = trace.compare(path)
-    assert found.ok and {row.status for row in found.rows} == {"OK"}, f"\n{found}"
-    assert [row.name for row in found.rows] == trace.names
-    # by itself minivl counts as the model was trained: that, and nothing else, is what differs
-    found = minivl.load().trace(QUESTION, images=pictures[1], videos=film, fps=4).compare(path)
-    assert found.first.name == "position_ids" and found.first.causes[0].name == "another rule after a video", (
-        f"\n{found}"
+    assert found.ok and [row.name for row in found.rows] == trace.names, f"\n{found}"
+    sharpened = {row.name for row in found.rows if row.status != "OK"}  # by softmax: see docs/compare.md
+    assert all(name.endswith(("attn.probs", "attn.context", "attn.proj", "attn.o_proj")) for name in sharpened), (
+        sharpened
     )
 
 
-def test_an_odd_number_of_frames(pictures, tmp_path):
-    frames = [scene(i, size=(112, 140)).image for i in range(3)]
-    record_reference(CHECKPOINT, QUESTION, None, tmp_path / "reference.safetensors", videos=[frames], fps=1)
+def test_a_long_video_of_an_odd_number_of_frames(tmp_path):
+    """Slow frames: the video takes more positions in time than in space, and there the two rules part."""
+    frames, path = [scene(i, size=(112, 140)).image for i in range(3)], tmp_path / "reference.safetensors"
+    record_reference(CHECKPOINT, QUESTION, None, path, videos=[frames], fps=0.3)
     vlm = minivl.load(video_positions="transformers5")
-    found = vlm.trace(QUESTION, videos=[frames], fps=1).compare(tmp_path / "reference.safetensors")
+    found = vlm.trace(QUESTION, videos=[frames], fps=0.3).compare(path)
     assert found.ok and {row.status for row in found.rows} == {"OK"}, f"\n{found}"
+    # by itself minivl counts as the model was trained
+    found = minivl.load().trace(QUESTION, videos=[frames], fps=0.3).compare(path)
+    assert found.first.name == "position_ids" and found.first.causes[0].name == "another rule after a video", (
+        f"\n{found}"
+    )
