@@ -26,7 +26,7 @@ LONGEST = (
 )  # bytes of a file that is kept in memory; longer ones stay where they are, and should stay as they are
 
 HELP = """\
-@file, @"file with spaces"   a picture or video, at this place of the question (@@: the sign itself)
+@file, @"file with spaces"   a picture or video, as it is now, at this place of the question (@@: the sign itself)
 /tokens           what the conversation holds so far: tokens of each picture and video, and of text
 /undo             take back the last question and its answer
 /new              begin again, with the same system prompt

@@ -8,7 +8,8 @@
     ... | ...                                                                                   # one, then the other
 
 Each returns `Edits`, a dict {glob: array or function of the tensor}. It lives as long as the run that it is given to. An edit
-belongs to the names that its glob matches: "model.layers.2" is the prompt's, "*model.layers.2" also that of all later steps.
+belongs to the names that its glob matches: "model.layers.2" is the prompt's, "*model.layers.2" also that of all later steps and
+of all parts of a long prompt.
 `positions` are rows, counted from 0 in the order of that tensor (docs/tensors.md), or a mask such as `trace.maps.shown`.
 """
 

@@ -97,5 +97,5 @@ def amount(value, what="memory_limit"):
 
 
 def gigabytes(number):
-    """ "7.51 GB" """
-    return f"{number / 1e9:.2f} GB"
+    """ "7.51 GB", or "7.5 MB" of what would be none"""
+    return f"{number / 1e9:.2f} GB" if number >= 1e7 else f"{number / 1e6:.1f} MB"

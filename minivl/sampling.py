@@ -77,7 +77,8 @@ class Sampling:
         unknown = set(options) - set(FIELDS)
         if unknown:
             raise Error(
-                f"unknown generation option {', '.join(sorted(unknown))}. There are: {', '.join(FIELDS)}, seed."
+                f"unknown generation option {', '.join(sorted(unknown))}. There are: {', '.join(FIELDS)}, seed; and of "
+                "pictures (images=) and videos (videos=): min_pixels, max_pixels, fps, nframes, add_vision_id."
             )
         if "do_sample" not in options and options.keys() & {"temperature", "top_k", "top_p"}:
             options["do_sample"] = True

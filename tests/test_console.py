@@ -255,9 +255,22 @@ def test_saved_and_loaded(vlm, capsys, files):
     assert stored[2]["content"][0] == {"type": "video", "video": str(files / "clip.gif")}
     other = Console(vlm)
     other.say("/load talk.json")
+    (files / "scene.png").unlink()
+    (files / "clip.gif").unlink()
     other.say(HOW_MANY)
     console.say(HOW_MANY)
-    assert answers(other) == answers(console)
+    assert answers(other) == answers(console) and other.last.cached_tokens == 0 < console.last.cached_tokens
+
+
+def test_long_files_stay_where_they_are(vlm, files, monkeypatch):
+    monkeypatch.setattr("minivl.console.LONGEST", 10)
+    assert attached("clip.gif") == {"type": "video", "video": str(files / "clip.gif")}
+    (files / "talk.json").write_text(
+        '[{"role": "user", "content": [{"type": "video", "video": ["scene.png", "scene.png"]}]}]'
+    )
+    console = Console(vlm)
+    console.say("/load talk.json")
+    assert console.messages[0]["content"][0]["video"] == ["scene.png", "scene.png"]
 
 
 def test_tokens(vlm, capsys):

@@ -245,11 +245,11 @@ def test_no_prompts(tiny):
         ([3], "prompt 0 is 3; it must be a question"),
         (["a", ("How many?", "a.png")], "prompt 1 is"),
         ([{"images": "a.png"}], "prompt 0 is"),
-        ([{"question": "?", "image": "a.png"}], "prompt 0 is"),
+        ([{"question": "?", "image": "a.png"}], "prompt 0 has image, which is unknown"),
         ([{"role": "user", "content": "?"}], "a list of messages, in a list of its own"),
         (["a", []], "prompt 1 is"),
         ([[{"role": "user"}]], "message 0 is"),
-        (["a", {"question": "?", "images": "no.png"}], "no.png does not exist"),
+        (["a", {"question": "?", "images": "no.png"}], "prompt 1: no.png does not exist"),
     ],
 )
 def test_what_is_no_prompt(tiny, prompts, words):

@@ -87,7 +87,7 @@ def load_model(options):
 
 
 def check_question(options):
-    if not options.files and os.path.isfile(options.question):  # Path.is_file fails on long questions
+    if os.path.isfile(options.question):  # Path.is_file fails on long questions
         raise Error(f'{options.question} is a file: put a question behind it, such as "What is in the picture?".')
 
 
