@@ -3,6 +3,7 @@
     trace = vlm.trace("How many circles?", images=img, keep="visual.blocks.*.attn.probs")
     trace["visual.blocks.3.attn.probs"]         # float32 [H, N, L], read-only
     trace.select("visual.blocks.*")             # a dict, in the order of the data flow
+    trace.whole()                               # of a prompt that was run in parts: these put together
     trace.steps[3]["lm_head"]                   # of the fourth token of the answer
     print(trace.table("visual.*"))              # shape, smallest, largest, rms, NaN, outlier channels of each
     trace.save("run.safetensors")               # Trace.load reads it, and so does whatever reads safetensors
@@ -28,12 +29,23 @@ from minivl.compare import compare
 from minivl.config import Config
 from minivl.errors import Error
 from minivl.maps import MAPPED, Maps
+from minivl.parts import names_of_parts, part_of, whole
 from minivl.stats import stats_of, table
 from minivl.tensor_file import TensorFile, read_tensors, room_for
 
 FORMAT = "minivl-trace"
 STEP = re.compile(r"steps\.(\d+)\.")
 TEXTS = ("format", "prompt", "answer", "backend")  # of `info`: strings in a file as they are; the others are JSON
+
+
+class NoTensor(Error, KeyError):
+    """The KeyError of a `Trace`; its text is not put in quotes."""
+
+    __str__ = Exception.__str__
+
+
+class NoStep(Error, IndexError):
+    """The IndexError of its steps."""
 
 
 class Trace(Mapping):
@@ -54,8 +66,8 @@ class Trace(Mapping):
         if name in self._tensors:
             return self._tensors[name]
         if name in self.names:
-            raise KeyError(f"{name} was made but not kept: add it to keep=")
-        raise KeyError(f"no tensor {name}{did_you_mean(name, self.names)}")
+            raise NoTensor(f"{name} was made but not kept: add it to keep=")
+        raise NoTensor(f"no tensor {name}{did_you_mean(name, self.names)}")
 
     def __iter__(self):
         return iter(self._tensors)
@@ -76,6 +88,14 @@ class Trace(Mapping):
         """The tensors that led to each token of the answer: `steps[0]` the prompt's, `steps[1]` the second token's, ...,
         each a `Trace` by the names of the prompt's, without "steps.1."."""
         return Steps(self)
+
+    def whole(self):
+        """The same trace, the parts of a long prompt put together: names without "chunks.1.". Tensors of which a part was not
+        kept are left out."""
+        tensors = {name: tensor for name, tensor in whole(self._tensors).items() if not part_of(name)[0]}
+        halves = [own for own, parts in names_of_parts(self.names).items() if not {*parts} <= self._tensors.keys()]
+        kept = {name: tensor for name, tensor in tensors.items() if name not in halves}
+        return Trace([name for name in self.names if not part_of(name)[0]], kept, self.info, self.result, self.config)
 
     def stats(self, name):
         """`stats.Stats` of a tensor: min, max, mean, rms, NaN and infinite values, outlier channels."""
@@ -131,9 +151,7 @@ class Steps(Sequence):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
-            raise IndexError(
-                f"no step {index}: this run made {len(self)}, counted from 0. More come with max_new_tokens="
-            )
+            raise NoStep(f"no step {index}: this run made {len(self)}, counted from 0. More come with max_new_tokens=")
         k = index % len(self)
         names = [name for name in self._trace.names if step_of(name) == k]
         tensors = {bare(name): self._trace[name] for name in names if name in self._trace}
@@ -155,7 +173,7 @@ def bare(name):
 
 
 def did_you_mean(name, names):
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     return f". Close ones: {', '.join(close)}" if close else ". `trace.names` of a full run lists them all."
 
 

@@ -45,6 +45,22 @@ def allowed(precision, reach, name=""):
     return GROWTH * usual if name.endswith(".probs") else usual
 
 
+def sharpened(name, ours, before):
+    """Largest error that attention's softmax makes of those that q, k and scores have, or whatever row came before it.
+
+    subtle: e^x turns what a score is off absolutely into what its probability is off relatively. Scores of 60 that agree to
+    5e-6 of the largest give probabilities that are 3e-4 of themselves off, and no float32 program does better.
+    """
+    room, _, word = name.rpartition(".")
+    scores = ours.get(f"{room}.scores") if word in ("probs", "context", "proj", "o_proj") else None
+    agreeing = [row for row in before if row.status in (OK, CLOSE) and math.isfinite(row.error)]
+    near = [row.error for row in agreeing if row.name in [f"{room}.{w}" for w in ("q_rope", "k_rope", "scores")]]
+    near = near or [row.error for row in agreeing[-1:]]
+    if scores is None or not near:
+        return 0.0
+    return 2 * max(near) * float(np.abs(scores[np.isfinite(scores)]).max())
+
+
 def precision_of(recording, called):
     """The type that most floating-point tensors were rounded to: "float32", "float16" or "bfloat16"."""
     found = []
@@ -95,7 +111,8 @@ def compared(name, ours, their_name, theirs, tolerance, rounded):
     if ours.dtype.kind in "iub":
         status = OK if np.array_equal(ours, there) else DIFF
         wrong = int(np.sum(ours != there))
-        return Row(status=status, **common | figures | ({"note": f"{wrong} of {ours.size} differ"} if wrong else {}))
+        said = f"{there.item()} instead of {ours.item()}" if ours.size == 1 else f"{wrong} of {ours.size} differ"
+        return Row(status=status, **common | figures | ({"note": said} if wrong else {}))
     worse = max(figures["error"], figures["rms"])
     status = OK if worse <= tolerance else CLOSE if figures["rms"] <= rounded and math.isfinite(worse) else DIFF
     if status == CLOSE and rounded <= tolerance:

@@ -16,10 +16,10 @@ from minivl.tiny import scene
 PACKAGE = Path(minivl.__file__).parent
 ORDER = (
     "errors json_file memory positions published relatives config_file config parameters kernels stream resident "
-    "weights tokenizer chat template image_file image frames video tokens inputs prepare progress windows grids "
-    "maps vision summary kv_cache decoder sampling engine several grounding drawing answer stats names sources "
-    "verdict causes rows compare tensor_file recording outline forecast trace edits provenance texts_vision "
-    "texts_decoder explain pictures walk what_if_text faults what_if model"
+    "weights tokenizer_files tokenizer chat template image_file image frames video prepared tokens inputs prepare "
+    "progress windows grids maps vision summary kv_cache decoder sampling engine several grounding drawing answer "
+    "stats names tensor_file parts sources verdict causes rows compare recording outline forecast trace edits "
+    "provenance texts_vision texts_decoder explain pictures walk what_if_text faults what_if model"
 )
 
 
