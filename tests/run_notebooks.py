@@ -39,6 +39,7 @@ def executed(path):
     notebook = nbformat.read(path, as_version=4)
     # the minivl of this process, wherever the kernel's folder is, and pictures in the notebook, whatever was asked for outside
     environment = {**os.environ, "PYTHONPATH": str(Path(minivl.__file__).parents[1])}
+    environment |= {"NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # several run at a time, and all is small
     environment.pop("MPLBACKEND", None)
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(

@@ -371,7 +371,11 @@ llvmlite.binding.get_host_cpu_features, llvmlite.binding.get_process_triple = kn
 assert (tile.LANES, tile.ROWS, tile.VECTORS) == {shape!r}
 """
     # subtle: compiled code is cached by processor, and these are not this processor's
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+    environment = {
+        **os.environ,
+        "NUMBA_CACHE_DIR": str(cache),
+        "NUMBA_OPT": "1",
+    }  # the loops are the same, LLVM does less
     return subprocess.run([sys.executable, "-c", script + ADDRESSES], capture_output=True, text=True, env=environment)
 
 
