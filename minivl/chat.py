@@ -86,11 +86,13 @@ def rendered(item, counts, numbered):
 
 def text_of(item):
     text = item.get("text")
-    if not isinstance(text, str):
-        what = (
-            "the text of an item" if "text" in item else f"an item with {', '.join(item) or 'nothing'} has no text: it"
+    if "text" not in item:
+        what = f"of type {item['type']!r}" if "type" in item else f"with {', '.join(item) or 'nothing in it'}"
+        raise Error(
+            f'an item {what} has no text, picture or video: {{"type": "text", "text": "..."}}, likewise image, video.'
         )
-        raise Error(f'{what} is {text!r}; it must be a string: {{"type": "text", "text": "..."}}.')
+    if not isinstance(text, str):
+        raise Error(f'the text of an item is {text!r}; it must be a string: {{"type": "text", "text": "..."}}.')
     return text
 
 
@@ -194,9 +196,10 @@ def check(messages):
         if message.get("tool_calls"):
             raise Error(f"message {i} has tool_calls, which the chat template leaves out. Write them into its content.")
         content = message["content"]
-        if not isinstance(content, str) and not (
-            isinstance(content, list) and all(isinstance(c, Mapping) for c in content)
-        ):
+        items = content if isinstance(content, list) else [] if isinstance(content, str) else None
+        if items is None or not all(isinstance(item, Mapping) for item in items):
+            odd = content if items is None else next(item for item in items if not isinstance(item, Mapping))
             raise Error(
-                f'the content of message {i} must be text, or a list of {{"type": "text", "image" or "video", ...}}.'
+                f"the content of message {i} {'is' if items is None else 'holds'} a {type(odd).__name__}; it must be text, or "
+                'a list of {"type": "text", "text": ...}, {"type": "image", "image": ...}, {"type": "video", "video": ...}.'
             )

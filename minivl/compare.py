@@ -24,12 +24,12 @@ from fnmatch import fnmatchcase
 
 from tqdm import tqdm
 
-from minivl.causes import Step, causes, everything, is_right, layouts, stages
+from minivl.causes import EVERYTHING, Step, causes, drowned, is_right, layouts, stages
 from minivl.causes.arrays import orders
 from minivl.config import Config
 from minivl.errors import Error
 from minivl.names import STEP, close, in_data_flow, matched
-from minivl.rows import ROUNDING, Row, aligned, allowed, compared, precision_of
+from minivl.rows import ROUNDING, Row, aligned, allowed, compared, precision_of, sharpened
 from minivl.sources import opened
 from minivl.verdict import CLOSE, DIFF, MISSING, OK, SHAPE, html, text
 
@@ -40,7 +40,7 @@ TOLERANCE = 2e-5
 class Comparison:
     """The rows in the order of the data flow, ours; what only theirs has follows at the end.
 
-    precision  what theirs was computed in, judged by its values
+    precision  what theirs was computed in, judged by its values;  informed  whether a config was known, and a model
     before     the last tensor before `first` that agrees;  between  ours that lie between these two and were not recorded there
     """
 
@@ -48,6 +48,7 @@ class Comparison:
     labels: tuple = ("ours", "theirs")
     tolerance: float = TOLERANCE
     precision: str = "float32"
+    informed: tuple = (True, True)
 
     @property
     def compared(self):
@@ -116,18 +117,27 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
         if name in called:
             excused = max(tolerance, allowed(precision, reach, name))
             mine = compared(name, ours[name], called[name], theirs[called[name]], tolerance, excused)
+            if mine.status == DIFF and max(mine.error, mine.rms) <= sharpened(name, ours, rows):
+                mine = replace(mine, status=CLOSE)
             if mine.status == CLOSE and not name.endswith(".probs"):
                 reach = max(reach, mine.rms)
         rows.append(mine)
     rows += [unmatched(name, theirs, ours) for name in theirs if name not in called.values()]
     if not called:
-        hint = next((row.note for row in rows if "mean" in row.note), "")
-        raise Error(
-            f"no tensor of {theirs.label} has a name of {ours.label}{hint and ': ' + hint}. docs/tensors.md lists the names; "
-            'names={"theirs-{}": "model.layers.{}.mlp.act"} (--names map.json) maps others.'
-        )
+        raise Error(nothing_in_common(ours, theirs))
     found = Comparison(rows, (ours.label, theirs.label), tolerance, precision)
     return explained(found, ours, theirs, called, config, opened_pictures(pictures), model)
+
+
+def nothing_in_common(ours, theirs):
+    if not len(theirs) or not len(ours):
+        return f"{(theirs if not len(theirs) else ours).label} holds no tensors. Was it closed before anything was recorded?"
+    name, hint = next(((n, close(n, list(ours))) for n in theirs if close(n, list(ours))), (next(iter(theirs)), None))
+    meant = f" (did you mean {hint}?)" if hint else ""
+    return (
+        f"no tensor of {theirs.label} has a name of {ours.label}: the first one there is {name!r}{meant}. docs/tensors.md "
+        'lists the names; names={"theirs-{}": "model.layers.{}.mlp.act"} (--names map.json) maps others.'
+    )
 
 
 def config_of(given, *recordings):
@@ -165,18 +175,21 @@ def explained(found, ours, theirs, called, config, pictures, model):
 
     limit = max(found.tolerance, allowed(found.precision, 0.0))
 
-    def with_causes(row, ask=everything):
+    def step_of(row):
         mine, there, _ = aligned(ours[row.name], theirs[row.their_name])
-        step = Step(row.name, mine, there, known, config, pictures)
-        why, whose = causes(step, limit, ask), "theirs"
-        if len(only := orders(mine.shape, there.shape)) == 1 and ask is everything and not why:
+        return Step(row.name, mine, there, known, config, pictures)
+
+    def with_causes(row, ask=EVERYTHING):
+        step = step_of(row)
+        mine, there, why, whose = step.ours, step.theirs, causes(step, limit, ask), "theirs"
+        if len(only := orders(mine.shape, there.shape)) == 1 and ask is EVERYTHING and not why:
             why = causes(Step(row.name, mine, there.transpose(only[0]), known, config), limit)  # besides another layout
-        if not why and ask is everything and is_right(step, limit):
+        if not why and ask is EVERYTHING and is_right(step, limit):
             why, whose = causes(Step(row.name, there, mine, known, config, pictures), limit), "ours"
         return replace(row, causes=tuple(replace(cause, whose=whose) for cause in why), same_values=same(row, why))
 
-    rows = [with_causes(row, layouts) if row.status == SHAPE else row for row in found.rows]
-    found = replace(found, rows=faint(rows, with_causes))
+    rows = [with_causes(row, (layouts,)) if row.status == SHAPE else row for row in found.rows]
+    found = replace(found, rows=faint(rows, with_causes, step_of), informed=(config is not None, model is not None))
     if found.first is not None and not found.first.causes:
         found = exchanged(found, with_causes(found.first))
     if model is not None and found.first is not None and not found.first.causes and found.between:
@@ -192,27 +205,31 @@ def exchanged(found, row):
     return replace(found, rows=[row if old is found.first else old for old in found.rows])
 
 
-def faint(rows, with_causes):
+def faint(rows, with_causes, step_of):
     """Up to the first divergence, mistakes smaller than the tolerance: another eps may change a norm by 5e-6 of its values.
 
     What rounding does is different in every value: if a known mistake leaves less than a tenth of a difference, it was none.
+    An eps that changes values by less than rounding does shows in all rows together.
     """
     for i, row in enumerate(rows):
         if row.status in (DIFF, SHAPE) and not row.same_values:
             break
-        if (
-            row.status == OK
-            and row.error > NOISE
-            and any(fnmatchcase(STEP.sub(r"\2", row.name), pattern) for pattern in FAINT)
-        ):
-            why = with_causes(row, stages)
-            if why.causes and why.causes[0].exact:
-                return [*rows[:i], replace(why, status=DIFF), *rows[i + 1 :]]
+        if row.status != OK or not row.error or not is_like(row.name, FAINT):
+            continue
+        why = with_causes(row, (stages,)).causes if row.error > NOISE else ()
+        why = why or (drowned(step_of(row)) if is_like(row.name, NORMS) else ())
+        if why:
+            return [*rows[:i], replace(row, status=DIFF, causes=tuple(why)), *rows[i + 1 :]]
     return rows
 
 
+def is_like(name, patterns):
+    return any(fnmatchcase(STEP.sub(r"\2", name), pattern) for pattern in patterns)
+
+
 NOISE = 5e-7
-FAINT = ("*norm", "*norm[12]", "*.ln_q", "visual.merger.mlp.1")
+NORMS = ("*norm", "*norm[12]", "*.ln_q")
+FAINT = (*NORMS, "visual.merger.mlp.1")
 LAYOUTS = ("transposed", "axes exchanged", "axes in another order", "another shape", "batch axis", "whole rows")
 
 

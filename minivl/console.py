@@ -21,6 +21,10 @@ from minivl.json_file import write_json
 from minivl.stream import each
 from minivl.tokens import reused, spent
 
+LONGEST = (
+    200 * 10**6
+)  # bytes of a file that is kept in memory; longer ones stay where they are, and should stay as they are
+
 HELP = """\
 @file, @"file with spaces"   a picture or video, at this place of the question (@@: the sign itself)
 /tokens           what the conversation holds so far: tokens of each picture and video, and of text
@@ -38,22 +42,31 @@ AFTER_NAMES = ".,;:!?)]}\"'"  # what may stand behind a name without being part 
 
 
 class Snapshot(bytes):
-    """A picture's file as it was when it was attached: overwritten later, it does not change what was said before."""
+    """A file as it was when it was attached: overwritten later, it does not change what was said before."""
 
     path = None
+
+    @classmethod
+    def of(cls, path):
+        """The path itself of a file that is too long."""
+        if os.path.getsize(path) > LONGEST:
+            return path
+        found = cls(Path(path).read_bytes())
+        found.path = path
+        return found
 
 
 class Console:
     """A conversation. `messages` are those that have been answered, `waiting` items go before the next question.
 
-    system, options  the system prompt, and options of `VLM.stream`;  files  pictures and videos before the first question
+    system, options  the system prompt, and options of `VLM.stream`;  waiting  items before the first question
     tokens           say after each answer what it took;  interactive  an interrupt ends an answer, not the program
     """
 
-    def __init__(self, vlm, system=None, files=(), options=None, tokens=False, interactive=True):
+    def __init__(self, vlm, system=None, waiting=(), options=None, tokens=False, interactive=True):
         self.vlm, self.options, self.tokens, self.interactive = vlm, options or {}, tokens, interactive
         self.cache, self.messages, self.last = vlm.new_cache(), [], None
-        self.waiting = [attached(file) for file in files]
+        self.waiting = list(waiting)
         self.set_system(system or "")
 
     def say(self, line):
@@ -74,7 +87,6 @@ class Console:
             note(f"{named(content)}: part of the next question")
             return
         question = {"role": "user", "content": content}
-        count = self.count([*self.messages, question]) if self.tokens else None
         said, start = [], time.perf_counter()
 
         def see(piece):
@@ -98,11 +110,13 @@ class Console:
         self.waiting, self.last = [], answer
         if answer is None:
             note("interrupted: what was said so far is the answer")
-        elif count is not None:
-            print(spent(count, answer, time.perf_counter() - start, said[0][1] if said else None), file=sys.stderr)
+        elif self.tokens:
+            seconds, first = time.perf_counter() - start, said[0][1] if said else None
+            print(spent(self.count(self.messages[:-1]), answer, seconds, first), file=sys.stderr)
 
     def count(self, messages):
-        return self.vlm.count_tokens(messages, **{name: self.options.get(name) for name in PROMPT_OPTIONS})
+        given = {name: self.options.get(name) for name in PROMPT_OPTIONS}
+        return self.vlm.count_tokens(messages, cache=self.cache, **given)
 
     # ---- commands ----
 
@@ -156,7 +170,8 @@ class Console:
         except (OSError, ValueError) as cause:
             raise Error(f"cannot read {path}: {cause}. Give a file that /save has written.") from None
         self.count(messages)  # an Error if they are no messages, or a picture is missing
-        self.messages, self.cache, self.waiting, self.last = messages, self.vlm.new_cache(), [], None
+        self.messages, self.cache = [as_now(message) for message in messages], self.vlm.new_cache()
+        self.waiting, self.last = [], None
         note(f"{path}: {self.turns()} questions and their answers")
 
     def turns(self):
@@ -198,13 +213,9 @@ def attached(name):
     if not os.path.isfile(path):
         raise Error(f"there is no file {name}: behind @ comes a picture or a video, and @@ is the sign itself.")
     part = item(path)
-    if part["type"] == "video":
-        open_video(path)
-        return part
-    open_image(path)
-    picture = Snapshot(Path(path).read_bytes())
-    picture.path = path
-    return {"type": "image", "image": picture}
+    kind = part["type"]
+    (open_video if kind == "video" else open_image)(path)
+    return {"type": kind, kind: Snapshot.of(path)}
 
 
 def named(content):
@@ -212,13 +223,25 @@ def named(content):
 
 
 def portable(message):
-    """A message for a file: pictures by their paths."""
+    """A message for a file: pictures and videos by their paths."""
+    if isinstance(message["content"], str):
+        return message
+    parts = [
+        {key: value.path if isinstance(value, Snapshot) else value for key, value in part.items()}
+        for part in message["content"]
+    ]
+    return {**message, "content": parts}
+
+
+def as_now(message):
+    """A message from a file, with pictures and videos as they are now in the place of their paths."""
     if isinstance(message["content"], str):
         return message
     parts = []
     for part in message["content"]:
-        source = part.get("image")
-        parts.append({**part, "image": source.path} if isinstance(source, Snapshot) else part)
+        source = part.get(part.get("type"))
+        file = part.get("type") != "text" and isinstance(source, str) and os.path.isfile(source)
+        parts.append({**part, part["type"]: Snapshot.of(source)} if file else part)
     return {**message, "content": parts}
 
 

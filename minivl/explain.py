@@ -15,12 +15,12 @@ import numpy as np
 
 from minivl import texts_decoder, texts_vision
 from minivl.errors import Error
+from minivl.parts import part_of
 
 TEXTS = {**texts_vision.TEXTS, **texts_decoder.TEXTS}
 LEVELS = ("stage", "block", "tensor")
 COUNTED = re.compile(r"^(image|video|visual\.blocks|model\.layers)\.(\d+)")
 STEP = re.compile(r"^steps\.(\d+)\.")
-PART = re.compile(r"^chunks\.(\d+)\.")
 EITHER = re.compile(r"^(steps|chunks)\.[^.]+\.")  # the number may be a glob
 IN_WINDOW_ORDER = re.compile(r"visual\.(window_order|rope\..*|blocks\..*|merger.*)")
 
@@ -70,17 +70,14 @@ def level(name):
 
 def explain(config, name, tensor):
     """A paragraph on this tensor: what happened, the formula, the shapes of this run, why."""
-    known, step, part = documented(name), STEP.match(name), PART.match(name)
+    known, step = documented(name), STEP.match(name)
     if known not in TEXTS:
         return f"A tensor {list(tensor.shape)} of a stage that is not the model's own."
     text = TEXTS[known].format(**facts(config, name, tensor))
+    if part_of(name)[0]:
+        text = f"Part {part_of(name)[0] + 1} of a long prompt: its tokens, behind those of the parts before. {text}"
     if step is not None:
         text = f"For token {int(step[1]) + 1} of the answer one token goes through, the others are in the cache. {text}"
-    if part is not None:
-        text = (
-            f"A long prompt goes through the decoder in parts, to save memory: this is number {int(part[1]) + 1}, which sees "
-            f"those before it in the cache. {text}"
-        )
     if IN_WINDOW_ORDER.fullmatch(known):
         rows = "unit window_index[r]" if known in MERGED else "patch r % 4 of unit window_index[r // 4]"
         text = f"{text} Rows are in window order: row r is {rows}."
@@ -141,7 +138,9 @@ class Narrator:
         said = SENTENCES.get(documented(name))
         if said is None or (name.startswith("steps.") and not name.endswith("next_token")):
             return None
-        return said(self, tensor) if callable(said) else said.format(**facts(self.config, name, tensor), tensor=tensor)
+        part = part_of(name)[0]
+        told = said(self, tensor) if callable(said) else said.format(**facts(self.config, name, tensor), tensor=tensor)
+        return f"part {part + 1}: {told}" if part else told
 
     def frame_indices(self, tensor):
         return f"{len(tensor)} frames are taken, from number {tensor[0]} to {tensor[-1]}"

@@ -30,7 +30,9 @@ def open_image(source):
     except FileNotFoundError:
         raise Error(f"the picture {shown(source)} does not exist. Check the path.") from None
     except UnidentifiedImageError:
-        raise Error(f"{shown(source)} is not a picture that Pillow can read. Convert it to PNG or JPEG.") from None
+        raise Error(
+            f"{shown(source)} is not a picture that Pillow can read. Convert it to PNG or JPEG; a film is a video."
+        ) from None
     except Image.DecompressionBombError as cause:
         raise Error(f"the picture {shown(source)} is too large to open ({cause}). Scale it down before.") from None
     except Exception as cause:  # of a damaged file: each of Pillow's formats raises its own kinds

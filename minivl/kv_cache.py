@@ -45,6 +45,7 @@ class KVCache:
     pictures       (start, count, digest) of each picture held: its first token, how many it has, and what it shows
     next_position  M-RoPE position of the next token
     reused         how many tokens of the last prompt were held already
+    prepared       {what a picture or video of the conversation was made of: what was made}; see prepared.py
 
     Room is made once for as many tokens as `reserve` was told of. Beyond that it is doubled when it runs out, so a token
     appends without copying what is there.
@@ -59,6 +60,7 @@ class KVCache:
         self.pictures = []
         self.next_position = 0
         self.reused = 0
+        self.prepared = {}
         self._reserved = 0
 
     def __len__(self):

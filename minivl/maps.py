@@ -192,6 +192,7 @@ class Maps(Grids):
         expected = len(self.input_ids) if order == "prompt" else self.patches if "patch" in order else self.tokens
         if not values.ndim or len(values) != expected:
             raise Error(
-                f"{name} has {expected} {order}; the values are {list(values.shape)}. Give one for each, in front."
+                f"{name} has {expected} rows ({order}); the values are {list(values.shape)}. Give one for each, in front; of a "
+                "prompt that was run in parts, trace.whole() has them."
             )
         return values[self.raster(order, image, frame)]

@@ -195,13 +195,15 @@ class VLM(Engine):
 
     def count_tokens(
         self, question, images=None, videos=None, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None,
-        nframes=None,
+        nframes=None, cache=None,
     ):  # fmt: skip
-        """Tokens of a prompt by kind, without running the model. -> TokenCount. `question`: text, or a list of messages."""
+        """Tokens of a prompt by kind, without running the model. -> TokenCount. `question`: text, or a list of messages;
+        pictures that the cache of their conversation knows are not opened."""
         sizes, sampling = {"min_pixels": min_pixels, "max_pixels": max_pixels}, {"fps": fps, "nframes": nframes}
         messages = chat.conversation(question, images, videos)
         parts = self.template, self.tokenizer, self.processor
-        return count_tokens(messages, *parts, sizes, sampling, add_vision_id)
+        known = None if cache is None else cache.prepared
+        return count_tokens(messages, *parts, sizes, sampling, add_vision_id, known)
 
     # ---- the stages around the engine ----
 
@@ -211,7 +213,7 @@ class VLM(Engine):
         rng = generator(seed)
         if cache is not None and not (isinstance(cache, KVCache) and cache.of is self):
             raise Error("the cache is not one of this model's. Make it with vlm.new_cache(), of the same vlm.")
-        inputs = yield from self.read(prompt, **media)
+        inputs = yield from self.read(prompt, cache, **media)
         stage = self.generate(inputs, self.new_cache() if cache is None else cache, sampling, rng)
         return self.answered(prompt, (yield from self.within_memory(stage)))
 
@@ -224,17 +226,19 @@ class VLM(Engine):
         media = {name: value for name, value in options.items() if name in MEDIA}
         return media, self.sampling.replace(**{name: options[name] for name in options.keys() - media.keys()})
 
-    def read(self, prompt, **media):
+    def read(self, prompt, cache=None, **media):
         """Stage: messages (or `Inputs`, which need no preparing) -> `Inputs` that fit the model."""
         inputs = prompt
         if not isinstance(prompt, Inputs):
-            inputs = yield from self.prepare(prompt, **media)
+            inputs = yield from self.prepare(prompt, cache=cache, **media)
         return checked(inputs, self.config)
 
-    def prepare(self, messages, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None, nframes=None):
-        """Stage: messages with pictures and videos -> `Inputs`."""
+    def prepare(
+        self, messages, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None, nframes=None, cache=None
+    ):
+        """Stage: messages with pictures and videos -> `Inputs`; without the patches of those that the cache holds."""
         sizes, sampling = {"min_pixels": min_pixels, "max_pixels": max_pixels}, {"fps": fps, "nframes": nframes}
-        return prepare(self, messages, sizes, sampling, add_vision_id)
+        return prepare(self, messages, sizes, sampling, add_vision_id, cache)
 
     def answered(self, prompt, sequence):
         """The `Answer` of a sequence that has ended."""

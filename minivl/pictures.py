@@ -9,19 +9,22 @@ Rows of the tower are in window order, rows of the decoder are words and picture
 import base64
 import html
 import io
+import re
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from minivl.explain import EITHER, PART, STEP, documented, word
+from minivl.explain import STEP, documented, word
 from minivl.inputs import even_parts
 from minivl.maps import Maps
+from minivl.parts import part_of
 
 LONGEST = 336  # pixels of the longer side of a picture that is shown
 MOST = 8  # pictures and pairs of frames that are shown
 HEAT = np.array(
     [[13, 8, 65], [94, 20, 130], [190, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float32
 )  # low to high
+IN_PARTS = re.compile(r"model\.(layers\.|norm)")
 # pale, for black numbers, and told apart with any colour vision: Okabe and Ito's, and grey
 TINTS = np.array(
     [[86, 180, 233], [240, 160, 100], [80, 200, 160], [225, 165, 200],
@@ -70,7 +73,7 @@ def shown(step, walk):
         return [*pictures, caption("a colour is a window: what a patch sees in a windowed block")]
     if known == "position_ids" and step.shape[1] == len(maps.input_ids):
         return [positions_html(step.value, maps)]
-    return heat_html(step, maps, walk)
+    return heat_html(step, maps, context, walk.vlm.prefill_chunk)
 
 
 # ---- pictures ----
@@ -195,11 +198,15 @@ def png(image):
 # ---- a number for each row ----
 
 
-def heat_html(step, maps, walk):
-    """A tensor's rows on the picture, with what the colours mean; nothing for tensors whose rows are no places."""
-    name, later = EITHER.sub("", step.name), STEP.match(step.name) is not None
+def heat_html(step, maps, context, most):
+    """A tensor's rows on the picture, with what the colours mean; nothing for tensors whose rows are no places.
+
+    most  tokens of a prompt that are run together: a tensor may hold a part of them
+    """
+    part, name = part_of(STEP.sub("", step.name))
     if name.endswith(NO_HEAT) or not name.startswith(("visual", "model", "inputs_embeds", "pixel_values")):
         return []
+    later = STEP.match(step.name) is not None
     if name.endswith("probs") and name.startswith("model"):
         values, meaning = (
             attention_to(step.value, len(maps.input_ids)),
@@ -213,21 +220,20 @@ def heat_html(step, maps, walk):
             "attention that each patch receives, mean of all heads",
         )
     else:
-        values, meaning = among_all(lengths(step.value), step.name, walk, maps), "length (Euclidean norm) of each row"
-    pictures, low, high = heat_pictures(maps, values, name, walk.context)
+        values, meaning = lengths(step.value), "length (Euclidean norm) of each row"
+        if IN_PARTS.match(name):
+            values = among_all(values, even_parts(len(maps.input_ids), most)[part], len(maps.input_ids))
+    pictures, low, high = heat_pictures(maps, values, name, context)
     stops = ",".join(f"rgb({','.join(f'{value:.0f}' for value in colour)})" for colour in HEAT)
     bar = f'<span style="display:inline-block;width:160px;height:.8em;background:linear-gradient(to right,{stops})"></span>'
     return [*map(png, pictures), f"<p>{meaning}: {low:.3g} {bar} {high:.3g}</p>"]
 
 
-def among_all(values, name, walk, maps):
-    """The values of a part of a long prompt (`VLM.prefill`) in their places among all of it: NaN for the others."""
-    tokens, part = len(maps.input_ids), PART.match(name)
-    if not EITHER.sub("", name).startswith("model.") or len(values) == tokens:
-        return values
-    every = np.full(tokens, np.nan, dtype=np.float32)
-    every[even_parts(tokens, walk.vlm.prefill_chunk)[int(part[1]) if part else 0]] = values
-    return every
+def among_all(values, rows, count):
+    """Values of some rows among those of all, [count]; NaN for the others."""
+    found = np.full(count, np.nan, dtype=np.float32)
+    found[rows] = values
+    return found
 
 
 def lengths(value):

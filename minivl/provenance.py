@@ -33,7 +33,8 @@ def about(vlm, trace):
 
 
 def has_tokenizer(vlm):
-    return vlm.folder is not None and (Path(vlm.folder) / "tokenizer.json").is_file()
+    names = ("tokenizer.json", "vocab.json")
+    return vlm.folder is not None and any((Path(vlm.folder) / name).is_file() for name in names)
 
 
 def collapsed(ids, config):

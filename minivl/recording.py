@@ -3,6 +3,7 @@
     trace = vlm.trace("How many circles?", images=img, keep="visual.blocks.*.attn.probs")
     trace["visual.blocks.3.attn.probs"]         # float32 [H, N, L], read-only
     trace.select("visual.blocks.*")             # a dict, in the order of the data flow
+    trace.whole()                               # of a prompt that was run in parts: these put together
     trace.steps[3]["lm_head"]                   # of the fourth token of the answer
     print(trace.table("visual.*"))              # shape, smallest, largest, rms, NaN, outlier channels of each
     trace.save("run.safetensors")               # Trace.load reads it, and so does whatever reads safetensors
@@ -28,6 +29,7 @@ from minivl.compare import compare
 from minivl.config import Config
 from minivl.errors import Error
 from minivl.maps import MAPPED, Maps
+from minivl.parts import names_of_parts, part_of, whole
 from minivl.stats import stats_of, table
 from minivl.tensor_file import TensorFile, read_tensors, room_for
 
@@ -86,6 +88,14 @@ class Trace(Mapping):
         """The tensors that led to each token of the answer: `steps[0]` the prompt's, `steps[1]` the second token's, ...,
         each a `Trace` by the names of the prompt's, without "steps.1."."""
         return Steps(self)
+
+    def whole(self):
+        """The same trace, the parts of a long prompt put together: names without "chunks.1.". Tensors of which a part was not
+        kept are left out."""
+        tensors = {name: tensor for name, tensor in whole(self._tensors).items() if not part_of(name)[0]}
+        halves = [own for own, parts in names_of_parts(self.names).items() if not {*parts} <= self._tensors.keys()]
+        kept = {name: tensor for name, tensor in tensors.items() if name not in halves}
+        return Trace([name for name in self.names if not part_of(name)[0]], kept, self.info, self.result, self.config)
 
     def stats(self, name):
         """`stats.Stats` of a tensor: min, max, mean, rms, NaN and infinite values, outlier channels."""

@@ -16,6 +16,7 @@ the answers are those of one prompt after the other.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def answer_many(vlm, prompts, seed=None, **options):
     while waiting or running:
         if waiting and len(running) < FEW:
             i = waiting.pop(0)
-            begun = begin(vlm, prompts[i], media, sampling, generator(seed))
+            begun = begin(vlm, prompts[i], i, media, sampling, generator(seed))
             running[i] = yield from under(f"prompts.{i}", begun)
         else:
             steps += 1
@@ -53,9 +54,12 @@ def answer_many(vlm, prompts, seed=None, **options):
     return answers
 
 
-def begin(vlm, prompt, media, sampling, rng):
-    """Stage: a prompt -> a `Sequence` with its first token."""
-    inputs = yield from vlm.read(prompt, **media)
+def begin(vlm, prompt, i, media, sampling, rng):
+    """Stage: prompt i -> a `Sequence` with its first token."""
+    try:
+        inputs = yield from vlm.read(prompt, **media)
+    except Error as error:
+        raise Error(f"prompt {i}: {error}") from None
     return (yield from vlm.begin(inputs, vlm.new_cache(), sampling, rng))
 
 
@@ -63,7 +67,19 @@ def conversations(prompts):
     """Messages (or `Inputs`) of each prompt; an Error if one is of another kind."""
     if not isinstance(prompts, (list, tuple)):
         raise Error(f"prompts is a {type(prompts).__name__}; it must be a list with one entry for each prompt.")
-    return [conversation(i, prompt) for i, prompt in enumerate(prompts)]
+    found = [conversation(i, prompt) for i, prompt in enumerate(prompts)]
+    for i, prompt in enumerate(found):
+        check_files(i, prompt)
+    return found
+
+
+def check_files(i, prompt):
+    """That the files of a prompt are there, before hours are spent on those in front of it."""
+    images, videos = ([], []) if isinstance(prompt, Inputs) else chat.media(prompt)
+    for source, _ in (*images, *videos):
+        if isinstance(source, (str, Path)) and "://" not in str(source)[:8] and not str(source).startswith("data:"):
+            if not Path(source).exists():
+                raise Error(f"prompt {i}: {source} does not exist. Check the path.")
 
 
 def conversation(i, prompt):
@@ -73,8 +89,10 @@ def conversation(i, prompt):
         return chat.user(prompt)
     if isinstance(prompt, Mapping) and isinstance(prompt.get("question"), str) and prompt.keys() <= ASKED:
         return chat.user(**prompt)
+    if isinstance(prompt, Mapping) and isinstance(prompt.get("question"), str):
+        unknown = ", ".join(map(str, prompt.keys() - ASKED))
+        raise Error(f"prompt {i} has {unknown}, which is unknown beside a question: there are images and videos.")
     if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(message, Mapping) for message in prompt):
-        chat.media(prompt)
         return prompt
     raise Error(
         f'prompt {i} is {prompt!r}; it must be a question, {{"question": ..., "images": ..., "videos": ...}} or a list of '

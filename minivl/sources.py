@@ -13,29 +13,22 @@ from pathlib import Path
 import numpy as np
 
 from minivl.errors import Error
-from minivl.kernels.bfloat16 import to_float32
-from minivl.weights import read_file, read_header
-
-INTEGERS = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, **INTEGERS}
+from minivl.parts import names_of_parts, whole
+from minivl.tensor_file import read_tensors
 
 
 class Recording(Mapping):
-    """Named arrays, in the order in which they were written, and where they are from.
+    """Named arrays, in the order in which they were written, and where they are from."""
 
-    stored  {name: the dtype it was stored in}, for what NumPy has no dtype of
-    """
-
-    def __init__(self, arrays, label, metadata=None, stored=None):
-        self._arrays, self.label = arrays, label
-        self.metadata, self.stored = metadata or {}, stored or {}
+    def __init__(self, arrays, label, metadata=None, names=None):
+        self._arrays, self._names, self.label = arrays, list(arrays if names is None else names), label
+        self.metadata = metadata or {}
 
     def __getitem__(self, name):
-        array = self._arrays[name]
-        return to_float32(array) if self.stored.get(name) == "BF16" else array
+        return self._arrays[name]
 
     def __iter__(self):
-        return iter(self._arrays)
+        return iter(self._names)
 
     def __len__(self):
         return len(self._arrays)
@@ -63,38 +56,46 @@ def opened(source, label="the second"):
         )
     path = Path(source)
     if not path.is_file():
-        raise Error(f"{path} does not exist. Give a .safetensors or .npz file of named tensors.")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise Error(f"{path} {what}. Give a .safetensors or .npz file of named tensors.")
+    if path.suffix not in (".npz", ".safetensors"):
+        raise Error(
+            f"{path} is no .safetensors or .npz file. Write one: numpy.savez(path, **arrays), a name for each array."
+        )
     return read_npz(path) if path.suffix == ".npz" else read_safetensors(path)
 
 
 def checked(mapping, label, metadata=None):
     arrays = {}
     for name in mapping:
-        array = np.asarray(mapping[name])
+        try:
+            array = np.asarray(mapping[name])
+        except ValueError as cause:
+            raise Error(f"{name!r} of {label} is no array: {cause}. Give arrays of numbers.") from None
         if not isinstance(name, str) or array.dtype.kind not in "fiub":
             raise Error(
                 f"{name!r} of {label} is {array.dtype}; it must be an array of numbers with a name. From torch: "
                 "tensor.detach().float().cpu().numpy()."
             )
         arrays[name] = array
-    return Recording(arrays, label, metadata if isinstance(metadata, Mapping) else None)
+    return Recording(whole(arrays), label, metadata if isinstance(metadata, Mapping) else None)
 
 
 def read_safetensors(path):
-    header, _ = read_header(path)
-    stored = {name: entry["dtype"] for name, entry in header.items() if name != "__metadata__" and "dtype" in entry}
-    metadata = header.get("__metadata__")
-    arrays = in_order(read_file(path, DTYPES), metadata)
-    return Recording(arrays, str(path), metadata if isinstance(metadata, dict) else None, stored)
+    tensors, metadata = read_tensors(path)
+    names = in_order(tensors, metadata)
+    if not names_of_parts(names):
+        return Recording(tensors, str(path), metadata, names)
+    return Recording(whole({name: tensors[name] for name in names}), str(path), metadata)
 
 
-def in_order(arrays, metadata):
+def in_order(names, metadata):
     """subtle: safetensors sorts tensors by dtype and name; a trace's file says in "names" how they followed each other."""
     try:
         order = {name: place for place, name in enumerate(json.loads(metadata["names"]))}
     except (KeyError, TypeError, ValueError):
-        return arrays
-    return {name: arrays[name] for name in sorted(arrays, key=lambda name: order.get(name, len(order)))}
+        return names
+    return sorted(names, key=lambda name: order.get(name, len(order)))
 
 
 def read_npz(path):

@@ -17,6 +17,7 @@ If the room is too small for the header, the first tensors move to the end and l
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from minivl.weights import DTYPES, read_file, read_header
 
 ROOM = 1 << 18  # bytes left for a header and the tensors of 8-byte values, unless somebody knows better
 ALIGNED = 64
-KINDS = {**DTYPES, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_, "F64": np.float64}
+INTEGERS = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
+KINDS = {**DTYPES, "F64": np.float64, **INTEGERS}
 NAMES = {np.dtype(kind).name: name for name, kind in KINDS.items() if name != "BF16"}
 
 
@@ -143,14 +145,27 @@ def entry(dtype, shape, start, nbytes):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, start + nbytes]}
 
 
+class Tensors(Mapping):
+    """The arrays of a file, read-only maps of it. Only bfloat16, which NumPy does not have, is upcast, when it is asked for."""
+
+    def __init__(self, arrays, upcast):
+        self._arrays, self._upcast = arrays, upcast
+
+    def __getitem__(self, name):
+        return to_float32(self._arrays[name]) if name in self._upcast else self._arrays[name]
+
+    def __iter__(self):
+        return iter(self._arrays)
+
+    def __len__(self):
+        return len(self._arrays)
+
+
 def read_tensors(path):
-    """({name: array}, metadata) of a safetensors file, in the order of its data. Arrays are read-only maps of the file; only
-    bfloat16, which NumPy does not have, is read and upcast."""
+    """(`Tensors`, metadata) of a safetensors file, in the order of its data."""
     header, _ = read_header(path)
     metadata = header.pop("__metadata__", {})
     arrays = read_file(path, KINDS)
-    for name in arrays:
-        if header[name]["dtype"] == "BF16":
-            arrays[name] = to_float32(arrays[name])
     order = sorted(arrays, key=lambda name: header[name]["data_offsets"])
-    return {name: arrays[name] for name in order}, metadata
+    upcast = {name for name in order if header[name]["dtype"] == "BF16"}
+    return Tensors({name: arrays[name] for name in order}, upcast), metadata if isinstance(metadata, dict) else {}

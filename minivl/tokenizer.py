@@ -1,15 +1,14 @@
-"""Text to token ids and back, through the checkpoint's own tokenizer.json and the `tokenizers` library.
+"""Text to token ids and back, through the checkpoint's own tokenizer files and the `tokenizers` library.
 
 Special tokens inside the text, such as <|image_pad|>, become their ids; no token is added at the start or the end.
 """
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 
 from minivl.errors import Error
-from minivl.json_file import object_in, read_json
+from minivl.tokenizer_files import library_of
 
 REPLACEMENT = "\ufffd"  # what a decoder shows for bytes that are no character
 
@@ -23,24 +22,7 @@ class Tokenizer:
     @classmethod
     def read(cls, folder):
         """From a checkpoint folder."""
-        from tokenizers import Tokenizer as Library
-
-        path = Path(folder) / "tokenizer.json" if folder is not None else None
-        if path is None or not path.is_file():
-            raise Error(
-                f"{folder} has no tokenizer.json: text cannot be read or written. Copy it from the model's repository."
-            )
-        try:
-            library = Library.from_file(str(path))
-        except Exception as cause:  # the library raises bare Exception
-            raise Error(
-                f"{path} is not a tokenizer that the tokenizers library reads ({cause}). Download it again."
-            ) from None
-        # subtle: a file saved after training may hold the trainer's truncation and padding, which would cut prompts
-        library.no_truncation()
-        library.no_padding()
-        add_missing(library, path.with_name("tokenizer_config.json"))
-        return cls(library)
+        return cls(library_of(folder))
 
     def encode(self, text):
         """Token ids, int64 [T]."""
@@ -87,22 +69,6 @@ class Tokenizer:
     def stream(self):
         """A decoder to push ids into, one at a time."""
         return TextStream(self)
-
-
-def add_missing(library, path):
-    """The tokens of a fine-tune that stand in its tokenizer_config.json alone, as transformers adds them."""
-    from tokenizers import AddedToken
-
-    declared = object_in(read_json(path), "added_tokens_decoder") if path.is_file() else {}
-    for id, fields in sorted(declared.items(), key=lambda entry: int(entry[0])):
-        text = fields["content"]
-        if library.token_to_id(text) is None:
-            library.add_tokens([AddedToken(**fields)])
-        if library.token_to_id(text) != int(id):
-            raise Error(
-                f"{path} says that token {text!r} is {id}; with tokenizer.json it is {library.token_to_id(text)}. Use both "
-                "files from one checkpoint, or save its tokenizer again."
-            )
 
 
 class TextStream:

@@ -4,7 +4,8 @@
     count.total, count.text, count.images[0].tokens         # 812, 30, 391: the text's are those of the template too
     print(count)                      # prompt 812 tokens (picture 1: 391 at 644 x 476; picture 2: 391 at ...; text 30)
 
-A picture is opened for its size; of a video one frame is decoded. Nothing is resized and no weight is touched.
+A picture is opened for its size, unless the cache of the conversation knows it; of a video one frame is decoded. Nothing is
+resized and no weight is touched.
 """
 
 import math
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 from minivl import chat
 from minivl.image_file import open_image
+from minivl.prepared import origin
 from minivl.video import measured
 
 
@@ -47,18 +49,22 @@ class TokenCount:
         return f"prompt {self.total:,} tokens ({'; '.join([*parts, f'text {self.text:,}'])})"
 
 
-def count_tokens(messages, template, tokenizer, processor, sizes=None, sampling=None, add_vision_id=False):
-    """The `TokenCount` of messages; sizes and sampling as in `chat.media`."""
+def count_tokens(messages, template, tokenizer, processor, sizes=None, sampling=None, add_vision_id=False, known=None):
+    """The `TokenCount` of messages; sizes and sampling as in `chat.media`, known as in `prepared.prepared`."""
     sources = chat.media(messages, sizes, sampling)
-    images = tuple(picture(source, processor, asked) for source, asked in sources[0])
+    images = tuple(picture(source, processor, asked, known) for source, asked in sources[0])
     videos = tuple(video(source, processor, asked) for source, asked in sources[1])
     text = chat.expand(template.render(messages, add_vision_id=add_vision_id), [0] * len(images), [0] * len(videos))
     return TokenCount(len(tokenizer.encode(text)), images, videos)
 
 
-def picture(source, processor, asked):
-    given = open_image(source)
-    H, W = processor.size(given.height, given.width, **asked)
+def picture(source, processor, asked, known):
+    one = known and known.get(origin("image", source, asked))
+    if one:
+        H, W = (side * processor.patch_size for side in one.grid[1:])
+    else:
+        given = open_image(source)
+        H, W = processor.size(given.height, given.width, **asked)
     return Medium(H * W // processor.merged_size**2, H, W)
 
 

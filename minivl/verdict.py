@@ -68,24 +68,49 @@ def verdict(found):
         names = found.between
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         lines.append(f"Not recorded there, and lying between the two: {some}")
-    return [*lines, *why(found.first)]
+    return [*lines, *why(found.first, found), *same_prompt(found)]
 
 
-def why(row):
+def same_prompt(found):
+    """A doubt, if not even the tokens agree."""
+    ids = next((row for row in found.compared if row.name == "input_ids"), None)
+    if ids is not None and ids.status != OK and not (ids is found.first and ids.causes):
+        yield "The tokens (input_ids) differ: do both run the same question about the same picture?"
+
+
+def why(row, found):
     """The probable cause of a row, in sentences."""
-    if row.nans:
-        yield f"It holds {row.nans} NaN."
+    if row.nans and not row.causes:
+        yield f"It holds {row.nans} NaN: an overflow (of float16?), 0 / 0, or memory that was never written."
+        return
+    if row.their_shape is not None and 0 in row.their_shape:
+        yield "It is empty: nothing was written there."
+        return
     for i, cause in enumerate(row.causes[:3]):
         lead = "Probable cause" if not i else "Or"
         side = "" if cause.whose == "theirs" else " (in the first recording, if the second is right)"
         left = (
             f" Done so, the largest error that is left is {cause.error:.1e}."
             if cause.exact
-            else " (By its kind, not computed.)"
+            else " (Concluded from the kind of difference, not computed.)"
         )
-        yield f"{lead}: {cause.name}{side}: {cause.sentence}.{left}"
+        yield f"{lead}: {cause.name}{side}: {cause.sentence}{'' if cause.sentence.endswith('?') else '.'}{left}"
     if not row.causes:
-        yield "Probable cause: none of the known mistakes gives these values. What goes into it agrees: look at its own step."
+        yield f"Probable cause: none of the known mistakes gives these values. {advice(found)}"
+
+
+def advice(found):
+    """What to do where no cause was found."""
+    with_config, with_model = found.informed
+    if not with_config:
+        return "Most need the model's config.json: give it (--config), or the model (--model)."
+    if found.between and not with_model:
+        return "It may have been made in what was not recorded: record that too, or give the model (--model), to try it there."
+    if found.between:
+        return "It was tried in what was not recorded, too: record that, to see where they part."
+    if found.before is None:
+        return "Nothing that comes before it was recorded: do both run the same prompt?"
+    return "What goes into it agrees: look at its own step."
 
 
 COLOURS = {DIFF: "#c33", SHAPE: "#c33", CLOSE: "#777", OK: "#383", MISSING: "#777"}

@@ -38,10 +38,7 @@ def executed(path):
     """The notebook at `path`, run by a fresh kernel in an empty folder. An error in a cell is raised: CellExecutionError."""
     notebook = nbformat.read(path, as_version=4)
     # the minivl of this process, wherever the kernel's folder is, and pictures in the notebook, whatever was asked for outside
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(minivl.__file__).parents[1]),
-    }
+    environment = {**os.environ, "PYTHONPATH": str(Path(minivl.__file__).parents[1])}
     environment.pop("MPLBACKEND", None)
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
@@ -70,14 +67,16 @@ def plain(notebook):
 
 
 def lighten(data):
-    """Of a picture that is there as PNG and as JPEG, only the smaller; a large PNG in 256 colours."""
-    if {"image/png", "image/jpeg"} <= data.keys():
-        del data[max("image/png", "image/jpeg", key=lambda mime: len(data[mime]))]
+    """A large PNG in 256 colours; of a picture that is there as PNG and as JPEG, only the smaller."""
     png = base64.b64decode(data.get("image/png", ""))
     if len(png) > LARGE:
         image, buffer = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
-        image.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+        # the median cut, Pillow's default, makes steps of colour bars
+        few = image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(buffer, "PNG", optimize=True)
         data["image/png"] = base64.b64encode(buffer.getvalue()).decode()
+    if {"image/png", "image/jpeg"} <= data.keys():
+        del data[max("image/png", "image/jpeg", key=lambda mime: len(data[mime]))]
 
 
 def main(starts):

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import llvmlite.binding
@@ -91,6 +92,18 @@ COUNTED = """
 if sys.argv[3]:
     assert counts[0] == counts[1] > 0 and counts[2] > 10000 and counts[3] == 0
 """
+CROSS_COMPILED = """
+import llvmlite.binding
+llvmlite.binding.get_host_cpu_features = lambda: {"avx512f": True}
+from numba import types
+from minivl.kernels import amx, tile
+assert tile.LANES == 16
+def array(kind, dims, readonly=False):
+    return types.Array(kind, dims, "C", readonly=readonly)
+given = array(types.float32, 6), array(types.uint16, 2, True), array(types.float32, 1)
+amx._multiply_rows.compile((*given, types.intp, types.intp, array(types.float32, 2)))
+print(amx._multiply_rows.inspect_asm(amx._multiply_rows.signatures[0]))
+"""
 
 
 def run(script, *arguments, cache, **environment):
@@ -116,18 +129,15 @@ def results(script, folder, *arguments, **environment):
         }
 
 
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    return results(EMULATED + PRODUCTS, tmp_path_factory.mktemp("emulated"))
+def make_emulated(folder):
+    return results(EMULATED + PRODUCTS, folder)
 
 
-@pytest.fixture(scope="module")
-def trapped(tmp_path_factory):
+def make_trapped(folder):
     """On a processor with AMX nothing is trapped, and this is the test of the processor."""
-    folder, library = tmp_path_factory.mktemp("trapped"), ""
     if not LINUX or not FEATURES.get("fma") or not (PRESENT or shutil.which("cc")):
         pytest.skip("Linux on x86-64 with FMA and a C compiler")
-    environment = {}
+    library, environment = "", {}
     if not PRESENT:
         library = folder / "amx_trap.so"
         command = ["cc", "-O2", "-mfma", "-shared", "-fPIC", HERE / "amx_trap.c", "-o", library, "-lm"]
@@ -138,6 +148,34 @@ def trapped(tmp_path_factory):
             "NUMBA_CPU_FEATURES": ",".join(f"{'+' if has else '-'}{name}" for name, has in wanted.items()),
         }
     return results(TRAPPED + PRODUCTS + COUNTED, folder, library, **environment)
+
+
+def make_code(folder):
+    """The assembly of one thread's task, for a processor with AMX."""
+    if not LINUX:
+        pytest.skip("compiles for x86-64 where that is the machine's own")
+    features = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": "+amx-tile,+amx-bf16"}
+    return run(CROSS_COMPILED, cache=folder, **features)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A future of each: they are processes that compile anew, as many at a time as there are cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {
+            make: pool.submit(make, tmp_path_factory.mktemp(make.__name__))
+            for make in (make_emulated, make_trapped, make_code)
+        }
+
+
+@pytest.fixture(scope="module")
+def emulated(made):
+    return made[make_emulated].result()
+
+
+@pytest.fixture(scope="module")
+def trapped(made):
+    return made[make_trapped].result()
 
 
 @pytest.fixture(params=["emulated", "trapped"])
@@ -222,26 +260,9 @@ def test_three_terms_are_all_of_a_number():
     assert np.all(half <= np.maximum(2.0**-17 * np.abs(x[finite]), 2.0**-127)) and half.max() > 0
 
 
-CROSS_COMPILED = """
-import llvmlite.binding
-llvmlite.binding.get_host_cpu_features = lambda: {"avx512f": True}
-from numba import types
-from minivl.kernels import amx, tile
-assert tile.LANES == 16
-def array(kind, dims, readonly=False):
-    return types.Array(kind, dims, "C", readonly=readonly)
-given = array(types.float32, 6), array(types.uint16, 2, True), array(types.float32, 1)
-amx._multiply_rows.compile((*given, types.intp, types.intp, array(types.float32, 2)))
-print(amx._multiply_rows.inspect_asm(amx._multiply_rows.signatures[0]))
-"""
-
-
-def test_code_for_a_processor_that_has_it(tmp_path):
+def test_code_for_a_processor_that_has_it(made):
     """Exactly the instructions that were written, on the tiles that were written; LLVM keeps, moves and spills none."""
-    features = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": "+amx-tile,+amx-bf16"}
-    if not LINUX:
-        pytest.skip("compiles for x86-64 where that is the machine's own")
-    text = run(CROSS_COMPILED, cache=tmp_path, **features)
+    text = made[make_code].result()
     lines = [line.strip() for line in text.splitlines() if re.match(r"\s+\w*(tile|tdp|tmm)|.*%tmm", line)]
     lines = [line for line in lines if not line.startswith(".")]
     names = collections.Counter(line.split()[0] for line in lines)
@@ -273,9 +294,13 @@ def wanted(monkeypatch):
 
 
 def test_off_unless_asked_for():
-    script = "import sys, minivl; print(minivl.load().kernels.matmul, 'minivl.kernels.amx' in sys.modules)"
-    for value in ("", "0"):
-        assert run(script, cache="", MINIVL_AMX=value) == "float32 False\n"
+    script = """
+import os, sys, minivl
+for value in ("", "0"):
+    os.environ["MINIVL_AMX"] = value
+    print(minivl.load().kernels.matmul, "minivl.kernels.amx" in sys.modules)
+"""
+    assert run(script, cache="") == 2 * "float32 False\n"
 
 
 def test_chosen_if_asked_for(wanted):

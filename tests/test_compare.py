@@ -61,7 +61,7 @@ def test_a_random_tensor_has_no_cause(setting):
     for name in trace:
         if trace[name].dtype != np.float32:
             continue
-        other = changed(trace, name, lambda x: rng.standard_normal(x.shape).astype(np.float32))
+        other = {name: rng.standard_normal(trace[name].shape).astype(np.float32)}  # what is not given counts as equal
         found = compare(trace, other, config=vlm.config)
         assert found.first.name == name and found.first.causes == (), f"\n{found}"
 
@@ -262,8 +262,9 @@ def test_what_was_not_recorded_between(setting):
 def test_the_model_finds_what_was_not_recorded(setting, monkeypatch):
     from test_compare_faults import neighbours, no_bias, no_inverse, with_kernels
 
-    vlm, trace = setting
-    inputs = small_inputs(vlm.config)
+    vlm, _ = setting
+    inputs = small_inputs(vlm.config, grids=((1, 6, 10), (1, 6, 4)))  # some 250 runs: fewer patches, in windows still
+    trace = vlm.trace(inputs)
     wrong = with_kernels(vlm, rotate=neighbours).trace(inputs)
     theirs = {name: wrong[name] for name in ("visual.patch_embed", "visual.blocks.0", "visual.blocks.1")}
     assert compare(trace, theirs, config=vlm.config).first.causes == ()

@@ -208,7 +208,7 @@ FAULTS = {
     counted_by_tokens: ("position_ids", "text goes on by tokens"),
     swapped_positions: ("position_ids", "height and width swapped"),
     spoilt_positions(lambda ids, following, input_ids, *_: (ids, len(input_ids))): ("rope_delta", "wrong rope delta"),
-    no_window_attention: ("visual.cu_window_seqlens", "no windows"),
+    no_window_attention: ("visual.cu_window_seqlens", "no window attention"),
     full_attention_in_windowed_blocks: ("visual.blocks.0.attn.scores", "no window attention"),
     no_bias("qkv"): ("visual.blocks.0.attn.qkv", "no bias"),
     no_bias("q_proj"): ("model.layers.0.self_attn.q_proj", "no bias"),

@@ -118,7 +118,7 @@ def picture(seed):
 
 
 def test_a_file_without_a_question_waits_for_one(vlm, capsys):
-    console = Console(vlm, files=["scene.png"])
+    console = Console(vlm, waiting=[attached("scene.png")])
     console.say('@"another one.png"')
     assert "part of the next question" in capsys.readouterr().err and console.messages == []
     console.say(DESCRIBE)
@@ -140,7 +140,7 @@ def test_a_file_that_is_overwritten_does_not_change_what_was_said(vlm):
 
 
 def test_an_error_takes_back_the_question_only(vlm, capsys):
-    console = Console(vlm, files=["scene.png"])
+    console = Console(vlm, waiting=[attached("scene.png")])
     with pytest.raises(Error, match="must not contain the placeholder"):
         console.say("What is <|image_pad|>?")
     with pytest.raises(Error, match="the model's context is 4096"):
@@ -261,7 +261,7 @@ def test_saved_and_loaded(vlm, capsys, files):
 
 
 def test_tokens(vlm, capsys):
-    console = Console(vlm, files=["scene.png"])
+    console = Console(vlm, waiting=[attached("scene.png")])
     console.say(DESCRIBE)
     capsys.readouterr()
     console.say("/tokens")

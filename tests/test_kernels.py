@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
@@ -358,9 +359,8 @@ def test_nothing_is_read_after_it_was_freed():
     subprocess.run([sys.executable, "-c", ADDRESSES], check=True, env={**os.environ, "MALLOC_PERTURB_": "85"})
 
 
-@pytest.mark.parametrize("features, shape", [({"avx512f": True}, (16, 12, 2)), ({}, (4, 6, 2))])
-def test_tiles_of_other_processors(features, shape, tmp_path):
-    """The tile of AVX-512, and that of the smallest registers: any processor can run both, if not fast."""
+def run_with_tiles_of(features, shape, cache):
+    """The kernels on addresses, compiled as if the processor had these features alone."""
     script = f"""
 import llvmlite.binding
 import numpy as np
@@ -371,8 +371,17 @@ llvmlite.binding.get_host_cpu_features, llvmlite.binding.get_process_triple = kn
 assert (tile.LANES, tile.ROWS, tile.VECTORS) == {shape!r}
 """
     # subtle: compiled code is cached by processor, and these are not this processor's
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", script + ADDRESSES], check=True, env=environment)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+    return subprocess.run([sys.executable, "-c", script + ADDRESSES], capture_output=True, text=True, env=environment)
+
+
+def test_tiles_of_other_processors(tmp_path):
+    """The tile of AVX-512, and that of the smallest registers: any processor can run both, if not fast."""
+    tiles = [({"avx512f": True}, (16, 12, 2)), ({}, (4, 6, 2))]
+    with ThreadPoolExecutor(len(tiles)) as pool:  # each compiles everything
+        runs = [pool.submit(run_with_tiles_of, *tile, tmp_path / str(i)) for i, tile in enumerate(tiles)]
+    for done in runs:
+        assert done.result().returncode == 0, done.result().stderr
 
 
 def test_compiled_code_goes_to_a_folder_of_the_process_where_nothing_can_be_written(tmp_path, monkeypatch):

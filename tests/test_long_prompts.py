@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 from conftest import small_inputs, small_model
 
+from minivl import Error, load
+from minivl.explain import level
 from minivl.inputs import Inputs, even_parts
+from minivl.page import needed as page_needs
+from minivl.page import page
 from minivl.progress import reading
 from minivl.sampling import Sampling
 from minivl.stream import run
+from minivl.studies.kept import needed
+from minivl.tiny import scene
 from minivl.trace import record
 
 CLOSE = 1e-5  # of the NumPy backend, whose BLAS may sum a part's rows in another order: measured at most 2e-6
@@ -146,6 +152,52 @@ def test_memory_is_that_of_a_part():
     part, bounded, whole = peak(256, 256), peak(2048, 256), peak(2048, 2048)
     grows = 2048 * (3 * 48 + 3 * 2 * 2 * 8 * 2 + 3 * 16) * 4
     assert bounded < part + grows and whole > 5 * part > 256 * 3 * 2000 * 4
+
+
+def test_the_parts_put_together():
+    """A trace as of one piece: names, bits, maps, causes. Lazy tensors are built from products of other shapes."""
+    vlm = small_model()
+    inputs = small_inputs(vlm.config)
+    one, vlm.prefill_chunk = vlm.trace(inputs, max_new_tokens=2), 20
+    trace = vlm.trace(inputs, max_new_tokens=2)
+    found = trace.whole()
+    assert found.names == one.names == list(found) and found.result.ids == one.result.ids
+    for name in one:
+        close = CLOSE if name.endswith(("scores", "probs")) else 0
+        np.testing.assert_allclose(found[name], one[name], rtol=0, atol=close, equal_nan=True, err_msg=name)
+    assert trace.compare(one).ok and not any("chunks" in row.name for row in trace.compare(one).rows)
+    with pytest.raises(Error, match=r"has 56 rows \(prompt\); the values are \[18\].*trace.whole"):
+        trace.maps.on_image(np.zeros(len(trace["model.norm"])), "model.norm")
+    assert trace.maps.on_image(found["model.norm"], "model.norm").shape[:2] == (5, 7)
+    with pytest.raises(Error, match="was run in parts .chunks.1.model.rope.cos.*give trace.whole"):
+        needed(trace, "model.norm")
+    some = vlm.trace(inputs, keep=["model.norm", "*model.layers.1"]).whole()
+    assert list(some) == ["model.layers.1"] and len(some["model.layers.1"]) == 56
+
+
+def test_a_walk_through_parts_explains_them():
+    """In words, and on the picture: the rows of other parts are left dark."""
+    vlm = small_model()
+    vlm.prefill_chunk = 20
+    walk = vlm.walk(small_inputs(vlm.config))
+    for name in ("model.layers.1", "chunks.1.model.layers.0.self_attn.probs", "chunks.2.model.layers.1"):
+        step = walk.until(name)
+        assert step._repr_html_().count("<img") == 2 and ("Part" in step.explain()) == ("chunks" in name)
+    assert (
+        level(step.name) == "block" and step.sentence() == "part 3: each token looks back at those before it, then MLP"
+    )
+    with pytest.raises(Error, match="no tensor is called chunks.1.model.layers.9"):
+        walk.until("chunks.1.model.layers.9")
+
+
+def test_a_page_of_a_prompt_in_parts(monkeypatch):
+    """Words and looks are those of the last part, as in one piece."""
+    vlm, said = load(), []
+    monkeypatch.setattr("minivl.page.filled", lambda data: said.append(data) or "")
+    for most in (4096, 60):
+        vlm.prefill_chunk = most
+        page(vlm.trace("How many shapes are there?", scene(5).image, keep=page_needs, max_new_tokens=2), vlm)
+    assert all(said[0][key] == said[1][key] for key in ("words", "looks", "prompt", "pictures", "answer"))
 
 
 class Bar:

@@ -1,9 +1,9 @@
 """The tests under test: with each fault in the engine, one of the project's tests must fail.
 
-Each runs in a process of its own, in which fault_plugin.py has put the fault in before anything is imported.
+fault_runs.py runs them, one after the other in one other process, and puts each fault in before anything is imported.
 """
 
-import os
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -44,25 +44,24 @@ NOTICED = {
 }
 
 
+@pytest.fixture(scope="module")
+def outcomes():
+    """{fault, or "" for none: (exit status, output) of pytest on the tests that are to notice it}."""
+    wanted = {bug: [one] for bug, one in NOTICED.items()} | {"": list(dict.fromkeys(NOTICED.values()))}
+    ids = {bug: [str(TESTS / one) for one in tests] for bug, tests in wanted.items()}
+    command = [sys.executable, str(TESTS / "fault_runs.py"), json.dumps(ids)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=TESTS.parent)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
 @pytest.mark.parametrize("name", all_faults())
-def test_a_test_notices(name):
+def test_a_test_notices(name, outcomes):
     """It fails an assertion: it neither breaks on the way nor is missing."""
-    code, out = outcome(NOTICED[name], name)
+    code, out = outcomes[name]
     assert code == 1 and "FAILED" in out and "ERROR" not in out and "failed" in out.splitlines()[-1], out
 
 
-def test_without_a_fault_they_pass():
-    code, out = outcome(*dict.fromkeys(NOTICED.values()))
+def test_without_a_fault_they_pass(outcomes):
+    code, out = outcomes[""]
     assert code == 0, out
-
-
-def outcome(*arguments):
-    """(exit status, output) of pytest on the tests of these ids; the last argument may be a fault."""
-    bug = arguments[-1] if arguments[-1] in all_faults() else None
-    ids = [str(TESTS / one) for one in arguments if one != bug]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
-    plugin = [] if bug is None else ["-p", "fault_plugin"]
-    environment |= {} if bug is None else {"MINIVL_FAULT": bug}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", "-p", "no:cacheprovider", *plugin, *ids]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS.parent)
-    return run.returncode, run.stdout + run.stderr

@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import numpy as np
@@ -49,9 +51,18 @@ def compare(committed, fresh):
         assert len(images_of(then)) == len(images_of(now)), then.source
 
 
+@pytest.fixture(scope="module")
+def fresh(request):
+    """{path: future of the notebook, run anew}, of those that are tested: as many kernels at a time as there are cores."""
+    wanted = [item.callspec.params["path"] for item in request.session.items if item.originalname == "test_runs"]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {path: pool.submit(executed, path) for path in wanted}
+        pool.shutdown(cancel_futures=True)
+
+
 @NOTEBOOK
-def test_runs(path):
-    compare(nbformat.read(path, as_version=4), executed(path))
+def test_runs(path, fresh):
+    compare(nbformat.read(path, as_version=4), fresh[path].result())
 
 
 @NOTEBOOK

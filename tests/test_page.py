@@ -277,7 +277,7 @@ def test_text_alone(vlm):
 
 @pytest.mark.parametrize("heads", [7, 2, 1])
 def test_large_runs_keep_fewer_heads(vlm, monkeypatch, heads):
-    """With room for 7 maps of each layer (6 heads and their mean) all stay, with room for 2 mean and largest, else the mean."""
+    """With room for 7 maps of each layer (6 heads and their mean) all stay, with room for 2 mean and largest, then the mean."""
     trace = vlm.trace(QUESTION, scene(1, size=(112, 168)).image, max_new_tokens=5)
     whole = maps_of(content(page(trace, vlm)))
     monkeypatch.setattr(looks, "MOST", heads * whole[:, :, 0].size)
@@ -287,10 +287,46 @@ def test_large_runs_keep_fewer_heads(vlm, monkeypatch, heads):
     assert np.allclose(found[:, :, 0], whole[:, :, 0], atol=1e-6)
     if heads == 2:
         assert np.allclose(found[:, 1:, 1], whole[:, 1:, 1:].max(axis=2), atol=top / 255)
+    assert bool(data["looks"]["omitted"]) == (heads < 7)
+
+
+def test_of_a_very_long_run_one_map_is_left(vlm, monkeypatch):
+    """The mean of all layers and heads of each token: 5 maps."""
+    trace = vlm.trace(QUESTION, scene(1, size=(112, 168)).image, max_new_tokens=5)
+    whole = maps_of(content(page(trace, vlm)))
+    monkeypatch.setattr(looks, "MOST", whole[:, 0, 0].size)
+    data = content(page(trace, vlm))
+    assert data["looks"]["layers"] == ["mean of all layers"] and data["looks"]["heads"] == ["mean of all heads"]
+    assert np.allclose(maps_of(data)[:, 0, 0], whole[:, 0, 0], atol=1e-6)
+    assert "layers and heads" in data["looks"]["omitted"]
+
+
+def test_a_long_prompt_in_parts_gives_the_same_page(vlm, monkeypatch):
+    """The row that chose the first token is the last part's; what was looked at lies in all of them."""
+    messages = chat.user(QUESTION, scene(2, size=(196, 252)).image)
+    expected = content(page_of_run(vlm, messages, max_new_tokens=3)[0])
+    monkeypatch.setattr(type(vlm), "prefill_chunk", 30)
+    trace = vlm.trace(messages, max_new_tokens=3, keep=needed)
+    for found in map(content, (page_of_run(vlm, messages, max_new_tokens=3)[0], page(trace, vlm))):
+        assert [one["id"] for one in found["words"]] == [one["id"] for one in expected["words"]]
+        assert np.allclose(maps_of(found), maps_of(expected), atol=1e-3 + 1 / 255)
+        assert found["looks"]["tokens"] == expected["looks"]["tokens"]
+        (layer,) = [one for one in found["stages"] if one["name"] == "chunks.1.model.layers.2"]
+        assert layer["text"].startswith("Part 2 of a long prompt") and layer["group"] == 2
+
+
+def test_of_many_pictures_some_are_shown(vlm, monkeypatch):
+    """Evenly chosen, the first and the last among them, small together; how many are left out is said."""
+    from minivl.page import scenes
+
+    monkeypatch.setattr(scenes, "PLACES", 3)
+    frames = [scene(seed, size=(112, 112)).image for seed in range(10)]
+    data = content(page(vlm.trace(QUESTION, videos=[frames], max_new_tokens=1), vlm))
+    assert [one["first"] for one in data["pictures"]] == [0, 32, 64] and data["hidden"] == 2
 
 
 def test_what_is_too_large_is_refused_with_advice(vlm, monkeypatch):
-    monkeypatch.setattr(looks, "MOST", 1_000)
+    monkeypatch.setattr(looks, "MOST", 50)
     with pytest.raises(Error, match="Lower max_new_tokens, or max_pixels"):
         page_of_run(vlm, chat.user(QUESTION, scene(1).image), max_new_tokens=12)
 
@@ -311,6 +347,9 @@ def test_command_line(tmp_path, capsys):
     data = content(out.read_text(encoding="utf-8"))
     assert data["measured"] and not data["finished"] and data["question"] == QUESTION and len(data["words"]) == 3
     assert str(out) in printed and f"Answer: {data['answer']} ..." in printed
+    assert main(["report", "How many circles?", "-o", str(out), "--max-new-tokens", "2"]) == 0  # no picture at all
+    assert content(out.read_text(encoding="utf-8"))["pictures"] == []
+    assert main(["report", str(tmp_path / "a.png"), "-o", str(out)]) == 1  # a picture and no question
     for path in ("no/run.html", "run.txt"):
         assert main(["report", str(tmp_path / "a.png"), QUESTION, "-o", str(tmp_path / path)]) == 1
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "run.html"]

@@ -201,6 +201,31 @@ def test_the_table_is_filtered_sorted_and_explained(tab):
     assert tab.locator("#layer").input_value() == "0"  # typed, not a shortcut
 
 
+def test_the_bar_of_parts_is_as_long_as_the_run(tab):
+    widths = tab.evaluate("[...document.querySelectorAll('#parts i')].map(part => part.getBoundingClientRect().width)")
+    assert len(widths) == 4 and sum(widths) > 0.98 * tab.locator("#parts").bounding_box()["width"]
+
+
+def test_two_pictures_and_none(browser, tmp_path):
+    """Each run of picture tokens says its own share; what is about pictures goes where there are none."""
+    vlm, page = minivl.load(), browser.new_page()
+    for pictures in ([scene(5).image, scene(7, size=(196, 308)).image], []):
+        messages = chat.user("How many circles?", pictures)
+        write_page(page_of_run(vlm, messages, max_new_tokens=1)[0], tmp_path / "a.html")
+        page.goto((tmp_path / "a.html").as_uri())
+        words = page.locator("#prompt .picture").all_inner_texts()
+        shares = [float(one.split(": ")[1].split()[0]) for one in words]
+        text = page.locator("#readout").inner_text()
+        assert len(shares) == len(pictures) and page.locator("#legend").is_visible() == bool(pictures)
+        assert page.locator("#switches").is_visible() == page.locator("#matrix").is_visible() == bool(pictures)
+        if pictures:
+            whole = float(text.split(": ")[1].split(" %")[0])
+            assert shares[0] != shares[1] and abs(sum(shares) - whole) < 1.1 and "on the pictures" in text
+        else:
+            assert "no picture" in text
+    page.close()
+
+
 def test_a_stage_opens(tab):
     stage = tab.locator("details", has_text="visual.window_index").first
     assert not stage.locator("p").first.is_visible()

@@ -62,6 +62,58 @@ def test_tokenizer_files(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(Error, match="not a tokenizer"):
         Tokenizer.read(tmp_path)
+    older_files(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "merges.txt").write_text("a b\nnot in_it\n")
+    with pytest.raises(Error, match="are not those of one BPE"):
+        Tokenizer.read(tmp_path)
+
+
+def older_files(folder, **config):
+    """The shipped tokenizer as programs wrote it before there was tokenizer.json, with two tokens more, 512 and 513."""
+    stored = json.loads((CHECKPOINT / "tokenizer.json").read_text())
+    added = {token["content"]: token["id"] for token in stored["added_tokens"]} | {"<think>": 512, "<point>": 513}
+    special = [token["content"] for token in stored["added_tokens"] if token["special"]]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in stored["model"]["merges"]]
+    files = {
+        "vocab.json": stored["model"]["vocab"],
+        "added_tokens.json": added,
+        "special_tokens_map.json": {"eos_token": {"content": "<|im_end|>"}, "additional_special_tokens": special},
+        "tokenizer_config.json": {"tokenizer_class": "Qwen2Tokenizer", "image_token": "<point>", **config},
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    return folder
+
+
+TEXTS = "What's this?  12345\n\n ü e\u0301 猫", "<|im_start|>user\n<think> <point>!<|image_pad|><|im_end|>"
+
+
+def test_vocabulary_and_merges_do(tmp_path):
+    """The same ids as by tokenizer.json; added tokens are special where the files say so."""
+    ours = Tokenizer.read(older_files(tmp_path))
+    assert ours.encode(TEXTS[0]).tolist() == TOKENIZER.encode(TEXTS[0]).tolist()
+    ids = ours.encode(TEXTS[1])
+    assert {512, 513} < {*ids} and ours.decode(ids) == "user\n<think> !" and ours.id("<|image_pad|>") == 510
+
+
+def test_added_tokens_of_an_older_file(tmp_path):
+    """Beside tokenizer.json too, unless tokenizer_config.json says what is added; ids that cannot be are told."""
+    (tmp_path / "tokenizer.json").write_bytes((CHECKPOINT / "tokenizer.json").read_bytes())
+    (tmp_path / "added_tokens.json").write_text('{"<think>": 512}')
+    assert Tokenizer.read(tmp_path).id("<think>") == 512
+    (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {}}')
+    with pytest.raises(Error, match="no token '<think>'"):
+        Tokenizer.read(tmp_path).id("<think>")
+    (tmp_path / "tokenizer_config.json").unlink()
+    for content, words in (
+        ('{"<think>": 600}', "added_tokens.json says that token '<think>' is 600; with"),
+        ('{"a": "b"}', "must be an object"),
+    ):
+        (tmp_path / "added_tokens.json").write_text(content)
+        with pytest.raises(Error, match=words):
+            Tokenizer.read(tmp_path)
 
 
 def test_template():
@@ -74,7 +126,7 @@ def test_template():
 def test_template_corners():
     assert chat.render([]) == "<|im_start|>assistant\n" and chat.render([], add_generation_prompt=False) == ""
     assert chat.render([{"role": "user", "content": []}], False).endswith("user\n<|im_end|>\n")
-    with pytest.raises(Error, match="an item with type has no text"):
+    with pytest.raises(Error, match="an item of type 'sound' has no text, picture or video"):
         chat.render([{"role": "user", "content": [{"type": "sound"}]}])
 
 
@@ -147,6 +199,8 @@ def test_user_puts_pictures_first():
         ["x"],
         [{"role": "user", "content": 5}],
         [{"role": "user", "content": ["x"]}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": {"type": "text", "text": "x"}}],
     ],
 )
 def test_bad_messages(messages):

@@ -4,7 +4,7 @@
     causes(step, limit=2e-5)      # [Cause("interleaved RoPE", "pairs are neighbours (2i, 2i + 1) ...", 1.3e-7)]
 
 The rooms, in the order of the data flow; in each, a function is a stage of the model done wrong in the ways in which ports do
-it wrong, as a generator of (name, sentence, what would come out):
+it wrong, as a generator of (name, sentence, what would come out), which may be a function where that takes long:
 
     pictures.py   resizing, colours, patches
     prompts.py    tokens, grids, embeddings
@@ -126,13 +126,6 @@ def particular(name):
                 yield make
 
 
-def everything(step):
-    """The functions to ask, the most particular first."""
-    from minivl.causes import arrays
-
-    return [*particular(step.short), *arrays.MISTAKES]
-
-
 def stages(step):
     """Those that know this tensor alone."""
     return particular(step.short)
@@ -146,11 +139,22 @@ def layouts(step):
     return [*arrays.LAYOUTS, *([attention.in_whole_rows] if whole and step.in_tower else [])]
 
 
-def hypotheses(step, ask=everything):
+def general(step):
+    """Those that any tensor may suffer."""
+    from minivl.causes import arrays
+
+    return arrays.MISTAKES
+
+
+EVERYTHING = (stages, general)
+
+
+def hypotheses(step, ask=stages):
     """(name, sentence, array) of every known mistake of this tensor that can be computed."""
     for make in ask(step):
         try:
-            yield from make(step)
+            for name, sentence, found in make(step):
+                yield name, sentence, np.asarray(found() if callable(found) else found)
         except (Unknown, ValueError, IndexError):  # not recorded, or of a shape that this mistake cannot have
             continue
 
@@ -160,28 +164,43 @@ def is_right(step, limit):
     from minivl.causes.arrays import distance
 
     before = distance(step.ours, step.theirs)
-    rights = [array for name, _, array in hypotheses(step, stages) if name == RIGHT]
-    return any(distance(np.asarray(array), step.theirs) <= min(limit, before / 10) for array in rights)
+    rights = [array for name, _, array in hypotheses(step) if name == RIGHT]
+    return any(distance(array, step.theirs) <= min(limit, before / 10) for array in rights)
 
 
-def causes(step, limit, ask=everything):
+def causes(step, limit, ask=EVERYTHING):
     """The mistakes that give theirs to within `limit`, of the largest value; the likeliest first. [] if none does.
 
-    ask  which functions: `everything`, `stages` or `layouts`
+    ask  which functions, of `stages`, `general` and `layouts`: the later ones if none of the earlier explains it exactly
     """
     from minivl.causes.arrays import distance
     from minivl.causes.pictures import guesses
 
-    before, found = distance(step.ours, step.theirs), []
-    for name, sentence, candidate in hypotheses(step, ask):
-        left = distance(np.asarray(candidate), step.theirs)
-        if name == RIGHT:
-            if left <= min(limit, before / 10):  # theirs is as it should be
+    before, found = distance(step.ours, step.theirs), {}
+    for functions in ask:
+        for name, sentence, candidate in hypotheses(step, functions):
+            left = distance(candidate, step.theirs)
+            if left > min(limit, before / 10):
+                continue
+            if name == RIGHT:  # theirs is as it should be
                 return []
-            continue
-        if left <= min(limit, before / 10) and name not in [cause.name for cause in found]:
-            found.append(Cause(name, sentence, left))
-    best = min((cause.error for cause in found), default=0)
-    found = [cause for cause in found if cause.error <= max(10 * best, limit / 20)]
-    guessed = guesses(step) if ask is everything else ()
-    return found or [Cause(name, sentence, before, exact=False) for name, sentence in guessed]
+            if name not in found or left < found[name].error / 10:  # of one name, the sentence that fits best
+                found[name] = Cause(name, sentence, left)
+        best = min((cause.error for cause in found.values()), default=before)
+        if best <= limit / 20:
+            break
+    likely = [cause for cause in found.values() if cause.error <= max(10 * best, limit / 20)]
+    guessed = guesses(step) if ask is EVERYTHING else ()
+    return likely or [Cause(name, sentence, before, exact=False) for name, sentence in guessed]
+
+
+def drowned(step):
+    """[Cause] of a mistake that changes each value by less than rounding does, found in all of them together."""
+    from minivl.causes.arrays import distance
+    from minivl.causes.layers import faint_eps
+
+    try:
+        sentence = faint_eps(step)
+    except Unknown:
+        return []
+    return [Cause("wrong eps", sentence, distance(step.ours, step.theirs), exact=False)] if sentence else []

@@ -23,7 +23,7 @@ def distance(ours, theirs):
         return float(np.mean(ours != theirs))
     a, b = masked(ours), masked(theirs)
     finite = np.isfinite(a)
-    if not np.array_equal(finite, np.isfinite(b)):
+    if np.isnan(a).any() or not np.array_equal(finite, np.isfinite(b)):
         return math.inf
     if not finite.any():
         return 0.0
@@ -60,11 +60,13 @@ def orders(shape, axes):
 def axes_exchanged(step):
     x = step.ours
     for order in orders(step.theirs.shape, x.shape):
-        exchanged = sum(place != axis for place, axis in enumerate(order)) == 2
-        name = "transposed" if x.ndim == 2 else "axes exchanged" if exchanged else "axes in another order"
-        yield name, f"its axes are ours in the order {list(order)}: {shown(x.shape)} became {shown(step.theirs.shape)}", (
-            x.transpose(order)
-        )  # fmt: skip
+        two = sum(place != axis for place, axis in enumerate(order)) == 2
+        text = f"its axes are ours in the order {list(order)}: {shown(x.shape)} became {shown(step.theirs.shape)}"
+        yield (
+            "transposed" if x.ndim == 2 else "axes exchanged" if two else "axes in another order",
+            text,
+            x.transpose(order),
+        )
 
 
 def shown(shape):
@@ -95,45 +97,37 @@ def orders_of(axes):
 
 def rows_reordered(step):
     """By the window order, or back: whole units of 4 patches where there is a row for each patch."""
-    index = step.at("visual.window_index")
-    raster = step.short in RASTER
-    for axis, size in enumerate(step.ours.shape):
-        if not size or size % len(index):
-            continue
+    index, x = step.at("visual.window_index"), step.ours
+    for axis, size in enumerate(x.shape):
         unit = size // len(index)
         order = (index[:, None] * unit + np.arange(unit)).reshape(-1)
-        back = np.argsort(order)
-        if np.array_equal(order, np.arange(size)):
+        if not size or size % len(index) or np.array_equal(order, np.arange(size)):
             continue
-        for (name, sentence), rows in zip(REORDERED[raster], ORDERS[raster](order, back)):
-            yield name, sentence, np.take(step.ours, rows, axis=axis)
+        back = np.argsort(order)
+        if step.short in RASTER:
+            text = "its rows are in window order already, where they are still in the image processor's"
+            yield "already in window order", text, x.take(order, axis)
+        elif step.short == "visual":
+            text = "its rows are in window order, where they should be in raster order again"
+            yield "window order not undone", text, x.take(order, axis)
+            text = "its rows were indexed by window_index, where argsort(window_index) undoes it"
+            yield "inverse of the window order", text, x.take(order[order], axis)
+            yield "window order twice", "its rows were put back by argsort(window_index) twice", x.take(back, axis)
+        else:
+            text = "its rows are in the image processor's order: they were never sorted by windows"
+            yield "not in window order", text, x.take(back, axis)
+            text = "its rows were sorted by argsort(window_index), where window_index is meant"
+            yield "inverse of the window order", text, x.take(back[back], axis)
+            yield "window order twice", "its rows were sorted by windows twice", x.take(order, axis)
 
 
-RASTER = ("visual", "visual.patch_embed", "visual.patch_positions", "pixel_values")
-ORDERS = {
-    True: lambda order, back: (order, order[order], back),
-    False: lambda order, back: (back, back[back], order),
-}
-REORDERED = {
-    True: (
-        ("window order not undone", "its rows are in window order, where they should be in raster order again"),
-        ("inverse of the window order", "its rows were indexed by window_index, where argsort(window_index) undoes it"),
-        ("window order undone twice", "its rows were put back by argsort(window_index) without need"),
-    ),
-    False: (
-        ("not in window order", "its rows are in raster order: they were never sorted by windows"),
-        ("inverse of the window order", "its rows were sorted by argsort(window_index), where window_index is meant"),
-        ("sorted by windows twice", "its rows are in window order once more"),
-    ),
-}
+RASTER = ("visual.patch_embed", "visual.patch_positions", "pixel_values", "pixel_values_videos")
 
 
 def flipped(step):
     for axis, size in enumerate(step.ours.shape):
         if size > 1:
             yield "flipped", f"axis {axis} runs backwards", np.flip(step.ours, axis)
-            if size == 3:
-                yield "BGR", f"red and blue are exchanged: axis {axis} is (blue, green, red)", np.flip(step.ours, axis)
 
 
 def shifted(step):
@@ -155,11 +149,12 @@ def shifted(step):
 
 def lengthened(x, y):
     n = abs(len(x) - len(y))
-    rows = f"{n} row{'s' * (n > 1)}"
     if len(y) < len(x):
-        yield "rows missing", f"the first {rows} of ours are missing", x[n:]
-        yield "rows missing", f"the last {rows} of ours are missing", x[:-n]
+        rows = "row of ours is missing" if n == 1 else f"{n} rows of ours are missing"
+        yield "rows missing", f"the first {rows}", x[n:]
+        yield "rows missing", f"the last {rows}", x[:-n]
     else:
+        rows = "1 row" if n == 1 else f"{n} rows"
         yield "rows added", f"it has {rows} more in front", np.concatenate([y[:n], x])
         yield "rows added", f"it has {rows} more at the end", np.concatenate([x, y[-n:]])
 

@@ -12,6 +12,7 @@ from minivl.causes import RIGHT, Unknown
 from minivl.causes.places import tower_tables
 from minivl.causes.tokens import decoder_tables
 
+IN_BOTH = "in q and k, "
 LARGEST = 2**27  # scores, [H, N, N] in float64: 1 GB
 
 
@@ -115,6 +116,10 @@ class Attention:
         scores = (q.astype(np.float64) @ k.swapaxes(1, 2)) * (factor / math.sqrt(self.K))
         return np.where(self.seen if seen is None else seen, scores, -np.inf)
 
+    def made(self, seen=None, groups=None, **how):
+        """A function that gives the step's own tensor, from scores made so."""
+        return lambda: self.output(self.scores(seen=seen, groups=groups, **how), seen, groups)
+
     def output(self, scores, seen=None, groups=None, probs=None):
         """The step's own tensor, from scores."""
         seen = self.seen if seen is None else seen
@@ -151,10 +156,11 @@ def softmax(scores):
 
 
 def attention(step):
+    """subtle: each of these takes whole rows of scores, so they are functions: computed when their turn comes."""
     a = Attention(step)
     if a.H * a.q.shape[1] * a.k.shape[1] > LARGEST:
         raise Unknown("memory for whole rows of scores")
-    yield RIGHT, "", a.output(a.scores())
+    yield RIGHT, "", a.made()
     yield from unscaled(a)
     yield from (unmasked_tower if step.in_tower else unmasked_decoder)(a)
     yield from whole_rows(a)
@@ -162,64 +168,65 @@ def attention(step):
     if not step.lead:
         for name, sentence, turned in misrotated(step):
             q, k = turned(unrotated(step, "q")), turned(unrotated(step, "k"))
-            yield name, f"in q and k, {sentence}", a.output(a.scores(q, k))
+            yield name, IN_BOTH + sentence, a.made(q=q, k=k)
 
 
 def unscaled(a):
     root = math.sqrt(a.K)
     no = f"scores are not divided by sqrt({a.K}), the root of the head's width"
-    yield "unscaled scores", no, a.output(a.scores(factor=root))
-    yield "scores scaled twice", f"scores are divided by {a.K} instead of its root", a.output(a.scores(factor=1 / root))
+    yield "unscaled scores", no, a.made(factor=root)
+    yield "scores scaled twice", f"scores are divided by {a.K} instead of its root", a.made(factor=1 / root)
     width = a.H * a.K
     text = f"scores are divided by sqrt({width}), of the whole width, instead of sqrt({a.K}), of a head"
-    yield "scale of the whole width", text, a.output(a.scores(factor=1 / math.sqrt(a.H)))
-    scores = a.scores()
-    yield "no softmax", "softmax is left out", a.output(scores, probs=np.where(np.isfinite(scores), scores, 0))
-    with np.errstate(invalid="ignore", divide="ignore"):
+    yield "scale of the whole width", text, a.made(factor=1 / math.sqrt(a.H))
+
+    def raw():
+        scores = a.scores()
+        return a.output(scores, probs=np.where(np.isfinite(scores), scores, 0))
+
+    def over_queries():
+        scores = a.scores()
         over = np.exp(scores - scores.max())
-        yield "softmax over queries", "softmax runs over the queries instead of the keys", a.output(
-            scores, probs=over / over.sum(axis=1, keepdims=True)
-        )  # fmt: skip
+        return a.output(scores, probs=over / np.maximum(over.sum(axis=1, keepdims=True), 1e-300))
+
+    yield "no softmax", "softmax is left out", raw
+    yield "softmax over queries", "softmax runs over the queries instead of the keys", over_queries
 
 
 def unmasked_tower(a):
     N = a.q.shape[1]
     frames, windows = (a.step.at(f"visual.{name}") for name in ("cu_seqlens", "cu_window_seqlens"))
-    for bounds, name, sentence in (
-        (frames, "no window attention", "patches see their whole picture or frame, instead of their window"),
-        (windows, "window attention everywhere", "patches see their window only, in a block with full attention"),
-        (np.array([0, N]), "attention across pictures", "every patch sees all others, those of other pictures too"),
-    ):
-        seen = same_segment(bounds)
-        yield name, sentence, a.output(a.scores(seen=seen), seen)
-    seen = a.seen & np.tri(N, dtype=bool)
-    text = "a causal mask in the tower: patches see only those before"
-    rows = np.where(seen, a.scores(), -np.inf)
-    yield "causal mask", text, a.output(rows)
+    text = "patches see their whole picture or frame, instead of their window"
+    yield "no window attention", text, a.made(seen=same_segment(frames))
+    text = "patches see their window only, in a block with full attention"
+    yield "window attention everywhere", text, a.made(seen=same_segment(windows))
+    text = "every patch sees all others, those of other pictures too"
+    yield "attention across pictures", text, a.made(seen=np.ones((N, N), dtype=bool))
+    text, before = "a causal mask in the tower: patches see only those before", np.tri(N, dtype=bool)
+    yield "causal mask", text, lambda: a.output(np.where(before, a.scores(), -np.inf))
 
 
 def unmasked_decoder(a):
     T, S = a.q.shape[1], a.k.shape[1]
     keys, queries = np.arange(S), np.arange(S - T, S)[:, None]
-    yield "no causal mask", "tokens see those after them", a.output(a.scores(seen=np.ones((T, S), dtype=bool)))
+    yield "no causal mask", "tokens see those after them", a.made(seen=np.ones((T, S), dtype=bool))
     text = "a token does not see itself: the causal mask is off by one"
-    yield "mask off by one", text, a.output(a.scores(seen=keys < queries))
-    yield "mask off by one", "a token sees the next one", a.output(a.scores(seen=keys <= queries + 1))
+    yield "mask off by one", text, a.made(seen=keys < queries)
+    yield "mask off by one", "a token sees the next one", a.made(seen=keys <= queries + 1)
     if not a.step.lead:
         ids, config = a.step.at("input_ids"), a.step.config
         shown = np.isin(ids, (config.image_token_id, config.video_token_id))
         run = np.cumsum(np.diff(shown, prepend=False))
         seen = a.seen | (shown & shown[:, None] & (run == run[:, None]))
         text = "tokens of a picture see those of it that come later"
-        yield "no causal mask in pictures", text, a.output(a.scores(seen=seen))
+        yield "no causal mask in pictures", text, a.made(seen=seen)
 
 
 def whole_rows(a):
     """Not wrong: [H, N, N] where traces hold [H, N, L]."""
     if a.step.in_tower and a.step.word != "context":
-        scores = a.scores()
-        whole = scores if a.step.word == "scores" else softmax(scores)
-        yield "whole rows", "the same values in whole rows [H, N, N], where ours are cut to the segment", whole
+        text = "the same values in whole rows [H, N, N], where ours are cut to the segment"
+        yield "whole rows", text, lambda: a.scores() if a.step.word == "scores" else softmax(a.scores())
 
 
 def in_whole_rows(step):
@@ -228,14 +235,16 @@ def in_whole_rows(step):
 
 def dealt_otherwise(a):
     if a.KV < a.H:
-        groups = np.tile(np.arange(a.KV), a.H // a.KV)
         text = f"query head h reads key head h % {a.KV}, instead of h // {a.H // a.KV}"
-        yield "key heads dealt out wrong", text, a.output(a.scores(groups=groups), groups=groups)
+        yield "key heads dealt out wrong", text, a.made(groups=np.tile(np.arange(a.KV), a.H // a.KV))
     if a.step.word == "context":
-        v = a.v[np.repeat(np.arange(a.KV), a.H // a.KV)]
-        context = softmax(a.scores()) @ v
+
+        def side_by_side():
+            heads = a.output(a.scores()).reshape(-1, a.H, a.K).swapaxes(0, 1)
+            return heads.reshape(-1, a.H * a.K)
+
         text = "[H, N, K] was reshaped to [N, H K] without exchanging its axes first"
-        yield "heads not put side by side", text, context.reshape(context.shape[1], -1)
+        yield "heads not put side by side", text, side_by_side
 
 
 MISTAKES = (

@@ -53,6 +53,44 @@ def fitted_eps(square, eps, ours, theirs):
     return float(f"{found:.1e}") if found > 0 and math.isfinite(found) else eps
 
 
+def faint_eps(step):
+    """(sentence) of another eps whose effect on each value drowns in rounding, but not on all rows together.
+
+    eps + d makes row n smaller by d / (2 mean(x_n^2)), whatever else rounding does to it. Fitted to all rows, with and without
+    a constant factor, d must stand far above its own standard error.
+    """
+    x, ours, theirs = (array.astype(np.float64) for array in (going_in(step), step.ours, step.theirs))
+    if len(x) < 16 or x.shape != ours.shape or ours.shape != theirs.shape:
+        return None
+    eps = 1e-6 if step.in_tower else step.config.text.rms_norm_eps
+    slope = -1 / (2 * ((x * x).mean(axis=1) + eps))
+    gain = (ours * theirs).sum(axis=1) / (ours * ours).sum(axis=1) - 1
+    (d, alone), (beside, both) = (
+        fitted_slope(gain, slope[:, None]),
+        fitted_slope(gain, np.stack([slope, slope * 0 + 1], axis=1)),
+    )
+    if alone < CERTAIN or both < CERTAIN / 2 or d * beside < 0 or eps + d < 0:
+        return None
+    power = 10.0 ** round(math.log10(max(eps + d, 1e-12)))
+    return (
+        f"eps of the norm is about {power:.0e} instead of {eps:.0e}: each value differs by less than rounding does, but over "
+        f"all {len(x)} rows it is {alone:.0f} times what chance would make"
+    )
+
+
+CERTAIN = 12  # standard errors
+
+
+def fitted_slope(values, columns):
+    """(factor of the first column, how many standard errors it is away from 0), by least squares."""
+    if np.linalg.cond(columns) > 1e12:
+        return 0.0, 0.0
+    factors = np.linalg.lstsq(columns, values, rcond=None)[0]
+    left = values - columns @ factors
+    variance = np.linalg.inv(columns.T @ columns)[0, 0] * (left @ left) / (len(values) - len(factors))
+    return float(factors[0]), abs(float(factors[0])) / math.sqrt(variance) if variance > 0 else 0.0
+
+
 def act(step):
     gate, up = step.near("gate_proj").astype(np.float64), step.near("up_proj").astype(np.float64)
     silu, erf, tanh = (function(gate) for function in (sigmoid_times, gelu, gelu_tanh))
@@ -123,8 +161,8 @@ def residual(x, part, normed, what):
         f"the normed input is added to the output of {what}, instead of the input itself",
         normed + part,
     )
-    yield "residual doubled", f"what went in is added to the output of {what} twice", x + x + part
-    yield "residual subtracted", f"the output of {what} is subtracted", x - part
+    yield "wrong residual", f"what went in is added to the output of {what} twice", x + x + part
+    yield "wrong residual", f"the output of {what} is subtracted", x - part
 
 
 def bias(step):

@@ -38,8 +38,7 @@ def resized(step):
         yield "wrong resize", text + ("" if name == "BICUBIC" else f", and by {name.lower()}"), at
     flat = picture.resize((W, H), Image.Resampling.BICUBIC, reducing_gap=1.0)
     yield "wrong resize", "it is first reduced by whole numbers (reducing_gap), then resized", np.asarray(flat)
-    for text, at in plain(np.asarray(picture), H, W):
-        yield "wrong resize", text, at
+    yield from plain(np.asarray(picture), H, W)
 
 
 def plain(pixels, H, W):
@@ -49,8 +48,8 @@ def plain(pixels, H, W):
         rows = mixed(pixels.astype(np.float64), y)
         at = mixed(rows.swapaxes(0, 1), x).swapaxes(0, 1)
         text = f"bilinear without antialiasing{', corners aligned' if aligned else ''}, instead of bicubic"
-        yield text, np.clip(np.round(at), 0, 255).astype(np.uint8)
-        yield f"{text}, and cut to whole numbers", np.clip(at, 0, 255).astype(np.uint8)
+        yield "wrong resize", text, np.clip(np.round(at), 0, 255).astype(np.uint8)
+        yield "wrong resize", f"{text}, and cut to whole numbers", np.clip(at, 0, 255).astype(np.uint8)
 
 
 def coordinates(size, to, aligned):
@@ -147,8 +146,8 @@ def recoloured(unit, mean, std):
     yield "other mean and deviation", "mean and deviation are those of ImageNet, not of CLIP", (unit - m) / s
     text = "mean and deviation of red and blue are exchanged (BGR), the colours are not"
     yield "BGR", text, (unit - mean[::-1]) / std[::-1]
-    yield "no deviation", "the mean is subtracted, but not divided by the deviation", unit - mean
-    yield "no mean", "it is divided by the deviation, but the mean is not subtracted", unit / std
+    yield "other mean and deviation", "the mean is subtracted, but not divided by the deviation", unit - mean
+    yield "other mean and deviation", "it is divided by the deviation, but the mean is not subtracted", unit / std
 
 
 COLUMNS = {
@@ -203,6 +202,6 @@ def grids_of(step):
 
 PIXELS = ("*.patches", "pixel_values", "pixel_values_videos")
 MISTAKES = (
-    ("image.*.resized", resized), ("*.normalized", colours),
+    ("image.*.resized", resized), ("video.*.resized", resized), ("*.normalized", colours),
     *[(name, colours) for name in PIXELS], *[(name, patches) for name in PIXELS],
 )  # fmt: skip

@@ -58,16 +58,16 @@ def other_windows(grid, vision):
     text = f"windows of {size // 2} pixels instead of {size}"
     if size // 2 >= vision.merged_size:
         yield "windows of the wrong size", text, (grid, replace(vision, window_size=size // 2))
-    swapped = "height and width swapped", "height and width of the grid are exchanged"
-    yield *swapped, (grid[:, [0, 2, 1]], vision)
+    text = "height and width of the grid are exchanged"
+    yield "height and width swapped", text, (grid[:, [0, 2, 1]], vision)
 
 
 def window_bounds(step):
     grid, vision = all_grids(step), step.config.vision
     frames, bounds = frame_segments(grid), window_index(grid, vision)[1]
     yield RIGHT, "", bounds
-    yield "no windows", "its segments are whole frames: there are no windows", frames
-    yield "no windows", "its only segment is everything", frames[[0, -1]]
+    yield "no window attention", "its segments are whole frames: there are no windows", frames
+    yield "attention across pictures", "its only segment is everything: all pictures see each other", frames[[0, -1]]
     yield "units for patches", "it counts units of 2 x 2 patches instead of patches", bounds // vision.merge_unit
     for name, sentence, other in other_windows(grid, vision):
         yield name, sentence, window_index(*other)[1]
@@ -93,7 +93,7 @@ def frame_bounds(step):
     grid = all_grids(step)
     frames, sizes = frame_segments(grid), grid.prod(axis=1)
     yield RIGHT, "", frames
-    yield "one segment for all", "all pictures are one segment: they see each other", frames[[0, -1]]
+    yield "attention across pictures", "all pictures are one segment: they see each other", frames[[0, -1]]
     text = "a video is one segment: its frames see each other"
     yield "frames not apart", text, np.concatenate([[0], np.cumsum(sizes)])
     yield (
@@ -101,7 +101,7 @@ def frame_bounds(step):
         "it counts units of 2 x 2 patches instead of patches",
         frames // step.config.vision.merge_unit,
     )
-    yield "no full attention", "its segments are windows", window_index(grid, step.config.vision)[1]
+    yield "window attention everywhere", "its segments are windows", window_index(grid, step.config.vision)[1]
 
 
 # ---- the tower: rows and columns ----
@@ -148,7 +148,7 @@ def tower_tables(step):
         yield name, sentence, vision_rope(to_window_order(places, index, unit), K)
     f = inverse_frequencies(VISION_THETA, K // 2)
     yield from tables_of(there, f, K)
-    for theta in (1e6, 1e5, 500000.0, 100.0):
+    for theta in (1e6, 1e5, 5e5):
         angles = (there[:, :, None] * inverse_frequencies(theta, K // 2)).reshape(len(there), -1)
         yield "wrong theta", f"theta is {theta:g} instead of {VISION_THETA:g}", doubled(angles)
     angles = (there[:, :, None] * inverse_frequencies(VISION_THETA, K)[: K // 4]).reshape(len(there), -1)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from minivl.causes import RIGHT, Unknown
+from minivl.causes.places import grids
 
 
 def input_ids(step):
@@ -45,7 +46,7 @@ def placeholders(step, ours, theirs):
 def grid(step):
     g, merge = step.ours, step.config.vision.spatial_merge_size
     yield "height and width swapped", "its columns are (t, w, h), not (t, h, w)", g[:, [0, 2, 1]]
-    yield "rows of positions exchanged", "its columns are (h, w, t), not (t, h, w)", g[:, [1, 2, 0]]
+    yield "columns in another order", "its columns are (h, w, t), not (t, h, w)", g[:, [1, 2, 0]]
     yield "units for patches", "it counts units of 2 x 2 patches instead of patches", g // np.array([1, merge, merge])
     yield (
         "pixels for patches",
@@ -60,29 +61,26 @@ def inputs_embeds(step):
     x, features = step.at("model.embed_tokens"), step.at("visual")
     ids, config = step.at("input_ids"), step.config
     yield "pictures not put in", "the placeholders keep their own embeddings", x
-    where = np.isin(ids, (config.image_token_id, config.video_token_id))
-    if where.sum() != len(features):
+    image, video = ids == config.image_token_id, ids == config.video_token_id
+    if image.sum() + video.sum() != len(features):
         raise Unknown("features")
 
     def put(rows):
         out = x.copy()
-        out[where] = rows
+        out[image], out[video] = rows[: image.sum()], rows[image.sum() :]
         return out
 
     yield RIGHT, "", put(features)
     index = step.at("visual.window_index")
     yield "window order not undone", "the tokens of pictures are put in in window order", put(features[index])
-    yield (
-        "window order not undone",
-        "the tokens of pictures are put back with the wrong inverse",
-        put(features[np.argsort(index)]),
-    )
-    yield "pictures in another order", "the tokens of pictures are put in backwards", put(features[::-1])
-    grids = [step.anywhere(name) for name in ("image_grid_thw", "video_grid_thw") if known(step, name)]
-    counts = np.concatenate(grids).prod(axis=1) // config.vision.merge_unit
-    parts = np.split(features, np.cumsum(counts)[:-1])
-    if len(parts) > 1:
-        yield "pictures in another order", "pictures are put in in the opposite order", put(np.concatenate(parts[::-1]))
+    text = "the tokens of pictures are put back by window_index, where argsort(window_index) undoes it"
+    yield "inverse of the window order", text, put(features[index][index])
+    parts = [
+        np.split(rows, np.cumsum(grid.prod(axis=1) // config.vision.merge_unit)[:-1])[::-1]
+        for rows, grid in zip(np.split(features, [image.sum()]), grids(step))
+        if len(grid)
+    ]
+    yield "pictures in another order", "pictures are put in in the opposite order", put(np.concatenate(sum(parts, [])))
     root = np.sqrt(x.shape[1])
     text = f"embeddings are multiplied by sqrt({x.shape[1]}), as in Gemma"
     yield "scaled embeddings", text, put(features) * root
@@ -96,13 +94,6 @@ def features(step):
     yield "window order not undone", undone, merged
     twice = "its rows were indexed by window_index, where argsort(window_index) undoes it"
     yield "inverse of the window order", twice, merged[index]
-
-
-def known(step, name):
-    try:
-        return len(step.anywhere(name)) > 0
-    except Unknown:
-        return False
 
 
 def logits(step):

@@ -5,18 +5,23 @@ With the model at hand each mistake is sent back into the stream in that tensor'
 the recorded one.
 """
 
-import itertools
+import functools
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
 
 from minivl.causes import RIGHT, Cause, Step, Unknown, particular
 from minivl.causes.arrays import distance
+from minivl.causes.attention import IN_BOTH
 from minivl.causes.layers import bias
+from minivl.causes.tokens import seconds_of
 from minivl.errors import Error
 from minivl.inputs import Inputs
 from minivl.names import STEP
+from minivl.rows import aligned
 from minivl.stream import run, value_of
 
 SKIPPED = (".scores", ".probs")  # what is wrong in them is found in the context
@@ -26,65 +31,89 @@ def replayed(found, ours, theirs, model, limit):
     """[Cause] of `found.first` by running the model with the mistakes of the tensors in `found.between`."""
     first = found.first
     try:
-        inputs = inputs_of(ours)
-    except KeyError:
+        inputs = inputs_of(ours, model.config)
+    except (KeyError, Unknown):
         return []
+    rows = [row.name for row in found.rows]
+    right = set(rows[: rows.index(found.before.name) + 1]) if found.before is not None else set()
     tried, causes = trials(found.between, ours, model), []
-    for make, k, name, sentence, where in tqdm(tried, desc="trying", unit="run", leave=False, delay=1, disable=None):
-        made = with_mistake(model, inputs, make, k, where, first.name)
-        left = np.inf if made is None else distance(made, theirs)
+    for trial in tqdm(tried, desc="trying", unit="run", leave=False, delay=1, disable=None):
+        made = with_mistake(model, inputs, trial, first.name, right)
+        left = np.inf if made is None else distance(*aligned(made, theirs)[:2])
         if left <= min(limit, first.error / 10):
-            causes.append(Cause(name, f"at {where}: {sentence}", left))
+            causes.append(Cause(trial.name, f"at {trial.where}: {trial.sentence}", left))
+        if left <= limit / 20:  # nothing can explain it better
+            break
     return sorted(causes, key=lambda cause: cause.error)
 
 
-def inputs_of(ours):
-    """`Inputs` from a recording; KeyError if something is missing."""
-    found = {name: ours[name] for name in ("input_ids", "pixel_values", "image_grid_thw") if name in ours}
-    if "video_grid_thw" in ours:
-        count = len(ours["video_grid_thw"])
-        seconds = np.array([ours[f"video.{i}.second_per_grid_t"][0] for i in range(count)], dtype=np.float32)
-        found |= {name: ours[name] for name in ("pixel_values_videos", "video_grid_thw")} | {
-            "second_per_grid_ts": seconds
-        }
-    empty = {
-        "pixel_values": np.zeros((0, found.get("pixel_values_videos", np.zeros((0, 0))).shape[1]), dtype=np.float32)
-    }
-    empty["image_grid_thw"] = np.zeros((0, 3), dtype=np.int64)
-    return Inputs(**{"input_ids": ours["input_ids"]} | empty | found)
+@dataclass(frozen=True)
+class Trial:
+    """A mistake that is worth a run: what the function `make` yields under this name and sentence, in every tensor that it
+    knows: where is the first of them. in_tower: True or False if the other half of the model is right."""
+
+    make: Callable
+    name: str
+    sentence: str
+    where: str
+    in_tower: bool | None = None
+
+    def wrong(self, step):
+        """The tensor with the mistake; None if it has no such mistake."""
+        if self.in_tower not in (None, step.in_tower) or (self.make is bias and words(step.name) != words(self.where)):
+            return None
+        for name, sentence, made in self.make(step):
+            if (name, sentence) == (self.name, self.sentence):
+                return np.asarray(made() if callable(made) else made)
+        return None
 
 
-def makers_of(name):
-    """Mistakes of a tensor that are worth a run."""
-    if name.endswith(SKIPPED):
-        return []
-    return list(particular(name))
+def inputs_of(ours, config):
+    """`Inputs` from a recording; KeyError or Unknown if something is missing."""
+    patches, grids = np.zeros((0, config.vision.patch_dim), dtype=np.float32), np.zeros((0, 3), dtype=np.int64)
+    ids, videos = ours["input_ids"], ours.get("video_grid_thw", grids)
+    step = Step("position_ids", ours.get("position_ids"), None, ours.get, config)
+    return Inputs(
+        ids, ours.get("pixel_values", patches), ours.get("image_grid_thw", grids), ours.get("pixel_values_videos", patches),
+        videos, np.array(seconds_of(step, ids, videos), dtype=np.float32),
+    )  # fmt: skip
 
 
 def trials(names, ours, model):
-    """(function, which of its mistakes, name, sentence, tensor) for the first tensor of each kind."""
-    found = {}
+    """Every mistake of these tensors once, in the order of the data flow. What both halves may have is tried in both, and in
+    each alone: a port's two halves often come from different hands."""
+    found, asked = {}, set()
     for name in names:
         step = Step(name, ours[name], ours[name], ours.get, model.config, weights=model.weights)
-        for make in makers_of(step.short):
-            key = make, *(words(name) if make is bias else [step.word])
-            if key not in found:
-                try:
-                    found[key] = [
-                        (make, k, mistake, sentence, name)
-                        for k, (mistake, sentence, _) in enumerate(make(step))
-                        if mistake != RIGHT
-                    ]
-                except (Unknown, ValueError, IndexError):
-                    found[key] = []
-    return list(itertools.chain(*found.values()))
+        for make in makers_of(name):
+            kind = make, step.in_tower, words(name) if make is bias else step.word
+            if kind in asked:
+                continue
+            asked.add(kind)
+            for mistake, sentence in mistakes(make, step):
+                # the same mistake in the tables and in what is rotated by them is one
+                key = mistake, sentence.removeprefix(IN_BOTH), words(name) if make is bias else ""
+                found.setdefault(key, {}).setdefault(step.in_tower, Trial(make, mistake, sentence, name))
+    tried = []
+    for halves in found.values():
+        tried.append(next(iter(halves.values())))
+        tried += [replace(trial, in_tower=half) for half, trial in halves.items() if len(halves) > 1]
+    return tried
 
 
-def with_mistake(model, inputs, make, k, where, wanted):
-    """The tensor `wanted` of a run in which every tensor that `make` knows has its k-th mistake; None if that cannot run.
+def mistakes(make, step):
+    """(name, sentence) of what this function yields, as far as it can."""
+    found = []
+    try:
+        for name, sentence, _ in make(step):
+            found += [(name, sentence)] if name != RIGHT else []
+    except (Unknown, ValueError, IndexError):
+        pass
+    return found
 
-    where  a tensor of the kind; a bias is left out in that linear layer of every block alone
-    """
+
+def with_mistake(model, inputs, trial, wanted, right=()):
+    """The tensor `wanted` of a run with a mistake, but not in the tensors `right`; None if that cannot run."""
     seen = {}
 
     def known(name):
@@ -92,25 +121,38 @@ def with_mistake(model, inputs, make, k, where, wanted):
 
     def see(name, tensor):
         seen[name] = tensor
-        short = STEP.sub(r"\2", name)
-        if make not in makers_of(short) or (make is bias and words(short) != words(where)):
+        if name in right or trial.make not in makers_of(name):
             return tensor
         value = value_of(tensor)
-        step = Step(name, value, value, known, model.config, weights=model.weights)
-        wrong = np.asarray([array for _, _, array in make(step)][k])
-        seen[name] = wrong.astype(tensor.dtype)
+        wrong = trial.wrong(Step(name, value, value, known, model.config, weights=model.weights))
+        if wrong is not None:
+            seen[name] = as_long(wrong.astype(tensor.dtype), tensor.shape)
         return seen[name]
 
     try:
-        run(model.answer(inputs, max_new_tokens=tokens_up_to(wanted)), see, lambda name: name == wanted)
+        with np.errstate(all="ignore"):  # what a mistake makes of the rest may be anything
+            run(model.answer(inputs, max_new_tokens=tokens_up_to(wanted)), see, lambda name: name == wanted)
     except (Error, Unknown, ValueError, IndexError, ArithmeticError):  # of tensors that the rest cannot go on from
         return None
     return known(wanted)
 
 
+@functools.cache
+def makers_of(name):
+    """The functions that know mistakes of a tensor; none of those that are never built."""
+    return () if name.endswith(SKIPPED) else tuple(particular(STEP.sub(r"\2", name)))
+
+
+def as_long(array, shape):
+    """Fewer boundaries of segments, with empty segments at the end: a tensor that is sent back must have its shape."""
+    if array.ndim == 1 and array.shape < shape:
+        return np.pad(array, (0, shape[0] - len(array)), mode="edge")
+    return array
+
+
 def words(name):
     """A name without the number of its layer."""
-    return re.sub(r"(blocks|layers)\.\d+\.", "", STEP.sub(r"\2", name)).split(".")
+    return re.sub(r"(blocks|layers)\.\d+\.", "", STEP.sub(r"\2", name))
 
 
 def tokens_up_to(name):

@@ -32,9 +32,9 @@ def decoder_tables(step):
     right = np.stack([angles[chosen[j]][:, j] for j in range(half)], axis=1)
     text = "each angle stands twice in a row (for neighbouring pairs), instead of the whole row of angles twice"
     yield "interleaved RoPE", text, cos_sin(np.repeat(right, 2, axis=1))
-    whole = np.concatenate([np.repeat(np.arange(3), rope.mrope_section)] * 2)[np.arange(K) * 2 % K]
-    text = "sections are counted over the doubled table: each takes twice its share of the first half"
-    yield "wrong mrope sections", text, doubled(np.stack([angles[whole[j]][:, j] for j in range(half)], axis=1))
+    whole, wide = np.repeat(np.arange(3), 2 * np.array(rope.mrope_section)), [2 * n for n in rope.mrope_section]
+    text = f"the head is cut in {wide}: mrope_section * 2 is meant as the list twice, not its numbers doubled"
+    yield "wrong mrope sections", text, cos_sin(np.stack([angles[whole[j]][:, j % half] for j in range(K)], axis=1))
     yield from other_frequencies(ids, rope, K)
 
 
@@ -178,24 +178,27 @@ def later_positions(step):
 
 
 def delta(step):
-    ours, ids = int(step.ours[0]), step.at("input_ids")
+    ids = step.at("input_ids")
     images, videos = grids(step) if shows(ids, step.config) else (np.zeros((0, 3), dtype=np.int64),) * 2
     seconds = seconds_of(step, ids, videos)
     following = prompt_positions(ids, step.config, images, videos, seconds)[1]
     yield RIGHT, "", np.array([following - len(ids)])
-    wrong = "wrong rope delta"
-    yield wrong, "it is 0: the answer's positions go on from the number of tokens", np.zeros_like(step.ours)
-    yield wrong, "its sign is wrong", -step.ours
+    yield (
+        "wrong rope delta",
+        "it is 0: the answer's positions go on from the number of tokens",
+        np.zeros_like(step.ours),
+    )
+    yield "wrong rope delta", "its sign is wrong", -step.ours
     for by in (1, -1):
-        yield wrong, f"it is {by:+} off: the largest position and the one after it are confused", step.ours + by
-    yield wrong, "it is the next position itself, not that minus the number of tokens", step.ours + len(ids)
+        text = f"it is {by:+} off: the largest position and the one after it are confused"
+        yield "wrong rope delta", text, step.ours + by
+    text = "it is the next position itself, not that minus the number of tokens"
+    yield "wrong rope delta", text, step.ours + len(ids)
     for rule in ("transformers5",) if len(videos) else ():
         following = prompt_positions(ids, step.config, images, videos, seconds, rule)[1]
         yield "another rule after a video", "after a video text goes on by its longer side, as in transformers 5", (
             np.array([following - len(ids)])
         )  # fmt: skip
-    text = f"it is {int(step.theirs.reshape(-1)[0])} instead of {ours}"
-    yield wrong, text, np.asarray(step.theirs)
 
 
 def table(step):

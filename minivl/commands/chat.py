@@ -21,9 +21,8 @@ def run(options):
     from minivl.console import Console, attached, note
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    for file in options.files:
-        attached(file)  # whatever is wrong with it shows before a model is loaded
-    asked = options.system, options.files, answer_options(options), options.tokens, interactive
+    files = [attached(file) for file in options.files]  # whatever is wrong with one shows before a model is loaded
+    asked = options.system, files, answer_options(options), options.tokens, interactive
     console, failed = Console(load_model(options), *asked), False
     if interactive:
         print("A question, with @picture.png where you like; /help; Ctrl-D ends.")

@@ -5,7 +5,7 @@ from minivl.commands.prompt import add_run_options, answer_options, asked, check
 
 def add(subparsers):
     report = subparsers.add_parser("report", help="run, and write one HTML file to browse what happened")
-    report.add_argument("files", nargs="+", metavar="IMAGE", help="pictures and videos, as of `minivl ask`")
+    report.add_argument("files", nargs="*", metavar="FILE", help="pictures and videos, as of `minivl ask`")
     report.add_argument("question", metavar="QUESTION")
     report.add_argument("-o", "--output", metavar="FILE.html", default="run.html", help="the page (default: run.html)")
     return add_run_options(report)

@@ -20,7 +20,7 @@ def kernel(swap, room, name, make):
     "every block of the tower attends to the whole frame",
     "window attention left out, because one window's worth of picture gives the same without it",
     "pictures of more than 112 x 112 pixels: with less there is only one window",
-    "no windows",
+    "no window attention",
 )
 def no_window_attention(swap):
     from minivl.windows import frame_segments

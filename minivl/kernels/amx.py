@@ -40,7 +40,7 @@ import numpy as np
 from minivl.kernels.amx_tile import LINE, TILE, configure, load, multiply, release, store
 from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.kernels.linear import linear_numba
-from minivl.kernels.matmul import _transposed
+from minivl.kernels.matmul import transposed
 
 SIDE = 2 * TILE  # of the square of sums; also values of k in a row of a tile
 DEPTH = 6  # most tiles along k before sums are put away: a panel of x, 36 KB, stays in the first-level cache of 48 KB
@@ -113,7 +113,7 @@ def _pack_panel(x, first, panel):
         for t in range(terms):
             _take_term(rest.reshape(-1), term.reshape(-1))
             for half in range(2):
-                _transposed(words[half * TILE : (half + 1) * TILE], panel[step, t, half])
+                transposed(words[half * TILE : (half + 1) * TILE], panel[step, t, half])
 
 
 @numba.njit(cache=True)
@@ -175,7 +175,7 @@ def _multiply_rows(packed, words, bias, first, end, out):
     release()
     for p in range(panels):
         m = p * SIDE
-        _transposed(sums[p, :N, : min(SIDE, M - m)], out[m:, first:end])
+        transposed(sums[p, :N, : min(SIDE, M - m)], out[m:, first:end])
 
 
 @numba.njit(cache=True)

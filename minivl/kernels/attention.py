@@ -24,6 +24,7 @@ import numba
 import numpy as np
 
 from minivl.kernels.activations import exponential
+from minivl.kernels.matmul import transposed
 from minivl.kernels.tile import COLUMNS, ROWS, add_to, first_tile, raise_to, take_from, tile
 
 FAST = {"reassoc", "contract"}  # sums may be reordered, which is what lets the compiler use vectors
@@ -173,13 +174,14 @@ def _attend_panels(q, k, v, first, last, starts, g, out):
     (H, _, K), (KV, capacity, _), S = q.shape, k.shape, last[len(last) - 1]
     group, high, panels = H // KV, (K + ROWS - 1) // ROWS, len(starts) - 1
     scale = np.float32(1 / math.sqrt(K))
-    queries = np.zeros((panels, K, COLUMNS), dtype=np.float32)
+    queries, rows = np.zeros((panels, K, COLUMNS), dtype=np.float32), np.zeros((COLUMNS, K), dtype=np.float32)
     blocks = 0
     for p in range(panels):
         begin, end = starts[p], starts[p + 1]
         for i in range(begin, end):
             for j in range(K):
-                queries[p, j, i - begin] = q[g * group + i % group, i // group, j] * scale
+                rows[i - begin, j] = q[g * group + i % group, i // group, j] * scale
+        transposed(rows, queries[p])
         blocks = max(blocks, (last[(end - 1) // group] - first[begin // group] + KEYS - 1) // KEYS)
     scores = np.empty((KEYS, COLUMNS), dtype=np.float32)
     # what a tile would read beyond the end, padded: rows of k, and all of v if it is narrow
@@ -198,11 +200,11 @@ def _attend_panels(q, k, v, first, last, starts, g, out):
             if keys <= 0:
                 continue
             for r in range(0, keys, ROWS):
-                rows, stride = at_k + 4 * (s + r) * K, K
+                some, stride = at_k + 4 * (s + r) * K, K
                 if s + r + ROWS > S:
                     _copy(k[g], s + r, S, edge)
-                    rows, stride = at_edge, edge.shape[1]
-                first_tile(rows, stride, 1, queries[p].ctypes.data, COLUMNS, at_scores + 4 * r * COLUMNS, K)
+                    some, stride = at_edge, edge.shape[1]
+                first_tile(some, stride, 1, queries[p].ctypes.data, COLUMNS, at_scores + 4 * r * COLUMNS, K)
             _mask(scores, keys, s, begin, end, group, first, last)
             _softmax_block(scores, keys, top[p], total[p], context[p])
             columns, stride = at_v + 4 * s * K, K
@@ -213,13 +215,15 @@ def _attend_panels(q, k, v, first, last, starts, g, out):
                 row = max(min(r * ROWS, K - ROWS), 0)  # the last tile begins inside the one before it
                 place = at_context + 4 * (p * high + r) * ROWS * COLUMNS
                 tile(columns + 4 * row, 1, stride, at_scores, COLUMNS, place, keys)
+    done, whole = np.empty((COLUMNS, high * ROWS), dtype=np.float32), (high - 1) * ROWS
     for p in range(panels):
+        transposed(context[p], done)
         for i in range(starts[p], starts[p + 1]):
-            n, h, c = i // group, g * group + i % group, i - starts[p]
-            for r in range(high):
-                row = max(min(r * ROWS, K - ROWS), 0)
-                for j in range(min(ROWS, K)):
-                    out[n, h, row + j] = context[p, r * ROWS + j, c] / total[p, c]
+            row, c = out[i // group, g * group + i % group], i - starts[p]
+            for j in range(whole):
+                row[j] = done[c, j] / total[p, c]
+            for j in range(min(ROWS, K)):  # the last tile's
+                row[max(K - ROWS, 0) + j] = done[c, whole + j] / total[p, c]
 
 
 @numba.njit(cache=True, error_model="numpy")

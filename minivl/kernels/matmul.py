@@ -49,11 +49,11 @@ def _pack_panel(x, first, panel):
     rows = min(COLUMNS, M - first)
     if rows < COLUMNS:
         panel[:, rows:] = np.float32(0)
-    _transposed(x[first : first + rows], panel)
+    transposed(x[first : first + rows], panel)
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _transposed(rows, columns):
+def transposed(rows, columns):
     """columns[j, i] = rows[i, j]: by blocks, the last ones of each row of blocks over a part of those before."""
     M, N = rows.shape
     width, height = rows.strides[0] // 4, columns.strides[0] // 4
@@ -95,7 +95,7 @@ def _multiply_rows(packed, words, shift, bias, first, end, out):
             for t in range(tiles):
                 for r in range(min(ROWS, N - t * ROWS)):
                     _upcast(words[first + t * ROWS + r, k : k + deep], shift, strip[r])
-                _transposed(strip.view(np.float32)[:, :deep], panel[t])
+                transposed(strip.view(np.float32)[:, :deep], panel[t])
             lines = COLUMNS * deep // (LINE * max(tiles, 1)) + 1
             for p in range(many):
                 x_panel = at_x + 4 * COLUMNS * ((start + p) * K + k)
@@ -106,7 +106,7 @@ def _multiply_rows(packed, words, shift, bias, first, end, out):
                     tile(at_panel + 4 * PADDED * depth * t, 1, PADDED, x_panel, COLUMNS, place, deep)
         for p in range(many):
             m = (start + p) * COLUMNS
-            _transposed(sums[p].reshape(-1, COLUMNS)[:N, : min(COLUMNS, M - m)], out[m:, first:end])
+            transposed(sums[p].reshape(-1, COLUMNS)[:N, : min(COLUMNS, M - m)], out[m:, first:end])
 
 
 @numba.njit(cache=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from minivl.errors import Error
 
 NEEDED = re.compile(
-    r"(steps\.\d+\.)?(lm_head|next_token|model\.layers\.\d+(\.self_attn\.probs)?)|(image|video)\.\d+\.resized"
+    r"((steps|chunks)\.\d+\.)?(lm_head|next_token|model\.layers\.\d+(\.self_attn\.probs)?)|(image|video)\.\d+\.resized"
 )
 MARK = re.compile(r"\{\{(\w+)\}\}")
 
@@ -46,7 +46,8 @@ def page(trace, vlm):
 def page_of_run(vlm, messages, **options):
     """Answer messages (options as of `vlm.chat`) -> (the page's text, the `Answer`). Of what passes, little is kept in memory.
 
-    A question about a small blank picture is answered before, so that the times are those of a model that has run already.
+    A question about a small blank picture is answered before, so that the times are those of a model that has run already;
+    not where weights do not stay in memory, which would read all of them once more.
     """
     import numpy as np
 
@@ -57,9 +58,8 @@ def page_of_run(vlm, messages, **options):
     from minivl.recording import Trace
     from minivl.stream import run
 
-    run(
-        vlm.answer(chat.user("?", np.zeros((56, 56, 3), dtype=np.uint8)), max_new_tokens=2)
-    )  # compiles, and maps weights
+    if vlm.resident is None:  # compiles, and maps weights
+        run(vlm.answer(chat.user("?", np.zeros((56, 56, 3), dtype=np.uint8)), max_new_tokens=2))
     notes = Notes(vlm)
     answer = run(reading(vlm.answer(messages, **options), vlm), notes.see)
     known = Trace(info={"input_ids": notes.mapped["input_ids"]}, result=answer)

@@ -1,6 +1,7 @@
 """What a page says of a run, written down tensor by tensor while the run goes on; the tensors themselves are let go."""
 
 import math
+import re
 import time
 
 import numpy as np
@@ -11,13 +12,15 @@ from minivl.maps import MAPPED, Maps
 from minivl.page.looks import Looks
 from minivl.page.scenes import scenes
 from minivl.page.words import prompt_words, question_of, text_of, told
+from minivl.parts import part_of
 from minivl.pictures import HEAT
 from minivl.recording import bare, step_of
 from minivl.stats import loudest, stats_of
 from minivl.stream import Lazy, value_of
 from minivl.tiny import CHECKPOINT
 
-LARGE = 1 << 26  # values of a tensor that the model itself never makes: above, its statistics are left out
+LAYER = re.compile(r"model\.layers\.(\d+)(.*)")
+LARGE = 1 << 24  # values of a tensor that the model itself never makes: above, its statistics are left out
 ROWS = 6000  # of the table of tensors: the prompt's first, then the answer's as far as they go
 PREPARED = ("image.", "video.", "input_ids", "pixel_values")
 GROUPS = ("preparation", "vision tower", "decoder, the prompt", "decoder, token by token")
@@ -30,7 +33,7 @@ class Notes:
         self.vlm, self.config, self.narrator = vlm, vlm.config, Narrator(vlm)
         self.mapped, self.resized, self.logits, self.chosen, self.hidden = {}, {}, [], [], {}
         self.stages, self.rows, self.skipped, self.texts = [], [], 0, {}
-        self.looks = Looks()
+        self.looks = Looks(vlm.config.text)
         self._stage = [0.0, 0, 0]  # seconds, values and tensors since the last stage ended
         self._since = time.perf_counter()
 
@@ -50,7 +53,8 @@ class Notes:
         self._since = time.perf_counter()
 
     def _keep(self, name, tensor):
-        step, own = step_of(name), bare(name)
+        step, own = step_of(name), part_of(bare(name))[1]
+        layer = LAYER.match(own)
         if name in MAPPED:
             self.mapped[name] = np.array(tensor)
         elif own.endswith(".resized"):
@@ -59,10 +63,12 @@ class Notes:
             self.logits.append(np.array(tensor[-1]))
         elif own == "next_token":
             self.chosen.append(int(tensor[0]))
-        elif own.startswith("model.layers.") and own.endswith("self_attn.probs"):
-            self.looks.see(step, tensor, len(self.mapped.get("input_ids", ())))
-        elif own.startswith("model.layers.") and own.count(".") == 2:
-            self.hidden.setdefault(step, []).append(np.array(tensor[-1]))
+        elif layer and layer[2] == ".self_attn.probs":
+            self.looks.see(step, int(layer[1]), tensor, len(self.mapped.get("input_ids", ())))
+        elif layer and step == 0 and layer[2] in (".self_attn.q_rope", ".self_attn.k_rope"):
+            self.looks.see_rope(int(layer[1]), layer[2].rpartition(".")[2], tensor)
+        elif layer and layer[2] == "":
+            self.hidden.setdefault(step, {})[int(layer[1])] = np.array(tensor[-1])  # of a long prompt, its last part's
 
     def _end_stage(self, name, tensor):
         seconds, values, tensors = self._stage
@@ -85,7 +91,7 @@ class Notes:
         if len(self.rows) >= ROWS:
             self.skipped += 1
             return
-        if not STEP.match(name):
+        if not STEP.match(name) and not part_of(name)[0]:
             self.texts[name] = explain(self.config, name, tensor)
         line = [name, list(tensor.shape), str(tensor.dtype)]
         if isinstance(tensor, Lazy) and math.prod(tensor.shape) > LARGE:
@@ -99,7 +105,6 @@ class Notes:
         """The content of the page. info: as of a `Trace`."""
         self._check()
         maps = Maps.recorded(self.config, self.mapped, getattr(answer, "pictures", ()))
-        n = len(self.chosen)
         media = np.flatnonzero(maps.shown) if not maps.tokens else maps.prompt_of_token(np.arange(maps.tokens))
         return {
             "question": question_of(info, self.vlm),
@@ -111,10 +116,10 @@ class Notes:
             "versions": info.get("versions", {}),
             "edited": info.get("edited", []),
             "measured": measured,
-            "pictures": scenes(maps, self.resized, answer),
+            **scenes(maps, self.resized, answer),
             "prompt": prompt_words(maps, self.vlm),
             "words": told(self.vlm, self.logits, self.chosen, self.hidden),
-            "looks": self.looks.packed(media, n),
+            "looks": self.looks.packed(media),
             "heat": HEAT.astype(int).tolist(),
             "groups": list(GROUPS),
             "stages": self.stages,

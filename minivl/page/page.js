@@ -12,6 +12,8 @@ const GROUP = ["#7c8799", "#3f8fd2", "#d9822b", "#9a6fd0"]; // of the timeline
 const at = (id) => document.getElementById(id);
 const percent = (x) => (x >= 0.0995 ? `${(100 * x).toFixed(0)} %` : x >= 0.0005 ? `${(100 * x).toFixed(1)} %` : x > 0 ? "< 0.1 %" : "0 %");
 const visible = (text) => (text === "" ? "∅" : text.replace(/\n/g, "↵").replace(/\t/g, "→").replace(/ /g, "␣"));
+const sum = (values) => values.reduce((a, b) => a + b, 0);
+const largest = (values, least) => values.reduce((a, b) => Math.max(a, b), least); // of a long prompt, too many for Math.max(...)
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 
 function make(tag, properties = {}, ...children) {
@@ -29,6 +31,7 @@ const SHAPES = new Set(["rect", "path", "text"]);
 // ---- attention ----
 
 const word = () => state.hovered ?? state.pinned;
+const quoted = (one) => (one.ends ? "the end" : `“${visible(one.text.trim() || one.text)}”`);
 const place = (k, layer, head) => (k * looks.layers.length + layer) * looks.heads.length + head;
 
 /** What token k of the answer looked at: shares of each picture token and each text token, and of all pictures together. */
@@ -51,6 +54,7 @@ function colour(x) {
 
 function drawAnswer() {
   const box = at("answer");
+  box.classList.toggle("long", data.words.length > 60);
   box.replaceChildren(...data.words.flatMap((one, k) => [one.text.match(/^\s*/)[0], make("button", {
     type: "button", "data-word": k, class: one.ends ? "ends" : null,
     "aria-label": `token ${k + 1}: ${one.text}, ${percent(one.chance)}`,
@@ -71,7 +75,14 @@ function pin(k, focus = false) {
 // ---- the picture ----
 
 function drawPictures() {
-  const box = at("pictures");
+  const box = at("pictures"), none = !data.pictures.length;
+  at("pair").classList.toggle("words", none);
+  for (const id of ["switches", "legend", "meaning", "heads", "written"]) at(id).hidden = none;
+  at("heads").hidden ||= looks.layers.length * looks.heads.length < 2;
+  at("omitted").textContent = looks.omitted;
+  at("omitted").hidden = !looks.omitted;
+  at("hidden").textContent = `${data.hidden} more pictures or pairs of frames are not shown; shares and words count them.`;
+  at("hidden").hidden = !data.hidden;
   box.classList.toggle("many", data.pictures.length > 1);
   data.pictures.forEach((one, i) => {
     const svg = make("svg", {
@@ -111,7 +122,7 @@ function walkCells(event, i) {
 }
 
 function showPictures() {
-  const seen = attention(word(), state.layer, state.head), top = Math.max(...seen.pictures, 0);
+  const seen = attention(word(), state.layer, state.head), top = largest(seen.pictures, 0);
   const best = seen.pictures.indexOf(top), hot = at("heat").checked;
   document.querySelectorAll(".view").forEach((view, i) => {
     const one = data.pictures[i], [img, canvas, svg] = view.children, pen = canvas.getContext("2d");
@@ -124,8 +135,7 @@ function showPictures() {
     view.classList.toggle("hot", hot);
     svg.replaceChildren(...overlay(one, i, best - one.first));
   });
-  at("legend").hidden = !data.pictures.length;
-  at("most").textContent = percent(top);
+  at("most").textContent = `${percent(top)} of the attention`;
   at("readout").textContent = readout(seen, best, top);
 }
 
@@ -160,14 +170,15 @@ function describe(one, cell) {
 }
 
 function readout(seen, best, top) {
-  if (!data.pictures.length) return "There is no picture in this part of the prompt.";
+  if (!data.pictures.length) return "There is no picture in this part of the prompt. The prompt below is shaded by what was looked at.";
   if (cursor.cell !== null) {
     const one = data.pictures[cursor.picture];
     return `${describe(one, cursor.cell)}: ${percent(seen.pictures[one.first + cursor.cell])} of the attention`;
   }
   const home = data.pictures.find((one) => best >= one.first && best < one.first + one.rows * one.columns);
-  const most = top > 0 && home ? `; most on ${describe(home, best - home.first)}, ${percent(top)}` : "";
-  return `${looks.layers[state.layer]}, ${looks.heads[state.head]}: ${percent(seen.share)} of the attention is on the picture${most}.`;
+  const many = data.pictures.length > 1, where = many && home ? ` of ${home.name.split(":")[0]}` : "";
+  const most = top > 0 && home ? `; most on ${describe(home, best - home.first)}${where}, ${percent(top)}` : "";
+  return `${looks.layers[state.layer]}, ${looks.heads[state.head]}: ${percent(seen.share)} of the attention is on the picture${many ? "s" : ""}${most}.`;
 }
 
 // ---- what it could have said ----
@@ -177,8 +188,8 @@ const bar = (share, style = "") => make("span", { class: "track" }, make("i", { 
 
 function showWord() {
   const one = data.words[word()];
-  at("looked").textContent = `Where it looked before ${visible(one.text)}`;
-  at("said").textContent = `Its choice: ${visible(one.text)}`;
+  at("looked").textContent = `Where it looked before ${quoted(one)}`;
+  at("said").textContent = `Its choice: ${quoted(one)}`;
   const best = one.rank < one.best.length ? one.best : [...one.best, [one.text, one.id, one.chance]];
   at("best").replaceChildren(...best.map(([text, id, share]) => make("li", { class: id === one.id ? "chosen" : null },
     make("span", { class: "word", title: `id ${id}` }, visible(text)), bar(share), make("span", { class: "number" }, percent(share)))));
@@ -219,20 +230,22 @@ function showMatrix() {
 // ---- the prompt ----
 
 function drawPrompt() {
+  let first = 0; // of a picture's tokens among all of pictures
+  const runs = data.prompt.map((one) => (one.text_at === null ? { ...one, from: first, to: (first += one.count) } : one));
   const own = data.words.slice(0, -1).map((one, k) => ({ text: one.text, at: null, text_at: looks.columns - looks.tokens - data.words.length + k, count: 1, own: k }));
-  at("prompt").replaceChildren(...[...data.prompt, ...own].map((one) => make("span", {
-    class: one.text_at === null ? "picture" : one.own !== undefined ? "own" : null, "data-text": one.text_at, "data-own": one.own,
+  at("prompt").replaceChildren(...[...runs, ...own].map((one) => make("span", {
+    class: one.text_at === null ? "picture" : one.own !== undefined ? "own" : null, "data-text": one.text_at, "data-own": one.own, "data-from": one.from, "data-to": one.to,
     "data-label": one.count > 1 ? `${one.text} × ${one.count}` : visible(one.text),
   })));
 }
 
 function showPrompt() {
-  const seen = attention(word(), state.layer, state.head), top = Math.max(...seen.text, 1e-9);
+  const seen = attention(word(), state.layer, state.head), top = largest(seen.text, 1e-9), all = sum(seen.pictures) || 1;
   at("textmost").textContent = percent(top);
   for (const node of at("prompt").children) {
     const index = node.dataset.text, share = index === undefined ? null : seen.text[index];
     node.hidden = node.dataset.own !== undefined && Number(node.dataset.own) >= word();
-    node.textContent = share === null ? `${node.dataset.label}: ${percent(seen.share)}` : node.dataset.label;
+    node.textContent = share === null ? `${node.dataset.label}: ${percent((sum(seen.pictures.slice(node.dataset.from, node.dataset.to)) / all) * seen.share)}` : node.dataset.label;
     node.title = share === null ? "" : percent(share);
     node.style.cssText = share === null ? "" : tinted(share / top);
   }
@@ -241,18 +254,18 @@ function showPrompt() {
 // ---- stage by stage ----
 
 function drawStages() {
-  const size = (one) => (data.measured ? one.seconds : one.values), total = data.stages.reduce((sum, one) => sum + size(one), 0) || 1;
-  const longest = Math.max(...data.stages.map(size)) || 1, groups = data.groups.map((_, g) => data.stages.filter((one) => one.group === g));
+  const size = (one) => (data.measured ? one.seconds : one.values), total = sum(data.stages.map(size)) || 1;
+  const longest = largest(data.stages.map(size), 0) || 1, groups = data.groups.map((_, g) => data.stages.filter((one) => one.group === g));
   const said = (value) => (data.measured ? seconds(value) : `${count(value)} values`);
   at("total").textContent = data.measured
     ? `${seconds(total)} in all, measured in this run, what this page looked at not counted. Choose a stage to read what it does.`
     : `${count(total)} numbers in what this trace kept; it measured no time. Choose a stage to read what it does.`;
-  at("parts").append(...groups.map((stages, g) => make("i", { style: `background: ${GROUP[g]}; flex: ${stages.reduce((s, one) => s + size(one), 0)} 0 0` })));
+  at("parts").append(...groups.map((stages, g) => make("i", { style: `background: ${GROUP[g]}; flex: ${(100 * sum(stages.map(size))) / total} 0 0` })));
   groups.forEach((stages, g) => {
     if (!stages.length) return;
-    const sum = stages.reduce((s, one) => s + size(one), 0);
+    const part = sum(stages.map(size));
     at("timeline").append(make("div", { class: "group" }, make("i", { style: `background: ${GROUP[g]}` }), data.groups[g],
-      make("span", { class: "soft" }, `${said(sum)} · ${percent(sum / total)}`)));
+      make("span", { class: "soft" }, `${said(part)} · ${percent(part / total)}`)));
     at("timeline").append(...stages.map((one) => make("details", {},
       make("summary", {}, make("code", {}, one.name), make("span", { class: "soft what" }, one.sentence),
         bar(size(one) / longest, `background: ${GROUP[g]}`), make("span", { class: "number" }, said(size(one)).replace(" values", ""))),
@@ -305,7 +318,7 @@ function tell(event) {
   button.setAttribute("aria-expanded", String(!open));
   if (open) return row.nextSibling.remove();
   const name = button.textContent, step = name.match(/^steps\.(\d+)\.(.*)/);
-  const text = data.tensors.texts[step ? step[2] : name] ?? "";
+  const text = data.tensors.texts[name.replace(/^(steps|chunks)\.\d+\./, "")] ?? "";
   const before = step ? `As for the prompt, here for token ${Number(step[1]) + 1} of the answer alone. Of the prompt's: ` : "";
   row.after(make("tr", {}, make("td", { class: "told", colspan: COLUMNS.length }, make("p", {}, before + text))));
 }

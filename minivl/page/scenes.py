@@ -8,14 +8,15 @@ from PIL import Image
 
 from minivl.pictures import pixels_of
 
-LONGEST = 1024  # pixels of the longer side in the page
-PNG_BYTES = 300_000  # a PNG that is larger becomes a JPEG
-PLACES = 12  # pictures and pairs of frames that a page shows
+LONGEST, SMALLER = 1024, 512  # pixels of the longer side in the page: of one picture or two, of more
+PNG_BYTES = 300_000  # of all together; a PNG that is larger than its share becomes a JPEG
+PLACES = 12  # pictures and pairs of frames that a page shows, evenly chosen among all
 
 
 def scenes(maps, resized, answer):
-    """A dict for each picture or pair of frames. Pixels are those of the resized picture.
+    """{"pictures": a dict for each picture or pair of frames that is shown, "hidden": how many are not}.
 
+    Pixels are those of the resized picture.
     src, name, width, height, rows, columns   first: number of its first token
     window   of each token, row by row;  windows  (x0, y0, x1, y1) of each window that lies in it, by number
     """
@@ -24,7 +25,10 @@ def scenes(maps, resized, answer):
     )
     context |= latest(resized, "video", len(maps.grids) - maps.images) if maps.tokens else {}
     places = [(i, frame) for i, (t, _, _) in enumerate(maps.grids) for frame in range(t)]
-    return [scene(maps, context, answer, *place) for place in places[:PLACES]]
+    count = min(len(places), PLACES)
+    chosen = [places[i * (len(places) - 1) // max(count - 1, 1)] for i in range(count)]
+    found = [scene(maps, context, answer, *place, count) for place in chosen]
+    return {"pictures": found, "hidden": len(places) - count}
 
 
 def latest(resized, kind, count):
@@ -33,14 +37,14 @@ def latest(resized, kind, count):
     return {f"{kind}.{i}.resized": resized[name] for i, name in enumerate(made[len(made) - count :])}
 
 
-def scene(maps, context, answer, image, frame):
+def scene(maps, context, answer, image, frame, count):
     pixels = pixels_of(maps, context, image, frame)
     tokens = maps.raster("tokens", image, frame)
     windows = maps.window_of_patch(maps.patches_of_token(tokens)[..., 0])
     boxes = {str(w): maps.pixels_of_window(w).tolist() for w in np.unique(windows).tolist()}
     height, width, _ = pixels.shape
     return {
-        "src": source(pixels),
+        "src": source(pixels, count),
         "name": name_of(maps, answer, image, frame),
         "width": width,
         "height": height,
@@ -62,12 +66,12 @@ def name_of(maps, answer, image, frame):
     return f"picture {image}: {width} x {height} pixels{was}"
 
 
-def source(pixels):
-    """A data: address of the pixels, uint8 [H, W, 3]: PNG where that is small, else JPEG."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((LONGEST, LONGEST))
+def source(pixels, count=1):
+    """A data: address of the pixels, uint8 [H, W, 3], of one of so many pictures: PNG where that is small, else JPEG."""
+    image, longest = Image.fromarray(pixels), LONGEST if count <= 2 else SMALLER
+    image.thumbnail((longest, longest))
     kind, data = "png", encoded(image, format="PNG", optimize=True)
-    if len(data) > PNG_BYTES:
+    if len(data) > PNG_BYTES / count:
         kind, data = "jpeg", encoded(image, format="JPEG", quality=82)
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 

@@ -7,6 +7,7 @@ from minivl.explain import word
 from minivl.kernels.attention import softmax
 
 BEST = 5
+LENS = 8_000  # lines of the lens, each a step and a layer, that have so many words; of a longer run, one each
 AT_ONCE = 64  # rows of the residual stream that go through lm_head together: the weight is read once for all
 TURN, END = "<|im_start|>user\n", "<|im_end|>"
 MEDIA = ("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>")
@@ -73,13 +74,13 @@ def after_layers(vlm, hidden):
 
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
-    rows = np.stack([row for step in sorted(hidden) for row in hidden[step]])
-    layers, found = len(hidden[0]), []
+    rows = np.stack([hidden[step][layer] for step in sorted(hidden) for layer in sorted(hidden[step])])
+    layers, found, most = len(hidden[0]), [], BEST if len(rows) <= LENS else 1
     for start in tqdm(range(0, len(rows), AT_ONCE), desc="logit lens", leave=False, delay=1, disable=None):
         part = rows[start : start + AT_ONCE]
         normed = vlm.kernels.rms_norm(part, vlm.weights["model.norm.weight"], vlm.config.text.rms_norm_eps)
         probs = softmax(vlm.kernels.linear(normed, vlm.weights["lm_head.weight"]))
-        found += [best(vlm, row) for row in probs]
+        found += [best(vlm, row)[:most] for row in probs]
     return [found[i : i + layers] for i in range(0, len(found), layers)]
 
 

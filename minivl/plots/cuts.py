@@ -43,7 +43,7 @@ def patches(trace, image=0, frame=0, token=None):
     grid(whole, W, H, P, min(0.3, inches))
     grid(whole, W, H, unit, min(1.2, 3 * inches))
     write_numbers(whole, maps.pixels_of_token(tokens), tokens, inches)
-    outline(whole, maps.pixels_of_token(token), VERMILION)
+    outline(whole, maps.pixels_of_token(token), VERMILION, zorder=2.5)  # above the lines of the grid
     whole.set_title("numbers: tokens, row by row", fontsize=9)
     draw_token(one, maps, pixels, token)
     return figure

@@ -29,8 +29,11 @@ class Plot(Figure):
 
 
 def plot(title, width=WIDTH, height=4.5, layout="constrained"):
-    """An empty figure, sizes in inches. layout: "compressed" for panels whose height and width belong together."""
-    figure = Plot(figsize=(width, height), dpi=100, layout=layout)
+    """An empty figure, sizes in inches, as fine as matplotlib's "figure.dpi" says (100 unless set).
+
+    layout  "compressed" for panels whose height and width belong together
+    """
+    figure = Plot(figsize=(width, height), layout=layout)
     figure.suptitle(title, fontsize=11)
     return figure
 

@@ -6,14 +6,16 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from minivl.errors import Error
+from minivl.parts import part_of
 
 
 def needed(trace, *names):
-    """The kept tensors of these names, a list. An Error says what to keep if some are missing, or in parts."""
-    if "chunks.1.model.norm" in trace.names and any(name.startswith(("model.rope", "model.layers")) for name in names):
+    """The kept tensors of these names, a list. An Error says what to keep if some are missing."""
+    in_parts = next((name for name in trace.names if part_of(name)[0]), None)
+    if in_parts is not None and any(name.startswith("model.") for name in names):
         raise Error(
-            "the prompt went through the decoder in parts (chunks.1 and on), and this needs it in one piece. Trace again with "
-            f"vlm.prefill_chunk = {len(trace.info['input_ids'])}, if memory allows."
+            f"the prompt was run in parts ({in_parts}), and this needs tensors of all of it: give trace.whole(), of a trace "
+            'that kept all parts, with keep="*model.layers.*".'
         )
     missing = [name for name in names if name not in trace]
     if missing:

@@ -145,6 +145,20 @@ def test_quantized(quantized, words, tmp_path):
         Config.read(tmp_path)
 
 
+def test_older_tokenizer_files(tmp_path):
+    """vocab.json and merges.txt."""
+    from test_text import TEXTS, older_files
+    from transformers import AutoTokenizer
+
+    from minivl.tokenizer import Tokenizer
+
+    ours, theirs = (read(older_files(tmp_path)) for read in (Tokenizer.read, AutoTokenizer.from_pretrained))
+    for text in (*TEXTS, " <point> <think> \r\n\t"):
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.encode(text).tolist() == ids
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
 @pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json"])
 def test_another_template_says_what_transformers_says(name, tmp_path):
     """White space around blocks, loop controls, JSON, marks of training: the settings of both programs are the same."""

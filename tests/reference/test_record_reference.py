@@ -59,3 +59,37 @@ def test_bfloat16_agrees_within_its_rounding(pictures, tmp_path):
 def test_a_folder_that_is_missing(tmp_path):
     with pytest.raises(minivl.Error, match="does not exist"):
         record_reference(CHECKPOINT, "Hello", [], tmp_path / "no" / "a.safetensors")
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """An animated GIF of 9 scenes, 5 a second."""
+    frames = [scene(5 + i, size=(130, 187)).image for i in range(9)]
+    path = tmp_path_factory.mktemp("films") / "film.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=200)
+    return str(path)
+
+
+def test_a_video_behind_a_picture(pictures, film, tmp_path, capsys):
+    """Which frames, their pixels, their time, and every tensor after it."""
+    path = tmp_path / "reference.safetensors"
+    assert main(["record-reference", pictures[1], film, QUESTION, "--fps", "4", "-o", str(path)]) == 0
+    vlm = minivl.load(video_positions="transformers5")
+    trace = vlm.trace(QUESTION, images=pictures[1], videos=film, fps=4)
+    assert len(trace["video.0.frame_indices"]) == 6 and 0.5 < trace["video.0.second_per_grid_t"][0] < 0.7
+    found = trace.compare(path)
+    assert found.ok and {row.status for row in found.rows} == {"OK"}, f"\n{found}"
+    assert [row.name for row in found.rows] == trace.names
+    # by itself minivl counts as the model was trained: that, and nothing else, is what differs
+    found = minivl.load().trace(QUESTION, images=pictures[1], videos=film, fps=4).compare(path)
+    assert found.first.name == "position_ids" and found.first.causes[0].name == "another rule after a video", (
+        f"\n{found}"
+    )
+
+
+def test_an_odd_number_of_frames(pictures, tmp_path):
+    frames = [scene(i, size=(112, 140)).image for i in range(3)]
+    record_reference(CHECKPOINT, QUESTION, None, tmp_path / "reference.safetensors", videos=[frames], fps=1)
+    vlm = minivl.load(video_positions="transformers5")
+    found = vlm.trace(QUESTION, videos=[frames], fps=1).compare(tmp_path / "reference.safetensors")
+    assert found.ok and {row.status for row in found.rows} == {"OK"}, f"\n{found}"
