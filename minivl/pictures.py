@@ -62,7 +62,8 @@ def shown(step, walk):
     if "visual.window_index" not in context:
         return []
     maps = Maps.recorded(config, context)
-    if known == "visual.window_index":
+    if known == "visual.window_index":  # of the order that stands here, whose windows are still to come
+        maps = Maps.recorded(config, {**context, "visual.cu_window_seqlens": maps.windows})
         said = (
             "above: each token where it stands, with its place in window order; below: in that order, with its number"
         )

@@ -212,7 +212,7 @@ def test_a_run_that_broke_off_says_so_and_goes_back():
 def test_parts_of_a_long_prompt(monkeypatch):
     """Each has its paragraph, and its picture: its own tokens among all."""
     plain = TINY.trace(QUESTION, DRAWN.image, keep="lm_head")
-    monkeypatch.setattr(TINY, "prefill_chunk", 60)
+    monkeypatch.setattr(TINY, "prefill_chunk", 80)
     walk = walked()
     step = walk.until("chunks.*.model.layers.0")
     assert step.name == "chunks.1.model.layers.0" and "parts" in step.explain() and "Layer 0 of 5" in step.explain()

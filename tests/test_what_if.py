@@ -10,6 +10,7 @@ from conftest import small_inputs, small_model
 import minivl
 from minivl import decoder, positions, vision, windows
 from minivl.cli import main
+from minivl.errors import Error
 from minivl.faults import all_faults, fault, swapped
 from minivl.image import ImageProcessor
 from minivl.tiny import with_faults
@@ -203,6 +204,8 @@ def test_the_command_lists_shows_and_scores(tmp_path, capsys, monkeypatch):
         (["all"], "for --scenes N"),
         (["bgr", "a.png", "--scenes", "3"], "draws its own pictures"),
         (["bgr", "--scenes", "0"], "--scenes 0"),
+        (["bgr", "--scenes", "1", "--temperature", "1"], "leave --temperature out"),
+        (["bgr", "-o", "table.md"], "give --scenes"),
         (["nothing"], "there is no fault 'nothing'"),
     ],
 )
@@ -210,6 +213,28 @@ def test_errors_are_one_line(arguments, words, capsys):
     assert main(["what-if", *arguments]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("minivl: ") and words in captured.err and captured.err.count("\n") == 1
+
+
+def test_a_table_goes_on_where_it_was_broken_off(monkeypatch, tmp_path):
+    made, path, bugs = [], tmp_path / "table.md", [FAULTS["bgr"], FAULTS["tanh-gelu"]]
+
+    def scores(vlm, bug, scenes):
+        made.append(bug and bug.name)
+        if made.count("tanh-gelu") == 1 and made[-1] == "tanh-gelu":
+            raise KeyboardInterrupt
+        return dict.fromkeys(with_faults.ASKED, 0.5)
+
+    monkeypatch.setattr(with_faults, "scores", scores)
+    with pytest.raises(KeyboardInterrupt):
+        list(with_faults.table(None, bugs, 7, path))
+    lines = list(with_faults.table(None, bugs, 7, path))
+    assert (
+        made == [None, "bgr", "tanh-gelu", "tanh-gelu"] and path.read_text().splitlines() == lines and len(lines) == 5
+    )
+    with pytest.raises(Error, match="no table of so many scenes"):
+        list(with_faults.table(None, bugs, 8, path))
+    with pytest.raises(Error, match="cannot write the table"):
+        list(with_faults.table(None, bugs, 7, tmp_path / "no" / "table.md"))
 
 
 def test_scores_of_videos_are_not_made_up(tiny):

@@ -12,6 +12,12 @@ def add(subparsers):
     )
     what_if.add_argument("question", nargs="?", metavar="QUESTION", help='default: "Describe the picture."')
     what_if.add_argument("--scenes", type=int, metavar="N", help="ask about N drawn scenes instead, right and with it")
+    what_if.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE.md",
+        help="write the table of --scenes here too; rows that it has are not made again",
+    )
     return add_run_options(what_if)
 
 
@@ -24,12 +30,18 @@ def run(options):
         return
     bugs = list(all_faults().values()) if options.fault == "all" else [fault(options.fault)]
     if options.scenes is not None:
-        from minivl.tiny.with_faults import table
+        from minivl.tiny.with_faults import check, table
 
         if options.image is not None:
             raise Error("--scenes draws its own pictures and asks its own questions: leave IMAGE and QUESTION out.")
-        for line in table(load_model(options), bugs, options.scenes):
+        given = [name for name, value in answer_options(options).items() if value is not None]
+        if given:
+            raise Error(f"--scenes asks with the model's own settings: leave --{given[0].replace('_', '-')} out.")
+        check(options.scenes)
+        for line in table(load_model(options), bugs, options.scenes, options.output):
             print(line, flush=True)
+    elif options.output is not None:
+        raise Error("-o writes the table of --scenes: give --scenes 100, or leave it out.")
     elif options.fault == "all":
         raise Error(
             "all faults are for --scenes N, which makes a table of them. Name one of them, or give --scenes 100."

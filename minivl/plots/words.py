@@ -31,7 +31,7 @@ def logit_lens(trace, vlm, start=None, end=None):
     layers, start, end, T = found.layers, found.tokens[0], found.tokens[-1] + 1, found.prompt
     ids, _ = token_ids(trace)
     top, chance = found.ids[:, :, 0], found.probs[:, :, 0]
-    size = np.clip([1.8 + 0.72 * (end - start), 0.3 * len(layers) + 2.2], (6, 3), (20, 20))
+    size = np.clip([1.8 + 0.8 * (end - start), 0.3 * len(layers) + 2.2], (6, 3), (20, 20))
     figure = plot("Logit lens: the likeliest next token, were this layer the last", *size.tolist())
     axes = figure.subplots()
     shown = axes.imshow(chance, cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="lower", interpolation="nearest")
