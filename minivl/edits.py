@@ -12,6 +12,7 @@ belongs to the names that its glob matches: "model.layers.2" is the prompt's, "*
 `positions` are rows, counted from 0 in the order of that tensor (docs/tensors.md), or a mask such as `trace.maps.shown`.
 """
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -66,6 +67,8 @@ def patch_from(trace, pattern, positions=None):
     positions  only these rows; all if not given
     Source: Vig et al. 2020 (arXiv:2004.12265), Meng et al. 2022 (arXiv:2202.05262).
     """
+    if not isinstance(trace, Mapping) or not isinstance(pattern, str):
+        raise Error('patch_from takes a trace and a glob of its tensors: patch_from(vlm.trace(...), "model.layers.5").')
     names = [name for name in trace if fnmatchcase(name, pattern)]
     if not names:
         raise Error(
@@ -116,7 +119,10 @@ def steer(pattern, direction, strength=1.0, positions=None):
 
     Source: Turner et al. 2023 (arXiv:2308.10248).
     """
-    direction = np.asarray(direction, dtype=np.float32) * np.float32(strength)
+    try:
+        direction = np.asarray(direction, dtype=np.float32) * np.float32(strength)
+    except (TypeError, ValueError):
+        raise Error(f"steer needs numbers: a direction [D] and one strength, not {strength!r}.") from None
 
     def change(tensor):
         if direction.shape != tensor.shape[-1:]:
@@ -139,7 +145,7 @@ def ablate_head(vlm, layer, heads, mean_of=None):
     Source: Michel et al. 2019 (arXiv:1905.10650).
     """
     name, columns = columns_of(vlm.config, layer, heads)
-    if mean_of is not None and name not in mean_of:
+    if mean_of is not None and (not isinstance(mean_of, Mapping) or name not in mean_of):
         raise Error(f"the trace of mean_of= holds no {name}. Record it with keep={name!r}.")
     value = np.float32(0) if mean_of is None else mean_of[name][:, columns].mean(axis=0)
 

@@ -145,7 +145,7 @@ class Engine:
         outside = input_ids[(input_ids < 0) | (input_ids >= len(table))]
         if len(outside):
             raise Error(
-                f"token id {outside[0]} is outside the embedding table of {len(table)} rows: "
-                "tokenizer.json and model.safetensors do not belong together."
+                f"token id {outside[0]} is outside the embedding table of {len(table)} rows. Take tokenizer.json and "
+                "model.safetensors from one checkpoint; ids of your own lie in the table."
             )
         return to_float32(table[input_ids])

@@ -9,6 +9,7 @@ The texts are in texts_vision.py and texts_decoder.py, by the names of docs/tens
 
 import difflib
 import re
+from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -20,30 +21,42 @@ TEXTS = {**texts_vision.TEXTS, **texts_decoder.TEXTS}
 LEVELS = ("stage", "block", "tensor")
 COUNTED = re.compile(r"^(image|video|visual\.blocks|model\.layers)\.(\d+)")
 STEP = re.compile(r"^steps\.(\d+)\.")
-INSIDE = re.compile(r"^(steps|chunks)\.\d+\.")
+EITHER = re.compile(r"^(steps|chunks)\.[^.]+\.")  # the number may be a glob
 IN_WINDOW_ORDER = re.compile(r"visual\.(window_order|rope\..*|blocks\..*|merger.*)")
 
 
 def documented(name):
     """A name as docs/tensors.md has it: "steps.2.model.layers.7.mlp.act" -> "model.layers.{i}.mlp.act"."""
-    return COUNTED.sub(r"\1.{i}", INSIDE.sub("", name))
+    return COUNTED.sub(r"\1.{i}", EITHER.sub("", name))
 
 
 def check_name(config, name):
-    """That a run of this model can make a tensor of this name; globs are let pass."""
-    if set(name) & set("*?["):
+    """That a run of this model can make a tensor of this name, or one that this glob matches."""
+    if not isinstance(name, str):
+        raise Error(f"{name!r} is no name. Give one of docs/tensors.md, or a glob such as visual.blocks.*.")
+    general, glob = EITHER.sub("", name), bool(set(name) & set("*?["))
+    counted = COUNTED.match(general)
+    if glob and any(fnmatchcase(known, general) or fnmatchcase(f"steps.1.{known}", name) for known in names_of(config)):
         return
-    counted = COUNTED.match(INSIDE.sub("", name))
     counts = {"visual.blocks": config.vision.depth, "model.layers": config.text.num_hidden_layers}
     beyond = counted is not None and int(counted[2]) >= counts.get(counted[1], np.inf)
-    if documented(name) in TEXTS and not beyond:
+    if not glob and documented(name) in TEXTS and not beyond:
         return
     number = counted[2] if counted and not beyond else "0"
-    close = difflib.get_close_matches(name, [known.replace("{i}", number) for known in TEXTS], n=3, cutoff=0.5)
+    known = [known.replace("{i}", "*" if glob else number) for known in TEXTS]
+    close = difflib.get_close_matches(general, known, n=3, cutoff=0.5)
     raise Error(
         f"no tensor is called {name}. "
         + (f"Close ones: {', '.join(close)}." if close else "docs/tensors.md lists all.")
     )
+
+
+def names_of(config, media=20):
+    """Names that a run of this model may make, of so many pictures and videos; those of its steps and parts by the prompt's."""
+    counts = {"visual.blocks": config.vision.depth, "model.layers": config.text.num_hidden_layers}
+    for known in TEXTS:
+        for i in range(counts.get(known.partition(".{i}")[0], media) if "{i}" in known else 1):
+            yield known.replace("{i}", str(i))
 
 
 def level(name):
@@ -51,7 +64,7 @@ def level(name):
     known = documented(name)
     if known in ("visual.blocks.{i}", "model.layers.{i}"):
         return "block"
-    later = STEP.match(name) is not None
+    later = EITHER.match(name) is not None
     return "stage" if known in SENTENCES and (known == "next_token" or not later) else "tensor"
 
 
@@ -80,7 +93,7 @@ def facts(config, name, tensor):
     shape = [*tensor.shape, "", "", ""]
     tower = not documented(name).startswith(("model.", "lm_head"))
     room, heads = (vision, vision.num_heads) if tower else (text, text.num_attention_heads)
-    counted = COUNTED.match(INSIDE.sub("", name))
+    counted = COUNTED.match(EITHER.sub("", name))
     index = int(counted[2]) if counted else ""
     full = tower and index in vision.fullatt_block_indexes
     w, (s0, s1, s2) = vision.window_size // vision.merged_size, text.rope.mrope_section
@@ -111,7 +124,7 @@ def tokens_of(shape, unit):
 
 def word(vlm, token):
     """What a token says; its number where there is no tokenizer."""
-    return f"#{token}" if vlm.folder is None else vlm.tokenizer.token(token)
+    return f"#{token}" if vlm.folder is None or token < 0 else vlm.tokenizer.token(token)
 
 
 class Narrator:
@@ -174,3 +187,6 @@ SENTENCES = {
     "lm_head": Narrator.logits,
     "next_token": Narrator.token,
 }
+
+# whose sentence says more than the numbers that stand in the paragraph
+TOLD = "video.{i}.frame_indices video.{i}.second_per_grid_t input_ids position_ids lm_head next_token".split()

@@ -62,17 +62,18 @@ class Grids:
     def resized(self, x, y, image=0):
         """(x, y) on the picture as it was given -> on the resized one. Corners stay corners; not rounded."""
         (h, w), (H, W) = self._original_size(image), self.size(image)
-        return np.asarray(x) * (W / w), np.asarray(y) * (H / h)
+        return numbers(x) * (W / w), numbers(y) * (H / h)
 
     def original(self, x, y, image=0):
         """(x, y) on the resized picture -> on the one that was given; not rounded. Source: as boxes, grounding.py."""
         (h, w), (H, W) = self._original_size(image), self.size(image)
-        return np.asarray(x) * (w / W), np.asarray(y) * (h / H)
+        return numbers(x) * (w / W), numbers(y) * (h / H)
 
     def patch_of_pixel(self, x, y, image=0, frame=0):
         """The patch that holds a pixel of the resized picture; x and y may have fractions."""
         P = self.config.vision.patch_size
         H, W = np.moveaxis(self.grids[self._image(image), 1:] * P, -1, 0)
+        shapes_fit(x=x, y=y, image=image)
         column, row = within(x, W, "x", "pixels", "iuf"), within(y, H, "y", "pixels", "iuf")
         return self.patch_at(row // P, column // P, image, frame)
 
@@ -97,6 +98,8 @@ class Grids:
 
     def patches_of_box(self, box, image=0, frame=0):
         """All patches that a box (x0, y0, x1, y1) on the resized picture touches, in their order."""
+        if np.shape(box) != (4,):
+            raise Error(f"the box {box} is none: give one (x0, y0, x1, y1).")
         x0, y0, x1, y1 = box
         if not (x0 < x1 and y0 < y1):
             raise Error(f"the box {tuple(box)} is empty. Give (x0, y0, x1, y1) with x0 < x1 and y0 < y1.")
@@ -113,6 +116,7 @@ class Grids:
         image = self._image(image)
         T, H, W = np.moveaxis(self.grids[image], -1, 0)
         m = self.config.vision.spatial_merge_size
+        shapes_fit(row=row, column=column, image=image, frame=frame)
         row, column = within(row, H, "row", "patch rows"), within(column, W, "column", "patch columns")
         frame = within(frame, T, "frame", "frames")
         patches = self.grids.prod(axis=1)
@@ -146,6 +150,23 @@ class Grids:
                 f"the size that image {image} was given in is not known; videos and `Inputs` made by hand have none."
             )
         return self.image_sizes[image]
+
+
+def numbers(values):
+    """As an array of numbers."""
+    found = np.asarray(values)
+    if found.dtype.kind not in "iuf":
+        raise Error(f"{values!r} is no place on a picture: give pixels, numbers or arrays of them.")
+    return found
+
+
+def shapes_fit(**arrays):
+    """That arrays can be taken together, element by element."""
+    try:
+        np.broadcast_shapes(*[np.shape(array) for array in arrays.values()])
+    except ValueError:
+        said = ", ".join(f"{name} {list(np.shape(array))}" for name, array in arrays.items())
+        raise Error(f"arrays of these shapes do not go together: {said}. Give as many of each, or one.") from None
 
 
 def within(values, count, what, things, kinds="iu"):

@@ -112,17 +112,23 @@ class Maps(Grids):
         return np.searchsorted(self.windows, self.slot_of_patch(patch), side="right") - 1
 
     def patches_of_window(self, window):
-        """The patches of one window, in the order of their slots."""
+        """The patches of one window, in the order of their slots. Windows differ in size: one at a time."""
+        if np.ndim(window):
+            raise Error(f"window {window}: give one, for windows differ in size.")
         window = int(within(window, len(self.windows) - 1, "window", "windows"))
         return self.patch_of_slot(np.arange(*self.windows[window : window + 2]))
 
     def pixels_of_window(self, window):
-        """(x0, y0, x1, y1) on its resized picture, the last two exclusive: int64 [4]."""
-        boxes = self.pixels_of_patch(self.patches_of_window(window))
-        return np.concatenate([boxes.min(axis=0)[:2], boxes.max(axis=0)[2:]])
+        """(x0, y0, x1, y1) on its resized picture, the last two exclusive: int64 [..., 4]."""
+        windows, found = within(window, len(self.windows) - 1, "window", "windows"), []
+        for one in windows.reshape(-1):
+            boxes = self.pixels_of_patch(self.patches_of_window(one))
+            found.append([*boxes.min(axis=0)[:2], *boxes.max(axis=0)[2:]])
+        return np.array(found, dtype=np.int64).reshape(*windows.shape, 4)
 
     def bounds(self, block):
         """Boundaries of what sees each other in a block of the tower, in slots of patches: windows, or whole frames."""
+        block = int(within(block, self.config.vision.depth, "block", "blocks in the tower"))
         return self.frames if block in self.config.vision.fullatt_block_indexes else self.windows
 
     def segment(self, patch, block):

@@ -84,7 +84,7 @@ def check_upcast(needed, memory_limit, why):
 # ---- amounts in words ----
 
 
-def amount(value):
+def amount(value, what="memory_limit"):
     """Bytes that `value` says: a number of them, or text such as "4GB", "1.5 GiB", "800M"."""
     if isinstance(value, str):
         found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?)(I?)B?\s*", value.upper())
@@ -93,7 +93,7 @@ def amount(value):
             return int(float(found[1]) * unit)
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
         return int(value)
-    raise Error(f'memory_limit={value!r} is no amount of memory. Give bytes, or text such as "4GB" or "512MiB".')
+    raise Error(f'{what}={value!r} is no amount of memory. Give bytes, or text such as "4GB" or "512MiB".')
 
 
 def gigabytes(number):

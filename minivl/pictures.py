@@ -12,7 +12,7 @@ import io
 import re
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from minivl.explain import STEP, documented, word
 from minivl.inputs import even_parts
@@ -25,13 +25,24 @@ HEAT = np.array(
     [[13, 8, 65], [94, 20, 130], [190, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float32
 )  # low to high
 IN_PARTS = re.compile(r"model\.(layers\.|norm)")
+# pale, for black numbers, and told apart with any colour vision: Okabe and Ito's, and grey
+TINTS = np.array(
+    [[86, 180, 233], [240, 160, 100], [80, 200, 160], [225, 165, 200],
+     [150, 200, 240], [240, 215, 120], [235, 235, 150], [200, 200, 200]], dtype=np.float32
+)  # fmt: skip
 NO_HEAT = ("rope.cos", "rope.sin", "scores", "window_index", "patch_positions", "input_ids", "position_ids")
 
 
 def html_of(step, walk):
     """The whole of a step."""
     head = f"<b>{html.escape(step.name)}</b> {step.dtype} {list(step.shape)}{' (replaced)' * step.replaced}"
-    parts = [f"<p>{head}<br>{html.escape(step.sentence())}</p>", *shown(step, walk)]
+    parts = [f"<p>{head}<br>{html.escape(step.sentence())}</p>"]
+    try:
+        parts += shown(step, walk)
+    except Exception:  # what was put in may fit no picture: no reason to hide the step
+        if not walk.edits:
+            raise
+        parts.append("<p>No picture: what was replaced fits none.</p>")
     return f"<div>{''.join(parts)}</div>"
 
 
@@ -40,7 +51,8 @@ def shown(step, walk):
     known, context, config = documented(step.name), walk.context, walk.vlm.config
     if known in ("image.{i}.resized", "video.{i}.resized"):
         frames = step.value if step.value.ndim == 4 else step.value[None]
-        return [png(gridded(frame, config.vision)) for frame in frames[:MOST]]
+        pictures = [png(gridded(frame, config.vision)) for frame in frames[:MOST]]
+        return [*pictures, caption("thin lines: patches; thick lines: tokens, 2 x 2 patches each")]
     if known == "input_ids":
         return [tokens_html(step.value, walk.vlm)]
     if known == "lm_head":
@@ -51,9 +63,13 @@ def shown(step, walk):
         return []
     maps = Maps.recorded(config, context)
     if known == "visual.window_index":
-        return [png(permutation(maps))]
+        said = (
+            "above: each token where it stands, with its place in window order; below: in that order, with its number"
+        )
+        return [png(permutation(maps)), caption(f"{said}. A colour is a window")]
     if known == "visual.cu_window_seqlens":
-        return [png(coloured(maps, context, *place)) for place in places(maps)]
+        pictures = [png(coloured(maps, context, *place)) for place in places(maps)]
+        return [*pictures, caption("a colour is a window: what a patch sees in a windowed block")]
     if known == "position_ids" and step.shape[1] == len(maps.input_ids):
         return [positions_html(step.value, maps)]
     return heat_html(step, maps, context, walk.vlm.prefill_chunk)
@@ -83,22 +99,25 @@ def gridded(pixels, vision):
     scale = scale_of(H, W)
     image = Image.fromarray(pixels).resize((round(W * scale), round(H * scale)))
     pen = ImageDraw.Draw(image, "RGBA")
-    for step, line in ((vision.patch_size, (255, 255, 255, 70)), (vision.merged_size, (255, 255, 255, 210))):
-        pen_lines(pen, image.size, step * scale, line)
+    pen_lines(pen, image.size, vision.patch_size * scale, (255, 255, 255, 90))
+    pen_lines(
+        pen, image.size, vision.merged_size * scale, (0, 0, 0, 150), 1
+    )  # beside it, to be seen on light ground too
+    pen_lines(pen, image.size, vision.merged_size * scale, (255, 255, 255, 230))
     return image
 
 
-def pen_lines(pen, size, step, colour):
+def pen_lines(pen, size, step, colour, shift=0):
     for axis in (0, 1):
         for place in np.arange(0, size[axis] + 1, step):
-            at = min(round(float(place)), size[axis] - 1)
+            at = min(round(float(place)), size[axis] - 1) + shift
             pen.line([(at, 0), (at, size[1])] if axis == 0 else [(0, at), (size[0], at)], fill=colour)
 
 
 def coloured(maps, context, image, frame):
     """A picture with each window in a colour of its own."""
     windows = maps.window_of_patch(maps.raster("patches", image, frame))
-    tint = colours(len(maps.windows) - 1)[windows]
+    tint = colours(maps)[windows]
     return blended(pixels_of(maps, context, image, frame), tint)
 
 
@@ -121,18 +140,19 @@ def heat(shares):
 
 
 def blended(pixels, tint):
-    """A picture in grey under the colours of its parts, [rows, columns, 3]."""
+    """A picture in faint grey under the colours of its parts, [rows, columns, 3]: a light one does not lighten them."""
     H, W, _ = pixels.shape
     scale = scale_of(H, W)
     size = round(W * scale), round(H * scale)
     over = Image.fromarray(tint.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-    return Image.blend(Image.fromarray(pixels).convert("L").convert("RGB").resize(size), over, 0.6)
+    grey = ImageOps.autocontrast(Image.fromarray(pixels).convert("L")).point(lambda value: 80 + value // 3)
+    return Image.blend(grey.convert("RGB").resize(size), over, 0.65)
 
 
 def permutation(maps):
     """Above, the tokens where they stand, each with its place in window order; below, in that order, with their place in the
     raster. A colour is a window."""
-    tint = colours(len(maps.windows) - 1)
+    tint = colours(maps)
     window = maps.window_of_patch(np.arange(maps.tokens) * maps.config.vision.merge_unit)  # [U], raster order
     slots = maps.slot_of_token(np.arange(maps.tokens))
     grids = [maps.token_of_patch(maps.raster("patches", *place))[::2, ::2] for place in places(maps)]
@@ -154,12 +174,12 @@ def permutation(maps):
     return image
 
 
-def colours(count):
-    """Pale colours, neighbours far apart: float32 [count, 3]. Hues go round by the golden ratio."""
-    hue = (
-        np.arange(count, dtype=np.float32)[:, None] * np.float32(0.618034) + np.array([0, 1 / 3, 2 / 3], np.float32)
-    ) % 1
-    return 150 + 105 * np.cos(2 * np.pi * hue).astype(np.float32)
+def colours(maps):
+    """One for each window, float32 [windows, 3]: no two that touch, or follow each other, have the same."""
+    first = maps.places[maps.patch_of_slot(maps.windows[:-1])]
+    side = maps.config.vision.window_size // maps.config.vision.patch_size
+    frame = np.searchsorted(maps.frames, maps.windows[:-1], side="right") - 1
+    return TINTS[frame % 2 * 4 + first[:, 2] // side % 2 * 2 + first[:, 3] // side % 2]
 
 
 def scale_of(H, W):
@@ -203,7 +223,9 @@ def heat_html(step, maps, context, most):
         if IN_PARTS.match(name):
             values = among_all(values, even_parts(len(maps.input_ids), most)[part], len(maps.input_ids))
     pictures, low, high = heat_pictures(maps, values, name, context)
-    return [*map(png, pictures), f"<p>{meaning}: dark {low:.3g}, yellow {high:.3g}</p>"]
+    stops = ",".join(f"rgb({','.join(f'{value:.0f}' for value in colour)})" for colour in HEAT)
+    bar = f'<span style="display:inline-block;width:160px;height:.8em;background:linear-gradient(to right,{stops})"></span>'
+    return [*map(png, pictures), f"<p>{meaning}: {low:.3g} {bar} {high:.3g}</p>"]
 
 
 def among_all(values, rows, count):
@@ -256,6 +278,10 @@ def tokens_html(ids, vlm):
             f'<code style="background:{tint};color:#000;white-space:pre" title="{start}: {ids[start]}">{text}</code>'
         )
     return f"<p>{' '.join(cells)}</p>"
+
+
+def caption(text):
+    return f"<p>{text[0].upper()}{text[1:]}.</p>"
 
 
 def logits_html(logits, vlm, count=5):

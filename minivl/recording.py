@@ -38,6 +38,16 @@ STEP = re.compile(r"steps\.(\d+)\.")
 TEXTS = ("format", "prompt", "answer", "backend")  # of `info`: strings in a file as they are; the others are JSON
 
 
+class NoTensor(Error, KeyError):
+    """The KeyError of a `Trace`; its text is not put in quotes."""
+
+    __str__ = Exception.__str__
+
+
+class NoStep(Error, IndexError):
+    """The IndexError of its steps."""
+
+
 class Trace(Mapping):
     """Named tensors of one run, in the order in which they were made.
 
@@ -56,8 +66,8 @@ class Trace(Mapping):
         if name in self._tensors:
             return self._tensors[name]
         if name in self.names:
-            raise KeyError(f"{name} was made but not kept: add it to keep=")
-        raise KeyError(f"no tensor {name}{did_you_mean(name, self.names)}")
+            raise NoTensor(f"{name} was made but not kept: add it to keep=")
+        raise NoTensor(f"no tensor {name}{did_you_mean(name, self.names)}")
 
     def __iter__(self):
         return iter(self._tensors)
@@ -141,9 +151,7 @@ class Steps(Sequence):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
-            raise IndexError(
-                f"no step {index}: this run made {len(self)}, counted from 0. More come with max_new_tokens="
-            )
+            raise NoStep(f"no step {index}: this run made {len(self)}, counted from 0. More come with max_new_tokens=")
         k = index % len(self)
         names = [name for name in self._trace.names if step_of(name) == k]
         tensors = {bare(name): self._trace[name] for name in names if name in self._trace}
@@ -165,7 +173,7 @@ def bare(name):
 
 
 def did_you_mean(name, names):
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     return f". Close ones: {', '.join(close)}" if close else ". `trace.names` of a full run lists them all."
 
 

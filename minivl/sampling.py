@@ -127,6 +127,9 @@ def extended(sequences, logits):
     """Stage: choose a token for each sequence from its row of logits [B, V], and append what comes back."""
     chosen = [sequence.choose(row) for sequence, row in zip(sequences, logits)]
     tokens = yield "next_token", np.array(chosen, dtype=np.int64)
+    outside = tokens[(tokens < 0) | (tokens >= logits.shape[1])]
+    if len(outside):
+        raise Error(f"next_token {outside[0]} was put in: give an id from 0 to {logits.shape[1] - 1}.")
     for sequence, token in zip(sequences, tokens):
         sequence.append(token)
 

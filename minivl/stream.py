@@ -121,7 +121,10 @@ def _answer(name, tensor, see):
 
 def replacement(name, tensor, answer):
     """A copy of the array that takes a tensor's place; an Error where its shape or dtype is another."""
-    answer = np.asarray(answer)
+    try:
+        answer = np.asarray(answer)
+    except ValueError as cause:
+        raise Error(f"the replacement for {name} is no array ({cause}). Send back one like the tensor.") from None
     if answer.shape != tensor.shape or answer.dtype != tensor.dtype:
         raise Error(
             f"the replacement for {name} is {answer.dtype} {list(answer.shape)}; "

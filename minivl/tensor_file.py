@@ -38,6 +38,8 @@ class TensorFile:
     """Used in a `with`: left before `close`, it leaves nothing behind."""
 
     def __init__(self, path, room=ROOM):
+        if not isinstance(path, (str, os.PathLike)):
+            raise Error(f"cannot write {path!r}: give the path of a file, such as run.safetensors.")
         self.path, self.partial = Path(path), Path(f"{path}.partial")
         if not self.path.parent.is_dir() or self.path.is_dir():
             what = "it is a folder" if self.path.is_dir() else f"the folder {self.path.parent} does not exist"

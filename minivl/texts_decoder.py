@@ -5,7 +5,7 @@ Source: arXiv:2412.15115 (Qwen2.5), arXiv:2409.12191 (M-RoPE), and the reference
 
 TEXTS = {
     "model.embed_tokens": (
-        "Each of the {n} token ids looks up its row of the embedding table [{v}, {m}]: {shape}. Nothing is scaled or "
+        "Each token id looks up its row of the embedding table [{v}, {m}]: {shape}. Nothing is scaled or "
         "added. Placeholders get a row too, all the same one, which is thrown away in the next step."
     ),
     "inputs_embeds": (
@@ -14,10 +14,10 @@ TEXTS = {
         "alike. Their number must equal that of the placeholders."
     ),
     "position_ids": (
-        "M-RoPE gives each of {m} tokens three positions, rows t, h, w of {shape}. Text counts up on all three at "
+        "M-RoPE gives each token three positions, the rows t, h, w of {shape}. Text counts up on all three at "
         "once; a picture that starts at position s has t = s, h = s + row, w = s + column; the text behind it goes on "
-        "from the largest position so far + 1. In a video t grows by seconds · {tps:g} from one pair of frames to the "
-        "next. A picture of 1,000 tokens costs the text only as many positions as its longer side."
+        "from the largest position so far + 1. In a video the pair of frames number k has t = s + k · seconds · {tps:g}, "
+        "rounded down. A picture of 1,000 tokens costs the text only as many positions as its longer side."
     ),
     "rope_delta": (
         "Position of the next token minus the number of tokens: never above 0 for pictures, whose tokens share "
@@ -25,7 +25,7 @@ TEXTS = {
         "first token is right, the later ones drift."
     ),
     "model.rope.cos": (
-        "cos of the angles for the {n} new tokens, {shape}: f_j = {theta:g}^(-2j/{k}) for the {khalf} pairs j of a "
+        "cos of the angles of the new tokens, {shape}: f_j = {theta:g}^(-2j/{k}) for the {khalf} pairs j of a "
         "head; the first {s0} pairs turn with t, the next {s1} with h, the last {s2} with w (mrope_section), in "
         "chunks, not interleaved; then all of it stands twice. Where t = h = w, as in text, this is ordinary "
         "RoPE.{yarn}"

@@ -66,7 +66,7 @@ TOWER = {
         "image_grid_thw says where one ends."
     ),
     "image_grid_thw": (
-        "For each of {n} pictures: frames (always 1), patch rows h, patch columns w. Its patches are t·h·w, its "
+        "For each picture, {n} in all: frames (always 1), patch rows h, patch columns w. Its patches are t·h·w, its "
         "tokens t·h·w / 4. All that follows, windows, rotary angles, M-RoPE, is computed from these three numbers, "
         "never from pixels."
     ),
@@ -75,7 +75,7 @@ TOWER = {
         "pictures, with the same weights."
     ),
     "video_grid_thw": (
-        "For each of {n} videos: pairs of frames, patch rows, patch columns. Attention in the tower never crosses "
+        "For each video, {n} in all: pairs of frames, patch rows, patch columns. Attention in the tower never crosses "
         "from one pair of frames to another; time is the decoder's business."
     ),
     "visual.window_index": (
@@ -140,7 +140,7 @@ TOWER = {
         "patches are, not on where they are: a picture may be larger than any in training. Values are not turned."
     ),
     "visual.blocks.{i}.attn.scores": (
-        "scores = q'·k'ᵀ / sqrt({k}), {shape} = [heads, patches, keys of its segment]: this block is {kind}, so a "
+        "scores = q'·k'ᵀ / sqrt({k}), {shape} = [heads, patches, keys of its segment]: attention is {kind} here, so a "
         "patch is compared with at most {l} patches of {segment}. Column c of row r is the c-th patch of r's segment; "
         "behind the end of a shorter segment stands -inf. The division keeps the softmax from saturating. The fused "
         "kernel never builds these: they are made because you look."

@@ -6,6 +6,7 @@
 the tower runs, and what a trace says about where it comes from.
 """
 
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
 
@@ -14,7 +15,7 @@ import numpy as np
 from minivl.errors import Error
 from minivl.forecast import Foreseen
 from minivl.maps import MAPPED
-from minivl.memory import available
+from minivl.memory import amount, available
 from minivl.recording import Trace, did_you_mean, metadata_of
 from minivl.stream import read_only, run, value_of
 from minivl.summary import size
@@ -32,19 +33,20 @@ def record(stage, keep="*", edit=None, stop=None, limit=None, spill=None, foreca
            probabilities included
     edit   {glob: array or function of the tensor}: what to put in the tensor's place, same shape and dtype
     stop   glob: end after the first tensor that matches
-    limit  most bytes to keep. Without it: half of the memory that can be had; with spill=, what the disk has left
+    limit  most bytes to keep, or "2GB". Without it: half of the memory that can be had; with spill=, what the disk has left
     spill  a safetensors file to write them to while the run goes on; in the trace they are maps of it. It appears under
            its name when it is whole: an error or an interrupt leaves nothing
     forecast  function of the prompt's tensors, {name: tensor}: what is still to come, `Foreseen`s
     about     function of the trace when the run is over: more `info`
     config    of the model that runs, for `Trace.maps`
 
-    What does not fit is refused before it is made. A pattern that nothing matched is an Error, raised at the end; its
-    attribute `trace` holds what was recorded.
+    What does not fit is refused before it is made, and so is an edit= or stop= that will match nothing. A pattern that
+    nothing matched is an Error, raised at the end; its attribute `trace` holds what was recorded.
     """
+    if stop is not None and not isinstance(stop, str):
+        raise Error(f'stop={stop!r}: give a name or a glob, such as "model.layers.5".')
     with TensorFile(spill) if spill is not None else nullcontext() as file:
-        recorder = Recorder(keep, edit, limit, file, forecast, config)
-        asked = {*recorder.patterns, *recorder.edit, *([stop] if stop else [])} - {"*"}
+        recorder = Recorder(keep, edit, stop, limit, file, forecast, config)
         trace = recorder.trace
         trace.result = run(stage, recorder.see, None if stop is None else lambda name: fnmatchcase(name, stop))
         trace.info |= {} if about is None else about(trace)
@@ -52,19 +54,24 @@ def record(stage, keep="*", edit=None, stop=None, limit=None, spill=None, foreca
             file.close(metadata_of(trace))
             trace = Trace.load(spill)
             trace.result, trace.config = recorder.trace.result, config
-    unmatched = sorted(one for one in asked if not any(fnmatchcase(name, one) for name in trace.names))
+    check_matched({*recorder.patterns, *recorder.changes}, trace.names, trace)
+    return trace
+
+
+def check_matched(patterns, names, trace=None):
+    """That each glob matches a name; the Error has a `trace`, of what was recorded."""
+    unmatched = sorted(one for one in patterns if one != "*" and not any(fnmatchcase(name, one) for name in names))
     if unmatched:
-        error = Error(f"no tensor of this run is called {unmatched[0]!r}{did_you_mean(unmatched[0], trace.names)}")
+        error = Error(f"no tensor of this run is called {unmatched[0]!r}{did_you_mean(unmatched[0], names)}")
         error.trace = trace
         raise error
-    return trace
 
 
 def chosen(keep):
     """(function of a name and a shape, the globs it is made of)"""
     if callable(keep):
         return keep, []
-    patterns = [keep] if isinstance(keep, str) else list(keep)
+    patterns = [keep] if isinstance(keep, str) or not isinstance(keep, Iterable) else list(keep)
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise Error(
             f'keep={keep!r}: give a glob such as "visual.blocks.*", a list of them, or a function of (name, shape).'
@@ -75,10 +82,11 @@ def chosen(keep):
 class Recorder:
     """Shown every tensor, keeps some of them in `trace`, or in `file`."""
 
-    def __init__(self, keep, edit, limit, file, forecast, config):
+    def __init__(self, keep, edit, stop, limit, file, forecast, config):
         self.keep, self.patterns = chosen(keep)
-        self.edit, self.file, self.forecast = dict(edit or {}), file, forecast
-        self.limit = room(file) if limit is None else limit
+        self.edit, self.file, self.forecast = checked_edits(edit), file, forecast
+        self.changes = [*self.edit, *([stop] if stop is not None else [])]
+        self.limit = room(file) if limit is None else amount(limit, "limit")
         self.trace = Trace(info={"generated_ids": [], "edited": []}, config=config)
         self.prompt, self.used = {}, 0
 
@@ -100,8 +108,11 @@ class Recorder:
         if name in PROMPT:
             self.prompt[name] = tensor
         elif not any(fnmatchcase(name, pattern) for pattern in PREPARATION):
-            wanted = [one for one in self.forecast(self.prompt) if self.keep(one.name, one.shape)]
+            still = list(self.forecast(self.prompt))
+            wanted = [one for one in still if self.keep(one.name, one.shape)]
             self.prompt = self.forecast = None
+            if self.changes:
+                check_matched(self.changes, [*self.trace.names, *(one.name for one in still)])
             self._check(wanted)
 
     def _note(self, name, tensor):
@@ -141,6 +152,15 @@ def room(file):
         return file.free
     room = available()
     return UNKNOWN_MEMORY if room is None else room // 2
+
+
+def checked_edits(edit):
+    """edit= as a dict."""
+    if edit is None:
+        return {}
+    if not isinstance(edit, Mapping) or not all(isinstance(pattern, str) for pattern in edit):
+        raise Error(f'edit={edit!r}: give a dict such as {{"model.layers.5": array or function of the tensor}}.')
+    return dict(edit)
 
 
 def edited(name, tensor, change):

@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from minivl import chat
 from minivl.errors import Error
-from minivl.explain import LEVELS, Narrator, check_name, explain, level
+from minivl.explain import LEVELS, TOLD, Narrator, check_name, documented, explain, level
 from minivl.maps import MAPPED
 from minivl.stats import Text, stats_of
 from minivl.stream import Lazy, read_only, replacement, value_of
 
 Passed = namedtuple("Passed", "name shape dtype")
+BROKEN = "this run was broken off by an error or an interrupt: walk.back() runs it again, to where it stopped before."
 
 
 class Step:
@@ -54,9 +55,9 @@ class Step:
 
     def explain(self):
         """A paragraph: what happened, the formula, the shapes, why."""
-        sentence = self.sentence()
-        start = f"{sentence[0].upper()}{sentence[1:]}. " if sentence else ""
-        return Text(start + explain(self._walk.vlm.config, self.name, self._tensor))
+        told = self.sentence().removeprefix("-> ") if documented(self.name) in TOLD else ""
+        end = f" In this run: {told}." if told else ""
+        return Text(explain(self._walk.vlm.config, self.name, self._tensor) + end)
 
     def stats(self):
         """min, max, mean, rms, NaN and infinite values, outlier channels: `stats.Stats`."""
@@ -111,6 +112,8 @@ class Walk:
     def until(self, name):
         """On to the next tensor of this name, or that matches this glob, whatever the level. -> Step"""
         check_name(self.vlm.config, name)
+        if any(one.name == name for one in self.steps):
+            raise Error(f"the walk has come by {name} already: walk.back({name!r}) goes there.")
         for step in self._running(name):
             if fnmatchcase(step.name, name):
                 return self._stop()
@@ -118,6 +121,7 @@ class Walk:
 
     def skip(self, pattern):
         """From now on do not stop at tensors that match this glob."""
+        check_name(self.vlm.config, pattern)
         self._skipped.append(pattern)
 
     def replace(self, value):
@@ -164,6 +168,8 @@ class Walk:
         try:
             name, tensor = self._stage.send(self._reply)
         except StopIteration as finished:
+            if finished.value is None:
+                raise Error(BROKEN) from None
             self.answer, self.step = finished.value, None
             raise
         replaced = name in self.edits

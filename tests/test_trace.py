@@ -110,6 +110,28 @@ def test_the_limit_comes_from_the_memory_there_is(monkeypatch):
     assert len(VLM.trace(INPUTS, keep="lm_head")) == 1
 
 
+def test_a_change_of_nothing_is_refused_before_the_run():
+    for wrong in ({"edit": {"model.layers.1.mlp.akt": np.zeros(3)}}, {"stop": "visual.bloks.*"}):
+        with pytest.raises(Error, match="no tensor of this run is called") as caught:
+            VLM.trace(INPUTS, **wrong)
+        assert caught.value.trace is None
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"keep": 5}, "keep=5: give a glob"),
+        ({"edit": "visual"}, "edit='visual': give a dict"),
+        ({"stop": 5}, "stop=5: give a name"),
+        ({"limit": "much"}, "limit='much' is no amount"),
+        ({"spill": 5}, "cannot write 5"),
+    ],
+)
+def test_mistakes(wrong, words):
+    with pytest.raises(Error, match=words):
+        VLM.trace(INPUTS, **wrong)
+
+
 def test_a_stage_without_a_forecast_stops_at_the_limit():
     with pytest.raises(Error, match="raise limit="):
         record(VLM.prefill(INPUTS, VLM.new_cache()), limit=50_000)
@@ -268,8 +290,9 @@ def test_the_file_says_where_it_comes_from(tmp_path):
     assert loaded.result == found.result and loaded.result.ids == found.result.ids and loaded.names == found.names
     assert loaded.info["generated_ids"] == found.result.ids and loaded.config == vlm.config
     assert loaded.maps.pixels_of_token(0).tolist() == found.maps.pixels_of_token(0).tolist()
-    with pytest.raises(KeyError, match="not kept"):
+    with pytest.raises(KeyError, match="not kept") as caught:
         loaded["visual"]
+    assert isinstance(caught.value, Error) and str(caught.value).startswith("visual was made")  # no quotes around
     first = path.read_bytes()
     vlm.trace(question, drawn.image, keep="lm_head", max_new_tokens=20, spill=path)
     assert path.read_bytes() == first  # no date, no random order

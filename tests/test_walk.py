@@ -15,7 +15,7 @@ from minivl.cli import main
 from minivl.errors import Error
 from minivl.explain import LEVELS, SENTENCES, TEXTS, documented, explain, level
 from minivl.maps import MAPPED, Maps
-from minivl.pictures import attention_received, colours, heat, heat_pictures, permutation
+from minivl.pictures import among_all, attention_received, colours, heat, heat_pictures, lengths, permutation
 from minivl.stepper import stepped
 from minivl.stream import Lazy
 from minivl.tiny import scene
@@ -181,7 +181,13 @@ def test_another_token_sends_the_answer_elsewhere():
         (lambda walk: walk.until("visual.blocks.9.norm1"), "no tensor is called visual.blocks.9.norm1"),
         (lambda walk: (next(walk), walk.replace(np.zeros(3))), "the tensor is int64"),
         (lambda walk: (walk.until("visual"), walk.back("lm_head")), "no tensor before this one is called lm_head"),
-        (lambda walk: (walk.until("visual"), walk.until("visual.merger")), "ended before"),
+        (lambda walk: (walk.until("visual"), walk.until("visual.merger")), "walk.back('visual.merger') goes there"),
+        (lambda walk: walk.until("steps.7.lm_head"), "ended before"),
+        (lambda walk: walk.until("visual.bloks.*.norm1"), "Close ones: visual.blocks.*.norm1"),
+        (lambda walk: walk.skip("visal.*"), "no tensor is called visal.*"),
+        (lambda walk: walk.until(5), "5 is no name"),
+        (lambda walk: (walk.until("visual"), walk.replace([[1], [2, 3]])), "the replacement for visual is no array"),
+        (lambda walk: (walk.until("next_token"), walk.replace(np.array([-1])), walk.finish()), "next_token -1"),
         (lambda walk: (walk.finish(), walk.replace(0)), "stands at no tensor"),
         (lambda walk: VLM.walk(INPUTS, level="all"), "choose one of stage, block, tensor"),
         (lambda walk: VLM.walk(INPUTS, cache=VLM.new_cache()), "leave cache= out"),
@@ -190,6 +196,30 @@ def test_another_token_sends_the_answer_elsewhere():
 def test_mistakes(wrong, words):
     with pytest.raises(Error, match=re.escape(words)):
         wrong(VLM.walk(INPUTS, max_new_tokens=1))
+
+
+def test_a_run_that_broke_off_says_so_and_goes_back():
+    walk = VLM.walk(INPUTS, max_new_tokens=1)
+    walk.replace(walk.until("visual.window_index").value + 999)
+    for words in ("must name each of the units", "broken off", "broken off"):
+        with pytest.raises(Error, match=words):
+            walk.finish()
+    assert "No picture" in walk.back("visual.window_index")._repr_html_() and "at visual.window_index" in repr(walk)
+    walk.back("image_grid_thw")
+    assert walk.finish().ids == VLM.trace(INPUTS).result.ids and walk.edits == {}
+
+
+def test_parts_of_a_long_prompt(monkeypatch):
+    """Each has its paragraph, and its picture: its own tokens among all."""
+    plain = TINY.trace(QUESTION, DRAWN.image, keep="lm_head")
+    monkeypatch.setattr(TINY, "prefill_chunk", 60)
+    walk = walked()
+    step = walk.until("chunks.*.model.layers.0")
+    assert step.name == "chunks.1.model.layers.0" and "parts" in step.explain() and "Layer 0 of 5" in step.explain()
+    whole = among_all(lengths(step.value), step.name, walk, Maps.recorded(TINY.config, walk.context))
+    assert np.isnan(whole[: -len(step.value)]).all() and np.array_equal(whole[-len(step.value) :], lengths(step.value))
+    assert len(images_in(step._repr_html_())) == len(images_in(walk.until("chunks.1.*.probs")._repr_html_())) == 1
+    assert np.array_equal(walk.until("lm_head").value, plain["lm_head"])
 
 
 def test_a_walk_shows_where_it_stands():
@@ -317,8 +347,8 @@ def test_the_permutation_and_colours():
     walk.until("position_ids")
     assert set(walk.context) == {"image.0.resized", *MAPPED} - {"video_grid_thw"}
     assert permutation(Maps.recorded(TINY.config, walk.context)).width == 12 * 26
-    tint = colours(50)
-    assert tint.min() >= 0 and tint.max() <= 255 and min(np.abs(np.diff(tint, axis=0)).sum(axis=1)) > 60
+    tint = colours(Maps(VLM.config, [101] * 45, [(1, 12, 10), (1, 2, 20), (1, 2, 2), (1, 2, 4), (1, 2, 4)]))
+    assert len(tint) == 4 + 3 + 3 and np.all(np.diff(tint, axis=0).any(axis=1))  # none like the one before it
     assert heat(np.array([0.0, 1.0, np.nan])).round().tolist() == [[13, 8, 65], [252, 255, 164], [13, 8, 65]]
 
 
