@@ -69,9 +69,9 @@ def plain(notebook):
 
 def lighten(data):
     """A large PNG in 256 colours; of a picture that is there as PNG and as JPEG, only the smaller."""
-    png = base64.b64decode(data.get("image/png", ""))
-    if len(png) > LARGE:
-        image, buffer = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
+    png = data.get("image/png", "")
+    if len(png) * 3 // 4 > LARGE:
+        image, buffer = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
         # the median cut, Pillow's default, makes steps of colour bars
         few = image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         few.save(buffer, "PNG", optimize=True)
