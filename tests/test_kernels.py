@@ -416,3 +416,16 @@ def test_the_second_process_compiles_what_it_is_told(tmp_path, monkeypatch):
     process = compile_later("rotate")
     assert process.wait() == 0
     assert {path.name.partition("-")[0] for path in tmp_path.rglob("*.nbi")} == {"rope._rotate"}
+
+
+def test_a_second_process_starts_only_when_something_is_compiled(monkeypatch):
+    """Not at every `load` of a process whose first one compiled."""
+    from minivl.kernels import compile as kernels_compile
+
+    started, counts = [], iter((3, 3, 3, 4))
+    monkeypatch.setattr(kernels_compile, "compile_later", lambda *names: started.append(names))
+    monkeypatch.setattr(norms, "times_compiled", lambda: next(counts))
+    kernels_compile.compile_kernels()
+    assert not started
+    kernels_compile.compile_kernels()
+    assert started == [kernels_compile.LATER]

@@ -25,14 +25,14 @@ LATER = ("attention", "silu", "silu, few rows", "gelu")  # what the second proce
 
 def compile_kernels():
     """Call each kernel once on a few numbers of the types that the model passes. A bar on stderr, if it takes a while."""
-    second = None
+    second, before = None, norms.times_compiled()
     with tqdm(calls(), desc="compiling", unit="kernel", leave=False, delay=1, disable=None) as bar:
         for number, (name, function, *arguments) in enumerate(bar):
             bar.set_postfix_str(name)
             if second is not None and name in LATER:
                 second.wait()
             function(*arguments)
-            if number == 0 and norms.was_compiled():
+            if number == 0 and norms.times_compiled() > before:
                 second = compile_later(*LATER)
 
 
