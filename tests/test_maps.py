@@ -293,7 +293,7 @@ def test_text_only():
         (lambda m: m.patches_of_window([0, 0]), "give one"),
         (lambda m: m.resized(1, 1), "size that image 0 was given in is not known"),
         (lambda m: m.raster("lm_head"), "the rows of lm_head"),
-        (lambda m: m.on_image(np.zeros(7), "visual"), r"visual has 6 tokens; the values are \[7\]"),
+        (lambda m: m.on_image(np.zeros(7), "visual"), r"visual has 6 rows \(tokens\); the values are \[7\]"),
         (lambda m: Maps(CONFIG, [IMAGE], m.grids), "1 placeholders and its pictures and videos have 6 tokens"),
         (lambda m: Maps(CONFIG, m.input_ids, m.grids).position_of_prompt(0), "stopped before position_ids"),
     ],

@@ -289,4 +289,4 @@ def test_the_command_line(monkeypatch, capsys):
     monkeypatch.setattr("minivl.resident.SLACK", 0)
     assert main(["ask", "Hello", "--max-new-tokens", "2"]) in (0, 1)  # so little that the kernels' own may be too much
     limited = capsys.readouterr()
-    assert "the weights, 0.01 GB, do not fit in memory" in limited.err and "do not fit" not in free.err
+    assert "the weights, 6.9 MB, do not fit in memory" in limited.err and "do not fit" not in free.err
