@@ -67,7 +67,7 @@ class Step:
         return f"<{self.name} {self.dtype} {list(self.shape)}{', replaced' if self.replaced else ''}>"
 
     def _repr_html_(self):
-        from minivl.pictures import html_of
+        from minivl.step_html import html_of
 
         return html_of(self, self._walk)
 

@@ -92,7 +92,6 @@ def test_table(written):
 
 def test_table_and_picture_of_a_peer(written, tmp_path):
     """A peer that takes twice the time and reads twice the bytes."""
-    pytest.importorskip("matplotlib")
     found = json.loads(json.dumps(written[1]))
     for one in written[1]["results"]:
         twice = {"median": 2 * one["median"], "ratio": 2.0, "share": None, "difference": 3e-7}

@@ -19,7 +19,7 @@ ORDER = (
     "weights tokenizer_files tokenizer chat template image_file image frames video prepared tokens inputs prepare "
     "progress windows grids maps vision summary kv_cache decoder sampling engine several grounding drawing answer "
     "stats names tensor_file parts sources verdict causes rows compare recording outline forecast trace edits "
-    "provenance texts_vision texts_decoder explain pictures walk what_if_text faults what_if model"
+    "provenance texts_vision texts_decoder explain pictures step_html walk what_if_text faults what_if model"
 )
 
 

@@ -16,7 +16,8 @@ from minivl.errors import Error
 from minivl.explain import LEVELS, SENTENCES, TEXTS, documented, explain, level
 from minivl.inputs import even_parts
 from minivl.maps import MAPPED, Maps
-from minivl.pictures import among_all, attention_received, colours, heat, heat_pictures, lengths, permutation
+from minivl.pictures import colours, heat, heat_pictures, permutation
+from minivl.step_html import among_all, attention_received, lengths
 from minivl.stepper import stepped
 from minivl.stream import Lazy
 from minivl.tiny import scene
