@@ -15,12 +15,12 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "minivl.model",
-    "VLM": "minivl.model",
-    "Inputs": "minivl.inputs",
-    "Answer": "minivl.answer",
-    "Config": "minivl.config",
-    "Trace": "minivl.trace",
+    "load": "minivl.vlm",
+    "VLM": "minivl.vlm",
+    "Inputs": "minivl.processing.inputs",
+    "Answer": "minivl.answer.answer",
+    "Config": "minivl.checkpoint.config",
+    "Trace": "minivl.trace.trace",
     "set_threads": "minivl.kernels",
     "Error": "minivl.errors",
 }

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from minivl.config import Config
-from minivl.inputs import Inputs
+from minivl.checkpoint.config import Config
+from minivl.checkpoint.parameters import parameter_shapes
+from minivl.checkpoint.weights import Weights
 from minivl.kernels import choose
-from minivl.model import VLM
-from minivl.parameters import parameter_shapes
-from minivl.weights import Weights
+from minivl.processing.inputs import Inputs
+from minivl.vlm import VLM
 
 SMALL = {
     "model_type": "qwen2_5_vl",

@@ -1,10 +1,10 @@
 """Tests under faults: one pytest session after the other in this process, each with one bug in the engine.
 
-    python tests/fault_runs.py '{"no-window-attention": ["tests/test_windows.py"], "": ["tests/test_windows.py"]}'
+    python tests/fault_runs.py '{"no-window-attention": ["tests/model/test_windows.py"], "": ["tests/model/test_windows.py"]}'
 
 prints {"no-window-attention": [exit status, output], "": [...]}; "" is no fault. The bug is put in before a test is imported,
-so `from minivl.positions import mrope` in a test gets the wrong one too. Each session imports the engine and the tests anew,
-and nothing of the one before is left: only the libraries stay.
+so `from minivl.model.positions import mrope` in a test gets the wrong one too. Each session imports the engine and the tests
+anew, and nothing of the one before is left: only the libraries stay.
 """
 
 import io

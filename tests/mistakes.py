@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from minivl import chat
 from minivl.faults import swapped
 from minivl.kernels import attention
 from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.kernels.rope import rotate_numpy
-from minivl.positions import mrope, patch_positions, prompt_positions, vision_rope
-from minivl.windows import frame_segments, to_window_order, window_index
+from minivl.model.positions import mrope, patch_positions, prompt_positions, vision_rope
+from minivl.model.windows import frame_segments, to_window_order, window_index
+from minivl.processing import messages
 
 
 class Port:
@@ -84,7 +84,7 @@ def normalised(change):
         def normalize(_):
             return lambda self, pixels: np.ascontiguousarray(change(pixels).transpose(2, 0, 1), dtype=np.float32)
 
-        return port.swapped("minivl.image.ImageProcessor.normalize", normalize, COLOURS)
+        return port.swapped("minivl.processing.image_processor.ImageProcessor.normalize", normalize, COLOURS)
 
     return run
 
@@ -92,7 +92,7 @@ def normalised(change):
 def resized(change):
     def run(port):
         make = lambda original: lambda self, picture, **_: np.asarray(change(picture))  # noqa: E731
-        return port.swapped("minivl.image.ImageProcessor.resized", make, "image.0.resized")
+        return port.swapped("minivl.processing.image_processor.ImageProcessor.resized", make, "image.0.resized")
 
     return run
 
@@ -101,7 +101,7 @@ def of_text(change):
     """input_ids of the prompt's text, after change(text with one placeholder, its number of tokens)."""
 
     def run(port):
-        text, count = chat.render(port.prompt), int((port["input_ids"] == port.config.image_token_id).sum())
+        text, count = messages.render(port.prompt), int((port["input_ids"] == port.config.image_token_id).sum())
         return np.array(port.vlm.tokenizer.encode(change(text, count)))
 
     return run
@@ -159,16 +159,17 @@ PREPARATION = [
     ("second frame empty", "", "pixel_values", without_second_frame),
     ("already in window order", "", "pixel_values", lambda p: p.in_windows(p["pixel_values"])),
     ("no system prompt", "first turn", "input_ids", of_text(
-        lambda text, n: chat.expand(text.partition("<|im_end|>\n")[2], [n]))),
-    ("no generation prompt", "", "input_ids", of_text(lambda text, n: chat.expand(text.rpartition("<|im_start|>")[0], [n]))),
+        lambda text, n: messages.expand(text.partition("<|im_end|>\n")[2], [n]))),
+    ("no generation prompt", "", "input_ids", of_text(
+        lambda text, n: messages.expand(text.rpartition("<|im_start|>")[0], [n]))),
     ("no system prompt", "both", "input_ids", of_text(
-        lambda text, n: chat.expand(text.partition("<|im_end|>\n")[2].rpartition("<|im_start|>")[0], [n]))),
-    ("extra first token", "BOS", "input_ids", of_text(lambda text, n: chat.expand("<|endoftext|>" + text, [n]))),
+        lambda text, n: messages.expand(text.partition("<|im_end|>\n")[2].rpartition("<|im_start|>")[0], [n]))),
+    ("extra first token", "BOS", "input_ids", of_text(lambda text, n: messages.expand("<|endoftext|>" + text, [n]))),
     ("placeholders not expanded", "", "input_ids", of_text(lambda text, n: text)),
-    ("placeholders for patches", "", "input_ids", of_text(lambda text, n: chat.expand(text, [4 * n]))),
-    ("another number of placeholders", "", "input_ids", of_text(lambda text, n: chat.expand(text, [n - 7]))),
+    ("placeholders for patches", "", "input_ids", of_text(lambda text, n: messages.expand(text, [4 * n]))),
+    ("another number of placeholders", "", "input_ids", of_text(lambda text, n: messages.expand(text, [n - 7]))),
     ("no vision_start and vision_end", "", "input_ids", of_text(
-        lambda text, n: chat.expand(text.replace("<|vision_start|>", "").replace("<|vision_end|>", ""), [n]))),
+        lambda text, n: messages.expand(text.replace("<|vision_start|>", "").replace("<|vision_end|>", ""), [n]))),
 ]  # fmt: skip
 
 
@@ -258,8 +259,9 @@ TOWER_PLACES = [
     ("positions not in window order", "", COS, tables(lambda p: p[PLACES])),
     ("inverse of the window order", "sorted by argsort", COS, tables(
         lambda p: to_window_order(p[PLACES], np.argsort(p[INDEX]), 4))),
-    ("wrong theta", "1e+06", COS, lambda p: p.swapped("minivl.positions.VISION_THETA", lambda _: 1e6, COS)),
-    ("frequencies of the whole head", "", COS, lambda p: p.swapped("minivl.positions.inverse_frequencies", of_whole_head, COS)),
+    ("wrong theta", "1e+06", COS, lambda p: p.swapped("minivl.model.positions.VISION_THETA", lambda _: 1e6, COS)),
+    ("frequencies of the whole head", "", COS, lambda p: p.swapped(
+        "minivl.model.positions.inverse_frequencies", of_whole_head, COS)),
     ("rows and columns interleaved", "", COS, angles(
         lambda r, c: np.tile(np.stack([r, c], axis=2).reshape(len(r), -1), 2))),
     ("interleaved RoPE", "twice in a row", COS, angles(lambda r, c: np.concatenate([r, c], axis=1).repeat(2, axis=1))),
@@ -343,9 +345,9 @@ TOKENS = [
     ("pixels for patches", "", "image_grid_thw", lambda p: p["image_grid_thw"] * np.array([1, 4, 4])),
     ("frames for pairs", "", "video_grid_thw", lambda p: p["video_grid_thw"] * np.array([2, 1, 1])),
     ("window order not undone", "", "visual", lambda p: p.swapped(
-        "minivl.windows.to_raster_order", lambda _: lambda x, index: x, "visual")),
+        "minivl.model.windows.to_raster_order", lambda _: lambda x, index: x, "visual")),
     ("inverse of the window order", "indexed by window_index", "visual", lambda p: p.swapped(
-        "minivl.windows.to_raster_order", lambda _: lambda x, index: x[index], "visual")),
+        "minivl.model.windows.to_raster_order", lambda _: lambda x, index: x[index], "visual")),
     ("window order twice", "put back", "visual", lambda p: p["visual"][np.argsort(p[INDEX])]),
     ("pictures not put in", "", "inputs_embeds", lambda p: p["model.embed_tokens"]),
     ("window order not undone", "in window order", "inputs_embeds", put_in(lambda x, p: x[p[INDEX]])),

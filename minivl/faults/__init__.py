@@ -6,8 +6,8 @@
 Each is a function that swaps one function, method or constant of the engine for another, made from the right one. The rooms, in
 the order of the data flow:
 
-    preparation.py   text, resizing, colours, patches
-    tower.py         windows, places of patches, and the arithmetic that both halves share
+    processing.py    text, resizing, colours, patches
+    vision.py        windows, places of patches, and the arithmetic that both halves share
     decoder.py       positions of tokens, masks, heads
 
 They are written anew, and not taken from causes/, which computes from tensors alone what such mistakes would give: so `compare`
@@ -73,7 +73,7 @@ def fault(name):
 
 def all_faults():
     """{name: Fault}, in the order of the data flow."""
-    for room in ("preparation", "tower", "decoder"):
+    for room in ("processing", "vision", "decoder"):
         importlib.import_module(f"minivl.faults.{room}")
     return FAULTS
 
@@ -113,7 +113,7 @@ def swapped(where, make):
 
 
 def owner_of(where):
-    """(module or class, name in it) of "minivl.image.ImageProcessor.normalize"."""
+    """(module or class, name in it) of "minivl.processing.image_processor.ImageProcessor.normalize"."""
     path, _, name = where.rpartition(".")
     try:
         return importlib.import_module(path), name

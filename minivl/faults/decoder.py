@@ -13,7 +13,7 @@ def after(swap, change):
     def prompt_positions(original):
         return lambda *args: change(*original(*args), *args)
 
-    swap("minivl.positions.prompt_positions", prompt_positions)
+    swap("minivl.model.positions.prompt_positions", prompt_positions)
 
 
 @bug(
@@ -64,7 +64,7 @@ def truncated_seconds(swap):
 
         return cut
 
-    swap("minivl.positions.prompt_positions", prompt_positions)
+    swap("minivl.model.positions.prompt_positions", prompt_positions)
 
 
 @bug(
@@ -84,7 +84,7 @@ def interleaved_sections(swap):
 
         return in_turns
 
-    swap("minivl.positions.mrope", mrope)
+    swap("minivl.model.positions.mrope", mrope)
 
 
 @bug(
@@ -98,7 +98,7 @@ def wrong_theta(swap):
     def mrope(original):
         return lambda ids, rope, head_dim: original(ids, replace(rope, rope_theta=10000.0), head_dim)
 
-    swap("minivl.positions.mrope", mrope)
+    swap("minivl.model.positions.mrope", mrope)
 
 
 @bug(

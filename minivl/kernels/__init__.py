@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from minivl.errors import Error
-from minivl.kernels.cache import find_cache
+from minivl.kernels.jit_cache import find_cache
 
 # subtle: how often an idle thread of the OpenMP layer looks for work before it sleeps, some tenths of a millisecond. Waking
 # one takes as long as a small kernel; but threads that spin for long starve those of NumPy's BLAS, up to 8x on few cores.
@@ -63,8 +63,8 @@ def choose(backend, matmul="float32"):
     from minivl.kernels import activations, attention, linear, norms, rope
 
     if backend == "numba":
-        from minivl.kernels.compile import compile_kernels
-        from minivl.kernels.memory import keep_freed_memory
+        from minivl.kernels.allocator import keep_freed_memory
+        from minivl.kernels.warm_up import compile_kernels
 
         keep_freed_memory()
         compile_kernels()

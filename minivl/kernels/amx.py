@@ -20,8 +20,8 @@ What lies in one 32-bit word of an x tile are two values of k, one above the oth
 Unlike float32 arithmetic these instructions take what is smaller than 2^-126 for 0: a weight, a term, a sum. An infinite weight
 may give NaN, and a sum that only just fits into float32 infinity. Infinities and NaN in x go where matmul.py lets them go.
 
-Never run on such a processor by the authors yet, only in emulation (tests/test_amx.py): hence off unless MINIVL_AMX=1, and
-checked in another process before the first use. `unavailable` says why it is not used.
+Never run on such a processor by the authors yet, only in emulation (tests/kernels/test_amx.py): hence off unless MINIVL_AMX=1,
+and checked in another process before the first use. `unavailable` says why it is not used.
 """
 
 import ctypes

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 
 from minivl.kernels.bfloat16 import to_float32
-from minivl.kernels.dots import dots
+from minivl.kernels.few_rows import dots
 from minivl.kernels.matmul import matmul_numba
 
 FEW = 8  # most rows for which that is so: with more, arithmetic is the limit

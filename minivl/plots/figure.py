@@ -8,9 +8,9 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from minivl.drawing import COLOURS
-from minivl.image import ImageProcessor
-from minivl.studies.kept import lines_of, needed, numbered, place_of_step, token_ids  # noqa: F401
+from minivl.answer.drawing import COLOURS
+from minivl.processing.image_processor import ImageProcessor
+from minivl.studies.from_trace import lines_of, needed, numbered, place_of_step, token_ids  # noqa: F401
 
 VERMILION, BLUE, YELLOW, GREEN, PINK, SKY, ORANGE = COLOURS
 GREY = "#666666"

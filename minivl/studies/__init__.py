@@ -17,12 +17,12 @@
 Edits of your own: edits.py.
 """
 
-from minivl.studies.forced import Forced, force
-from minivl.studies.grid import PatchGrid, patch_grid
-from minivl.studies.heads import HeadAblation, ablate_heads
-from minivl.studies.lens import LogitLens, logit_lens
-from minivl.studies.looks import AttentionToImage, Rollout, attention_rollout, attention_to_image
-from minivl.studies.occluded import Occlusion, occlusion
+from minivl.studies.attention import AttentionToImage, Rollout, attention_rollout, attention_to_image
+from minivl.studies.causal_tracing import PatchGrid, patch_grid
+from minivl.studies.head_ablation import HeadAblation, ablate_heads
+from minivl.studies.logit_lens import LogitLens, logit_lens
+from minivl.studies.occlusion import Occlusion, occlusion
+from minivl.studies.teacher_forcing import Forced, force
 
 __all__ = [
     "AttentionToImage", "Forced", "HeadAblation", "LogitLens", "Occlusion", "PatchGrid", "Rollout", "ablate_heads",

@@ -4,7 +4,7 @@
     scene(seed)         a picture of coloured shapes with questions and true answers
     digit_picture(i)    a picture of a real handwritten digit that training never saw
 
-python -m minivl.tiny.evaluate scores it; python -m minivl.tiny.train makes it anew (needs the [reference] extra).
+python -m minivl.tiny.evaluate scores it; python -m minivl.tiny.training.train makes it anew (needs the [reference] extra).
 """
 
 from pathlib import Path

@@ -10,7 +10,7 @@ import sys
 from tqdm import tqdm
 
 import minivl
-from minivl.grounding import iou
+from minivl.answer.grounding import iou
 from minivl.tiny import scenes
 from minivl.tiny.scenes import TASKS, task_of
 

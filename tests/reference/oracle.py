@@ -1,8 +1,8 @@
-"""What the parity tests need besides minivl.hooks, which records transformers' tensors."""
+"""What the parity tests need besides minivl.reference.hooks, which records transformers' tensors."""
 
 from random_models import torch  # first: it skips the tests where there is no torch
 
-from minivl.hooks import arguments, covering, leaves, load_reference, oracle  # noqa: E402
+from minivl.reference.hooks import arguments, covering, leaves, load_reference, oracle  # noqa: E402
 
 __all__ = ["arguments", "covering", "leaves", "load_reference", "oracle", "launch_positions", "unknown_to_reference"]
 

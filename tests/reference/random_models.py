@@ -24,7 +24,7 @@ transformers = pytest.importorskip("transformers", minversion="5.0")
 
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration  # noqa: E402
 
-from minivl.inputs import Inputs  # noqa: E402
+from minivl.processing.inputs import Inputs  # noqa: E402
 
 torch.set_num_threads(2)
 

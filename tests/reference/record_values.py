@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minivl.reference import record_reference
-from minivl.sources import opened
+from minivl.compare.recordings import opened
+from minivl.reference.record import record_reference
 from minivl.tiny import CHECKPOINT
 
 TESTS = Path(__file__).parents[1]

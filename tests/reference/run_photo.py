@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 import minivl
-from minivl.image import prepare_image
-from minivl.inputs import Inputs
+from minivl.processing.image_processor import prepare_image
+from minivl.processing.inputs import Inputs
 from minivl.stream import run
 
 PIXELS = 448 * 448  # 256 tokens

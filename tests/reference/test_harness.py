@@ -7,8 +7,8 @@ from parity import DIFF, MISSING, OK, SHAPE, assert_parity, compared, row, table
 from random_models import random_config, random_inputs, write_checkpoint
 
 import minivl
-from minivl import vision
-from minivl.weights import Weights
+from minivl.checkpoint.weights import Weights
+from minivl.model import vision
 
 # A weight of one side changed by 1e-3 of its largest value, or a step of the engine done wrong, as ports get them wrong;
 # and the tensor where it shows first.

@@ -7,9 +7,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
-from minivl.config import Config  # noqa: E402
-from minivl.published import PUBLISHED, published  # noqa: E402
-from minivl.summary import counts, tree  # noqa: E402
+from minivl.checkpoint.config import Config  # noqa: E402
+from minivl.checkpoint.presets import PUBLISHED, published  # noqa: E402
+from minivl.plan.summary import counts, tree  # noqa: E402
 
 # transformers 5 has the names that came later; the sizes, eps and biases inside the brackets are compared as they are
 LATER = {

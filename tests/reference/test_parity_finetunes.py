@@ -150,7 +150,7 @@ def test_older_tokenizer_files(tmp_path):
     from test_text import TEXTS, older_files
     from transformers import AutoTokenizer
 
-    from minivl.tokenizer import Tokenizer
+    from minivl.processing.tokenizer import Tokenizer
 
     ours, theirs = (read(older_files(tmp_path)) for read in (Tokenizer.read, AutoTokenizer.from_pretrained))
     for text in (*TEXTS, " <point> <think> \r\n\t"):
@@ -164,7 +164,7 @@ def test_another_template_says_what_transformers_says(name, tmp_path):
     """White space around blocks, loop controls, JSON, marks of training: the settings of both programs are the same."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    from minivl.template import Template
+    from minivl.processing.chat_template import Template
 
     source = """{%- set system = namespace(said=false) -%}
     {% for message in messages %}

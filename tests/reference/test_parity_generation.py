@@ -14,7 +14,7 @@ from random_models import CASES, torch
 from test_parity_random import Case
 
 import minivl
-from minivl.inputs import Inputs
+from minivl.processing.inputs import Inputs
 from minivl.stream import run
 
 STEPS = 32
@@ -98,7 +98,7 @@ def test_two_turns_equal_one_prompt(case_of_two_turns, backend):
     first = Inputs(inputs.input_ids[:end], inputs.pixel_values[:patches], inputs.image_grid_thw[:1])
     cache = vlm.new_cache()
     run(vlm.prefill(first, cache))
-    trace = minivl.trace.record(vlm.prefill(inputs, cache))
+    trace = minivl.trace.recorder.record(vlm.prefill(inputs, cache))
     assert trace["input_ids"].tolist() == inputs.input_ids[end:].tolist()
     late = {name: tensor for name, tensor in trace.items() if not name.startswith("visual") and name not in NOT_TOKENS}
     rows = compared({name: tail(case.tensors[name], late[name]) for name in late}, late)

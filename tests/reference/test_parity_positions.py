@@ -6,10 +6,10 @@ from oracle import launch_positions
 from random_models import TOKENS, WORDS, Qwen2_5_VLForConditionalGeneration, random_config, torch
 from transformers.vision_utils import get_vision_attention_seqlens, get_vision_position_ids, get_vision_window_index
 
-from minivl.config import Config
-from minivl.inputs import Inputs
-from minivl.positions import patch_positions, prompt_positions
-from minivl.windows import frame_segments, window_index
+from minivl.checkpoint.config import Config
+from minivl.model.positions import patch_positions, prompt_positions
+from minivl.model.windows import frame_segments, window_index
+from minivl.processing.inputs import Inputs
 
 PROMPTS = 60
 

@@ -11,8 +11,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from minivl import sampling
-from minivl.sampling import Sampling, keep_top_k, keep_top_p, next_token, penalize_repetition
+from minivl.model import sampling
+from minivl.model.sampling import Sampling, keep_top_k, keep_top_p, next_token, penalize_repetition
 
 SIZES = (50, 151936)
 

@@ -9,7 +9,7 @@ from random_models import CASES, WORDS, random_config, random_inputs, torch, wri
 from test_parity_generation import decided
 
 import minivl
-from minivl.inputs import Inputs
+from minivl.processing.inputs import Inputs
 
 STEPS = 24
 ENDS = tuple(range(5, WORDS, 17))  # any of these ends an answer

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import minivl
-from minivl import chat
+from minivl.processing import messages
 from minivl.stream import run
 from minivl.tiny import CHECKPOINT, digit_picture, scene
 
@@ -42,7 +42,7 @@ def prepared(processors, question, images):
     Done as its Qwen2_5_VLProcessor does it, which cannot be made without torchvision.
     """
     tokenizer, images_of = processors
-    text = tokenizer.apply_chat_template(chat.user(question, images), tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(messages.user(question, images), tokenize=False, add_generation_prompt=True)
     pictures = images_of(images=images, return_tensors="np")
     for grid in pictures["image_grid_thw"]:
         text = text.replace("<|image_pad|>", "<|placeholder|>" * (int(grid.prod()) // 4), 1)
@@ -75,7 +75,7 @@ def test_preparation(vlm, processors, seed):
     pictures = [scene(FIRST + seed).image, scene(FIRST + 100 + seed).image]
     pictures[1] = pictures[1].resize(tuple(int(n) for n in rng.integers(40, 700, 2)))
     question = scene(FIRST + seed).questions[-1][0]
-    expected, inputs = prepared(processors, question, pictures), run(vlm.prepare(chat.user(question, pictures)))
+    expected, inputs = prepared(processors, question, pictures), run(vlm.prepare(messages.user(question, pictures)))
     assert np.array_equal(inputs.input_ids, expected["input_ids"])
     assert np.array_equal(inputs.image_grid_thw, expected["image_grid_thw"])
     assert np.array_equal(inputs.pixel_values, expected["pixel_values"])

@@ -12,10 +12,17 @@ from random_models import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from minivl.errors import Error
-from minivl.frames import Clip
-from minivl.image import ImageProcessor, smart_resize
+from minivl.processing.image_processor import ImageProcessor, smart_resize
+from minivl.processing.load_video import Clip
+from minivl.processing.video_processor import (
+    VIDEO_MAX_PIXELS,
+    VIDEO_MIN_PIXELS,
+    frame_limits,
+    prepare_video,
+    smart_nframes,
+    spread,
+)
 from minivl.stream import run
-from minivl.video import VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS, frame_limits, prepare_video, smart_nframes, spread
 
 PUBLISHED = ImageProcessor(max_pixels=12845056)  # preprocessor_config.json of the published checkpoints
 VIDEO = ImageProcessor(min_pixels=VIDEO_MIN_PIXELS, max_pixels=VIDEO_MAX_PIXELS)

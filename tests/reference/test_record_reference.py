@@ -7,12 +7,12 @@ import pytest
 from random_models import torch  # noqa: F401  skips where there is none
 
 import minivl
+from minivl.checkpoint.weights import read_header
 from minivl.cli import main
-from minivl.compare import compare
-from minivl.reference import record_reference
-from minivl.sources import opened
+from minivl.compare.comparison import compare
+from minivl.compare.recordings import opened
+from minivl.reference.record import record_reference
 from minivl.tiny import CHECKPOINT, scene
-from minivl.weights import read_header
 
 QUESTION = "How many shapes are there?"
 

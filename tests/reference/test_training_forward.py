@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import load_file
 
 import minivl
-from minivl import chat
+from minivl.processing import messages
 from minivl.stream import run
 from minivl.tiny import CHECKPOINT, scene
-from minivl.tiny.torch_model import Model
+from minivl.tiny.training.torch_model import Model
 
 
 def test_the_training_forward_is_qwen():
@@ -18,7 +18,7 @@ def test_the_training_forward_is_qwen():
     weights = load_file(CHECKPOINT / "model.safetensors")
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     question = drawn.questions[0][0]
-    inputs = run(vlm.prepare(chat.user(question, drawn.image)))
+    inputs = run(vlm.prepare(messages.user(question, drawn.image)))
     trace = vlm.trace(question, images=drawn.image)
     with torch.no_grad():
         features = model.visual(torch.from_numpy(inputs.pixel_values)[None], 14, 10)

@@ -1,0 +1,104 @@
+"""What a model answers: text that knows how it came about, and where in which picture its boxes lie.
+
+answer = vlm.ask("Where is the red circle?", images="scene.png")
+answer.boxes[0].original                    # (x1, y1, x2, y2) in pixels of scene.png
+answer.draw().save("found.png")
+vlm.ask("Compare them.", images=["a.png", "b.png"]).on(0).boxes     # those of a.png; without on(), of the last picture
+"""
+
+from dataclasses import dataclass
+
+from minivl.answer import grounding
+from minivl.errors import Error
+from minivl.processing import messages as chat
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the conversation: as it was given, and its (height, width) before and after it was resized."""
+
+    source: object
+    original_size: tuple
+    resized_size: tuple
+
+
+def pictures_of_prompt(messages, inputs, patch_size):
+    """A `Picture` for each one in the messages, in order. The resized size is that of the patches: the last of all resizes."""
+    sources = [source for source, _ in chat.media(messages)[0]]
+    resized = (inputs.image_grid_thw[:, 1:] * patch_size).tolist()
+    return tuple(Picture(s, size, tuple(to)) for s, size, to in zip(sources, inputs.image_sizes, resized))
+
+
+class Answer(str):
+    """The answer's text, and how it came about.
+
+    ids            token ids, the one that ended it included
+    prompt_tokens  length of the prompt in tokens; `vlm.count_tokens` says of what
+    cached_tokens  how many of them were in the cache already, and not run again
+    finished       True if the model ended the answer itself, False if max_new_tokens or the context did
+    raw            the text with special tokens such as <|box_start|>, all but the one that ended it
+    pictures       a `Picture` for each one in the conversation
+    image          which of them boxes and points are read in, counted from 0; `on` chooses another
+    """
+
+    def __new__(cls, text, ids, prompt_tokens, finished, raw="", pictures=(), cached_tokens=0, image=None):
+        answer = super().__new__(cls, text)
+        answer.ids, answer.prompt_tokens, answer.finished = ids, prompt_tokens, finished
+        answer.raw, answer.pictures, answer.cached_tokens = raw, pictures, cached_tokens
+        answer.image = len(pictures) - 1 if image is None else image
+        return answer
+
+    def __getnewargs__(self):  # for copy and pickle
+        how = self.ids, self.prompt_tokens, self.finished, self.raw, self.pictures, self.cached_tokens, self.image
+        return str(self), *how
+
+    @property
+    def places(self):
+        """Boxes and points in the order of the text, a list. Formats and repairs: see grounding.py.
+
+        subtle: the model's format does not say which picture it means. It is taken to be the last of the conversation.
+        Places in a video are not known as such: beside a picture they are read in that, alone there are none.
+        """
+        if not self.pictures:
+            return []
+        picture = self.pictures[self.image]
+        return grounding.places(self.raw, picture.resized_size, picture.original_size, self.image)
+
+    @property
+    def boxes(self):
+        """Each `grounding.Box` in the answer: label, resized, original, image, resized_size, original_size, inside."""
+        return [place for place in self.places if isinstance(place, grounding.Box)]
+
+    @property
+    def points(self):
+        """Each `grounding.Point` in the answer."""
+        return [place for place in self.places if isinstance(place, grounding.Point)]
+
+    def on(self, image):
+        """The same answer, its boxes and points read in another picture: 0 is the first of the conversation."""
+        if image not in range(len(self.pictures)):
+            raise Error(
+                f"there is no picture {image!r}: the conversation has {len(self.pictures)}, the first of which is 0."
+            )
+        *how, _ = self.__getnewargs__()
+        return type(self)(*how, image)
+
+    def draw(self, font=None):
+        """The picture at its original size with boxes, points and labels on it, a PIL image in mode RGB.
+
+        font  a TrueType file for the labels; by default Pillow's own, or one of the system's that has the characters
+        """
+        from minivl.answer.drawing import draw
+        from minivl.processing.load_image import open_image
+
+        if not self.pictures:
+            raise Error("there is no picture to draw on: the conversation has none.")
+        picture = self.pictures[self.image]
+        image = open_image(picture.source)
+        if (image.height, image.width) != picture.original_size:
+            height, width = picture.original_size
+            raise Error(
+                f"the picture is {image.width} x {image.height} pixels now and was {width} x {height} when the question was "
+                "asked. Ask again."
+            )
+        return draw(image, self.places, font)

@@ -1,0 +1,1 @@
+"""A checkpoint on disk: config.json, parameters, safetensors files, memory."""

@@ -1,0 +1,194 @@
+"""Norms, MLPs, residuals and biases done wrong."""
+
+import math
+
+import numpy as np
+
+from minivl.compare.mistakes import RIGHT, Unknown
+
+EPS = (1e-6, 1e-5, 0.0, 1e-12, 1e-8, 1e-7, 1e-4, 1e-3, 1e-2)
+
+
+def going_in(step):
+    """What a norm is given."""
+    if step.word in ("norm1", "input_layernorm"):
+        return step.entering()
+    if step.word in ("norm2", "post_attention_layernorm"):
+        return step.near("attn_residual")
+    room, count = ("visual.blocks", "depth") if step.in_tower else ("model.layers", "num_hidden_layers")
+    config = step.config.vision if step.in_tower else step.config.text
+    return step.at(f"{room}.{getattr(config, count) - 1}")
+
+
+def norm(step):
+    x, ours = going_in(step).astype(np.float64), step.ours.astype(np.float64)
+    eps = 1e-6 if step.in_tower else step.config.text.rms_norm_eps
+    square, mean = (x * x).mean(axis=1, keepdims=True), x.mean(axis=1, keepdims=True)
+    root = np.sqrt(square + eps)
+    for other in (*EPS, fitted_eps(square, eps, ours, step.theirs)):
+        if other != eps:
+            yield (
+                "wrong eps",
+                f"eps of the norm is {other:.3g} instead of {eps:.3g}",
+                ours * root / np.sqrt(square + other),
+            )
+    normal = x / root
+    weight = (ours * normal).sum(axis=0) / (normal * normal).sum(axis=0)
+    text = "LayerNorm: the mean is subtracted, which RMSNorm does not do"
+    yield "LayerNorm", text, (x - mean) / np.sqrt(square - mean**2 + eps) * weight
+    yield "no weight", "the norm is not multiplied by its weight", normal
+    yield "weight plus 1", "the norm is multiplied by 1 + weight, as in Gemma, instead of weight", normal * (1 + weight)
+    yield "no norm", "it is what goes into the norm, multiplied by the weight: not divided by its size", x * weight
+    yield "no norm", "it is what goes into the norm: nothing is done", x
+    norm_of = np.sqrt((x * x).sum(axis=1, keepdims=True) + eps)
+    yield "sum for mean", "it is divided by the root of the sum of squares instead of their mean", x / norm_of * weight
+
+
+def fitted_eps(square, eps, ours, theirs):
+    """The eps for which theirs would come out, to two digits, from the row where it matters most."""
+    n = int(square.argmin())
+    size = float((ours[n] * ours[n]).sum())
+    ratio = float((ours[n] * theirs[n]).sum()) / size if size and theirs.shape == ours.shape else 0.0
+    found = (float(square[n, 0]) + eps) / ratio**2 - float(square[n, 0]) if ratio else 0.0
+    return float(f"{found:.1e}") if found > 0 and math.isfinite(found) else eps
+
+
+def faint_eps(step):
+    """(sentence) of another eps whose effect on each value drowns in rounding, but not on all rows together.
+
+    eps + d makes row n smaller by d / (2 mean(x_n^2)), whatever else rounding does to it. Fitted to all rows, with and without
+    a constant factor, d must stand far above its own standard error.
+    """
+    x, ours, theirs = (array.astype(np.float64) for array in (going_in(step), step.ours, step.theirs))
+    if len(x) < 16 or x.shape != ours.shape or ours.shape != theirs.shape:
+        return None
+    eps = 1e-6 if step.in_tower else step.config.text.rms_norm_eps
+    slope = -1 / (2 * ((x * x).mean(axis=1) + eps))
+    gain = (ours * theirs).sum(axis=1) / (ours * ours).sum(axis=1) - 1
+    (d, alone), (beside, both) = (
+        fitted_slope(gain, slope[:, None]),
+        fitted_slope(gain, np.stack([slope, slope * 0 + 1], axis=1)),
+    )
+    if alone < CERTAIN or both < CERTAIN / 2 or d * beside < 0 or eps + d < 0:
+        return None
+    power = 10.0 ** round(math.log10(max(eps + d, 1e-12)))
+    return (
+        f"eps of the norm is about {power:.0e} instead of {eps:.0e}: each value differs by less than rounding does, but over "
+        f"all {len(x)} rows it is {alone:.0f} times what chance would make"
+    )
+
+
+CERTAIN = 12  # standard errors
+
+
+def fitted_slope(values, columns):
+    """(factor of the first column, how many standard errors it is away from 0), by least squares."""
+    if np.linalg.cond(columns) > 1e12:
+        return 0.0, 0.0
+    factors = np.linalg.lstsq(columns, values, rcond=None)[0]
+    left = values - columns @ factors
+    variance = np.linalg.inv(columns.T @ columns)[0, 0] * (left @ left) / (len(values) - len(factors))
+    return float(factors[0]), abs(float(factors[0])) / math.sqrt(variance) if variance > 0 else 0.0
+
+
+def act(step):
+    gate, up = step.near("gate_proj").astype(np.float64), step.near("up_proj").astype(np.float64)
+    silu, erf, tanh = (function(gate) for function in (sigmoid_times, gelu, gelu_tanh))
+    yield RIGHT, "", silu * up
+    yield (
+        "gate and up exchanged",
+        "the activation is on up_proj instead of gate_proj: gate * silu(up)",
+        gate * sigmoid_times(up),
+    )
+    yield "GELU for SiLU", "gelu(gate) * up instead of silu(gate) * up", erf * up
+    yield "GELU for SiLU", "gelu(gate) * up, GELU by tanh, instead of silu(gate) * up", tanh * up
+    yield "ReLU for SiLU", "relu(gate) * up instead of silu(gate) * up", np.maximum(gate, 0) * up
+    yield "no activation", "gate * up: SiLU is missing", gate * up
+    yield "sigmoid for SiLU", "sigmoid(gate) * up: silu(x) is x * sigmoid(x)", silu / np.where(gate == 0, 1, gate) * up
+    yield "no gate", "it is silu(gate): not multiplied by up_proj", silu
+    yield "no gate", "it is up_proj: the gate is missing", up
+
+
+def merger_act(step):
+    x = step.near("0").astype(np.float64)
+    yield RIGHT, "", gelu(x)
+    yield "tanh GELU", "GELU by its approximation with tanh, instead of the exact one with erf", gelu_tanh(x)
+    yield (
+        "quick GELU",
+        "x * sigmoid(1.702 x), as in CLIP and Qwen2-VL's tower, instead of exact GELU",
+        sigmoid_times(x, 1.702),
+    )
+    yield "SiLU for GELU", "silu instead of GELU", sigmoid_times(x)
+    yield "ReLU for GELU", "relu instead of GELU", np.maximum(x, 0)
+    yield "no activation", "it is the first linear: GELU is missing", x
+
+
+def sigmoid_times(x, slope=1.0):
+    with np.errstate(over="ignore"):
+        return x / (1 + np.exp(-slope * x))
+
+
+def gelu(x):
+    return x * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2))) / 2
+
+
+def gelu_tanh(x):
+    return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
+
+def attn_residual(step):
+    x = step.entering()
+    part = step.near("attn.proj" if step.in_tower else "self_attn.o_proj")
+    normed = step.near("norm1" if step.in_tower else "input_layernorm")
+    yield from residual(x, part, normed, "attention")
+
+
+def block(step):
+    x = step.at(f"{step.short}.attn_residual")
+    part = step.at(f"{step.short}.mlp.down_proj")
+    normed = step.at(f"{step.short}.norm2" if step.in_tower else f"{step.short}.post_attention_layernorm")
+    text = "the input of the whole block is added to the MLP's output, instead of attn_residual: attention is lost"
+    yield from residual(x, part, normed, "the MLP")
+    yield "wrong residual", text, step.entering() + part
+
+
+def residual(x, part, normed, what):
+    yield RIGHT, "", x + part
+    yield "no residual", f"it is the output of {what}: what went in is not added", part
+    yield "no residual", f"it is what went in: the output of {what} is not added", x
+    yield (
+        "post-norm residual",
+        f"the normed input is added to the output of {what}, instead of the input itself",
+        normed + part,
+    )
+    yield "wrong residual", f"what went in is added to the output of {what} twice", x + x + part
+    yield "wrong residual", f"the output of {what} is subtracted", x - part
+
+
+def bias(step):
+    """subtle: theirs = ours - bias, whatever the bias: the difference is the same in every row."""
+    x, y = step.ours, step.theirs
+    if step.weights is not None:
+        yield "no bias", "the bias is not added", x - step.weights[f"{step.short}.bias"]
+        return
+    if x.shape != y.shape or len(x) < 3:
+        raise Unknown("rows")
+    difference = (y.astype(np.float64) - x).mean(axis=0)
+    size = float(np.abs(difference).max()) or 1.0
+    parts = {"": slice(None)}
+    if step.word == "qkv":
+        D = x.shape[1] // 3
+        parts = {f" of {name}": slice(i * D, (i + 1) * D) for i, name in enumerate("qkv")}
+    touched = [name for name, part in parts.items() if np.abs(difference[part]).max() > 1e-6 * size]
+    where = "" if len(touched) in (0, len(parts)) else " (only that" + " and that".join(touched) + ")"
+    yield "no bias", f"it is ours minus the same vector in every row: the bias is not added{where}", x + difference
+
+
+MISTAKES = (
+    ("*norm1", norm), ("*norm2", norm), ("*layernorm", norm), ("visual.merger.ln_q", norm), ("model.norm", norm),
+    ("*.mlp.act", act), ("visual.merger.mlp.1", merger_act),
+    ("*.attn_residual", attn_residual), ("visual.blocks.?", block), ("visual.blocks.??", block),
+    ("model.layers.?", block), ("model.layers.??", block),
+    ("*.qkv", bias), ("*.[qkv]_proj", bias), ("*.attn.proj", bias), ("visual.blocks.*.mlp.*_proj", bias),
+    ("visual.merger.mlp.[02]", bias),
+)  # fmt: skip

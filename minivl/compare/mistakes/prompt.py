@@ -1,0 +1,109 @@
+"""Tokens, grids and embeddings done wrong."""
+
+import numpy as np
+
+from minivl.compare.mistakes import RIGHT, Unknown
+from minivl.compare.mistakes.vision_positions import grids
+
+
+def input_ids(step):
+    ours, theirs = step.ours, step.theirs
+    if ours.ndim != 1 or theirs.ndim != 1:
+        raise Unknown("ids")
+    turn = np.flatnonzero(ours == ours[0])
+    second = int(turn[1]) if len(turn) > 1 else 0
+    if second:
+        text = f"the first turn, {second} tokens, is missing: the system prompt that the chat template puts in front"
+        yield "no system prompt", text, ours[second:]
+    if len(turn) > 2:
+        text = "the header of the assistant's answer is missing at the end (add_generation_prompt)"
+        yield "no generation prompt", text, ours[: turn[-1]]
+        yield (
+            "no system prompt",
+            "both the system prompt and the header of the answer are missing",
+            ours[second : turn[-1]],
+        )
+    if len(theirs) == len(ours) + 1:
+        yield "extra first token", f"token {theirs[0]} stands in front: Qwen has no BOS token", np.r_[theirs[0], ours]
+    yield from placeholders(step, ours, theirs)
+
+
+def placeholders(step, ours, theirs):
+    shown = np.isin(ours, [getattr(step.config, f"{kind}_token_id") for kind in ("image", "video")])
+    repeated = shown & np.r_[False, ours[1:] == ours[:-1]]
+    yield "placeholders not expanded", "a picture has one placeholder, not one for each of its tokens", ours[~repeated]
+    merge = step.config.vision.merge_unit
+    text = f"a picture has a placeholder for each patch, not one for each {merge} of them"
+    yield "placeholders for patches", text, np.repeat(ours, np.where(shown, merge, 1))
+    theirs_shown = np.isin(theirs, [getattr(step.config, f"{kind}_token_id") for kind in ("image", "video")])
+    if shown.sum() != theirs_shown.sum() and np.array_equal(ours[~shown], theirs[~theirs_shown]):
+        text = f"the text is the same; {theirs_shown.sum()} placeholders instead of {shown.sum()}: pictures of another size"
+        yield "another number of placeholders", text, theirs
+    bounds = (step.config.vision_start_token_id, step.config.vision_end_token_id)
+    yield "no vision_start and vision_end", "the tokens around a picture are missing", ours[~np.isin(ours, bounds)]
+
+
+def grid(step):
+    g, merge = step.ours, step.config.vision.spatial_merge_size
+    yield "height and width swapped", "its columns are (t, w, h), not (t, h, w)", g[:, [0, 2, 1]]
+    yield "columns in another order", "its columns are (h, w, t), not (t, h, w)", g[:, [1, 2, 0]]
+    yield "units for patches", "it counts units of 2 x 2 patches instead of patches", g // np.array([1, merge, merge])
+    yield (
+        "pixels for patches",
+        "it counts pixels instead of patches",
+        g * np.array([1, *[step.config.vision.patch_size] * 2]),
+    )
+    depth = step.config.vision.temporal_patch_size
+    yield "frames for pairs", "time is counted in frames, not in pairs of them", g * np.array([depth, 1, 1])
+
+
+def inputs_embeds(step):
+    x, features = step.at("model.embed_tokens"), step.at("visual")
+    ids, config = step.at("input_ids"), step.config
+    yield "pictures not put in", "the placeholders keep their own embeddings", x
+    image, video = ids == config.image_token_id, ids == config.video_token_id
+    if image.sum() + video.sum() != len(features):
+        raise Unknown("features")
+
+    def put(rows):
+        out = x.copy()
+        out[image], out[video] = rows[: image.sum()], rows[image.sum() :]
+        return out
+
+    yield RIGHT, "", put(features)
+    index = step.at("visual.window_index")
+    yield "window order not undone", "the tokens of pictures are put in in window order", put(features[index])
+    text = "the tokens of pictures are put back by window_index, where argsort(window_index) undoes it"
+    yield "inverse of the window order", text, put(features[index][index])
+    parts = [
+        np.split(rows, np.cumsum(grid.prod(axis=1) // config.vision.merge_unit)[:-1])[::-1]
+        for rows, grid in zip(np.split(features, [image.sum()]), grids(step))
+        if len(grid)
+    ]
+    yield "pictures in another order", "pictures are put in in the opposite order", put(np.concatenate(sum(parts, [])))
+    root = np.sqrt(x.shape[1])
+    text = f"embeddings are multiplied by sqrt({x.shape[1]}), as in Gemma"
+    yield "scaled embeddings", text, put(features) * root
+
+
+def features(step):
+    """The end of the tower: the merger's rows, put back."""
+    merged, index = step.at("visual.merger"), step.at("visual.window_index")
+    yield RIGHT, "", merged[np.argsort(index)]
+    undone = "its rows are in window order, as the merger gives them, where they should be in raster order again"
+    yield "window order not undone", undone, merged
+    twice = "its rows were indexed by window_index, where argsort(window_index) undoes it"
+    yield "inverse of the window order", twice, merged[index]
+
+
+def logits(step):
+    hidden = step.at("model.norm")
+    if len(hidden) > 1 and step.theirs.shape == hidden[-1:].shape:
+        yield "no lm_head", "it is the hidden state: not multiplied by lm_head", hidden[-1:]
+
+
+MISTAKES = (
+    ("input_ids", input_ids), ("image_grid_thw", grid), ("video_grid_thw", grid), ("visual", features),
+    ("inputs_embeds", inputs_embeds),
+    ("lm_head", logits),
+)  # fmt: skip

@@ -1,0 +1,214 @@
+"""The tokens' places done wrong: the three positions of M-RoPE, the delta, and the cos and sin made from them."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from minivl.compare.mistakes import RIGHT, Unknown
+from minivl.compare.mistakes.vision_positions import cos_sin, doubled, grids
+from minivl.model.positions import mrope, prompt_positions
+
+
+def decoder_tables(step):
+    config = step.config.text
+    K, rope, ids = config.head_dim, config.rope, step.at("position_ids")
+    yield RIGHT, "", mrope(ids, rope, K)
+    for name, sentence, other in wrong_positions(step):
+        if name != RIGHT:
+            yield name, sentence, mrope(other, rope, K)
+    a, b, c = rope.mrope_section
+    for section in {(a, c, b), (b, a, c), (b, c, a), (c, a, b), (c, b, a)} - {rope.mrope_section}:
+        text = f"mrope_section is {list(section)} instead of {list(rope.mrope_section)}"
+        yield "wrong mrope sections", text, mrope(ids, replace(rope, mrope_section=section), K)
+    third = K // 6
+    if (even := (K // 2 - 2 * third, third, third)) != rope.mrope_section:
+        text = f"mrope_section is {list(even)}, about a third each, instead of {list(rope.mrope_section)}"
+        yield "wrong mrope sections", text, mrope(ids, replace(rope, mrope_section=even), K)
+    angles, half = [np.arctan2(*mrope(np.stack([row] * 3), rope, K)[::-1]) for row in ids], K // 2
+    turns = np.arange(half) % 3
+    text = "t, h and w take turns from frequency to frequency, instead of one section after the other"
+    yield "wrong mrope sections", text, doubled(np.stack([angles[turns[j]][:, j] for j in range(half)], axis=1))
+    chosen = np.repeat(np.arange(3), rope.mrope_section)
+    right = np.stack([angles[chosen[j]][:, j] for j in range(half)], axis=1)
+    text = "each angle stands twice in a row (for neighbouring pairs), instead of the whole row of angles twice"
+    yield "interleaved RoPE", text, cos_sin(np.repeat(right, 2, axis=1))
+    whole, wide = np.repeat(np.arange(3), 2 * np.array(rope.mrope_section)), [2 * n for n in rope.mrope_section]
+    text = f"the head is cut in {wide}: mrope_section * 2 is meant as the list twice, not its numbers doubled"
+    yield "wrong mrope sections", text, cos_sin(np.stack([angles[whole[j]][:, j % half] for j in range(K)], axis=1))
+    yield from other_frequencies(ids, rope, K)
+
+
+def other_frequencies(ids, rope, K):
+    for theta in (1e6, 1e4, 5e5):
+        if theta != rope.rope_theta:
+            text = f"theta is {theta:g} instead of {rope.rope_theta:g}"
+            yield "wrong theta", text, mrope(ids, replace(rope, rope_theta=theta), K)
+    if rope.rope_type == "yarn":
+        yield "no YaRN", "frequencies are not stretched by YaRN", mrope(ids, replace(rope, rope_type="default"), K)
+
+
+def positions(step):
+    yield from wrong_positions(step)
+
+
+def wrong_positions(step):
+    """(name, sentence, int [3, T]) of position_ids done wrong."""
+    if step.lead:
+        yield from later_positions(step)
+        return
+    ids, config = step.at("input_ids"), step.config
+    images, videos = grids(step) if shows(ids, config) else (np.zeros((0, 3), dtype=np.int64),) * 2
+    seconds = seconds_of(step, ids, videos)
+    right, _ = prompt_positions(ids, config, images, videos, seconds)
+    T = len(ids)
+    yield RIGHT, "", right
+    yield "1-D positions", "all three rows count up: 1-D positions instead of M-RoPE", np.tile(np.arange(T), (3, 1))
+    yield "height and width swapped", "the rows h and w are exchanged", right[[0, 2, 1]]
+    turned = [grid[:, [0, 2, 1]] for grid in (images, videos)]
+    other = prompt_positions(ids, config, *turned, seconds)[0]
+    yield "height and width swapped", "height and width of the grid are exchanged", other
+    yield "height and width swapped", "columns are counted before rows", other[[0, 2, 1]]
+    for rows in ([1, 2, 0], [2, 0, 1], [1, 0, 2], [2, 1, 0]):
+        yield (
+            "rows of positions exchanged",
+            f"its rows are {[('t', 'h', 'w')[r] for r in rows]}, not t, h, w",
+            right[rows],
+        )
+    yield "time only", "rows and columns are missing: h and w are as t", right[[0, 0, 0]]
+    yield from clocks(ids, config, images, videos, seconds)
+    yield from continued(ids, config, right)
+
+
+def shows(ids, config):
+    return np.isin(ids, (config.image_token_id, config.video_token_id)).any()
+
+
+def clocks(ids, config, images, videos, seconds):
+    """Time of a video done wrong."""
+    if not len(videos):
+        return
+
+    def at(seconds, tokens_per_second=config.vision.tokens_per_second, rule="launch"):
+        vision = replace(config.vision, tokens_per_second=tokens_per_second)
+        return prompt_positions(ids, replace(config, vision=vision), images, videos, seconds, rule)[0]
+
+    whole = [float(int(s)) for s in seconds]
+    text = f"second_per_grid_ts are cut to whole numbers: {whole} for {[round(float(s), 3) for s in seconds]}"
+    yield "truncated second_per_grid", text, at(whole)
+    yield (
+        "truncated second_per_grid",
+        "second_per_grid_ts are rounded to whole numbers",
+        at([float(round(s)) for s in seconds]),
+    )
+    yield "no second_per_grid", "second_per_grid_ts are taken for 1.0", at([1.0] * len(seconds))
+    if len(seconds) > 1:
+        yield (
+            "second_per_grid of another video",
+            "every video has the seconds of the first",
+            at([seconds[0]] * len(seconds)),
+        )
+    text = "time is counted in frames: not multiplied by seconds and tokens_per_second"
+    yield "time in frames", text, at([1.0] * len(seconds), 1)
+    for rate in {1, 2, 4, 25} - {config.vision.tokens_per_second}:
+        yield (
+            "wrong tokens_per_second",
+            f"tokens_per_second is {rate} instead of {config.vision.tokens_per_second}",
+            at(seconds, rate),
+        )
+    text = 'after a video text goes on by its longer side, as in transformers 5: video_positions="transformers5"'
+    yield "another rule after a video", text, at(seconds, rule="transformers5")
+
+
+def continued(ids, config, right):
+    """Pictures in their right shape, but starting elsewhere; or text after them."""
+    T, shown = len(ids), np.isin(ids, (config.image_token_id, config.video_token_id))
+    first = np.flatnonzero(shown & ~np.r_[False, shown[:-1]])
+    ends = np.flatnonzero(shown & ~np.r_[shown[1:], False]) + 1
+    from_zero, by_count, at_start = right.copy(), np.tile(np.arange(T), (3, 1)), right.copy()
+    late = np.zeros(T, dtype=np.int64)
+    for start, end in zip(first, ends):
+        own = right[:, start:end] - right[:, start:end].min()
+        from_zero[:, start:end] = own
+        by_count[:, start:end] = own + start
+        at_start[:, start:end] = right[:, start:end].min()
+        late[end:] += 1
+    yield "pictures from 0", "each picture is counted from 0, not from where the text stopped", from_zero
+    text = "after a picture positions go on by its number of tokens, not by its longer side"
+    yield "text goes on by tokens", text, by_count
+    yield "pictures at one place", "all tokens of a picture stand where it starts", at_start
+    text = "after a picture text starts at its largest position, not one after it"
+    yield "off by one after pictures", text, right - late
+    yield "off by one after pictures", "after a picture text starts two after its largest position", right + late
+
+
+def seconds_of(step, ids, videos):
+    """Of each video: recorded, or what its positions in our run say, within the steps of their rounding."""
+    found, taken, rate = [], 0, step.config.vision.tokens_per_second
+    where = np.flatnonzero(ids == step.config.video_token_id)
+    for i, (t, h, w) in enumerate(videos):
+        count = int(h * w) // step.config.vision.merge_unit
+        try:
+            found.append(float(step.anywhere(f"video.{i}.second_per_grid_t")[0]))
+        except Unknown:
+            rows = step.ours if step.word == "position_ids" else step.anywhere("position_ids")
+            time = rows[0, where[taken : taken + int(t) * count : count]]
+            found.append(interval((time - time[0])[1:] / rate, np.arange(1, int(t)), rate))
+        taken += int(t) * count
+    return found
+
+
+def interval(passed, frames, rate):
+    """Middle of the seconds that give these whole positions."""
+    if not len(frames):
+        return 1.0
+    return float((passed / frames).max() + ((passed + 1 / rate) / frames).min()) / 2
+
+
+def later_positions(step):
+    """Of one more token: the number of tokens instead of what position comes next."""
+    before = len(step.anywhere("input_ids")) + step.number - 1
+    yield RIGHT, "", np.full((3, 1), before + int(step.anywhere("rope_delta")[0]))
+    text = "it is the number of tokens before it: rope_delta is left out"
+    yield "wrong rope delta", text, np.full((3, 1), before)
+    for by, what in ((1, "late"), (-1, "early")):
+        yield "off by one", f"it stands one position too {what}", np.asarray(step.anywhere(step.name)) + by
+    yield "wrong rope delta", "positions start again from 0 with the answer", np.full((3, 1), step.number - 1)
+    delta = int(step.anywhere("rope_delta")[0])
+    yield "wrong rope delta", "rope_delta is subtracted instead of added", np.full((3, 1), before - delta)
+
+
+def delta(step):
+    ids = step.at("input_ids")
+    images, videos = grids(step) if shows(ids, step.config) else (np.zeros((0, 3), dtype=np.int64),) * 2
+    seconds = seconds_of(step, ids, videos)
+    following = prompt_positions(ids, step.config, images, videos, seconds)[1]
+    yield RIGHT, "", np.array([following - len(ids)])
+    yield (
+        "wrong rope delta",
+        "it is 0: the answer's positions go on from the number of tokens",
+        np.zeros_like(step.ours),
+    )
+    yield "wrong rope delta", "its sign is wrong", -step.ours
+    for by in (1, -1):
+        text = f"it is {by:+} off: the largest position and the one after it are confused"
+        yield "wrong rope delta", text, step.ours + by
+    text = "it is the next position itself, not that minus the number of tokens"
+    yield "wrong rope delta", text, step.ours + len(ids)
+    for rule in ("transformers5",) if len(videos) else ():
+        following = prompt_positions(ids, step.config, images, videos, seconds, rule)[1]
+        yield "another rule after a video", "after a video text goes on by its longer side, as in transformers 5", (
+            np.array([following - len(ids)])
+        )  # fmt: skip
+
+
+def table(step):
+    for name, sentence, tables in decoder_tables(step):
+        yield name, sentence, tables[step.word == "sin"]
+
+
+MISTAKES = (
+    ("position_ids", positions),
+    ("rope_delta", delta),
+    ("model.rope.cos", table),
+    ("model.rope.sin", table),
+)

@@ -1,0 +1,193 @@
+"""The tower's places done wrong: windows, rows and columns of patches, and the cos and sin made from them."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from minivl.compare.mistakes import RIGHT, Unknown
+from minivl.model.positions import VISION_THETA, inverse_frequencies, patch_positions, vision_rope
+from minivl.model.windows import frame_segments, to_window_order, window_index
+
+
+def grids(step):
+    """(grids of the pictures, of the videos), int64 [n, 3] each."""
+    found = []
+    for name in ("image_grid_thw", "video_grid_thw"):
+        try:
+            found.append(step.anywhere(name))
+        except Unknown:
+            found.append(np.zeros((0, 3), dtype=np.int64))
+    if not len(found[0]) + len(found[1]):
+        raise Unknown("grids")
+    return found
+
+
+def all_grids(step):
+    return np.concatenate(grids(step))
+
+
+# ---- the tower: windows ----
+
+
+def order(step):
+    grid, vision = all_grids(step), step.config.vision
+    index, _ = window_index(grid, vision)
+    yield RIGHT, "", index
+    yield "no window order", "it counts up: the units are left in raster order", np.arange(len(index))
+    yield (
+        "inverse of the window order",
+        "it is argsort(window_index): the way back instead of the way there",
+        np.argsort(index),
+    )
+    for name, sentence, other in other_windows(grid, vision):
+        yield name, sentence, window_index(*other)[0]
+    parts, start = [], 0
+    for one in grid:
+        parts.append(window_index(one[None], vision)[0])
+        start += len(parts[-1])
+    yield "windows without offset", "each picture's indices start at 0: those of earlier pictures are not added", (
+        np.concatenate(parts)
+    )  # fmt: skip
+
+
+def other_windows(grid, vision):
+    """(name, sentence, arguments of window_index)"""
+    size, merge = vision.window_size, vision.spatial_merge_size
+    text = f"windows of {size // vision.patch_size} x {size // vision.patch_size} units: patches were counted as units"
+    yield "windows of the wrong size", text, (grid, replace(vision, window_size=size * merge))
+    text = f"windows of {size // 2} pixels instead of {size}"
+    if size // 2 >= vision.merged_size:
+        yield "windows of the wrong size", text, (grid, replace(vision, window_size=size // 2))
+    text = "height and width of the grid are exchanged"
+    yield "height and width swapped", text, (grid[:, [0, 2, 1]], vision)
+
+
+def window_bounds(step):
+    grid, vision = all_grids(step), step.config.vision
+    frames, bounds = frame_segments(grid), window_index(grid, vision)[1]
+    yield RIGHT, "", bounds
+    yield "no window attention", "its segments are whole frames: there are no windows", frames
+    yield "attention across pictures", "its only segment is everything: all pictures see each other", frames[[0, -1]]
+    yield "units for patches", "it counts units of 2 x 2 patches instead of patches", bounds // vision.merge_unit
+    for name, sentence, other in other_windows(grid, vision):
+        yield name, sentence, window_index(*other)[1]
+    yield (
+        "empty windows",
+        "boundaries of empty windows, of padding alone, are kept: each should stand once",
+        padded(grid, vision),
+    )
+
+
+def padded(grid, vision):
+    """Boundaries as transformers makes them before it drops the repeated ones: with 4 more rows where 4 divide them."""
+    size, merge = vision.window_size // vision.spatial_merge_size // vision.patch_size, vision.spatial_merge_size
+    ends = [0]
+    for t, h, w in grid // np.array([1, merge, merge]):
+        rows, cols = (np.minimum(size, np.maximum(0, n - np.arange(0, n + 1, size))) for n in (int(h), int(w)))
+        for _ in range(int(t)):
+            ends += (ends[-1] + np.cumsum(np.outer(rows, cols).reshape(-1)) * vision.merge_unit).tolist()
+    return np.array(ends, dtype=np.int64)
+
+
+def frame_bounds(step):
+    grid = all_grids(step)
+    frames, sizes = frame_segments(grid), grid.prod(axis=1)
+    yield RIGHT, "", frames
+    yield "attention across pictures", "all pictures are one segment: they see each other", frames[[0, -1]]
+    text = "a video is one segment: its frames see each other"
+    yield "frames not apart", text, np.concatenate([[0], np.cumsum(sizes)])
+    yield (
+        "units for patches",
+        "it counts units of 2 x 2 patches instead of patches",
+        frames // step.config.vision.merge_unit,
+    )
+    yield "window attention everywhere", "its segments are windows", window_index(grid, step.config.vision)[1]
+
+
+# ---- the tower: rows and columns ----
+
+
+def wrong_places(step):
+    """(name, sentence, int [N, 2]) in the image processor's order."""
+    grid, merge = all_grids(step), step.config.vision.spatial_merge_size
+    places = patch_positions(grid, merge)
+    yield "height and width swapped", "rows and columns of the patches are exchanged", places[:, ::-1]
+    swapped = patch_positions(grid[:, [0, 2, 1]], merge)
+    yield "height and width swapped", "the grid's height and width are exchanged", swapped
+    yield (
+        "height and width swapped",
+        "the grid's height and width are exchanged, and rows and columns",
+        swapped[:, ::-1],
+    )
+    text = "patches are counted in plain raster order, where they come unit by unit (2 x 2)"
+    yield "raster order of patches", text, patch_positions(grid, 1)
+    yield "places of units", "all four patches of a unit stand in the same place", places // merge
+    yield "counted from 1", "rows and columns are counted from 1", places + 1
+    yield "1-D positions", "patches are counted through: row and column are both the number", (
+        np.stack([np.arange(len(places))] * 2, axis=1)
+    )  # fmt: skip
+
+
+def places_of_patches(step):
+    yield RIGHT, "", patch_positions(all_grids(step), step.config.vision.spatial_merge_size)
+    yield from wrong_places(step)
+
+
+def tower_tables(step):
+    """(name, sentence, (cos, sin)) of wrong ones, in window order."""
+    vision, K = step.config.vision, step.config.vision.head_dim
+    index, unit = window_index(all_grids(step), vision)[0], vision.merge_unit
+    right = patch_positions(all_grids(step), vision.spatial_merge_size)
+    there = to_window_order(right, index, unit)
+    yield RIGHT, "", vision_rope(there, K)
+    text = "rows and columns are in raster order, where the patches are in window order"
+    yield "positions not in window order", text, vision_rope(right, K)
+    text = "rows and columns were sorted by argsort(window_index) instead of window_index"
+    yield "inverse of the window order", text, vision_rope(to_window_order(right, np.argsort(index), unit), K)
+    for name, sentence, places in wrong_places(step):
+        yield name, sentence, vision_rope(to_window_order(places, index, unit), K)
+    f = inverse_frequencies(VISION_THETA, K // 2)
+    yield from tables_of(there, f, K)
+    for theta in (1e6, 1e5, 5e5):
+        angles = (there[:, :, None] * inverse_frequencies(theta, K // 2)).reshape(len(there), -1)
+        yield "wrong theta", f"theta is {theta:g} instead of {VISION_THETA:g}", doubled(angles)
+    angles = (there[:, :, None] * inverse_frequencies(VISION_THETA, K)[: K // 4]).reshape(len(there), -1)
+    text = f"frequencies are theta^(-2j/{K}), of the whole head, instead of theta^(-2j/{K // 2}), of half of it"
+    yield "frequencies of the whole head", text, doubled(angles)
+
+
+def tables_of(there, f, K):
+    """Right angles, laid out wrong."""
+    angles = there[:, :, None] * f  # [N, 2, K/4]
+    text = "row and column angles take turns, instead of the row's first and then the column's"
+    yield "rows and columns interleaved", text, doubled(angles.swapaxes(1, 2).reshape(len(there), -1))
+    angles = angles.reshape(len(there), -1)
+    text = "each angle stands twice in a row (for neighbouring pairs), instead of the whole row of angles twice"
+    yield "interleaved RoPE", text, cos_sin(np.repeat(angles, 2, axis=1))
+    row, col = np.split(angles, 2, axis=1)
+    text = "it is [row, row, column, column], instead of [row, column, row, column]"
+    yield "halves laid out wrong", text, cos_sin(np.concatenate([row, row, col, col], axis=1))
+
+
+def doubled(angles):
+    return cos_sin(np.concatenate([angles, angles], axis=1))
+
+
+def cos_sin(angles):
+    angles = angles.astype(np.float32)
+    return np.cos(angles), np.sin(angles)
+
+
+def table(step):
+    for name, sentence, tables in tower_tables(step):
+        yield name, sentence, tables[step.word == "sin"]
+
+
+MISTAKES = (
+    ("visual.window_index", order),
+    ("visual.cu_window_seqlens", window_bounds),
+    ("visual.cu_seqlens", frame_bounds),
+    ("visual.patch_positions", places_of_patches),
+    ("visual.rope.cos", table),
+    ("visual.rope.sin", table),
+)

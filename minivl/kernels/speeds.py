@@ -1,0 +1,95 @@
+"""How fast the machine can read memory: the limit of everything that uses each number once, decoding above all.
+
+    total = words[0] + words[1] + ...        an array much larger than the caches, all threads at once
+
+Whole numbers are added, so that the order does not matter; the additions are far faster than the memory.
+`minivl bench` measures with it. The other limit, arithmetic, is NumPy's own float32 matrix product.
+
+`calibrate` asks less and something else: how fast minivl's own kernels are here, for `minivl plan`.
+"""
+
+import statistics
+import time
+
+import numba
+import numpy as np
+
+from minivl.kernels.activations import silu_multiply_numba
+from minivl.kernels.attention import causal_attention_numba, segment_attention_numba
+from minivl.kernels.linear import linear_numba
+from minivl.kernels.norms import rms_norm_numba
+from minivl.kernels.warm_up import compile_kernels
+
+PIECE = 1 << 15  # words that a thread reads in one go: 256 KB
+ONE = 0x3F80  # 1.0 as bfloat16 bits
+
+
+def read_sum_numpy(words):
+    """The sum of uint64 [N], modulo 2^64."""
+    return int(np.sum(words, dtype=np.uint64))
+
+
+def read_sum_numba(words):
+    return int(_read_sum(words))
+
+
+@numba.njit(parallel=True, cache=True)
+def _read_sum(words):
+    N = len(words)
+    total = np.uint64(0)
+    for piece in numba.prange((N + PIECE - 1) // PIECE):
+        end = min((piece + 1) * PIECE, N)
+        subtotal = np.uint64(0)
+        for i in range(piece * PIECE, end):
+            subtotal += words[i]
+        total += subtotal
+    return total
+
+
+def calibrate(seconds=2.0):
+    """How fast the compiled kernels are on this machine, measured for so many seconds in all.
+
+    call       seconds that a call of a kernel takes if there is next to nothing to do: threads have to be woken
+    read       bytes of bfloat16 weights a second, by one row times a matrix that no cache holds (256 MB)
+    linear     operations a second, of 512 rows times a matrix
+    attention  operations a second, of 1024 patches that all see each other, 16 heads of 80
+    look_back  operations a second, of one token that sees 2048, 16 heads of 128 over 2 key heads
+    rows       bytes a second that a kernel of one thread reads and writes (RMSNorm)
+    move       bytes a second that one of all threads reads and writes (SwiGLU)
+    """
+    compile_kernels()
+    work = tasks()
+    found = {name: (cost, median_time(function, seconds / len(work))) for name, cost, function in work}
+    return {name: cost / took if cost else took for name, (cost, took) in found.items()}
+
+
+def tasks():
+    """(name, bytes or operations, function) of each thing to time."""
+    small, square, large = (np.full(shape, ONE, np.uint16) for shape in ((64, 64), (2048, 2048), (1 << 15, 1 << 12)))
+    heads, bounds = halves(16, 1024, 80), np.array([0, 1024], dtype=np.int64)
+    query, cached = halves(16, 1, 128), halves(2, 2049, 128)[:, :2048]  # a cache has room behind its tokens
+    rows, many, scale = halves(512, 2048), halves(4096, 2048), np.ones(2048, dtype=np.float32)
+    return [
+        ("call", 0, lambda: linear_numba(many[:1, :64], small)),
+        ("read", large.nbytes, lambda: linear_numba(many[:2].reshape(1, -1), large)),
+        ("linear", 2 * len(rows) * square.size, lambda: linear_numba(rows, square)),
+        ("attention", 4 * heads.size * 1024, lambda: segment_attention_numba(heads, heads, heads, bounds)),
+        ("look_back", 4 * query.size * 2048, lambda: causal_attention_numba(query, cached, cached)),
+        ("rows", 2 * many.nbytes, lambda: rms_norm_numba(many, scale, 1e-6)),
+        ("move", 3 * many.nbytes, lambda: silu_multiply_numba(many, many)),
+    ]
+
+
+def halves(*shape):
+    return np.full(shape, 0.5, dtype=np.float32)
+
+
+def median_time(function, seconds):
+    """Seconds of a call: the median of as many as fit, after one that is not counted; at least three."""
+    function()
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)

@@ -1,0 +1,78 @@
+"""Compile the kernels before they are needed, so that a first run can say what it waits for.
+
+Numba compiles a function when it is first called with arrays of certain types, and keeps the result in a cache on disk
+(__pycache__ beside the source, or the user's cache folder where that cannot be written). Later runs only read it.
+
+Numba compiles one function at a time in a process. So on a first run a second process compiles the last kernels of the list
+meanwhile, and they are read from the cache here:
+
+    this process     rms_norm  linear ...........................  attention (read)  ...
+    the second                 attention ......  silu  gelu  end
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from minivl.kernels import activations, attention, linear, norms, rope
+
+LATER = ("attention", "silu", "silu, few rows", "gelu")  # what the second process compiles
+
+
+def compile_kernels():
+    """Call each kernel once on a few numbers of the types that the model passes. A bar on stderr, if it takes a while."""
+    second, before = None, norms.times_compiled()
+    with tqdm(calls(), desc="compiling", unit="kernel", leave=False, delay=1, disable=None) as bar:
+        for number, (name, function, *arguments) in enumerate(bar):
+            bar.set_postfix_str(name)
+            if second is not None and name in LATER:
+                second.wait()
+            function(*arguments)
+            if number == 0 and norms.times_compiled() > before:
+                second = compile_later(*LATER)
+
+
+def compile_later(*names):
+    """Start the second process. None where it would not help; what it fails at is compiled here after all."""
+    if (os.cpu_count() or 1) < 2 or not sys.executable:
+        return None
+    package = Path(__file__).resolve().parents[2]
+    command = "import sys; sys.path.insert(0, sys.argv[1]); import minivl.kernels.warm_up as c; c.compile_named(*sys.argv[2:])"
+    nowhere = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        return subprocess.Popen([sys.executable, "-c", command, str(package), *names], **nowhere)
+    except OSError:
+        return None
+
+
+def compile_named(*names):
+    """Call the kernels of these names, as the second process does."""
+    for name, function, *arguments in calls():
+        if name in names:
+            function(*arguments)
+
+
+def calls():
+    """(name, function, arguments...) of every kernel, in each form in which a model with bfloat16 weights calls it."""
+    x, heads = np.ones((4, 8), dtype=np.float32), np.ones((4, 2, 8), dtype=np.float32)
+    stored = np.ones((8, 8), dtype=np.uint16)
+    stored.flags.writeable = False  # as weights mapped from a file are
+    bounds = np.array([0, 4], dtype=np.int64)
+    tower = np.ones((4, 3, 2, 8), dtype=np.float32).swapaxes(0, 1)[0]  # [N, H, K] inside qkv: not dense
+    by_head = np.ones((2, 4, 8), dtype=np.float32)
+    many = np.ones((max(activations.FEW, linear.FEW + 1), 8), dtype=np.float32)
+    return [
+        ("rms_norm", norms.rms_norm_numba, x, x[0].copy(), 1e-6),
+        ("linear", linear.linear_numba, many, stored),
+        ("linear, few rows", linear.linear_numba, x, stored),
+        ("rotate", rope.rotate_numba, tower, x, x),
+        ("rotate", rope.rotate_numba, heads, x, x),
+        ("attention", attention.segment_attention_numba, by_head, by_head, by_head, bounds),
+        ("silu", activations.silu_multiply_numba, many, many),
+        ("silu, few rows", activations.silu_multiply_numba, x, x),
+        ("gelu", activations.gelu_numba, x),
+    ]

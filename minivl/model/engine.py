@@ -1,0 +1,151 @@
+"""The engine: token ids and patches in, tokens out. It knows nothing of text, files or pictures; model.py does.
+
+    inputs -> embed_image, embed_tokens -> scatter -> decoder -> logits -> a token -> decoder -> logits -> ...
+              `---------------- prefill ------------------'                  `----- decode -----'
+
+    engine = Engine(config, weights, kernels)           # or a whole model: a VLM is an engine
+    logits = run(engine.prefill(inputs, cache := engine.new_cache()))                   # float32 [1, V]
+    logits = run(engine.decode(np.argmax(logits, axis=1), cache))                       # after one token more
+
+Each method that is called a stage is one of the stream: it yields every tensor by name.
+"""
+
+import numpy as np
+
+from minivl.errors import Error
+from minivl.kernels.bfloat16 import to_float32
+from minivl.model.decoder import decoder
+from minivl.model.kv_cache import KVCache, joined
+from minivl.model.positions import prompt_positions
+from minivl.model.sampling import Sequence, extended
+from minivl.model.vision import vision_tower
+from minivl.processing.inputs import after, even_parts, pictures_of, reusable, scatter
+from minivl.stream import under
+
+
+class Engine:
+    """The tower and the decoder with their weights.
+
+    prefill_chunk  most tokens of a prompt that run through the decoder together: see `prefill`. Set it, for example to
+                   trace a longer prompt in one piece.
+    """
+
+    prefill_chunk = 4096
+
+    def __init__(self, config, weights, kernels, video_positions="launch"):
+        self.config, self.weights, self.kernels, self.video_positions = config, weights, kernels, video_positions
+
+    def new_cache(self):
+        """An empty memory of a conversation: what `prefill` and `decode` fill, and `VLM.chat` takes."""
+        return KVCache(self.config.text, of=self)
+
+    def generate(self, inputs, cache, sampling, rng):
+        """Stage: `Inputs` -> the `Sequence` of the whole answer. The first token comes from the prefill, the others from
+        steps.1, steps.2, ... Sending another `next_token` back makes the model go on from that one."""
+        sequence = yield from self.begin(inputs, cache, sampling, rng)
+        while not sequence.ended:
+            yield from under(f"steps.{len(sequence.ids)}", self.step([sequence]))
+        return sequence
+
+    def begin(self, inputs, cache, sampling, rng):
+        """Stage: `Inputs` -> a `Sequence` with its first token."""
+        room = self.config.text.max_position_embeddings - len(inputs.input_ids)
+        if room < 1:
+            raise Error(
+                f"the prompt has {len(inputs.input_ids)} tokens; the model's context is "
+                f"{self.config.text.max_position_embeddings}. Lower max_pixels, send fewer pictures or frames, or shorten "
+                "the text."
+            )
+        sequence = Sequence(inputs, cache, sampling, rng, min(sampling.max_new_tokens, room))
+        cache.reserve(len(inputs.input_ids) + sequence.most - 1)  # the last token is not read any more
+        logits = yield from self.prefill(inputs, cache)
+        yield from extended([sequence], logits)
+        return sequence
+
+    def step(self, sequences):
+        """Stage: the next token of each of these sequences."""
+        token = np.array([sequence.ids[-1] for sequence in sequences], dtype=np.int64)
+        logits = yield from self.decode(token, joined([sequence.cache for sequence in sequences]))
+        yield from extended(sequences, logits)
+
+    def prefill(self, inputs, cache):
+        """Stage: the whole prompt -> logits of the token after it, float32 [1, V].
+
+        What the cache holds already, of the same beginning with the same pictures and videos, is not run again. The rest goes
+        through the decoder in parts of at most `prefill_chunk` tokens, so that what a layer makes of a long prompt takes
+        no more memory than a part does. Each part sees those before it in the cache: the same bits as all at once, while
+        no layer has a sliding window. Pictures may lie across the borders.
+        """
+        config, T = self.config, len(inputs.input_ids)
+        grids = inputs.image_grid_thw, inputs.video_grid_thw, inputs.second_per_grid_ts
+        positions, following = prompt_positions(inputs.input_ids, config, *grids, self.video_positions)
+        pictures = pictures_of(inputs, config)
+        held = reusable(cache, inputs.input_ids, pictures)
+        cache.truncate(held)
+        input_ids = yield "input_ids", inputs.input_ids[held:]
+
+        new = after(inputs, pictures, held)
+        features = (yield from self.embed_image(*new)) if len(new[1]) + len(new[3]) else None
+        x = yield "model.embed_tokens", self.embed_tokens(input_ids)
+        if features is not None:
+            images = len(new[0]) // config.vision.merge_unit
+            x = scatter(x, features[:images], input_ids == config.image_token_id)
+            x = scatter(x, features[images:], input_ids == config.video_token_id, "video")
+        x = yield "inputs_embeds", x
+
+        position_ids = yield "position_ids", positions[:, held:]
+        delta = yield "rope_delta", np.array([following - T], dtype=np.int64)
+        for i, rows in enumerate(even_parts(len(x), self.prefill_chunk)):
+            place = f"chunks.{i}.model" if i else "model"
+            hidden = yield from under(place, self._decoder(x[rows], position_ids[:, rows], cache))
+            cache.commit(input_ids[rows], T + int(delta[0]))
+        cache.pictures = pictures
+        return (yield from self._logits(hidden))
+
+    def decode(self, token, cache):
+        """Stage: one more token, int64 [1], after those in the cache -> logits float32 [1, V].
+
+        Of several sequences, one more token each, int64 [B], with a `KVCaches` -> [B, V].
+        """
+        x = yield "model.embed_tokens", self.embed_tokens(token)
+        # subtle: the three positions go on from the largest one used so far, not from the number of tokens
+        position_ids = yield "position_ids", np.full((3, len(token)), cache.next_position, dtype=np.int64)
+        hidden = yield from under("model", self._decoder(x, position_ids, cache))
+        cache.commit(token, cache.next_position + 1)
+        return (yield from self._logits(hidden, len(token)))
+
+    def _decoder(self, x, position_ids, cache):
+        return decoder(x, position_ids, cache, self.weights.at("model"), self.config.text, self.kernels)
+
+    def _logits(self, hidden, rows=1):
+        """Stage: of the last so many rows."""
+        return (yield "lm_head", self.kernels.linear(hidden[-rows:], self.weights["lm_head.weight"]))
+
+    def embed_image(self, pixel_values, image_grid_thw, pixel_values_videos=(), video_grid_thw=()):
+        """Stage: patches of pictures, and of videos behind them -> their tokens, float32 [U, D], in this order.
+
+        The tower runs once for all: pictures, and frames of a video, never see each other in it.
+        """
+        patches, grids = [], []
+        if len(image_grid_thw):
+            patches.append((yield "pixel_values", pixel_values))
+            grids.append((yield "image_grid_thw", image_grid_thw))
+        if len(video_grid_thw):
+            patches.append((yield "pixel_values_videos", pixel_values_videos))
+            grids.append((yield "video_grid_thw", video_grid_thw))
+        patches = patches[0] if len(patches) == 1 else np.concatenate(patches)  # no copy of the pixels without need
+        tower = vision_tower(
+            patches, np.concatenate(grids), self.weights.at("visual"), self.config.vision, self.kernels
+        )
+        return (yield "visual", (yield from under("visual", tower)))
+
+    def embed_tokens(self, input_ids):
+        """Rows of the embedding table: int64 [T] -> float32 [T, D]."""
+        table = self.weights["model.embed_tokens.weight"]
+        outside = input_ids[(input_ids < 0) | (input_ids >= len(table))]
+        if len(outside):
+            raise Error(
+                f"token id {outside[0]} is outside the embedding table of {len(table)} rows. Take tokenizer.json and "
+                "model.safetensors from one checkpoint; ids of your own lie in the table."
+            )
+        return to_float32(table[input_ids])

@@ -1,0 +1,52 @@
+"""Bars on stderr for long work: consumers of the stream that count what passes and change nothing. Off when not a terminal."""
+
+import re
+
+from tqdm import tqdm
+
+from minivl.processing.inputs import even_parts
+from minivl.stream import watched
+
+LAYER = re.compile(r"visual\.blocks\.\d+|(.*\.)?model\.layers\.\d+")
+
+
+def reading(stage, vlm, tokens=False):
+    """The same stage, with a bar that counts blocks and layers of the prefill.
+
+    tokens  another one for each later token that takes more than a second, as weights from disk do
+    """
+    layers, bar = vlm.config.text.num_hidden_layers, layers_of("reading", vlm.config.vision.depth)
+
+    def see(name, tensor):
+        nonlocal bar
+        if name.startswith("steps.") and not tokens:
+            return
+        if name == "inputs_embeds":  # from here on it is known how many parts there are
+            bar.total = bar.n + layers * len(even_parts(len(tensor), vlm.prefill_chunk))
+        elif tokens and name.endswith(".model.embed_tokens"):
+            bar = layers_of(f"token {int(name.split('.')[1]) + 1}", layers)
+        elif LAYER.fullmatch(name):
+            bar.update()
+        elif name.endswith("lm_head"):
+            bar.close()
+
+    try:
+        return (yield from watched(stage, see))
+    finally:
+        bar.close()
+
+
+def layers_of(what, total):
+    return tqdm(total=total, desc=what, unit="layer", leave=False, delay=1, disable=None)
+
+
+def answering(stage, prompts):
+    """The same stage, that of several prompts, with a bar that counts answers and names the layer that has just been run."""
+    with tqdm(total=prompts, desc="answering", unit="prompt", leave=False, delay=1, miniters=0, disable=None) as bar:
+
+        def see(name, tensor):
+            if name.split(".")[-2] in ("blocks", "layers") or name.endswith(".answer_ids"):
+                bar.set_postfix_str(name, refresh=False)
+                bar.update(name.endswith(".answer_ids"))
+
+        return (yield from watched(stage, see))

@@ -1,0 +1,1 @@
+"""From messages to model inputs: chat template, tokenizer, images, videos."""

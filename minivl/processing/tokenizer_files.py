@@ -1,0 +1,110 @@
+"""The files that a checkpoint's tokenizer stands in, whichever there are, as one `tokenizers.Tokenizer`.
+
+    tokenizer.json                    the whole of it
+    vocab.json, merges.txt            the vocabulary and merges alone, as older programs wrote them: how text is cut into
+                                      words, and how bytes are spelt, is then Qwen2's way, which no file says
+    tokenizer_config.json             added tokens, with their ids; or, without an entry for them,
+    added_tokens.json                 {token: id}, of which special_tokens_map.json says which are special
+
+The rules are those of transformers 5 (`Qwen2Tokenizer`, `_from_pretrained`).
+"""
+
+from pathlib import Path
+
+from minivl.errors import Error
+from minivl.helpers import object_in, read_json
+
+WORDS = (  # what BPE never merges across. Source: Qwen2's tokenizer
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def library_of(folder):
+    """The tokenizer in a checkpoint folder, with all added tokens."""
+    whole, vocabulary, merges = (Path(folder or ".") / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if folder is not None and whole.is_file():
+        library, path = opened(whole), whole
+    elif folder is not None and vocabulary.is_file() and merges.is_file():
+        library, path = assembled(vocabulary, merges), vocabulary
+    else:
+        raise Error(
+            f"{folder} has no tokenizer.json (nor vocab.json with merges.txt): text cannot be read or written. Copy it from "
+            "the model's repository."
+        )
+    # subtle: a file saved after training may hold the trainer's truncation and padding, which would cut prompts
+    library.no_truncation()
+    library.no_padding()
+    add_missing(library, path)
+    return library
+
+
+def opened(path):
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as cause:  # the library raises bare Exception
+        raise Error(
+            f"{path} is not a tokenizer that the tokenizers library reads ({cause}). Download it again."
+        ) from None
+
+
+def assembled(vocabulary, merges):
+    """From vocab.json and merges.txt."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    try:
+        library = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    except Exception as cause:
+        raise Error(
+            f"{vocabulary} and {merges.name} are not those of one BPE ({cause}). Download both again."
+        ) from None
+    words = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
+    spelt = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.normalizer, library.decoder = normalizers.NFC(), decoders.ByteLevel()
+    library.pre_tokenizer = pre_tokenizers.Sequence([words, spelt])
+    return library
+
+
+def add_missing(library, path):
+    """The added tokens of a fine-tune that stand in other files than the tokenizer itself, which is that of `path`."""
+    from tokenizers import AddedToken
+
+    where, declared = added_tokens(path.parent)
+    known = {token.content for token in library.get_added_tokens_decoder().values()}
+    for id, fields in sorted(declared.items()):
+        text = fields["content"]
+        if text not in known:
+            library.add_tokens([AddedToken(**fields)])
+        if library.token_to_id(text) != id:
+            raise Error(
+                f"{where} says that token {text!r} is {id}; with {path.name} it is {library.token_to_id(text)}. Use both "
+                "files from one checkpoint, or save its tokenizer again."
+            )
+
+
+def added_tokens(folder):
+    """(file, {id: what `AddedToken` takes}) of a folder's added tokens."""
+    config, legacy = folder / "tokenizer_config.json", folder / "added_tokens.json"
+    stored = read_json(config) if config.is_file() else {}
+    if "added_tokens_decoder" in stored or not legacy.is_file():
+        declared = object_in(stored, "added_tokens_decoder")
+        return config, {int(id): fields for id, fields in declared.items()}
+    special, declared = special_tokens(folder, stored), read_json(legacy)
+    if not all(type(id) is int for id in declared.values()):
+        raise Error(f"{legacy} must be an object of tokens and their ids. Download it again.")
+    return legacy, {
+        id: {"content": text, "special": text in special, "normalized": text not in special}
+        for text, id in declared.items()
+    }
+
+
+def special_tokens(folder, stored):
+    """The tokens that stand for no text, by tokenizer_config.json (`stored`) and special_tokens_map.json."""
+    path = folder / "special_tokens_map.json"
+    found = []
+    for fields in (stored, read_json(path) if path.is_file() else {}):
+        found += [named for key, named in fields.items() if key.endswith("_token") and isinstance(named, (str, dict))]
+        more = fields.get("extra_special_tokens") or fields.get("additional_special_tokens") or []
+        found += more.values() if isinstance(more, dict) else more
+    return {token["content"] if isinstance(token, dict) else token for token in found}

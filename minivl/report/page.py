@@ -1,0 +1,104 @@
+"""A run as one HTML file that opens in any browser, from disk, without a network.
+
+    from minivl.report.page import page, write_page
+    trace = vlm.trace("Describe the picture.", images="scene.png", max_new_tokens=30)
+    write_page(page(trace, vlm), "run.html")
+    write_page(page_of_run(vlm, messages, max_new_tokens=30), "run.html")   # `minivl report`: keeps little, measures times
+
+The page is one more consumer of the stream: `notes.Notes` is shown every tensor, and writes down what the page says of it. A
+trace shows the tensors that it kept, in the same order. The browser's half is page.html, page.css and page.js, plain files.
+"""
+
+import html
+import json
+import os
+import re
+from pathlib import Path
+
+from minivl.errors import Error
+
+NEEDED = re.compile(
+    r"((steps|chunks)\.\d+\.)?(lm_head|next_token|model\.layers\.\d+(\.self_attn\.probs)?)|(image|video)\.\d+\.resized"
+)
+MARK = re.compile(r"\{\{(\w+)\}\}")
+
+
+def needed(name, shape=None):
+    """Whether a page cannot do without a tensor: vlm.trace(..., keep=needed)."""
+    return NEEDED.fullmatch(name) is not None
+
+
+def page(trace, vlm):
+    """The page of a trace: text of an HTML file. vlm: the model that made it, for words and for the logit lens.
+
+    It must hold what `needed` says; of all else the page shows what was kept. A trace measures no time: its timeline shows how
+    many numbers each stage made.
+    """
+    from minivl.report.collect import Notes
+
+    notes = Notes(vlm)
+    notes.know(trace.info)
+    for name, tensor in trace.items():
+        notes.see(name, tensor)
+    return filled(notes.data(trace.result, trace.info, measured=False))
+
+
+def page_of_run(vlm, messages, **options):
+    """Answer messages (options as of `vlm.chat`) -> (the page's text, the `Answer`). Of what passes, little is kept in memory.
+
+    A question about a small blank picture is answered before, so that the times are those of a model that has run already;
+    not where weights do not stay in memory, which would read all of them once more.
+    """
+    import numpy as np
+
+    from minivl.model.progress import reading
+    from minivl.processing import messages as chat
+    from minivl.report.collect import Notes
+    from minivl.stream import run
+    from minivl.trace.metadata import about
+    from minivl.trace.trace import Trace
+
+    if vlm.resident is None:  # compiles, and maps weights
+        run(vlm.answer(chat.user("?", np.zeros((56, 56, 3), dtype=np.uint8)), max_new_tokens=2))
+    notes = Notes(vlm)
+    answer = run(reading(vlm.answer(messages, **options), vlm), notes.see)
+    known = Trace(info={"input_ids": notes.mapped["input_ids"]}, result=answer)
+    return filled(notes.data(answer, known.info | about(vlm, known), measured=True)), answer
+
+
+def filled(data):
+    """The template with a page's data in it. Text of the model and the user stands in the JSON, and there without "<"."""
+    folder = Path(__file__).parent
+    parts = {name: (folder / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    parts |= {"title": html.escape(data["question"][:80] or "a run"), "data": embedded(data)}
+    for name in ("question", "answer"):
+        parts[name] = html.escape(data[name])
+    template = (folder / "page.html").read_text(encoding="utf-8")
+    return MARK.sub(lambda found: parts[found[1]], template)  # once: marks in the parts themselves stay what they are
+
+
+def embedded(data):
+    """JSON that cannot end the <script> in which it stands, nor start a comment there."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def check_page(path):
+    """That a page can be written there, before minutes are spent on it."""
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise Error(f"{path} names no HTML file. Call it {path.stem or 'run'}.html.")
+    if path.is_dir() or not path.parent.is_dir():
+        raise Error(f"cannot write {path}: its folder does not exist, or it is a folder. Give a file in one that does.")
+
+
+def write_page(text, path):
+    """Write a page's text: complete or not at all."""
+    check_page(path)
+    partial = Path(f"{path}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as cause:
+        partial.unlink(missing_ok=True)
+        raise Error(f"cannot write {path}: {cause}. Give a file in a folder that can be written.") from None

@@ -1,0 +1,159 @@
+"""Causal tracing: where, and after which layer, the information sits that makes the difference between two prompts.
+
+    clean      a picture with a red ring     "What colour is the ring?"  red
+    corrupted  the same with a blue one                                  blue
+
+In the corrupted run, the residual stream of some tokens after some layer is replaced by that of the clean run. Does the
+answer turn red? 0: no; 1: as if the whole run were clean.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minivl.errors import Error
+from minivl.model.batch import conversations
+from minivl.studies.from_trace import spoken
+from minivl.studies.teacher_forcing import Forced, bar_of, chosen_numbers, force
+
+START = "inputs_embeds"  # the row above the layers: what goes into the first
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """How much of the clean run's answer comes back.
+
+    recovered  float32 [layers, groups]: 0 as in the corrupted run, 1 as in the clean one; also below and above
+    layers     names of the rows: inputs_embeds (before the first layer), model.layers.0, ...
+    groups     {label: int64 positions in the prompt} of the columns
+    answers    (clean, corrupted): the two tokens whose logits are compared, as text
+    clean, corrupted   logit of the first minus logit of the second, in each run
+    """
+
+    recovered: np.ndarray
+    layers: tuple
+    groups: dict
+    answers: tuple
+    clean: float
+    corrupted: float
+
+    def best(self):
+        """(layer, label, recovered) of the largest."""
+        row, column = np.unravel_index(np.argmax(self.recovered), self.recovered.shape)
+        return self.layers[row], list(self.groups)[column], float(self.recovered[row, column])
+
+    def carriers(self):
+        """For each layer the label that recovers most."""
+        return [list(self.groups)[column] for column in self.recovered.argmax(axis=1)]
+
+    def __str__(self):
+        rows = list(zip(self.layers, self.carriers(), self.recovered.max(axis=1)))
+        turns = [rows[0], *[row for above, row in zip(rows, rows[1:]) if row[1] != above[1]]]
+        path = "; from ".join(f"{layer} on in {label} ({value:.0%})" for layer, label, value in turns)
+        return f"What makes the answer {self.answers[0]} and not {self.answers[1]} sits from {path}."
+
+
+def patch_grid(vlm, clean, corrupted, answers=None, layers=None, groups=None, **options):
+    """Patch the residual stream of a corrupted run from a clean one, layer by layer and token by token. -> PatchGrid
+
+    clean, corrupted  two prompts of one length, pictures of one size: each as one of `vlm.ask_many`, such as
+                      {"question": ..., "images": ...}
+    answers  (clean, corrupted) as text or token ids; the model's own if not given. The logits of the first token in which they
+             differ are compared, those before it are forced
+    layers   numbers; all if not given. inputs_embeds comes on top of them
+    groups   {label: positions in the prompt}, patched together; `token_groups` if not given
+    options  as of `vlm.ask`
+    The tower runs once for each prompt; a patched run starts behind its layer.
+    Source: Meng et al. 2022 (arXiv:2202.05262); the logit difference as the measure: Wang et al. 2022 (arXiv:2211.00593).
+    """
+    given = answers or (None, None)
+    runs = [force(vlm, prompt, answer=one, **options) for prompt, one in zip(conversations([clean, corrupted]), given)]
+    check_alike(*runs)
+    shared, tokens = parting(*[run.ids for run in runs])
+    runs = [Forced(vlm, run.trace, [*shared, token]) for run, token in zip(runs, tokens)]
+    layers = chosen_numbers(layers, vlm.config.text.num_hidden_layers, "layers:")
+    groups = token_groups(runs[1]) if groups is None else checked_groups(groups, len(runs[1].x))
+    differences = [difference(run.logits(), tokens) for run in runs]
+    if abs(differences[0] - differences[1]) < 1e-6:
+        raise Error(
+            f"both runs give {spoken(vlm, tokens[:1])} and {spoken(vlm, tokens[1:])} the same logits. Choose prompts that "
+            "differ in what the question asks for."
+        )
+    with bar_of((1 + len(layers)) * len(groups), "patching") as bar:
+        patched = np.array(list(rows_of(*runs, tokens, layers, groups, bar)), dtype=np.float64)
+    recovered = (patched - differences[1]) / (differences[0] - differences[1])
+    names = START, *[f"model.layers.{i}" for i in layers]
+    words = tuple(spoken(vlm, [token]) for token in tokens)
+    return PatchGrid(recovered.astype(np.float32), names, groups, words, *differences)
+
+
+def rows_of(clean, corrupted, tokens, layers, groups, bar):
+    """For each row the differences of logits, patched in each group. Both runs go on layer by layer, nothing runs twice."""
+    before, after = clean.x, corrupted.x
+    for i in range(-1, max(layers, default=-1) + 1):
+        if i >= 0:
+            before, after = clean.through(before, i), corrupted.through(after, i)
+        if i < 0 or i in layers:
+            row = []
+            for positions in groups.values():
+                x = after.copy()
+                x[positions] = before[positions]
+                row.append(difference(corrupted.logits(x, i + 1), tokens))
+                bar.update()
+            yield row
+
+
+def difference(logits, tokens):
+    """Logit of the first of two tokens minus that of the second, at the last row of [A, V]."""
+    return float(logits[-1, tokens[0]]) - float(logits[-1, tokens[1]])
+
+
+def check_alike(clean, corrupted):
+    a, b = clean.trace["position_ids"], corrupted.trace["position_ids"]
+    if a.shape != b.shape or not np.array_equal(a, b):
+        raise Error(
+            f"the clean prompt has {a.shape[1]} tokens, the corrupted one {b.shape[1]}; they must be as long and have pictures "
+            "of the same sizes in the same places, for each position takes the place of its like."
+        )
+
+
+def parting(clean, corrupted):
+    """(tokens that two answers begin with, the two tokens in which they part)"""
+    length = min(len(clean), len(corrupted))
+    differing = np.flatnonzero(clean[:length] != corrupted[:length])
+    if not len(differing):
+        raise Error(
+            "the clean and the corrupted prompt have the same answer, or one is the beginning of the other. Choose prompts "
+            "with different answers, or name two with answers=."
+        )
+    first = int(differing[0])
+    return clean[:first], (int(clean[first]), int(corrupted[first]))
+
+
+def checked_groups(groups, rows):
+    """{label: int64 positions}; an Error where there are none such."""
+    checked = {}
+    for label, positions in groups.items():
+        positions = np.atleast_1d(np.asarray(positions)).reshape(-1)
+        if not positions.size or positions.dtype.kind not in "iu" or positions.min() < 0 or positions.max() >= rows:
+            raise Error(f"groups[{label!r}]: give whole positions in the prompt, from 0 to {rows - 1}, at least one.")
+        checked[str(label)] = positions.astype(np.int64)
+    return checked
+
+
+def token_groups(forced, single=24):
+    """{label: positions}: text before, between and after pictures, each picture or video; the text after the last one token
+    by token, the last `single` of them."""
+    maps, rows = forced.trace.maps, len(forced.x)
+    ids = np.concatenate([maps.input_ids, forced.ids[:-1]])
+    shown = np.append(maps.shown, np.zeros(rows - len(maps.input_ids), dtype=bool))
+    edges = np.flatnonzero(np.diff(shown.astype(np.int64))) + 1
+    pieces = np.split(np.arange(rows, dtype=np.int64), edges)
+    *pieces, last = pieces if not shown[-1] else [*pieces, np.zeros(0, dtype=np.int64)]
+    if len(last) > single:
+        pieces, last = [*pieces, last[:-single]], last[-single:]
+    groups = {}
+    for piece in pieces:
+        kind = "picture" if shown[piece[0]] else "text"
+        groups[f"{kind} {piece[0]}–{piece[-1]}"] = piece
+    return groups | {f"{i} {spoken(forced.vlm, ids[[i]])}": np.array([i]) for i in last}

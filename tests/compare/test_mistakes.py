@@ -1,0 +1,98 @@
+"""Every cause has a test of its own: the mistake is really made, and `compare` must name it first, with the right words."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import random_video_inputs, small_inputs, small_model
+from mistakes import ANY, ATTENTION, LAYERS, PREPARATION, TOKENS, TOWER_PLACES, YARN, Port
+
+import minivl
+from minivl.compare import mistakes
+from minivl.compare.comparison import compare
+from minivl.processing import messages
+from minivl.tiny import scene
+
+MISTAKES = [*TOWER_PLACES, *TOKENS, *LAYERS, *ANY]
+MORE = (
+    "visual.merger.mlp.0",
+    "model.layers.2.mlp.act",
+)  # tensors that agree, so that one rounded one is no rounded port
+
+
+def named(rows):
+    return [f"{cause}, {tensor}{words and f': {words}'}" for cause, words, tensor, _ in rows]
+
+
+@pytest.fixture(scope="module")
+def port():
+    vlm = small_model("numpy")
+    shown = dict(images=((1, 10, 6), (1, 4, 20)), videos=((3, 4, 8), (2, 2, 4)), seconds=(0.75, 2.6))
+    return Port(vlm, random_video_inputs(vlm.config, **shown))
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Fewer patches: scores are many."""
+    vlm = small_model("numpy")
+    return Port(
+        vlm, random_video_inputs(vlm.config, images=((1, 6, 10), (1, 4, 4)), videos=((2, 4, 4),), seconds=(0.75,))
+    )
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """The preparation of the model that ships; what comes after it is not run."""
+    vlm, picture = minivl.load(backend="numpy"), scene(5, size=(94, 131)).image
+    return Port(vlm, messages.user("How many shapes are there?", picture), stop="visual.window_index"), picture
+
+
+def check(port, mistake, pictures=()):
+    cause, words, name, make = mistake
+    theirs = {more: port[more] for more in MORE if more in port.trace} | {name: make(port)}
+    found = compare(port.trace, theirs, config=port.config, pictures=pictures)
+    assert found.first is not None and found.first.name == name, f"\n{found}"
+    first = found.first.causes[0] if found.first.causes else None
+    assert first is not None and first.name == cause and words in first.sentence, f"\n{found}"
+    assert first.exact and first.whose == "theirs"
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=named(MISTAKES))
+def test_the_mistake_is_named(port, mistake):
+    check(port, mistake)
+
+
+@pytest.mark.parametrize("mistake", ATTENTION, ids=named(ATTENTION))
+def test_a_mistake_in_attention_is_named(few, mistake):
+    check(few, mistake)
+
+
+@pytest.mark.parametrize("mistake", PREPARATION, ids=named(PREPARATION))
+def test_a_mistake_in_the_preparation_is_named(drawn, mistake):
+    check(drawn[0], mistake, [drawn[1]])
+
+
+def test_missing_yarn_is_named():
+    scaling = {"type": "yarn", "mrope_section": [1, 2, 1], "factor": 4.0, "original_max_position_embeddings": 100}
+    vlm = small_model("numpy", rope_scaling=scaling)
+    check(Port(vlm, small_inputs(vlm.config, grids=((1, 4, 6),)), stop=YARN[2]), YARN)
+
+
+def yields():
+    """(file, line, what comes first) of everything that the rooms of causes/ yield as a tuple."""
+    for path in sorted(Path(mistakes.__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple):
+                yield path.name, node.lineno, node.value.elts[0]
+
+
+def test_every_cause_has_a_test():
+    names = set()
+    for file, line, first in yields():
+        found = [
+            node.value for node in ast.walk(first) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        passed_on = isinstance(first, ast.Name) and first.id in ("name", "RIGHT")
+        assert found or passed_on, f"{file}:{line}: a cause's name must stand in the yield itself"
+        names |= set(found)
+    assert names == {cause for cause, *_ in [*MISTAKES, *ATTENTION, *PREPARATION, YARN]}

@@ -1,0 +1,231 @@
+"""Pictures: sources and modes, sizes, pixels and patches."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from PIL import __version__ as pillow_version
+
+from minivl import Error
+from minivl.processing.image_processor import ImageProcessor, smart_resize, wished
+from minivl.processing.load_image import open_image
+
+FACTS = {
+    fact["id"]: fact for fact in json.loads((Path(__file__).parents[1] / "known_answers.json").read_text())["facts"]
+}
+PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+
+
+def png(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_sources_give_the_same_pixels(tmp_path):
+    image = Image.fromarray(PIXELS)
+    path = tmp_path / "a b.png"
+    image.save(path)
+    data = png(image)
+    uri = "data:image/png;base64," + base64.b64encode(data).decode()
+    for source in (path, str(path), f"file://{path}", data, uri, image, PIXELS, PIXELS[:, ::-1][:, ::-1], PIXELS / 255):
+        opened = open_image(source)
+        assert opened.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(opened), PIXELS)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "La", "RGBa"],
+)
+def test_every_mode_becomes_rgb(mode):
+    opened = open_image(Image.new(mode, (5, 4)))
+    assert (opened.mode, opened.size) == ("RGB", (5, 4))
+
+
+def test_transparency_shows_white():
+    half = open_image(Image.new("RGBA", (1, 1), (200, 0, 0, 128)))
+    assert np.allclose(np.asarray(half), [227, 127, 127], atol=1)
+    assert np.asarray(open_image(Image.new("LA", (1, 1), (0, 0)))).tolist() == [[[255, 255, 255]]]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putdata([0, 1])
+    palette.info["transparency"] = 1
+    assert np.asarray(open_image(palette)).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+def test_grey_arrays():
+    assert np.asarray(open_image(PIXELS[:, :, 0])).shape == (30, 40, 3)
+    assert np.asarray(open_image(PIXELS[:, :, :1])).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ("no/such.png", "does not exist"),
+        (b"not a picture", "not a picture that Pillow can read"),
+        (png(Image.fromarray(PIXELS))[:900], "cannot read"),
+        ("https://example.org/a.png", "Download the picture"),
+        ("data:image/png,abc", "must be base64"),
+        ("data:image/png;base64,@", "not valid base64"),
+        (5, "a int is not a picture"),
+        (np.zeros((3, 4, 5), dtype=np.uint8), r"\[3, 4, 5\]"),
+        (np.zeros((0, 4, 3), dtype=np.uint8), r"\[0, 4, 3\]"),
+        (np.zeros((4, 4), dtype=np.int32), "array of int32"),
+        (np.full((4, 4), 255.0), "Divide by 255"),
+    ],
+)
+def test_bad_pictures(source, words):
+    with pytest.raises(Error, match=words):
+        open_image(source)
+
+
+def test_a_folder_is_not_a_picture(tmp_path):
+    with pytest.raises(Error, match="cannot read"):
+        open_image(tmp_path)
+
+
+@pytest.mark.parametrize("case", FACTS["smart_resize"]["output"], ids=lambda case: f"{case['width']}x{case['height']}")
+def test_smart_resize_known_answers(case):
+    arguments = [case[key] for key in ("height", "width")]
+    limits = {key: case[key] for key in ("min_pixels", "max_pixels")}
+    if case["hf_5_23"] == "ValueError":
+        with pytest.raises(Error, match="more than 200 times"):
+            smart_resize(*arguments, **limits)
+    else:
+        assert list(smart_resize(*arguments, **limits)) == case["hf_5_23"]
+
+
+@given(st.integers(28, 3000), st.integers(28, 3000))
+def test_smart_resize_keeps_its_promises(height, width):
+    H, W = smart_resize(height, width)
+    assert H % 28 == W % 28 == 0 and H >= 28 and W >= 28
+    assert 3136 <= H * W and (H * W <= 28 * 28 * 1280 or min(H, W) == 28)
+
+
+def test_normalize_known_answers():
+    known = FACTS["normalize"]["output"]
+    values = np.array([int(v) for v in known], dtype=np.uint8)
+    result = ImageProcessor().normalize(np.repeat(values[None, :, None], 3, axis=2))
+    assert result.dtype == np.float32 and result.shape == (3, 1, 5)
+    np.testing.assert_array_equal(result[:, 0].T, np.array(list(known.values()), dtype=np.float32))
+
+
+def test_patch_order_known_answers():
+    known = FACTS["patch_order"]["output"]
+    H, W = 56, 84
+    picture = np.arange(3 * H * W, dtype=np.float32).reshape(1, 3, H, W)
+    patches, grid = ImageProcessor().patchify(picture)
+    assert [list(grid)] == known["grid"] and list(patches.shape) == known["shape"]
+    number = lambda place: place[0] * H * W + place[1] * W + place[2]  # noqa: E731
+    assert [int(v) for v in patches[:, 0]] == [number(place) for place in known["first_pixel_of_row"]]
+    for column, place in known["row0_cols"].items():
+        assert patches[0, int(column)] == number(place)
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
+def test_unpatchify_is_the_inverse(frames, rows, columns):
+    processor = ImageProcessor(patch_size=2)
+    picture = np.random.default_rng(frames).random((frames, 3, rows * 4, columns * 4), dtype=np.float32)
+    patches, grid = processor.patchify(picture)
+    back = processor.unpatchify(patches, grid)
+    np.testing.assert_array_equal(back[:frames], picture)
+    np.testing.assert_array_equal(back[frames:], picture[-1:].repeat(len(back) - frames, axis=0))
+
+
+def test_bicubic_is_the_installed_pillows():
+    """Pillow's own known answers, and `resized` gives Pillow's pixels."""
+    known = FACTS["pil_bicubic"]["output"]
+    one = (37 * np.arange(48) % 251).astype(np.uint8).reshape(6, 8)
+    assert np.asarray(Image.fromarray(one).resize((5, 4), Image.Resampling.BICUBIC)).tolist() == known["pillow"]
+    two = (53 * np.arange(120) % 254).astype(np.uint8).reshape(10, 12)
+    order = "vertical_first_pillow13" if int(pillow_version.split(".")[0]) >= 13 else "horizontal_first"
+    assert np.asarray(Image.fromarray(two).resize((11, 6), Image.Resampling.BICUBIC)).tolist() == known[order]
+    processor = ImageProcessor(patch_size=1, min_pixels=4, max_pixels=70)
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (10, 12, 3), dtype=np.uint8))
+    height, width = smart_resize(10, 12, 2, 4, 70)
+    expected = np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC))
+    assert (height, width) == (6, 8) and np.array_equal(processor.resized(noise), expected)
+
+
+def test_files_are_turned_upright_and_pictures_taken_as_they_are(tmp_path):
+    """EXIF orientation 6: the camera was held on its side; the first row becomes the last column."""
+    sideways = Image.fromarray(PIXELS)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sideways.save(tmp_path / "a.png", exif=exif)
+    upright = np.rot90(PIXELS, -1)
+    stored = (tmp_path / "a.png").read_bytes()
+    for source in (tmp_path / "a.png", f"file://{tmp_path}/a.png", stored):
+        assert np.array_equal(np.asarray(open_image(source)), upright)
+    assert np.array_equal(np.asarray(open_image(Image.open(tmp_path / "a.png"))), PIXELS)
+
+
+def test_the_size_that_a_message_wishes():
+    assert wished(100, 60) == (112, 56)
+    for bad in ((100, None), (0, 5), (5.5, 60), (10**12, 60)):
+        with pytest.raises(Error, match="resized_height="):
+            wished(*bad)
+
+
+@pytest.mark.parametrize("std", ([0, 1, 1], [1, float("nan"), 1]))
+def test_a_std_of_nothing(std, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_std": std}))
+    with pytest.raises(Error, match="image_std above 0"):
+        ImageProcessor.read(tmp_path)
+
+
+def test_resized_stays_within_the_limits_of_the_call():
+    processor, image = ImageProcessor(), Image.fromarray(PIXELS)
+    assert processor.resized(image).shape == (56, 84, 3)
+    assert (
+        processor.resized(image, min_pixels=40000).shape[0] * processor.resized(image, min_pixels=40000).shape[1]
+        >= 40000
+    )
+    big = Image.new("RGB", (800, 600))
+    assert np.prod(processor.resized(big, max_pixels=100000).shape[:2]) <= 100000
+    assert np.prod(processor.resized(big, max_pixels=1000).shape[:2]) <= 1000  # the stored minimum gives way
+
+
+@pytest.mark.parametrize(
+    "limits", [dict(min_pixels=9000, max_pixels=8000), dict(max_pixels=700), dict(min_pixels=-1), dict(min_pixels=1e20)]
+)
+def test_bad_limits(limits):
+    with pytest.raises(Error, match="min_pixels="):
+        ImageProcessor().resized(Image.fromarray(PIXELS), **limits)
+
+
+@pytest.mark.parametrize(
+    "name, stored",
+    [
+        ("preprocessor_config.json", {"min_pixels": 784, "max_pixels": 7840, "image_mean": [0, 0, 0]}),
+        ("preprocessor_config.json", {"size": {"shortest_edge": 784, "longest_edge": 7840}, "image_mean": [0, 0, 0]}),
+        (
+            "preprocessor_config.json",
+            {
+                "min_pixels": 784,
+                "max_pixels": 7840,
+                "size": {"shortest_edge": 1, "longest_edge": 2},
+                "image_mean": [0, 0, 0],
+            },
+        ),
+        (
+            "processor_config.json",
+            {"image_processor": {"min_pixels": 784, "max_pixels": 7840, "image_mean": [0, 0, 0]}},
+        ),
+    ],
+)
+def test_processor_files(tmp_path, name, stored):
+    (tmp_path / name).write_text(json.dumps(stored))
+    processor = ImageProcessor.read(tmp_path)
+    assert (processor.min_pixels, processor.max_pixels, processor.image_mean) == (784, 7840, (0, 0, 0))
+
+
+def test_processor_without_a_file(tmp_path):
+    assert ImageProcessor.read(tmp_path) == ImageProcessor() and ImageProcessor().max_pixels == 1003520

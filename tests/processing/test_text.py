@@ -1,0 +1,211 @@
+"""Tokenizer, chat template and placeholders."""
+
+import json
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minivl import Error
+from minivl.processing import messages as chat
+from minivl.processing.tokenizer import Tokenizer
+from minivl.tiny import CHECKPOINT
+
+FACTS = {
+    fact["id"]: fact for fact in json.loads((Path(__file__).parents[1] / "known_answers.json").read_text())["facts"]
+}
+TOKENIZER = Tokenizer.read(CHECKPOINT)
+ONE = FACTS["chat_template"]["inputs"]["messages1"]
+TWO = FACTS["chat_template"]["inputs"]["messages2"]
+EXPECTED = FACTS["chat_template"]["output"]
+
+
+@given(st.text())
+def test_any_text_comes_back(text):
+    import unicodedata
+
+    ids = TOKENIZER.encode(text)
+    assert ids.dtype == np.int64
+    assert TOKENIZER.decode(ids, skip_special=False) == unicodedata.normalize("NFC", text)
+
+
+@given(st.lists(st.integers(0, TOKENIZER.size - 1)))
+def test_streaming_says_what_decoding_says(ids):
+    stream = TOKENIZER.stream()
+    pieces = [stream.push(id) for id in ids]
+    assert "".join(pieces) + stream.end() == TOKENIZER.decode(ids)
+    assert not any(piece.endswith("\ufffd") for piece in pieces)
+
+
+def test_a_character_of_several_tokens_waits_until_it_is_whole():
+    ids = TOKENIZER.encode("a猫b")
+    stream = TOKENIZER.stream()
+    pieces = [stream.push(id) for id in ids]
+    assert len(ids) > 4 and [piece for piece in pieces if piece] == ["a", "猫", "b"]
+
+
+def test_special_tokens():
+    ids = TOKENIZER.encode("<|im_start|>user<|im_end|>")
+    assert ids[0] == TOKENIZER.id("<|im_start|>") and ids[-1] == TOKENIZER.id("<|im_end|>")
+    assert TOKENIZER.decode(ids) == "user" and TOKENIZER.token(int(ids[-1])) == "<|im_end|>"
+    with pytest.raises(Error, match="no token '<nothing>'"):
+        TOKENIZER.id("<nothing>")
+
+
+def test_ids_beyond_the_vocabulary_say_nothing():
+    assert TOKENIZER.decode([*TOKENIZER.encode("red"), TOKENIZER.size + 5]) == "red"
+
+
+def test_tokenizer_files(tmp_path):
+    with pytest.raises(Error, match="no tokenizer.json"):
+        Tokenizer.read(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(Error, match="not a tokenizer"):
+        Tokenizer.read(tmp_path)
+    older_files(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "merges.txt").write_text("a b\nnot in_it\n")
+    with pytest.raises(Error, match="are not those of one BPE"):
+        Tokenizer.read(tmp_path)
+
+
+def older_files(folder, **config):
+    """The shipped tokenizer as programs wrote it before there was tokenizer.json, with two tokens more, 512 and 513."""
+    stored = json.loads((CHECKPOINT / "tokenizer.json").read_text())
+    added = {token["content"]: token["id"] for token in stored["added_tokens"]} | {"<think>": 512, "<point>": 513}
+    special = [token["content"] for token in stored["added_tokens"] if token["special"]]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in stored["model"]["merges"]]
+    files = {
+        "vocab.json": stored["model"]["vocab"],
+        "added_tokens.json": added,
+        "special_tokens_map.json": {"eos_token": {"content": "<|im_end|>"}, "additional_special_tokens": special},
+        "tokenizer_config.json": {"tokenizer_class": "Qwen2Tokenizer", "image_token": "<point>", **config},
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    return folder
+
+
+TEXTS = "What's this?  12345\n\n ü e\u0301 猫", "<|im_start|>user\n<think> <point>!<|image_pad|><|im_end|>"
+
+
+def test_vocabulary_and_merges_do(tmp_path):
+    """The same ids as by tokenizer.json; added tokens are special where the files say so."""
+    ours = Tokenizer.read(older_files(tmp_path))
+    assert ours.encode(TEXTS[0]).tolist() == TOKENIZER.encode(TEXTS[0]).tolist()
+    ids = ours.encode(TEXTS[1])
+    assert {512, 513} < {*ids} and ours.decode(ids) == "user\n<think> !" and ours.id("<|image_pad|>") == 510
+
+
+def test_added_tokens_of_an_older_file(tmp_path):
+    """Beside tokenizer.json too, unless tokenizer_config.json says what is added; ids that cannot be are told."""
+    (tmp_path / "tokenizer.json").write_bytes((CHECKPOINT / "tokenizer.json").read_bytes())
+    (tmp_path / "added_tokens.json").write_text('{"<think>": 512}')
+    assert Tokenizer.read(tmp_path).id("<think>") == 512
+    (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {}}')
+    with pytest.raises(Error, match="no token '<think>'"):
+        Tokenizer.read(tmp_path).id("<think>")
+    (tmp_path / "tokenizer_config.json").unlink()
+    for content, words in (
+        ('{"<think>": 600}', "added_tokens.json says that token '<think>' is 600; with"),
+        ('{"a": "b"}', "must be an object"),
+    ):
+        (tmp_path / "added_tokens.json").write_text(content)
+        with pytest.raises(Error, match=words):
+            Tokenizer.read(tmp_path)
+
+
+def test_template():
+    assert chat.render(ONE) == EXPECTED["m1_gen"]
+    assert chat.render(TWO, add_generation_prompt=False) == EXPECTED["m2"]
+    assert chat.render(ONE, add_vision_id=True) == EXPECTED["m1_id"]
+    assert chat.render(TWO, add_vision_id=True) == EXPECTED["m2_id"]
+
+
+def test_template_corners():
+    assert chat.render([]) == "<|im_start|>assistant\n" and chat.render([], add_generation_prompt=False) == ""
+    assert chat.render([{"role": "user", "content": []}], False).endswith("user\n<|im_end|>\n")
+    with pytest.raises(Error, match="an item of type 'sound' has no text, picture or video"):
+        chat.render([{"role": "user", "content": [{"type": "sound"}]}])
+
+
+def test_shipped_template_says_the_same():
+    """The Jinja template in the checkpoint, which other engines run, and the one written out here."""
+    template = jinja2.Template(json.loads((CHECKPOINT / "chat_template.json").read_text())["chat_template"])
+    for messages in (ONE, TWO, []):
+        for numbered in (False, True):
+            expected = template.render(messages=messages, add_generation_prompt=True, add_vision_id=numbered)
+            assert chat.render(messages, add_vision_id=numbered) == expected
+
+
+def test_expansion():
+    text = chat.expand("a<|image_pad|>b<|image_pad|><|video_pad|>", [2, 1], [3])
+    assert text == "a<|image_pad|><|image_pad|>b<|image_pad|><|video_pad|><|video_pad|><|video_pad|>"
+
+
+@pytest.mark.parametrize("images", [[], [4], [4, 4, 4]])
+def test_as_many_placeholders_as_pictures(images):
+    with pytest.raises(Error, match=f"has 2 <.image_pad.> and there are {len(images)} pictures"):
+        chat.expand("<|image_pad|><|image_pad|>", images)
+
+
+def test_media_in_order():
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": "a"}, {"type": "text", "text": "?"}]},
+        {"role": "assistant", "content": "yes"},
+        {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": {"url": "b"}}, {"type": "video", "video": "c"}],
+        },
+    ]
+    assert chat.media(messages) == ([("a", {}), ("b", {})], [("c", {})])
+    with pytest.raises(Error, match="has no picture"):
+        chat.media([{"role": "user", "content": [{"type": "image"}]}])
+
+
+def test_a_picture_may_say_its_size():
+    item = {
+        "type": "image",
+        "image": "a",
+        "max_pixels": 9000,
+        "resized_height": 56,
+        "resized_width": None,
+        "video": None,
+    }
+    assert chat.media([{"role": "user", "content": [item]}])[0] == [("a", {"max_pixels": 9000, "resized_height": 56})]
+
+
+def test_pictures_beside_messages_are_not_dropped():
+    messages = chat.user("q", "a")
+    assert chat.conversation(messages) is messages and chat.conversation("q", "a") == messages
+    with pytest.raises(Error, match="put each picture into"):
+        chat.conversation(messages, "b")
+
+
+def test_user_puts_pictures_first():
+    assert chat.media(chat.user("q", "a.png")) == ([("a.png", {})], [])
+    assert [source for source, _ in chat.media(chat.user("q", ["a", "b"]))[0]] == ["a", "b"]
+    assert chat.media(chat.user("q"))[0] == []
+    assert chat.render(chat.user("q", "a")).endswith("<|vision_end|>q<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        "hello",
+        [{"content": "x"}],
+        [{"role": "user"}],
+        ["x"],
+        [{"role": "user", "content": 5}],
+        [{"role": "user", "content": ["x"]}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": {"type": "text", "text": "x"}}],
+    ],
+)
+def test_bad_messages(messages):
+    with pytest.raises(Error, match="must be"):
+        chat.render(messages)

@@ -1,0 +1,242 @@
+"""The page in a real browser, from file://, with real pointer and keys. Skipped where there is no Chromium.
+
+pip install playwright && playwright install chromium       # or a Chromium of the system, on PATH
+"""
+
+import os
+import shutil
+
+import pytest
+
+import minivl
+from minivl.processing import messages as chat
+from minivl.report.page import page_of_run, write_page
+from minivl.tiny import scene
+
+SLOW = 180_000  # milliseconds: the machine may be busy
+NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "google-chrome-stable")
+QUESTION = "Describe the picture.</script><img src=x onerror=\"document.title='broken'\">"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    with sync_api.sync_playwright() as playwright:
+        if path is None and not os.path.exists(playwright.chromium.executable_path):
+            pytest.skip("there is no Chromium: playwright install chromium, or one on PATH")
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=SLOW)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "run.html"
+    messages = chat.user(QUESTION, scene(5, size=(336, 448), count=3).image)
+    write_page(page_of_run(minivl.load(), messages, max_new_tokens=8)[0], path)
+    return path
+
+
+@pytest.fixture
+def tab(browser, file):
+    """The page, light, 1280 pixels wide. Nothing may be said on the console, nothing asked of a network."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    tab, said, asked = context.new_page(), [], []
+    tab.set_default_timeout(SLOW)
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(file.as_uri())
+    yield tab
+    assert said == [] and [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
+    context.close()
+
+
+def pixels(tab):
+    """What the heat map shows."""
+    return tab.evaluate("document.querySelector('.view canvas').toDataURL()")
+
+
+def pressed(tab):
+    return tab.locator("[data-word][aria-pressed=true]").get_attribute("data-word")
+
+
+def test_nothing_of_the_question_runs(tab):
+    assert tab.title().endswith("minivl") and tab.locator("#question").inner_text() == QUESTION
+    assert tab.locator("html").get_attribute("lang") == "en"
+
+
+def test_pointing_at_a_word_shows_where_it_looked(tab):
+    first, heading = pixels(tab), tab.locator("#looked").inner_text()
+    tab.hover("[data-word='2']")
+    second = pixels(tab)
+    assert second != first and tab.locator("#looked").inner_text() != heading and pressed(tab) == "2"
+    tab.hover("h1")
+    assert pixels(tab) == first and pressed(tab) == "0"  # only pointed at
+    tab.click("[data-word='2']")
+    tab.hover("h1")
+    assert pixels(tab) == second and pressed(tab) == "2"  # kept
+
+
+def test_keys_choose_word_layer_and_head(tab):
+    tab.keyboard.press("ArrowRight")  # from anywhere
+    tab.keyboard.press("ArrowRight")
+    assert pressed(tab) == "2" and tab.evaluate("document.activeElement.dataset.word") == "2"
+    seen = {pixels(tab)}
+    tab.keyboard.press("]")
+    tab.keyboard.press("]")
+    assert tab.locator("#layer").input_value() == "2" and "layer 1" in tab.locator("#readout").inner_text()
+    seen.add(pixels(tab))
+    tab.keyboard.press("}")
+    assert tab.locator("#head").input_value() == "1" and "head 0" in tab.locator("#readout").inner_text()
+    seen.add(pixels(tab))
+    tab.keyboard.press("ArrowDown")
+    tab.keyboard.press("End")
+    assert tab.locator("#layer").input_value() == "1" and pressed(tab) == "7"
+    assert len(seen) == 3
+    outline = tab.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"  # the focus is seen
+
+
+def test_tab_goes_through_the_controls_in_order(tab):
+    ids = []
+    for _ in range(9):
+        tab.keyboard.press("Tab")
+        ids.append(tab.evaluate("(e => e.id || (e.dataset.word && 'word') || e.tagName)(document.activeElement)"))
+    assert ids[:7] == ["theme", "word", "layer", "head", "heat", "grid", "windows"] and ids[7] == "svg"
+
+
+def test_layer_and_head_by_menu_and_by_matrix(tab):
+    before = pixels(tab)
+    tab.select_option("#layer", "4")
+    tab.select_option("#head", "3")
+    chosen = pixels(tab)
+    tab.select_option("#layer", "0")
+    tab.click("#matrix [data-layer='4'][data-head='3']")
+    assert pixels(tab) == chosen != before and tab.locator("#layer").input_value() == "4"
+
+
+def test_switches_and_the_cells_of_the_picture(tab):
+    assert tab.locator(".view.hot").count() == 1 and tab.locator(".strongest").count() == 1
+    tab.uncheck("#heat")
+    assert tab.locator(".view.hot").count() == 0 and tab.locator(".strongest").count() == 0
+    tab.check("#windows")
+    tab.check("#grid")
+    assert tab.locator(".view svg text").count() == 12 and tab.locator(".view svg path").count() == 2
+    tab.focus(".view svg")
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
+        tab.keyboard.press(key)
+    assert tab.locator(".cursor").get_attribute("data-cell") == "14"
+    assert tab.locator("#readout").inner_text().startswith("token 14 (row 1, column 1, window 0)")
+    box = tab.locator(".view svg").bounding_box()
+    tab.mouse.move(box["x"] + box["width"] - 2, box["y"] + box["height"] - 2)
+    assert tab.locator("#readout").inner_text().startswith("token 129 (row 9, column 12, window 11)")
+
+
+def test_light_and_dark(tab):
+    def ground():
+        return tab.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    light = ground()
+    tab.click("#theme")
+    dark = ground()
+    assert light != dark and tab.locator("#theme").inner_text() == "Light"
+    tab.click("#theme")
+    assert ground() == light
+    tab.evaluate("delete document.documentElement.dataset.theme")
+    tab.emulate_media(color_scheme="dark")
+    assert ground() == dark and contrast(tab)[0] >= 4.5, contrast(tab)
+    tab.emulate_media(color_scheme="light")
+    assert contrast(tab)[0] >= 4.5, contrast(tab)
+
+
+def contrast(tab):
+    """(the least of all words on what lies behind them, as in WCAG 2, and where); tinted cells are read with their tint."""
+    return tab.evaluate("""() => {
+        const square = Object.assign(document.createElement('canvas'), {width: 1, height: 1});
+        const pen = square.getContext('2d', {willReadFrequently: true});
+        const luminance = (colours) => {
+            pen.clearRect(0, 0, 1, 1);
+            for (const one of colours) { pen.fillStyle = one; pen.fillRect(0, 0, 1, 1); }
+            const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3).map(v => v / 255)
+                .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        };
+        let least = [21, ''];
+        for (const node of document.querySelectorAll('body *:not(svg *):not(script):not(style):not(noscript)')) {
+            const own = [...node.childNodes].some(one => one.nodeType === 3 && one.textContent.trim());
+            if (!own || !node.offsetParent) continue;
+            const behind = [];
+            for (let up = node; up; up = up.parentElement) behind.unshift(getComputedStyle(up).backgroundColor);
+            const [a, b] = [luminance(behind), luminance([...behind, getComputedStyle(node).color])];
+            const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+            if (ratio < least[0]) least = [ratio, node.outerHTML];
+        }
+        return least;
+    }""")
+
+
+def test_the_table_is_filtered_sorted_and_explained(tab):
+    rows = tab.locator("#table tbody tr")
+    tab.fill("#filter", "blocks.1. MLP")
+    names = rows.locator("td:first-child").all_inner_texts()
+    assert names == [f"visual.blocks.1.mlp.{one}" for one in ("gate_proj", "up_proj", "act", "down_proj")]
+    assert tab.locator("#count").inner_text().startswith("4 of ")
+    tab.click("[data-column='4']")
+    largest = [float(cell) for cell in rows.locator("td:nth-child(5)").all_inner_texts()]
+    assert largest == sorted(largest, reverse=True) and tab.locator("th[aria-sort=descending]").inner_text().startswith(
+        "max"
+    )
+    tab.click("#table tbody button >> nth=0")
+    assert len(tab.locator(".told").inner_text()) > 60
+    tab.click("#table tbody button >> nth=0")
+    assert tab.locator(".told").count() == 0
+    tab.fill("#filter", "")
+    assert rows.count() == 100
+    tab.click("#more")
+    assert rows.count() == 500
+    tab.focus("#filter")
+    tab.keyboard.press("]")
+    assert tab.locator("#layer").input_value() == "0"  # typed, not a shortcut
+
+
+def test_the_bar_of_parts_is_as_long_as_the_run(tab):
+    widths = tab.evaluate("[...document.querySelectorAll('#parts i')].map(part => part.getBoundingClientRect().width)")
+    assert len(widths) == 4 and sum(widths) > 0.98 * tab.locator("#parts").bounding_box()["width"]
+
+
+def test_two_pictures_and_none(browser, tmp_path):
+    """Each run of picture tokens says its own share; what is about pictures goes where there are none."""
+    vlm, page = minivl.load(), browser.new_page()
+    for pictures in ([scene(5).image, scene(7, size=(196, 308)).image], []):
+        messages = chat.user("How many circles?", pictures)
+        write_page(page_of_run(vlm, messages, max_new_tokens=1)[0], tmp_path / "a.html")
+        page.goto((tmp_path / "a.html").as_uri())
+        words = page.locator("#prompt .picture").all_inner_texts()
+        shares = [float(one.split(": ")[1].split()[0]) for one in words]
+        text = page.locator("#readout").inner_text()
+        assert len(shares) == len(pictures) and page.locator("#legend").is_visible() == bool(pictures)
+        assert page.locator("#switches").is_visible() == page.locator("#matrix").is_visible() == bool(pictures)
+        if pictures:
+            whole = float(text.split(": ")[1].split(" %")[0])
+            assert shares[0] != shares[1] and abs(sum(shares) - whole) < 1.1 and "on the pictures" in text
+        else:
+            assert "no picture" in text
+    page.close()
+
+
+def test_a_stage_opens(tab):
+    stage = tab.locator("details", has_text="visual.window_index").first
+    assert not stage.locator("p").first.is_visible()
+    stage.locator("summary").click()
+    assert stage.locator("p").first.is_visible() and "window" in stage.locator("p").first.inner_text()
+
+
+@pytest.mark.parametrize("width", [400, 768, 1280])
+def test_it_fits_the_screen(tab, width):
+    """Nothing makes the page scroll sideways, and the picture is on it whole."""
+    tab.set_viewport_size({"width": width, "height": 800})
+    wide = tab.evaluate("document.documentElement.scrollWidth")
+    box = tab.locator(".view").bounding_box()
+    assert wide <= width and box["x"] >= 0 and box["x"] + box["width"] <= width and box["width"] > 250

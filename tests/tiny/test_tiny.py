@@ -1,0 +1,80 @@
+"""The shipped checkpoint: what it must be, and that it has learnt to see."""
+
+import copy
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+import minivl
+from minivl.processing import messages as chat
+from minivl.stream import run
+from minivl.tiny import CHECKPOINT, scene
+from minivl.tiny.evaluate import evaluate
+from minivl.trace.recorder import record
+
+
+def test_the_checkpoint_is_small_and_runs_every_branch():
+    config = minivl.load().config
+    assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) < 12_000_000
+    assert 0 < len(config.vision.fullatt_block_indexes) < config.vision.depth > max(config.vision.fullatt_block_indexes)
+    assert config.text.num_attention_heads > config.text.num_key_value_heads
+    assert len(set(config.text.rope.mrope_section)) == 3
+
+
+def test_the_shipped_model_sees():
+    """Floors below docs/tiny-model.md by what chance does to 25 scenes, and far above guessing."""
+    scores = {task: np.mean(found) for task, found in evaluate(minivl.load(), scene_count=25, digit_count=30).items()}
+    assert min(scores[task] for task in ("describe", "count", "count kind", "colour", "digit")) >= 0.8, scores
+    assert scores["where"] >= 0.75
+
+
+def test_a_conversation_continues_its_cache():
+    """The README's promise: with the same cache a second turn runs only what is new, and says what a fresh run says."""
+    vlm, drawn = minivl.load(), scene(3)
+    messages = chat.user("How many shapes are there?", drawn.image)
+    cache = vlm.new_cache()
+    first = vlm.chat(messages, cache=cache)
+    messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "Describe the picture."}]
+    seen = record(vlm.answer(messages, cache=cache), keep=["input_ids", "lm_head"])
+    fresh = record(vlm.answer(messages), keep=["input_ids", "lm_head"])
+    assert len(seen["input_ids"]) < 30 < len(fresh["input_ids"]) and seen.result == fresh.result
+    scale = np.abs(fresh["lm_head"]).max()
+    assert np.abs(seen["lm_head"] - fresh["lm_head"]).max() < 1e-5 * scale
+    assert copy.deepcopy(messages)[1]["content"].ids == pickle.loads(pickle.dumps(first)).ids == first.ids
+
+
+def test_streaming_gives_the_answer_in_pieces():
+    vlm, drawn = minivl.load(), scene(3)
+    question, _ = drawn.questions[0]
+    pieces = list(vlm.stream(question, drawn.image))
+    assert "".join(pieces) == vlm.ask(question, drawn.image) and len(pieces) > 2 and all(pieces)
+    assert "".join(vlm.stream(chat.user(question, drawn.image))) == "".join(pieces)
+
+
+def test_a_picture_with_its_own_size_and_a_number():
+    vlm, drawn = minivl.load(), scene(3)
+    item = {"type": "image", "image": drawn.image, "resized_height": 112, "resized_width": 168}
+    messages = [{"role": "user", "content": [item, {"type": "text", "text": "Describe the picture."}]}]
+    inputs = run(vlm.prepare(messages, add_vision_id=True))
+    assert inputs.image_grid_thw.tolist() == [[1, 8, 12]]
+    assert "Picture 1: <|vision_start|>" in vlm.tokenizer.decode(inputs.input_ids, skip_special=False)
+
+
+@pytest.mark.parametrize(
+    "file, field, value, words",
+    [
+        ("preprocessor_config.json", "merge_size", 4, "merge_size is 4 in preprocessor_config.json and 2"),
+        ("preprocessor_config.json", "patch_size", 16, "patch_size is 16"),
+        ("config.json", "image_token_id", 9, "config.json says image_token_id is 9"),
+    ],
+)
+def test_files_of_different_checkpoints(file, field, value, words, tmp_path):
+    for path in CHECKPOINT.iterdir():
+        shutil.copy(path, tmp_path / path.name)
+    stored = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps({**stored, field: value}))
+    with pytest.raises(minivl.Error, match=words):
+        minivl.load(tmp_path).ask("Describe the picture.", scene(0).image)
