@@ -1,11 +1,24 @@
-"""JSON files: reading one of a checkpoint, checking what kinds of values it holds, and writing one whole or not at all."""
+"""Small things that every folder uses: JSON files, writing a file whole or not at all, sizes and times in words, tables.
 
+Imports nothing of minivl but errors.py.
+"""
+
+import errno
 import importlib
 import json
+import math
 import os
+import re
+import socket
+import stat
+import uuid
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 
 from minivl.errors import Error
+
+OPERATIONS = (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("kFLOP", 1e3))
 
 
 def read_json(path):
@@ -21,10 +34,10 @@ def read_json(path):
 
 def object_in(stored, field):
     """An object inside another; {} where it is missing or null."""
-    found = stored.get(field)
-    if not isinstance(found, (dict, type(None))):
-        raise Error(f"{field} is {found!r}; it must be an object. Use the file that came with the weights.")
-    return found or {}
+    value = stored.get(field)
+    if not isinstance(value, (dict, type(None))):
+        raise Error(f"{field} is {value!r}; it must be an object. Use the file that came with the weights.")
+    return value or {}
 
 
 def check_kind(field, values, kind, what, least=None):
@@ -37,15 +50,144 @@ def check_kind(field, values, kind, what, least=None):
 
 
 def write_json(value, path):
-    """Plain values as JSON: complete or not at all."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    """Write plain values as JSON, whole or not at all."""
+    with write_whole(path) as partial:
         partial.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(partial, path)
+
+
+@contextmanager
+def write_whole(path):
+    """Write a file whole or not at all: yields the path of a new empty file beside it, renamed when the block ends.
+
+        with write_whole("run.html") as partial:
+            partial.write_text(text)
+
+    If the block raises, or the process is killed, what was at `path` is untouched. Each writer has a file of its own
+    (.NAME.HOST-PID-RANDOM.partial), so two writers of one path never mix: the last to finish wins. Files that killed
+    writers of the same path left on this machine are removed. A symbolic link is followed, the permissions of an existing
+    file are kept; a path that is no regular file (a device, a pipe, a folder) is refused. An OSError becomes an Error.
+    """
+    try:
+        target = Path(os.path.realpath(path))
+        mode = _mode_of_regular_file(target)
+        _remove_leftovers(target)
+        partial = target.with_name(f".{target.name[:100]}.{_writer()}-{uuid.uuid4().hex[:8]}.partial")
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as cause:
-        partial.unlink(missing_ok=True)
-        raise Error(f"cannot write {path}: {cause.strerror}. Give a file in a folder that can be written.") from None
+        raise cannot_write(path, cause) from None
+    try:
+        yield partial
+        if mode is not None:
+            os.chmod(partial, mode)
+        _flush_to_disk(partial)
+        os.replace(partial, target)
+        with suppress(OSError):  # some systems cannot open a folder; the rename itself is done
+            _flush_to_disk(target.parent)
+    except OSError as cause:
+        raise cannot_write(path, cause) from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def cannot_write(path, cause):
+    """The Error for an OSError while writing."""
+    advice = {
+        errno.ENOSPC: "Free some space, or give a file on another disk.",
+        errno.EDQUOT: "Free some space, or give a file on another disk.",
+        errno.EISDIR: "Give the name of a file.",
+    }.get(cause.errno, "Give a file in a folder that can be written.")
+    return Error(f"cannot write {path}: {cause.strerror or cause}. {advice}")
+
+
+def _mode_of_regular_file(path):
+    """Permission bits of the file at `path`, None if there is none."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if not stat.S_ISREG(mode):
+        raise Error(f"cannot write {path}: it is a device or a pipe, not a file. Give the name of a file.")
+    return stat.S_IMODE(mode)
+
+
+def _writer():
+    """HOST-PID, as it stands in the name of a partial file."""
+    host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:40] or "host"
+    return f"{host}-{os.getpid()}"
+
+
+def _remove_leftovers(target):
+    """Remove partial files of the same path whose process, on this machine, is no more."""
+    host = _writer().rpartition("-")[0]
+    pattern = re.compile(rf"\.{re.escape(target.name[:100])}\.{host}-(\d+)-[0-9a-f]{{8}}\.partial")
+    for name in os.listdir(target.parent):
+        match = pattern.fullmatch(name)
+        if match and not _is_running(int(match[1])):
+            with suppress(OSError):
+                os.unlink(target.with_name(name))
+
+
+def _is_running(pid):
+    if pid == os.getpid():
+        return True
+    if os.name == "nt":
+        return True  # subtle: os.kill(pid, 0) ends a process on Windows; rather keep a file too many
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _flush_to_disk(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def format_bytes(number):
+    """ "7.51 GB", from 10 MB up three digits; a GB is 10^9 bytes."""
+    power = min(max(int(math.log10(max(number, 1)) // 3), 1), 4)
+    value = number / 1000**power
+    return f"{value:,.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
+
+
+def format_seconds(value):
+    """ "5.0 min", "1.50 s", "12.5 ms"."""
+    if value >= 120:
+        return f"{value / 60:,.1f} min"
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def format_operations(number):
+    """ "16.50 TFLOP"; "" for none."""
+    for unit, one in OPERATIONS:
+        if number >= one:
+            return f"{number / one:,.2f} {unit}"
+    return f"{number} FLOP" if number else ""
+
+
+def format_table(rows, right=(), gap=2):
+    """Lines of a table of text, columns aligned; `right` lists the columns that are aligned to the right."""
+    rows = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[at]) for row in rows if at < len(row)) for at in range(max(map(len, rows), default=0))]
+    return [
+        (" " * gap).join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
+        for row in rows
+    ]
+
+
+def did_you_mean(name, names, most=3, cutoff=0.5):
+    """ " Did you mean a or b?" with the names most like it; "" if there are none."""
+    close = get_close_matches(str(name), [str(one) for one in names], most, cutoff)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def lazy_names(package, **homes):

@@ -208,7 +208,7 @@ def frames_not_apart(port):
 
 def tables(change, which=0):
     """cos (or sin) of the tower from changed rows and columns, [N, 2] in window order."""
-    return lambda port: vision_rope(np.ascontiguousarray(change(port)), port.config.vision.head_dim)[which]
+    return lambda port: vision_rope(np.ascontiguousarray(change(port)), port.config.vision.head_dim, 1e4)[which]
 
 
 def angles(change):
@@ -259,7 +259,7 @@ TOWER_PLACES = [
     ("positions not in window order", "", COS, tables(lambda p: p[PLACES])),
     ("inverse of the window order", "sorted by argsort", COS, tables(
         lambda p: to_window_order(p[PLACES], np.argsort(p[INDEX]), 4))),
-    ("wrong theta", "1e+06", COS, lambda p: p.swapped("minivl.model.positions.VISION_THETA", lambda _: 1e6, COS)),
+    ("wrong theta", "1e+06", COS, lambda p: p.swapped("minivl.checkpoint.config.VisionConfig.rope_theta", lambda _: 1e6, COS)),
     ("frequencies of the whole head", "", COS, lambda p: p.swapped(
         "minivl.model.positions.inverse_frequencies", of_whole_head, COS)),
     ("rows and columns interleaved", "", COS, angles(
@@ -554,7 +554,7 @@ ATTENTION = [
     ("no rotation", "", DQ, rotated(DQ, unrotated)),
     ("rotated twice", "", Q, rotated(Q, twice)),
     ("positions not in window order", "", Q, lambda p: rotate_numpy(
-        p["visual.blocks.0.attn.qkv"].reshape(-1, 3, 4, 8)[:, 0], *vision_rope(p[PLACES], 8))),
+        p["visual.blocks.0.attn.qkv"].reshape(-1, 3, 4, 8)[:, 0], *vision_rope(p[PLACES], 8, 1e4))),
     ("heads interleaved", "exchanged", DQ, lambda p: rotate_numpy(
         p["model.layers.1.self_attn.q_proj"].reshape(-1, 8, 6).swapaxes(1, 2), p[TABLE], p["model.rope.sin"])),
     ("heads interleaved", "", "model.layers.1.self_attn.q_proj", columns_by_head("model.layers.1.self_attn.q_proj", 6)),

@@ -1,6 +1,5 @@
-"""The package as a whole: who imports whom, what importing costs, and the command line."""
+"""The package as a whole: what importing costs, and the command line."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -12,48 +11,6 @@ from PIL import Image
 import minivl
 from minivl.cli import main
 from minivl.tiny import scene
-
-PACKAGE = Path(minivl.__file__).parent
-ORDER = (
-    "errors json_file memory positions published relatives config_file config parameters kernels stream resident "
-    "weights tokenizer_files tokenizer chat template image_file image frames video prepared tokens inputs prepare "
-    "progress windows grids maps vision summary kv_cache decoder sampling engine several grounding drawing answer "
-    "stats names tensor_file parts sources verdict causes rows compare recording outline forecast trace edits "
-    "provenance texts_vision texts_decoder explain pictures step_html walk what_if_text faults what_if model"
-)
-
-
-def imported_rooms(path):
-    """Rooms of this package that a file imports anywhere."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "minivl":
-            parts = node.module.split(".")[1:]
-            yield from [parts[0]] if parts else [alias.name for alias in node.names]
-
-
-def test_data_flows_down():
-    """A file imports only from the ones before it."""
-    order = [
-        *ORDER.split(),
-        *"hooks reference outlined workloads plan plan_text gguf_file programs peers report bench page stepper".split(),
-        *"commands console cli".split(),
-    ]
-    files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
-    assert sorted(files) == sorted(
-        room for room in order if room not in ("kernels", "causes", "faults", "page", "commands")
-    )
-    for room, path in files.items():
-        above = {*order[: order.index(room)], "tiny"}
-        assert set(imported_rooms(path)) <= above, room
-
-
-def test_only_kernels_import_numba():
-    for path in PACKAGE.rglob("*.py"):
-        nodes = list(ast.walk(ast.parse(path.read_text())))
-        names = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
-        names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
-        own = {name.split(".")[0] for name in names}
-        assert path.parent.name == "kernels" or not own & {"numba", "llvmlite"}, path
 
 
 def test_importing_loads_nothing_heavy():

@@ -15,8 +15,8 @@ from pathlib import Path
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from minivl.errors import Error
+from minivl.palette import COLOURS
 
-COLOURS = ("#D55E00", "#0072B2", "#F0E442", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 FONTS = (  # of Linux, macOS and Windows, for what Pillow's own lacks, which knows little but ASCII
     "DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf", "NotoSansCJK-Regular.ttc",
     "DroidSansFallbackFull.ttf", "wqy-microhei.ttc", "Hiragino Sans GB.ttc", "msyh.ttc", "malgun.ttf",

@@ -262,9 +262,9 @@ def processor():
 
 def versions():
     """Of what matters here; None for what is not installed."""
-    import minivl
+    from minivl import __version__
 
-    found = {"python": platform.python_version(), "minivl": minivl.__version__}
+    found = {"python": platform.python_version(), "minivl": __version__}
     for name in ("numpy", "numba", "torch", "transformers", "llama-cpp-python", "gguf"):
         try:
             found[name] = importlib.metadata.version(name)

@@ -7,9 +7,10 @@ Config.named("72B")                         # a published size, without any file
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from minivl.checkpoint.config_json import fields_of
-from minivl.checkpoint.presets import PUBLISHED, published
+from minivl.checkpoint.presets import PUBLISHED, VISION_THETA, published
 from minivl.checkpoint.unsupported import check_no_adapter
 from minivl.errors import Error
 from minivl.helpers import read_json
@@ -32,6 +33,7 @@ class VisionConfig:
     out_hidden_size: int
     tokens_per_second: float
     hidden_act: str
+    rope_theta: ClassVar = VISION_THETA
 
     @property
     def head_dim(self):

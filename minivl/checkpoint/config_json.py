@@ -8,11 +8,10 @@ transformers' own and mostly not the published values. null counts as missing, e
 
 import math
 
-from minivl.checkpoint.presets import TOKEN_IDS
+from minivl.checkpoint.presets import TOKEN_IDS, VISION_THETA
 from minivl.checkpoint.unsupported import check_model_type, check_whole
 from minivl.errors import Error
 from minivl.helpers import check_kind, object_in
-from minivl.model.positions import VISION_THETA
 
 TEXT_SIZES = {  # whole numbers above 0
     "vocab_size": 152064,

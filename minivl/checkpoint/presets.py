@@ -18,6 +18,8 @@ TOKEN_IDS = {
     "video_token_id": 151656,
 }
 
+VISION_THETA = 10000.0  # of the tower's rotary positions; transformers 5 stores it, the published files do not
+
 # preprocessor_config.json of all of them: limits on a resized picture, in pixels
 PIXELS = {"min_pixels": 3136, "max_pixels": 12845056}
 

@@ -22,7 +22,7 @@ def add(subparsers):
 
 
 def run(options):
-    from minivl.plan.summary import size
+    from minivl.helpers import format_bytes
 
     check_question(options)
     if options.output is None and not options.table:
@@ -37,7 +37,7 @@ def run(options):
     if options.table:
         print(trace.table())
     if options.output is not None:
-        written = size(sum(tensor.nbytes for tensor in trace.values()))
+        written = format_bytes(sum(tensor.nbytes for tensor in trace.values()))
         print(f"{options.output}: {len(trace)} of {len(trace.names)} tensors, {written}")
     if trace.result is not None:
         ending = "" if trace.result.finished else " ..."

@@ -10,8 +10,8 @@ Source: arXiv:2412.15115 (Qwen2.5), arXiv:2409.12191 (M-RoPE); names are the che
 Several prompts at once (several.py) are the same code once more: only the cache knows that each row has a past of its own.
 """
 
+from minivl.model.layers import softmax_of, swiglu
 from minivl.model.positions import mrope
-from minivl.model.vision import softmax_of, swiglu
 from minivl.stream import Lazy, under
 
 

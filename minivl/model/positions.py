@@ -33,7 +33,6 @@ VIDEO_POSITIONS = {
     "launch": "after the video's largest position, time included; what the model was trained with",
     "transformers5": "after its longer side, as after a picture: a long video overlaps the text in time",
 }
-VISION_THETA = 10000.0  # transformers 5 stores it in config.json, the published files do not
 
 
 def patch_positions(grid_thw, merge_size):
@@ -51,15 +50,14 @@ def patch_positions(grid_thw, merge_size):
     return np.concatenate(places).astype(np.int64)
 
 
-def vision_rope(places, head_dim):
+def vision_rope(places, head_dim, theta):
     """cos and sin for the tower: float32 [N, head_dim] each, from int [N, 2] rows and columns.
 
     Half of the frequencies turn with the row, half with the column; the angles stand twice: [row*f, col*f, row*f, col*f].
     """
     N, _ = places.shape
-    angles = places.astype(np.float32)[:, :, None] * inverse_frequencies(
-        VISION_THETA, head_dim // 2
-    )  # [N, 2, head_dim/4]
+    angles = places.astype(np.float32)[:, :, None] * inverse_frequencies(theta, head_dim // 2)
+    # [N, 2, head_dim/4]
     angles = angles.reshape(N, head_dim // 2)
     angles = np.concatenate([angles, angles], axis=1)
     return np.cos(angles), np.sin(angles)

@@ -8,6 +8,7 @@ Source: arXiv:2502.13923, section 2.1; names are the checkpoint's, below `visual
 """
 
 from minivl.kernels import attention
+from minivl.model.layers import softmax_of, swiglu
 from minivl.model.positions import patch_positions, vision_rope
 from minivl.model.windows import check_order, frame_segments, to_raster_order, to_window_order, window_index
 from minivl.stream import Lazy, under
@@ -31,7 +32,8 @@ def vision_tower(pixel_values, grid_thw, weights, config, kernels):
 
     x = yield "patch_embed", patch_embed(pixel_values, weights, kernels)
     x = yield "window_order", to_window_order(x, index, config.merge_unit)
-    cos, sin = vision_rope(to_window_order(places, index, config.merge_unit), config.head_dim)
+    places = to_window_order(places, index, config.merge_unit)
+    cos, sin = vision_rope(places, config.head_dim, config.rope_theta)
     cos = yield "rope.cos", cos
     sin = yield "rope.sin", sin
 
@@ -85,22 +87,6 @@ def vision_context(x, weights, rope, segments, heads, kernels):
     else:
         context = attention.segment_context(probs, v, segments)
     return (yield "context", context)
-
-
-def softmax_of(scores):
-    """Probabilities of scores: lazy as long as nobody has changed the scores."""
-    if isinstance(scores, Lazy):
-        return Lazy(scores.shape, lambda: attention.softmax(scores()))
-    return attention.softmax(scores)
-
-
-def swiglu(x, weights, kernels):
-    """down(silu(gate(x)) * up(x)). [N, D] -> [N, I] -> [N, D]. The tower's has biases, the decoder's has none."""
-    gate = yield "gate_proj", kernels.linear(x, *weights.linear("gate_proj"))
-    up = yield "up_proj", kernels.linear(x, *weights.linear("up_proj"))
-    act = yield "act", kernels.silu_multiply(gate, up)
-    del gate, up
-    return (yield "down_proj", kernels.linear(act, *weights.linear("down_proj")))
 
 
 def patch_merger(x, weights, config, kernels):

@@ -3,10 +3,9 @@
 print(text(plan("72B", [Size(1080, 1920)], tokens=200)))
 """
 
-from minivl.plan.summary import size
+from minivl.helpers import format_bytes, format_operations, format_seconds
 
 LINE = "{:<22} {:>14} {:>14} {:>14}"
-UNITS = (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("kFLOP", 1e3))
 
 
 def text(found):
@@ -52,36 +51,42 @@ def operation_lines(found):
     rows = dict.fromkeys(row for part in parts.values() for row in part)
     yield LINE.format("operations", "vision", "prefill", f"decode, {found['tokens'] - 1:,}x")
     for row in rows:
-        yield LINE.format(f"  {row}", *(flops(part.get(row, 0)) for part in parts.values())).rstrip()
-    yield LINE.format("together", *(flops(sum(part.values())) for part in parts.values()))
+        yield LINE.format(f"  {row}", *(format_operations(part.get(row, 0)) for part in parts.values())).rstrip()
+    yield LINE.format("together", *(format_operations(sum(part.values())) for part in parts.values()))
     if "seconds" in found:
-        yield LINE.format("expected here", *(duration(value) for value in found["seconds"].values()))
+        yield LINE.format("expected here", *(format_seconds(value) for value in found["seconds"].values()))
 
 
 def memory_lines(found):
     memory, read = found["memory"], found["read"]
     if found["tokens"] > 1:
-        weights, cache = size(read["weights"]), size(read["cache"])
+        weights, cache = format_bytes(read["weights"]), format_bytes(read["cache"])
         yield f"read for a token of the answer: weights {weights}, keys and values {cache} on average"
-    yield f"weights in memory: {size(memory['weights'])}" + ", mapped from the file" * (found["weights"] == "bfloat16")
-    yield f"keys and values: {size(memory['cache'])}"
+    yield f"weights in memory: {format_bytes(memory['weights'])}" + ", mapped from the file" * (
+        found["weights"] == "bfloat16"
+    )
+    yield f"keys and values: {format_bytes(memory['cache'])}"
     peaks, largest = memory["activations"], memory["largest"]
     yield (
-        f"activations at most: {size(peaks['vision'])} in the tower, {size(peaks['prefill'])} in the prefill; the largest "
-        f"tensor is {largest['name']}, {size(largest['bytes'])}"
+        f"activations at most: {format_bytes(peaks['vision'])} in the tower, {format_bytes(peaks['prefill'])} in the prefill; "
+        f"the largest tensor is {largest['name']}, {format_bytes(largest['bytes'])}"
     )
     if memory["machine"] is not None and memory["weights"] > memory["machine"]:
-        yield f"this machine has {size(memory['machine'])} of memory: the weights do not fit, each token reads from disk"
+        yield (
+            f"this machine has {format_bytes(memory['machine'])} of memory: the weights do not fit, "
+            + "each token reads from disk"
+        )
 
 
 def speed_lines(found):
     speeds, taken, later = found["speeds"], found["seconds"], found["tokens"] - 1
-    each = f", {duration(taken['decode'] / later)} a token" if later else ""
-    first, last = duration(taken["vision"] + taken["prefill"]), duration(sum(taken.values()))
+    each = f", {format_seconds(taken['decode'] / later)} a token" if later else ""
+    first, last = format_seconds(taken["vision"] + taken["prefill"]), format_seconds(sum(taken.values()))
     yield f"expected here: first token after {first}{each}, all after {last}"
     giga = {name: speed / 1e9 for name, speed in speeds.items()}
     yield (
-        f"from what minivl's kernels do here: {duration(speeds['call'])} for a call; weights read at {giga['read']:.1f} GB/s; "
+        f"from what minivl's kernels do here: {format_seconds(speeds['call'])} for a call; weights read at "
+        f"{giga['read']:.1f} GB/s; "
         f"products {giga['linear']:.0f} GFLOP/s;"
     )
     yield (
@@ -89,16 +94,3 @@ def speed_lines(found):
         f"{giga['rows']:.1f} GB/s by one thread, {giga['move']:.1f} by all"
     )
     yield "assuming that the weights are in memory already; preparing pictures and compiling are not counted"
-
-
-def flops(number):
-    for unit, one in UNITS:
-        if number >= one:
-            return f"{number / one:,.2f} {unit}"
-    return f"{number} FLOP" if number else ""
-
-
-def duration(value):
-    if value >= 120:
-        return f"{value / 60:,.1f} min"
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"

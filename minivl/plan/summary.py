@@ -12,6 +12,7 @@ at launch, the attention's without the word for its backend ("Sdpa").
 import math
 
 from minivl.checkpoint.parameters import parameter_shapes
+from minivl.helpers import format_bytes
 from minivl.model.vision import EPS
 
 # {module: (class, its parts in order)}; block 0 stands for all blocks, layer 0 for all layers
@@ -139,12 +140,5 @@ def table(config):
             text.append(f"{label:<26} {'tied':>16}    the weight of model.embed_tokens, counted there")
             continue
         share = f"{number / found['total']:.1%}"
-        text.append(LINE.format(label, f"{number:,}", size(2 * number), size(4 * number), share))
+        text.append(LINE.format(label, f"{number:,}", format_bytes(2 * number), format_bytes(4 * number), share))
     return "\n".join(text)
-
-
-def size(number):
-    """Bytes for people: "7.51 GB"; a GB is 10^9 bytes."""
-    power = min(max(int(math.log10(max(number, 1)) // 3), 1), 4)
-    value = number / 1000**power
-    return f"{value:,.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"

@@ -8,7 +8,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from minivl.answer.drawing import COLOURS
+from minivl.palette import COLOURS
 from minivl.processing.image_processor import ImageProcessor
 from minivl.studies.from_trace import lines_of, needed, numbered, place_of_step, token_ids  # noqa: F401
 

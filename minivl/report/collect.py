@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from minivl.errors import Error
+from minivl.palette import HEAT
 from minivl.report.attention import Looks
 from minivl.report.images import scenes
 from minivl.report.next_token import prompt_words, question_of, text_of, told
@@ -17,7 +18,6 @@ from minivl.tiny import CHECKPOINT
 from minivl.trace.maps import MAPPED, Maps
 from minivl.trace.stats import loudest, stats_of
 from minivl.trace.trace import bare, step_of
-from minivl.walk.overlays import HEAT
 
 LAYER = re.compile(r"model\.layers\.(\d+)(.*)")
 LARGE = 1 << 24  # values of a tensor that the model itself never makes: above, its statistics are left out

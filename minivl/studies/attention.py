@@ -6,7 +6,7 @@ import numpy as np
 
 from minivl.checkpoint.memory import memory
 from minivl.errors import Error
-from minivl.plan.summary import size
+from minivl.helpers import format_bytes
 from minivl.studies.from_trace import needed, numbered, place_of_step
 from minivl.trace.trace import Trace
 
@@ -180,5 +180,6 @@ def check_room(rows):
     free, needs = memory(), 3 * 4 * rows * rows
     if free is not None and needs > free // 2:
         raise Error(
-            f"a rollout of {rows} rows takes {size(needs)}, and {size(free // 2)} may be had. Lower max_pixels and trace again."
+            f"a rollout of {rows} rows takes {format_bytes(needs)}, and {format_bytes(free // 2)} may be had. "
+            f"Lower max_pixels and trace again."
         )

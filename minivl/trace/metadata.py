@@ -64,7 +64,7 @@ def config_json(config):
 
 def versions():
     """Of what can change a bit."""
-    import minivl
+    from minivl import __version__
 
-    found = {"minivl": minivl.__version__, "python": platform.python_version()}
+    found = {"minivl": __version__, "python": platform.python_version()}
     return found | {name: importlib.metadata.version(name) for name in PARTS}

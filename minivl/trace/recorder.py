@@ -15,8 +15,8 @@ import numpy as np
 from minivl.checkpoint.memory import amount, available
 from minivl.checkpoint.safetensors import TensorFile
 from minivl.errors import Error
+from minivl.helpers import format_bytes
 from minivl.plan.forecast import Foreseen
-from minivl.plan.summary import size
 from minivl.stream import read_only, run, value_of
 from minivl.trace.maps import MAPPED
 from minivl.trace.trace import Trace, did_you_mean, metadata_of
@@ -140,8 +140,9 @@ class Recorder:
         where = "memory" if self.file is None else f"{self.file.path}"
         spill = " write them to disk with spill=," if self.file is None else ""
         raise Error(
-            f"to keep this takes {size(total)}: up to {number:,} tensors, the largest of them {largest.name}, "
-            f"{size(largest.nbytes)}; {where} may take {size(self.limit)}. Name fewer in keep= (attention scores and probs are "
+            f"to keep this takes {format_bytes(total)}: up to {number:,} tensors, the largest of them {largest.name}, "
+            f"{format_bytes(largest.nbytes)}; {where} may take {format_bytes(self.limit)}. Name fewer in keep= "
+            f"(attention scores and probs are "
             f"the large ones), lower max_new_tokens,{spill} or raise limit=."
         )
 

@@ -27,7 +27,6 @@ import numpy as np
 from minivl.answer.answer import Answer
 from minivl.checkpoint.config import Config
 from minivl.checkpoint.safetensors import TensorFile, read_tensors, room_for
-from minivl.compare.comparison import compare
 from minivl.errors import Error
 from minivl.tensors.chunks import names_of_parts, part_of, whole
 from minivl.trace.maps import MAPPED, Maps
@@ -107,6 +106,8 @@ class Trace(Mapping):
 
     def compare(self, other, **options):
         """This trace beside another recording of the same prompt: where they part first, and why. -> compare.Comparison"""
+        from minivl.compare.comparison import compare
+
         return compare(self, other, **options)
 
     @cached_property

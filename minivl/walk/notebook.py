@@ -10,11 +10,12 @@ import re
 
 import numpy as np
 
+from minivl.palette import HEAT
 from minivl.processing.inputs import even_parts
 from minivl.tensors.chunks import part_of
 from minivl.tensors.explain import STEP, documented, word
 from minivl.trace.maps import Maps
-from minivl.walk.overlays import HEAT, MOST, coloured, gridded, heat_pictures, permutation, places
+from minivl.walk.overlays import MOST, coloured, gridded, heat_pictures, permutation, places
 
 IN_PARTS = re.compile(r"model\.(layers\.|norm)")
 NO_HEAT = ("rope.cos", "rope.sin", "scores", "window_index", "patch_positions", "input_ids", "position_ids")

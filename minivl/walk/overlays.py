@@ -9,16 +9,10 @@ Rows of the tower are in window order, rows of the decoder are words and picture
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from minivl.palette import HEAT, TINTS
+
 LONGEST = 336  # pixels of the longer side of a picture that is shown
 MOST = 8  # pictures and pairs of frames that are shown
-HEAT = np.array(
-    [[13, 8, 65], [94, 20, 130], [190, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float32
-)  # low to high
-# pale, for black numbers, and told apart with any colour vision: Okabe and Ito's, and grey
-TINTS = np.array(
-    [[86, 180, 233], [240, 160, 100], [80, 200, 160], [225, 165, 200],
-     [150, 200, 240], [240, 215, 120], [235, 235, 150], [200, 200, 200]], dtype=np.float32
-)  # fmt: skip
 
 
 def places(maps):

@@ -14,6 +14,7 @@ from minivl.faults import fault, swapped
 from minivl.faults.what_if import renewed
 from minivl.kernels import rope
 from minivl.model import decoder, engine, positions, vision
+from minivl.model.layers import swiglu
 from minivl.tiny import scene
 
 
@@ -116,7 +117,7 @@ def post_norm(patch):
         )
         x = yield "attn_residual", h + a
         h = yield "norm2", kernels.rms_norm(x, weights["norm2.weight"], 1e-6)
-        return x + (yield from vision.under("mlp", vision.swiglu(h, weights.at("mlp"), kernels)))
+        return x + (yield from vision.under("mlp", swiglu(h, weights.at("mlp"), kernels)))
 
     patch.setattr(vision, "vision_block", block)
 

@@ -101,7 +101,7 @@ def test_patch_positions():
 def test_vision_rope():
     known = FACTS["vision_rotary"]["output"]
     np.testing.assert_array_equal(inverse_frequencies(10000.0, 40), np.array(known["inv_freq"], dtype=np.float32))
-    cos, sin = vision_rope(np.array([[3, 5]], dtype=np.int64), 80)
+    cos, sin = vision_rope(np.array([[3, 5]], dtype=np.int64), 80, 1e4)
     assert cos.dtype == sin.dtype == np.float32 and cos.shape == (1, 80)
     for table, values in ((cos, known["cos_idx"]), (sin, known["sin_idx"])):
         for index, value in values.items():

@@ -11,7 +11,8 @@ from minivl import load
 from minivl.checkpoint.config import Config
 from minivl.checkpoint.parameters import parameter_shapes
 from minivl.cli import main
-from minivl.plan.summary import counts, size, table, tree
+from minivl.helpers import format_bytes
+from minivl.plan.summary import counts, table, tree
 
 TREE_3B = """\
 Qwen2_5_VLForConditionalGeneration(
@@ -190,7 +191,7 @@ def test_table():
     ],
 )
 def test_sizes(number, shown):
-    assert size(number) == shown
+    assert format_bytes(number) == shown
 
 
 def test_what_the_docs_show():

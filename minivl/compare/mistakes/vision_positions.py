@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from minivl.checkpoint.presets import VISION_THETA
 from minivl.compare.mistakes import RIGHT, Unknown
-from minivl.model.positions import VISION_THETA, inverse_frequencies, patch_positions, vision_rope
+from minivl.model.positions import inverse_frequencies, patch_positions, vision_rope
 from minivl.model.windows import frame_segments, to_window_order, window_index
 
 
@@ -139,13 +140,17 @@ def tower_tables(step):
     index, unit = window_index(all_grids(step), vision)[0], vision.merge_unit
     right = patch_positions(all_grids(step), vision.spatial_merge_size)
     there = to_window_order(right, index, unit)
-    yield RIGHT, "", vision_rope(there, K)
+    yield RIGHT, "", vision_rope(there, K, VISION_THETA)
     text = "rows and columns are in raster order, where the patches are in window order"
-    yield "positions not in window order", text, vision_rope(right, K)
+    yield "positions not in window order", text, vision_rope(right, K, VISION_THETA)
     text = "rows and columns were sorted by argsort(window_index) instead of window_index"
-    yield "inverse of the window order", text, vision_rope(to_window_order(right, np.argsort(index), unit), K)
+    yield (
+        "inverse of the window order",
+        text,
+        vision_rope(to_window_order(right, np.argsort(index), unit), K, VISION_THETA),
+    )
     for name, sentence, places in wrong_places(step):
-        yield name, sentence, vision_rope(to_window_order(places, index, unit), K)
+        yield name, sentence, vision_rope(to_window_order(places, index, unit), K, VISION_THETA)
     f = inverse_frequencies(VISION_THETA, K // 2)
     yield from tables_of(there, f, K)
     for theta in (1e6, 1e5, 5e5):
