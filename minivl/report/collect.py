@@ -134,7 +134,7 @@ class Notes:
         if missing:
             raise Error(
                 f"the page needs tensors that this trace does not hold: {', '.join(missing)}. Trace to the end with "
-                "keep=minivl.report.page.needed, or with keep='*'."
+                "keep=minivl.report.needed, or with keep='*'."
             )
 
 
