@@ -1,0 +1,62 @@
+"""What a task yields: pictures or a video with a known truth, and conversations about them.
+
+    example = draw_example("shapes", seed=7)               # see minivl.tiny.tasks
+    example.media[0].frames[0]                             # PIL image
+    example.conversations[0][0]                            # Turn("colour", "What colour is the ring?", "red", ...)
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its true answer. accepted: all answers that are true, of which `answer` is one drawn at random."""
+
+    task: str
+    question: str
+    answer: str
+    accepted: tuple = ()
+    about: tuple = None  # the box that the answer speaks of, in pixels of the first picture
+
+    def is_right(self, answer):
+        return answer in (self.accepted or (self.answer,))
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A printed character and its box (x1, y1, x2, y2)."""
+
+    text: str
+    box: tuple
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A picture (one frame) or a video (an even number of frames), and what is on each picture or pair of frames."""
+
+    frames: tuple
+    shapes: tuple = ()  # a tuple of shapes for each picture or pair of frames
+    signs: tuple = ()  # a tuple of signs, likewise
+    digit: int = None
+
+    @property
+    def is_video(self):
+        return len(self.frames) > 1
+
+
+@dataclass(frozen=True)
+class Example:
+    """Pictures or a video (`media`) and conversations, each a tuple of turns, which all start behind them."""
+
+    media: tuple
+    conversations: tuple
+    family: str = ""
+
+    @property
+    def images(self):
+        """As `ask` and `messages.user` take them: a list of pictures, None if there is none."""
+        return [medium.frames[0] for medium in self.media if not medium.is_video] or None
+
+    @property
+    def videos(self):
+        return [list(medium.frames) for medium in self.media if medium.is_video] or None

@@ -1,0 +1,60 @@
+"""The task families: each draws a picture, two, or a video, with questions and true answers, from one number.
+
+    example = draw_example("shapes", seed=7)
+    example.media[0].frames[0]               # the picture
+    example.conversations[0][0].question     # and .answer, .task
+
+The same family, seed and options always give the same example. Needs NumPy and Pillow only.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from minivl.tiny import scenes
+from minivl.tiny.examples import Example, Medium
+from minivl.tiny.tasks import far_apart, reading, sequences, shapes
+
+SCORED, TRAINED = 11, 12  # branches of the generator: scoring and training never draw the same example
+
+
+def draw_family_scene(rng, held_out, ease, most):
+    """Family "scene": pictures of the sizes of minivl.tiny.scenes, up to 336 x 336, with one to five shapes."""
+    chance = np.array([1 / (h * w) for h, w in scenes.SIZES], dtype=np.float64)
+    size = scenes.SIZES[rng.choice(len(chance), p=chance / chance.sum())]
+    count = int(rng.integers(1, 2 + round(4 * ease)))
+    drawn = scenes.draw_scene(rng, size, count)
+    return Example((Medium((drawn.image,), (drawn.shapes,)),), shapes.ask_about(rng, drawn.shapes, held_out, most))
+
+
+FAMILIES = {  # share of the training examples, how to draw one
+    "scene": (3.0, draw_family_scene),
+    "shapes": (6.0, shapes.draw_family),
+    "inside": (0.7, shapes.draw_family_inside),
+    "blind": (0.3, sequences.draw_family_blind),
+    "text": (3.0, reading.draw_family_text),
+    "digit": (1.2, reading.draw_family_digit),
+    "chart": (0.8, reading.draw_family_chart),
+    "table": (0.8, reading.draw_family_table),
+    "pair": (1.5, sequences.draw_family_pair),
+    "video": (2.0, sequences.draw_family_video),
+    "corner": (0.8, far_apart.draw_family_corner),
+    "longer": (0.8, far_apart.draw_family_longer),
+    "line": (0.8, far_apart.draw_family_line),
+    "ambiguous": (0.4, far_apart.draw_family_ambiguous),
+    "hidden": (0.3, far_apart.draw_family_hidden),
+    "noisy": (0.4, far_apart.draw_family_noisy),
+}
+
+
+def draw_example(family, seed, held_out=False, ease=1.0, most=1, branch=SCORED):
+    """Example number `seed` of a family, with up to `most` conversations.
+
+    held_out   word the questions as training never does
+    ease       0..1: how far the way from the easiest examples to all of them has been gone
+    """
+    rng = np.random.default_rng([branch, list(FAMILIES).index(family), *np.atleast_1d(seed)])
+    while True:
+        example = FAMILIES[family][1](rng, held_out, ease, most)
+        if example.conversations:
+            return replace(example, family=family)

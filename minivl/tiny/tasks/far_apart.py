@@ -1,0 +1,141 @@
+"""Questions whose answer joins distant parts of a picture, beyond a window of 112 pixels; and uncertain ones.
+
+In the pictures of "corner", "longer" and "line" the two things compared lie in different windows.
+"""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from minivl.tiny.examples import Example, Medium, Turn
+from minivl.tiny.phrasings import phrase
+from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, paint
+from minivl.tiny.tasks.reading import ink_for
+from minivl.tiny.tasks.shapes import draw_shapes, pick, with_article, worded
+
+SIZES = ((168, 168), (140, 168), (168, 140), (112, 196), (196, 112))
+MARK = 22
+PLACES = {(112, 196): ("left", "right"), (140, 168): ("left", "right"), (168, 140): ("top", "bottom")}
+
+
+def draw_family_corner(rng, held_out, ease, most):
+    """Family "corner": which shape has the colour of the small square in the top left corner?"""
+    size = SIZES[rng.integers(3)]
+    image = background(rng, size)
+    colours, kinds = list(COLOURS), list(KINDS)
+    count = int(rng.integers(2, 3 + round(ease)))
+    order, forms = rng.permutation(len(colours)), rng.permutation(len(kinds))
+    shapes = []
+    for _ in range(60):
+        if len(shapes) == count:
+            break
+        side = int(rng.integers(28, 44))
+        x, y = int(rng.integers(30, size[1] - side - 2)), int(rng.integers(30, size[0] - side - 2))
+        apart = all(abs(x - s.box[0]) > 48 or abs(y - s.box[1]) > 48 for s in shapes)
+        if apart and (x + side // 2 > 112 or y + side // 2 > 112):
+            n = len(shapes)
+            shapes.append(Shape(kinds[forms[n]], colours[order[n]], (x, y, x + side, y + side)))
+    target = shapes[int(rng.integers(len(shapes)))] if rng.random() > 0.15 else None
+    mark = Shape("square", target.colour if target else colours[order[count]], (3, 3, 3 + MARK, 3 + MARK))
+    for shape in (mark, *shapes):
+        paint(rng, image, shape)
+    answer = with_article(target.kind) if target else "none"
+    turn = worded(rng, ("corner", {}, answer, target.box if target else None), held_out)
+    return Example((Medium((image,), ((mark, *shapes),)),), ((turn,),))
+
+
+def draw_family_longer(rng, held_out, ease, most):
+    """Family "longer": two bars in opposite parts of the picture; the longer one is at least six pixels longer."""
+    size = pick(rng, ((112, 196), (196, 112), (140, 168), (168, 140)))
+    height, width = size
+    image = background(rng, size)
+    draw = ImageDraw.Draw(image)
+    across = width > height
+    names = ("left", "right") if across else ("top", "bottom")
+    length = int(rng.integers(30, 80))
+    gap = int(rng.integers(8, 34 - round(16 * ease)))
+    lengths = [length, length + gap]
+    if rng.random() < 0.5:
+        lengths.reverse()
+    shapes, colour = [], pick(rng, list(COLOURS))
+    for i, long in enumerate(lengths):
+        far = 12 + int(rng.integers(0, 16)) if i == 0 else max(size) - 28 - int(rng.integers(0, 16))
+        along = int(rng.integers(3, min(size) - long - 2)) if min(size) - long > 6 else 3
+        box = (far, along, far + 14, along + long) if across else (along, far, along + long, far + 14)
+        draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=COLOURS[colour])
+        shapes.append(Shape("bar", colour, box))
+    answer = f"the {names[lengths.index(max(lengths))]} one"
+    asked = ("longer", {"a": names[0], "b": names[1]}, answer, shapes[lengths.index(max(lengths))].box)
+    return Example((Medium((image,), (tuple(shapes),)),), ((worded(rng, asked, held_out),),))
+
+
+def draw_family_line(rng, held_out, ease, most):
+    """Family "line": dots on the left are joined to dots on the right by curves, which may cross."""
+    size = pick(rng, ((112, 168), (112, 196), (140, 168)))
+    height, width = size
+    image = background(rng, size)
+    count = 2 if rng.random() > 0.6 * ease else 3
+    colours = [list(COLOURS)[i] for i in rng.permutation(len(COLOURS))[: 2 * count]]
+    ends = rng.permutation(count)
+    rows = [int((i + 0.5) * height / count) for i in range(count)]
+    ink, draw = ink_for(rng, image), ImageDraw.Draw(image)
+    t = np.linspace(0, 1, 25)
+    for i, end in enumerate(ends):
+        bend = t * t * (3 - 2 * t)
+        y = rows[i] + (rows[end] - rows[i]) * bend
+        draw.line([*zip((16 + (width - 32) * t).tolist(), y.tolist())], fill=ink, width=3)
+    shapes = []
+    for x, dots in ((6, colours[:count]), (width - 26, colours[count:])):
+        for row, colour in zip(rows, dots):
+            shape = Shape("circle", colour, (x, row - 10, x + 20, row + 10))
+            paint(rng, image, shape)
+            shapes.append(shape)
+    turns = []
+    for i in rng.permutation(count)[:most]:
+        target = shapes[count + int(ends[i])]
+        turns.append((worded(rng, ("line", {"colour": shapes[i].colour}, target.colour, target.box), held_out),))
+    return Example((Medium((image,), (tuple(shapes),)),), tuple(turns))
+
+
+# ---- uncertain ones: the answer is drawn from all that are true, or cannot be seen for sure ----
+
+
+def draw_family_ambiguous(rng, held_out, ease, most):
+    """Family "ambiguous": two shapes of one kind, and the question for the colour of "the" one. Both answers are true."""
+    kind = pick(rng, KINDS)
+    image, shapes = draw_shapes(rng, pick(rng, SIZES[:3]), 2, kinds=(kind,), distinct="colour")
+    turns = []
+    for _ in range(min(most, 2)):
+        question = phrase(rng, "ambiguous", held_out, thing=kind)
+        shape, accepted = pick(rng, shapes), tuple(shape.colour for shape in shapes)
+        turns.append((Turn("ambiguous", question, shape.colour, accepted, shape.box),))
+    return Example((Medium((image,), (shapes,)),), tuple(turns))
+
+
+def draw_family_hidden(rng, held_out, ease, most):
+    """Family "hidden": a grey panel covers the middle of a circle or ring, or most of another shape."""
+    size = pick(rng, ((112, 112), (112, 140), (140, 140)))
+    image = background(rng, size)
+    kind, side = pick(rng, ("circle", "ring")), int(rng.integers(44, 68))
+    x, y = int(rng.integers(2, size[1] - side - 1)), int(rng.integers(2, size[0] - side - 1))
+    shape = Shape(kind, pick(rng, list(COLOURS)), (x, y, x + side, y + side))
+    paint(rng, image, shape)
+    low, high = int(side * 0.22), int(side * 0.78) + 1
+    grey = int(rng.integers(110, 145))
+    image.paste((grey, grey, grey), (x + low, y + low, x + high, y + high))
+    turn = worded(rng, ("hidden", {}, with_article(kind), shape.box), held_out)
+    turn = Turn(turn.task, turn.question, turn.answer, ("a circle", "a ring"), turn.about)
+    return Example((Medium((image,), ((),)),), ((turn,),))
+
+
+def draw_family_noisy(rng, held_out, ease, most):
+    """Family "noisy": a shape that fades into noise, from clear to nearly gone."""
+    size = pick(rng, ((112, 112), (112, 140)))
+    ground = background(rng, size)
+    image = ground.copy()
+    _, shapes = draw_shapes(rng, size, 1, ground=image, sides=(36, 56))
+    share = rng.uniform(0.05, 0.9)
+    mixed = Image.blend(ground, image, share)
+    noise = rng.normal(0, 40, (*size, 3))
+    image = Image.fromarray(np.clip(np.asarray(mixed, dtype=np.float32) + noise, 0, 255).astype(np.uint8))
+    turn = worded(rng, ("noisy", {}, with_article(shapes[0].kind), shapes[0].box), held_out)
+    return Example((Medium((image,), (shapes if share > 0.3 else (),)),), ((turn,),))

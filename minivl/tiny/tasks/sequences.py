@@ -1,0 +1,163 @@
+"""Two pictures, where the order matters, and videos of two to eight frames."""
+
+import numpy as np
+
+from minivl.tiny.examples import Example, Medium, Turn
+from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, paint
+from minivl.tiny.tasks.shapes import draw_shapes, pick, plural, unique, with_article, worded
+
+FIRST, SECOND = "the first", "the second"
+SIZE = (112, 112)
+ORDINALS = ("first", "second")
+MOVES = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+
+def draw_family_pair(rng, held_out, ease, most):
+    """Family "pair": two pictures. Half of them differ in one shape, half are drawn apart."""
+    if rng.random() < 0.5:
+        return draw_change(rng, held_out, ease)
+    made = [draw_shapes(rng, SIZE, int(rng.integers(1, 2 + round(2 * ease)))) for _ in range(2)]
+    pictures = [shapes for _, shapes in made]
+    media = tuple(Medium((image,), (shapes,)) for image, shapes in made)
+    turns = [ask_more, ask_which, ask_of_two]
+    asked = [turns[i](rng, pictures) for i in rng.integers(0, 3, most + 1)]
+    return Example(media, tuple((worded(rng, one, held_out),) for one in asked if one)[:most])
+
+
+def ask_more(rng, pictures):
+    kind = pick(rng, [shape.kind for shapes in pictures for shape in shapes])
+    first, second = (sum(shape.kind == kind for shape in shapes) for shapes in pictures)
+    answer = FIRST if first > second else SECOND if second > first else "the same"
+    return "more", {"kinds": plural(kind)}, answer, None
+
+
+def ask_which(rng, pictures):
+    labels = [{shape.label for shape in shapes} for shapes in pictures]
+    every = sorted(labels[0] | labels[1])
+    if rng.random() < 0.2:
+        every = [f"{colour} {kind}" for colour in COLOURS for kind in KINDS if f"{colour} {kind}" not in every]
+    label = pick(rng, every)
+    found = [label in one for one in labels]
+    answer = "both" if all(found) else FIRST if found[0] else SECOND if found[1] else "none"
+    return "which picture", {"thing": label}, answer, None
+
+
+def ask_of_two(rng, pictures):
+    """The colour of a kind in one of the pictures; where it can be, of a kind that is in both."""
+    nth = int(rng.integers(2))
+    known = unique(pictures[nth], "kind")
+    shared = [shape for shape in known if shape.kind in {other.kind for other in pictures[1 - nth]}]
+    if not known:
+        return None
+    if rng.random() < 0.15:
+        absent = [kind for kind in KINDS if kind not in {shape.kind for shape in pictures[nth]}]
+        return "of two", {"thing": pick(rng, absent), "nth": ORDINALS[nth]}, "none", None
+    shape = pick(rng, shared or known)
+    return "of two", {"thing": shape.kind, "nth": ORDINALS[nth]}, shape.colour, None
+
+
+def draw_change(rng, held_out, ease):
+    """Two pictures of the same shapes, of which one is new, gone or of another colour; or nothing has changed."""
+    ground = background(rng, SIZE)
+    _, shapes = draw_shapes(rng, SIZE, int(rng.integers(2, 3 + round(2 * ease))), ground=ground.copy(), distinct="kind")
+    index, what = int(rng.integers(len(shapes))), pick(rng, ("new", "gone", "colour", "colour", "nothing"))
+    before = after = list(shapes)
+    changed = shapes[index]
+    if what == "colour":
+        colour = pick(rng, [colour for colour in COLOURS if colour != changed.colour])
+        after = [Shape(s.kind, colour, s.box) if s is changed else s for s in shapes]
+        answer = f"the {changed.kind} is now {colour}"
+    elif what == "nothing":
+        answer = "nothing"
+    else:
+        rest = [shape for shape in shapes if shape is not changed]
+        before, after = (rest, before) if what == "new" else (before, rest)
+        answer = f"the {changed.label} is {what}"
+    media = []
+    for shown in (before, after):
+        image = ground.copy()
+        for shape in shown:
+            paint(np.random.default_rng(list(shape.box)), image, shape)  # one tone in both pictures
+        media.append(Medium((image,), (tuple(shown),)))
+    turns = [(worded(rng, ("changed", {}, answer, None), held_out),)]
+    if rng.random() < 0.5 and before and after:
+        asked = ask_of_two(rng, [before, after])
+        turns += [(worded(rng, asked, held_out),)] if asked else []
+    return Example(tuple(media), tuple(turns))
+
+
+# ---- videos: a list of frames for each, two to a step of the grid's time ----
+
+
+def draw_family_video(rng, held_out, ease, most):
+    """Family "video": a shape that moves, one that changes its colour, or shapes that appear."""
+    return pick(rng, (draw_motion, draw_recolouring, draw_arrivals))(rng, held_out, ease, most)
+
+
+def film(rng, ground, states):
+    """A Medium of the frames that show these tuples of shapes, two frames for each pair."""
+    frames = []
+    for shapes in states:
+        image = ground.copy()
+        for shape in shapes:
+            paint(np.random.default_rng(7), image, shape)
+        frames.append(image)
+    return Medium(tuple(frames), tuple(states[1::2]))
+
+
+def draw_motion(rng, held_out, ease, most):
+    count = 2 * int(rng.integers(1, 5))
+    way = pick(rng, list(MOVES))
+    side, colour, kind = int(rng.integers(28, 45)), pick(rng, list(COLOURS)), pick(rng, KINDS)
+    room = 112 - side - 4
+    total = int(rng.integers(min(24, room - 1), room))
+    start = int(rng.integers(2, 2 + room - total + 1))
+    across = int(rng.integers(2, 112 - side - 1))
+    states = []
+    for i in range(count):
+        along = start + round(total * i / (count - 1))
+        along = along if way in ("right", "down") else 112 - side - along
+        x, y = (along, across) if way in ("left", "right") else (across, along)
+        states.append((Shape(kind, colour, (x, y, x + side, y + side)),))
+    medium = film(rng, background(rng, SIZE), states)
+    turns = [(worded(rng, ("way", {"thing": pick(rng, (kind, f"{colour} {kind}"))}, way, None), held_out),)]
+    turns += [(worded(rng, ("colour", {"thing": kind}, colour, None), held_out),)] if most > 1 else []
+    return Example((medium,), tuple(turns))
+
+
+def draw_recolouring(rng, held_out, ease, most):
+    """The colour changes at the third, fifth or seventh frame: the first of a step of the grid's time."""
+    pairs = int(rng.integers(2, 5))
+    change = int(rng.integers(1, pairs))
+    _, shapes = draw_shapes(rng, SIZE, 1)
+    shape = shapes[0]
+    colour = pick(rng, [colour for colour in COLOURS if colour != shape.colour])
+    later = Shape(shape.kind, colour, shape.box)
+    states = [(shape if i < 2 * change else later,) for i in range(2 * pairs)]
+    medium = film(rng, background(rng, SIZE), states)
+    answer = f"frame {2 * change + 1}"
+    turns = [(worded(rng, ("when", {}, answer, None), held_out),)]
+    return Example((medium,), tuple(turns))
+
+
+def draw_arrivals(rng, held_out, ease, most):
+    """One shape is there from the start, others appear and stay."""
+    pairs, new = int(rng.integers(2, 5)), int(rng.integers(0, 2 + round(ease)))
+    _, shapes = draw_shapes(rng, SIZE, 1 + new, distinct="label", sides=(28, 45))
+    shapes = [shapes[i] for i in rng.permutation(len(shapes))]
+    since = [0, *sorted(int(v) for v in rng.integers(1, pairs, len(shapes) - 1))]
+    states = [tuple(shape for shape, at in zip(shapes, since) if i // 2 >= at) for i in range(2 * pairs)]
+    medium = film(rng, background(rng, SIZE), states)
+    asked = [("appeared", {}, str(len(shapes) - 1), None), ("first", {}, with_article(shapes[0].label), None)]
+    turns = [(worded(rng, asked[i], held_out),) for i in rng.permutation(2)[:most]]
+    return Example((medium,), tuple(turns))
+
+
+def draw_family_blind(rng, held_out, ease, most):
+    """Family "blind": questions about pictures without any picture."""
+    from minivl.tiny.tasks.shapes import ask_about
+
+    _, shapes = draw_shapes(rng, SIZE, 2)
+    conversations = ask_about(rng, shapes, held_out, most)
+    unknown = tuple((Turn("blind", turns[0].question, "I don't know"),) for turns in conversations)
+    return Example((), unknown)

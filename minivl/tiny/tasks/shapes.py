@@ -1,0 +1,364 @@
+"""Questions about one picture of shapes: describe, count, attributes, yes or no, boxes, points, relations, follow-ups.
+
+Each function of ASK draws one question about given shapes and returns its turns; None where the shapes allow no such
+question. One question in seven is about something that is not there: its answer is "none", "0", "no" or no box.
+"""
+
+from minivl.tiny.examples import Example, Medium, Turn
+from minivl.tiny.phrasings import phrase, vary
+from minivl.tiny.scenes import COLOURS, GAP, KINDS, Shape, background, describe, paint, where
+
+SIZES = (  # (height, width): mostly small, for time; every picture has at least one full window of 112 pixels
+    (112, 112), (112, 112), (112, 140), (140, 112), (140, 140), (112, 168), (168, 112), (140, 168), (168, 168),
+)  # fmt: skip
+SMALL, LARGE = 36, 44  # sides: small below the first, large above the second; in between no size is asked for
+ABSENT = 1 / 7
+SIDES = {"left": "left of", "right": "right of", "above": "above", "below": "below", "inside": "inside"}
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+EXTREMES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest")
+NOTHING = "none"
+
+
+def draw_shapes(rng, size, count, kinds=KINDS, colours=tuple(COLOURS), ground=None, sides=None, distinct=None):
+    """Up to `count` shapes apart from each other, from left to right, and their picture.
+
+    sides      (least, most) of a shape's box
+    distinct   "kind", "colour" or "label" if no two shapes may share it
+    """
+    image, shapes = ground or background(rng, size), []
+    low, high = sides or (28, 1 + min(68, min(size) // 2 - 4))
+    for _ in range(25 * count):
+        if len(shapes) == count:
+            break
+        side = int(rng.integers(low, high))
+        x, y = int(rng.integers(2, size[1] - side - 1)), int(rng.integers(2, size[0] - side - 1))
+        shape = Shape(kinds[rng.integers(len(kinds))], colours[rng.integers(len(colours))], (x, y, x + side, y + side))
+        fits = all(is_apart(shape.box, other.box) for other in shapes)
+        if fits and not (distinct and any(getattr(shape, distinct) == getattr(other, distinct) for other in shapes)):
+            paint(rng, image, shape)
+            shapes.append(shape)
+    return image, tuple(sorted(shapes, key=lambda shape: shape.box[0] + shape.box[2]))
+
+
+def is_apart(a, b):
+    """True if two boxes keep a gap and their centres are not nearly in one column."""
+    overlap = a[0] < b[2] + GAP and b[0] < a[2] + GAP and a[1] < b[3] + GAP and b[1] < a[3] + GAP
+    return not overlap and abs(a[0] + a[2] - b[0] - b[2]) > 4 * GAP
+
+
+def draw_inside(rng, size):
+    """A picture with one large shape, a small one of another colour inside it and perhaps a third next to them."""
+    image = background(rng, size)
+    outer = int(rng.integers(64, min(size) - 20))
+    x, y = int(rng.integers(2, size[1] - outer - 1)), int(rng.integers(2, size[0] - outer - 1))
+    side = int(rng.integers(24, outer // 2 - 2))
+    cx, cy = x + (outer - side) // 2 + int(rng.integers(-4, 5)), y + (outer - side) // 2 + int(rng.integers(-4, 5))
+    first, second, third = rng.permutation(len(COLOURS))[:3]
+    colours = list(COLOURS)
+    big = Shape(("square", "circle")[rng.integers(2)], colours[first], (x, y, x + outer, y + outer))
+    small = Shape(KINDS[rng.integers(len(KINDS))], colours[second], (cx, cy, cx + side, cy + side))
+    shapes = [big, small]
+    for _ in range(10):
+        side = int(rng.integers(28, 40))
+        px, py = int(rng.integers(2, size[1] - side - 1)), int(rng.integers(2, size[0] - side - 1))
+        more = Shape(KINDS[rng.integers(len(KINDS))], colours[third], (px, py, px + side, py + side))
+        if is_apart(more.box, big.box):
+            shapes.append(more)
+            break
+    for shape in shapes:
+        paint(rng, image, shape)
+    return image, tuple(shapes)
+
+
+# ---- what is true of shapes ----
+
+
+def size_word(shape):
+    """ "small", "large", or None in between."""
+    side = shape.box[2] - shape.box[0]
+    return "small" if side < SMALL else "large" if side > LARGE else None
+
+
+def side_of(shape, other):
+    """Where `shape` lies as seen from `other`: a key of SIDES, None if that is not clear."""
+    a, b = shape.box, other.box
+    if a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3]:
+        return "inside"
+    dx, dy = (a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2
+    if max(abs(dx), abs(dy)) < 1.5 * min(abs(dx), abs(dy)) or (b[0] <= a[0] and a[2] <= b[2] and b[1] <= a[1]):
+        return None
+    return ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("above" if dy < 0 else "below")
+
+
+def extreme_of(shapes, most):
+    """The largest, ... , lowest of the shapes; None if two of them are close."""
+    measures = {
+        "largest": lambda b: b[2] - b[0], "smallest": lambda b: b[0] - b[2], "leftmost": lambda b: -(b[0] + b[2]) / 2,
+        "rightmost": lambda b: (b[0] + b[2]) / 2, "topmost": lambda b: -(b[1] + b[3]) / 2, "lowest": lambda b: (b[1] + b[3]) / 2,
+    }  # fmt: skip
+    ranked = sorted(shapes, key=lambda shape: measures[most](shape.box), reverse=True)
+    clear = len(ranked) > 1 and measures[most](ranked[0].box) - measures[most](ranked[1].box) >= 6
+    return ranked[0] if clear else None
+
+
+def unique(shapes, attribute):
+    values = [getattr(shape, attribute) for shape in shapes]
+    return [shape for shape in shapes if values.count(getattr(shape, attribute)) == 1]
+
+
+def pick(rng, items):
+    return items[int(rng.integers(len(items)))]
+
+
+def plural(kind):
+    return "crosses" if kind == "cross" else f"{kind}s"
+
+
+def with_article(text):
+    return f"an {text}" if text[0] in "aeiou" else f"a {text}"
+
+
+def box_json(shapes):
+    return where(shapes) if shapes else "[]"
+
+
+def missing_label(rng, shapes):
+    """A label that no shape has; its colour or its kind is mostly there."""
+    present = {shape.label for shape in shapes}
+    while True:
+        colour = pick(rng, shapes).colour if shapes and rng.random() < 0.5 else pick(rng, list(COLOURS))
+        kind = pick(rng, shapes).kind if shapes and rng.random() < 0.5 else pick(rng, KINDS)
+        if f"{colour} {kind}" not in present:
+            return f"{colour} {kind}"
+
+
+def missing(rng, shapes, attribute, values):
+    """A kind or colour that no shape has; None if all are there."""
+    left = [value for value in values if value not in {getattr(shape, attribute) for shape in shapes}]
+    return pick(rng, left) if left else None
+
+
+def name_of(rng, shapes, shape):
+    """A name that fits this shape alone: its kind, or its label."""
+    if shape in unique(shapes, "kind") and rng.random() < 0.4:
+        return shape.kind
+    return shape.label if shape in unique(shapes, "label") else None
+
+
+# ---- the questions: (task, fields of the phrasing, answer, box it speaks of), or None ----
+
+
+def ask_describe(rng, shapes):
+    return "describe", {}, describe(shapes), None
+
+
+def ask_detail(rng, shapes):
+    if len(shapes) > 3 or not all(map(size_word, shapes)):
+        return None
+    names = [f"a {size_word(shape)} {shape.label}" for shape in shapes]
+    return "detail", {}, " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0], None
+
+
+def ask_count(rng, shapes):
+    return "count", {}, str(len(shapes)), None
+
+
+def ask_count_kind(rng, shapes):
+    kind = (missing(rng, shapes, "kind", KINDS) if rng.random() < ABSENT else None) or pick(rng, shapes).kind
+    return "count kind", {"kinds": plural(kind)}, str(sum(shape.kind == kind for shape in shapes)), None
+
+
+def ask_count_colour(rng, shapes):
+    absent = missing(rng, shapes, "colour", COLOURS) if rng.random() < ABSENT else None
+    colour = absent or pick(rng, shapes).colour
+    return "count colour", {"colour": colour}, str(sum(shape.colour == colour for shape in shapes)), None
+
+
+def ask_colour(rng, shapes):
+    if rng.random() < ABSENT:
+        kind = missing(rng, shapes, "kind", KINDS)
+        return kind and ("colour", {"thing": kind}, NOTHING, None)
+    known = unique(shapes, "kind")
+    shape = pick(rng, known) if known else None
+    return shape and ("colour", {"thing": shape.kind}, shape.colour, shape.box)
+
+
+def ask_kind(rng, shapes):
+    if rng.random() < ABSENT:
+        colour = missing(rng, shapes, "colour", COLOURS)
+        return colour and ("kind", {"colour": colour}, NOTHING, None)
+    known = unique(shapes, "colour")
+    shape = pick(rng, known) if known else None
+    return shape and ("kind", {"colour": shape.colour}, with_article(shape.kind), shape.box)
+
+
+def ask_size(rng, shapes):
+    if rng.random() < ABSENT:
+        return "size", {"thing": missing_label(rng, shapes)}, NOTHING, None
+    shape = pick(rng, shapes)
+    name = name_of(rng, shapes, shape)
+    return name and size_word(shape) and ("size", {"thing": name}, size_word(shape), shape.box)
+
+
+def ask_exists(rng, shapes):
+    if rng.random() < 0.5:
+        shape = pick(rng, shapes)
+        return "exists", {"thing": pick(rng, (shape.kind, shape.label, shape.label))}, "yes", shape.box
+    absent = missing(rng, shapes, "kind", KINDS) if rng.random() < 1 / 3 else None
+    return "exists", {"thing": absent or missing_label(rng, shapes)}, "no", None
+
+
+def ask_where(rng, shapes):
+    if rng.random() < ABSENT:
+        return "where", {"thing": missing_label(rng, shapes)}, "[]", None
+    shape = pick(rng, shapes)
+    name = name_of(rng, shapes, shape)
+    return name and ("where", {"thing": name}, box_json([shape]), shape.box)
+
+
+def ask_all_boxes(rng, shapes):
+    absent = missing(rng, shapes, "kind", KINDS) if rng.random() < ABSENT else None
+    kind = absent or pick(rng, shapes).kind
+    found = [shape for shape in shapes if shape.kind == kind]
+    return "all boxes", {"kinds": plural(kind)}, box_json(found), found[0].box if found else None
+
+
+def ask_what_at(rng, shapes):
+    shape = pick(rng, shapes)
+    return "what at", {"box": list(shape.box)}, with_article(shape.label), shape.box
+
+
+def ask_point(rng, shapes):
+    if rng.random() < ABSENT:
+        return "point", {"thing": missing_label(rng, shapes)}, "[]", None
+    shape = pick(rng, shapes)
+    name, (x1, y1, x2, y2) = name_of(rng, shapes, shape), shape.box
+    answer = f'[{{"point_2d": [{(x1 + x2) // 2}, {(y1 + y2) // 2}], "label": "{shape.label}"}}]'
+    return name and ("point", {"thing": name}, answer, shape.box)
+
+
+def pick_pair(rng, shapes):
+    """Two shapes with names of their own and a clear relation: (shape, other, their names, side), or None."""
+    if len(shapes) < 2:
+        return None
+    first, second = rng.permutation(len(shapes))[:2]
+    shape, other = shapes[first], shapes[second]
+    names, side = [name_of(rng, shapes, one) for one in (shape, other)], side_of(shape, other)
+    return (shape, other, names, side) if all(names) and side else None
+
+
+def ask_relation(rng, shapes):
+    pair = pick_pair(rng, shapes)
+    return pair and ("relation", {"thing": pair[2][0], "other": pair[2][1]}, pair[3], pair[0].box)
+
+
+def ask_related(rng, shapes):
+    pair = pick_pair(rng, shapes)
+    if not pair:
+        return None
+    shape, _, names, side = pair
+    true = rng.random() < 0.5
+    wrong = OPPOSITE.get(side, "left") if rng.random() < 0.7 else pick(rng, [s for s in SIDES if s != side])
+    fields = {"thing": names[0], "other": names[1], "side": SIDES[side if true else wrong]}
+    return "related", fields, "yes" if true else "no", shape.box
+
+
+def ask_beside(rng, shapes):
+    """Asked where a single shape, or none, lies on a side of another one."""
+    other = pick(rng, shapes)
+    name, sides = name_of(rng, shapes, other), [side_of(shape, other) for shape in shapes if shape is not other]
+    if not name or None in sides or not sides:
+        return None
+    present = [side for side in SIDES if sides.count(side) == 1]
+    absent = [side for side in OPPOSITE if side not in sides]
+    if rng.random() < ABSENT or not present:
+        return absent and ("beside", {"side": SIDES[pick(rng, absent)], "other": name}, NOTHING, None)
+    side = pick(rng, present)
+    shape = next(s for s in shapes if s is not other and side_of(s, other) == side)
+    return "beside", {"side": SIDES[side], "other": name}, with_article(shape.label), shape.box
+
+
+def ask_extreme(rng, shapes):
+    most = pick(rng, EXTREMES)
+    shape = extreme_of(shapes, most)
+    return shape and ("extreme", {"most": most}, with_article(shape.label), shape.box)
+
+
+def ask_unknown(rng, shapes):
+    return "unknown", {"thing": pick(rng, shapes).kind}, "I don't know", None
+
+
+ASK = {
+    "describe": (2, ask_describe), "detail": (1, ask_detail), "count": (1, ask_count), "count kind": (1, ask_count_kind),
+    "count colour": (1, ask_count_colour), "colour": (1.5, ask_colour), "kind": (1, ask_kind), "size": (0.7, ask_size),
+    "exists": (1.5, ask_exists), "where": (2, ask_where), "all boxes": (0.7, ask_all_boxes), "what at": (1.5, ask_what_at),
+    "point": (0.7, ask_point), "relation": (1, ask_relation), "related": (1, ask_related), "beside": (1, ask_beside),
+    "extreme": (1.2, ask_extreme), "unknown": (0.4, ask_unknown),
+}  # fmt: skip
+INSIDE = ("relation", "related", "beside", "colour", "where", "what at", "exists")  # where one shape lies in another
+
+
+def worded(rng, asked, held_out):
+    """A Turn of (task, fields, answer, box)."""
+    task, fields, answer, about = asked
+    question = phrase(rng, task, held_out, **fields)
+    return Turn(task, question if held_out else vary(rng, question), answer, (), about)
+
+
+def follow_up(rng, shapes, held_out):
+    """A conversation of two or three questions whose later ones need the earlier; None where the shapes allow none."""
+    draw = rng.random()
+    known = unique(shapes, "kind")
+    if draw < 0.4 and len(known) > 1:
+        asked = [known[i] for i in rng.permutation(len(known))[:3]]
+        first = worded(rng, ("colour", {"thing": asked[0].kind}, asked[0].colour, asked[0].box), held_out)
+        more = [worded(rng, ("another", {"thing": s.kind}, s.colour, s.box), held_out) for s in asked[1:]]
+        return (first, *more)
+    if draw < 0.7:
+        kinds = [KINDS[i] for i in rng.permutation(len(KINDS))[:2]]
+        counts = [str(sum(shape.kind == kind for shape in shapes)) for kind in kinds]
+        first = worded(rng, ("count kind", {"kinds": plural(kinds[0])}, counts[0], None), held_out)
+        return first, worded(rng, ("more kinds", {"kinds": plural(kinds[1])}, counts[1], None), held_out)
+    if len(shapes) == 2 and shapes[0].label != shapes[1].label:
+        first, second = (shapes[i] for i in rng.permutation(2))
+        accepted = tuple(with_article(shape.label) for shape in shapes)
+        question = phrase(rng, "one", held_out)
+        return (
+            Turn("one", question, with_article(first.label), accepted, first.box),
+            worded(rng, ("other one", {}, with_article(second.label), second.box), held_out),
+        )
+    return None
+
+
+def ask_about(rng, shapes, held_out, most, tasks=None):
+    """Up to `most` conversations about shapes; tasks says which questions, by default all with their weights."""
+    names = list(tasks or ASK)
+    weights = [ASK[name][0] for name in names]
+    chances = [weight / sum(weights) for weight in weights]
+    conversations, questions = [], set()
+    for _ in range(3 * most):
+        if len(conversations) == most:
+            break
+        if tasks is None and rng.random() < 0.12:
+            turns = follow_up(rng, shapes, held_out)
+        else:
+            asked = ASK[names[int(rng.choice(len(names), p=chances))]][1](rng, shapes)
+            turns = asked and (worded(rng, asked, held_out),)
+        if turns and turns[0].question not in questions:
+            questions.add(turns[0].question)
+            conversations.append(turns)
+    return tuple(conversations)
+
+
+def draw_family(rng, held_out, ease, most):
+    """Family "shapes": one to six shapes in a small picture."""
+    size = SIZES[rng.integers(len(SIZES))]
+    room = {112: 4, 140: 5}.get(min(size), 6)
+    image, shapes = draw_shapes(rng, size, int(rng.integers(1, 2 + round((room - 1) * ease))))
+    return Example((Medium((image,), (shapes,)),), ask_about(rng, shapes, held_out, most))
+
+
+def draw_family_inside(rng, held_out, ease, most):
+    """Family "inside": a small shape in a large one."""
+    image, shapes = draw_inside(rng, SIZES[rng.integers(len(SIZES))])
+    return Example((Medium((image,), (shapes,)),), ask_about(rng, shapes, held_out, most, INSIDE))
