@@ -127,9 +127,9 @@ EVERYDAY = [  # words that people will try; the model has not learnt what they m
 ]
 
 
-def build_tokenizer():
-    """A byte-level BPE of 512 tokens, trained on the recipe's own questions and answers: any text can be written."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+def untrained_tokenizer():
+    """A byte-level BPE with Qwen's pre-tokenisation and no tokens yet."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -140,6 +140,14 @@ def build_tokenizer():
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def build_tokenizer():
+    """A byte-level BPE of 512 tokens, trained on the recipe's own questions and answers: any text can be written."""
+    from tokenizers import AddedToken, pre_tokenizers, trainers
+
+    tokenizer = untrained_tokenizer()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(SPECIAL),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -168,11 +176,11 @@ def corpus():
     yield from EVERYDAY * 20
 
 
-def write_folder(folder):
+def write_folder(folder, tokenizer=None):
     """Everything of the checkpoint but model.safetensors."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    build_tokenizer().save(str(folder / "tokenizer.json"))
+    (tokenizer or build_tokenizer()).save(str(folder / "tokenizer.json"))
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",

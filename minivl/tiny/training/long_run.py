@@ -1,0 +1,232 @@
+"""Train the small model on all task families: python -m minivl.tiny.training.long_run RUN_FOLDER   ([reference] extra)
+
+    --start FOLDER   begin with the weights of a checkpoint (tokens of equal text keep their embeddings); default: from nothing
+    --steps N        the last step; the last --cooldown of them lower the learning rate to nothing
+
+First the tower alone, on what covers each token (--tower-steps); then all of it, on packed examples from easy to hard.
+Resumable: the same command goes on where it stopped; a larger --steps goes on from the state before the cooldown.
+RUN_FOLDER gets state.pt, stable.pt (before the cooldown), log.jsonl, tokenizer.json and checkpoint/, which minivl loads.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from minivl.tiny.scenes import COLOURS, KINDS
+from minivl.tiny.training import packed_model, vocabulary
+from minivl.tiny.training.muon import Muon
+from minivl.tiny.training.packed_batches import CELL_KINDS, CHARACTERS, TASKS, make_batch
+from minivl.tiny.training.packed_model import CellHead, PackedModel
+
+WIDTH = vocabulary.CONFIG["hidden_size"]
+MUON_RATE = 2.5  # of the learning rate, for Muon's matrices
+WARM_UP = 100
+SAVE_SECONDS = 300
+LOG_EVERY = 25
+EXPORT_EVERY = 400
+
+
+class Batches(Dataset):
+    """Batch n, ready made in a worker process."""
+
+    def __init__(self, steps, ease_steps, make=make_batch):
+        self.steps, self.ease_steps, self.make = steps, ease_steps, make
+
+    def __len__(self):
+        return self.steps
+
+    def __getitem__(self, n):
+        made = self.make(n, min(1.0, 0.3 + 0.7 * n / max(1, self.ease_steps)), vocabulary.build_tokenizer())
+        return {key: torch.from_numpy(value) for key, value in made.items()}
+
+
+def main():
+    options = parse()
+    train(options)
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser("minivl.tiny.training.long_run", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", help="where the state, the log and the checkpoints go")
+    parser.add_argument("--start", help="a checkpoint folder to begin with")
+    parser.add_argument("--steps", type=int, default=40_000, help="last step")
+    parser.add_argument("--tower-steps", type=int, default=3000, help="steps at the beginning for the tower alone")
+    parser.add_argument("--cooldown", type=int, default=4000, help="steps at the end in which the learning rate falls")
+    parser.add_argument("--ease-steps", type=int, default=8000, help="steps until examples are as hard as they get")
+    parser.add_argument("--rate", type=float, default=1.2e-3, help="highest learning rate")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw examples")
+    parser.add_argument("--no-compile", action="store_true", help="run without torch.compile")
+    return parser.parse_args(arguments)
+
+
+def train(options, make=make_batch):
+    """Run the steps that are left; returns the modules."""
+    folder = Path(options.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    share_tokenizer(folder)
+    torch.manual_seed(0)
+    parts = build_parts()
+    optimizers = build_optimizers(parts, options.rate)
+    first = restore(folder, parts, optimizers, options)
+    tower, decoder = packed_model.run_tower, packed_model.run_decoder
+    if not options.no_compile:
+        tower, decoder = torch.compile(tower, dynamic=False), torch.compile(decoder, dynamic=False)
+    loader = DataLoader(
+        Batches(options.steps, options.ease_steps, make), batch_size=None, sampler=range(first, options.steps),
+        num_workers=options.workers, prefetch_factor=4 if options.workers else None,
+    )  # fmt: skip
+    log, saved, stable = Log(folder), time.time(), options.steps - options.cooldown
+    for step, batch in zip(range(first, options.steps), loader):
+        if step == stable:
+            save(folder / "stable.pt", parts, optimizers, step, options.steps)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = group["rate"] * schedule(step, options)
+        loss, figures, whole = losses(parts, batch, step < options.tower_steps, tower, decoder)
+        parts.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        log.add(step, figures, batch, whole)
+        done = step + 1
+        if time.time() - saved > SAVE_SECONDS or done == options.steps:
+            save(folder / "state.pt", parts, optimizers, done, options.steps)
+            saved = time.time()
+        if done % EXPORT_EVERY == 0 or done == options.steps:
+            export(parts["model"], folder / "checkpoints" / f"{done:06d}")
+    export(parts["model"], folder / "checkpoint")
+    return parts
+
+
+def share_tokenizer(folder):
+    """Build the tokenizer once; all later starts and the worker read the file."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        vocabulary.build_tokenizer().save(str(path))
+    tokenizer = Tokenizer.from_file(str(path))
+    vocabulary.build_tokenizer = lambda: tokenizer
+
+
+def build_parts():
+    sizes = len(CELL_KINDS), len(COLOURS), len(CHARACTERS)
+    heads = {"near": CellHead(WIDTH, *sizes), "far": CellHead(WIDTH, *sizes), "asked": nn.Linear(WIDTH, 4)}
+    return nn.ModuleDict({"model": PackedModel(), **heads})
+
+
+def build_optimizers(parts, rate):
+    """Muon for the matrices of the layers, AdamW for the rest."""
+    model = parts["model"]
+    matrices = [p for blocks in (model.visual.blocks, model.model.layers) for p in blocks.parameters() if p.ndim == 2]
+    inner = {id(p) for p in matrices}
+    others = [p for p in parts.parameters() if id(p) not in inner]
+    muon = Muon([{"params": matrices, "rate": MUON_RATE * rate}])
+    return muon, torch.optim.AdamW([{"params": others, "rate": rate}], betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+
+
+def restore(folder, parts, optimizers, options):
+    """Load the newest state that this schedule can use, or the weights to begin with; returns the first step."""
+    for name in ("state.pt", "stable.pt"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        state = torch.load(path)
+        if name == "stable.pt" or state["step"] <= options.steps - options.cooldown or state["steps"] == options.steps:
+            parts.load_state_dict(state["parts"])
+            for optimizer, stored in zip(optimizers, state["optimizers"]):
+                optimizer.load_state_dict(stored)
+            return state["step"]
+    if options.start:
+        old = Tokenizer.from_file(str(Path(options.start) / "tokenizer.json"))
+        weights = load_file(Path(options.start) / "model.safetensors")
+        parts["model"].load_state_dict(vocabulary.carry_over(weights, old))
+    return 0
+
+
+def schedule(step, options):
+    """Warm up, stay, and fall to nothing over the last steps: a share of the highest rate."""
+    left = (options.steps - step) / max(1, options.cooldown)
+    return min(1.0, (step + 1) / WARM_UP, max(0.01, left))
+
+
+def losses(parts, batch, tower_alone, run_tower, run_decoder):
+    """The loss to minimise, figures for the log, and which answers are right (None for the tower alone)."""
+    if tower_alone:
+        rotation = packed_model.tower_rotation(batch["place"])
+        features, whole = run_tower(parts["model"].visual, batch["pixels"], batch["segment"], *rotation), None
+    else:
+        features, far_state, asked_state, last = packed_model.forward(parts, batch, run_tower, run_decoder)
+    near, figures = parts["near"].loss(features, batch, "near")
+    named = packed_model.naming_loss(features, batch, parts["model"].model.embed_tokens.weight.detach(), words())
+    figures = {"near": near, "named": named, **figures}
+    if tower_alone:
+        return near + named, figures, None
+    text, whole = packed_model.text_loss(parts, last, batch)
+    shown = batch["feature"].flatten() >= 0
+    in_decoder = torch.zeros_like(features).index_copy(
+        0, batch["feature"].flatten()[shown], far_state.flatten(0, 1)[shown]
+    )
+    far, _ = parts["far"].loss(in_decoder, batch, "far")
+    asked = packed_model.asked_loss(parts["asked"], asked_state, batch)
+    figures |= {"text": text, "far": far, "asked": asked}
+    return text + 0.15 * (near + named) + 0.15 * far + 0.5 * asked, figures, whole
+
+
+def words():
+    """Token numbers of the words for kinds, colours and digits."""
+    tokenizer = vocabulary.build_tokenizer()
+    return {
+        "kind": [tokenizer.token_to_id(f"Ġ{word}") for word in KINDS],
+        "colour": [tokenizer.token_to_id(f"Ġ{word}") for word in COLOURS],
+        "digit": [tokenizer.token_to_id(str(digit)) for digit in range(10)],
+    }
+
+
+class Log:
+    """A line of JSON for every LOG_EVERY steps: means of the figures, share of right answers of each task."""
+
+    def __init__(self, folder):
+        self.path, self.started = folder / "log.jsonl", time.time()
+        self.clear()
+
+    def clear(self):
+        self.figures, self.right, self.began = {}, {}, time.time()
+
+    def add(self, step, figures, batch, whole):
+        for key, value in figures.items():
+            self.figures.setdefault(key, []).append(float(value))
+        if whole is not None:
+            for task, right in zip(batch["task"].tolist(), whole.tolist()):
+                self.right.setdefault(TASKS[task], []).append(right)
+        if (step + 1) % LOG_EVERY == 0:
+            line = {"step": step + 1, "seconds": round(time.time() - self.started, 1)}
+            line |= {key: round(sum(values) / len(values), 4) for key, values in self.figures.items()}
+            line["right"] = {task: [sum(found), len(found)] for task, found in sorted(self.right.items())}
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            self.clear()
+
+
+def save(path, parts, optimizers, step, steps):
+    state = {"parts": parts.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step, "steps": steps}
+    torch.save(state, path.with_suffix(".partial"))
+    os.replace(path.with_suffix(".partial"), path)
+
+
+def export(model, folder):
+    """Write the checkpoint as published ones are: bf16, published names, output layer tied to the embeddings."""
+    vocabulary.write_folder(folder)
+    tensors = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in model.state_dict().items()}
+    save_file(tensors, folder / "model.partial", metadata={"format": "pt"})
+    os.replace(folder / "model.partial", folder / "model.safetensors")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""Training batches of one fixed size: many examples packed into rows, for the tower and for the decoder.
+
+    tower     rows of patches; a picture's patches, or those of a pair of frames, are one segment of a row
+    decoder   rows of tokens; an example is one tree: pictures first, then conversations that do not see each other
+
+    tokens   <s> I I I I  Q  A   Q  A  A   Q  A  |  <s> I I  Q  A  ...        two trees in a row
+    tree      1  1 1 1 1  1  1   1  1  1   1  1  |   2  2 2  2  2
+    turn      0  0 0 0 0  1  1   2  2  2   3  3  |   0  0 0  1  1
+
+A token sees the earlier tokens of its tree whose turn is 0 or its own. Batch number n is drawn from a generator seeded
+with n, so a resumed run sees what an unbroken one would have. NumPy only.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from minivl.model.positions import patch_positions, prompt_positions
+from minivl.tiny.phrasings import PHRASINGS
+from minivl.tiny.scenes import COLOURS, KINDS
+from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
+from minivl.tiny.training.vocabulary import ID
+
+UNIT, FULL = 28, 336  # pixels of a token, and of the longest side: the unit of absolute boxes
+CELL_KINDS = ("nothing", *KINDS, "bar", "digit")
+CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+MOST = 5  # conversations about one example
+WIDE = 0.25  # share of the batches for the pictures of family "scene", which are up to 336 x 336
+PLAN = {  # (tower rows, patches of each, decoder rows, tokens of each)
+    False: (14, 288, 16, 256),
+    True: (7, 576, 12, 384),
+}
+TASKS = (*PHRASINGS, "blind")
+GEOMETRY = SimpleNamespace(
+    image_token_id=ID["<|image_pad|>"],
+    video_token_id=ID["<|video_pad|>"],
+    vision=SimpleNamespace(spatial_merge_size=2, merge_unit=4, tokens_per_second=2),
+)
+
+
+def make_batch(number, ease, tokenizer, plan=None):
+    """A dict of arrays; see `Batch.arrays`. ease 0..1 is how far the way from easy to hard examples has been gone."""
+    rng = np.random.default_rng([5, number])
+    wide = bool(rng.random() < WIDE)
+    batch = Batch(*(plan or PLAN)[wide])
+    names = list(FAMILIES)
+    chances = np.array([share for share, _ in FAMILIES.values()], dtype=np.float64)
+    scene = names.index("scene")
+    chances[scene] = (3.0 if wide else 0.0) * chances.sum()
+    chances /= chances.sum()
+    misfits = 0
+    for attempt in range(1000):
+        family = names[rng.choice(len(names), p=chances)]
+        example = draw_example(family, (number, 1 + attempt), ease=ease, most=MOST, branch=TRAINED)
+        misfits += not batch.add(example, tokenizer)
+        if misfits == 4:
+            break
+    return batch.arrays()
+
+
+class Batch:
+    """Rows that are filled example by example."""
+
+    def __init__(self, tower_rows, patches, rows, tokens):
+        self.pixels = np.zeros((tower_rows, patches, 1176), dtype=np.uint8)
+        self.segment = np.full((2, tower_rows, patches), -1, dtype=np.int64)  # picture, window
+        self.place = np.zeros((tower_rows, patches, 2), dtype=np.int64)
+        self.tower_used = np.zeros(tower_rows, dtype=np.int64)
+        self.cells = cell_arrays(tower_rows * patches // 4)
+        self.input_ids = np.full((rows, tokens), ID["<|endoftext|>"], dtype=np.int64)
+        self.position_ids = np.zeros((3, rows, tokens), dtype=np.int64)
+        self.tree = np.full((rows, tokens), -1, dtype=np.int64)
+        self.turn = np.zeros((rows, tokens), dtype=np.int64)
+        self.feature = np.full((rows, tokens), -1, dtype=np.int64)
+        self.used = np.zeros(rows, dtype=np.int64)
+        self.answers = {"at": [], "target": [], "weight": [], "answer": [], "spoken": [], "box": []}
+        self.tasks, self.trees, self.planes = [], 0, 0
+
+    def add(self, example, tokenizer):
+        """Put an example into the rows; False, and nothing is changed, if it finds no room."""
+        planes = [plane for medium in example.media for plane in planes_of(medium)]
+        taken, slots = self.tower_used.copy(), []
+        for patches, _, _, _ in planes:
+            rows = np.flatnonzero(taken + len(patches) <= self.pixels.shape[1])
+            if not len(rows):
+                return False
+            slots.append((rows[0], taken[rows[0]]))
+            taken[rows[0]] += len(patches)
+        tree = grow_tree(example, tokenizer)
+        rows = np.flatnonzero(self.used + len(tree["ids"]) <= self.input_ids.shape[1])
+        if not len(rows):
+            return False
+        features = [self.add_plane(plane, *slot) for plane, slot in zip(planes, slots)]
+        self.tower_used = taken
+        self.add_tree(tree, rows[0], np.concatenate(features) if features else np.zeros(0, dtype=np.int64))
+        return True
+
+    def add_plane(self, plane, row, start):
+        """Put a picture, or a pair of frames, into a row of the tower; returns the numbers of its tokens' features."""
+        patches, (h, w), shapes, marks = plane
+        end = start + len(patches)
+        self.pixels[row, start:end] = patches
+        place = patch_positions([(1, h, w)], 2)
+        self.place[row, start:end] = place
+        self.segment[0, row, start:end] = self.planes
+        self.segment[1, row, start:end] = self.planes * 64 + place[:, 0] // 8 * 8 + place[:, 1] // 8
+        self.planes += 1
+        features = (row * self.pixels.shape[1] + start) // 4 + np.arange(len(patches) // 4)
+        for key, values in cell_targets(h * 14, w * 14, shapes, *marks).items():
+            self.cells[key][features] = values
+        return features
+
+    def add_tree(self, tree, row, features):
+        start, ids = self.used[row], tree["ids"]
+        place = slice(start, start + len(ids))
+        self.input_ids[row, place], self.turn[row, place] = ids, tree["turn"]
+        self.position_ids[:, row, place] = tree["positions"]
+        self.tree[row, place] = self.trees
+        media = np.isin(ids, (ID["<|image_pad|>"], ID["<|video_pad|>"]))
+        self.feature[row, place][media] = features
+        self.trees += 1
+        flat = row * self.input_ids.shape[1] + start
+        for task, at, target, spoken in tree["answers"]:
+            self.answers["at"] += [flat + i for i in at]
+            self.answers["target"] += target
+            self.answers["weight"] += [len(target) ** -0.5] * len(target)
+            self.answers["answer"] += [len(self.tasks)] * len(target)
+            self.answers["spoken"] += [box is not None for box in spoken]
+            self.answers["box"] += [box or (0, 0, 0, 0) for box in spoken]
+            self.tasks.append(task)
+        self.used[row] += len(ids)
+
+    def arrays(self):
+        """pixels uint8 [R, N, 1176], segment [2, R, N], place [R, N, 2]; input_ids, tree, turn, feature [R, T],
+        position_ids [3, R, T]; of each token of an answer: at (the place before it), target, weight, answer (its number),
+        spoken, box [., 4]; task: the task of each answer; of each feature, what covers it: see `cell_targets`."""
+        made = {key: getattr(self, key) for key in ("pixels", "segment", "place", "input_ids", "position_ids")}
+        made |= {key: getattr(self, key) for key in ("tree", "turn", "feature")} | self.cells
+        for key, values in self.answers.items():
+            kind = {"weight": np.float32, "box": np.float32, "spoken": np.bool_}.get(key, np.int64)
+            made[key] = np.array(values, dtype=kind).reshape((-1, 4) if key == "box" else (-1,))
+        made["box"] /= np.float32(FULL)
+        made["task"] = np.array(self.tasks, dtype=np.int64)
+        return made
+
+
+# ---- one example ----
+
+
+def grow_tree(example, tokenizer):
+    """The tokens of an example: pictures, then its conversations side by side."""
+
+    def encode(text):
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    opening = encode("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n")
+    ids, images, videos = list(opening), [], []
+    for medium in example.media:
+        h, w = (side // 14 for side in medium.frames[0].size[::-1])
+        pad = ID["<|video_pad|>"] if medium.is_video else ID["<|image_pad|>"]
+        steps = max(1, len(medium.frames) // 2)
+        (videos if medium.is_video else images).append((steps, h, w))
+        ids += [ID["<|vision_start|>"], *[pad] * (steps * h * w // 4), ID["<|vision_end|>"]]
+    places, start = prompt_positions(np.array(ids), GEOMETRY, images, videos)
+    turn, positions, answers = [0] * len(ids), [places], []
+    for number, turns in enumerate(example.conversations):
+        at = start
+        for i, one in enumerate(turns):
+            header = "\n<|im_start|>user\n" if i else ""
+            prompt = encode(f"{header}{one.question}<|im_end|>\n<|im_start|>assistant\n")
+            reply = encode(f"{one.answer}<|im_end|>")
+            first = len(ids) + len(prompt)
+            before = range(first - 1, first - 1 + len(reply))
+            answers.append((TASKS.index(one.task), before, reply, spoken_of(example, one, reply, tokenizer)))
+            ids += prompt + reply
+            length = len(prompt) + len(reply)
+            positions.append(np.tile(np.arange(at, at + length), (3, 1)))
+            turn += [number + 1] * length
+            at += length
+    return {
+        "ids": np.array(ids), "turn": turn, "positions": np.concatenate(positions, axis=1), "answers": answers
+    }  # fmt: skip
+
+
+def spoken_of(example, turn, reply, tokenizer):
+    """The box that each token of a reply speaks of, None for none; a description goes from shape to shape."""
+    if turn.task not in ("describe", "detail") or turn.about or len(example.media) != 1:
+        return [turn.about] * (len(reply) - 1) + [None]
+    names = {tokenizer.token_to_id(f"Ġ{kind}") for kind in KINDS}
+    boxes, now, spoken = [shape.box for shape in example.media[0].shapes[0]], 0, []
+    for token in reply:
+        spoken.append(boxes[now] if now < len(boxes) else None)
+        now += token in names
+    return spoken
+
+
+def planes_of(medium):
+    """(patches uint8 [N, 1176], (h, w), shapes, (signs, digit)) of a picture, or of each pair of frames."""
+    frames = [np.asarray(frame) for frame in medium.frames]
+    pairs = list(zip(frames[::2], frames[1::2])) if medium.is_video else [(frames[0], frames[0])]
+    signs = medium.signs or ((),) * len(pairs)
+    for pair, shapes, printed in zip(pairs, medium.shapes, signs):
+        yield patchify(pair), tuple(side // 14 for side in pair[0].shape[:2]), shapes, (printed, medium.digit)
+
+
+def patchify(pair):
+    """Two frames [H, W, 3] -> patches [N, 1176], unit by unit as the image processor has them; not normalised."""
+    H, W, _ = pair[0].shape
+    x = np.stack(pair).reshape(2, H // 28, 2, 14, W // 28, 2, 14, 3)  # "t (R r y) (S s x) c"
+    return x.transpose(1, 4, 2, 5, 7, 0, 3, 6).reshape(-1, 1176)  # -> "(R S r s) (c t y x)"
+
+
+def cell_arrays(count):
+    return {
+        "kind": np.full(count, -1, dtype=np.int64), "colour": np.full(count, -1, dtype=np.int64),
+        "digit": np.full(count, -1, dtype=np.int64), "near": np.zeros((count, 4), dtype=np.float32),
+        "far": np.zeros((count, 4), dtype=np.float32), "characters": np.zeros((count, len(CHARACTERS)), dtype=np.float32),
+    }  # fmt: skip
+
+
+def cell_targets(height, width, shapes, signs, digit):
+    """What covers each token's 28 x 28 pixels, for the auxiliary heads. U tokens in raster order.
+
+    kind [U]: number in CELL_KINDS; colour [U]: -1 none; digit [U]: -1 elsewhere; near [U, 4]: the box from the token's
+    centre, in units of 56 pixels; far [U, 4]: the box in units of 336 pixels; characters [U, 36]: those inside, as 0 or 1
+    """
+    rows, cols = height // UNIT, width // UNIT
+    y, x = (a.reshape(-1) * UNIT for a in np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij"))
+    targets = cell_arrays(len(x))
+    targets["kind"][:] = 0
+    if shapes:
+        boxes = np.array([shape.box for shape in shapes], dtype=np.float32)
+        area = overlap(x, y, boxes)
+        best = (area * (1 - 1e-3 * (boxes[:, 2] - boxes[:, 0]))).argmax(axis=1)  # of two that cover it, the smaller
+        covered = area.max(axis=1) > 0.2 * UNIT**2
+        kinds = np.array([CELL_KINDS.index(shape.kind) for shape in shapes])
+        colours = np.array([list(COLOURS).index(shape.colour) if shape.colour else -1 for shape in shapes])
+        centre = np.stack([x, y, x, y], axis=1) + UNIT / 2
+        targets["kind"] = np.where(covered, kinds[best], 0)
+        targets["colour"] = np.where(covered, colours[best], -1)
+        targets["near"] = ((boxes[best] - centre) / 56).astype(np.float32)
+        targets["far"] = boxes[best] / np.float32(FULL)
+        if digit is not None:
+            targets["digit"] = np.where(covered, digit, -1)
+    if signs:
+        boxes = np.array([sign.box for sign in signs], dtype=np.float32)
+        inside = overlap(x, y, boxes) > 0.4 * ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+        for cell, sign in zip(*np.nonzero(inside)):
+            targets["characters"][cell, CHARACTERS.index(signs[sign].text)] = 1
+    return targets
+
+
+def overlap(x, y, boxes):
+    """Pixels that each token shares with each box: [U, boxes]."""
+    across = np.minimum(x[:, None] + UNIT, boxes[:, 2]) - np.maximum(x[:, None], boxes[:, 0])
+    down = np.minimum(y[:, None] + UNIT, boxes[:, 3]) - np.maximum(y[:, None], boxes[:, 1])
+    return across.clip(0) * down.clip(0)
