@@ -1,8 +1,8 @@
 """What a task yields: pictures or a video with a known truth, and conversations about them.
 
-    example = draw_example("shapes", seed=7)               # see minivl.tiny.tasks
-    example.media[0].frames[0]                             # PIL image
-    example.conversations[0][0]                            # Turn("colour", "What colour is the ring?", "red", ...)
+example = draw_example("shapes", seed=7)               # see minivl.tiny.tasks
+example.media[0].frames[0]                             # PIL image
+example.conversations[0][0]                            # Turn("colour", "What colour is the ring?", "red", ...)
 """
 
 from dataclasses import dataclass
@@ -60,3 +60,14 @@ class Example:
     @property
     def videos(self):
         return [list(medium.frames) for medium in self.media if medium.is_video] or None
+
+
+@dataclass(frozen=True)
+class How:
+    """How an example is drawn. held_out: in wordings that training never sees; ease 0..1: from easiest to all examples;
+    most: conversations about it; training: with the fonts and digits of training instead of those of scoring."""
+
+    held_out: bool = False
+    ease: float = 1.0
+    most: int = 1
+    training: bool = False

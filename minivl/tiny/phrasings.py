@@ -1,7 +1,7 @@
 """How each question is worded: at least eight phrasings for every task, the last two of which training never sees.
 
-    phrase(rng, "colour", thing="circle")                  # "What colour is the circle?"
-    phrase(rng, "colour", held_out=True, thing="circle")   # "Which colour has been given to the circle?"
+phrase(rng, "colour", thing="circle")                  # "What colour is the circle?"
+phrase(rng, "colour", held_out=True, thing="circle")   # "Which colour has been given to the circle?"
 """
 
 HELD_OUT = 2  # phrasings at the end of each tuple
@@ -13,9 +13,9 @@ PHRASINGS = {
         "Say what you see.", "Name everything in the picture.", "What can be seen here?",
     ),
     "detail": (
-        "Describe the picture in detail.", "Describe the shapes and their sizes.", "What is in the picture, with sizes?",
-        "Describe everything in detail.", "List the shapes with their sizes.", "Tell me all about the picture.",
-        "Describe this image in detail.", "What do you see in detail?",
+        "Describe the picture in detail.", "Describe the shapes and their sizes.",
+        "What is in the picture, with sizes?", "Describe everything in detail.", "List the shapes with their sizes.",
+        "Tell me all about the picture.", "Describe this image in detail.", "What do you see in detail?",
     ),
     "count": (
         "How many shapes are there?", "Count the shapes.", "How many objects are in the picture?", "How many shapes?",
@@ -25,7 +25,8 @@ PHRASINGS = {
     "count kind": (
         "How many {kinds} are there?", "How many {kinds}?", "Count the {kinds}.", "How many {kinds} can you see?",
         "What is the number of {kinds}?", "How many {kinds} are in the picture?", "Count all {kinds}.",
-        "How many of the shapes are {kinds}?", "How many {kinds} does the picture show?", "Tell me how many {kinds} there are.",
+        "How many of the shapes are {kinds}?", "How many {kinds} does the picture show?",
+        "Tell me how many {kinds} there are.",
     ),
     "count colour": (
         "How many {colour} shapes are there?", "How many {colour} things?", "Count the {colour} shapes.",
@@ -40,19 +41,22 @@ PHRASINGS = {
         "Say what colour the {thing} has.",
     ),
     "kind": (
-        "What shape is the {colour} thing?", "Which shape is {colour}?", "What is {colour}?", "What kind of shape is {colour}?",
-        "Name the shape that is {colour}.", "What is the {colour} thing?", "The {colour} thing is what shape?",
-        "What shape has the colour {colour}?", "Which kind of shape is {colour}?", "Tell me which shape is {colour}.",
+        "What shape is the {colour} thing?", "Which shape is {colour}?", "What is {colour}?",
+        "What kind of shape is {colour}?", "Name the shape that is {colour}.", "What is the {colour} thing?",
+        "The {colour} thing is what shape?", "What shape has the colour {colour}?",
+        "Which kind of shape is {colour}?", "Tell me which shape is {colour}.",
     ),
     "size": (
-        "Is the {thing} small or large?", "How large is the {thing}?", "What size is the {thing}?", "How big is the {thing}?",
-        "What is the size of the {thing}?", "Is the {thing} large or small?", "Tell me the size of the {thing}.",
-        "Which size does the {thing} have?", "What size does the {thing} have?", "Say how large the {thing} is.",
+        "Is the {thing} small or large?", "How large is the {thing}?", "What size is the {thing}?",
+        "How big is the {thing}?", "What is the size of the {thing}?", "Is the {thing} large or small?",
+        "Tell me the size of the {thing}.", "Which size does the {thing} have?", "What size does the {thing} have?",
+        "Say how large the {thing} is.",
     ),
     "exists": (
-        "Is there a {thing}?", "Is there a {thing} in the picture?", "Do you see a {thing}?", "Does the picture show a {thing}?",
-        "Can you see a {thing}?", "Is a {thing} in the picture?", "Does the picture have a {thing}?",
-        "Is there any {thing}?", "Is a {thing} there?", "Do you see any {thing} in the picture?",
+        "Is there a {thing}?", "Is there a {thing} in the picture?", "Do you see a {thing}?",
+        "Does the picture show a {thing}?", "Can you see a {thing}?", "Is a {thing} in the picture?",
+        "Does the picture have a {thing}?", "Is there any {thing}?", "Is a {thing} there?",
+        "Do you see any {thing} in the picture?",
     ),
     "where": (
         "Where is the {thing}?", "Locate the {thing}.", "Give the bounding box of the {thing}.", "Find the {thing}.",
@@ -60,9 +64,10 @@ PHRASINGS = {
         "Where can the {thing} be seen?", "Where do you see the {thing}?", "Locate the box of the {thing}.",
     ),
     "all boxes": (
-        "Where are the {kinds}?", "Locate all {kinds}.", "Give the bounding boxes of all {kinds}.", "Find all {kinds}.",
-        "Show me the boxes of the {kinds}.", "Detect all {kinds}.", "What are the bounding boxes of the {kinds}?",
-        "Locate the {kinds}.", "Where do you see {kinds}?", "Find the boxes of all {kinds}.",
+        "Where are the {kinds}?", "Locate all {kinds}.", "Give the bounding boxes of all {kinds}.",
+        "Find all {kinds}.", "Show me the boxes of the {kinds}.", "Detect all {kinds}.",
+        "What are the bounding boxes of the {kinds}?", "Locate the {kinds}.", "Where do you see {kinds}?",
+        "Find the boxes of all {kinds}.",
     ),
     "what at": (
         "What is at {box}?", "What is in the box {box}?", "Name the shape at {box}.", "Which shape is at {box}?",
@@ -70,16 +75,18 @@ PHRASINGS = {
         "What can be seen at {box}?", "Name what is in {box}.",
     ),
     "point": (
-        "Point to the {thing}.", "Point at the {thing}.", "Give a point on the {thing}.", "Where is the centre of the {thing}?",
-        "Show me a point on the {thing}.", "What is the centre of the {thing}?", "Mark the {thing} with a point.",
-        "Find the centre of the {thing}.", "Please point at the {thing} for me.", "Give the centre point of the {thing}.",
+        "Point to the {thing}.", "Point at the {thing}.", "Give a point on the {thing}.",
+        "Where is the centre of the {thing}?", "Show me a point on the {thing}.",
+        "What is the centre of the {thing}?", "Mark the {thing} with a point.", "Find the centre of the {thing}.",
+        "Please point at the {thing} for me.", "Give the centre point of the {thing}.",
     ),
     "relation": (
         "On which side of the {other} is the {thing}?", "Where is the {thing} as seen from the {other}?",
-        "Is the {thing} left, right, above or below the {other}?", "What is the position of the {thing} relative to the {other}?",
-        "How does the {thing} lie to the {other}?", "Seen from the {other}, where is the {thing}?",
-        "Where is the {thing} relative to the {other}?", "Which side of the {other} is the {thing} on?",
-        "In which direction from the {other} is the {thing}?", "Relative to the {other}, where is the {thing}?",
+        "Is the {thing} left, right, above or below the {other}?",
+        "What is the position of the {thing} relative to the {other}?", "How does the {thing} lie to the {other}?",
+        "Seen from the {other}, where is the {thing}?", "Where is the {thing} relative to the {other}?",
+        "Which side of the {other} is the {thing} on?", "In which direction from the {other} is the {thing}?",
+        "Relative to the {other}, where is the {thing}?",
     ),
     "related": (
         "Is the {thing} {side} the {other}?", "Is the {thing} really {side} the {other}?",
@@ -90,19 +97,22 @@ PHRASINGS = {
     ),
     "beside": (
         "What is {side} the {other}?", "Which shape is {side} the {other}?", "Name the shape {side} the {other}.",
-        "What do you see {side} the {other}?", "What can be seen {side} the {other}?", "What lies {side} the {other}?",
-        "Which object is {side} the {other}?", "Is there a shape {side} the {other}, and which?",
-        "Tell me what is {side} the {other}.", "Name what is {side} the {other}.",
+        "What do you see {side} the {other}?", "What can be seen {side} the {other}?",
+        "What lies {side} the {other}?", "Which object is {side} the {other}?",
+        "Is there a shape {side} the {other}, and which?", "Tell me what is {side} the {other}.",
+        "Name what is {side} the {other}.",
     ),
     "extreme": (
-        "Which shape is the {most}?", "What is the {most} shape?", "Name the {most} shape.", "Which is the {most} shape?",
-        "What is the {most} thing?", "Which object is {most}?", "The {most} shape is which?", "Which thing is the {most}?",
-        "Tell me the {most} shape.", "Which of the shapes is {most}?",
+        "Which shape is the {most}?", "What is the {most} shape?", "Name the {most} shape.",
+        "Which is the {most} shape?", "What is the {most} thing?", "Which object is {most}?",
+        "The {most} shape is which?", "Which thing is the {most}?", "Tell me the {most} shape.",
+        "Which of the shapes is {most}?",
     ),
     "unknown": (
-        "How old is the {thing}?", "Who drew the {thing}?", "What does the {thing} weigh?", "What is the name of the {thing}?",
-        "How much does the {thing} cost?", "What does the {thing} think?", "When was the {thing} made?",
-        "Why is the {thing} there?", "Who owns the {thing}?", "What does the {thing} smell like?", "Where was the {thing} bought?",
+        "How old is the {thing}?", "Who drew the {thing}?", "What does the {thing} weigh?",
+        "What is the name of the {thing}?", "How much does the {thing} cost?", "What does the {thing} think?",
+        "When was the {thing} made?", "Why is the {thing} there?", "Who owns the {thing}?",
+        "What does the {thing} smell like?", "Where was the {thing} bought?",
     ),
     "word": (
         "What does it say?", "Read the text.", "What is written here?", "What word is this?", "Read the word.",
@@ -111,24 +121,24 @@ PHRASINGS = {
     ),
     "number": (
         "What number is this?", "Read the number.", "Which number is written here?", "What is the number?",
-        "What number does the picture show?", "Which number do you see?", "Tell me the number.", "What number is printed here?",
-        "Which number can be read here?", "Say which number is written.",
+        "What number does the picture show?", "Which number do you see?", "Tell me the number.",
+        "What number is printed here?", "Which number can be read here?", "Say which number is written.",
     ),
     "digit": (
         "Which digit is written here?", "What digit is this?", "Read the digit.", "Which digit do you see?",
-        "What is the handwritten digit?", "Which digit is this?", "Name the digit.", "What digit does the picture show?",
-        "What digit is written?", "Tell me which digit this is.",
+        "What is the handwritten digit?", "Which digit is this?", "Name the digit.",
+        "What digit does the picture show?", "What digit is written?", "Tell me which digit this is.",
     ),
     "more": (
         "Which picture has more {kinds}?", "Where are more {kinds}?", "In which picture are there more {kinds}?",
-        "Which picture shows more {kinds}?", "Which image has more {kinds}?", "Which of the pictures has more {kinds}?",
-        "Where do you see more {kinds}?", "More {kinds}: in which picture?", "Which one has more {kinds}?",
-        "In which image do you see more {kinds}?",
+        "Which picture shows more {kinds}?", "Which image has more {kinds}?",
+        "Which of the pictures has more {kinds}?", "Where do you see more {kinds}?",
+        "More {kinds}: in which picture?", "Which one has more {kinds}?", "In which image do you see more {kinds}?",
     ),
     "changed": (
-        "What has changed?", "What changed?", "What is different?", "What is the difference?", "Which change do you see?",
-        "What is different in the second picture?", "Name the change.", "What has changed between the pictures?",
-        "Tell me what has changed.", "What is not the same?",
+        "What has changed?", "What changed?", "What is different?", "What is the difference?",
+        "Which change do you see?", "What is different in the second picture?", "Name the change.",
+        "What has changed between the pictures?", "Tell me what has changed.", "What is not the same?",
     ),
     "which picture": (
         "Which picture has a {thing}?", "Where is there a {thing}?", "In which picture is a {thing}?",
@@ -139,8 +149,9 @@ PHRASINGS = {
     "of two": (
         "What colour is the {thing} in the {nth} picture?", "In the {nth} picture, what colour is the {thing}?",
         "What color is the {thing} in the {nth} picture?", "Which colour does the {thing} in the {nth} picture have?",
-        "Name the colour of the {thing} in the {nth} picture.", "What is the colour of the {thing} in the {nth} image?",
-        "The {thing} in the {nth} picture has which colour?", "What colour does the {thing} have in the {nth} picture?",
+        "Name the colour of the {thing} in the {nth} picture.",
+        "What is the colour of the {thing} in the {nth} image?", "The {thing} in the {nth} picture has which colour?",
+        "What colour does the {thing} have in the {nth} picture?",
         "Tell me the colour of the {thing} in the {nth} picture.", "In the {nth} image, which colour is the {thing}?",
     ),
     "way": (
@@ -155,44 +166,48 @@ PHRASINGS = {
         "What was there first?", "Tell me which shape came first.",
     ),
     "when": (
-        "When did it change?", "When does the colour change?", "In which frame does the colour change?", "When did the colour change?",
-        "When is the change?", "At which frame does it change?", "Which frame has the new colour first?", "When does it change?",
-        "Tell me when the colour changes.", "In which frame did it change?",
+        "When did it change?", "When does the colour change?", "In which frame does the colour change?",
+        "When did the colour change?", "When is the change?", "At which frame does it change?",
+        "Which frame has the new colour first?", "When does it change?", "Tell me when the colour changes.",
+        "In which frame did it change?",
     ),
     "appeared": (
-        "How many shapes appeared?", "How many shapes are new?", "How many new shapes came?", "How many shapes came later?",
-        "How many appeared?", "How many shapes were added?", "What is the number of new shapes?", "Count the new shapes.",
-        "How many new shapes are there?", "Tell me how many shapes appeared.",
+        "How many shapes appeared?", "How many shapes are new?", "How many new shapes came?",
+        "How many shapes came later?", "How many appeared?", "How many shapes were added?",
+        "What is the number of new shapes?", "Count the new shapes.", "How many new shapes are there?",
+        "Tell me how many shapes appeared.",
     ),
     "bar": (
         "How high is the {colour} bar?", "What is the value of the {colour} bar?", "What does the {colour} bar show?",
         "Read the {colour} bar.", "Which value has the {colour} bar?", "What number does the {colour} bar reach?",
-        "How tall is the {colour} bar?", "What is the height of the {colour} bar?", "Which value does the {colour} bar have?",
-        "Tell me the value of the {colour} bar.",
+        "How tall is the {colour} bar?", "What is the height of the {colour} bar?",
+        "Which value does the {colour} bar have?", "Tell me the value of the {colour} bar.",
     ),
     "best bar": (
-        "Which bar is the {most}?", "What colour is the {most} bar?", "Name the {most} bar.", "Which colour has the {most} bar?",
-        "Which is the {most} bar?", "What is the colour of the {most} bar?", "The {most} bar has which colour?",
-        "Which of the bars is {most}?", "Tell me the {most} bar.", "Which colour is the {most} bar?",
+        "Which bar is the {most}?", "What colour is the {most} bar?", "Name the {most} bar.",
+        "Which colour has the {most} bar?", "Which is the {most} bar?", "What is the colour of the {most} bar?",
+        "The {most} bar has which colour?", "Which of the bars is {most}?", "Tell me the {most} bar.",
+        "Which colour is the {most} bar?",
     ),
     "table": (
         "What is in row {row}, column {column}?", "What is the number in row {row}, column {column}?",
-        "Read row {row}, column {column}.", "What does row {row}, column {column} say?", "In row {row}, what is in column {column}?",
-        "What is the value in row {row}, column {column}?", "Which number is in row {row}, column {column}?",
-        "What is in column {column} of row {row}?", "Tell me the number in row {row}, column {column}.",
-        "Which value has row {row} in column {column}?",
+        "Read row {row}, column {column}.", "What does row {row}, column {column} say?",
+        "In row {row}, what is in column {column}?", "What is the value in row {row}, column {column}?",
+        "Which number is in row {row}, column {column}?", "What is in column {column} of row {row}?",
+        "Tell me the number in row {row}, column {column}.", "Which value has row {row} in column {column}?",
     ),
     "corner": (
         "Which shape has the colour of the corner mark?", "What has the same colour as the corner mark?",
-        "Which shape is like the corner mark?", "Which shape matches the corner mark?", "What matches the mark in the corner?",
-        "Which shape has the same colour as the mark?", "What shape has the colour of the mark?",
-        "Which shape has the colour of the mark in the corner?", "Name the shape that matches the corner mark.",
-        "Which shape shares its colour with the corner mark?",
+        "Which shape is like the corner mark?", "Which shape matches the corner mark?",
+        "What matches the mark in the corner?", "Which shape has the same colour as the mark?",
+        "What shape has the colour of the mark?", "Which shape has the colour of the mark in the corner?",
+        "Name the shape that matches the corner mark.", "Which shape shares its colour with the corner mark?",
     ),
     "longer": (
-        "Which bar is longer?", "Which of the two bars is longer?", "Which bar is the longer one?", "Is the {a} or the {b} bar longer?",
-        "What bar is longer, the {a} or the {b}?", "Which is longer, the {a} bar or the {b} bar?", "Name the longer bar.",
-        "Which one of the bars is longer?", "Tell me which bar is longer.", "Which of the bars is the longer one?",
+        "Which bar is longer?", "Which of the two bars is longer?", "Which bar is the longer one?",
+        "Is the {a} or the {b} bar longer?", "What bar is longer, the {a} or the {b}?",
+        "Which is longer, the {a} bar or the {b} bar?", "Name the longer bar.", "Which one of the bars is longer?",
+        "Tell me which bar is longer.", "Which of the bars is the longer one?",
     ),
     "line": (
         "Where does the line from the {colour} dot end?", "Which dot does the line from the {colour} dot reach?",
@@ -203,14 +218,16 @@ PHRASINGS = {
     ),
     "ambiguous": (),  # worded as "colour"
     "hidden": (
-        "What is behind the grey panel?", "Which shape is half hidden?", "What shape is hidden?", "What is the hidden shape?",
-        "Which shape is behind the panel?", "What shape is behind the grey panel?", "Name the hidden shape.",
-        "Which shape does the panel hide?", "Tell me what is behind the panel.", "What does the grey panel hide?",
+        "What is behind the grey panel?", "Which shape is half hidden?", "What shape is hidden?",
+        "What is the hidden shape?", "Which shape is behind the panel?", "What shape is behind the grey panel?",
+        "Name the hidden shape.", "Which shape does the panel hide?", "Tell me what is behind the panel.",
+        "What does the grey panel hide?",
     ),
     "noisy": (
-        "What shape is in the noise?", "Which shape do you see in the noise?", "What is in the noise?", "Name the shape in the noise.",
-        "Which shape is in the noise?", "What shape is this?", "What shape can you see in the noise?", "Which shape is this?",
-        "Tell me the shape in the noise.", "What can be seen in the noise?",
+        "What shape is in the noise?", "Which shape do you see in the noise?", "What is in the noise?",
+        "Name the shape in the noise.", "Which shape is in the noise?", "What shape is this?",
+        "What shape can you see in the noise?", "Which shape is this?", "Tell me the shape in the noise.",
+        "What can be seen in the noise?",
     ),
     "another": (
         "And the {thing}?", "And what about the {thing}?", "What about the {thing}?", "And for the {thing}?",
@@ -218,8 +235,9 @@ PHRASINGS = {
         "And how about the {thing}?", "Now for the {thing}?",
     ),
     "more kinds": (
-        "And {kinds}?", "And how many {kinds}?", "What about {kinds}?", "And what about {kinds}?", "How about {kinds}?",
-        "And the {kinds}?", "What about the {kinds}?", "Then {kinds}?", "And how about {kinds}?", "Now {kinds}?",
+        "And {kinds}?", "And how many {kinds}?", "What about {kinds}?", "And what about {kinds}?",
+        "How about {kinds}?", "And the {kinds}?", "What about the {kinds}?", "Then {kinds}?",
+        "And how about {kinds}?", "Now {kinds}?",
     ),
     "one": (
         "Name one of the shapes.", "Name one shape.", "Tell me one of the shapes.", "What is one of the shapes?",
@@ -227,9 +245,9 @@ PHRASINGS = {
         "Give me one of the shapes.", "Pick one of the shapes.",
     ),
     "other one": (
-        "And the other one?", "And the other?", "What is the other one?", "And the other shape?", "What about the other one?",
-        "Name the other one.", "And what is the other one?", "Which is the other one?", "How about the other one?",
-        "Tell me the other one.",
+        "And the other one?", "And the other?", "What is the other one?", "And the other shape?",
+        "What about the other one?", "Name the other one.", "And what is the other one?", "Which is the other one?",
+        "How about the other one?", "Tell me the other one.",
     ),
 }  # fmt: skip
 PHRASINGS["ambiguous"] = PHRASINGS["colour"]

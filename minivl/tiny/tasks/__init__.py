@@ -12,19 +12,21 @@ from dataclasses import replace
 import numpy as np
 
 from minivl.tiny import scenes
-from minivl.tiny.examples import Example, Medium
+from minivl.tiny.examples import Example, How, Medium
 from minivl.tiny.tasks import far_apart, reading, sequences, shapes
 
 SCORED, TRAINED = 11, 12  # branches of the generator: scoring and training never draw the same example
 
 
-def draw_family_scene(rng, held_out, ease, most):
+def draw_family_scene(rng, how):
     """Family "scene": pictures of the sizes of minivl.tiny.scenes, up to 336 x 336, with one to five shapes."""
     chance = np.array([1 / (h * w) for h, w in scenes.SIZES], dtype=np.float64)
     size = scenes.SIZES[rng.choice(len(chance), p=chance / chance.sum())]
-    count = int(rng.integers(1, 2 + round(4 * ease)))
+    count = int(rng.integers(1, 2 + round(4 * how.ease)))
     drawn = scenes.draw_scene(rng, size, count)
-    return Example((Medium((drawn.image,), (drawn.shapes,)),), shapes.ask_about(rng, drawn.shapes, held_out, most))
+    return Example(
+        (Medium((drawn.image,), (drawn.shapes,)),), shapes.ask_about(rng, drawn.shapes, how.held_out, how.most)
+    )
 
 
 FAMILIES = {  # share of the training examples, how to draw one
@@ -54,7 +56,8 @@ def draw_example(family, seed, held_out=False, ease=1.0, most=1, branch=SCORED):
     ease       0..1: how far the way from the easiest examples to all of them has been gone
     """
     rng = np.random.default_rng([branch, list(FAMILIES).index(family), *np.atleast_1d(seed)])
+    how = How(held_out, ease, most, training=branch == TRAINED)
     while True:
-        example = FAMILIES[family][1](rng, held_out, ease, most)
+        example = FAMILIES[family][1](rng, how)
         if example.conversations:
             return replace(example, family=family)

@@ -94,7 +94,8 @@ def extreme_of(shapes, most):
     """The largest, ... , lowest of the shapes; None if two of them are close."""
     measures = {
         "largest": lambda b: b[2] - b[0], "smallest": lambda b: b[0] - b[2], "leftmost": lambda b: -(b[0] + b[2]) / 2,
-        "rightmost": lambda b: (b[0] + b[2]) / 2, "topmost": lambda b: -(b[1] + b[3]) / 2, "lowest": lambda b: (b[1] + b[3]) / 2,
+        "rightmost": lambda b: (b[0] + b[2]) / 2, "topmost": lambda b: -(b[1] + b[3]) / 2,
+        "lowest": lambda b: (b[1] + b[3]) / 2,
     }  # fmt: skip
     ranked = sorted(shapes, key=lambda shape: measures[most](shape.box), reverse=True)
     clear = len(ranked) > 1 and measures[most](ranked[0].box) - measures[most](ranked[1].box) >= 6
@@ -350,15 +351,15 @@ def ask_about(rng, shapes, held_out, most, tasks=None):
     return tuple(conversations)
 
 
-def draw_family(rng, held_out, ease, most):
+def draw_family(rng, how):
     """Family "shapes": one to six shapes in a small picture."""
     size = SIZES[rng.integers(len(SIZES))]
     room = {112: 4, 140: 5}.get(min(size), 6)
-    image, shapes = draw_shapes(rng, size, int(rng.integers(1, 2 + round((room - 1) * ease))))
-    return Example((Medium((image,), (shapes,)),), ask_about(rng, shapes, held_out, most))
+    image, shapes = draw_shapes(rng, size, int(rng.integers(1, 2 + round((room - 1) * how.ease))))
+    return Example((Medium((image,), (shapes,)),), ask_about(rng, shapes, how.held_out, how.most))
 
 
-def draw_family_inside(rng, held_out, ease, most):
+def draw_family_inside(rng, how):
     """Family "inside": a small shape in a large one."""
     image, shapes = draw_inside(rng, SIZES[rng.integers(len(SIZES))])
-    return Example((Medium((image,), (shapes,)),), ask_about(rng, shapes, held_out, most, INSIDE))
+    return Example((Medium((image,), (shapes,)),), ask_about(rng, shapes, how.held_out, how.most, INSIDE))

@@ -86,7 +86,7 @@ def train(options, make=make_batch):
     log, saved, stable = Log(folder), time.time(), options.steps - options.cooldown
     for step, batch in zip(range(first, options.steps), loader):
         if step == stable:
-            save(folder / "stable.pt", parts, optimizers, step, options.steps)
+            save(folder / "stable.pt", parts, optimizers, step, options)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["rate"] * schedule(step, options)
         loss, figures, whole = losses(parts, batch, step < options.tower_steps, tower, decoder)
@@ -98,7 +98,7 @@ def train(options, make=make_batch):
         log.add(step, figures, batch, whole)
         done = step + 1
         if time.time() - saved > SAVE_SECONDS or done == options.steps:
-            save(folder / "state.pt", parts, optimizers, done, options.steps)
+            save(folder / "state.pt", parts, optimizers, done, options)
             saved = time.time()
         if done % EXPORT_EVERY == 0 or done == options.steps:
             export(parts["model"], folder / "checkpoints" / f"{done:06d}")
@@ -138,7 +138,7 @@ def restore(folder, parts, optimizers, options):
         if not path.is_file():
             continue
         state = torch.load(path)
-        if name == "stable.pt" or state["step"] <= options.steps - options.cooldown or state["steps"] == options.steps:
+        if not state["cooling"] or state["steps"] == options.steps:
             parts.load_state_dict(state["parts"])
             for optimizer, stored in zip(optimizers, state["optimizers"]):
                 optimizer.load_state_dict(stored)
@@ -201,7 +201,7 @@ class Log:
 
     def add(self, step, figures, batch, whole):
         for key, value in figures.items():
-            self.figures.setdefault(key, []).append(float(value))
+            self.figures.setdefault(key, []).append(float(value.detach()))
         if whole is not None:
             for task, right in zip(batch["task"].tolist(), whole.tolist()):
                 self.right.setdefault(TASKS[task], []).append(right)
@@ -214,8 +214,9 @@ class Log:
             self.clear()
 
 
-def save(path, parts, optimizers, step, steps):
-    state = {"parts": parts.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step, "steps": steps}
+def save(path, parts, optimizers, step, options):
+    plan = {"steps": options.steps, "cooling": step > options.steps - options.cooldown}
+    state = {"parts": parts.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step, **plan}
     torch.save(state, path.with_suffix(".partial"))
     os.replace(path.with_suffix(".partial"), path)
 

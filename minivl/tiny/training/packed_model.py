@@ -153,7 +153,8 @@ class CellHead(nn.Module):
         spelt = F.binary_cross_entropy_with_logits(characters, true_characters, reduction="none").sum(dim=-1)
         loss = loss + mean_of(spelt, printed) + mean_of(spelt, ~printed)
         error = where - batch[box][drawn]
-        loss = loss + 10 * mean_of(F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=0.05).mean(-1), shape)
+        distance = F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=0.05).mean(dim=-1)
+        loss = loss + 10 * mean_of(distance, shape)
         with torch.no_grad():
             read = (characters > 0) == (true_characters > 0)
             figures = {

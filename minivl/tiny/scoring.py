@@ -1,0 +1,213 @@
+"""Score a model on the task families: by task, in trained and in held-out wordings, with confidence intervals.
+
+    found = score_families(vlm, examples=20)       # [Scored("colour", held_out=False, score=1.0, confidence=0.98), ...]
+    print(render_table(found))
+
+Examples come from a branch of the generator that training never draws from; printed text has Pillow's own font, and
+handwritten digits are held-out ones. Boxes score by their overlap with the true ones, everything else is right or wrong.
+"""
+
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from minivl.answer.grounding import iou
+from minivl.tiny.phrasings import PHRASINGS
+from minivl.tiny.tasks import draw_example
+
+FAMILIES = {  # (examples for one unit, conversations about each)
+    "shapes": (4, 6), "scene": (1, 4), "inside": (2, 3), "blind": (1, 1), "text": (3, 1), "digit": (2, 1), "chart": (2, 2),
+    "table": (2, 1), "pair": (5, 1), "video": (6, 1), "corner": (2, 1), "longer": (2, 1), "line": (2, 1),
+    "ambiguous": (1, 1), "hidden": (1, 1), "noisy": (1, 1),
+}  # fmt: skip
+BOXES = ("where", "all boxes")
+TASKS = (*PHRASINGS, "blind")
+GOALS = {task: 0.97 for task in (
+    "colour", "kind", "size", "count", "count kind", "count colour", "exists", "related", "unknown", "blind", "digit",
+)} | {task: 0.95 for task in TASKS if task in (
+    "describe", "detail", "word", "number", "more", "changed", "which picture", "of two", "way", "first", "when", "appeared",
+    "relation", "beside", "extreme", "what at", "another", "more kinds", "other one", "bar", "best bar", "table", "corner",
+    "longer", "line", "point",
+)} | {task: 0.85 for task in BOXES}  # fmt: skip
+UNCERTAIN = ("ambiguous", "hidden", "noisy", "one")  # no goal: an answer may be true and another one too
+WORDING_GOAL, CALIBRATION_GOAL = 0.03, 0.03
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One answer: its score, 0 to 1, and the probability that the model gave to its tokens together."""
+
+    task: str
+    held_out: bool
+    score: float
+    confidence: float
+
+
+def score_families(vlm, examples=20, seconds=None, seed=0, families=FAMILIES):
+    """A list of Scored. examples: units of FAMILIES for each wording; seconds: stop then, with all families equally far."""
+    started, found = time.time(), []
+    planned = [
+        ((number + 0.5) / (examples * units), family, number, most)
+        for family, (units, most) in families.items()
+        for number in range(examples * units)
+    ]
+    for _, family, number, most in tqdm(sorted(planned), desc="examples", file=sys.stderr, disable=None):
+        if seconds is not None and time.time() - started > seconds:
+            break
+        for held_out in (False, True):
+            example = draw_example(family, (seed, number), held_out=held_out, most=most)
+            found += score_example(vlm, example, held_out)
+    return found
+
+
+def score_example(vlm, example, held_out=False):
+    """The answers to all questions of an example; later turns of a conversation see the true answers to earlier ones."""
+    found = []
+    for turns in example.conversations:
+        messages = []
+        for turn in turns:
+            media = media_items(example) if not messages else []
+            messages.append({"role": "user", "content": [*media, {"type": "text", "text": turn.question}]})
+            answer, confidence = answer_with_confidence(vlm, messages)
+            found.append(Scored(turn.task, held_out, score_answer(turn, answer), confidence))
+            messages.append({"role": "assistant", "content": turn.answer})
+    return found
+
+
+def media_items(example):
+    images = [{"type": "image", "image": image} for image in example.images or ()]
+    return images + [{"type": "video", "video": video} for video in example.videos or ()]
+
+
+def answer_with_confidence(vlm, messages, max_new_tokens=160):
+    """The answer, and the product of the probabilities of its tokens."""
+    stage, log_prob, value = vlm.answer(messages, temperature=0, max_new_tokens=max_new_tokens), 0.0, None
+    while True:
+        try:
+            name, tensor = stage.send(value)
+        except StopIteration as end:
+            return end.value, math.exp(log_prob)
+        value = tensor
+        if name == "lm_head":
+            logits = np.asarray(tensor, dtype=np.float32).reshape(-1, tensor.shape[-1])[-1]
+            log_prob -= math.log(np.exp(logits - logits.max(), dtype=np.float32).sum())
+
+
+def score_answer(turn, answer):
+    """1 or 0; of boxes, the mean over true and given boxes of the best overlap."""
+    if turn.task in BOXES and turn.answer != "[]":
+        return overlap_of(boxes_in(answer), boxes_in(turn.answer))
+    if turn.task == "point" and turn.about:
+        point = point_in(answer)
+        return float(point is not None and is_inside(point, turn.about))
+    return float(turn.is_right(answer))
+
+
+def boxes_in(text):
+    """The boxes of the agreed JSON; none if the text is something else."""
+    try:
+        return [tuple(float(v) for v in item["bbox_2d"]) for item in json.loads(text)]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def point_in(text):
+    try:
+        x, y = json.loads(text)[0]["point_2d"]
+        return float(x), float(y)
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def is_inside(point, box):
+    return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]
+
+
+def overlap_of(given, true):
+    """Each true box takes the given box that overlaps it most, once; the sum over the larger number of boxes."""
+    left, total = [box for box in given if len(box) == 4], 0.0
+    for box in true:
+        best = max(left, key=lambda other: iou(other, box), default=None)
+        if best is not None:
+            total += iou(best, box)
+            left.remove(best)
+    return total / max(len(given), len(true), 1)
+
+
+# ---- figures ----
+
+
+def wilson(right, count, z=1.96):
+    """95 % interval of a share: E. B. Wilson (1927)."""
+    share, spread = right / count, z * z / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap(values, rounds=1000, seed=0):
+    """95 % interval of a mean, from samples drawn with replacement."""
+    values, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
+    means = values[rng.integers(0, len(values), (rounds, len(values)))].mean(axis=1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def interval_of(task, values):
+    """(mean, low, high)"""
+    mean = sum(values) / len(values)
+    return mean, *(bootstrap(values) if task in BOXES else wilson(sum(values), len(values)))
+
+
+def calibration_error(found, bins=10):
+    """Expected calibration error: mean gap, over bins of equal width, between confidence and share of right answers.
+
+    C. Guo et al. (2017), "On calibration of modern neural networks". Tasks whose score is an overlap are left out.
+    """
+    chosen = [one for one in found if one.task not in BOXES]
+    confidence = np.array([one.confidence for one in chosen], dtype=np.float64)
+    score = np.array([one.score for one in chosen], dtype=np.float64)
+    number = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    chosen = [number == i for i in range(bins) if (number == i).any()]
+    return float(sum(abs(confidence[bin].mean() - score[bin].mean()) * bin.mean() for bin in chosen))
+
+
+def render_table(found):
+    """Scores in Markdown: a row for each task, trained wordings beside held-out ones; what misses its goal says so."""
+    lines = [
+        "| task | asked | trained wordings | asked | held-out wordings | goal | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task in TASKS:
+        known, new = (
+            [one.score for one in found if one.task == task and one.held_out is held] for held in (False, True)
+        )
+        if not known and not new:
+            continue
+        cells = [cell for values in (known, new) for cell in (str(len(values)), shown(task, values))]
+        goal, remark = GOALS.get(task), ""
+        if goal is not None:
+            means = [sum(values) / len(values) for values in (known, new) if values]
+            missed = ["missed"] if min(means) < goal else []
+            gap = means[0] - means[-1]
+            remark = ", ".join(missed + ([f"wordings differ by {100 * gap:.0f} points"] if gap > WORDING_GOAL else []))
+        text = "" if goal is None else f"{goal:.2f} IoU" if task in BOXES else f"{100 * goal:.0f} %"
+        lines.append(f"| {task} | {' | '.join(cells)} | {text} | {remark} |")
+    error = calibration_error([one for one in found if one.task not in UNCERTAIN])
+    missed = "" if error <= CALIBRATION_GOAL else ": missed"
+    lines += ["", f"Expected calibration error {100 * error:.1f} % (goal {100 * CALIBRATION_GOAL:.0f} %{missed})."]
+    return "\n".join(lines)
+
+
+def shown(task, values):
+    """ "97.0 % (93-99)", or "0.86 (0.84-0.88)" of boxes; empty without values."""
+    if not values:
+        return ""
+    mean, low, high = interval_of(task, values)
+    if task in BOXES:
+        return f"{mean:.2f} ({low:.2f}-{high:.2f})"
+    return f"{100 * mean:.1f} % ({100 * low:.0f}-{100 * high:.0f})"

@@ -1,0 +1,119 @@
+"""The packed trainer computes what minivl computes, and a stopped run ends as an unbroken one."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import minivl
+from minivl.processing import messages as chat
+from minivl.stream import run
+from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
+from minivl.tiny.training import long_run, packed_model, vocabulary
+from minivl.tiny.training.packed_batches import Batch, grow_tree
+from minivl.trace.recorder import record
+
+PLAN = (6, 288, 6, 288)  # rows and lengths of a small batch
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Modules with random weights, and the checkpoint folder that minivl loads, in float32."""
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("packed")
+    parts = long_run.build_parts()
+    for tensor in parts["model"].parameters():  # as rounded as they are stored
+        tensor.data = tensor.data.to(torch.bfloat16).float()
+    long_run.export(parts["model"], folder)
+    return parts, folder
+
+
+def pack(examples, plan=PLAN):
+    batch = Batch(*plan)
+    for example in examples:
+        assert batch.add(example, vocabulary.build_tokenizer())
+    return {key: torch.from_numpy(value) for key, value in batch.arrays().items()}
+
+
+def log_probs(parts, batch):
+    """Log-probability of each token of the answers."""
+    with torch.no_grad():
+        last = packed_model.forward(parts, batch)[-1].flatten(0, 1)[batch["at"]]
+        logits = last @ parts["model"].model.embed_tokens.weight.T
+        return logits.log_softmax(-1).gather(1, batch["target"][:, None])[:, 0]
+
+
+def test_packed_is_unpacked(trained):
+    """Examples side by side give each token of each answer what it gets when its example is alone."""
+    parts, _ = trained
+    families = ("shapes", "pair", "video", "text", "line", "blind")
+    examples = [draw_example(family, 5, most=3, branch=TRAINED) for family in families]
+    together = log_probs(parts, pack(examples))
+    alone = torch.cat([log_probs(parts, pack([example], (6, 288, 1, 288))) for example in examples])
+    batch = pack(examples)
+    order = torch.argsort(batch["answer"], stable=True)
+    assert torch.equal(order, torch.arange(len(order))) and len(together) == len(alone)
+    assert (together - alone).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_is_minivl(trained, family):
+    """Prompt, positions and the logits of the first answer token, against minivl with the exported checkpoint."""
+    parts, folder = trained
+    example = draw_example(family, 9, most=1, branch=TRAINED)
+    turn = example.conversations[0][0]
+    vlm = minivl.load(folder)
+    messages = chat.user(turn.question, example.images, example.videos)
+    inputs = run(vlm.prepare(messages))
+    tree = grow_tree(example, vocabulary.build_tokenizer())
+    length = len(inputs.input_ids)
+    assert np.array_equal(tree["ids"][:length], inputs.input_ids)
+    found = record(vlm.answer(messages, max_new_tokens=1), keep=["lm_head", "position_ids"])
+    assert np.array_equal(tree["positions"][:, :length], found["position_ids"])
+    with torch.no_grad():
+        batch = pack([example], (6, 576, 1, 384))
+        last = packed_model.forward(parts, batch)[-1].flatten(0, 1)[batch["at"][0]]
+        logits = (last @ parts["model"].model.embed_tokens.weight.T).numpy()
+    assert np.abs(logits - found["lm_head"][-1]).max() < 1e-4 * max(1, np.abs(logits).max())
+
+
+def make_small(number, ease, tokenizer):
+    """A batch of two examples, as quick as a test needs it."""
+    batch = Batch(2, 288, 2, 288)
+    for family in ("shapes", "text"):
+        batch.add(draw_example(family, number, ease=ease, most=2, branch=TRAINED), tokenizer)
+    return batch.arrays()
+
+
+def run_for(folder, steps, tmp_path, stop=None):
+    options = long_run.parse(
+        [str(folder), "--steps", str(steps), "--cooldown", "2", "--tower-steps", "2", "--workers", "0", "--no-compile"]
+    )
+
+    def make(number, ease, tokenizer):
+        if number == stop:
+            raise KeyboardInterrupt
+        return make_small(number, ease, tokenizer)
+
+    return long_run.train(options, make)
+
+
+def test_resumed_run_is_an_unbroken_one(tmp_path, monkeypatch):
+    """Killed at step 5, of which the state after step 3 is left: the weights at the end are equal bit for bit."""
+    monkeypatch.setattr(long_run, "SAVE_SECONDS", 0)
+    whole = run_for(tmp_path / "whole", 8, tmp_path).state_dict()
+    with pytest.raises(KeyboardInterrupt):
+        run_for(tmp_path / "broken", 8, tmp_path, stop=5)
+    assert torch.load(tmp_path / "broken" / "state.pt")["step"] == 5
+    resumed = run_for(tmp_path / "broken", 8, tmp_path).state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    minivl.load(tmp_path / "broken" / "checkpoint").ask("How many shapes are there?", max_new_tokens=2)
+
+
+def test_longer_run_goes_on_before_the_cooldown(tmp_path, monkeypatch):
+    monkeypatch.setattr(long_run, "LOG_EVERY", 1)
+    run_for(tmp_path / "run", 6, tmp_path)
+    run_for(tmp_path / "run", 9, tmp_path)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9]
