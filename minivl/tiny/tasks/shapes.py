@@ -316,7 +316,9 @@ def follow_up(rng, shapes, held_out):
         more = [worded(rng, ("another", {"thing": s.kind}, s.colour, s.box), held_out) for s in asked[1:]]
         return (first, *more)
     if draw < 0.7:
-        kinds = [KINDS[i] for i in rng.permutation(len(KINDS))[:2]]
+        one = pick(rng, shapes).kind
+        others = sorted({shape.kind for shape in shapes} - {one}) if rng.random() < 0.6 else []
+        kinds = [one, pick(rng, others or [kind for kind in KINDS if kind != one])]
         counts = [str(sum(shape.kind == kind for shape in shapes)) for kind in kinds]
         first = worded(rng, ("count kind", {"kinds": plural(kinds[0])}, counts[0], None), held_out)
         return first, worded(rng, ("more kinds", {"kinds": plural(kinds[1])}, counts[1], None), held_out)

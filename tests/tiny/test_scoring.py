@@ -1,0 +1,89 @@
+"""Scores: intervals, calibration, overlap, and a real model's answers."""
+
+import numpy as np
+import pytest
+
+import minivl
+from minivl.processing import messages as chat
+from minivl.tiny.examples import Turn
+from minivl.tiny.scoring import (
+    FAMILIES,
+    GOALS,
+    TASKS,
+    UNCERTAIN,
+    Scored,
+    answer_with_confidence,
+    bootstrap,
+    calibration_error,
+    overlap_of,
+    render_table,
+    score_answer,
+    score_families,
+    wilson,
+)
+from minivl.tiny.tasks import FAMILIES as DRAWN
+from minivl.tiny.tasks import draw_example
+
+
+def test_wilson_interval():
+    """8 of 10: 0.490 to 0.943, from the formula by hand; the ends stay in 0..1."""
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)
+    assert wilson(0, 5)[0] == 0 and wilson(5, 5)[1] == pytest.approx(1)
+
+
+def test_bootstrap_interval():
+    values = np.random.default_rng(1).normal(0.5, 0.2, 400)
+    low, high = bootstrap(values)
+    assert low < values.mean() < high and high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.2)
+
+
+def test_calibration_error():
+    """Half of the answers 95 % sure and 75 % right, half 55 % sure and 55 % right: 0.5 * 0.2."""
+    sure = [Scored("colour", False, float(i < 75), 0.95) for i in range(100)]
+    unsure = [Scored("colour", False, float(i < 55), 0.55) for i in range(100)]
+    assert calibration_error(sure + unsure) == pytest.approx(0.1)
+    assert calibration_error([Scored("where", False, 0.0, 1.0), *unsure]) == pytest.approx(0)
+
+
+def test_overlap_of_several_boxes():
+    a, b = (0, 0, 10, 10), (20, 0, 30, 10)
+    assert overlap_of([b, a], [a, b]) == 1 and overlap_of([], [a]) == 0 and overlap_of([a], [a, b]) == 0.5
+    assert overlap_of([a, a], [a]) == 0.5 and overlap_of([(0, 0, 10, 5)], [a]) == 0.5
+
+
+def test_score_of_an_answer():
+    box = Turn("where", "?", '[{"bbox_2d": [0, 0, 10, 10], "label": "red star"}]', (), (0, 0, 10, 10))
+    assert score_answer(box, '[{"bbox_2d": [0, 0, 10, 5], "label": "x"}]') == 0.5 and score_answer(box, "none") == 0
+    point = Turn("point", "?", '[{"point_2d": [5, 5], "label": "red star"}]', (), (0, 0, 10, 10))
+    assert score_answer(point, '[{"point_2d": [9, 1], "label": "red star"}]') == 1
+    assert score_answer(point, '[{"point_2d": [10, 1]}]') == 0 and score_answer(point, '[{"point_2d": 3}]') == 0
+    absent = Turn("where", "?", "[]")
+    assert score_answer(absent, "[]") == 1 and score_answer(absent, "none") == 0
+
+
+def test_confidence_is_the_probability_of_the_answer():
+    vlm, example = minivl.load(), draw_example("shapes", 2)
+    messages = chat.user("How many shapes are there?", example.images)
+    answer, confidence = answer_with_confidence(vlm, messages)
+    trace = vlm.trace(messages, keep=["lm_head*"], max_new_tokens=20)
+    assert answer == trace.result and 0 < confidence <= 1
+    logits = np.asarray(trace["lm_head"], dtype=np.float64).reshape(-1, vlm.config.text.vocab_size)[-1]
+    first = np.exp(logits.max() - np.log(np.exp(logits - logits.max()).sum()) - logits.max())
+    assert confidence <= first + 1e-6
+
+
+def test_every_family_and_task_is_scored():
+    assert set(FAMILIES) == set(DRAWN) and set(GOALS) | set(UNCERTAIN) == set(TASKS) and not set(GOALS) & set(UNCERTAIN)
+
+
+def test_a_few_families_with_the_model_that_ships():
+    found = score_families(minivl.load(), examples=1, families={"digit": (2, 1), "pair": (1, 1)})
+    assert [one.held_out for one in found] == [False, True] * 3
+    text = render_table(found)
+    assert "| digit | 2 |" in text and "Expected calibration error" in text
+    assert not score_families(minivl.load(), examples=1, seconds=0)
+
+
+def test_a_missed_goal_says_so():
+    found = [Scored("colour", held, float(not held), 0.9) for held in (False, True) for _ in range(10)]
+    assert "missed, wordings differ by 100 points" in render_table(found)
