@@ -57,10 +57,10 @@ def parse(arguments=None):
     parser = argparse.ArgumentParser("minivl.tiny.training.long_run", description=__doc__.split("\n")[0])
     parser.add_argument("folder", help="where the state, the log and the checkpoints go")
     parser.add_argument("--start", help="a checkpoint folder to begin with")
-    parser.add_argument("--steps", type=int, default=40_000, help="last step")
-    parser.add_argument("--tower-steps", type=int, default=3000, help="steps at the beginning for the tower alone")
-    parser.add_argument("--cooldown", type=int, default=4000, help="steps at the end in which the learning rate falls")
-    parser.add_argument("--ease-steps", type=int, default=8000, help="steps until examples are as hard as they get")
+    parser.add_argument("--steps", type=int, default=20_000, help="last step")
+    parser.add_argument("--tower-steps", type=int, default=1500, help="steps at the beginning for the tower alone")
+    parser.add_argument("--cooldown", type=int, default=3000, help="steps at the end in which the learning rate falls")
+    parser.add_argument("--ease-steps", type=int, default=5000, help="steps until examples are as hard as they get")
     parser.add_argument("--rate", type=float, default=1.2e-3, help="highest learning rate")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw examples")
     parser.add_argument("--no-compile", action="store_true", help="run without torch.compile")
@@ -73,7 +73,8 @@ def train(options, make=make_batch):
     folder.mkdir(parents=True, exist_ok=True)
     share_tokenizer(folder)
     torch.manual_seed(0)
-    parts = build_parts()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parts = build_parts().to(device)
     optimizers = build_optimizers(parts, options.rate)
     first = restore(folder, parts, optimizers, options)
     tower, decoder = packed_model.run_tower, packed_model.run_decoder
@@ -87,6 +88,7 @@ def train(options, make=make_batch):
     for step, batch in zip(range(first, options.steps), loader):
         if step == stable:
             save(folder / "stable.pt", parts, optimizers, step, options)
+        batch = {key: value.to(device) for key, value in batch.items()}
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["rate"] * schedule(step, options)
         loss, figures, whole = losses(parts, batch, step < options.tower_steps, tower, decoder)
@@ -137,7 +139,7 @@ def restore(folder, parts, optimizers, options):
         path = folder / name
         if not path.is_file():
             continue
-        state = torch.load(path)
+        state = torch.load(path, map_location="cpu")
         if not state["cooling"] or state["steps"] == options.steps:
             parts.load_state_dict(state["parts"])
             for optimizer, stored in zip(optimizers, state["optimizers"]):
