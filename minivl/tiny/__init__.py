@@ -4,7 +4,8 @@
     scene(seed)         a picture of coloured shapes with questions and true answers
     digit_picture(i)    a picture of a real handwritten digit that training never saw
 
-python -m minivl.tiny.evaluate scores it; python -m minivl.tiny.training.train makes it anew (needs the [reference] extra).
+python -m minivl.tiny.evaluate scores it; python -m minivl.tiny.training.train trains it from nothing (needs the
+[reference] extra). The tasks of the next model are in minivl.tiny.tasks, its training in minivl.tiny.training.long_run.
 """
 
 from pathlib import Path

@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 import minivl
 from minivl.processing import messages as chat
 from minivl.stream import run
+from minivl.tiny import CHECKPOINT, scene
 from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
 from minivl.tiny.training import long_run, packed_model, vocabulary
 from minivl.tiny.training.packed_batches import Batch, grow_tree
@@ -117,3 +120,20 @@ def test_longer_run_goes_on_before_the_cooldown(tmp_path, monkeypatch):
     run_for(tmp_path / "run", 9, tmp_path)
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9]
+
+
+def test_weights_of_another_vocabulary_carry_over(tmp_path):
+    """The shipped weights under the new tokenizer: tokens of equal text keep their rows, and the old answers come out."""
+    old = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    weights = load_file(CHECKPOINT / "model.safetensors")
+    carried = vocabulary.carry_over(weights, old)
+    new, rows = vocabulary.build_tokenizer(), weights["model.embed_tokens.weight"].float()
+    for token in ("Ġcircle", "Ġred", "?", "7", "<|im_end|>", "<|image_pad|>"):
+        assert torch.equal(carried["model.embed_tokens.weight"][new.token_to_id(token)], rows[old.token_to_id(token)])
+    assert all(torch.equal(carried[name], weights[name].float()) for name in weights if "embed_tokens" not in name)
+    model = packed_model.PackedModel()
+    model.load_state_dict(carried)
+    long_run.export(model, tmp_path)
+    drawn = scene(3)
+    question = "How many shapes are there?"
+    assert minivl.load(tmp_path).ask(question, drawn.image) == minivl.load().ask(question, drawn.image)
