@@ -63,7 +63,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class How:
+class DrawOptions:
     """How an example is drawn. held_out: in wordings that training never sees; ease 0..1: from easiest to all examples;
     most: conversations about it; training: with the fonts and digits of training instead of those of scoring."""
 

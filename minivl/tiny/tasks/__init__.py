@@ -12,20 +12,20 @@ from dataclasses import replace
 import numpy as np
 
 from minivl.tiny import scenes
-from minivl.tiny.examples import Example, How, Medium
+from minivl.tiny.examples import DrawOptions, Example, Medium
 from minivl.tiny.tasks import far_apart, reading, sequences, shapes
 
 SCORED, TRAINED = 11, 12  # branches of the generator: scoring and training never draw the same example
 
 
-def draw_family_scene(rng, how):
+def draw_family_scene(rng, options):
     """Family "scene": pictures of the sizes of minivl.tiny.scenes, up to 336 x 336, with one to five shapes."""
     chance = np.array([1 / (h * w) for h, w in scenes.SIZES], dtype=np.float64)
     size = scenes.SIZES[rng.choice(len(chance), p=chance / chance.sum())]
-    count = int(rng.integers(1, 2 + round(4 * how.ease)))
+    count = int(rng.integers(1, 2 + round(4 * options.ease)))
     drawn = scenes.draw_scene(rng, size, count)
     return Example(
-        (Medium((drawn.image,), (drawn.shapes,)),), shapes.ask_about(rng, drawn.shapes, how.held_out, how.most)
+        (Medium((drawn.image,), (drawn.shapes,)),), shapes.ask_about(rng, drawn.shapes, options.held_out, options.most)
     )
 
 
@@ -56,8 +56,8 @@ def draw_example(family, seed, held_out=False, ease=1.0, most=1, branch=SCORED):
     ease       0..1: how far the way from the easiest examples to all of them has been gone
     """
     rng = np.random.default_rng([branch, list(FAMILIES).index(family), *np.atleast_1d(seed)])
-    how = How(held_out, ease, most, training=branch == TRAINED)
+    options = DrawOptions(held_out, ease, most, training=branch == TRAINED)
     while True:
-        example = FAMILIES[family][1](rng, how)
+        example = FAMILIES[family][1](rng, options)
         if example.conversations:
             return replace(example, family=family)

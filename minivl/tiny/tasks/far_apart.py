@@ -17,12 +17,12 @@ MARK = 22
 PLACES = {(112, 196): ("left", "right"), (140, 168): ("left", "right"), (168, 140): ("top", "bottom")}
 
 
-def draw_family_corner(rng, how):
+def draw_family_corner(rng, options):
     """Family "corner": which shape has the colour of the small square in the top left corner?"""
     size = SIZES[rng.integers(3)]
     image = background(rng, size)
     colours, kinds = list(COLOURS), list(KINDS)
-    count = int(rng.integers(2, 3 + round(how.ease)))
+    count = int(rng.integers(2, 3 + round(options.ease)))
     order, forms = rng.permutation(len(colours)), rng.permutation(len(kinds))
     shapes = []
     for _ in range(60):
@@ -39,11 +39,11 @@ def draw_family_corner(rng, how):
     for shape in (mark, *shapes):
         paint(rng, image, shape)
     answer = with_article(target.kind) if target else "none"
-    turn = worded(rng, ("corner", {}, answer, target.box if target else None), how.held_out)
+    turn = worded(rng, ("corner", {}, answer, target.box if target else None), options.held_out)
     return Example((Medium((image,), ((mark, *shapes),)),), ((turn,),))
 
 
-def draw_family_longer(rng, how):
+def draw_family_longer(rng, options):
     """Family "longer": two bars in opposite parts of the picture; the longer one is at least six pixels longer."""
     size = pick(rng, ((112, 196), (196, 112), (140, 168), (168, 140)))
     height, width = size
@@ -52,7 +52,7 @@ def draw_family_longer(rng, how):
     across = width > height
     names = ("left", "right") if across else ("top", "bottom")
     length = int(rng.integers(30, 80))
-    gap = int(rng.integers(8, 34 - round(16 * how.ease)))
+    gap = int(rng.integers(8, 34 - round(16 * options.ease)))
     lengths = [length, length + gap]
     if rng.random() < 0.5:
         lengths.reverse()
@@ -65,15 +65,15 @@ def draw_family_longer(rng, how):
         shapes.append(Shape("bar", colour, box))
     answer = f"the {names[lengths.index(max(lengths))]} one"
     asked = ("longer", {"a": names[0], "b": names[1]}, answer, shapes[lengths.index(max(lengths))].box)
-    return Example((Medium((image,), (tuple(shapes),)),), ((worded(rng, asked, how.held_out),),))
+    return Example((Medium((image,), (tuple(shapes),)),), ((worded(rng, asked, options.held_out),),))
 
 
-def draw_family_line(rng, how):
+def draw_family_line(rng, options):
     """Family "line": dots on the left are joined to dots on the right by curves, which may cross."""
     size = pick(rng, ((112, 168), (112, 196), (140, 168)))
     height, width = size
     image = background(rng, size)
-    count = 2 if rng.random() > 0.6 * how.ease else 3
+    count = 2 if rng.random() > 0.6 * options.ease else 3
     colours = [list(COLOURS)[i] for i in rng.permutation(len(COLOURS))[: 2 * count]]
     ends = rng.permutation(count)
     rows = [int((i + 0.5) * height / count) for i in range(count)]
@@ -90,28 +90,30 @@ def draw_family_line(rng, how):
             paint(rng, image, shape)
             shapes.append(shape)
     turns = []
-    for i in rng.permutation(count)[: how.most]:
+    for i in rng.permutation(count)[: options.most]:
         target = shapes[count + int(ends[i])]
-        turns.append((worded(rng, ("line", {"colour": shapes[i].colour}, target.colour, target.box), how.held_out),))
+        turns.append(
+            (worded(rng, ("line", {"colour": shapes[i].colour}, target.colour, target.box), options.held_out),)
+        )
     return Example((Medium((image,), (tuple(shapes),)),), tuple(turns))
 
 
 # ---- uncertain ones: the answer is drawn from all that are true, or cannot be seen for sure ----
 
 
-def draw_family_ambiguous(rng, how):
+def draw_family_ambiguous(rng, options):
     """Family "ambiguous": two shapes of one kind, and the question for the colour of "the" one. Both answers are true."""
     kind = pick(rng, KINDS)
     image, shapes = draw_shapes(rng, pick(rng, SIZES[:3]), 2, kinds=(kind,), distinct="colour")
     turns = []
-    for _ in range(min(how.most, 2)):
-        question = phrase(rng, "ambiguous", how.held_out, thing=kind)
+    for _ in range(min(options.most, 2)):
+        question = phrase(rng, "ambiguous", options.held_out, thing=kind)
         shape, accepted = pick(rng, shapes), tuple(shape.colour for shape in shapes)
         turns.append((Turn("ambiguous", question, shape.colour, accepted, shape.box),))
     return Example((Medium((image,), (shapes,)),), tuple(turns))
 
 
-def draw_family_hidden(rng, how):
+def draw_family_hidden(rng, options):
     """Family "hidden": a grey panel covers the middle of a circle or of a ring, which are equally likely."""
     size = pick(rng, ((112, 112), (112, 140), (140, 140)))
     image = background(rng, size)
@@ -122,12 +124,12 @@ def draw_family_hidden(rng, how):
     low, high = int(side * 0.22), int(side * 0.78) + 1
     grey = int(rng.integers(110, 145))
     image.paste((grey, grey, grey), (x + low, y + low, x + high, y + high))
-    turn = worded(rng, ("hidden", {}, with_article(kind), shape.box), how.held_out)
+    turn = worded(rng, ("hidden", {}, with_article(kind), shape.box), options.held_out)
     turn = Turn(turn.task, turn.question, turn.answer, ("a circle", "a ring"), turn.about)
     return Example((Medium((image,), ((),)),), ((turn,),))
 
 
-def draw_family_noisy(rng, how):
+def draw_family_noisy(rng, options):
     """Family "noisy": a shape that fades into noise, from clear to nearly gone."""
     size = pick(rng, ((112, 112), (112, 140)))
     ground = background(rng, size)
@@ -137,5 +139,5 @@ def draw_family_noisy(rng, how):
     mixed = Image.blend(ground, image, share)
     noise = rng.normal(0, 40, (*size, 3))
     image = Image.fromarray(np.clip(np.asarray(mixed, dtype=np.float32) + noise, 0, 255).astype(np.uint8))
-    turn = worded(rng, ("noisy", {}, with_article(shapes[0].kind), shapes[0].box), how.held_out)
+    turn = worded(rng, ("noisy", {}, with_article(shapes[0].kind), shapes[0].box), options.held_out)
     return Example((Medium((image,), (shapes if share > 0.3 else (),)),), ((turn,),))

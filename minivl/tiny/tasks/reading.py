@@ -54,9 +54,9 @@ def ink_for(rng, image):
     return tuple(int(v) for v in (rng.integers(200, 256, 3) if dark else rng.integers(0, 70, 3)))
 
 
-def draw_family_text(rng, how):
+def draw_family_text(rng, options):
     """Family "text": a word or a number of up to six characters."""
-    longest = 1 + round(5 * how.ease)
+    longest = 1 + round(5 * options.ease)
     if rng.random() < 0.4:
         task = "number"
         text = "".join(str(d) for d in (rng.integers(1, 10), *rng.integers(0, 10, int(rng.integers(0, longest)))))[:6]
@@ -69,7 +69,7 @@ def draw_family_text(rng, how):
             text = "".join(LETTERS[i] for i in rng.integers(0, 26, int(rng.integers(1, 1 + longest))))
     height, width = SIZES[rng.integers(len(SIZES))]
     image = background(rng, (height, width))
-    path = pick(rng, (None, None, *fonts())) if how.training else None  # scored with Pillow's font alone
+    path = pick(rng, (None, None, *fonts())) if options.training else None  # scored with Pillow's font alone
     size = int(rng.integers(18, 37))
     while load_font(path, size).getlength(text) > width - 8:
         size -= 1
@@ -78,26 +78,26 @@ def draw_family_text(rng, how):
     y = int(rng.integers(2, height - size - 8))
     signs = print_text(image, text, (x, y), font, ink_for(rng, image))
     box = (signs[0].box[0], signs[0].box[1], signs[-1].box[2], signs[-1].box[3])
-    turns = [(worded(rng, (task, {}, text, box), how.held_out),)]
-    if how.most > 1 and rng.random() < 0.3:
+    turns = [(worded(rng, (task, {}, text, box), options.held_out),)]
+    if options.most > 1 and rng.random() < 0.3:
         turns.append((Turn("describe", "Describe the picture.", f'the {task} "{text}"', (), box),))
     return Example((Medium((image,), ((),), (tuple(signs),)),), tuple(turns))
 
 
-def draw_family_digit(rng, how):
+def draw_family_digit(rng, options):
     """Family "digit": a handwritten digit, a training one unless only one question is asked (scoring)."""
-    images, labels = training_digits() if how.training else held_out_digits()
+    images, labels = training_digits() if options.training else held_out_digits()
     index, size = int(rng.integers(len(labels))), pick(rng, ((112, 112), (112, 140), (140, 140), (168, 168)))
-    drawn = draw_digit_picture(rng, size, images[index], int(labels[index]), augment=how.training)
+    drawn = draw_digit_picture(rng, size, images[index], int(labels[index]), augment=options.training)
     box = drawn.shapes[0].box
-    turn = worded(rng, ("digit", {}, str(drawn.digit), box), how.held_out)
+    turn = worded(rng, ("digit", {}, str(drawn.digit), box), options.held_out)
     return Example((Medium((drawn.image,), (drawn.shapes,), ((),), drawn.digit),), ((turn,),))
 
 
-def draw_family_chart(rng, how):
+def draw_family_chart(rng, options):
     """Family "chart": three to five bars of different colours, one to eight units high, with a line for every unit."""
     height, width = pick(rng, ((112, 112), (112, 140), (140, 140), (140, 168)))
-    count = int(rng.integers(2, 3 + round(2 * how.ease)))
+    count = int(rng.integers(2, 3 + round(2 * options.ease)))
     top = 6 if height == 112 else 8
     unit, floor = (height - 14) // top, height - 6
     image = background(rng, (height, width))
@@ -117,7 +117,7 @@ def draw_family_chart(rng, how):
         draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=COLOURS[colour])
         shapes.append(Shape("bar", colour, box))
     return Example(
-        (Medium((image,), (tuple(shapes),)),), ask_bars(rng, shapes, values.tolist(), how.held_out, how.most)
+        (Medium((image,), (tuple(shapes),)),), ask_bars(rng, shapes, values.tolist(), options.held_out, options.most)
     )
 
 
@@ -136,9 +136,9 @@ def ask_bars(rng, shapes, values, held_out, most):
     return tuple(turns[i] for i in rng.permutation(len(turns))[:most])
 
 
-def draw_family_table(rng, how):
+def draw_family_table(rng, options):
     """Family "table": rows named by letters, columns by numbers, a digit in each field."""
-    rows, columns = int(rng.integers(1, 2 + round(2 * how.ease))), int(rng.integers(1, 2 + round(2 * how.ease)))
+    rows, columns = int(rng.integers(1, 2 + round(2 * options.ease))), int(rng.integers(1, 2 + round(2 * options.ease)))
     height, width = (112, 112) if max(rows, columns) < 3 else (140, 140)
     image = background(rng, (height, width))
     draw, ink = ImageDraw.Draw(image), ink_for(rng, image)
@@ -152,9 +152,9 @@ def draw_family_table(rng, how):
     draw.line((4, 4 + dy, width - 4, 4 + dy), fill=ink)
     draw.line((4 + dx, 4, 4 + dx, height - 4), fill=ink)
     turns = []
-    for i in rng.permutation(rows * columns)[: how.most]:
+    for i in rng.permutation(rows * columns)[: options.most]:
         r, c = divmod(int(i), columns)
         box = (4 + (c + 1) * dx, 4 + (r + 1) * dy, 4 + (c + 2) * dx, 4 + (r + 2) * dy)
         asked = ("table", {"row": LETTERS[r], "column": c + 1}, str(values[r, c]), box)
-        turns.append((worded(rng, asked, how.held_out),))
+        turns.append((worded(rng, asked, options.held_out),))
     return Example((Medium((image,), ((),), (tuple(signs),)),), tuple(turns))

@@ -12,16 +12,16 @@ ORDINALS = ("first", "second")
 MOVES = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
-def draw_family_pair(rng, how):
+def draw_family_pair(rng, options):
     """Family "pair": two pictures. Half of them differ in one shape, half are drawn apart."""
     if rng.random() < 0.5:
-        return draw_change(rng, how)
-    made = [draw_shapes(rng, SIZE, int(rng.integers(1, 2 + round(2 * how.ease)))) for _ in range(2)]
+        return draw_change(rng, options)
+    made = [draw_shapes(rng, SIZE, int(rng.integers(1, 2 + round(2 * options.ease)))) for _ in range(2)]
     pictures = [shapes for _, shapes in made]
     media = tuple(Medium((image,), (shapes,)) for image, shapes in made)
     turns = [ask_more, ask_which, ask_of_two]
-    asked = [turns[i](rng, pictures) for i in rng.integers(0, 3, how.most + 1)]
-    return Example(media, tuple((worded(rng, one, how.held_out),) for one in asked if one)[: how.most])
+    asked = [turns[i](rng, pictures) for i in rng.integers(0, 3, options.most + 1)]
+    return Example(media, tuple((worded(rng, one, options.held_out),) for one in asked if one)[: options.most])
 
 
 def ask_more(rng, pictures):
@@ -56,11 +56,11 @@ def ask_of_two(rng, pictures):
     return "of two", {"thing": shape.kind, "nth": ORDINALS[nth]}, shape.colour, None
 
 
-def draw_change(rng, how):
+def draw_change(rng, options):
     """Two pictures of the same shapes, of which one is new, gone or of another colour; or nothing has changed."""
     ground = background(rng, SIZE)
     _, shapes = draw_shapes(
-        rng, SIZE, int(rng.integers(2, 3 + round(2 * how.ease))), ground=ground.copy(), distinct="kind"
+        rng, SIZE, int(rng.integers(2, 3 + round(2 * options.ease))), ground=ground.copy(), distinct="kind"
     )
     index, what = int(rng.integers(len(shapes))), pick(rng, ("new", "gone", "colour", "colour", "nothing"))
     before = after = list(shapes)
@@ -81,19 +81,19 @@ def draw_change(rng, how):
         for shape in shown:
             paint(np.random.default_rng(list(shape.box)), image, shape)  # one tone in both pictures
         media.append(Medium((image,), (tuple(shown),)))
-    turns = [(worded(rng, ("changed", {}, answer, None), how.held_out),)]
+    turns = [(worded(rng, ("changed", {}, answer, None), options.held_out),)]
     if rng.random() < 0.5 and before and after:
         asked = ask_of_two(rng, [before, after])
-        turns += [(worded(rng, asked, how.held_out),)] if asked else []
+        turns += [(worded(rng, asked, options.held_out),)] if asked else []
     return Example(tuple(media), tuple(turns))
 
 
 # ---- videos: a list of frames for each, two to a step of the grid's time ----
 
 
-def draw_family_video(rng, how):
+def draw_family_video(rng, options):
     """Family "video": a shape that moves, one that changes its colour, or shapes that appear."""
-    return pick(rng, (draw_motion, draw_recolouring, draw_arrivals))(rng, how)
+    return pick(rng, (draw_motion, draw_recolouring, draw_arrivals))(rng, options)
 
 
 def film(rng, ground, states):
@@ -107,7 +107,7 @@ def film(rng, ground, states):
     return Medium(tuple(frames), tuple(states[1::2]))
 
 
-def draw_motion(rng, how):
+def draw_motion(rng, options):
     count = 2 * int(rng.integers(1, 5))
     way = pick(rng, list(MOVES))
     side, colour, kind = int(rng.integers(28, 45)), pick(rng, list(COLOURS)), pick(rng, KINDS)
@@ -122,12 +122,12 @@ def draw_motion(rng, how):
         x, y = (along, across) if way in ("left", "right") else (across, along)
         states.append((Shape(kind, colour, (x, y, x + side, y + side)),))
     medium = film(rng, background(rng, SIZE), states)
-    turns = [(worded(rng, ("way", {"thing": pick(rng, (kind, f"{colour} {kind}"))}, way, None), how.held_out),)]
-    turns += [(worded(rng, ("colour", {"thing": kind}, colour, None), how.held_out),)] if how.most > 1 else []
+    turns = [(worded(rng, ("way", {"thing": pick(rng, (kind, f"{colour} {kind}"))}, way, None), options.held_out),)]
+    turns += [(worded(rng, ("colour", {"thing": kind}, colour, None), options.held_out),)] if options.most > 1 else []
     return Example((medium,), tuple(turns))
 
 
-def draw_recolouring(rng, how):
+def draw_recolouring(rng, options):
     """The colour changes at the third, fifth or seventh frame: the first of a step of the grid's time."""
     pairs = int(rng.integers(2, 5))
     change = int(rng.integers(1, pairs))
@@ -138,28 +138,28 @@ def draw_recolouring(rng, how):
     states = [(shape if i < 2 * change else later,) for i in range(2 * pairs)]
     medium = film(rng, background(rng, SIZE), states)
     answer = f"frame {2 * change + 1}"
-    turns = [(worded(rng, ("when", {}, answer, None), how.held_out),)]
+    turns = [(worded(rng, ("when", {}, answer, None), options.held_out),)]
     return Example((medium,), tuple(turns))
 
 
-def draw_arrivals(rng, how):
+def draw_arrivals(rng, options):
     """One shape is there from the start, others appear and stay."""
-    pairs, new = int(rng.integers(2, 5)), int(rng.integers(0, 2 + round(how.ease)))
+    pairs, new = int(rng.integers(2, 5)), int(rng.integers(0, 2 + round(options.ease)))
     _, shapes = draw_shapes(rng, SIZE, 1 + new, distinct="label", sides=(28, 45))
     shapes = [shapes[i] for i in rng.permutation(len(shapes))]
     since = [0, *sorted(int(v) for v in rng.integers(1, pairs, len(shapes) - 1))]
     states = [tuple(shape for shape, at in zip(shapes, since) if i // 2 >= at) for i in range(2 * pairs)]
     medium = film(rng, background(rng, SIZE), states)
     asked = [("appeared", {}, str(len(shapes) - 1), None), ("first", {}, with_article(shapes[0].label), None)]
-    turns = [(worded(rng, asked[i], how.held_out),) for i in rng.permutation(2)[: how.most]]
+    turns = [(worded(rng, asked[i], options.held_out),) for i in rng.permutation(2)[: options.most]]
     return Example((medium,), tuple(turns))
 
 
-def draw_family_blind(rng, how):
+def draw_family_blind(rng, options):
     """Family "blind": questions about pictures without any picture."""
     from minivl.tiny.tasks.shapes import ask_about
 
     _, shapes = draw_shapes(rng, SIZE, 2)
-    conversations = ask_about(rng, shapes, how.held_out, how.most)
+    conversations = ask_about(rng, shapes, options.held_out, options.most)
     unknown = tuple((Turn("blind", turns[0].question, "I don't know"),) for turns in conversations)
     return Example((), unknown)

@@ -353,15 +353,15 @@ def ask_about(rng, shapes, held_out, most, tasks=None):
     return tuple(conversations)
 
 
-def draw_family(rng, how):
+def draw_family(rng, options):
     """Family "shapes": one to six shapes in a small picture."""
     size = SIZES[rng.integers(len(SIZES))]
     room = {112: 4, 140: 5}.get(min(size), 6)
-    image, shapes = draw_shapes(rng, size, int(rng.integers(1, 2 + round((room - 1) * how.ease))))
-    return Example((Medium((image,), (shapes,)),), ask_about(rng, shapes, how.held_out, how.most))
+    image, shapes = draw_shapes(rng, size, int(rng.integers(1, 2 + round((room - 1) * options.ease))))
+    return Example((Medium((image,), (shapes,)),), ask_about(rng, shapes, options.held_out, options.most))
 
 
-def draw_family_inside(rng, how):
+def draw_family_inside(rng, options):
     """Family "inside": a small shape in a large one."""
     image, shapes = draw_inside(rng, SIZES[rng.integers(len(SIZES))])
-    return Example((Medium((image,), (shapes,)),), ask_about(rng, shapes, how.held_out, how.most, INSIDE))
+    return Example((Medium((image,), (shapes,)),), ask_about(rng, shapes, options.held_out, options.most, INSIDE))
