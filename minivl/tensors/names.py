@@ -1,20 +1,10 @@
-"""The names of tensors: their order in the data flow, and which of ours a port means by its own.
+"""The names of tensors: their order in the data flow, and transformers' names for them.
 
-    in_data_flow(["lm_head", "visual.blocks.0.norm1"])      # the second comes first
-    matched(theirs, ours, {"ffn_out-{}": "model.layers.{}.mlp.down_proj"})
-
-A port's name is taken for ours if it is the same; if a name map says so; if it is the one that transformers has in memory
-(`model.language_model.layers.0`); if ours stands behind a prefix (`base.visual.merger`); or if it is the end of exactly one of
-ours (`blocks.0.norm1`). `/` and `:` count as dots.
+in_data_flow(["lm_head", "visual.blocks.0.norm1"])      # the second comes first
+published("model.language_model.layers.0")              # "model.layers.0"
 """
 
-import difflib
-import json
-import os
 import re
-from pathlib import Path
-
-from minivl.errors import Error
 
 ATTENTION = "q_rope k_rope scores probs context"
 MLP = "mlp.gate_proj mlp.up_proj mlp.act mlp.down_proj"
@@ -63,40 +53,6 @@ def in_data_flow(names):
     return sorted(names, key=placed)
 
 
-def read_map(names):
-    """A name map {theirs: ours}, from a dict or a JSON file; "{}" or "*" in both stands for the same text, a layer's number."""
-    if names is None:
-        return {}
-    if isinstance(names, (str, os.PathLike)):
-        try:
-            names = json.loads(Path(names).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as cause:
-            raise Error(f"cannot read the name map {names}: {cause}. Write one JSON object, theirs to ours.") from None
-    if not isinstance(names, dict) or not all(isinstance(text, str) for pair in names.items() for text in pair):
-        raise Error('a name map is an object of strings: {"ffn_out-{}": "model.layers.{}.mlp.down_proj"}.')
-    for theirs, ours in names.items():
-        if len(holes(theirs)) < len(holes(ours)):
-            raise Error(
-                f"name map: {ours!r} has more of {{}} or * than {theirs!r}. Each stands for the same text in both."
-            )
-    return names
-
-
-def holes(pattern):
-    return re.findall(r"\{\}|\*", pattern)
-
-
-def translated(name, names):
-    """A port's name by the map; None where it says nothing. Names without holes come first."""
-    for theirs, ours in sorted(names.items(), key=lambda pair: len(holes(pair[0]))):
-        parts = re.split(r"\{\}|\*", theirs)
-        found = re.fullmatch("(.+?)".join(re.escape(part) for part in parts), name)
-        if found:
-            fill = iter(found.groups())
-            return re.sub(r"\{\}|\*", lambda _: next(fill), ours)  # noqa: B023
-    return None
-
-
 def published(name):
     """transformers' in-memory names, old and new -> the published checkpoint's, which is minivl's."""
     later = ("model.visual", "visual"), ("model.language_model", "model"), ("language_model.model", "model")
@@ -104,41 +60,3 @@ def published(name):
         if name == new or name.startswith(new + "."):
             return old + name.removeprefix(new)
     return name
-
-
-def matched(theirs, ours, names=None):
-    """{ours: theirs} of all names that are taken for one of ours. Where two mean the same, the surer wins: see above."""
-    names, ours, found = read_map(names), list(ours), {}
-    known = set(ours)
-    for name in theirs:
-        for sure, mine in enumerate(readings(name, ours, known, names)):
-            if mine in known:
-                if mine not in found or sure < found[mine][0]:
-                    found[mine] = (sure, name)
-                break
-    return {mine: name for mine, (_, name) in found.items()}
-
-
-def readings(name, ours, known, names):
-    """What a port's name may mean, the surest first."""
-    yield translated(name, names)
-    yield name
-    dotted = re.sub(r"[/:]+", ".", name).strip(".")
-    dotted = re.sub(r"[._]outputs?$", "", dotted)
-    yield dotted
-    yield published(dotted)
-    parts = dotted.split(".")
-    for start in range(1, len(parts)):
-        if parts[start - 1] == "steps":  # never take a later token's tensor for the prompt's
-            return
-        rest = ".".join(parts[start:])
-        yield published(rest)
-        yield rest if "steps" not in parts[:start] else None
-    ends = [mine for mine in ours if mine.endswith("." + dotted) and not STEP.fullmatch(mine)]
-    yield ends[0] if len(ends) == 1 else None
-
-
-def close(name, names):
-    """The most alike of `names`, or None: what a missing one may have been called."""
-    found = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return found[0] if found else None

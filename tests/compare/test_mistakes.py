@@ -3,6 +3,7 @@
 import ast
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import random_video_inputs, small_inputs, small_model
 from mistakes import ANY, ATTENTION, LAYERS, PREPARATION, TOKENS, TOWER_PLACES, YARN, Port
@@ -96,3 +97,27 @@ def test_every_cause_has_a_test():
         assert found or passed_on, f"{file}:{line}: a cause's name must stand in the yield itself"
         names |= set(found)
     assert names == {cause for cause, *_ in [*MISTAKES, *ATTENTION, *PREPARATION, YARN]}
+
+
+SHAPES = ((), (1,), (3,), (2, 3), (3, 1), (0, 5), (2, 3, 4), (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("shown", ["port", "drawn"])
+def test_no_shape_breaks_a_mistake(shown, request):
+    """Only `Unknown` is caught: an error in a mistake's own code would be raised here, not swallowed."""
+    port = request.getfixturevalue(shown)
+    port, images = port if isinstance(port, tuple) else (port, [])
+    for name, ours in port.trace.items():
+        shapes = {*SHAPES, ours.shape[::-1], (2, *ours.shape), ours.shape[1:], (len(ours) + 1, *ours.shape[1:])}
+        for shape in sorted(shapes, key=len):
+            theirs = np.resize(ours, shape).astype(np.float32) * 1.5
+            compare(port.trace, {name: theirs}, config=port.config, pictures=images)
+
+
+def test_an_error_in_a_mistake_is_raised(port, monkeypatch):
+    def broken(step):
+        yield "no bias", "", step.ours[None, None][7]
+
+    monkeypatch.setattr(mistakes.layers, "MISTAKES", (("model.norm", broken),))
+    with pytest.raises(IndexError):
+        compare(port.trace, {"model.norm": port["model.norm"] * 2}, config=port.config)
