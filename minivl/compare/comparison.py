@@ -21,7 +21,6 @@ the largest of any row before it (rows.py). Mistakes smaller than the rounding c
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from tqdm import tqdm
 
@@ -46,12 +45,11 @@ from minivl.compare.rows import (
     softmax_error,
 )
 from minivl.errors import Error
-from minivl.tensors.names import STEP, in_data_flow
+from minivl.tensors import catalogue
+from minivl.tensors.catalogue import in_data_flow
 
 TOLERANCE = 2e-5
 NOISE = 5e-7  # errors that no mistake is searched for
-NORMS = ("*norm", "*norm[12]", "*.ln_q")
-FAINT = (*NORMS, "visual.merger.mlp.1")  # tensors with known mistakes below the tolerance
 LAYOUTS = ("transposed", "axes exchanged", "axes in another order", "another shape", "batch axis", "whole rows")
 
 
@@ -258,18 +256,19 @@ def add_faint_mistakes(comparison, evidence):
     for row in comparison.rows:
         if row.status in (DIFF, SHAPE) and not row.same_values:
             break
-        if row.status != OK or not row.error or not is_like(row.name, FAINT):
+        if row.status != OK or not row.error or not is_made_by(row.name, "norm", "gelu"):
             continue
         step = evidence.step(row)
         causes = find_causes(step, evidence.limit, (of_the_stage,)) if row.error > NOISE else []
-        causes = causes or (find_faint_eps(step) if is_like(row.name, NORMS) else [])
+        causes = causes or (find_faint_eps(step) if is_made_by(row.name, "norm") else [])
         if causes:
             return comparison.replace_row(row, with_causes(replace(row, status=DIFF), causes))
     return comparison
 
 
-def is_like(name, patterns):
-    return any(fnmatchcase(STEP.sub(r"\2", name), pattern) for pattern in patterns)
+def is_made_by(name, *operations):
+    tensor = catalogue.of(name)
+    return tensor is not None and tensor.made_by in operations
 
 
 def add_causes_of_first(comparison, evidence):

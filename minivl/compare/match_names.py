@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from minivl.errors import Error
-from minivl.tensors.names import STEP, published
+from minivl.tensors.names import parse, published
 
 
 def match_names(theirs, ours, names=None):
@@ -48,7 +48,7 @@ def candidates(name, ours, names):
         rest = ".".join(parts[start:])
         yield published(rest)
         yield rest if "steps" not in parts[:start] else None
-    ends = [mine for mine in ours if mine.endswith("." + dotted) and not STEP.fullmatch(mine)]
+    ends = [mine for mine in ours if mine.endswith("." + dotted) and not parse(mine).prefix.startswith("steps")]
     yield ends[0] if len(ends) == 1 else None
 
 

@@ -13,7 +13,7 @@ from minivl.cli import main
 from minivl.compare.comparison import compare
 from minivl.compare.match_names import match_names, read_map
 from minivl.kernels.bfloat16 import from_float32, to_float32
-from minivl.tensors.names import in_data_flow
+from minivl.tensors.catalogue import in_data_flow
 from minivl.tiny import scene
 
 ROOT = Path(__file__).parents[2]

@@ -12,6 +12,7 @@ import minivl
 from minivl.compare import mistakes
 from minivl.compare.comparison import compare
 from minivl.processing import messages
+from minivl.tensors.names import parse
 from minivl.tiny import scene
 
 MISTAKES = [*TOWER_PLACES, *TOKENS, *LAYERS, *ANY]
@@ -99,16 +100,18 @@ def test_every_cause_has_a_test():
     assert names == {cause for cause, *_ in [*MISTAKES, *ATTENTION, *PREPARATION, YARN]}
 
 
-SHAPES = ((), (1,), (3,), (2, 3), (3, 1), (0, 5), (2, 3, 4), (1, 2, 3, 4))
+SHAPES = ((), (3,), (0, 5), (2, 3, 4))
 
 
-@pytest.mark.parametrize("shown", ["port", "drawn"])
+@pytest.mark.parametrize("shown", ["few", "drawn"])
 def test_no_shape_breaks_a_mistake(shown, request):
     """Only `Unknown` is caught: an error in a mistake's own code would be raised here, not swallowed."""
     port = request.getfixturevalue(shown)
     port, images = port if isinstance(port, tuple) else (port, [])
-    for name, ours in port.trace.items():
-        shapes = {*SHAPES, ours.shape[::-1], (2, *ours.shape), ours.shape[1:], (len(ours) + 1, *ours.shape[1:])}
+    one_of_each = {parse(name).general: name for name in port.trace}
+    for name in one_of_each.values():
+        ours = port[name]
+        shapes = {*SHAPES, ours.shape[::-1], (len(ours) + 1, *ours.shape[1:])}
         for shape in sorted(shapes, key=len):
             theirs = np.resize(ours, shape).astype(np.float32) * 1.5
             compare(port.trace, {name: theirs}, config=port.config, pictures=images)

@@ -14,12 +14,11 @@ A file maps names of tensors to functions in MISTAKES. Such a function takes a `
 tensor may be a function that computes it, where that takes long. `diagnose.find_causes` picks the one that gives theirs.
 """
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 
-from minivl.tensors.names import STEP
+from minivl.tensors.names import parse
 
 RIGHT = "right"
 
@@ -54,10 +53,8 @@ class Step:
     """
 
     def __init__(self, name, ours, theirs, known, config=None, images=(), weights=None):
-        match = STEP.fullmatch(name)
-        self.name, self.short = name, match[2] if match else name
-        self.number = int(match[1]) if match else 0
-        self.lead = f"steps.{self.number}." if match else ""
+        parsed = parse(name)
+        self.name, self.short, self.number, self.lead = name, parsed.own, parsed.step, parsed.prefix
         self.prefix, _, self.word = self.short.rpartition(".")
         self.ours, self.theirs, self.images, self.weights = ours, theirs, images, weights
         self._known, self._config = known, config
@@ -102,10 +99,10 @@ class Step:
     @property
     def layer(self):
         """Number of the block or layer that the tensor belongs to."""
-        match = re.match(r"(?:visual\.blocks|model\.layers)\.(\d+)", self.short)
-        if match is None:
+        parsed = parse(self.short)
+        if parsed.counted not in ("visual.blocks", "model.layers"):
             raise Unknown("layer")
-        return int(match[1])
+        return parsed.index
 
     def block_input(self):
         """The input of the block or layer, [N, D]."""

@@ -5,7 +5,6 @@ each mistake replaces that tensor in the stream (stream.py), and the run goes on
 """
 
 import functools
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -21,7 +20,7 @@ from minivl.compare.mistakes.text_positions import seconds_per_grid
 from minivl.errors import Error
 from minivl.processing.inputs import Inputs
 from minivl.stream import run, value_of
-from minivl.tensors.names import STEP
+from minivl.tensors.names import parse
 
 SKIPPED = (".scores", ".probs")  # mistakes in them are found in the context
 
@@ -146,7 +145,7 @@ def run_with(mistake, model, inputs, wanted, right=()):
 @functools.cache
 def functions_to_run(name):
     """The functions that compute mistakes of a tensor that a run builds."""
-    return () if name.endswith(SKIPPED) else tuple(functions_for(STEP.sub(r"\2", name)))
+    return () if name.endswith(SKIPPED) else tuple(functions_for(parse(name).own))
 
 
 def pad_bounds(array, shape):
@@ -158,9 +157,8 @@ def pad_bounds(array, shape):
 
 def without_number(name):
     """A name without the number of its layer."""
-    return re.sub(r"(blocks|layers)\.\d+\.", "", STEP.sub(r"\2", name))
+    return parse(name).general.replace(".blocks.{i}", "").replace(".layers.{i}", "")
 
 
 def tokens_up_to(name):
-    match = STEP.fullmatch(name)
-    return int(match[1]) + 1 if match else 1
+    return parse(name).step + 1
