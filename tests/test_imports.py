@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "stream": "",
     "tensors": "",
     "kernels": "",
-    "checkpoint": "kernels",
+    "checkpoint": "kernels tensors",
     "processing": "",
     "model": "kernels processing",
     "answer": "processing",
