@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "kernels": "",
     "checkpoint": "kernels tensors",
     "processing": "",
-    "model": "kernels processing",
+    "model": "kernels processing tensors",
     "answer": "processing",
     "tiny": "answer model",
     "compare": "checkpoint kernels model processing tensors",
