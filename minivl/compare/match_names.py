@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from minivl.errors import Error
-from minivl.tensors.names import parse, published
+from minivl.tensors.names import parse, published_name
 
 
 def match_names(theirs, ours, names=None):
@@ -40,13 +40,13 @@ def candidates(name, ours, names):
     dotted = re.sub(r"[/:]+", ".", name).strip(".")
     dotted = re.sub(r"[._]outputs?$", "", dotted)
     yield dotted
-    yield published(dotted)
+    yield published_name(dotted)
     parts = dotted.split(".")
     for start in range(1, len(parts)):
         if parts[start - 1] == "steps":  # subtle: never take a later token's tensor for the prompt's
             return
         rest = ".".join(parts[start:])
-        yield published(rest)
+        yield published_name(rest)
         yield rest if "steps" not in parts[:start] else None
     ends = [mine for mine in ours if mine.endswith("." + dotted) and not parse(mine).prefix.startswith("steps")]
     yield ends[0] if len(ends) == 1 else None
