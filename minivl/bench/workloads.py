@@ -12,7 +12,6 @@ together are about one in a hundred of the real model. Only the last token's row
 import dataclasses
 import json
 import math
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from minivl.checkpoint.config import Config
 from minivl.checkpoint.parameters import parameter_shapes
 from minivl.checkpoint.presets import PUBLISHED, published
 from minivl.errors import Error
-from minivl.helpers import read_json
+from minivl.helpers import cannot_write, read_json, write_json, write_whole
 from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.plan.meta_array import outline
 from minivl.plan.meta_model import Outlined
@@ -75,16 +74,14 @@ def write_checkpoint(folder, stored, seed=0):
     total = 2 * sum(math.prod(shape) for shape in shapes.values())
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        check_room(shutil.disk_usage(folder).free, total, f"disk space for {folder}", "Name another one with --folder.")
-        path, partial = folder / "model.safetensors", folder / "model.safetensors.partial"
-        with open(partial, "wb") as file, progress(total) as bar:
-            file.write(safetensors_header(shapes))
-            for piece in random_pieces(shapes, np.random.default_rng(seed)):
-                bar.update(file.write(piece))
-        os.replace(partial, path)
-        (folder / "config.json").write_text(json.dumps(stored, indent=2), encoding="utf-8")
     except OSError as cause:
-        raise Error(f"cannot write a checkpoint to {folder}: {cause.strerror}. Name a folder with --folder.") from None
+        raise cannot_write(folder, cause) from None
+    check_free(shutil.disk_usage(folder).free, total, f"disk space for {folder}", "Give another folder=.")
+    with write_whole(folder / "model.safetensors") as partial, open(partial, "wb") as file, progress(total) as bar:
+        file.write(safetensors_header(shapes))
+        for piece in random_pieces(shapes, np.random.default_rng(seed)):
+            bar.update(file.write(piece))
+    write_json(stored, folder / "config.json")
 
 
 def progress(total):
@@ -113,10 +110,10 @@ def random_pieces(shapes, rng):
             yield from_float32(to_float32(piece) + np.float32(1)) if is_norm else piece
 
 
-# ---- room for it ----
+# ---- free space ----
 
 
-def check_room(free, needed, what, advice):
+def check_free(free, needed, what, advice):
     if free is not None and free < needed + SPARE:
         raise Error(f"too little {what}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. {advice}")
 

@@ -31,7 +31,8 @@ from minivl.compare.recordings import opened
 from minivl.compare.render import CLOSE, DIFF, MISSING, OK, SHAPE, html, text
 from minivl.compare.rows import ROUNDING, Row, aligned, allowed, compared, precision_of, sharpened
 from minivl.errors import Error
-from minivl.tensors.names import STEP, close, in_data_flow, matched
+from minivl.helpers import did_you_mean
+from minivl.tensors.names import STEP, in_data_flow, matched
 
 TOLERANCE = 2e-5
 
@@ -132,11 +133,11 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
 def nothing_in_common(ours, theirs):
     if not len(theirs) or not len(ours):
         return f"{(theirs if not len(theirs) else ours).label} holds no tensors. Was it closed before anything was recorded?"
-    name, hint = next(((n, close(n, list(ours))) for n in theirs if close(n, list(ours))), (next(iter(theirs)), None))
-    meant = f" (did you mean {hint}?)" if hint else ""
+    hints = ((name, did_you_mean(name, ours, 1, 0.6)) for name in theirs)
+    name, hint = next((pair for pair in hints if pair[1]), (next(iter(theirs)), ""))
     return (
-        f"no tensor of {theirs.label} has a name of {ours.label}: the first one there is {name!r}{meant}. docs/tensors.md "
-        'lists the names; names={"theirs-{}": "model.layers.{}.mlp.act"} (--names map.json) maps others.'
+        f"no tensor of {theirs.label} has a name of {ours.label}: the first one there is {name!r}.{hint} docs/tensors.md "
+        'lists the names; names={"theirs-{}": "model.layers.{}.mlp.act"} maps others.'
     )
 
 
@@ -158,8 +159,8 @@ def opened_pictures(pictures):
 
 
 def unmatched(name, theirs, ours):
-    mine = close(name, list(ours))
-    note = f"only in {theirs.label}" + (f"; did you mean {mine}?" if mine else "")
+    hint = did_you_mean(name, ours, 1, 0.6)
+    note = f"only in {theirs.label}" + f".{hint}" * bool(hint)
     return Row(name, MISSING, their_name=name, their_shape=theirs[name].shape, note=note)
 
 

@@ -3,6 +3,8 @@
 import html as markup
 import math
 
+from minivl.helpers import format_table
+
 OK, CLOSE, DIFF, SHAPE, MISSING = "OK", "OK~", "DIFF", "SHAPE", "MISSING"
 HEADER = ("", "tensor", "shape", "error", "rms", "cosine", "largest at", "")
 AROUND = 6  # agreeing rows shown before the first divergence
@@ -12,9 +14,7 @@ AFTER = 12  # rows shown after it
 def text(found, everything=False):
     """The table and the verdict; rows far from the first divergence only if `everything` is asked for."""
     rows = found.rows if everything else shown(found)
-    table = [HEADER, *[cells(row) for row in rows]]
-    widths = [max(len(line[i]) for line in table) for i in range(len(HEADER))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table]
+    lines = format_table([HEADER, *map(cells, rows)])
     left = len(found.rows) - len(rows)
     if left:
         lines.append(f"... and {left} more rows")

@@ -12,7 +12,6 @@ processor for videos, which resizes by torchvision, not by Pillow, and differs b
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from unittest import mock
 
@@ -20,7 +19,7 @@ import numpy as np
 
 from minivl.checkpoint.weights import resolve
 from minivl.errors import Error
-from minivl.helpers import read_json
+from minivl.helpers import check_writable, read_json, write_whole
 from minivl.processing import messages as chat
 from minivl.processing.image_processor import ImageProcessor
 from minivl.processing.load_image import open_image
@@ -42,8 +41,7 @@ def record_reference(source, question, images, path, dtype="float32", videos=Non
     """
     torch, transformers = installed()
     path = Path(path)
-    if not path.parent.is_dir():
-        raise Error(f"cannot write {path}: the folder {path.parent} does not exist. Make it before.")
+    check_writable(path)
     messages = chat.conversation(question, images or None, videos) if isinstance(question, str) else question
     pictures, clips = opened_media(messages, {"fps": fps, "nframes": nframes})
     folder = resolve(source)
@@ -68,10 +66,10 @@ def opened_media(messages, sampling):
 def write(tensors, path, folder, versions):
     from safetensors.numpy import save_file
 
-    partial = path.with_name(f"{path.name}.partial")
     metadata = {"format": "minivl-reference", "names": json.dumps(list(tensors)), "versions": json.dumps(versions)}
-    save_file(tensors, partial, metadata | {"config": json.dumps(read_json(folder / "config.json"))})
-    os.replace(partial, path)
+    metadata["config"] = json.dumps(read_json(folder / "config.json"))
+    with write_whole(path) as partial:
+        save_file(tensors, partial, metadata)
 
 
 def prepared(folder, messages, pictures, clips):

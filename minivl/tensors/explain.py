@@ -7,13 +7,13 @@
 The texts are in texts_vision.py and texts_decoder.py, by the names of docs/tensors.md.
 """
 
-import difflib
 import re
 from fnmatch import fnmatchcase
 
 import numpy as np
 
 from minivl.errors import Error
+from minivl.helpers import did_you_mean
 from minivl.tensors import texts_decoder, texts_vision
 from minivl.tensors.chunks import part_of
 
@@ -44,11 +44,7 @@ def check_name(config, name):
         return
     number = counted[2] if counted and not beyond else "0"
     known = [known.replace("{i}", "*" if glob else number) for known in TEXTS]
-    close = difflib.get_close_matches(general, known, n=3, cutoff=0.5)
-    raise Error(
-        f"no tensor is called {name}. "
-        + (f"Close ones: {', '.join(close)}." if close else "docs/tensors.md lists all.")
-    )
+    raise Error(f"no tensor is called {name}.{did_you_mean(general, known) or ' docs/tensors.md lists all.'}")
 
 
 def names_of(config, media=20):

@@ -8,7 +8,6 @@ A port's name is taken for ours if it is the same; if a name map says so; if it 
 ours (`blocks.0.norm1`). `/` and `:` count as dots.
 """
 
-import difflib
 import json
 import os
 import re
@@ -136,9 +135,3 @@ def readings(name, ours, known, names):
         yield rest if "steps" not in parts[:start] else None
     ends = [mine for mine in ours if mine.endswith("." + dotted) and not STEP.fullmatch(mine)]
     yield ends[0] if len(ends) == 1 else None
-
-
-def close(name, names):
-    """The most alike of `names`, or None: what a missing one may have been called."""
-    found = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return found[0] if found else None

@@ -19,8 +19,9 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from minivl.errors import Error
+from minivl.helpers import did_you_mean
 from minivl.trace.recorder import edited
-from minivl.trace.trace import did_you_mean
+from minivl.trace.trace import LISTED
 
 # tensors that are [H, rows, ...] or [3, rows]
 SECOND_AXIS = "q_rope k_rope scores probs position_ids".split()
@@ -73,7 +74,8 @@ def patch_from(trace, pattern, positions=None):
     names = [name for name in trace if fnmatchcase(name, pattern)]
     if not names:
         raise Error(
-            f"the trace holds no tensor {pattern!r}: record it with keep={pattern!r}{did_you_mean(pattern, trace.names)}"
+            f"the trace holds no tensor {pattern!r}: record it with keep={pattern!r}."
+            + (did_you_mean(pattern, trace.names) or LISTED)
         )
     if positions is None:
         return Edits({name: trace[name] for name in names})

@@ -15,11 +15,11 @@ import numpy as np
 from minivl.checkpoint.memory import amount, available
 from minivl.checkpoint.safetensors import TensorFile
 from minivl.errors import Error
-from minivl.helpers import format_bytes
+from minivl.helpers import did_you_mean, format_bytes
 from minivl.plan.forecast import Foreseen
 from minivl.stream import read_only, run, value_of
 from minivl.trace.maps import MAPPED
-from minivl.trace.trace import Trace, did_you_mean, metadata_of
+from minivl.trace.trace import LISTED, Trace, metadata_of
 
 PROMPT = ("input_ids", "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
 PREPARATION = (*PROMPT, "image.*", "video.*")
@@ -62,7 +62,8 @@ def check_matched(patterns, names, trace=None):
     """That each glob matches a name; the Error has a `trace`, of what was recorded."""
     unmatched = sorted(one for one in patterns if one != "*" and not any(fnmatchcase(name, one) for name in names))
     if unmatched:
-        error = Error(f"no tensor of this run is called {unmatched[0]!r}{did_you_mean(unmatched[0], names)}")
+        hint = did_you_mean(unmatched[0], names) or LISTED
+        error = Error(f"no tensor of this run is called {unmatched[0]!r}.{hint}")
         error.trace = trace
         raise error
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minivl.helpers import format_table
+
 OUTLIER = 6.0  # times the median channel
 AT_ONCE = 1 << 20  # values that are looked at at a time
 NO_CHANNELS = ("rope.cos", "rope.sin", "lm_head")  # their columns are angles and words
@@ -88,13 +90,7 @@ HEADINGS = ("name", "shape", "dtype", "min", "max", "mean", "rms", "not finite",
 def table(tensors):
     """The statistics of {name: array}, a line each, as `Text`."""
     rows = [HEADINGS, *(row(name, stats_of(name, array)) for name, array in tensors.items())]
-    widths = [max(len(line[i]) for line in rows) for i in range(len(HEADINGS))]
-    left = (0, 1, 2, 7, 8)
-    lines = (
-        "  ".join(cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths)))
-        for line in rows
-    )  # fmt: skip
-    return Text("\n".join(line.rstrip() for line in lines))
+    return Text("\n".join(format_table(rows, right=(3, 4, 5, 6))))
 
 
 def row(name, found):

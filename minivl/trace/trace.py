@@ -15,7 +15,6 @@ A trace is one consumer of the stream (stream.py): the model does not know of it
 without. Edits live as long as the run.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -28,11 +27,13 @@ from minivl.answer.answer import Answer
 from minivl.checkpoint.config import Config
 from minivl.checkpoint.safetensors import TensorFile, read_tensors, room_for
 from minivl.errors import Error
+from minivl.helpers import did_you_mean
 from minivl.tensors.chunks import names_of_parts, part_of, whole
 from minivl.trace.maps import MAPPED, Maps
 from minivl.trace.stats import stats_of, table
 
 FORMAT = "minivl-trace"
+LISTED = " `trace.names` of a full run lists all names."
 STEP = re.compile(r"steps\.(\d+)\.")
 TEXTS = ("format", "prompt", "answer", "backend")  # of `info`: strings in a file as they are; the others are JSON
 
@@ -66,7 +67,7 @@ class Trace(Mapping):
             return self._tensors[name]
         if name in self.names:
             raise NoTensor(f"{name} was made but not kept: add it to keep=")
-        raise NoTensor(f"no tensor {name}{did_you_mean(name, self.names)}")
+        raise NoTensor(f"no tensor {name}.{did_you_mean(name, self.names) or LISTED}")
 
     def __iter__(self):
         return iter(self._tensors)
@@ -171,11 +172,6 @@ def step_of(name):
 def bare(name):
     """A name without its step: "steps.3.lm_head" -> "lm_head"."""
     return STEP.sub("", name, count=1)
-
-
-def did_you_mean(name, names):
-    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-    return f". Close ones: {', '.join(close)}" if close else ". `trace.names` of a full run lists them all."
 
 
 # ---- what a file says besides its tensors ----
