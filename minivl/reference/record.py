@@ -17,16 +17,17 @@ from unittest import mock
 
 import numpy as np
 
-from minivl.checkpoint.weights import resolve
+from minivl.checkpoint.hub import resolve
+from minivl.checkpoint.safetensors import bytes_to_reserve, write_tensors
 from minivl.errors import Error
-from minivl.helpers import check_writable, read_json, write_whole
+from minivl.helpers import check_writable, read_json
 from minivl.processing import messages as chat
 from minivl.processing.image_processor import ImageProcessor
 from minivl.processing.load_image import open_image
 from minivl.processing.load_video import open_video
 from minivl.processing.video_processor import chosen, frame_limits, seconds_per_grid
 from minivl.reference.hooks import installed, load_reference, oracle
-from minivl.tensors.names import in_data_flow
+from minivl.tensors.catalogue import in_data_flow
 
 
 def record_reference(source, question, images, path, dtype="float32", videos=None, fps=None, nframes=None):
@@ -64,12 +65,12 @@ def opened_media(messages, sampling):
 
 
 def write(tensors, path, folder, versions):
-    from safetensors.numpy import save_file
-
     metadata = {"format": "minivl-reference", "names": json.dumps(list(tensors)), "versions": json.dumps(versions)}
     metadata["config"] = json.dumps(read_json(folder / "config.json"))
-    with write_whole(path) as partial:
-        save_file(tensors, partial, metadata)
+    with write_tensors(path, bytes_to_reserve(tensors, metadata)) as file:
+        file.metadata = metadata
+        for name, tensor in tensors.items():
+            file.add(name, tensor)
 
 
 def prepared(folder, messages, pictures, clips):

@@ -13,16 +13,15 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from minivl.checkpoint.memory import amount, available
-from minivl.checkpoint.safetensors import TensorFile
+from minivl.checkpoint.safetensors import write_tensors
 from minivl.errors import Error
 from minivl.helpers import did_you_mean, format_bytes
 from minivl.plan.forecast import Foreseen
 from minivl.stream import read_only, run, value_of
+from minivl.tensors import catalogue
 from minivl.trace.maps import MAPPED
 from minivl.trace.trace import LISTED, Trace, metadata_of
 
-PROMPT = ("input_ids", "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
-PREPARATION = (*PROMPT, "image.*", "video.*")
 UNKNOWN_MEMORY = 4e9  # bytes that are kept at most where the system does not say what it has
 
 
@@ -45,15 +44,16 @@ def record(stage, keep="*", edit=None, stop=None, limit=None, spill=None, foreca
     """
     if stop is not None and not isinstance(stop, str):
         raise Error(f'stop={stop!r}: give a name or a glob, such as "model.layers.5".')
-    with TensorFile(spill) if spill is not None else nullcontext() as file:
+    with write_tensors(spill) if spill is not None else nullcontext() as file:
         recorder = Recorder(keep, edit, stop, limit, file, forecast, config)
         trace = recorder.trace
         trace.result = run(stage, recorder.see, None if stop is None else lambda name: fnmatchcase(name, stop))
         trace.info |= {} if about is None else about(trace)
         if file is not None:
-            file.close(metadata_of(trace))
-            trace = Trace.load(spill)
-            trace.result, trace.config = recorder.trace.result, config
+            file.metadata = metadata_of(trace)
+    if file is not None:
+        trace = Trace.load(spill)
+        trace.result, trace.config = recorder.trace.result, config
     check_matched({*recorder.patterns, *recorder.changes}, trace.names, trace)
     return trace
 
@@ -106,9 +106,10 @@ class Recorder:
         return tensor
 
     def _foresee(self, name, tensor):
-        if name in PROMPT:
+        row = catalogue.of(name)
+        if row is not None and row.section == "prompt":
             self.prompt[name] = tensor
-        elif not any(fnmatchcase(name, pattern) for pattern in PREPARATION):
+        elif row is None or row.section not in ("image", "video"):
             still = list(self.forecast(self.prompt))
             wanted = [one for one in still if self.keep(one.name, one.shape)]
             self.prompt = self.forecast = None
@@ -151,7 +152,7 @@ class Recorder:
 def room(file):
     """Bytes that may be kept, unless somebody says."""
     if file is not None:
-        return file.free
+        return file.free_bytes
     room = available()
     return UNKNOWN_MEMORY if room is None else room // 2
 

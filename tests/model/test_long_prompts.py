@@ -15,7 +15,7 @@ from minivl.report.html_page import needed as page_needs
 from minivl.report.html_page import page
 from minivl.stream import run
 from minivl.studies.from_trace import needed
-from minivl.tensors.explain import level
+from minivl.tensors.catalogue import level
 from minivl.tiny import scene
 from minivl.trace.recorder import record
 
@@ -184,7 +184,7 @@ def test_a_walk_through_parts_explains_them():
         step = walk.until(name)
         assert step._repr_html_().count("<img") == 2 and ("Part" in step.explain()) == ("chunks" in name)
     assert (
-        level(step.name) == "block" and step.sentence() == "part 3: each token looks back at those before it, then MLP"
+        level(step.name) == "block" and step.sentence() == "chunk 3: each token looks back at those before it, then MLP"
     )
     with pytest.raises(Error, match="no tensor is called chunks.1.model.layers.9"):
         walk.until("chunks.1.model.layers.9")

@@ -314,7 +314,7 @@ def test_a_long_prompt_in_parts_gives_the_same_page(vlm, monkeypatch):
         assert np.allclose(maps_of(found), maps_of(expected), atol=1e-3 + 1 / 255)
         assert found["looks"]["tokens"] == expected["looks"]["tokens"]
         (layer,) = [one for one in found["stages"] if one["name"] == "chunks.1.model.layers.2"]
-        assert layer["text"].startswith("Part 2 of a long prompt") and layer["group"] == 2
+        assert layer["text"].startswith("Chunk 2 of a long prompt") and layer["group"] == 2
 
 
 def test_of_many_pictures_some_are_shown(vlm, monkeypatch):
