@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "kernels": "",
     "checkpoint": "kernels",
     "processing": "",
-    "model": "kernels processing",
+    "model": "kernels processing tensors",
     "answer": "processing",
     "tiny": "answer model",
     "compare": "checkpoint kernels model processing tensors",

@@ -11,8 +11,7 @@ import re
 import numpy as np
 
 from minivl.palette import HEAT
-from minivl.processing.inputs import even_parts
-from minivl.tensors.chunks import part_of
+from minivl.tensors.chunks import part_of, split_evenly
 from minivl.tensors.explain import STEP, documented, word
 from minivl.trace.maps import Maps
 from minivl.walk.overlays import MOST, coloured, gridded, heat_pictures, permutation, places
@@ -103,7 +102,7 @@ def heat_html(step, maps, context, most):
     else:
         values, meaning = lengths(step.value), "length (Euclidean norm) of each row"
         if IN_PARTS.match(name):
-            values = among_all(values, even_parts(len(maps.input_ids), most)[part], len(maps.input_ids))
+            values = among_all(values, split_evenly(len(maps.input_ids), most)[part], len(maps.input_ids))
     pictures, low, high = heat_pictures(maps, values, name, context)
     stops = ",".join(f"rgb({','.join(f'{value:.0f}' for value in colour)})" for colour in HEAT)
     bar = f'<span style="display:inline-block;width:160px;height:.8em;background:linear-gradient(to right,{stops})"></span>'
