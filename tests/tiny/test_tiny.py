@@ -68,7 +68,7 @@ def test_a_picture_with_its_own_size_and_a_number():
     [
         ("preprocessor_config.json", "merge_size", 4, "merge_size is 4 in preprocessor_config.json and 2"),
         ("preprocessor_config.json", "patch_size", 16, "patch_size is 16"),
-        ("config.json", "image_token_id", 9, "config.json says image_token_id is 9"),
+        ("config.json", "image_token_id", 9, "image_token_id is 9 in config.json"),
     ],
 )
 def test_files_of_different_checkpoints(file, field, value, words, tmp_path):
