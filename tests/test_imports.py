@@ -5,6 +5,7 @@ imports directly.
 """
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ MAY_IMPORT = {
     "stream": "",
     "tensors": "",
     "kernels": "",
-    "checkpoint": "kernels",
+    "checkpoint": "kernels tensors",
     "processing": "",
     "model": "kernels processing tensors",
     "answer": "processing",
@@ -142,3 +143,14 @@ def test_imports_stay_light(imported, absent):
     script = f"import sys, {imported}; print([m for m in {absent.split()!r} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({station(path) for path in FILES if path.name == "__init__.py"} - {"__init__"})
+)
+def test_public_names_are_not_hidden_by_modules(folder):
+    """A name that a package resolves when it is first used must not be the name of one of its modules."""
+    package = importlib.import_module(f"minivl.{folder}")
+    modules = {path.stem for path in (PACKAGE / folder).glob("*.py")}
+    if hasattr(package, "__getattr__"):
+        assert not modules & set(package.__all__)

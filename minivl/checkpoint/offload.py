@@ -22,7 +22,6 @@ needed before the next picture: they go first. When everything fits, nothing is 
 import math
 import mmap
 import os
-import re
 import weakref
 from dataclasses import dataclass
 
@@ -32,12 +31,12 @@ from minivl.checkpoint.memory import amount, available, gigabytes, resident
 from minivl.errors import Error
 from minivl.kernels.allocator import give_back_freed_memory
 from minivl.stream import watched
+from minivl.tensors.names import parse
 
 SLACK = 64 * 10**6  # bytes: what the interpreter and the kernels' threads take now and then
 PART = 0.9  # of the available memory, for this program
 STEP = 1 << 17  # bytes: what systems read ahead at least when they are asked to; of more they may read less
 AROUND = 1 << 16  # bytes that the system maps around a page that is touched
-NAME = re.compile(r"(?:^|\.)((?:visual|model|lm_head|pixel_values|input_ids)(?:[._].*)?)$")  # what follows "steps.1."
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -152,9 +151,7 @@ class Resident:
         return watched(stage, self._see)
 
     def _see(self, name, tensor):
-        found = NAME.search(name)
-        if found:
-            self._passed(found[1], tensor)
+        self._passed(parse(name).own, tensor)
 
     def _passed(self, name, tensor):
         at = self._at.get(name)

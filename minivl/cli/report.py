@@ -12,7 +12,7 @@ def add(subparsers):
 
 
 def run(options):
-    from minivl.report.page import check_page, page_of_run, write_page
+    from minivl.report.html_page import check_page, page_of_run, write_page
 
     check_question(options)
     check_page(options.output)

@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 
 from minivl.errors import Error
-from minivl.tensors.explain import LEVELS, level
+from minivl.tensors.catalogue import LEVELS, level
 from minivl.walk.walk import line
 
 HELP = """\

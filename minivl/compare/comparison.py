@@ -20,7 +20,6 @@ the largest of any row before it (rows.py). Mistakes smaller than the rounding c
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from tqdm import tqdm
 
@@ -31,7 +30,9 @@ from minivl.compare.recordings import opened
 from minivl.compare.render import CLOSE, DIFF, MISSING, OK, SHAPE, html, text
 from minivl.compare.rows import ROUNDING, Row, aligned, allowed, compared, precision_of, sharpened
 from minivl.errors import Error
-from minivl.tensors.names import STEP, close, in_data_flow, matched
+from minivl.tensors import catalogue
+from minivl.tensors.catalogue import in_data_flow
+from minivl.tensors.names import close, matched
 
 TOLERANCE = 2e-5
 
@@ -214,22 +215,21 @@ def faint(rows, with_causes, step_of):
     for i, row in enumerate(rows):
         if row.status in (DIFF, SHAPE) and not row.same_values:
             break
-        if row.status != OK or not row.error or not is_like(row.name, FAINT):
+        if row.status != OK or not row.error or not is_made_by(row.name, "norm", "gelu"):
             continue
         why = with_causes(row, (stages,)).causes if row.error > NOISE else ()
-        why = why or (drowned(step_of(row)) if is_like(row.name, NORMS) else ())
+        why = why or (drowned(step_of(row)) if is_made_by(row.name, "norm") else ())
         if why:
             return [*rows[:i], replace(row, status=DIFF, causes=tuple(why)), *rows[i + 1 :]]
     return rows
 
 
-def is_like(name, patterns):
-    return any(fnmatchcase(STEP.sub(r"\2", name), pattern) for pattern in patterns)
+def is_made_by(name, *operations):
+    tensor = catalogue.of(name)
+    return tensor is not None and tensor.made_by in operations
 
 
 NOISE = 5e-7
-NORMS = ("*norm", "*norm[12]", "*.ln_q")
-FAINT = (*NORMS, "visual.merger.mlp.1")
 LAYOUTS = ("transposed", "axes exchanged", "axes in another order", "another shape", "batch axis", "whole rows")
 
 

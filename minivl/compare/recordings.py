@@ -14,7 +14,7 @@ import numpy as np
 
 from minivl.checkpoint.safetensors import read_tensors
 from minivl.errors import Error
-from minivl.tensors.chunks import names_of_parts, whole
+from minivl.tensors.chunks import chunks_by_name, concatenate
 
 
 class Recording(Mapping):
@@ -78,15 +78,15 @@ def checked(mapping, label, metadata=None):
                 "tensor.detach().float().cpu().numpy()."
             )
         arrays[name] = array
-    return Recording(whole(arrays), label, metadata if isinstance(metadata, Mapping) else None)
+    return Recording(concatenate(arrays), label, metadata if isinstance(metadata, Mapping) else None)
 
 
 def read_safetensors(path):
     tensors, metadata = read_tensors(path)
     names = in_order(tensors, metadata)
-    if not names_of_parts(names):
+    if not chunks_by_name(names):
         return Recording(tensors, str(path), metadata, names)
-    return Recording(whole({name: tensors[name] for name in names}), str(path), metadata)
+    return Recording(concatenate({name: tensors[name] for name in names}), str(path), metadata)
 
 
 def in_order(names, metadata):

@@ -2,12 +2,11 @@
 
 import html as markup
 import math
-import re
 import textwrap
 
-STATIONS = re.compile(
-    r"visual\.patch_embed|visual\.blocks\.\d+|visual|inputs_embeds|model\.layers\.\d+|model\.norm|lm_head"
-)
+from minivl.tensors import catalogue
+from minivl.tensors.names import parse
+
 LIKELY = 3  # tokens that are shown of each of the two distributions
 WIDTH = 110
 
@@ -49,9 +48,16 @@ def by(row):
     return f"by {row.error:.1e} of its largest value, {row.rms:.1e} in the root mean square"
 
 
+def is_shown(name):
+    """Whether a tensor stands in the table of differences: the stages, blocks and layers of tower and decoder."""
+    tensor = catalogue.of(name)
+    numbers = tensor is not None and tensor.section in ("tower", "decoder") and tensor.dtype == "float32"
+    return numbers and not parse(name).prefix and tensor.level != "tensor"
+
+
 def grown(found):
     """The difference, station by station."""
-    rows = [row for row in found.comparison.compared if STATIONS.fullmatch(row.name)]
+    rows = [row for row in found.comparison.compared if is_shown(row.name)]
     width = max(len(row.name) for row in rows)
     yield f"{'':{width}}  rms of the difference / rms"
     for row in rows:

@@ -23,7 +23,7 @@ from minivl.kernels.attention import softmax
 from minivl.processing.inputs import Inputs
 from minivl.processing.load_image import open_image
 from minivl.processing.messages import build_messages, find_media
-from minivl.tensors.names import STEP
+from minivl.tensors.names import parse
 from minivl.trace.recorder import chosen
 
 SCENE, SIZE = 5, (251, 187)  # of the picture that is drawn: several windows, and no multiple of 28, so it is resized
@@ -126,8 +126,7 @@ def kept(keep):
     wanted, _ = chosen(keep)
 
     def wants(name, shape):
-        later = STEP.fullmatch(name)
-        return name == "lm_head" or wanted(name, shape) and not (later and int(later[1]) > 1)
+        return name == "lm_head" or wanted(name, shape) and parse(name).step <= 1
 
     return wants
 

@@ -1,13 +1,10 @@
 """Bars on stderr for long work: consumers of the stream that count what passes and change nothing. Off when not a terminal."""
 
-import re
-
 from tqdm import tqdm
 
 from minivl.stream import watched
+from minivl.tensors.catalogue import level
 from minivl.tensors.chunks import split_evenly
-
-LAYER = re.compile(r"visual\.blocks\.\d+|(.*\.)?model\.layers\.\d+")
 
 
 def reading(stage, vlm, tokens=False):
@@ -25,7 +22,7 @@ def reading(stage, vlm, tokens=False):
             bar.total = bar.n + layers * len(split_evenly(len(tensor), vlm.prefill_chunk))
         elif tokens and name.endswith(".model.embed_tokens"):
             bar = layers_of(f"token {int(name.split('.')[1]) + 1}", layers)
-        elif LAYER.fullmatch(name):
+        elif level(name) == "block":
             bar.update()
         elif name.endswith("lm_head"):
             bar.close()

@@ -28,7 +28,7 @@ from minivl.processing.load_video import open_video
 from minivl.processing.messages import IMAGE, VIDEO, build_messages, find_media
 from minivl.processing.video_processor import frame_limits, sample_frames, seconds_per_grid
 from minivl.reference.hooks import installed, load_reference, oracle
-from minivl.tensors.names import in_data_flow
+from minivl.tensors.catalogue import in_data_flow
 
 
 def record_reference(source, question, images, path, dtype="float32", videos=None, fps=None, nframes=None):

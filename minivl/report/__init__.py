@@ -2,4 +2,6 @@
 
 from minivl.helpers import lazy_names
 
-__getattr__, __dir__, __all__ = lazy_names(__name__, needed="page", page="page", page_of_run="page", write_page="page")
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__, needed="html_page", page="html_page", page_of_run="html_page", write_page="html_page"
+)

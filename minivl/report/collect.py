@@ -1,7 +1,6 @@
 """What a page says of a run, written down tensor by tensor while the run goes on; the tensors themselves are let go."""
 
 import math
-import re
 import time
 
 import numpy as np
@@ -12,17 +11,15 @@ from minivl.report.attention import Looks
 from minivl.report.images import scenes
 from minivl.report.next_token import prompt_words, question_of, text_of, told
 from minivl.stream import Lazy, value_of
-from minivl.tensors.chunks import part_of
-from minivl.tensors.explain import STEP, Narrator, explain, level
+from minivl.tensors import catalogue
+from minivl.tensors.explain import Narrator, explain
+from minivl.tensors.names import parse
 from minivl.tiny import CHECKPOINT
 from minivl.trace.maps import MAPPED, Maps
 from minivl.trace.stats import loudest, stats_of
-from minivl.trace.trace import bare, step_of
 
-LAYER = re.compile(r"model\.layers\.(\d+)(.*)")
 LARGE = 1 << 24  # values of a tensor that the model itself never makes: above, its statistics are left out
 ROWS = 6000  # of the table of tensors: the prompt's first, then the answer's as far as they go
-PREPARED = ("image.", "video.", "input_ids", "pixel_values")
 GROUPS = ("preparation", "vision tower", "decoder, the prompt", "decoder, token by token")
 
 
@@ -53,8 +50,9 @@ class Notes:
         self._since = time.perf_counter()
 
     def _keep(self, name, tensor):
-        step, own = step_of(name), part_of(bare(name))[1]
-        layer = LAYER.match(own)
+        parsed = parse(name)
+        step, own = parsed.step, parsed.own
+        layer = parsed.general.removeprefix("model.layers.{i}") if parsed.counted == "model.layers" else None
         if name in MAPPED:
             self.mapped[name] = np.array(tensor)
         elif own.endswith(".resized"):
@@ -63,18 +61,19 @@ class Notes:
             self.logits.append(np.array(tensor[-1]))
         elif own == "next_token":
             self.chosen.append(int(tensor[0]))
-        elif layer and layer[2] == ".self_attn.probs":
-            self.looks.see(step, int(layer[1]), tensor, len(self.mapped.get("input_ids", ())))
-        elif layer and step == 0 and layer[2] in (".self_attn.q_rope", ".self_attn.k_rope"):
-            self.looks.see_rope(int(layer[1]), layer[2].rpartition(".")[2], tensor)
-        elif layer and layer[2] == "":
-            self.hidden.setdefault(step, {})[int(layer[1])] = np.array(tensor[-1])  # of a long prompt, its last part's
+        elif layer == ".self_attn.probs":
+            self.looks.see(step, parsed.index, tensor, len(self.mapped.get("input_ids", ())))
+        elif step == 0 and layer in (".self_attn.q_rope", ".self_attn.k_rope"):
+            self.looks.see_rope(parsed.index, layer.rpartition(".")[2], tensor)
+        elif layer == "":
+            self.hidden.setdefault(step, {})[parsed.index] = np.array(tensor[-1])  # of a long prompt, its last chunk's
 
     def _end_stage(self, name, tensor):
         seconds, values, tensors = self._stage
+        parsed = parse(name)
         self.stages.append(
             {
-                "name": f"steps.{step_of(name)}" if STEP.match(name) else name,
+                "name": parsed.prefix.rstrip(".") if parsed.step else name,
                 "group": group(name),
                 "sentence": self.narrator.sentence(name, tensor) or "",
                 "text": explain(self.config, name, tensor),
@@ -91,7 +90,7 @@ class Notes:
         if len(self.rows) >= ROWS:
             self.skipped += 1
             return
-        if not STEP.match(name) and not part_of(name)[0]:
+        if not parse(name).prefix:
             self.texts[name] = explain(self.config, name, tensor)
         line = [name, list(tensor.shape), str(tensor.dtype)]
         if isinstance(tensor, Lazy) and math.prod(tensor.shape) > LARGE:
@@ -134,22 +133,21 @@ class Notes:
         if missing:
             raise Error(
                 f"the page needs tensors that this trace does not hold: {', '.join(missing)}. Trace to the end with "
-                "keep=minivl.report.page.needed, or with keep='*'."
+                "keep=minivl.report.needed, or with keep='*'."
             )
 
 
 def ends_stage(name):
     """Whether a line of the timeline ends here: the stages and blocks of a walk; of later tokens, each is one."""
-    return name.endswith("next_token") if STEP.match(name) else level(name) != "tensor"
+    return name.endswith("next_token") if parse(name).step else catalogue.level(name) != "tensor"
 
 
 def group(name):
     """Which part of the run a tensor belongs to."""
-    if STEP.match(name):
+    if parse(name).step:
         return 3
-    if name.startswith(PREPARED):
-        return 0
-    return 1 if name.startswith(("visual", "image_grid", "video_grid")) else 2
+    row = catalogue.of(name)
+    return 2 if row is None else {"tower": 1, "decoder": 2}.get(row.section, 0)
 
 
 def short(value):

@@ -6,16 +6,16 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from minivl.errors import Error
-from minivl.tensors.chunks import part_of
+from minivl.tensors.names import parse
 
 
 def needed(trace, *names):
     """The kept tensors of these names, a list. An Error says what to keep if some are missing."""
-    in_parts = next((name for name in trace.names if part_of(name)[0]), None)
-    if in_parts is not None and any(name.startswith("model.") for name in names):
+    chunked = next((name for name in trace.names if parse(name).chunk), None)
+    if chunked is not None and any(name.startswith("model.") for name in names):
         raise Error(
-            f"the prompt was run in parts ({in_parts}), and this needs tensors of all of it: give trace.whole(), of a trace "
-            'that kept all parts, with keep="*model.layers.*".'
+            f"the prompt was run in chunks ({chunked}), and this needs tensors of all of it: give trace.whole(), of a trace "
+            'that kept all chunks, with keep="*model.layers.*".'
         )
     missing = [name for name in names if name not in trace]
     if missing:

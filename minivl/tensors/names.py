@@ -1,66 +1,68 @@
-"""The names of tensors: their order in the data flow, and which of ours a port means by its own.
+"""The grammar of tensor names, and other spellings of them.
 
-    in_data_flow(["lm_head", "visual.blocks.0.norm1"])      # the second comes first
+    parse("steps.3.model.layers.7.self_attn.q_rope")    # step 3, index 7, general "model.layers.{i}.self_attn.q_rope"
+    published("model.language_model.layers.0")          # "model.layers.0"
     matched(theirs, ours, {"ffn_out-{}": "model.layers.{}.mlp.down_proj"})
 
-A port's name is taken for ours if it is the same; if a name map says so; if it is the one that transformers has in memory
-(`model.language_model.layers.0`); if ours stands behind a prefix (`base.visual.merger`); or if it is the end of exactly one of
-ours (`blocks.0.norm1`). `/` and `:` count as dots.
+A name is the module path of the published checkpoint, behind at most two prefixes:
+
+    steps.3.    made for the fourth token of the answer (the prompt's tensors have no such prefix)
+    chunks.1.   made for the second chunk of a long prompt (the first chunk's have no such prefix)
+    prompts.2.  made while the third of several prompts was read
+
+What each tensor is stands in catalogue.py.
 """
 
 import difflib
 import json
 import os
 import re
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from minivl.errors import Error
 
-ATTENTION = "q_rope k_rope scores probs context"
-MLP = "mlp.gate_proj mlp.up_proj mlp.act mlp.down_proj"
+PREFIX = re.compile(r"(steps|chunks|prompts)\.([^.]+)\.")  # the number may be a glob
+COUNTED = re.compile(r"(image|video|visual\.blocks|model\.layers)\.([^.]+)")
 
 
-def rooms():
-    """(room, the names in it) in the order of the data flow; "" is the room's own output. As in docs/tensors.md."""
-    block = ["norm1", *[f"attn.{word}" for word in f"qkv {ATTENTION} proj".split()], "attn_residual", "norm2"]
-    layer = ["input_layernorm", *[f"self_attn.{w}" for w in f"q_proj k_proj v_proj {ATTENTION} o_proj".split()]]
-    layer += ["attn_residual", "post_attention_layernorm"]
-    tower = "window_index cu_window_seqlens cu_seqlens patch_positions patch_embed window_order rope.cos rope.sin"
-    yield "image.{}", ["resized", "normalized", "patches"]
-    yield "video.{}", ["frame_indices", "second_per_grid_t", "resized", "normalized", "patches"]
-    yield "", ["input_ids", "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"]
-    yield "visual", tower.split()
-    yield "visual.blocks.{}", [*block, *MLP.split(), ""]
-    yield "visual.merger", ["ln_q", "mlp.0", "mlp.1", "mlp.2", ""]
-    yield "visual", [""]
-    yield "", ["model.embed_tokens", "inputs_embeds", "position_ids", "rope_delta", "model.rope.cos", "model.rope.sin"]
-    yield "model.layers.{}", [*layer, *MLP.split(), ""]
-    yield "", ["model.norm", "lm_head", "next_token"]
+@dataclass(frozen=True)
+class Name:
+    """A tensor's name, taken apart.
+
+    prefix   "steps.3.", "chunks.1.", ... or ""
+    own      the name behind it: "model.layers.7.mlp.act"
+    general  the catalogue's: "model.layers.{i}.mlp.act"
+    counted  what the index counts: "model.layers"; "" if nothing
+    index    7; None if there is none, or a glob stands in its place
+    step, chunk, prompt   numbers of the prefix; 0 without one
+    """
+
+    prefix: str
+    own: str
+    general: str
+    counted: str
+    index: int | None
+    step: int = 0
+    chunk: int = 0
+    prompt: int = 0
 
 
-PLACES = {
-    ".".join(part for part in (room, word) if part): (number, at)
-    for number, (room, words) in enumerate(rooms())
-    for at, word in enumerate(words)
-}
-STEP = re.compile(r"steps\.(\d+)\.(.*)")
-
-
-def placed(name):
-    """Where a name stands in the data flow, to sort by; names that are not ours come last, as they were."""
-    step = STEP.fullmatch(name)
-    number, name = (int(step[1]), step[2]) if step else (0, name)
-    index = re.search(r"\.(\d+)", name) if re.match(r"(image|video|visual\.blocks|model\.layers)\.\d", name) else None
-    general = name if index is None else f"{name[: index.start()]}.{{}}{name[index.end() :]}"
-    if general not in PLACES:
-        return (1, number, 0, 0, 0)
-    room, at = PLACES[general]
-    return (0, number, room, int(index[1]) if index else 0, at)
-
-
-def in_data_flow(names):
-    """The same names, in the order in which a run makes them."""
-    return sorted(names, key=placed)
+@lru_cache(maxsize=1 << 14)
+def parse(name):
+    """The `Name` of a tensor, or of a glob of names. Any text has one: a name outside the grammar is its own."""
+    prefix, numbers = "", {}
+    while match := PREFIX.match(name, len(prefix)):
+        prefix = name[: match.end()]
+        numbers[match[1].rstrip("s")] = int(match[2]) if match[2].isdecimal() else 0
+    own = name[len(prefix) :]
+    counted = COUNTED.match(own)
+    if counted is None:
+        return Name(prefix, own, own, "", None, **numbers)
+    general = f"{counted[1]}.{{i}}{own[counted.end() :]}"
+    index = int(counted[2]) if counted[2].isdecimal() else None
+    return Name(prefix, own, general, counted[1], index, **numbers)
 
 
 def read_map(names):
@@ -134,7 +136,7 @@ def readings(name, ours, known, names):
         rest = ".".join(parts[start:])
         yield published(rest)
         yield rest if "steps" not in parts[:start] else None
-    ends = [mine for mine in ours if mine.endswith("." + dotted) and not STEP.fullmatch(mine)]
+    ends = [mine for mine in ours if mine.endswith("." + dotted) and not parse(mine).prefix.startswith("steps")]
     yield ends[0] if len(ends) == 1 else None
 
 

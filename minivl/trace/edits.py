@@ -19,11 +19,9 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from minivl.errors import Error
+from minivl.tensors.catalogue import row_axis
 from minivl.trace.recorder import edited
 from minivl.trace.trace import did_you_mean
-
-# tensors that are [H, rows, ...] or [3, rows]
-SECOND_AXIS = "q_rope k_rope scores probs position_ids".split()
 
 
 class Edits(dict):
@@ -180,7 +178,7 @@ def columns_of(config, layer, heads):
 
 def rows_of(name, tensor, positions):
     """What indexes these rows of a tensor, by its name."""
-    axis = int(name.rsplit(".", 1)[-1] in SECOND_AXIS)
+    axis = row_axis(name, tensor.ndim)
     positions, count = np.atleast_1d(np.asarray(positions)), tensor.shape[axis]
     if positions.dtype == bool and positions.shape == (count,):
         positions = np.flatnonzero(positions)

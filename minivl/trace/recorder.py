@@ -18,11 +18,10 @@ from minivl.errors import Error
 from minivl.helpers import format_bytes
 from minivl.plan.forecast import Foreseen
 from minivl.stream import read_only, run, value_of
+from minivl.tensors import catalogue
 from minivl.trace.maps import MAPPED
 from minivl.trace.trace import Trace, did_you_mean, metadata_of
 
-PROMPT = ("input_ids", "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
-PREPARATION = (*PROMPT, "image.*", "video.*")
 UNKNOWN_MEMORY = 4e9  # bytes that are kept at most where the system does not say what it has
 
 
@@ -105,9 +104,10 @@ class Recorder:
         return tensor
 
     def _foresee(self, name, tensor):
-        if name in PROMPT:
+        row = catalogue.of(name)
+        if row is not None and row.section == "prompt":
             self.prompt[name] = tensor
-        elif not any(fnmatchcase(name, pattern) for pattern in PREPARATION):
+        elif row is None or row.section not in ("image", "video"):
             still = list(self.forecast(self.prompt))
             wanted = [one for one in still if self.keep(one.name, one.shape)]
             self.prompt = self.forecast = None

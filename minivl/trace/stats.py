@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minivl.tensors import catalogue
+
 OUTLIER = 6.0  # times the median channel
 AT_ONCE = 1 << 20  # values that are looked at at a time
-NO_CHANNELS = ("rope.cos", "rope.sin", "lm_head")  # their columns are angles and words
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Stats:
 
 
 def stats(array, channels=True):
-    """`Stats` of an array. channels=False: its last axis is none of channels."""
+    """`Stats` of an array. channels=False: the last axis is not a channel axis."""
     channels = channels and array.ndim == 2 and array.dtype.kind == "f" and array.size > 0
     rows = array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(1, 1)
     low, high, count, total, nan = np.inf, -np.inf, 0, 0.0, 0
@@ -68,8 +69,9 @@ def outliers(squares):
 
 
 def stats_of(name, array):
-    """`Stats` of a tensor of this name: some have no channels."""
-    return stats(array, not name.endswith(NO_CHANNELS))
+    """`Stats` of a tensor of this name; the catalogue knows whether its last axis counts channels."""
+    tensor = catalogue.of(name)
+    return stats(array, tensor is None or tensor.has_channels)
 
 
 class Text(str):

@@ -3,7 +3,7 @@
     trace = vlm.trace("How many circles?", images=img, keep="visual.blocks.*.attn.probs")
     trace["visual.blocks.3.attn.probs"]         # float32 [H, N, L], read-only
     trace.select("visual.blocks.*")             # a dict, in the order of the data flow
-    trace.whole()                               # of a prompt that was run in parts: these put together
+    trace.whole()                               # the chunks of a long prompt joined
     trace.steps[3]["lm_head"]                   # of the fourth token of the answer
     print(trace.table("visual.*"))              # shape, smallest, largest, rms, NaN, outlier channels of each
     trace.save("run.safetensors")               # Trace.load reads it, and so does whatever reads safetensors
@@ -17,7 +17,6 @@ without. Edits live as long as the run.
 
 import difflib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -28,12 +27,12 @@ from minivl.answer.answer import Answer
 from minivl.checkpoint.config import Config
 from minivl.checkpoint.safetensors import TensorFile, read_tensors, room_for
 from minivl.errors import Error
-from minivl.tensors.chunks import names_of_parts, part_of, whole
+from minivl.tensors.chunks import chunks_by_name, concatenate
+from minivl.tensors.names import parse
 from minivl.trace.maps import MAPPED, Maps
 from minivl.trace.stats import stats_of, table
 
 FORMAT = "minivl-trace"
-STEP = re.compile(r"steps\.(\d+)\.")
 TEXTS = ("format", "prompt", "answer", "backend")  # of `info`: strings in a file as they are; the others are JSON
 
 
@@ -89,12 +88,13 @@ class Trace(Mapping):
         return Steps(self)
 
     def whole(self):
-        """The same trace, the parts of a long prompt put together: names without "chunks.1.". Tensors of which a part was not
-        kept are left out."""
-        tensors = {name: tensor for name, tensor in whole(self._tensors).items() if not part_of(name)[0]}
-        halves = [own for own, parts in names_of_parts(self.names).items() if not {*parts} <= self._tensors.keys()]
-        kept = {name: tensor for name, tensor in tensors.items() if name not in halves}
-        return Trace([name for name in self.names if not part_of(name)[0]], kept, self.info, self.result, self.config)
+        """The same trace with the chunks of a long prompt joined: names without "chunks.1.". A tensor of which a chunk was not
+        kept is left out."""
+        names = [name for name in self.names if not parse(name).chunk]
+        cut = [own for own, chunks in chunks_by_name(self.names).items() if not {*chunks} <= self._tensors.keys()]
+        joined = concatenate(self._tensors)
+        tensors = {name: joined[name] for name in joined if not parse(name).chunk and name not in cut}
+        return Trace(names, tensors, self.info, self.result, self.config)
 
     def stats(self, name):
         """`stats.Stats` of a tensor: min, max, mean, rms, NaN and infinite values, outlier channels."""
@@ -146,7 +146,7 @@ class Steps(Sequence):
         self._trace = trace
 
     def __len__(self):
-        return 1 + max((step_of(name) for name in self._trace.names), default=-1)
+        return 1 + max((parse(name).step for name in self._trace.names), default=-1)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
@@ -154,7 +154,7 @@ class Steps(Sequence):
         if not -len(self) <= index < len(self):
             raise NoStep(f"no step {index}: this run made {len(self)}, counted from 0. More come with max_new_tokens=")
         k = index % len(self)
-        names = [name for name in self._trace.names if step_of(name) == k]
+        names = [name for name in self._trace.names if parse(name).step == k]
         tensors = {bare(name): self._trace[name] for name in names if name in self._trace}
         return Trace(map(bare, names), tensors, self._trace.info, config=self._trace.config)
 
@@ -162,15 +162,9 @@ class Steps(Sequence):
         return f"<{len(self)} steps>"
 
 
-def step_of(name):
-    """Which token of the answer a tensor led to, from 0."""
-    found = STEP.match(name)
-    return int(found[1]) if found else 0
-
-
 def bare(name):
     """A name without its step: "steps.3.lm_head" -> "lm_head"."""
-    return STEP.sub("", name, count=1)
+    return name.removeprefix(f"steps.{parse(name).step}.")
 
 
 def did_you_mean(name, names):

@@ -6,18 +6,16 @@ html_of(step, walk)         # the step's picture, if it has one, below its name 
 import base64
 import html
 import io
-import re
 
 import numpy as np
 
 from minivl.palette import HEAT
-from minivl.tensors.chunks import part_of, split_evenly
-from minivl.tensors.explain import STEP, documented, word
+from minivl.tensors import catalogue
+from minivl.tensors.chunks import split_evenly
+from minivl.tensors.explain import word
+from minivl.tensors.names import parse
 from minivl.trace.maps import Maps
 from minivl.walk.overlays import MOST, coloured, gridded, heat_pictures, permutation, places
-
-IN_PARTS = re.compile(r"model\.(layers\.|norm)")
-NO_HEAT = ("rope.cos", "rope.sin", "scores", "window_index", "patch_positions", "input_ids", "position_ids")
 
 
 def html_of(step, walk):
@@ -35,7 +33,7 @@ def html_of(step, walk):
 
 def shown(step, walk):
     """HTML of what this step has to see."""
-    known, context, config = documented(step.name), walk.context, walk.vlm.config
+    known, context, config = parse(step.name).general, walk.context, walk.vlm.config
     if known in ("image.{i}.resized", "video.{i}.resized"):
         frames = step.value if step.value.ndim == 4 else step.value[None]
         pictures = [png(gridded(frame, config.vision)) for frame in frames[:MOST]]
@@ -81,18 +79,18 @@ def caption(text):
 def heat_html(step, maps, context, most):
     """A tensor's rows on the picture, with what the colours mean; nothing for tensors whose rows are no places.
 
-    most  tokens of a prompt that are run together: a tensor may hold a part of them
+    most  tokens of a prompt that are run together: a tensor may hold one chunk of them
     """
-    part, name = part_of(STEP.sub("", step.name))
-    if name.endswith(NO_HEAT) or not name.startswith(("visual", "model", "inputs_embeds", "pixel_values")):
+    parsed, row = parse(step.name), catalogue.of(step.name)
+    name, later = parsed.own, parsed.prefix.startswith("steps.")
+    if row is None or not row.rows or not (row.has_length or row.made_by == "softmax"):
         return []
-    later = STEP.match(step.name) is not None
     if name.endswith("probs") and name.startswith("model"):
         values, meaning = (
             attention_to(step.value, len(maps.input_ids)),
             "attention of the last token, mean of all heads",
         )
-    elif later or name in ("pixel_values", "pixel_values_videos", "visual.cu_seqlens"):
+    elif later or name == "pixel_values":
         return []
     elif name.endswith("probs"):
         values, meaning = (
@@ -101,8 +99,8 @@ def heat_html(step, maps, context, most):
         )
     else:
         values, meaning = lengths(step.value), "length (Euclidean norm) of each row"
-        if IN_PARTS.match(name):
-            values = among_all(values, split_evenly(len(maps.input_ids), most)[part], len(maps.input_ids))
+        if row.is_chunked:
+            values = among_all(values, split_evenly(len(maps.input_ids), most)[parsed.chunk], len(maps.input_ids))
     pictures, low, high = heat_pictures(maps, values, name, context)
     stops = ",".join(f"rgb({','.join(f'{value:.0f}' for value in colour)})" for colour in HEAT)
     bar = f'<span style="display:inline-block;width:160px;height:.8em;background:linear-gradient(to right,{stops})"></span>'

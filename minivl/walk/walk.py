@@ -21,7 +21,9 @@ from tqdm import tqdm
 from minivl.errors import Error
 from minivl.processing.messages import build_messages
 from minivl.stream import Lazy, read_only, replacement, value_of
-from minivl.tensors.explain import LEVELS, TOLD, Narrator, check_name, documented, explain, level
+from minivl.tensors.catalogue import LEVELS, check_name, level
+from minivl.tensors.explain import TOLD, Narrator, explain
+from minivl.tensors.names import parse
 from minivl.trace.maps import MAPPED
 from minivl.trace.stats import Text, stats_of
 
@@ -55,7 +57,7 @@ class Step:
 
     def explain(self):
         """A paragraph: what happened, the formula, the shapes, why."""
-        told = self.sentence().removeprefix("-> ") if documented(self.name) in TOLD else ""
+        told = self.sentence().removeprefix("-> ") if parse(self.name).general in TOLD else ""
         end = f" In this run: {told}." if told else ""
         return Text(explain(self._walk.vlm.config, self.name, self._tensor) + end)
 

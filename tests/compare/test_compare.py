@@ -12,7 +12,8 @@ import minivl
 from minivl.cli import main
 from minivl.compare.comparison import compare
 from minivl.kernels.bfloat16 import from_float32, to_float32
-from minivl.tensors.names import in_data_flow, matched, read_map
+from minivl.tensors.catalogue import in_data_flow
+from minivl.tensors.names import matched, read_map
 from minivl.tiny import scene
 
 ROOT = Path(__file__).parents[2]

@@ -11,12 +11,12 @@ from minivl import Error, load
 from minivl.model.progress import reading
 from minivl.model.sampling import Sampling
 from minivl.processing.inputs import Inputs
-from minivl.report.page import needed as page_needs
-from minivl.report.page import page
+from minivl.report.html_page import needed as page_needs
+from minivl.report.html_page import page
 from minivl.stream import run
 from minivl.studies.from_trace import needed
+from minivl.tensors.catalogue import level
 from minivl.tensors.chunks import split_evenly
-from minivl.tensors.explain import level
 from minivl.tiny import scene
 from minivl.trace.recorder import record
 
@@ -185,7 +185,7 @@ def test_a_walk_through_parts_explains_them():
         step = walk.until(name)
         assert step._repr_html_().count("<img") == 2 and ("Part" in step.explain()) == ("chunks" in name)
     assert (
-        level(step.name) == "block" and step.sentence() == "part 3: each token looks back at those before it, then MLP"
+        level(step.name) == "block" and step.sentence() == "chunk 3: each token looks back at those before it, then MLP"
     )
     with pytest.raises(Error, match="no tensor is called chunks.1.model.layers.9"):
         walk.until("chunks.1.model.layers.9")
@@ -194,7 +194,7 @@ def test_a_walk_through_parts_explains_them():
 def test_a_page_of_a_prompt_in_parts(monkeypatch):
     """Words and looks are those of the last part, as in one piece."""
     vlm, said = load(), []
-    monkeypatch.setattr("minivl.report.page.filled", lambda data: said.append(data) or "")
+    monkeypatch.setattr("minivl.report.html_page.filled", lambda data: said.append(data) or "")
     for most in (4096, 60):
         vlm.prefill_chunk = most
         page(vlm.trace("How many shapes are there?", scene(5).image, keep=page_needs, max_new_tokens=2), vlm)

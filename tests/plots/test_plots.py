@@ -378,8 +378,8 @@ def test_a_bad_name_is_an_error_that_says_why(trace):
 def test_who_imports_matplotlib():
     """The plots, and the drawing of the benchmark's report; the plots' own package does so when one is asked for."""
     importing = {path for path in PACKAGE.rglob("*.py") if "from matplotlib" in path.read_text()}
-    homes = {PACKAGE / "plots" / f"{home}.py" for home in ("figure", "looks", "sizes")}
-    assert importing == {*homes, PACKAGE / "report.py"}
+    homes = {PACKAGE / "plots" / f"{home}.py" for home in ("attention_maps", "figure", "norms")}
+    assert importing == {*homes, PACKAGE / "bench" / "report.py"}
 
 
 def test_needs_no_pyplot_and_says_what_to_install():

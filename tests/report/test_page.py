@@ -17,7 +17,7 @@ from minivl.cli import main
 from minivl.kernels.attention import softmax
 from minivl.processing.messages import user
 from minivl.report import attention
-from minivl.report.page import needed, page, page_of_run, write_page
+from minivl.report.html_page import needed, page, page_of_run, write_page
 from minivl.tensors.explain import explain
 from minivl.tiny import scene
 from minivl.trace.stats import stats_of
@@ -121,7 +121,7 @@ def test_it_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("minivl.report.page.os.replace", fail)
+    monkeypatch.setattr("minivl.report.html_page.os.replace", fail)
     with pytest.raises(Error, match="no space left"):
         write_page("new", tmp_path / "a.html")
     assert [file.name for file in tmp_path.iterdir()] == ["a.html"]
@@ -257,7 +257,7 @@ def test_of_a_trace_that_keeps_only_what_is_needed(vlm, trace, text, tmp_path):
 
 def test_what_is_missing_is_named(vlm):
     trace = vlm.trace(QUESTION, scene(1).image, max_new_tokens=2, keep=["*lm_head", "*next_token"])
-    with pytest.raises(Error, match=r"model.layers.\*, .*self_attn.probs.*keep=minivl.report.page.needed"):
+    with pytest.raises(Error, match=r"model.layers.\*, .*self_attn.probs.*keep=minivl.report.needed"):
         page(trace, vlm)
     trace = vlm.trace(QUESTION, scene(1).image, max_new_tokens=2, keep=["lm_head", "next_token", "steps.*"])
     with pytest.raises(Error, match="attention of some steps only"):
@@ -314,7 +314,7 @@ def test_a_long_prompt_in_parts_gives_the_same_page(vlm, monkeypatch):
         assert np.allclose(maps_of(found), maps_of(expected), atol=1e-3 + 1 / 255)
         assert found["looks"]["tokens"] == expected["looks"]["tokens"]
         (layer,) = [one for one in found["stages"] if one["name"] == "chunks.1.model.layers.2"]
-        assert layer["text"].startswith("Part 2 of a long prompt") and layer["group"] == 2
+        assert layer["text"].startswith("Chunk 2 of a long prompt") and layer["group"] == 2
 
 
 def test_of_many_pictures_some_are_shown(vlm, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 import minivl
 from minivl.processing.messages import user
-from minivl.report.page import page_of_run, write_page
+from minivl.report.html_page import page_of_run, write_page
 from minivl.tiny import scene
 
 SLOW = 180_000  # milliseconds: the machine may be busy

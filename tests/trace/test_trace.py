@@ -24,13 +24,15 @@ from minivl.kernels import attention
 from minivl.plan.forecast import forecast
 from minivl.processing.inputs import Inputs
 from minivl.stream import Lazy, run
+from minivl.tensors.catalogue import CATALOGUE
 from minivl.tiny import scene
 from minivl.trace import recorder
 from minivl.trace.metadata import config_json
-from minivl.trace.recorder import PROMPT, record
+from minivl.trace.recorder import record
 from minivl.trace.stats import OUTLIER, stats
 from minivl.trace.trace import Trace
 
+PROMPT = [tensor.name for tensor in CATALOGUE if tensor.section == "prompt"]
 VLM = small_model()
 INPUTS = small_inputs(VLM.config)
 

@@ -15,8 +15,10 @@ from minivl.cli import main
 from minivl.cli.walk_terminal import stepped
 from minivl.errors import Error
 from minivl.stream import Lazy
+from minivl.tensors.catalogue import LEVELS, level
 from minivl.tensors.chunks import split_evenly
-from minivl.tensors.explain import LEVELS, SENTENCES, TEXTS, documented, explain, level
+from minivl.tensors.explain import SENTENCES, TEXTS, explain
+from minivl.tensors.names import parse
 from minivl.tiny import scene
 from minivl.trace.maps import MAPPED, Maps
 from minivl.walk.notebook import among_all, attention_received, lengths
@@ -217,7 +219,7 @@ def test_parts_of_a_long_prompt(monkeypatch):
     monkeypatch.setattr(TINY, "prefill_chunk", 80)
     walk = walked()
     step = walk.until("chunks.*.model.layers.0")
-    assert step.name == "chunks.1.model.layers.0" and "parts" in step.explain() and "Layer 0 of 5" in step.explain()
+    assert step.name == "chunks.1.model.layers.0" and "Chunk 2" in step.explain() and "Layer 0 of 5" in step.explain()
     count = len(walk.context["input_ids"])
     whole = among_all(lengths(step.value), split_evenly(count, 80)[1], count)
     assert np.isnan(whole[: -len(step.value)]).all() and np.array_equal(whole[-len(step.value) :], lengths(step.value))
@@ -252,7 +254,7 @@ def test_paragraphs_of_a_whole_run():
     for step in walk:
         text = step.explain()
         assert len(text) > 80 and not set("{}") & set(text) and text.endswith("."), step.name
-        texts.setdefault(documented(step.name), text)
+        texts.setdefault(parse(step.name).general, text)
         windowed = step.name.startswith(("visual.blocks", "visual.merger", "visual.window_order", "visual.rope"))
         assert ("in window order" in text) == windowed or step.name == "visual.window_index", step.name
         if level(step.name) == "tensor" and step.dtype == np.float32 and len(step.shape) == 3:

@@ -17,13 +17,12 @@ it wrong, as a generator of (name, sentence, what would come out), which may be 
 A stage is computed from the tensors that go into it, which both sides agree about: no weights are needed.
 """
 
-import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
 
-from minivl.tensors.names import STEP
+from minivl.tensors.names import parse
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,8 @@ class Step:
     """
 
     def __init__(self, name, ours, theirs, known, config=None, pictures=(), weights=None):
-        found = STEP.fullmatch(name)
-        self.name, self.short = name, found[2] if found else name
-        self.number = int(found[1]) if found else 0
-        self.lead = f"steps.{self.number}." if found else ""
+        parsed = parse(name)
+        self.name, self.short, self.number, self.lead = name, parsed.own, parsed.step, parsed.prefix
         self.room, _, self.word = self.short.rpartition(".")
         self.ours, self.theirs, self.pictures, self.weights = ours, theirs, pictures, weights
         self._known, self._config = known, config
@@ -101,10 +98,10 @@ class Step:
     @property
     def layer(self):
         """Number of the block or layer that the tensor belongs to."""
-        found = re.match(r"(?:visual\.blocks|model\.layers)\.(\d+)", self.short)
-        if found is None:
+        parsed = parse(self.short)
+        if parsed.counted not in ("visual.blocks", "model.layers"):
             raise Unknown("layer")
-        return int(found[1])
+        return parsed.index
 
     def entering(self):
         """What the block or layer is given: [N, D]."""

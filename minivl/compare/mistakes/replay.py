@@ -6,7 +6,6 @@ the recorded one.
 """
 
 import functools
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -22,7 +21,7 @@ from minivl.compare.rows import aligned
 from minivl.errors import Error
 from minivl.processing.inputs import Inputs
 from minivl.stream import run, value_of
-from minivl.tensors.names import STEP
+from minivl.tensors.names import parse
 
 SKIPPED = (".scores", ".probs")  # what is wrong in them is found in the context
 
@@ -140,7 +139,7 @@ def with_mistake(model, inputs, trial, wanted, right=()):
 @functools.cache
 def makers_of(name):
     """The functions that know mistakes of a tensor; none of those that are never built."""
-    return () if name.endswith(SKIPPED) else tuple(particular(STEP.sub(r"\2", name)))
+    return () if name.endswith(SKIPPED) else tuple(particular(parse(name).own))
 
 
 def as_long(array, shape):
@@ -152,9 +151,8 @@ def as_long(array, shape):
 
 def words(name):
     """A name without the number of its layer."""
-    return re.sub(r"(blocks|layers)\.\d+\.", "", STEP.sub(r"\2", name))
+    return parse(name).general.replace(".blocks.{i}", "").replace(".layers.{i}", "")
 
 
 def tokens_up_to(name):
-    found = STEP.fullmatch(name)
-    return int(found[1]) + 1 if found else 1
+    return parse(name).step + 1

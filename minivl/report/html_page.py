@@ -1,6 +1,6 @@
 """A run as one HTML file that opens in any browser, from disk, without a network.
 
-    from minivl.report.page import page, write_page
+    from minivl.report.html_page import page, write_page
     trace = vlm.trace("Describe the picture.", images="scene.png", max_new_tokens=30)
     write_page(page(trace, vlm), "run.html")
     write_page(page_of_run(vlm, messages, max_new_tokens=30), "run.html")   # `minivl report`: keeps little, measures times
