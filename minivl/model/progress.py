@@ -2,9 +2,9 @@
 
 from tqdm import tqdm
 
-from minivl.processing.inputs import even_parts
 from minivl.stream import watched
 from minivl.tensors.catalogue import level
+from minivl.tensors.chunks import split_evenly
 
 
 def reading(stage, vlm, tokens=False):
@@ -19,7 +19,7 @@ def reading(stage, vlm, tokens=False):
         if name.startswith("steps.") and not tokens:
             return
         if name == "inputs_embeds":  # from here on it is known how many parts there are
-            bar.total = bar.n + layers * len(even_parts(len(tensor), vlm.prefill_chunk))
+            bar.total = bar.n + layers * len(split_evenly(len(tensor), vlm.prefill_chunk))
         elif tokens and name.endswith(".model.embed_tokens"):
             bar = layers_of(f"token {int(name.split('.')[1]) + 1}", layers)
         elif level(name) == "block":
