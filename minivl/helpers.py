@@ -84,6 +84,8 @@ def write_whole(path):
         with suppress(OSError):  # some systems cannot open a folder; the rename itself is done
             _flush_to_disk(target.parent)
     except OSError as cause:
+        if cause.filename not in (None, str(partial)):
+            raise  # of another file that the block opened
         raise cannot_write(path, cause) from None
     finally:
         with suppress(OSError):

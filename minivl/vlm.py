@@ -17,8 +17,9 @@ from pathlib import Path
 
 from minivl.answer.answer import Answer, pictures_of_prompt
 from minivl.checkpoint.config import Config
+from minivl.checkpoint.hub import resolve
 from minivl.checkpoint.offload import follower
-from minivl.checkpoint.weights import open_weights, resolve
+from minivl.checkpoint.weights import open_weights
 from minivl.errors import Error
 from minivl.faults.what_if import what_if
 from minivl.kernels import choose

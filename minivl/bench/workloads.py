@@ -10,9 +10,7 @@ together are about one in a hundred of the real model. Only the last token's row
 """
 
 import dataclasses
-import json
 import math
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +21,9 @@ from tqdm import tqdm
 from minivl.checkpoint.config import Config
 from minivl.checkpoint.parameters import parameter_shapes
 from minivl.checkpoint.presets import PUBLISHED, published
+from minivl.checkpoint.safetensors import encode_header
 from minivl.errors import Error
-from minivl.helpers import read_json
+from minivl.helpers import read_json, write_json, write_whole
 from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.plan.meta_array import outline
 from minivl.plan.meta_model import Outlined
@@ -76,30 +75,18 @@ def write_checkpoint(folder, stored, seed=0):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         check_room(shutil.disk_usage(folder).free, total, f"disk space for {folder}", "Name another one with --folder.")
-        path, partial = folder / "model.safetensors", folder / "model.safetensors.partial"
-        with open(partial, "wb") as file, progress(total) as bar:
-            file.write(safetensors_header(shapes))
+        entries = {name: ("BF16", shape) for name, shape in shapes.items()}
+        with write_whole(folder / "model.safetensors") as partial, open(partial, "wb") as file, progress(total) as bar:
+            file.write(encode_header(entries, {"format": "pt"}))  # subtle: transformers refuses files without a format
             for piece in random_pieces(shapes, np.random.default_rng(seed)):
                 bar.update(file.write(piece))
-        os.replace(partial, path)
-        (folder / "config.json").write_text(json.dumps(stored, indent=2), encoding="utf-8")
+        write_json(stored, folder / "config.json")
     except OSError as cause:
         raise Error(f"cannot write a checkpoint to {folder}: {cause.strerror}. Name a folder with --folder.") from None
 
 
 def progress(total):
     return tqdm(total=total, desc="writing random weights", unit="B", unit_scale=True, leave=False, disable=None)
-
-
-def safetensors_header(shapes):
-    """8 bytes length and the JSON of a file that holds these tensors, bfloat16, one after the other."""
-    header, end = {"__metadata__": {"format": "pt"}}, 0  # subtle: transformers refuses files without a format
-    for name, shape in shapes.items():
-        start, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def random_pieces(shapes, rng):

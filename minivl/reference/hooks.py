@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 
 from minivl.errors import Error
-from minivl.tensors.names import published
+from minivl.tensors.names import published_name
 
 # transformers' leaf modules whose output has no tensor of that name in minivl, and the tensor that covers it
 COVERED_BY = {
@@ -61,7 +61,7 @@ def load_reference(folder, attention="eager", dtype="float32"):
 
 def leaves(model):
     """Published names of all modules that have no modules inside: whatever computes something does it in one of these."""
-    return [published(name) for name, module in model.named_modules() if not list(module.children())]
+    return [published_name(name) for name, module in model.named_modules() if not list(module.children())]
 
 
 def covering(leaf):
@@ -158,7 +158,7 @@ def watch_modules(model, found, watch):
     for name, module in model.named_modules():
         if name in ("", "model"):  # the wrappers around tower and decoder; the published "model" is the decoder
             continue
-        hook = module.register_forward_hook(keeper(published(name), found), with_kwargs=True)
+        hook = module.register_forward_hook(keeper(published_name(name), found), with_kwargs=True)
         watch.callback(hook.remove)
 
 
@@ -223,7 +223,7 @@ def watch_attention(model, found, watch):
     """Wrap the eager attention function: what goes in and out of it is kept, piece by piece."""
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
 
-    names = {id(module): published(name) for name, module in model.named_modules()}
+    names = {id(module): published_name(name) for name, module in model.named_modules()}
     eager, pieces = modeling.eager_attention_forward, {}
 
     def watched(module, query, key, value, attention_mask, scaling, **kwargs):

@@ -12,13 +12,13 @@ processor for videos, which resizes by torchvision, not by Pillow, and differs b
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 
-from minivl.checkpoint.weights import resolve
+from minivl.checkpoint.hub import resolve
+from minivl.checkpoint.safetensors import bytes_to_reserve, write_tensors
 from minivl.errors import Error
 from minivl.helpers import read_json
 from minivl.processing import messages as chat
@@ -66,12 +66,12 @@ def opened_media(messages, sampling):
 
 
 def write(tensors, path, folder, versions):
-    from safetensors.numpy import save_file
-
-    partial = path.with_name(f"{path.name}.partial")
     metadata = {"format": "minivl-reference", "names": json.dumps(list(tensors)), "versions": json.dumps(versions)}
-    save_file(tensors, partial, metadata | {"config": json.dumps(read_json(folder / "config.json"))})
-    os.replace(partial, path)
+    metadata["config"] = json.dumps(read_json(folder / "config.json"))
+    with write_tensors(path, bytes_to_reserve(tensors, metadata)) as file:
+        file.metadata = metadata
+        for name, tensor in tensors.items():
+            file.add(name, tensor)
 
 
 def prepared(folder, messages, pictures, clips):

@@ -23,6 +23,13 @@ from pathlib import Path
 
 from minivl.errors import Error
 
+OTHER_NAMES = {  # the beginning of another name: of the published one; the first that fits counts
+    "model.visual": "visual",
+    "model.language_model": "model",
+    "language_model.model": "model",
+    "language_model.lm_head": "lm_head",
+    "language_model": "model",
+}
 PREFIX = re.compile(r"(steps|chunks|prompts)\.([^.]+)\.")  # the number may be a glob
 COUNTED = re.compile(r"(image|video|visual\.blocks|model\.layers)\.([^.]+)")
 
@@ -99,12 +106,21 @@ def translated(name, names):
     return None
 
 
-def published(name):
-    """transformers' in-memory names, old and new -> the published checkpoint's, which is minivl's."""
-    later = ("model.visual", "visual"), ("model.language_model", "model"), ("language_model.model", "model")
-    for new, old in (*later, ("language_model.lm_head", "lm_head"), ("language_model", "model")):
-        if name == new or name.startswith(new + "."):
-            return old + name.removeprefix(new)
+def published_name(name):
+    """The published checkpoint's name of a tensor or module, which is minivl's, from the other names in use.
+
+        model.visual.blocks.0.norm1        visual.blocks.0.norm1        transformers 4.52 and later, in memory and in files
+        model.language_model.layers.0      model.layers.0
+        language_model.layers.0            model.layers.0               a `Qwen2_5_VLModel` that was saved alone
+        language_model.model.layers.0      model.layers.0               wrappers in the manner of LLaVA
+        language_model.lm_head             lm_head
+
+    A leading `module.` (DistributedDataParallel) is dropped.
+    """
+    name = name.removeprefix("module.")
+    for other, own in OTHER_NAMES.items():
+        if name == other or name.startswith(other + "."):
+            return own + name.removeprefix(other)
     return name
 
 
@@ -128,13 +144,13 @@ def readings(name, ours, known, names):
     dotted = re.sub(r"[/:]+", ".", name).strip(".")
     dotted = re.sub(r"[._]outputs?$", "", dotted)
     yield dotted
-    yield published(dotted)
+    yield published_name(dotted)
     parts = dotted.split(".")
     for start in range(1, len(parts)):
         if parts[start - 1] == "steps":  # never take a later token's tensor for the prompt's
             return
         rest = ".".join(parts[start:])
-        yield published(rest)
+        yield published_name(rest)
         yield rest if "steps" not in parts[:start] else None
     ends = [mine for mine in ours if mine.endswith("." + dotted) and not parse(mine).prefix.startswith("steps")]
     yield ends[0] if len(ends) == 1 else None

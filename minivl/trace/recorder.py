@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from minivl.checkpoint.memory import amount, available
-from minivl.checkpoint.safetensors import TensorFile
+from minivl.checkpoint.safetensors import write_tensors
 from minivl.errors import Error
 from minivl.helpers import format_bytes
 from minivl.plan.forecast import Foreseen
@@ -44,15 +44,16 @@ def record(stage, keep="*", edit=None, stop=None, limit=None, spill=None, foreca
     """
     if stop is not None and not isinstance(stop, str):
         raise Error(f'stop={stop!r}: give a name or a glob, such as "model.layers.5".')
-    with TensorFile(spill) if spill is not None else nullcontext() as file:
+    with write_tensors(spill) if spill is not None else nullcontext() as file:
         recorder = Recorder(keep, edit, stop, limit, file, forecast, config)
         trace = recorder.trace
         trace.result = run(stage, recorder.see, None if stop is None else lambda name: fnmatchcase(name, stop))
         trace.info |= {} if about is None else about(trace)
         if file is not None:
-            file.close(to_metadata(trace))
-            trace = Trace.load(spill)
-            trace.result, trace.config = recorder.trace.result, config
+            file.metadata = to_metadata(trace)
+    if file is not None:
+        trace = Trace.load(spill)
+        trace.result, trace.config = recorder.trace.result, config
     check_matched({*recorder.patterns, *recorder.changes}, trace.names, trace)
     return trace
 
@@ -149,7 +150,7 @@ class Recorder:
 def default_limit(file):
     """Bytes that may be kept when limit= is not given."""
     if file is not None:
-        return file.free
+        return file.free_bytes
     free = available()
     return UNKNOWN_MEMORY if free is None else free // 2
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from minivl.answer.answer import Answer
 from minivl.checkpoint.config import Config
-from minivl.checkpoint.safetensors import TensorFile, read_tensors, room_for
+from minivl.checkpoint.safetensors import bytes_to_reserve, read_tensors, write_tensors
 from minivl.errors import Error
 from minivl.helpers import did_you_mean
 from minivl.tensors.chunks import chunks_by_name, concatenate
@@ -121,10 +121,10 @@ class Trace(Mapping):
     def save(self, path):
         """Write the kept tensors and `info` to a safetensors file: complete or not at all."""
         metadata = to_metadata(self)
-        with TensorFile(path, room_for(self._tensors, metadata)) as file:
+        with write_tensors(path, bytes_to_reserve(self._tensors, metadata)) as file:
+            file.metadata = metadata
             for name, tensor in self.items():
                 file.add(name, tensor)
-            file.close(metadata)
 
     @classmethod
     def load(cls, path):

@@ -16,8 +16,8 @@ from minivl.bench import run as room
 from minivl.bench.gguf import write_gguf
 from minivl.bench.peers import KINDS, PEERS, Peer
 from minivl.bench.programs import OURS, Minivl, Process
-from minivl.bench.workloads import safetensors_header
 from minivl.checkpoint.config import Config
+from minivl.checkpoint.safetensors import encode_header
 from minivl.checkpoint.weights import open_weights
 from minivl.cli import main
 from minivl.errors import Error
@@ -39,7 +39,7 @@ def stored(folder, **changes):
     config = Config.from_dict({**WIDE, **changes})
     arrays = random_weights(config)
     data = b"".join(from_float32(array).tobytes() for array in arrays.values())
-    header = safetensors_header({name: array.shape for name, array in arrays.items()})
+    header = encode_header({name: ("BF16", array.shape) for name, array in arrays.items()}, {"format": "pt"})
     (folder / "model.safetensors").write_bytes(header + data)
     (folder / "config.json").write_text(json.dumps({**WIDE, **changes}), encoding="utf-8")
     return folder

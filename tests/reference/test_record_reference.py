@@ -7,7 +7,7 @@ import pytest
 from random_models import torch  # noqa: F401  skips where there is none
 
 import minivl
-from minivl.checkpoint.weights import read_header
+from minivl.checkpoint.safetensors import read_header
 from minivl.cli import main
 from minivl.compare.comparison import compare
 from minivl.compare.recordings import opened
