@@ -33,7 +33,7 @@ def add(subparsers):
 
 
 def run(options):
-    from minivl.processing.count_tokens import spent
+    from minivl.processing.count_tokens import format_timing
     from minivl.stream import each
 
     check_question(options)
@@ -57,7 +57,7 @@ def run(options):
     print()
     if options.tokens:
         first = times[1] - times[0] if len(times) > 1 else None
-        print(spent(count, answer, time.perf_counter() - times[0], first), file=sys.stderr)
+        print(format_timing(count, answer, time.perf_counter() - times[0], first), file=sys.stderr)
     if options.draw is not None:
         show_places(answer if options.draw_on is None else answer.on(options.draw_on - 1), options)
 

@@ -20,9 +20,9 @@ from minivl.faults import Fault, fault
 from minivl.faults.render import html, text
 from minivl.kernels import choose
 from minivl.kernels.attention import softmax
-from minivl.processing import messages as chat
 from minivl.processing.inputs import Inputs
 from minivl.processing.load_image import open_image
+from minivl.processing.messages import build_messages, find_media
 from minivl.tensors.names import parse
 from minivl.trace.recorder import parse_keep
 
@@ -86,7 +86,7 @@ def what_if(vlm, name, question=None, images=None, videos=None, keep="*", **opti
         if images is not None or videos is not None:
             raise Error('what_if with pictures or videos needs a question: question="What is in the picture?".')
         question, images, videos, truth, options = drawn(bug, options)
-    prompt, options = chat.conversation(question, images, videos), {"seed": 0, "max_new_tokens": None, **options}
+    prompt, options = build_messages(question, images, videos), {"seed": 0, "max_new_tokens": None, **options}
     if options["max_new_tokens"] is None:
         options["max_new_tokens"] = vlm.sampling.max_new_tokens
     wanted = kept(keep)
@@ -118,7 +118,7 @@ def drawn(bug, options):
 
 
 def pictures_of(messages):
-    return [open_image(source) for source, _ in chat.media(messages)[0]]
+    return [open_image(image.source) for image in find_media(messages)[0]]
 
 
 def kept(keep):

@@ -16,11 +16,12 @@ from minivl.errors import Error
 from minivl.kernels.bfloat16 import to_float32
 from minivl.model.decoder import decoder
 from minivl.model.kv_cache import KVCache, batch
-from minivl.model.positions import prompt_positions
-from minivl.model.sampling import Sequence, extended
+from minivl.model.positions import check_rule, prompt_positions
+from minivl.model.sampling import Sequence, append_tokens
 from minivl.model.vision import vision_tower
-from minivl.processing.inputs import after, even_parts, pictures_of, reusable, scatter
+from minivl.processing.reuse import count_reusable, locate_media, media_after
 from minivl.stream import under
+from minivl.tensors.chunks import split_evenly
 
 
 class Engine:
@@ -33,6 +34,7 @@ class Engine:
     prefill_chunk = 4096
 
     def __init__(self, config, weights, kernels, video_positions="launch"):
+        check_rule(video_positions)
         self.config, self.weights, self.kernels, self.video_positions = config, weights, kernels, video_positions
 
     def new_cache(self):
@@ -59,14 +61,14 @@ class Engine:
         sequence = Sequence(inputs, cache, sampling, rng, min(sampling.max_new_tokens, free))
         cache.reserve(len(inputs.input_ids) + sequence.most - 1)  # the last token is never fed back
         logits = yield from self.prefill(inputs, cache)
-        yield from extended([sequence], logits)
+        yield from append_tokens([sequence], logits)
         return sequence
 
     def step(self, sequences):
         """Stage: the next token of each of these sequences."""
         token = np.array([sequence.ids[-1] for sequence in sequences], dtype=np.int64)
         logits = yield from self.decode(token, batch([sequence.cache for sequence in sequences]))
-        yield from extended(sequences, logits)
+        yield from append_tokens(sequences, logits)
 
     def prefill(self, inputs, cache):
         """Stage: the whole prompt -> logits of the token after it, float32 [1, V].
@@ -78,12 +80,12 @@ class Engine:
         config, T = self.config, len(inputs.input_ids)
         grids = inputs.image_grid_thw, inputs.video_grid_thw, inputs.second_per_grid_ts
         positions, following = prompt_positions(inputs.input_ids, config, *grids, self.video_positions)
-        pictures = pictures_of(inputs, config)
-        cached = reusable(cache, inputs.input_ids, pictures)
+        media = locate_media(inputs, config)
+        cached = count_reusable(cache, inputs.input_ids, media)
         cache.truncate(cached)
         input_ids = yield "input_ids", inputs.input_ids[cached:]
 
-        new = after(inputs, pictures, cached)
+        new = media_after(inputs, media, cached)
         features = (yield from self.embed_image(*new)) if len(new[1]) + len(new[3]) else None
         x = yield "model.embed_tokens", self.embed_tokens(input_ids)
         if features is not None:
@@ -94,11 +96,11 @@ class Engine:
 
         position_ids = yield "position_ids", positions[:, cached:]
         delta = yield "rope_delta", np.array([following - T], dtype=np.int64)
-        for i, rows in enumerate(even_parts(len(x), self.prefill_chunk)):
+        for i, rows in enumerate(split_evenly(len(x), self.prefill_chunk)):
             prefix = f"chunks.{i}.model" if i else "model"
             hidden = yield from under(prefix, self._decoder(x[rows], position_ids[:, rows], cache))
             cache.commit(input_ids[rows], T + int(delta[0]))
-        cache.pictures = pictures
+        cache.pictures = media
         return (yield from self._logits(hidden))
 
     def decode(self, token, cache):
@@ -150,3 +152,15 @@ class Engine:
                 "model.safetensors from one checkpoint; your own ids must lie in the table."
             )
         return to_float32(table[input_ids])
+
+
+def scatter(x, features, where, kind="image"):
+    """Put the tokens of the pictures (or videos), [U, D] in order, where their placeholders are. x [T, D], where bool [T]"""
+    if where.sum() != len(features):
+        raise Error(
+            f"the prompt has {where.sum()} {kind} placeholders and the {kind}s have {len(features)} tokens. "
+            f"Expand each placeholder to grid_t * grid_h * grid_w / 4 copies, one placeholder for each {kind}."
+        )
+    x = x.copy()
+    x[where] = features
+    return x

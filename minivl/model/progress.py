@@ -2,9 +2,9 @@
 
 from tqdm import tqdm
 
-from minivl.processing.inputs import even_parts
 from minivl.stream import watched
 from minivl.tensors.catalogue import level
+from minivl.tensors.chunks import split_evenly
 
 
 def show_layers(stage, vlm, tokens=False):
@@ -19,7 +19,7 @@ def show_layers(stage, vlm, tokens=False):
         if name.startswith("steps.") and not tokens:
             return
         if name == "inputs_embeds":  # from here on the number of chunks is known
-            bar.total = bar.n + layers * len(even_parts(len(tensor), vlm.prefill_chunk))
+            bar.total = bar.n + layers * len(split_evenly(len(tensor), vlm.prefill_chunk))
         elif tokens and name.endswith(".model.embed_tokens"):
             bar = layer_bar(f"token {int(name.split('.')[1]) + 1}", layers)
         elif level(name) == "block":

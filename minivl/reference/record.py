@@ -21,11 +21,12 @@ from minivl.checkpoint.hub import resolve
 from minivl.checkpoint.safetensors import bytes_to_reserve, write_tensors
 from minivl.errors import Error
 from minivl.helpers import read_json
-from minivl.processing import messages as chat
+from minivl.processing.chat_template import plain_messages
 from minivl.processing.image_processor import ImageProcessor
 from minivl.processing.load_image import open_image
 from minivl.processing.load_video import open_video
-from minivl.processing.video_processor import chosen, frame_limits, seconds_per_grid
+from minivl.processing.messages import IMAGE, VIDEO, build_messages, find_media
+from minivl.processing.video_processor import frame_limits, sample_frames, seconds_per_grid
 from minivl.reference.hooks import installed, load_reference, oracle
 from minivl.tensors.catalogue import in_data_flow
 
@@ -44,7 +45,7 @@ def record_reference(source, question, images, path, dtype="float32", videos=Non
     path = Path(path)
     if not path.parent.is_dir():
         raise Error(f"cannot write {path}: the folder {path.parent} does not exist. Make it before.")
-    messages = chat.conversation(question, images or None, videos) if isinstance(question, str) else question
+    messages = build_messages(question, images or None, videos) if isinstance(question, str) else question
     pictures, clips = opened_media(messages, {"fps": fps, "nframes": nframes})
     folder = resolve(source)
     prompt, tensors = prepared(folder, messages, pictures, clips)
@@ -57,12 +58,13 @@ def record_reference(source, question, images, path, dtype="float32", videos=Non
 
 def opened_media(messages, sampling):
     """(pictures as PIL images, (`Clip`, which frames, how) of each video), in the order of their placeholders."""
-    images, videos = chat.media(messages, sampling=sampling)
-    for _, asked in images + videos:
+    images, videos = find_media(messages, sampling=sampling)
+    for _, _, asked in images + videos:
         if more := [name for name, value in asked.items() if value is not None and name not in sampling]:
             raise Error(f"record-reference does not take {more[0]}: give the picture in the size that you want.")
-    clips = [(open_video(source), asked) for source, asked in videos]
-    return [open_image(source) for source, _ in images], [(clip, chosen(clip, **asked), asked) for clip, asked in clips]
+    clips = [(open_video(source), asked) for _, source, asked in videos]
+    pictures = [open_image(source) for _, source, _ in images]
+    return pictures, [(clip, sample_frames(clip, **asked), asked) for clip, asked in clips]
 
 
 def write(tensors, path, folder, versions):
@@ -82,7 +84,7 @@ def prepared(folder, messages, pictures, clips):
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    text = tokenizer.apply_chat_template(chat.plain(messages), tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(plain_messages(messages), tokenize=False, add_generation_prompt=True)
     found = {}
     still = [prepared_picture(folder, picture, f"image.{i}", found) for i, picture in enumerate(pictures)]
     moving = [prepared_video(folder, *clip, f"video.{i}", found) for i, clip in enumerate(clips)]
@@ -96,7 +98,7 @@ def prepared(folder, messages, pictures, clips):
         prompt |= {
             "second_per_grid_ts": np.concatenate([found[f"video.{i}.second_per_grid_t"] for i in range(len(clips))])
         }
-    for placeholder, media in ((chat.IMAGE, still), (chat.VIDEO, moving)):
+    for placeholder, media in ((IMAGE, still), (VIDEO, moving)):
         for _, grid in media:
             text = text.replace(placeholder, "<|placeholder|>" * (int(np.prod(grid)) // 4), 1)
         text = text.replace("<|placeholder|>", placeholder)

@@ -52,14 +52,14 @@ def page_of_run(vlm, messages, **options):
     import numpy as np
 
     from minivl.model.progress import show_layers
-    from minivl.processing import messages as chat
+    from minivl.processing.messages import user
     from minivl.report.collect import Notes
     from minivl.stream import run
     from minivl.trace.metadata import describe_run
     from minivl.trace.trace import Trace
 
     if vlm.resident is None:  # compiles, and maps weights
-        run(vlm.answer(chat.user("?", np.zeros((56, 56, 3), dtype=np.uint8)), max_new_tokens=2))
+        run(vlm.answer(user("?", np.zeros((56, 56, 3), dtype=np.uint8)), max_new_tokens=2))
     notes = Notes(vlm)
     answer = run(show_layers(vlm.answer(messages, **options), vlm), notes.see)
     known = Trace(info={"input_ids": notes.mapped["input_ids"]}, result=answer)

@@ -194,4 +194,10 @@ def answer_of(info):
     """The `Answer` of a run that was finished, or None."""
     if "answer" not in info:
         return None
-    return Answer(info["answer"], info["generated_ids"], info["prompt_tokens"], info["finished"], info["raw"])
+    return Answer(
+        info["answer"],
+        info["generated_ids"],
+        prompt_tokens=info["prompt_tokens"],
+        finished=info["finished"],
+        raw=info["raw"],
+    )

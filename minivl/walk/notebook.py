@@ -10,8 +10,8 @@ import io
 import numpy as np
 
 from minivl.palette import HEAT
-from minivl.processing.inputs import even_parts
 from minivl.tensors import catalogue
+from minivl.tensors.chunks import split_evenly
 from minivl.tensors.explain import word
 from minivl.tensors.names import parse
 from minivl.trace.maps import Maps
@@ -100,7 +100,7 @@ def heat_html(step, maps, context, most):
     else:
         values, meaning = lengths(step.value), "length (Euclidean norm) of each row"
         if row.is_chunked:
-            values = among_all(values, even_parts(len(maps.input_ids), most)[parsed.chunk], len(maps.input_ids))
+            values = among_all(values, split_evenly(len(maps.input_ids), most)[parsed.chunk], len(maps.input_ids))
     pictures, low, high = heat_pictures(maps, values, name, context)
     stops = ",".join(f"rgb({','.join(f'{value:.0f}' for value in colour)})" for colour in HEAT)
     bar = f'<span style="display:inline-block;width:160px;height:.8em;background:linear-gradient(to right,{stops})"></span>'

@@ -14,9 +14,9 @@ import minivl
 from minivl.cli import main
 from minivl.cli.walk_terminal import stepped
 from minivl.errors import Error
-from minivl.processing.inputs import even_parts
 from minivl.stream import Lazy
 from minivl.tensors.catalogue import LEVELS, level
+from minivl.tensors.chunks import split_evenly
 from minivl.tensors.explain import SENTENCES, TEXTS, explain
 from minivl.tensors.names import parse
 from minivl.tiny import scene
@@ -221,7 +221,7 @@ def test_parts_of_a_long_prompt(monkeypatch):
     step = walk.until("chunks.*.model.layers.0")
     assert step.name == "chunks.1.model.layers.0" and "Chunk 2" in step.explain() and "Layer 0 of 5" in step.explain()
     count = len(walk.context["input_ids"])
-    whole = among_all(lengths(step.value), even_parts(count, 80)[1], count)
+    whole = among_all(lengths(step.value), split_evenly(count, 80)[1], count)
     assert np.isnan(whole[: -len(step.value)]).all() and np.array_equal(whole[-len(step.value) :], lengths(step.value))
     assert len(images_in(step._repr_html_())) == len(images_in(walk.until("chunks.1.*.probs")._repr_html_())) == 1
     assert np.array_equal(walk.until("lm_head").value, plain["lm_head"])
