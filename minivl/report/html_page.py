@@ -51,19 +51,19 @@ def page_of_run(vlm, messages, **options):
     """
     import numpy as np
 
-    from minivl.model.progress import reading
+    from minivl.model.progress import show_layers
     from minivl.processing.messages import user
     from minivl.report.collect import Notes
     from minivl.stream import run
-    from minivl.trace.metadata import about
+    from minivl.trace.metadata import describe_run
     from minivl.trace.trace import Trace
 
     if vlm.resident is None:  # compiles, and maps weights
         run(vlm.answer(user("?", np.zeros((56, 56, 3), dtype=np.uint8)), max_new_tokens=2))
     notes = Notes(vlm)
-    answer = run(reading(vlm.answer(messages, **options), vlm), notes.see)
+    answer = run(show_layers(vlm.answer(messages, **options), vlm), notes.see)
     known = Trace(info={"input_ids": notes.mapped["input_ids"]}, result=answer)
-    return filled(notes.data(answer, known.info | about(vlm, known), measured=True)), answer
+    return filled(notes.data(answer, known.info | describe_run(vlm, known), measured=True)), answer
 
 
 def filled(data):

@@ -46,9 +46,9 @@ def shown(step, walk):
         return [f"<code>{html.escape(repr(word(walk.vlm, int(step.value[0]))))}</code>"]
     if "visual.window_index" not in context:
         return []
-    maps = Maps.recorded(config, context)
+    maps = Maps.from_tensors(config, context)
     if known == "visual.window_index":  # of the order that stands here, whose windows are still to come
-        maps = Maps.recorded(config, {**context, "visual.cu_window_seqlens": maps.windows})
+        maps = Maps.from_tensors(config, {**context, "visual.cu_window_seqlens": maps.windows})
         said = (
             "above: each token where it stands, with its place in window order; below: in that order, with its number"
         )

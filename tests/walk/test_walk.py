@@ -330,7 +330,7 @@ def test_heat_is_where_the_row_is():
 def test_heat_of_the_decoder_is_of_its_own_tokens():
     walk = walked()
     walk.until("model.layers.0")
-    maps = Maps.recorded(TINY.config, walk.context)
+    maps = Maps.from_tensors(TINY.config, walk.context)
     values = np.zeros(len(maps.input_ids), dtype=np.float32)
     values[maps.prompt_of_token(maps.token_of_pixel(100, 60))] = 1
     (picture,), low, high = heat_pictures(maps, values, "model.layers.0", walk.context)
@@ -343,7 +343,7 @@ def test_heat_of_the_decoder_is_of_its_own_tokens():
 def test_attention_that_is_received_adds_up():
     walk = walked()
     step = walk.until("visual.blocks.0.attn.probs")
-    received = attention_received(step.value, Maps.recorded(TINY.config, walk.context), step.name)
+    received = attention_received(step.value, Maps.from_tensors(TINY.config, walk.context), step.name)
     assert received.shape == (step.shape[1],) and abs(received.sum() - step.shape[1]) < 1e-2 and received.std() > 0.01
 
 
@@ -351,7 +351,7 @@ def test_the_permutation_and_colours():
     walk = walked()
     walk.until("position_ids")
     assert set(walk.context) == {"image.0.resized", *MAPPED} - {"video_grid_thw"}
-    assert permutation(Maps.recorded(TINY.config, walk.context)).width == 12 * 26
+    assert permutation(Maps.from_tensors(TINY.config, walk.context)).width == 12 * 26
     tint = colours(Maps(VLM.config, [101] * 45, [(1, 12, 10), (1, 2, 20), (1, 2, 2), (1, 2, 4), (1, 2, 4)]))
     assert len(tint) == 4 + 3 + 3 and np.all(np.diff(tint, axis=0).any(axis=1))  # none like the one before it
     assert heat(np.array([0.0, 1.0, np.nan])).round().tolist() == [[13, 8, 65], [252, 255, 164], [13, 8, 65]]
