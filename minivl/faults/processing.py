@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from minivl.faults import register
+from minivl.processing.messages import parse
 
 
 @register(
@@ -17,7 +18,7 @@ def missing_system_prompt(swap):
     def render(original):
         def without(self, messages, *args, **options):
             text = original(self, messages, *args, **options)
-            return text if messages[0]["role"] == "system" else text.partition("<|im_end|>\n")[2]
+            return text if parse(messages)[0].role == "system" else text.partition("<|im_end|>\n")[2]
 
         return without
 
@@ -53,7 +54,7 @@ def bilinear_resize(swap):
 
         return bilinear
 
-    swap("minivl.processing.image_processor.ImageProcessor.resized", resized)
+    swap("minivl.processing.image_processor.ImageProcessor.resize", resized)
 
 
 @register(
@@ -67,7 +68,7 @@ def bgr(swap):
     def resized(original):
         return lambda *args, **options: np.ascontiguousarray(original(*args, **options)[..., ::-1])
 
-    swap("minivl.processing.image_processor.ImageProcessor.resized", resized)
+    swap("minivl.processing.image_processor.ImageProcessor.resize", resized)
 
 
 @register(

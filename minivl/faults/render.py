@@ -59,10 +59,7 @@ def is_shown(name):
 def growth(what_if):
     """Lines: the difference at each stage, block and layer."""
     rows = [row for row in what_if.comparison.compared if is_shown(row.name)]
-    width = max(len(row.name) for row in rows)
-    yield f"{'':{width}}  rms of the difference / rms"
-    for row in rows:
-        yield f"{row.name:{width}}  {bar(row)}"
+    return format_table([("", "rms of the difference / rms"), *((row.name, bar(row)) for row in rows)])
 
 
 def bar(row):
@@ -78,10 +75,9 @@ def next_token(what_if):
     right, wrong = what_if.probabilities
     likely = dict.fromkeys([*right.argsort()[::-1][:LIKELY].tolist(), *wrong.argsort()[::-1][:LIKELY].tolist()])
     words = {token: repr(what_if.words(token)) for token in likely}
-    width = max(len(word) for word in words.values())
     yield f"First token of the answer: {100 * what_if.moved_probability:.2f} % of its probability moves to other tokens"
-    for token, word in words.items():
-        yield f"  {word:{width}}  {100 * right[token]:7.3f} % -> {100 * wrong[token]:7.3f} %"
+    changes = {token: f"{100 * right[token]:7.3f} % -> {100 * wrong[token]:7.3f} %" for token in words}
+    yield from format_table(("  " + word, changes[token]) for token, word in words.items())
 
 
 def answers(what_if):

@@ -21,11 +21,11 @@ from minivl.faults import Fault, fault
 from minivl.faults.render import html, text
 from minivl.kernels import choose
 from minivl.kernels.attention import softmax
-from minivl.processing import messages as chat
 from minivl.processing.inputs import Inputs
 from minivl.processing.load_image import open_image
+from minivl.processing.messages import build_messages, find_media
 from minivl.tensors.names import parse
-from minivl.trace.recorder import chosen
+from minivl.trace.recorder import parse_keep
 
 SCENE, SIZE = 5, (251, 187)  # of the drawn picture: several windows, and no multiple of 28, so it is resized
 FRAMES, RATE = 4, 4.0  # of the video, after a picture: 0.5 seconds from pair to pair
@@ -87,7 +87,7 @@ def what_if(vlm, name, question=None, images=None, videos=None, keep="*", **opti
         if images is not None or videos is not None:
             raise Error('what_if with pictures or videos needs a question: question="What is in the picture?".')
         question, images, videos, truth, options = draw_prompt(wrong, options)
-    prompt, options = chat.conversation(question, images, videos), {"seed": 0, "max_new_tokens": None, **options}
+    prompt, options = build_messages(question, images, videos), {"seed": 0, "max_new_tokens": None, **options}
     if options["max_new_tokens"] is None:
         options["max_new_tokens"] = vlm.sampling.max_new_tokens
     wanted = first_two_tokens(keep)
@@ -121,12 +121,12 @@ def draw_prompt(wrong, options):
 
 
 def open_pictures(messages):
-    return [open_image(source) for source, _ in chat.media(messages)[0]]
+    return [open_image(image.source) for image in find_media(messages)[0]]
 
 
 def first_two_tokens(keep):
     """A function of (name, shape) for `VLM.trace(keep=)`: what is asked for, of the first two tokens, and the first logits."""
-    wanted, _ = chosen(keep)
+    wanted, _ = parse_keep(keep)
 
     def wants(name, shape):
         return name == "lm_head" or wanted(name, shape) and parse(name).step <= 1

@@ -22,29 +22,31 @@ def open_image(source):
     Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], uint8, or floating point from 0 to 1.
     """
     try:
-        image = opened(source)
+        image = decode(source)
         given = isinstance(source, (Image.Image, np.ndarray))
         return to_rgb(image if given else ImageOps.exif_transpose(image))
     except Error:
         raise
     except FileNotFoundError:
-        raise Error(f"the picture {shown(source)} does not exist. Check the path.") from None
+        raise Error(f"the picture {describe_source(source)} does not exist. Check the path.") from None
     except UnidentifiedImageError:
         raise Error(
-            f"{shown(source)} is not a picture that Pillow can read. Convert it to PNG or JPEG; a film is a video."
+            f"{describe_source(source)} is not a picture that Pillow can read. Convert it to PNG or JPEG; a film is a video."
         ) from None
     except Image.DecompressionBombError as cause:
-        raise Error(f"the picture {shown(source)} is too large to open ({cause}). Scale it down before.") from None
+        raise Error(
+            f"the picture {describe_source(source)} is too large to open ({cause}). Scale it down before."
+        ) from None
     except Exception as cause:  # of a damaged file: each of Pillow's formats raises its own kinds
-        raise Error(f"cannot read the picture {shown(source)}: {cause}. Is the file whole?") from None
+        raise Error(f"cannot read the picture {describe_source(source)}: {cause}. Is the file whole?") from None
 
 
-def opened(source):
+def decode(source):
     """A PIL image of whatever mode."""
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
-        return Image.fromarray(as_uint8(source))
+        return Image.fromarray(to_uint8(source))
     if isinstance(source, (bytes, bytearray)):
         return Image.open(io.BytesIO(source))
     if not isinstance(source, (str, Path)):
@@ -53,11 +55,11 @@ def opened(source):
     if text.startswith(("http://", "https://")):
         raise Error(f"{text}: minivl does not fetch from the network. Download the picture and give its path.")
     if text.startswith("data:"):
-        return Image.open(io.BytesIO(decoded_uri(text)))
+        return Image.open(io.BytesIO(decode_data_uri(text)))
     return Image.open(io.BytesIO(Path(text.removeprefix("file://")).read_bytes()))  # leaves no file open
 
 
-def decoded_uri(text):
+def decode_data_uri(text):
     head, _, body = text.partition(",")
     if not head.endswith(";base64"):
         raise Error("a data URI of a picture must be base64: data:image/png;base64,...")
@@ -67,7 +69,7 @@ def decoded_uri(text):
         raise Error(f"the data URI of the picture is not valid base64 ({cause}). Was it cut?") from None
 
 
-def as_uint8(array):
+def to_uint8(array):
     """Pixels of an array as uint8 [H, W] or [H, W, 3 or 4]."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -98,7 +100,7 @@ def to_rgb(image):
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def shown(source):
+def describe_source(source):
     """A source as an error message names it."""
     if isinstance(source, (str, Path)) and not str(source).startswith("data:"):
         return str(source)

@@ -19,12 +19,13 @@ import numpy as np
 from minivl.checkpoint.hub import resolve
 from minivl.checkpoint.safetensors import bytes_to_reserve, write_tensors
 from minivl.errors import Error
-from minivl.helpers import read_json
-from minivl.processing import messages as chat
+from minivl.helpers import check_writable, read_json
+from minivl.processing.chat_template import plain_messages
 from minivl.processing.image_processor import ImageProcessor
 from minivl.processing.load_image import open_image
 from minivl.processing.load_video import open_video
-from minivl.processing.video_processor import chosen, frame_limits, seconds_per_grid
+from minivl.processing.messages import IMAGE, VIDEO, build_messages, find_media
+from minivl.processing.video_processor import frame_limits, sample_frames, seconds_per_grid
 from minivl.reference.hooks import import_torch, load_reference, run_reference
 from minivl.tensors.catalogue import in_data_flow
 
@@ -41,9 +42,8 @@ def record_reference(source, question, images, path, dtype="float32", videos=Non
     """
     torch, transformers = import_torch()
     path = Path(path)
-    if not path.parent.is_dir():
-        raise Error(f"cannot write {path}: the folder {path.parent} does not exist. Create it first.")
-    messages = chat.conversation(question, images or None, videos) if isinstance(question, str) else question
+    check_writable(path)
+    messages = build_messages(question, images or None, videos) if isinstance(question, str) else question
     pictures, clips = open_media(messages, {"fps": fps, "nframes": nframes})
     folder = resolve(source)
     prompt, tensors = prepare_prompt(folder, messages, pictures, clips)
@@ -56,12 +56,13 @@ def record_reference(source, question, images, path, dtype="float32", videos=Non
 
 def open_media(messages, sampling):
     """(pictures as PIL images, (`Clip`, which frames, how) of each video), in the order of their placeholders."""
-    images, videos = chat.media(messages, sampling=sampling)
-    for _, asked in images + videos:
+    images, videos = find_media(messages, sampling=sampling)
+    for _, _, asked in images + videos:
         if more := [name for name, value in asked.items() if value is not None and name not in sampling]:
             raise Error(f"record-reference does not take {more[0]}: give the picture in the size that you want.")
-    clips = [(open_video(source), asked) for source, asked in videos]
-    return [open_image(source) for source, _ in images], [(clip, chosen(clip, **asked), asked) for clip, asked in clips]
+    clips = [(open_video(source), asked) for _, source, asked in videos]
+    pictures = [open_image(source) for _, source, _ in images]
+    return pictures, [(clip, sample_frames(clip, **asked), asked) for clip, asked in clips]
 
 
 def write(tensors, path, folder, versions):
@@ -81,7 +82,7 @@ def prepare_prompt(folder, messages, pictures, clips):
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    text = tokenizer.apply_chat_template(chat.plain(messages), tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(plain_messages(messages), tokenize=False, add_generation_prompt=True)
     found = {}
     still = [prepare_image(folder, picture, f"image.{i}", found) for i, picture in enumerate(pictures)]
     moving = [prepare_video(folder, *clip, f"video.{i}", found) for i, clip in enumerate(clips)]
@@ -96,7 +97,7 @@ def prepare_prompt(folder, messages, pictures, clips):
             "second_per_grid_ts": np.concatenate([found[f"video.{i}.second_per_grid_t"] for i in range(len(clips))])
         }
     unit = processor_of(folder).merge_size ** 2
-    for placeholder, media in ((chat.IMAGE, still), (chat.VIDEO, moving)):
+    for placeholder, media in ((IMAGE, still), (VIDEO, moving)):
         for _, grid in media:
             text = text.replace(placeholder, "<|placeholder|>" * (int(np.prod(grid)) // unit), 1)
         text = text.replace("<|placeholder|>", placeholder)

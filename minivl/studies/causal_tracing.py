@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from minivl.errors import Error
-from minivl.model.batch import conversations
+from minivl.processing.inputs import Inputs
+from minivl.processing.messages import parse_prompts
 from minivl.studies.from_trace import spoken
 from minivl.studies.teacher_forcing import Forced, bar_of, chosen_numbers, force
 
@@ -67,7 +68,8 @@ def patch_grid(vlm, clean, corrupted, answers=None, layers=None, groups=None, **
     Source: Meng et al. 2022 (arXiv:2202.05262); the logit difference as the measure: Wang et al. 2022 (arXiv:2211.00593).
     """
     given = answers or (None, None)
-    runs = [force(vlm, prompt, answer=one, **options) for prompt, one in zip(conversations([clean, corrupted]), given)]
+    prompts = parse_prompts([clean, corrupted], kept=Inputs)
+    runs = [force(vlm, prompt, answer=answer, **options) for prompt, answer in zip(prompts, given)]
     check_alike(*runs)
     shared, tokens = parting(*[run.ids for run in runs])
     runs = [Forced(vlm, run.trace, [*shared, token]) for run, token in zip(runs, tokens)]

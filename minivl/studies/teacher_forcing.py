@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from minivl.errors import Error
 from minivl.model.decoder import decoder
-from minivl.processing import messages
+from minivl.processing.messages import build_messages
 from minivl.stream import run, under
 from minivl.studies.from_trace import spoken
 
@@ -92,7 +92,7 @@ def force(vlm, question, images=None, videos=None, answer=None, **options):
     """
     ids = None if answer is None else ids_of(vlm, answer)
     most = options.pop("max_new_tokens", vlm.sampling.max_new_tokens) if ids is None else 1
-    prompt = messages.conversation(question, images, videos)
+    prompt = build_messages(question, images, videos)
     trace = vlm.trace(prompt, keep=wanted, max_new_tokens=most, **options)
     return Forced(vlm, trace, trace.result.ids if ids is None else ids)
 

@@ -10,8 +10,8 @@ import io
 import numpy as np
 
 from minivl.palette import HEAT
-from minivl.processing.inputs import even_parts
 from minivl.tensors import catalogue
+from minivl.tensors.chunks import split_evenly
 from minivl.tensors.explain import word
 from minivl.tensors.names import parse
 from minivl.trace.maps import Maps
@@ -46,9 +46,9 @@ def shown(step, walk):
         return [f"<code>{html.escape(repr(word(walk.vlm, int(step.value[0]))))}</code>"]
     if "visual.window_index" not in context:
         return []
-    maps = Maps.recorded(config, context)
+    maps = Maps.from_tensors(config, context)
     if known == "visual.window_index":  # of the order that stands here, whose windows are still to come
-        maps = Maps.recorded(config, {**context, "visual.cu_window_seqlens": maps.windows})
+        maps = Maps.from_tensors(config, {**context, "visual.cu_window_seqlens": maps.windows})
         said = (
             "above: each token where it stands, with its place in window order; below: in that order, with its number"
         )
@@ -100,7 +100,7 @@ def heat_html(step, maps, context, most):
     else:
         values, meaning = lengths(step.value), "length (Euclidean norm) of each row"
         if row.is_chunked:
-            values = among_all(values, even_parts(len(maps.input_ids), most)[parsed.chunk], len(maps.input_ids))
+            values = among_all(values, split_evenly(len(maps.input_ids), most)[parsed.chunk], len(maps.input_ids))
     pictures, low, high = heat_pictures(maps, values, name, context)
     stops = ",".join(f"rgb({','.join(f'{value:.0f}' for value in colour)})" for colour in HEAT)
     bar = f'<span style="display:inline-block;width:160px;height:.8em;background:linear-gradient(to right,{stops})"></span>'

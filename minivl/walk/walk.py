@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from tqdm import tqdm
 
 from minivl.errors import Error
-from minivl.processing import messages as chat
+from minivl.processing.messages import build_messages
 from minivl.stream import Lazy, read_only, replacement, value_of
 from minivl.tensors.catalogue import LEVELS, check_name, level
 from minivl.tensors.explain import TOLD, Narrator, explain
@@ -218,7 +218,7 @@ def line(step):
 
 def narrate(vlm, question, images=None, videos=None, **options):
     """Lines of the walk, as they happen; returns the `Answer`. The same arguments as `VLM.ask`."""
-    walk = Walk(vlm, chat.conversation(question, images, videos), "block", **options)
+    walk = Walk(vlm, build_messages(question, images, videos), "block", **options)
     for step in walk:
         yield line(step)
     return walk.answer

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 
 from minivl import Error
-from minivl.processing.image_processor import ImageProcessor, smart_resize, wished
+from minivl.processing.image_processor import ImageProcessor, requested_size, smart_resize
 from minivl.processing.load_image import open_image
 
 FACTS = {
@@ -151,7 +151,7 @@ def test_bicubic_is_the_installed_pillows():
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (10, 12, 3), dtype=np.uint8))
     height, width = smart_resize(10, 12, 2, 4, 70)
     expected = np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC))
-    assert (height, width) == (6, 8) and np.array_equal(processor.resized(noise), expected)
+    assert (height, width) == (6, 8) and np.array_equal(processor.resize(noise), expected)
 
 
 def test_files_are_turned_upright_and_pictures_taken_as_they_are(tmp_path):
@@ -168,10 +168,10 @@ def test_files_are_turned_upright_and_pictures_taken_as_they_are(tmp_path):
 
 
 def test_the_size_that_a_message_wishes():
-    assert wished(100, 60) == (112, 56)
+    assert requested_size(100, 60) == (112, 56)
     for bad in ((100, None), (0, 5), (5.5, 60), (10**12, 60)):
         with pytest.raises(Error, match="resized_height="):
-            wished(*bad)
+            requested_size(*bad)
 
 
 @pytest.mark.parametrize("std", ([0, 1, 1], [1, float("nan"), 1]))
@@ -183,14 +183,13 @@ def test_a_std_of_nothing(std, tmp_path):
 
 def test_resized_stays_within_the_limits_of_the_call():
     processor, image = ImageProcessor(), Image.fromarray(PIXELS)
-    assert processor.resized(image).shape == (56, 84, 3)
+    assert processor.resize(image).shape == (56, 84, 3)
     assert (
-        processor.resized(image, min_pixels=40000).shape[0] * processor.resized(image, min_pixels=40000).shape[1]
-        >= 40000
+        processor.resize(image, min_pixels=40000).shape[0] * processor.resize(image, min_pixels=40000).shape[1] >= 40000
     )
     big = Image.new("RGB", (800, 600))
-    assert np.prod(processor.resized(big, max_pixels=100000).shape[:2]) <= 100000
-    assert np.prod(processor.resized(big, max_pixels=1000).shape[:2]) <= 1000  # the stored minimum gives way
+    assert np.prod(processor.resize(big, max_pixels=100000).shape[:2]) <= 100000
+    assert np.prod(processor.resize(big, max_pixels=1000).shape[:2]) <= 1000  # the stored minimum gives way
 
 
 @pytest.mark.parametrize(
@@ -198,7 +197,7 @@ def test_resized_stays_within_the_limits_of_the_call():
 )
 def test_bad_limits(limits):
     with pytest.raises(Error, match="min_pixels="):
-        ImageProcessor().resized(Image.fromarray(PIXELS), **limits)
+        ImageProcessor().resize(Image.fromarray(PIXELS), **limits)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import minivl
 from minivl.cli import main
 from minivl.cli.walk_terminal import stepped
 from minivl.errors import Error
-from minivl.processing.inputs import even_parts
 from minivl.stream import Lazy
 from minivl.tensors.catalogue import LEVELS, level
+from minivl.tensors.chunks import split_evenly
 from minivl.tensors.explain import SENTENCES, TEXTS, explain
 from minivl.tensors.names import parse
 from minivl.tiny import scene
@@ -181,13 +181,13 @@ def test_another_token_sends_the_answer_elsewhere():
     [
         (lambda walk: walk.replace(0), "stands at no tensor"),
         (lambda walk: walk.back(), "no earlier stop"),
-        (lambda walk: walk.until("visual.mergr"), "Close ones: visual.merger"),
+        (lambda walk: walk.until("visual.mergr"), "Did you mean visual.merger"),
         (lambda walk: walk.until("visual.blocks.9.norm1"), "no tensor is called visual.blocks.9.norm1"),
         (lambda walk: (next(walk), walk.replace(np.zeros(3))), "the tensor is int64"),
         (lambda walk: (walk.until("visual"), walk.back("lm_head")), "no tensor before this one is called lm_head"),
         (lambda walk: (walk.until("visual"), walk.until("visual.merger")), "walk.back('visual.merger') goes there"),
         (lambda walk: walk.until("steps.7.lm_head"), "ended before"),
-        (lambda walk: walk.until("visual.bloks.*.norm1"), "Close ones: visual.blocks.*.norm1"),
+        (lambda walk: walk.until("visual.bloks.*.norm1"), "Did you mean visual.blocks.*.norm1"),
         (lambda walk: walk.skip("visal.*"), "no tensor is called visal.*"),
         (lambda walk: walk.until(5), "5 is no name"),
         (lambda walk: (walk.until("visual"), walk.replace([[1], [2, 3]])), "the replacement for visual is no array"),
@@ -221,7 +221,7 @@ def test_parts_of_a_long_prompt(monkeypatch):
     step = walk.until("chunks.*.model.layers.0")
     assert step.name == "chunks.1.model.layers.0" and "Chunk 2" in step.explain() and "Layer 0 of 5" in step.explain()
     count = len(walk.context["input_ids"])
-    whole = among_all(lengths(step.value), even_parts(count, 80)[1], count)
+    whole = among_all(lengths(step.value), split_evenly(count, 80)[1], count)
     assert np.isnan(whole[: -len(step.value)]).all() and np.array_equal(whole[-len(step.value) :], lengths(step.value))
     assert len(images_in(step._repr_html_())) == len(images_in(walk.until("chunks.1.*.probs")._repr_html_())) == 1
     assert np.array_equal(walk.until("lm_head").value, plain["lm_head"])
@@ -330,7 +330,7 @@ def test_heat_is_where_the_row_is():
 def test_heat_of_the_decoder_is_of_its_own_tokens():
     walk = walked()
     walk.until("model.layers.0")
-    maps = Maps.recorded(TINY.config, walk.context)
+    maps = Maps.from_tensors(TINY.config, walk.context)
     values = np.zeros(len(maps.input_ids), dtype=np.float32)
     values[maps.prompt_of_token(maps.token_of_pixel(100, 60))] = 1
     (picture,), low, high = heat_pictures(maps, values, "model.layers.0", walk.context)
@@ -343,7 +343,7 @@ def test_heat_of_the_decoder_is_of_its_own_tokens():
 def test_attention_that_is_received_adds_up():
     walk = walked()
     step = walk.until("visual.blocks.0.attn.probs")
-    received = attention_received(step.value, Maps.recorded(TINY.config, walk.context), step.name)
+    received = attention_received(step.value, Maps.from_tensors(TINY.config, walk.context), step.name)
     assert received.shape == (step.shape[1],) and abs(received.sum() - step.shape[1]) < 1e-2 and received.std() > 0.01
 
 
@@ -351,7 +351,7 @@ def test_the_permutation_and_colours():
     walk = walked()
     walk.until("position_ids")
     assert set(walk.context) == {"image.0.resized", *MAPPED} - {"video_grid_thw"}
-    assert permutation(Maps.recorded(TINY.config, walk.context)).width == 12 * 26
+    assert permutation(Maps.from_tensors(TINY.config, walk.context)).width == 12 * 26
     tint = colours(Maps(VLM.config, [101] * 45, [(1, 12, 10), (1, 2, 20), (1, 2, 2), (1, 2, 4), (1, 2, 4)]))
     assert len(tint) == 4 + 3 + 3 and np.all(np.diff(tint, axis=0).any(axis=1))  # none like the one before it
     assert heat(np.array([0.0, 1.0, np.nan])).round().tolist() == [[13, 8, 65], [252, 255, 164], [13, 8, 65]]
