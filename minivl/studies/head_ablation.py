@@ -7,7 +7,7 @@ import numpy as np
 from minivl.errors import Error
 from minivl.stream import run
 from minivl.studies.teacher_forcing import check_numbers, force, progress_bar
-from minivl.trace.edits import ablate_head, applied
+from minivl.trace.edits import ablate_head, as_observer
 from minivl.trace.recorder import record
 
 
@@ -89,7 +89,7 @@ def decoder_heads(forced, layers, by, bar):
             name = f"model.layers.{i}"
             usual = None if by == "zero" else record_context(forced.stage(x, i), f"{name}.self_attn.context")
             yield [
-                forced.log_prob(x, i, applied(edit))
+                forced.log_prob(x, i, as_observer(edit))
                 for edit in each_head(vlm, name, vlm.config.text.num_attention_heads, usual, bar)
             ]
         x = forced.through(x, i)
@@ -103,7 +103,7 @@ def tower_heads(forced, blocks, by, bar):
         usual = record(run_tower(forced), keep="visual.blocks.*.attn.context")
     for i in blocks:
         edits = each_head(vlm, f"visual.blocks.{i}", vlm.config.vision.num_heads, usual, bar)
-        yield [forced.log_prob(replace_features(forced, run(run_tower(forced), applied(edit)))) for edit in edits]
+        yield [forced.log_prob(replace_features(forced, run(run_tower(forced), as_observer(edit)))) for edit in edits]
 
 
 def each_head(vlm, layer, heads, usual, bar):

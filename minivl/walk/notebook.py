@@ -55,9 +55,9 @@ def render_value(step, walk):
         return [f"<code>{html.escape(quote_tokens(walk.vlm, step.value))}</code>"]
     if "visual.window_index" not in context:
         return []
-    maps = Maps.recorded(config, context)
+    maps = Maps.from_tensors(config, context)
     if known == "visual.window_index":  # of the order in this tensor, whose windows are still to come
-        maps = Maps.recorded(config, {**context, "visual.cu_window_seqlens": maps.windows})
+        maps = Maps.from_tensors(config, {**context, "visual.cu_window_seqlens": maps.windows})
         return [
             img(draw_window_order(maps)),
             "<p>Above: the tokens as on the picture, each with its slot in window order; below: in window order, each with "

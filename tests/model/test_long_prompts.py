@@ -8,7 +8,7 @@ import pytest
 from conftest import small_inputs, small_model
 
 from minivl import Error, load
-from minivl.model.progress import reading
+from minivl.model.progress import show_layers
 from minivl.model.sampling import Sampling
 from minivl.processing.inputs import Inputs
 from minivl.report.html_page import needed as page_needs
@@ -221,7 +221,7 @@ def test_bars_end_where_they_said(monkeypatch, tokens):
     monkeypatch.setattr("minivl.model.progress.layers_of", lambda *arguments: bars.append(Bar(*arguments)) or bars[-1])
     inputs, cache, vlm.prefill_chunk = small_inputs(vlm.config), vlm.new_cache(), 20
     for _ in range(2):
-        run(reading(vlm.answer(inputs, cache, max_new_tokens=3), vlm, tokens))
+        run(show_layers(vlm.answer(inputs, cache, max_new_tokens=3), vlm, tokens))
     counted = [(bar.what, bar.n) for bar in bars]
     later = [("token 2", 3), ("token 3", 3)] if tokens else []
     assert counted == [("reading", 12), *later, ("reading", 3), *later]

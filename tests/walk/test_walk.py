@@ -183,13 +183,13 @@ def test_another_token_sends_the_answer_elsewhere():
     [
         (lambda walk: walk.replace(0), "not at a tensor"),
         (lambda walk: walk.back(), "no earlier stop"),
-        (lambda walk: walk.until("visual.mergr"), "Close ones: visual.merger"),
+        (lambda walk: walk.until("visual.mergr"), "Did you mean visual.merger"),
         (lambda walk: walk.until("visual.blocks.9.norm1"), "no tensor is called visual.blocks.9.norm1"),
         (lambda walk: (next(walk), walk.replace(np.zeros(3))), "the tensor is int64"),
         (lambda walk: (walk.until("visual"), walk.back("lm_head")), "no tensor before this one is called lm_head"),
         (lambda walk: (walk.until("visual"), walk.until("visual.merger")), "walk.back('visual.merger') goes there"),
         (lambda walk: walk.until("steps.7.lm_head"), "ended before"),
-        (lambda walk: walk.until("visual.bloks.*.norm1"), "Close ones: visual.blocks.*.norm1"),
+        (lambda walk: walk.until("visual.bloks.*.norm1"), "Did you mean visual.blocks.*.norm1"),
         (lambda walk: walk.skip("visal.*"), "no tensor is called visal.*"),
         (lambda walk: walk.until(5), "5 is no name"),
         (lambda walk: (walk.until("visual"), walk.replace([[1], [2, 3]])), "the replacement for visual is no array"),
@@ -336,7 +336,7 @@ def test_heat_is_where_the_row_is():
 def test_heat_of_the_decoder_is_of_its_own_tokens():
     walk = walked()
     walk.until("model.layers.0")
-    maps = Maps.recorded(TINY.config, walk.context)
+    maps = Maps.from_tensors(TINY.config, walk.context)
     values = np.zeros(len(maps.input_ids), dtype=np.float32)
     values[maps.prompt_of_token(maps.token_of_pixel(100, 60))] = 1
     (picture,), low, high = draw_heat(maps, values, "model.layers.0", walk.context)
@@ -354,7 +354,7 @@ def test_heat_of_the_decoder_is_of_its_own_tokens():
 def test_attention_that_is_received_adds_up():
     walk = walked()
     step = walk.until("visual.blocks.0.attn.probs")
-    received = attention_received(step.value, Maps.recorded(TINY.config, walk.context).bounds(0))
+    received = attention_received(step.value, Maps.from_tensors(TINY.config, walk.context).bounds(0))
     assert received.shape == (step.shape[1],) and abs(received.sum() - step.shape[1]) < 1e-2 and received.std() > 0.01
 
 
@@ -362,7 +362,7 @@ def test_the_permutation_and_colours():
     walk = walked()
     walk.until("position_ids")
     assert set(walk.context) == {"image.0.resized", *MAPPED} - {"video_grid_thw"}
-    assert draw_window_order(Maps.recorded(TINY.config, walk.context)).width == 12 * 26
+    assert draw_window_order(Maps.from_tensors(TINY.config, walk.context)).width == 12 * 26
     colours = window_colours(Maps(VLM.config, [101] * 45, [(1, 12, 10), (1, 2, 20), (1, 2, 2), (1, 2, 4), (1, 2, 4)]))
     assert len(colours) == 4 + 3 + 3 and np.all(np.diff(colours))  # none like the one before it
     assert heat_colours(np.array([0.0, 1.0, np.nan])).round().tolist() == [[13, 8, 65], [252, 255, 164], [13, 8, 65]]
