@@ -26,7 +26,7 @@ from minivl.kernels import choose
 from minivl.model.batch import answer_many
 from minivl.model.engine import Engine
 from minivl.model.kv_cache import KVCache
-from minivl.model.progress import answering, reading
+from minivl.model.progress import show_answers, show_layers
 from minivl.model.sampling import Sampling, make_rng
 from minivl.plan.forecast import forecast
 from minivl.processing.chat_template import Template
@@ -38,7 +38,7 @@ from minivl.processing.messages import IMAGE, VIDEO, build_messages, parse_promp
 from minivl.processing.prepare import Processor, prepare
 from minivl.processing.tokenizer import Tokenizer
 from minivl.stream import drive, run
-from minivl.trace.metadata import about
+from minivl.trace.metadata import describe_run
 from minivl.trace.recorder import record
 from minivl.walk.walk import Walk
 
@@ -136,7 +136,7 @@ class VLM(Engine):
         """
         prompts = parse_prompts(prompts, kept=Inputs)
         stage = self.within_memory(answer_many(self, prompts, **options))
-        return run(answering(stage, len(prompts)))
+        return run(show_answers(stage, len(prompts)))
 
     def chat(self, messages, cache=None, **options):
         """Answer the last of `messages`, a list of {"role": ..., "content": ...} as the chat template takes them. -> Answer
@@ -144,14 +144,14 @@ class VLM(Engine):
         cache  from `new_cache()`: pass the same one with the longer list of the next turn, and only what is new runs
         """
         stage = self.answer(messages, cache=cache, **options)
-        return run(reading(stage, self, tokens=True))
+        return run(show_layers(stage, self, tokens=True))
 
     def stream(self, question, images=None, videos=None, cache=None, **options):
         """Yield the answer's text in pieces of whole characters, as soon as they are there; returns the `Answer`.
         `question` may be a list of messages."""
         text = self.tokenizer.stream()
         stage = self.answer(build_messages(question, images, videos), cache=cache, **options)
-        steps = drive(reading(stage, self))
+        steps = drive(show_layers(stage, self))
         while True:
             try:
                 name, tensor = next(steps)
@@ -183,7 +183,7 @@ class VLM(Engine):
         tokens = self.sampling.replace(max_new_tokens=max_new_tokens).max_new_tokens
         return record(
             self.answer(prompt, cache, max_new_tokens=max_new_tokens, **options), keep, edit, stop, limit, spill,
-            lambda seen: forecast(self, seen, len(cache), tokens), lambda made: about(self, made), self.config,
+            lambda seen: forecast(self, seen, len(cache), tokens), lambda made: describe_run(self, made), self.config,
         )  # fmt: skip
 
     def walk(self, question, images=None, videos=None, level="stage", **options):

@@ -14,6 +14,7 @@ from minivl.cli.options import (
     load_model,
 )
 from minivl.errors import Error
+from minivl.helpers import format_table
 
 
 def add(subparsers):
@@ -93,9 +94,8 @@ def show_places(answer, options):
         )
         beyond = "" if place.inside else "   (beyond the picture)"
         rows.append((type(place).__name__.lower(), " ".join(place.label.split()), resized, original + beyond))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    for row in rows if places else []:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]))
+    if places:
+        print("\n".join(format_table(rows)))
     write(answer.draw(), options.draw)
     if not places:
         print(f"minivl: there are no boxes or points in the answer; {options.draw} has none.", file=sys.stderr)

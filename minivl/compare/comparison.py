@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from minivl.checkpoint.config import Config
 from minivl.compare.diagnose import find_causes, find_faint_eps, is_right, of_the_layout, of_the_stage
-from minivl.compare.match_names import match_names, nearest
+from minivl.compare.match_names import match_names
 from minivl.compare.measure import align, axis_orders
 from minivl.compare.mistakes import Step
 from minivl.compare.recordings import Recording, open_recording
@@ -45,6 +45,7 @@ from minivl.compare.rows import (
     softmax_error,
 )
 from minivl.errors import Error
+from minivl.helpers import did_you_mean
 from minivl.tensors import catalogue
 from minivl.tensors.catalogue import in_data_flow
 
@@ -167,11 +168,10 @@ def nothing_in_common(ours, theirs):
         return (
             f"{(theirs if not len(theirs) else ours).label} has no tensors. Was it closed before anything was recorded?"
         )
-    hints = ((name, nearest(name, list(ours))) for name in theirs)
-    name, hint = next(((name, hint) for name, hint in hints if hint), (next(iter(theirs)), None))
-    meant = f" (did you mean {hint}?)" if hint else ""
+    hints = ((name, did_you_mean(name, ours, 1, 0.6)) for name in theirs)
+    name, hint = next((pair for pair in hints if pair[1]), (next(iter(theirs)), ""))
     return (
-        f"no tensor of {theirs.label} has a name of {ours.label}: the first one there is {name!r}{meant}. docs/tensors.md "
+        f"no tensor of {theirs.label} has a name of {ours.label}: the first one there is {name!r}.{hint} docs/tensors.md "
         'lists the names; names={"theirs-{}": "model.layers.{}.mlp.act"} maps others.'
     )
 
@@ -194,8 +194,8 @@ def open_images(pictures):
 
 
 def row_without_match(name, theirs, ours):
-    hint = nearest(name, list(ours))
-    note = f"only in {theirs.label}" + (f"; did you mean {hint}?" if hint else "")
+    hint = did_you_mean(name, ours, 1, 0.6)
+    note = f"only in {theirs.label}" + f".{hint}" * bool(hint)
     return Row(name, MISSING, their_name=name, their_shape=theirs[name].shape, note=note)
 
 

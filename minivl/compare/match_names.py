@@ -7,7 +7,6 @@ The rules, the surest first: a name map; the same name; the name that transforme
 (`blocks.0.norm1`). `/` and `:` count as dots.
 """
 
-import difflib
 import json
 import os
 import re
@@ -84,9 +83,3 @@ def translate(name, names):
             fill = iter(match.groups())
             return re.sub(r"\{\}|\*", lambda _: next(fill), ours)  # noqa: B023
     return None
-
-
-def nearest(name, names):
-    """The most similar of `names`, or None."""
-    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return matches[0] if matches else None

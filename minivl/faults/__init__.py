@@ -19,9 +19,9 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from minivl.errors import Error
+from minivl.helpers import did_you_mean
 
 PRIVATE = ("minivl.faults",)  # its own modules keep what they have
 
@@ -65,9 +65,8 @@ def fault(name):
     if isinstance(name, Fault):
         return name
     if name not in faults:
-        near = get_close_matches(str(name), faults, 3, 0.4)
-        meant = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise Error(f"there is no fault {name!r}.{meant} `minivl what-if` lists them: {', '.join(faults)}.")
+        hint = did_you_mean(name, faults, cutoff=0.4)
+        raise Error(f"there is no fault {name!r}.{hint} `minivl what-if` lists them: {', '.join(faults)}.")
     return faults[name]
 
 

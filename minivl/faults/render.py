@@ -4,6 +4,7 @@ import html as markup
 import math
 import textwrap
 
+from minivl.helpers import format_table
 from minivl.tensors import catalogue
 from minivl.tensors.names import parse
 
@@ -13,7 +14,7 @@ WIDTH = 110
 
 def listed(bugs):
     """All faults, a line each."""
-    lines = [f"{bug.name:24}{bug.sentence}{' (of videos)' if bug.shows == 'video' else ''}" for bug in bugs]
+    lines = format_table((bug.name, bug.sentence + " (of videos)" * (bug.shows == "video")) for bug in bugs)
     return "\n".join([*lines, "", "minivl what-if NAME [IMAGE QUESTION] shows one of them; --scenes 100 scores it."])
 
 
@@ -58,10 +59,7 @@ def is_shown(name):
 def grown(found):
     """The difference, station by station."""
     rows = [row for row in found.comparison.compared if is_shown(row.name)]
-    width = max(len(row.name) for row in rows)
-    yield f"{'':{width}}  rms of the difference / rms"
-    for row in rows:
-        yield f"{row.name:{width}}  {bar(row)}"
+    return format_table([("", "rms of the difference / rms"), *((row.name, bar(row)) for row in rows)])
 
 
 def bar(row):
@@ -77,10 +75,9 @@ def next_token(found):
     right, wrong = found.probabilities
     likely = dict.fromkeys([*right.argsort()[::-1][:LIKELY].tolist(), *wrong.argsort()[::-1][:LIKELY].tolist()])
     words = {token: repr(found.words(token)) for token in likely}
-    width = max(len(word) for word in words.values())
     yield f"First token of the answer: {100 * found.moved_probability:.2f} % of its probability goes elsewhere"
-    for token, word in words.items():
-        yield f"  {word:{width}}  {100 * right[token]:7.3f} % -> {100 * wrong[token]:7.3f} %"
+    changes = {token: f"{100 * right[token]:7.3f} % -> {100 * wrong[token]:7.3f} %" for token in words}
+    yield from format_table(("  " + word, changes[token]) for token, word in words.items())
 
 
 def answers(found):

@@ -3,11 +3,11 @@
 A row takes a minute. With a file, the table is written there row by row, and rows that it has are not made again.
 """
 
-import os
 from pathlib import Path
 
 from minivl.errors import Error
 from minivl.faults.what_if import renewed
+from minivl.helpers import write_whole
 from minivl.tiny.evaluate import evaluate
 from minivl.tiny.scenes import TASKS
 
@@ -71,9 +71,9 @@ class Lines:
                 self.lines = self.path.read_text(encoding="utf-8").splitlines()
             if self.lines[:1] != [first]:
                 raise Error(f"{path} holds no table of so many scenes, and is not overwritten. Give another file.")
-            self._write()
         except (OSError, ValueError) as cause:
-            raise Error(f"cannot write the table to {path}: {cause}. Give a file in a folder that is there.") from None
+            raise Error(f"cannot read {path}: {cause}. Give another file for the table.") from None
+        self._write()
 
     def line(self, name, make):
         """The line of this name, made only if there is none."""
@@ -86,6 +86,5 @@ class Lines:
         return self.lines[-1]
 
     def _write(self):
-        partial = Path(f"{self.path}.partial")
-        partial.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
-        os.replace(partial, self.path)
+        with write_whole(self.path) as partial:
+            partial.write_text("\n".join(self.lines) + "\n", encoding="utf-8")

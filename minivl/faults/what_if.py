@@ -24,7 +24,7 @@ from minivl.processing.inputs import Inputs
 from minivl.processing.load_image import open_image
 from minivl.processing.messages import build_messages, find_media
 from minivl.tensors.names import parse
-from minivl.trace.recorder import chosen
+from minivl.trace.recorder import parse_keep
 
 SCENE, SIZE = 5, (251, 187)  # of the picture that is drawn: several windows, and no multiple of 28, so it is resized
 FRAMES, RATE = 4, 4.0  # of the video, behind a picture: 0.5 seconds from pair to pair
@@ -123,7 +123,7 @@ def pictures_of(messages):
 
 def kept(keep):
     """A function of (name, shape): what is asked for, of the first two tokens, and the first one's logits."""
-    wanted, _ = chosen(keep)
+    wanted, _ = parse_keep(keep)
 
     def wants(name, shape):
         return name == "lm_head" or wanted(name, shape) and parse(name).step <= 1

@@ -20,7 +20,7 @@ import numpy as np
 from minivl.checkpoint.hub import resolve
 from minivl.checkpoint.safetensors import bytes_to_reserve, write_tensors
 from minivl.errors import Error
-from minivl.helpers import read_json
+from minivl.helpers import check_writable, read_json
 from minivl.processing.chat_template import plain_messages
 from minivl.processing.image_processor import ImageProcessor
 from minivl.processing.load_image import open_image
@@ -43,8 +43,7 @@ def record_reference(source, question, images, path, dtype="float32", videos=Non
     """
     torch, transformers = installed()
     path = Path(path)
-    if not path.parent.is_dir():
-        raise Error(f"cannot write {path}: the folder {path.parent} does not exist. Make it before.")
+    check_writable(path)
     messages = build_messages(question, images or None, videos) if isinstance(question, str) else question
     pictures, clips = opened_media(messages, {"fps": fps, "nframes": nframes})
     folder = resolve(source)
