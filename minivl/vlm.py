@@ -197,6 +197,15 @@ class VLM(Engine):
         """Run a prompt with a known porting bug, such as "no-window-attention", and compare. -> what_if.WhatIf"""
         return what_if(self, fault, question, images, videos, keep, **options)
 
+    def report(self, question, images=None, videos=None, **options):
+        """Answer a question and browse the run as one HTML page, inline in a notebook. -> html_page.Report
+
+        Options as of `ask`; `.save("run.html")` writes the page, `.answer` is the `Answer`.
+        """
+        from minivl.report.html_page import report
+
+        return report(self, question, images, videos, **options)
+
     def count_tokens(
         self, question, images=None, videos=None, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None,
         nframes=None, cache=None,
