@@ -12,10 +12,10 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from minivl.checkpoint.memory import amount, available
+from minivl.checkpoint.memory import available_memory
 from minivl.checkpoint.safetensors import write_tensors
 from minivl.errors import Error
-from minivl.helpers import format_bytes
+from minivl.helpers import format_bytes, parse_bytes
 from minivl.plan.forecast import Foreseen
 from minivl.stream import read_only, run, value_of
 from minivl.tensors import catalogue
@@ -86,7 +86,7 @@ class Recorder:
         self.keep, self.patterns = chosen(keep)
         self.edit, self.file, self.forecast = checked_edits(edit), file, forecast
         self.changes = [*self.edit, *([stop] if stop is not None else [])]
-        self.limit = room(file) if limit is None else amount(limit, "limit")
+        self.limit = room(file) if limit is None else parse_bytes(limit, "limit")
         self.trace = Trace(info={"generated_ids": [], "edited": []}, config=config)
         self.prompt, self.used = {}, 0
 
@@ -152,7 +152,7 @@ def room(file):
     """Bytes that may be kept, unless somebody says."""
     if file is not None:
         return file.free_bytes
-    room = available()
+    room = available_memory()
     return UNKNOWN_MEMORY if room is None else room // 2
 
 
