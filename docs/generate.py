@@ -20,15 +20,15 @@ from minivl.tensors.catalogue import CATALOGUE, SECTIONS  # noqa: E402
 # a word or two on each station, as the drawing shows it
 STATIONS = {
     "tensors": "names and catalogue",
-    "kernels": "the arithmetic, NumPy and Numba",
+    "kernels": "NumPy and Numba",
     "checkpoint": "config.json, safetensors",
-    "processing": "messages, images, videos -> inputs",
-    "model": "tower, decoder, cache, sampling",
+    "processing": "prompt to model inputs",
+    "model": "tower, decoder, sampling",
     "answer": "boxes and points",
-    "compare": "two recordings, first difference",
+    "compare": "two recordings compared",
     "tiny": "the model that ships",
     "reference": "record transformers",
-    "plan": "cost of a run, no weights",
+    "plan": "cost without weights",
     "trace": "record and edit",
     "walk": "step by step",
     "studies": "ablation, patching, lens",
@@ -68,15 +68,10 @@ def drawing():
         for row in rows:
             yield "  ".join("┌" + "─" * width + "┐" for _ in row)
             yield "  ".join("│" + f"{name}{'/' if name != 'vlm' else '.py'}".center(width) + "│" for name in row)
-            yield "  ".join("│" + fit(STATIONS[name], width).center(width) + "│" for name in row)
+            yield "  ".join("│" + STATIONS[name].center(width) + "│" for name in row)
             yield "  ".join("└" + "─" * width + "┘" for _ in row)
     yield f"  ground, under all: {', '.join(f'{name}.py' for name in GROUND)}"
     yield "```"
-
-
-def fit(text, width):
-    assert len(text) <= width + 8, text
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def import_table():

@@ -71,7 +71,7 @@ def write_whole(path):
         target = Path(os.path.realpath(path))
         mode = _mode_of_regular_file(target)
         _remove_leftovers(target)
-        partial = target.with_name(f".{target.name[:100]}.{_writer()}-{uuid.uuid4().hex[:8]}.partial")
+        partial = target.with_name(f".{_short_name(target)}.{_writer()}-{uuid.uuid4().hex[:8]}.partial")
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as cause:
         raise cannot_write(path, cause) from None
@@ -92,6 +92,19 @@ def write_whole(path):
             partial.unlink(missing_ok=True)
 
 
+def check_writable(path):
+    """That `write_whole` can write to `path`, before minutes are spent on what is to be written; an Error if not."""
+    try:
+        target = Path(os.path.realpath(path))
+        _mode_of_regular_file(target)
+        if not target.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as cause:
+        raise cannot_write(path, cause) from None
+
+
 def cannot_write(path, cause):
     """The Error for an OSError while writing."""
     advice = {
@@ -99,7 +112,8 @@ def cannot_write(path, cause):
         errno.EDQUOT: "Free some space, or give a file on another disk.",
         errno.EISDIR: "Give the name of a file.",
     }.get(cause.errno, "Give a file in a folder that can be written.")
-    return Error(f"cannot write {path}: {cause.strerror or cause}. {advice}")
+    reason = "its folder does not exist" if cause.errno == errno.ENOENT else cause.strerror or cause
+    return Error(f"cannot write {path}: {reason}. {advice}")
 
 
 def _mode_of_regular_file(path):
@@ -115,6 +129,11 @@ def _mode_of_regular_file(path):
     return stat.S_IMODE(mode)
 
 
+def _short_name(path):
+    """The start of a file's name: with what is added to it, it stays below the 255 bytes that file systems allow."""
+    return path.name.encode(errors="ignore")[:100].decode(errors="ignore")
+
+
 def _writer():
     """HOST-PID, as it stands in the name of a partial file."""
     host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:40] or "host"
@@ -124,7 +143,7 @@ def _writer():
 def _remove_leftovers(target):
     """Remove partial files of the same path whose process, on this machine, is no more."""
     host = _writer().rpartition("-")[0]
-    pattern = re.compile(rf"\.{re.escape(target.name[:100])}\.{host}-(\d+)-[0-9a-f]{{8}}\.partial")
+    pattern = re.compile(rf"\.{re.escape(_short_name(target))}\.{host}-(\d+)-[0-9a-f]{{8}}\.partial")
     for name in os.listdir(target.parent):
         match = pattern.fullmatch(name)
         if match and not _is_running(int(match[1])):

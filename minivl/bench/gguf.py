@@ -9,17 +9,17 @@ numbers and wants numbers back.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from minivl.bench.workloads import check_room
+from minivl.bench.workloads import check_free
 from minivl.checkpoint.config import Config
 from minivl.checkpoint.weights import open_weights
 from minivl.errors import Error
+from minivl.helpers import check_writable, write_whole
 
 ARCHITECTURE = "qwen2vl"
 
@@ -32,18 +32,15 @@ def write_gguf(folder, path):
     refuse_what_is_not_written(config.text)
     tensors = decoder_tensors(open_weights(folder, config), config)
     total = sum(array.nbytes for array in tensors.values())
-    partial = path.with_name(path.name + ".partial")
-    writer = GGUFWriter(partial, ARCHITECTURE)
-    add_fields(writer, config.text)
-    try:
-        check_room(shutil.disk_usage(path.parent).free, total, f"disk space for {path}", "Name another with --folder.")
-        add_tensors(writer, tensors, total)
-        os.replace(partial, path)
-    except OSError as cause:
-        raise Error(f"cannot write {path}: {cause.strerror}. Name a folder with --folder.") from None
-    finally:
-        writer.close()
-        partial.unlink(missing_ok=True)
+    check_writable(path)
+    check_free(shutil.disk_usage(path.parent).free, total, f"disk space for {path}", "Give another folder=.")
+    with write_whole(path) as partial:
+        writer = GGUFWriter(partial, ARCHITECTURE)
+        try:
+            add_fields(writer, config.text)
+            add_tensors(writer, tensors, total)
+        finally:
+            writer.close()
     return path
 
 

@@ -24,8 +24,8 @@ from minivl.checkpoint.config import Config
 from minivl.checkpoint.weights import open_weights
 from minivl.errors import Error
 from minivl.kernels.bfloat16 import to_float32
+from minivl.model.engine import scatter
 from minivl.model.positions import prompt_positions
-from minivl.processing.inputs import scatter
 
 KINDS = ("vision", "prefill", "decode", "together")
 

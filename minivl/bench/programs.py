@@ -19,7 +19,7 @@ import numpy as np
 
 from minivl.bench.workloads import TOGETHER
 from minivl.errors import Error
-from minivl.model.kv_cache import joined
+from minivl.model.kv_cache import batch
 from minivl.stream import drive, run
 from minivl.vlm import VLM, load
 
@@ -64,7 +64,7 @@ class Minivl:
             cache.truncate(len(workload.inputs.input_ids))
             cache.next_position = cache.after
         token = np.repeat(workload.inputs.input_ids[-1:], prompts)
-        return clocked(self.seen.decode(token, joined(caches)))
+        return clocked(self.seen.decode(token, batch(caches)))
 
     def together(self, workload):
         return self.decode(workload, TOGETHER)

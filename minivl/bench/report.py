@@ -15,20 +15,19 @@ the limit, right of it arithmetic.
 """
 
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 
 from minivl.bench.programs import OURS
 from minivl.errors import Error
-from minivl.helpers import write_json
+from minivl.helpers import check_writable, format_seconds, write_json
 
 
 def check_files(*paths):
     """That the report (JSON) and the picture can be written, before minutes are spent on them."""
     for path in paths:
-        if path is not None and (not Path(path).parent.is_dir() or Path(path).is_dir()):
-            raise Error(f"cannot write {path}: its folder does not exist, or it is a folder.")
+        if path is not None:
+            check_writable(path)
     if paths[-1] is not None and importlib.util.find_spec("matplotlib") is None:
         raise Error('--picture needs matplotlib: pip install "minivl[notebooks]"')
 
@@ -64,17 +63,13 @@ def table(report):
 def cells(one):
     """A row of the report as text. Rate and share of the limit are minivl's alone; the difference is the others'."""
     ours = one["program"] == OURS
-    times = duration(one["median"]), " .. ".join(duration(value) for value in one["quartiles"])
+    times = format_seconds(one["median"]), " .. ".join(format_seconds(value) for value in one["quartiles"])
     end = (rate(one["rate"], one["bound"]), f"{one['share']:.0%}", "") if ours else ("", "", f"{one['difference']:.0e}")
     return one["workload"] if ours else "", one["program"], *times, f"{one['ratio']:.2f}", *end
 
 
 def rate(value, limit):
     return f"{value / 1e9:.1f} {UNITS[limit]}"
-
-
-def duration(seconds):
-    return f"{seconds:.3f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def draw(report, path):

@@ -32,7 +32,7 @@ from minivl.bench.programs import LIMITS, OURS, READ, Limits, Minivl, Process
 from minivl.bench.workloads import (
     SIZES,
     SPARE,
-    check_room,
+    check_free,
     operations,
     random_checkpoint,
     stored_config,
@@ -66,7 +66,7 @@ def bench(size="tiny", rounds=5, only=(), threads=None, folder=None, peers=True)
     config = Config.read(CHECKPOINT) if size == "tiny" else Config.from_dict(stored_config(size))
     work, programs, left_out = chosen(size, config, only, peers)
     needed = 2 * sum(math.prod(shape) for shape in parameter_shapes(config).values())
-    check_room(system_memory(), needed + READ, "memory", "Use a smaller --size.")
+    check_free(system_memory(), needed + READ, "memory", "Use a smaller --size.")
     with checkpoint(size, folder) as path, contextlib.ExitStack() as stack:
         limits = stack.enter_context(Process(Limits, threads=threads))
         running = started(stack, programs, left_out, path, work, threads, needed)
@@ -138,7 +138,7 @@ def started(stack, peers, left_out, path, work, threads, needed):
     for name, peer in sorted(peers.items(), key=lambda item: item[1].size):
         try:
             # what is mapped from the file counts as available, and has to stay in memory for minivl's sake
-            check_room(system_memory(), needed + needed // 2 * peer.size + SPARE, "memory beside minivl", "")
+            check_free(system_memory(), needed + needed // 2 * peer.size + SPARE, "memory beside minivl", "")
             with peer.files(path, None if path == CHECKPOINT else path) as files:
                 process = Process(peer.make, path, work, *peer.arguments, *files, threads=threads)
                 running[name] = stack.enter_context(process)

@@ -23,7 +23,7 @@ from minivl.checkpoint.parameters import parameter_shapes
 from minivl.checkpoint.presets import PUBLISHED, published
 from minivl.checkpoint.safetensors import encode_header
 from minivl.errors import Error
-from minivl.helpers import read_json, write_json, write_whole
+from minivl.helpers import cannot_write, read_json, write_json, write_whole
 from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.plan.meta_array import outline
 from minivl.plan.meta_model import Outlined
@@ -74,15 +74,15 @@ def write_checkpoint(folder, stored, seed=0):
     total = 2 * sum(math.prod(shape) for shape in shapes.values())
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        check_room(shutil.disk_usage(folder).free, total, f"disk space for {folder}", "Name another one with --folder.")
-        entries = {name: ("BF16", shape) for name, shape in shapes.items()}
-        with write_whole(folder / "model.safetensors") as partial, open(partial, "wb") as file, progress(total) as bar:
-            file.write(encode_header(entries, {"format": "pt"}))  # subtle: transformers refuses files without a format
-            for piece in random_pieces(shapes, np.random.default_rng(seed)):
-                bar.update(file.write(piece))
-        write_json(stored, folder / "config.json")
     except OSError as cause:
-        raise Error(f"cannot write a checkpoint to {folder}: {cause.strerror}. Name a folder with --folder.") from None
+        raise cannot_write(folder, cause) from None
+    check_free(shutil.disk_usage(folder).free, total, f"disk space for {folder}", "Give another folder=.")
+    entries = {name: ("BF16", shape) for name, shape in shapes.items()}
+    with write_whole(folder / "model.safetensors") as partial, open(partial, "wb") as file, progress(total) as bar:
+        file.write(encode_header(entries, {"format": "pt"}))  # subtle: transformers refuses files without a format
+        for piece in random_pieces(shapes, np.random.default_rng(seed)):
+            bar.update(file.write(piece))
+    write_json(stored, folder / "config.json")
 
 
 def progress(total):
@@ -100,10 +100,10 @@ def random_pieces(shapes, rng):
             yield from_float32(to_float32(piece) + np.float32(1)) if is_norm else piece
 
 
-# ---- room for it ----
+# ---- free space ----
 
 
-def check_room(free, needed, what, advice):
+def check_free(free, needed, what, advice):
     if free is not None and free < needed + SPARE:
         raise Error(f"too little {what}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. {advice}")
 

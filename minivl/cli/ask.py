@@ -14,6 +14,7 @@ from minivl.cli.options import (
     load_model,
 )
 from minivl.errors import Error
+from minivl.helpers import format_table
 
 
 def add(subparsers):
@@ -33,7 +34,7 @@ def add(subparsers):
 
 
 def run(options):
-    from minivl.processing.count_tokens import spent
+    from minivl.processing.count_tokens import format_timing
     from minivl.stream import each
 
     check_question(options)
@@ -57,7 +58,7 @@ def run(options):
     print()
     if options.tokens:
         first = times[1] - times[0] if len(times) > 1 else None
-        print(spent(count, answer, time.perf_counter() - times[0], first), file=sys.stderr)
+        print(format_timing(count, answer, time.perf_counter() - times[0], first), file=sys.stderr)
     if options.draw is not None:
         show_places(answer if options.draw_on is None else answer.on(options.draw_on - 1), options)
 
@@ -93,9 +94,8 @@ def show_places(answer, options):
         )
         beyond = "" if place.inside else "   (beyond the picture)"
         rows.append((type(place).__name__.lower(), " ".join(place.label.split()), resized, original + beyond))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    for row in rows if places else []:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]))
+    if places:
+        print("\n".join(format_table(rows)))
     write(answer.draw(), options.draw)
     if not places:
         print(f"minivl: there are no boxes or points in the answer; {options.draw} has none.", file=sys.stderr)

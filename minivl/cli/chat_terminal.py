@@ -18,7 +18,7 @@ from pathlib import Path
 from minivl.cli.options import PROMPT_OPTIONS, item
 from minivl.errors import Error
 from minivl.helpers import write_json
-from minivl.processing.count_tokens import reused, spent
+from minivl.processing.count_tokens import format_reuse, format_timing
 from minivl.stream import each
 
 LONGEST = (
@@ -112,7 +112,7 @@ class Console:
             note("interrupted: what was said so far is the answer")
         elif self.tokens:
             seconds, first = time.perf_counter() - start, said[0][1] if said else None
-            print(spent(self.count(self.messages[:-1]), answer, seconds, first), file=sys.stderr)
+            print(format_timing(self.count(self.messages[:-1]), answer, seconds, first), file=sys.stderr)
 
     def count(self, messages):
         given = {name: self.options.get(name) for name in PROMPT_OPTIONS}
@@ -139,7 +139,7 @@ class Console:
         context = self.vlm.config.text.max_position_embeddings
         print(f"{count}, of them {min(len(self.cache), count.total):,} in the cache; the context is {context:,}")
         if self.last is not None:
-            print(f"last answer {len(self.last.ids):,} tokens, to a prompt of {reused(self.last)}")
+            print(f"last answer {len(self.last.ids):,} tokens, to a prompt of {format_reuse(self.last)}")
 
     def undo(self, _):
         if not self.turns():

@@ -65,7 +65,7 @@ class Sampling:
         """generation_config.json of a checkpoint folder; without one: greedy, no penalty, the config's own eos."""
         path = None if folder is None else Path(folder) / "generation_config.json"
         stored = read_json(path) if path and path.is_file() else {}
-        check_built(stored, path)
+        check_unsupported(stored, path)
         eos = stored.get("eos_token_id")
         eos = eos_token_id if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
         return cls(**{f: stored[f] for f in FIELDS if stored.get(f) is not None}, eos_token_id=eos)
@@ -86,7 +86,7 @@ class Sampling:
         return dataclasses.replace(changed, do_sample=changed.do_sample and changed.temperature > 0)
 
 
-def check_built(stored, path):
+def check_unsupported(stored, path):
     """What would change the answer and is not built must not be passed over."""
     for field, neutral in NOT_BUILT.items():
         if stored.get(field) not in (None, *neutral):
@@ -124,7 +124,7 @@ class Sequence:
         return self.finished or len(self.ids) >= self.most
 
 
-def extended(sequences, logits):
+def append_tokens(sequences, logits):
     """Stage: choose a token for each sequence from its row of logits [B, V], and append what comes back."""
     chosen = [sequence.choose(row) for sequence, row in zip(sequences, logits)]
     tokens = yield "next_token", np.array(chosen, dtype=np.int64)
@@ -135,7 +135,7 @@ def extended(sequences, logits):
         sequence.append(token)
 
 
-def generator(seed):
+def make_rng(seed):
     """The random numbers of one answer."""
     if seed is not None and (not isinstance(seed, numbers.Integral) or seed < 0):
         raise Error(f"seed={seed!r}: it must be a whole number, at least 0.")

@@ -1,4 +1,4 @@
-"""Which patches see each other: window order, and the segments of attention.
+"""Attention windows: which patches attend to each other, in window order.
 
 A *unit* is 2x2 patches, what the merger turns into one token. Units come from the image processor in raster order,
 frame by frame, image by image. Windowed blocks attend inside windows of 4x4 units (112 pixels), so before the first

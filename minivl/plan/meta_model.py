@@ -51,7 +51,7 @@ class Footage:
 class OutlinedProcessor(ImageProcessor):
     """An image processor for pictures of which only the size is known."""
 
-    def resized(self, image, **sizes):
+    def resize(self, image, **sizes):
         return outline((*self.size(image.height, image.width, **sizes), 3), np.uint8)
 
     def normalize(self, pixels):

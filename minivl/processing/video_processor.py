@@ -1,12 +1,12 @@
 """Videos to patches: choose frames, resize them, cut them in pairs. The published rules, those of `qwen-vl-utils`.
 
     smart_nframes(300, 30.0)                                  # 20 of 300 frames: 2 a second
-    spread(300, 20)                                           # which: [0, 16, 31, ...]
+    linspace_indices(300, 20)                                           # which: [0, 16, 31, ...]
     run(prepare_video("clip.mp4", processor, fps=1))          # patches [N, 1176], grid (5, H/14, W/14), 2.0 seconds
 
 Two frames are one step of the grid's time: a patch is two pictures deep. A file is sampled: `fps` frames a second, or
 `nframes` in all, evenly from the first to the last, always an even number. A list or an array holds what somebody has
-chosen already: all of it is taken, an odd last frame twice.
+sample_frames already: all of it is taken, an odd last frame twice.
 """
 
 import math
@@ -36,13 +36,13 @@ def prepare_video(
     resized_height, resized_width          or each about this size, as a picture's item may ask
     """
     clip = open_video(source)
-    indices = yield "frame_indices", chosen(clip, fps, nframes, min_frames, max_frames)
+    indices = yield "frame_indices", sample_frames(clip, fps, nframes, min_frames, max_frames)
     seconds = yield "second_per_grid_t", seconds_per_grid(clip, len(indices), processor.temporal_patch_size, fps)
     sizes = frame_sizes(
         processor, clip, len(indices), min_pixels, max_pixels, total_pixels, resized_height, resized_width
     )
-    fit = partial(processor.resized, **sizes)
-    resized = yield "resized", resized_frames(clip, indices, fit)  # [F, H, W, 3] uint8
+    fit = partial(processor.resize, **sizes)
+    resized = yield "resized", resize_frames(clip, indices, fit)  # [F, H, W, 3] uint8
     pixels = yield "normalized", np.stack([processor.normalize(frame) for frame in resized])  # [F, 3, H, W] float32
     patches, grid = processor.patchify(pixels)
     return (yield "patches", patches), grid, float(seconds[0])
@@ -51,10 +51,10 @@ def prepare_video(
 # ---- which frames ----
 
 
-def chosen(clip, fps=None, nframes=None, min_frames=None, max_frames=None):
+def sample_frames(clip, fps=None, nframes=None, min_frames=None, max_frames=None):
     """Indices of the frames that the model sees: int64 [F], rising."""
     if clip.fps is not None:
-        return spread(clip.total, smart_nframes(clip.total, clip.fps, fps, nframes, min_frames, max_frames))
+        return linspace_indices(clip.total, smart_nframes(clip.total, clip.fps, fps, nframes, min_frames, max_frames))
     if (nframes, min_frames, max_frames) != (None, None, None):
         raise Error(
             "nframes, min_frames and max_frames choose among a file's frames. Of a list, leave frames out yourself."
@@ -88,8 +88,8 @@ def smart_nframes(total, video_fps, fps=None, nframes=None, min_frames=None, max
     return count
 
 
-def spread(total, count):
-    """`count` indices from 0 to total - 1, evenly: int64. spread(25, 4) -> [0, 8, 16, 24]
+def linspace_indices(total, count):
+    """`count` indices from 0 to total - 1, evenly: int64. linspace_indices(25, 4) -> [0, 8, 16, 24]
 
     subtle: in float32, counted from both ends, halves to even: as torch.linspace(0, total - 1, count).round().
     """
@@ -117,20 +117,20 @@ def above_zero(name, number, default=None):
 # ---- how large ----
 
 
-def measured(
+def measure_video(
     source, processor, fps=None, nframes=None, min_frames=None, max_frames=None, min_pixels=None, max_pixels=None,
     total_pixels=None, resized_height=None, resized_width=None,
 ):  # fmt: skip
     """(frames, H, W) that `prepare_video` takes of a video: its first frame alone is decoded."""
     clip = open_video(source)
-    taken = len(chosen(clip, fps, nframes, min_frames, max_frames))
+    taken = len(sample_frames(clip, fps, nframes, min_frames, max_frames))
     sizes = frame_sizes(processor, clip, taken, min_pixels, max_pixels, total_pixels, resized_height, resized_width)
     first = next(clip.pictures([0]))
     return taken, *processor.size(first.height, first.width, **sizes)
 
 
 def frame_sizes(processor, clip, taken, min_pixels, max_pixels, total_pixels, resized_height, resized_width):
-    """What `processor.resized` is told for each of `taken` frames."""
+    """What `processor.resize` is told for each of `taken` frames."""
     if resized_height is None and resized_width is None:
         low, high = frame_limits(processor, clip, taken, min_pixels, max_pixels, total_pixels)
         return {"min_pixels": low, "max_pixels": high}
@@ -154,7 +154,7 @@ def frame_limits(processor, clip, taken, min_pixels=None, max_pixels=None, total
     return low, min(high, max(share, int(low * 1.05)))
 
 
-def resized_frames(clip, indices, fit):
+def resize_frames(clip, indices, fit):
     """The frames of these indices, each through `fit`: uint8 [F, H, W, 3]. A bar on stderr if it takes long."""
     if not len(indices) or indices[0] < 0 or indices[-1] >= clip.total or np.any(np.diff(indices) <= 0):
         raise Error(f"frame_indices must rise, from 0 to {clip.total - 1} at most; these are {indices.tolist()}.")

@@ -16,7 +16,7 @@ from minivl.tensors.explain import Narrator, explain
 from minivl.tensors.names import parse
 from minivl.tiny import CHECKPOINT
 from minivl.trace.maps import MAPPED, Maps
-from minivl.trace.stats import loudest, stats_of
+from minivl.trace.stats import describe_outliers, stats_of
 
 LARGE = 1 << 24  # values of a tensor that the model itself never makes: above, its statistics are left out
 ROWS = 6000  # of the table of tensors: the prompt's first, then the answer's as far as they go
@@ -98,12 +98,12 @@ class Notes:
             return
         found = stats_of(name, value_of(tensor))
         numbers = [short(value) for value in (found.min, found.max, found.mean, found.rms)]
-        self.rows.append([*line, *numbers, found.nan, found.inf, loudest(found)])
+        self.rows.append([*line, *numbers, found.nan, found.inf, describe_outliers(found)])
 
     def data(self, answer, info, measured):
         """The content of the page. info: as of a `Trace`."""
         self._check()
-        maps = Maps.recorded(self.config, self.mapped, getattr(answer, "pictures", ()))
+        maps = Maps.from_tensors(self.config, self.mapped, getattr(answer, "pictures", ()))
         media = np.flatnonzero(maps.shown) if not maps.tokens else maps.prompt_of_token(np.arange(maps.tokens))
         return {
             "question": question_of(info, self.vlm),

@@ -11,11 +11,11 @@ trace shows the tensors that it kept, in the same order. The browser's half is p
 
 import html
 import json
-import os
 import re
 from pathlib import Path
 
 from minivl.errors import Error
+from minivl.helpers import check_writable, write_whole
 
 NEEDED = re.compile(
     r"((steps|chunks)\.\d+\.)?(lm_head|next_token|model\.layers\.\d+(\.self_attn\.probs)?)|(image|video)\.\d+\.resized"
@@ -51,19 +51,19 @@ def page_of_run(vlm, messages, **options):
     """
     import numpy as np
 
-    from minivl.model.progress import reading
-    from minivl.processing import messages as chat
+    from minivl.model.progress import show_layers
+    from minivl.processing.messages import user
     from minivl.report.collect import Notes
     from minivl.stream import run
-    from minivl.trace.metadata import about
+    from minivl.trace.metadata import describe_run
     from minivl.trace.trace import Trace
 
     if vlm.resident is None:  # compiles, and maps weights
-        run(vlm.answer(chat.user("?", np.zeros((56, 56, 3), dtype=np.uint8)), max_new_tokens=2))
+        run(vlm.answer(user("?", np.zeros((56, 56, 3), dtype=np.uint8)), max_new_tokens=2))
     notes = Notes(vlm)
-    answer = run(reading(vlm.answer(messages, **options), vlm), notes.see)
+    answer = run(show_layers(vlm.answer(messages, **options), vlm), notes.see)
     known = Trace(info={"input_ids": notes.mapped["input_ids"]}, result=answer)
-    return filled(notes.data(answer, known.info | about(vlm, known), measured=True)), answer
+    return filled(notes.data(answer, known.info | describe_run(vlm, known), measured=True)), answer
 
 
 def filled(data):
@@ -88,17 +88,11 @@ def check_page(path):
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise Error(f"{path} names no HTML file. Call it {path.stem or 'run'}.html.")
-    if path.is_dir() or not path.parent.is_dir():
-        raise Error(f"cannot write {path}: its folder does not exist, or it is a folder. Give a file in one that does.")
+    check_writable(path)
 
 
 def write_page(text, path):
     """Write a page's text: complete or not at all."""
     check_page(path)
-    partial = Path(f"{path}.partial")
-    try:
+    with write_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as cause:
-        partial.unlink(missing_ok=True)
-        raise Error(f"cannot write {path}: {cause}. Give a file in a folder that can be written.") from None

@@ -18,10 +18,10 @@ video, W windows, F frames (one for each image, one for each pair of a video's f
 """
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from minivl.errors import Error
+from minivl.helpers import did_you_mean
 from minivl.tensors.names import parse
 
 LEVELS = ("stage", "block", "tensor")
@@ -243,11 +243,7 @@ def check_name(config, name):
         return
     number = str(parsed.index) if parsed.index is not None and not beyond else "0"
     names = [general.replace("{i}", "*" if glob else number) for general in known]
-    close = get_close_matches(parsed.own, names, n=3, cutoff=0.5)
-    raise Error(
-        f"no tensor is called {name}. "
-        + (f"Close ones: {', '.join(close)}." if close else "docs/tensors.md lists all.")
-    )
+    raise Error(f"no tensor is called {name}.{did_you_mean(parsed.own, names) or ' docs/tensors.md lists all.'}")
 
 
 def counts(config):

@@ -40,3 +40,9 @@ def _join(tensors, name):
         longest, fill = tensors[-1].shape[-1], -np.inf if name.endswith(".scores") else 0
         tensors = [np.pad(x, ((0, 0), (0, 0), (0, longest - x.shape[-1])), constant_values=fill) for x in tensors]
     return np.concatenate(tensors, axis=int(tensors[0].ndim == 3))
+
+
+def split_evenly(length, most):
+    """Slices of at most `most`, one after the other up to `length`, as even as can be: 9, 4 -> 0:3 3:6 6:9"""
+    count = -(-length // most)
+    return [slice(length * i // count, length * (i + 1) // count) for i in range(count)]

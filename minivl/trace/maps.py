@@ -64,7 +64,7 @@ class Maps(Grids):
         return cls(config, inputs.input_ids, np.concatenate(media), None, positions, inputs.image_sizes)
 
     @classmethod
-    def recorded(cls, config, tensors, pictures=()):
+    def from_tensors(cls, config, tensors, pictures=()):
         """Of a run's tensors (MAPPED names those that are needed), and the conversation's pictures, an `answer.Picture` each.
 
         subtle: with a cache they are of the prompt's new part alone, and of its new pictures, the last ones.

@@ -1,4 +1,4 @@
-"""Record the tensors of a run, change some, stop early.
+"""The tensors of a run, by name.
 
     trace = vlm.trace("How many circles?", images=img, keep="visual.blocks.*.attn.probs")
     trace["visual.blocks.3.attn.probs"]         # float32 [H, N, L], read-only
@@ -6,16 +6,15 @@
     trace.whole()                               # the chunks of a long prompt joined
     trace.steps[3]["lm_head"]                   # of the fourth token of the answer
     print(trace.table("visual.*"))              # shape, smallest, largest, rms, NaN, outlier channels of each
-    trace.save("run.safetensors")               # Trace.load reads it, and so does whatever reads safetensors
+    trace.save("run.safetensors")               # Trace.load reads it, and so does any reader of safetensors
 
-    vlm.trace(..., spill="run.safetensors")     # the same file, written while the run goes on: nothing stays in memory
+    vlm.trace(..., spill="run.safetensors")     # the same file, written during the run: nothing stays in memory
     vlm.trace(..., edit={"model.layers.3.self_attn.context": lambda x: x * 0}, stop="model.layers.5")
 
 A trace is one consumer of the stream (stream.py): the model does not know of it, and gives the same bits with and
 without. Edits live as long as the run.
 """
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -27,6 +26,7 @@ from minivl.answer.answer import Answer
 from minivl.checkpoint.config import Config
 from minivl.checkpoint.safetensors import bytes_to_reserve, read_tensors, write_tensors
 from minivl.errors import Error
+from minivl.helpers import did_you_mean
 from minivl.tensors.chunks import chunks_by_name, concatenate
 from minivl.tensors.names import parse
 from minivl.trace.maps import MAPPED, Maps
@@ -49,11 +49,11 @@ class NoStep(Error, IndexError):
 class Trace(Mapping):
     """Named tensors of one run, in the order in which they were made.
 
-    names   every name that passed, kept or not
+    names   the names of all tensors made, kept or not
     result  what the run returned; None if it was stopped. Of a file, the `Answer` as it was, without its pictures
-    info    where it comes from, plain values: input_ids, image_grid_thw, window_index, ..., generated_ids, edited; of a
+    info    metadata, plain values: input_ids, image_grid_thw, window_index, ..., generated_ids, edited; of a
             model's run also config, versions, backend, prompt, answer
-    config  the `Config` of the model that ran; None if nobody said
+    config  the `Config` of the model that ran; None if unknown
     """
 
     def __init__(self, names=(), tensors=(), info=(), result=None, config=None):
@@ -65,7 +65,7 @@ class Trace(Mapping):
             return self._tensors[name]
         if name in self.names:
             raise NoTensor(f"{name} was made but not kept: add it to keep=")
-        raise NoTensor(f"no tensor {name}{did_you_mean(name, self.names)}")
+        raise NoTensor(f"no tensor {name}{close_names(name, self.names)}")
 
     def __iter__(self):
         return iter(self._tensors)
@@ -105,7 +105,7 @@ class Trace(Mapping):
         return table(self.select(pattern))
 
     def compare(self, other, **options):
-        """This trace beside another recording of the same prompt: where they part first, and why. -> compare.Comparison"""
+        """Compare with another recording of the same prompt: first difference and probable cause. -> compare.Comparison"""
         from minivl.compare.comparison import compare
 
         return compare(self, other, **options)
@@ -114,13 +114,13 @@ class Trace(Mapping):
     def maps(self):
         """The `Maps` of the part of the prompt that was run: from pixels to tokens and back. Needs nothing in keep=."""
         if self.config is None or "input_ids" not in self.info:
-            raise Error("this trace does not know its model or its prompt. Record it with vlm.trace, past input_ids.")
+            raise Error("this trace lacks its config or its input_ids. Record it with vlm.trace, beyond input_ids.")
         mapped = {name: np.array(self.info[name], dtype=np.int64) for name in MAPPED if name in self.info}
-        return Maps.recorded(self.config, mapped, getattr(self.result, "pictures", ()))
+        return Maps.from_tensors(self.config, mapped, getattr(self.result, "pictures", ()))
 
     def save(self, path):
         """Write the kept tensors and `info` to a safetensors file: complete or not at all."""
-        metadata = metadata_of(self)
+        metadata = to_metadata(self)
         with write_tensors(path, bytes_to_reserve(self._tensors, metadata)) as file:
             file.metadata = metadata
             for name, tensor in self.items():
@@ -130,7 +130,7 @@ class Trace(Mapping):
     def load(cls, path):
         """From a file that `save` or spill= wrote, or any other safetensors file. The tensors are mapped, read when used."""
         tensors, metadata = read_tensors(path)
-        info = {key: text if key in TEXTS else value_of_json(text) for key, text in metadata.items()}
+        info = {key: text if key in TEXTS else parse_json(text) for key, text in metadata.items()}
         if info.get("format") != FORMAT:
             return cls(tensors, tensors, info)
         names = info.pop("names")
@@ -140,7 +140,7 @@ class Trace(Mapping):
 
 
 class Steps(Sequence):
-    """The parts of a trace, one for each token of the answer that was begun."""
+    """A `Trace` for each token of the answer that was begun."""
 
     def __init__(self, trace):
         self._trace = trace
@@ -155,34 +155,35 @@ class Steps(Sequence):
             raise NoStep(f"no step {index}: this run made {len(self)}, counted from 0. More come with max_new_tokens=")
         k = index % len(self)
         names = [name for name in self._trace.names if parse(name).step == k]
-        tensors = {bare(name): self._trace[name] for name in names if name in self._trace}
-        return Trace(map(bare, names), tensors, self._trace.info, config=self._trace.config)
+        tensors = {strip_step(name): self._trace[name] for name in names if name in self._trace}
+        return Trace(map(strip_step, names), tensors, self._trace.info, config=self._trace.config)
 
     def __repr__(self):
         return f"<{len(self)} steps>"
 
 
-def bare(name):
+def strip_step(name):
     """A name without its step: "steps.3.lm_head" -> "lm_head"."""
     return name.removeprefix(f"steps.{parse(name).step}.")
 
 
-def did_you_mean(name, names):
-    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-    return f". Close ones: {', '.join(close)}" if close else ". `trace.names` of a full run lists them all."
+def close_names(name, names):
+    """The end of a sentence that names a tensor that is not there."""
+    close = did_you_mean(name, names)
+    return f".{close}" if close else ". `trace.names` of a full run lists them all."
 
 
-# ---- what a file says besides its tensors ----
+# ---- the metadata of a file ----
 
 
-def metadata_of(trace):
+def to_metadata(trace):
     """Strings for a safetensors header. There is no date in it: the same run makes the same file, bit for bit."""
     plain = {"format": FORMAT, **trace.info, "names": trace.names}
     return {key: value if key in TEXTS else json.dumps(value) for key, value in plain.items()}
 
 
-def value_of_json(text):
-    """What a string of the header says; a string that is no JSON is what it is."""
+def parse_json(text):
+    """The value of a string of the header: JSON, or the string itself."""
     try:
         return json.loads(text)
     except ValueError:
@@ -193,4 +194,10 @@ def answer_of(info):
     """The `Answer` of a run that was finished, or None."""
     if "answer" not in info:
         return None
-    return Answer(info["answer"], info["generated_ids"], info["prompt_tokens"], info["finished"], info["raw"])
+    return Answer(
+        info["answer"],
+        info["generated_ids"],
+        prompt_tokens=info["prompt_tokens"],
+        finished=info["finished"],
+        raw=info["raw"],
+    )

@@ -17,7 +17,7 @@ import minivl
 from minivl import Error
 from minivl.answer.answer import Answer, Picture
 from minivl.answer.grounding import Box, Place, Point, iou, places
-from minivl.processing import messages as chat
+from minivl.processing.messages import user
 from minivl.tiny import scene
 
 FACTS = {
@@ -276,7 +276,7 @@ def test_sizes_before_and_after_all_resizes(vlm, tmp_path):
 
 
 def test_later_turns_and_streams(vlm):
-    messages = chat.user("How many shapes are there?", scene(3).image)
+    messages = user("How many shapes are there?", scene(3).image)
     cache = vlm.new_cache()
     messages += [{"role": "assistant", "content": vlm.chat(messages, cache)}]
     question = scene(3).questions[-1][0]
@@ -302,7 +302,7 @@ def test_answers_are_copied_with_their_pictures(vlm, tmp_path):
 
 def test_without_a_picture(vlm):
     answer = saying(vlm, '{"bbox_2d": [1, 2, 3, 4]}', None)
-    assert answer.boxes == answer.points == answer.places == [] == Answer("x", [], 0, True).boxes
+    assert answer.boxes == answer.points == answer.places == [] == Answer("x", [], prompt_tokens=0, finished=True).boxes
     with pytest.raises(Error, match="the conversation has none"):
         answer.draw()
 

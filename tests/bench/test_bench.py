@@ -336,7 +336,7 @@ def test_a_checkpoint_is_used_again_or_refused(folder):
 def test_too_little_disk_or_memory(tmp_path, monkeypatch, capsys):
     usage = type("usage", (), {"free": 5 * 10**9})
     monkeypatch.setattr(workloads.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(Error, match="7.5 GB are needed, 5.0 GB are free. Name another one with --folder"):
+    with pytest.raises(Error, match="7.5 GB are needed, 5.0 GB are free. Give another folder="):
         write_checkpoint(tmp_path, stored_config("3B"))
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(room, "memory", lambda: 10**8)

@@ -411,12 +411,12 @@ def test_counts_are_those_of_a_run(vlm, options):
 
 def test_counting_decodes_one_frame_and_resizes_nothing(vlm, monkeypatch):
     decoded = []
-    frames = minivl.processing.load_video.frames_of_animation
+    frames = minivl.processing.load_video.decode_animation
     monkeypatch.setattr(
-        "minivl.processing.load_video.frames_of_animation",
+        "minivl.processing.load_video.decode_animation",
         lambda s, indices: decoded.extend(indices) or frames(s, indices),
     )
     monkeypatch.setattr(
-        "minivl.processing.image_processor.ImageProcessor.resized", lambda *a, **k: pytest.fail("resized")
+        "minivl.processing.image_processor.ImageProcessor.resize", lambda *a, **k: pytest.fail("resized")
     )
     assert vlm.count_tokens(DESCRIBE, "scene.png", "clip.gif").videos[0].frames == 4 and decoded == [0]

@@ -285,7 +285,7 @@ def test_code_for_a_processor_that_has_it(made):
 def wanted(monkeypatch):
     """MINIVL_AMX=1 on a machine with AMX, as far as can be told; nothing of it is run."""
     monkeypatch.setenv("MINIVL_AMX", "1")
-    monkeypatch.setattr(amx, "missing", lambda: None)
+    monkeypatch.setattr(amx, "find_missing_hardware", lambda: None)
     monkeypatch.setattr(amx, "request_permission", lambda: None)
     monkeypatch.setattr(amx, "CHECK", "")
     amx.find_obstacle.cache_clear()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minivl import Error
-from minivl.model.sampling import Sampling, draw, generator, keep_top_k, keep_top_p, next_token, penalize_repetition
+from minivl.model.sampling import Sampling, draw, keep_top_k, keep_top_p, make_rng, next_token, penalize_repetition
 
 FACTS = {
     fact["id"]: fact for fact in json.loads((Path(__file__).parents[1] / "known_answers.json").read_text())["facts"]
@@ -140,4 +140,4 @@ def test_generation_config_that_asks_for_nothing_special(tmp_path):
 @pytest.mark.parametrize("seed", (-1, "x", 1.5))
 def test_bad_seeds(seed):
     with pytest.raises(Error, match="seed="):
-        generator(seed)
+        make_rng(seed)

@@ -15,7 +15,7 @@ import minivl
 from minivl import Error
 from minivl.cli import main
 from minivl.kernels.attention import softmax
-from minivl.processing import messages as chat
+from minivl.processing.messages import user
 from minivl.report import attention
 from minivl.report.html_page import needed, page, page_of_run, write_page
 from minivl.tensors.explain import explain
@@ -235,7 +235,7 @@ def test_prompt_words(trace, text, vlm):
 
 def test_a_watched_run_gives_the_same_answer_and_page(trace, vlm, text):
     """The page of a run is that of its trace, but for the times; what is never made is let go."""
-    messages = chat.user(QUESTION, scene(2, size=(196, 308)).image)
+    messages = user(QUESTION, scene(2, size=(196, 308)).image)
     watched, answer = page_of_run(vlm, messages, max_new_tokens=30)
     assert answer == trace.result and answer.ids == trace.result.ids
     expected, found = content(text), content(watched)
@@ -305,7 +305,7 @@ def test_of_a_very_long_run_one_map_is_left(vlm, monkeypatch):
 
 def test_a_long_prompt_in_parts_gives_the_same_page(vlm, monkeypatch):
     """The row that chose the first token is the last part's; what was looked at lies in all of them."""
-    messages = chat.user(QUESTION, scene(2, size=(196, 252)).image)
+    messages = user(QUESTION, scene(2, size=(196, 252)).image)
     expected = content(page_of_run(vlm, messages, max_new_tokens=3)[0])
     monkeypatch.setattr(type(vlm), "prefill_chunk", 30)
     trace = vlm.trace(messages, max_new_tokens=3, keep=needed)
@@ -330,7 +330,7 @@ def test_of_many_pictures_some_are_shown(vlm, monkeypatch):
 def test_what_is_too_large_is_refused_with_advice(vlm, monkeypatch):
     monkeypatch.setattr(attention, "MOST", 50)
     with pytest.raises(Error, match="Lower max_new_tokens, or max_pixels"):
-        page_of_run(vlm, chat.user(QUESTION, scene(1).image), max_new_tokens=12)
+        page_of_run(vlm, user(QUESTION, scene(1).image), max_new_tokens=12)
 
 
 def test_a_large_picture_becomes_a_small_jpeg(vlm):

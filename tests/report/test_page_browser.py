@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 import minivl
-from minivl.processing import messages as chat
+from minivl.processing.messages import user
 from minivl.report.html_page import page_of_run, write_page
 from minivl.tiny import scene
 
@@ -33,7 +33,7 @@ def browser():
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "run.html"
-    messages = chat.user(QUESTION, scene(5, size=(336, 448), count=3).image)
+    messages = user(QUESTION, scene(5, size=(336, 448), count=3).image)
     write_page(page_of_run(minivl.load(), messages, max_new_tokens=8)[0], path)
     return path
 
@@ -210,7 +210,7 @@ def test_two_pictures_and_none(browser, tmp_path):
     """Each run of picture tokens says its own share; what is about pictures goes where there are none."""
     vlm, page = minivl.load(), browser.new_page()
     for pictures in ([scene(5).image, scene(7, size=(196, 308)).image], []):
-        messages = chat.user("How many circles?", pictures)
+        messages = user("How many circles?", pictures)
         write_page(page_of_run(vlm, messages, max_new_tokens=1)[0], tmp_path / "a.html")
         page.goto((tmp_path / "a.html").as_uri())
         words = page.locator("#prompt .picture").all_inner_texts()

@@ -26,7 +26,7 @@ from minivl.stream import Lazy, run
 from minivl.tensors.catalogue import CATALOGUE
 from minivl.tiny import scene
 from minivl.trace import recorder
-from minivl.trace.metadata import config_json
+from minivl.trace.metadata import to_config_json
 from minivl.trace.recorder import record
 from minivl.trace.stats import OUTLIER, stats
 from minivl.trace.trace import Trace
@@ -278,7 +278,7 @@ def test_edits_are_told(tmp_path):
 )
 def test_a_config_comes_back(changes):
     config = small_model(**changes).config
-    assert Config.from_dict(json.loads(json.dumps(config_json(config)))) == config
+    assert Config.from_dict(json.loads(json.dumps(to_config_json(config)))) == config
 
 
 def test_files_of_others(tmp_path):
