@@ -28,7 +28,7 @@ from minivl.model.engine import Engine
 from minivl.model.kv_cache import KVCache
 from minivl.model.progress import show_answers, show_layers
 from minivl.model.sampling import Sampling, make_rng
-from minivl.plan.forecast import forecast
+from minivl.plan.meta_model import forecast
 from minivl.processing.chat_template import Template
 from minivl.processing.count_tokens import count_tokens
 from minivl.processing.image_processor import ImageProcessor

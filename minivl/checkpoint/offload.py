@@ -203,5 +203,5 @@ class Resident:
         if held + needed > self.limit:
             raise Error(
                 f"{gigabytes(self.limit)} of memory are too little: the program takes {gigabytes(held)} without weights, and "
-                f"{why}. Allow at least {gigabytes(held + needed)} (memory_limit=, --memory-limit), or shorten the prompt."
+                f"{why}. Allow at least {gigabytes(held + needed)} (memory_limit=), or shorten the prompt."
             )

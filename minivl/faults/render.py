@@ -14,8 +14,7 @@ WIDTH = 110
 
 def listed(bugs):
     """All faults, a line each."""
-    lines = format_table((bug.name, bug.sentence + " (of videos)" * (bug.shows == "video")) for bug in bugs)
-    return "\n".join([*lines, "", "minivl what-if NAME [IMAGE QUESTION] shows one of them; --scenes 100 scores it."])
+    return "\n".join(format_table((bug.name, bug.sentence + " (of videos)" * (bug.shows == "video")) for bug in bugs))
 
 
 def text(found):

@@ -56,7 +56,7 @@ def row_with(vlm, bug, scenes):
 
 def check(scenes):
     if scenes < 1:
-        raise Error(f"--scenes {scenes}: it must be at least 1.")
+        raise Error(f"scenes={scenes}: it must be at least 1.")
 
 
 class Lines:
