@@ -515,7 +515,7 @@ def test_command_that_lists_tensors(capsys):
         (["9B"], "9B is neither a size (3B, 7B, 32B, 72B) nor a folder with a config.json"),
         (
             ["3B", "--image", "1080p"],
-            "1080p is neither height x width in pixels, such as 1080x1920, nor a picture file",
+            "1080p is neither height x width in pixels, such as 1080x1920, nor an image file",
         ),
         (["3B", "--image", "10x3000"], "more than 200 times as long as wide"),
         (["3B", "--tokens", "0"], "both must be at least 1"),
