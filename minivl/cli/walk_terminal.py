@@ -10,7 +10,7 @@ import numpy as np
 
 from minivl.errors import Error
 from minivl.tensors.catalogue import LEVELS, level
-from minivl.walk.walk import line
+from minivl.walk.walk import format_step
 
 HELP = """\
 Enter    go on to the next stop            e        explain: formula, shapes, why
@@ -89,7 +89,7 @@ def next_stage(walk):
 
 def show(step):
     if step is not None:
-        print(line(step) + "  (replaced)" * step.replaced, flush=True)
+        print(format_step(step) + "  (replaced)" * step.replaced, flush=True)
 
 
 def describe(step):

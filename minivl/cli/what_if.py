@@ -24,23 +24,22 @@ def add(subparsers):
 
 def run(options):
     from minivl.faults import all_faults, fault
-    from minivl.faults.render import listed
+    from minivl.faults.render import list_faults
 
     if options.fault is None:
-        print(
-            f"{listed(all_faults().values())}\n\nminivl what-if FAULT [IMAGE QUESTION] shows one; --scenes 100 scores it."
-        )
+        print(list_faults(all_faults().values()))
+        print("\nminivl what-if FAULT [IMAGE QUESTION] shows one; --scenes 100 scores it.")
         return
     faults = list(all_faults().values()) if options.fault == "all" else [fault(options.fault)]
     if options.scenes is not None:
-        from minivl.faults.score import check, table
+        from minivl.faults.score import check_scenes, table
 
         if options.image is not None:
             raise Error("--scenes draws its own images and asks its own questions: leave IMAGE and QUESTION out.")
         settings = [name for name, value in answer_options(options).items() if value is not None]
         if settings:
             raise Error(f"--scenes asks with the model's own settings: leave --{settings[0].replace('_', '-')} out.")
-        check(options.scenes)
+        check_scenes(options.scenes)
         for line in table(load_model(options), faults, options.scenes, options.output):
             print(line, flush=True)
     elif options.output is not None:

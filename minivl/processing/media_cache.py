@@ -18,6 +18,7 @@ from PIL import Image
 from minivl.processing.messages import find_media, parse
 from minivl.processing.prepare import build_inputs, process, tokenize
 from minivl.processing.reuse import count_cached_media, hash_patches
+from minivl.processing.sources import locate
 from minivl.stream import under
 
 BLOCK = 1 << 20  # bytes of a file that are read at a time
@@ -77,12 +78,12 @@ def hash_origin(kind, source, options):
 
 def read_content(source):
     """Yield the bytes of a source, block by block. A TypeError where there is no way to get them."""
-    if isinstance(source, (bytes, bytearray)):
-        yield source
-    elif isinstance(source, str) and source.startswith("data:"):
-        yield source.encode()
-    elif isinstance(source, (str, Path)):
-        with open(str(source).removeprefix("file://"), "rb") as file:
+    if isinstance(source, (str, Path, bytes, bytearray)):
+        place = locate(source)
+        if isinstance(place, bytes):
+            yield place
+            return
+        with open(place, "rb") as file:
             while block := file.read(BLOCK):
                 yield block
     elif isinstance(source, Image.Image) and not getattr(source, "is_animated", False):

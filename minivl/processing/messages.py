@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minivl.errors import Error
+from minivl.processing.sources import describe_cause, describe_source, locate
 
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"  # placeholders in the prompt text
 PLACEHOLDERS = {"image": IMAGE, "video": VIDEO}
@@ -93,9 +94,13 @@ def parse_prompts(prompts, kept=()):
     for i, conversation in enumerate(conversations):
         images, videos = ([], []) if isinstance(conversation, kept) else find_media(conversation)
         for _, source, _ in (*images, *videos):
-            is_path = isinstance(source, Path) or isinstance(source, str) and not re.match("[a-z]+:", source, re.I)
-            if is_path and not Path(source).exists():
-                raise Error(f"prompt {i}: {source} does not exist. Check the path.")
+            try:
+                if isinstance(source, (str, Path)):
+                    locate(source)
+            except FileNotFoundError:
+                raise Error(f"prompt {i}: {describe_source(source)} does not exist. Check the path.") from None
+            except (Error, OSError) as cause:
+                raise Error(f"prompt {i}: {describe_cause(cause)}") from None
     return conversations
 
 
@@ -169,7 +174,7 @@ def item_source(item, kind):
         raise Error(f"an item has {' and '.join(keys)}: one {NOUNS[kind]} to an item.")
     source = item[keys[0]] if keys else None
     source = source.get("url") if isinstance(source, Mapping) else source
-    if keys == ["base64"] and source is not None and not str(source).startswith("data:"):
+    if keys == ["base64"] and source is not None and str(source)[:5].lower() != "data:":
         return f"data:;base64,{source}"
     return source
 

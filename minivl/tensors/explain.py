@@ -10,6 +10,7 @@ import numpy as np
 
 from minivl.tensors import catalogue, texts_decoder, texts_vision
 from minivl.tensors.names import parse
+from minivl.tensors.tokens import likeliest, token_text
 
 TEXTS = {**texts_vision.TEXTS, **texts_decoder.TEXTS}
 
@@ -68,11 +69,6 @@ def tokens_of(shape, unit):
     return {"rows": rows, "columns": columns, "tokens": rows * columns}
 
 
-def word(vlm, token):
-    """What a token says; its number where there is no tokenizer."""
-    return f"#{token}" if vlm.folder is None or token < 0 else vlm.tokenizer.token(token)
-
-
 class Narrator:
     """Turns a (name, tensor) pair into a sentence, or None for the tensors inside a block, which it passes over."""
 
@@ -106,11 +102,10 @@ class Narrator:
         return f"a score for each of {tensor.shape[1]} tokens: {self.best(tensor[0])}"
 
     def token(self, tensor):
-        return f"-> {word(self.vlm, int(tensor[0]))!r}"
+        return f"-> {token_text(self.vlm, tensor[0])!r}"
 
     def best(self, logits):
-        order = np.argsort(-logits, kind="stable")[:3]
-        return ", ".join(f"{word(self.vlm, int(i))!r} {logits[i]:.1f}" for i in order)
+        return ", ".join(f"{token_text(self.vlm, i)!r} {logits[i]:.1f}" for i in likeliest(logits, 3))
 
 
 # text with `facts` in it, or what tells it from the tensor's values

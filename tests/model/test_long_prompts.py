@@ -14,7 +14,7 @@ from minivl.processing.inputs import Inputs
 from minivl.report.html_page import needed as page_needs
 from minivl.report.html_page import page
 from minivl.stream import run
-from minivl.studies.from_trace import needed
+from minivl.studies.from_trace import require
 from minivl.tensors.catalogue import level
 from minivl.tensors.chunks import split_evenly
 from minivl.tiny import scene
@@ -171,7 +171,7 @@ def test_the_parts_put_together():
         trace.maps.on_image(np.zeros(len(trace["model.norm"])), "model.norm")
     assert trace.maps.on_image(found["model.norm"], "model.norm").shape[:2] == (5, 7)
     with pytest.raises(Error, match="was run in parts .chunks.1.model.rope.cos.*give trace.whole"):
-        needed(trace, "model.norm")
+        require(trace, "model.norm")
     some = vlm.trace(inputs, keep=["model.norm", "*model.layers.1"]).whole()
     assert list(some) == ["model.layers.1"] and len(some["model.layers.1"]) == 56
 

@@ -280,7 +280,7 @@ def test_bars_are_the_probabilities(trace, vlm):
     with pytest.raises(Error, match='"next_token"'):
         plots.token_probabilities(forced)
     forced = vlm.trace(QUESTION, keep=["*lm_head", "next_token"], edit={"next_token": np.array([3])})
-    assert plots.token_probabilities(forced).axes[0].get_yticklabels()[-1].get_text() == "3"
+    assert plots.token_probabilities(forced).axes[0].get_yticklabels()[-1].get_text() == "#3"
 
 
 def test_norms_are_the_streams(trace):
@@ -378,7 +378,7 @@ def test_a_bad_name_is_an_error_that_says_why(trace):
 def test_who_imports_matplotlib():
     """The plots, and the drawing of the benchmark's report; the plots' own package does so when one is asked for."""
     importing = {path for path in PACKAGE.rglob("*.py") if "from matplotlib" in path.read_text()}
-    homes = {PACKAGE / "plots" / f"{home}.py" for home in ("attention_maps", "figure", "norms")}
+    homes = {PACKAGE / "plots" / f"{home}.py" for home in ("figure", "norms")}
     assert importing == {*homes, PACKAGE / "bench" / "report.py"}
 
 

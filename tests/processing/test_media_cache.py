@@ -114,7 +114,15 @@ def test_origins(files):
     pixels = np.asarray(scene(5).image)
     data = open("scene.png", "rb").read()
     assert len({hash_origin("image", source, {}) for source in ("scene.png", data, "file://scene.png")}) == 1
-    sources = ["scene.png", "other.png", pixels, pixels[:, ::-1], scene(5).image, scene(5).image.convert("L"), "data:x"]
+    sources = [
+        "scene.png",
+        "other.png",
+        pixels,
+        pixels[:, ::-1],
+        scene(5).image,
+        scene(5).image.convert("L"),
+        "data:;base64,AA==",
+    ]
     sources += [[pixels, pixels], [pixels], pixels.astype(np.float32)]
     found = [hash_origin("image", source, {}) for source in sources]
     found += [hash_origin("video", "scene.png", {}), hash_origin("image", "scene.png", {"max_pixels": 9000})]
