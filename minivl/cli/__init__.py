@@ -43,20 +43,19 @@ def main(arguments=None):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" for characters it lacks
     try:
-        status = run_command(arguments)
-        sys.stdout.flush()
-        return status
+        with contextlib.redirect_stdout(Output(sys.stdout)):
+            status = run_command(arguments)
+            sys.stdout.flush()
+            return status
     except KeyboardInterrupt:
         print("minivl: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `minivl walk | head`
         discard_output()
         return 0
-    except OSError as cause:
-        if not output_fails():
-            raise
+    except OutputError as error:
         discard_output()
-        print(f"minivl: cannot write to standard output: {cause.strerror or cause}.", file=sys.stderr)
+        print(f"minivl: {error}", file=sys.stderr)
         return 1
 
 
@@ -94,13 +93,35 @@ def option_names(message, parser):
     return f" (On the command line: {', '.join(names)}.)" if names else ""
 
 
-def output_fails():
-    """Whether stdout is what an OSError came from: what could not be written is still in its buffer."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
+class OutputError(Exception):
+    """Standard output cannot be written. Not an OSError, which argparse drops, nor an Error, after which `chat` goes on."""
+
+
+class Output:
+    """A stream whose failures, but for a closed pipe, are an OutputError."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        with self._explain():
+            return self._stream.write(text)
+
+    def flush(self):
+        with self._explain():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _explain(self):
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as cause:
+            raise OutputError(f"cannot write to standard output: {cause.strerror or cause}.") from None
 
 
 def discard_output():

@@ -198,10 +198,10 @@ def test_interrupted_while_the_cache_grows(vlm, at, monkeypatch, capsys):
     )  # room is made for the longest answer: the next turn needs more
     console.say("Hello")
     del console.options["max_new_tokens"]
-    grown = KVCache._grown
+    grown = KVCache._enlarge
     with monkeypatch.context() as patch:
         interrupted = Interrupted(grown, at)
-        patch.setattr(KVCache, "_grown", lambda *arguments: interrupted(*arguments))
+        patch.setattr(KVCache, "_enlarge", lambda *arguments: interrupted(*arguments))
         console.say(f"@scene.png {DESCRIBE}")
     assert "taken back" in capsys.readouterr().err
     console.say(f"@scene.png {DESCRIBE}")

@@ -182,7 +182,7 @@ def test_output_without_unicode(photo):
     """In the C locale characters that it lacks are printed as "?"; nothing fails."""
     variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     run = subprocess.run(
-        command("ask", photo, "Größe?", "--max-new-tokens", 1),
+        command("ask", photo, "What?", "--max-new-tokens", 1),
         capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT), **variables}, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0 and not run.stderr
