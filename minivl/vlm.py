@@ -18,7 +18,7 @@ from pathlib import Path
 from minivl.answer.answer import Answer, pictures_of_prompt
 from minivl.checkpoint.config import Config
 from minivl.checkpoint.hub import resolve
-from minivl.checkpoint.offload import follower
+from minivl.checkpoint.offload import offload_if_needed
 from minivl.checkpoint.weights import open_weights
 from minivl.errors import Error
 from minivl.faults.what_if import what_if
@@ -66,7 +66,7 @@ def load(
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder)
     opened = open_weights(path, config, weights, memory_limit)
-    return VLM(config, opened, kernels, folder, video_positions, follower(opened, config, memory_limit))
+    return VLM(config, opened, kernels, folder, video_positions, offload_if_needed(opened, config, memory_limit))
 
 
 class VLM(Engine):

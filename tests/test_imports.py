@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "report": "kernels model processing tensors tiny trace walk",
     "reference": "checkpoint processing tensors",
     "bench": "checkpoint kernels model plan processing tiny vlm",
-    "cli": "answer bench checkpoint compare faults kernels plan processing reference report tensors tiny vlm walk",
+    "cli": "answer bench compare faults kernels plan processing reference report tensors tiny vlm walk",
     "__main__": "cli",
     "__init__": "",
 }

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from minivl.errors import Error
-from minivl.helpers import check_writable
+from minivl.helpers import check_writable, format_bytes
 
 PIXELS = (
     ("--min-pixels N", int, "enlarge images and frames with fewer pixels than this"),
@@ -19,20 +19,12 @@ FRAMES = (
     ("--fps X", float, "frames to take per second of video (2)"),
     ("--nframes N", int, "or the number of frames to take of a video"),
 )
-WEIGHTS = (
-    "--weights",
-    ("bfloat16", "float32"),
-    "keep weights as stored (default), or upcast them at load: twice the memory",
-)
+WEIGHTS = ("--weights", ("bfloat16", "float32"), "weights as stored (default), or upcast: twice the memory")
 MODEL = (
     ("--model PATH", str, "a checkpoint folder, a .safetensors file, or a hub id org/name"),
     WEIGHTS,
     ("--backend", ("numba", "numpy"), "compiled kernels (default) or the plain NumPy reference"),
-    (
-        "--memory-limit SIZE",
-        str,
-        "upper limit on memory, such as 4GB: weights that do not fit are read from disk when needed",
-    ),
+    ("--memory-limit SIZE", str, "upper limit, such as 4GB: weights that do not fit are read when they are needed"),
 )
 ANSWER = (
     ("--max-new-tokens N", int, "upper limit on the tokens of the answer"),
@@ -44,11 +36,7 @@ ANSWER = (
     *PIXELS,
     *FRAMES,
 )
-TOKENS = (
-    "--tokens",
-    bool,
-    "print on stderr how many tokens each image, the text and the answer had, and how long it took",
-)
+TOKENS = ("--tokens", bool, "print on stderr the tokens of each image, of text and answer, and the time they took")
 
 
 def add_options(parser, rows, title=None):
@@ -93,14 +81,13 @@ def answer_options(options):
 
 
 def load_model(options):
-    from minivl.checkpoint.memory import gigabytes
     from minivl.vlm import load
 
     vlm = load(options.model, options.weights, options.backend, memory_limit=options.memory_limit)
     if vlm.resident is not None and options.memory_limit is None:
         print(
-            f"minivl: the weights, {gigabytes(vlm.weights.nbytes)}, do not fit in memory; they are read from disk when "
-            f"they are needed. Memory is limited to {gigabytes(vlm.resident.limit)}; --memory-limit sets another limit.",
+            f"minivl: the weights, {format_bytes(vlm.weights.nbytes)}, do not fit in memory; they are read from disk when "
+            f"they are needed. Memory is limited to {format_bytes(vlm.resident.limit)}; --memory-limit sets another limit.",
             file=sys.stderr,
         )
     return vlm

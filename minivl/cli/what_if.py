@@ -6,11 +6,7 @@ from minivl.errors import Error
 
 OPTIONS = (
     ("--scenes N", int, "instead, ask about N drawn scenes, without and with the fault, and print the scores"),
-    (
-        "-o --output FILE.md",
-        str,
-        "write the table of --scenes here too; rows that the file already has are not run again",
-    ),
+    ("-o --output FILE.md", str, "write the table of --scenes here too; rows that it already has are not run again"),
 )
 
 

@@ -18,7 +18,7 @@ import math
 from pathlib import Path
 
 from minivl.checkpoint.config import Config
-from minivl.checkpoint.memory import memory
+from minivl.checkpoint.memory import system_memory
 from minivl.checkpoint.presets import PIXELS, PUBLISHED
 from minivl.errors import Error
 from minivl.model.windows import window_index
@@ -196,5 +196,5 @@ def memory_bytes(model, parts, length, tokens):
         "cache": per_token * (length + tokens - 1),  # the last token of the answer is never fed back
         "activations": {part: max((cost.peak for cost in parts[part]), default=0) for part in ("vision", "prefill")},
         "largest": {"name": largest.name, "bytes": largest.nbytes},
-        "machine": memory("MemTotal"),
+        "machine": system_memory("MemTotal"),
     }

@@ -193,7 +193,7 @@ def test_short_work_is_repeated_after_a_first_time():
 
 
 def test_peers_without_room_are_left_out(monkeypatch):
-    monkeypatch.setattr(bench_run, "memory", lambda: 3 * 10**9)
+    monkeypatch.setattr(bench_run, "system_memory", lambda: 3 * 10**9)
     monkeypatch.setattr(bench_run, "Process", lambda *arguments, threads: contextlib.nullcontext("a process"))
     peers = {"large": Peer(Countdown, (), 4, ()), "small": Peer(Countdown, (), 2, ())}
     for needed, fitting in ((3 * 10**8, ["small", "large"]), (4 * 10**8, ["small"]), (6 * 10**8, [])):
@@ -340,7 +340,7 @@ def test_too_little_disk_or_memory(tmp_path, monkeypatch, capsys):
     with pytest.raises(Error, match="7.5 GB are needed, 5.0 GB are free. Give another folder="):
         write_checkpoint(tmp_path, stored_config("3B"))
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(bench_run, "memory", lambda: 10**8)
+    monkeypatch.setattr(bench_run, "system_memory", lambda: 10**8)
     assert main(["bench", "--no-peers"]) == 1
     assert "too little memory" in capsys.readouterr().err
 
