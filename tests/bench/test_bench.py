@@ -110,7 +110,7 @@ def test_table_and_picture_of_a_peer(written, tmp_path):
     [
         (["--rounds", "0"], "must be at least 1"),
         (["--threads", "0"], "must be at least 1"),
-        (["--only", "nothing"], "--only nothing: there is no such name. There are: vision 336x224, prefill, decode"),
+        (["--only", "nothing"], "only='nothing': there is no such name. There are: vision 336x224, prefill, decode"),
         (["--folder", "somewhere"], "the tiny model ships with its own"),
         (["--json", "no/such/folder/b.json"], "cannot write no/such/folder/b.json"),
     ],

@@ -414,7 +414,7 @@ def test_counting_decodes_one_frame_and_resizes_nothing(vlm, monkeypatch):
     frames = minivl.processing.load_video.decode_animation
     monkeypatch.setattr(
         "minivl.processing.load_video.decode_animation",
-        lambda s, indices: decoded.extend(indices) or frames(s, indices),
+        lambda s, indices, **more: decoded.extend(indices) or frames(s, indices, **more),
     )
     monkeypatch.setattr(
         "minivl.processing.image_processor.ImageProcessor.resize", lambda *a, **k: pytest.fail("resized")
