@@ -23,21 +23,21 @@ def add(subparsers):
 
 def run(options):
     from minivl.faults import all_faults, fault
-    from minivl.faults.render import listed
+    from minivl.faults.render import list_faults
 
     if options.fault is None:
-        print(listed(all_faults().values()))
+        print(list_faults(all_faults().values()))
         return
     bugs = list(all_faults().values()) if options.fault == "all" else [fault(options.fault)]
     if options.scenes is not None:
-        from minivl.faults.score import check, table
+        from minivl.faults.score import check_scenes, table
 
         if options.image is not None:
             raise Error("--scenes draws its own pictures and asks its own questions: leave IMAGE and QUESTION out.")
         given = [name for name, value in answer_options(options).items() if value is not None]
         if given:
             raise Error(f"--scenes asks with the model's own settings: leave --{given[0].replace('_', '-')} out.")
-        check(options.scenes)
+        check_scenes(options.scenes)
         for line in table(load_model(options), bugs, options.scenes, options.output):
             print(line, flush=True)
     elif options.output is not None:

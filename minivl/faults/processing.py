@@ -1,13 +1,13 @@
-"""Bugs before the model: the prompt's text, and pictures on their way to patches."""
+"""Faults before the model: the prompt's text; resizing, colours and patches of images."""
 
 import numpy as np
 from PIL import Image
 
-from minivl.faults import bug
+from minivl.faults import register
 from minivl.processing.messages import parse
 
 
-@bug(
+@register(
     "missing-system-prompt",
     "the prompt starts with the user: no system message",
     "a hand-written prompt instead of the chat template, which adds one by itself",
@@ -25,7 +25,7 @@ def missing_system_prompt(swap):
     swap("minivl.processing.chat_template.Template.render", render)
 
 
-@bug(
+@register(
     "square-resize",
     "every picture is scaled to one square, whatever its shape",
     "the preprocessing of CLIP and most other towers, which take one size only",
@@ -39,7 +39,7 @@ def square_resize(swap):
     )
 
 
-@bug(
+@register(
     "bilinear-resize",
     "pictures are resized by bilinear interpolation instead of bicubic",
     "another library's default filter",
@@ -57,7 +57,7 @@ def bilinear_resize(swap):
     swap("minivl.processing.image_processor.ImageProcessor.resize", resized)
 
 
-@bug(
+@register(
     "bgr",
     "red and blue are exchanged",
     "pictures read by OpenCV, whose channels are blue, green, red",
@@ -71,7 +71,7 @@ def bgr(swap):
     swap("minivl.processing.image_processor.ImageProcessor.resize", resized)
 
 
-@bug(
+@register(
     "not-normalised",
     "colours lie in 0..1: mean and deviation are left out",
     "do_normalize forgotten, or done by a library's ToTensor alone",
@@ -85,9 +85,9 @@ def not_normalised(swap):
     swap("minivl.processing.image_processor.ImageProcessor.normalize", normalize)
 
 
-@bug(
+@register(
     "raster-patches",
-    "patches come row by row, where they belong unit by unit (2 x 2)",
+    "patches come row by row instead of unit by unit (2 x 2)",
     "the patches of an ordinary vision transformer: the published order serves the merger",
     "every picture: four patches that are no neighbours become one token",
     "raster order of patches",

@@ -1,7 +1,7 @@
 """The grammar of tensor names, and other spellings of them.
 
     parse("steps.3.model.layers.7.self_attn.q_rope")    # step 3, index 7, general "model.layers.{i}.self_attn.q_rope"
-    published("model.language_model.layers.0")          # "model.layers.0"
+    published_name("model.language_model.layers.0")     # "model.layers.0"
 
 A name is the module path of the published checkpoint, behind at most two prefixes:
 

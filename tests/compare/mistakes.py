@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from minivl.faults import swapped
+from minivl.faults.inject import patch
 from minivl.kernels import attention
 from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.kernels.rope import rotate_numpy
@@ -31,9 +31,9 @@ class Port:
     def __getitem__(self, name):
         return np.array(self.trace[name])
 
-    def swapped(self, where, make, name):
+    def patch(self, where, make, name):
         """The tensor of a run with make(function) in the place of a function of the engine."""
-        with swapped(where, make):
+        with patch(where, make):
             return self.edited({}, name)
 
     def edited(self, edit, name):

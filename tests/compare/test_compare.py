@@ -347,7 +347,7 @@ def test_command_line(files, capsys):
     [
         ("no.npz", [], "does not exist"),
         ("text.npz", [], "Write it with numpy.savez"),
-        ("text.safetensors", [], "not a whole safetensors file"),
+        ("text.safetensors", [], "not a complete safetensors file"),
         ("none.npz", [], "has a name of"),
         ("none.npz", ["--names", "no.json"], "cannot read the name map"),
         ("ours.safetensors", ["--tolerance", "2"], "tolerance=2.0"),
