@@ -40,6 +40,12 @@ def object_in(stored, field):
     return value or {}
 
 
+def plain_number(value):
+    """A NumPy scalar as Python's own number or bool; anything else as it is."""
+    is_numpy = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
+    return value.item() if is_numpy else value
+
+
 def check_kind(field, values, kind, what, least=None):
     """subtle: JSON true is a Python int, so bool is asked for by name."""
     for value in values:
@@ -71,8 +77,7 @@ def write_whole(path):
         target = Path(os.path.realpath(path))
         mode = _mode_of_regular_file(target)
         _remove_leftovers(target)
-        partial = target.with_name(f".{target.name[:100]}.{_writer()}-{uuid.uuid4().hex[:8]}.partial")
-        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        partial = _create_partial(target)
     except OSError as cause:
         raise cannot_write(path, cause) from None
     try:
@@ -84,10 +89,22 @@ def write_whole(path):
         with suppress(OSError):  # some systems cannot open a folder; the rename itself is done
             _flush_to_disk(target.parent)
     except OSError as cause:
+        if cause.filename not in (None, str(partial)):
+            raise  # of another file that the block opened
         raise cannot_write(path, cause) from None
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def check_writable(path):
+    """Raise an Error unless `write_whole` can write to `path`, before minutes are spent on what is to be written."""
+    try:
+        target = Path(os.path.realpath(path))
+        _mode_of_regular_file(target)
+        _create_partial(target).unlink()
+    except OSError as cause:
+        raise cannot_write(path, cause) from None
 
 
 def cannot_write(path, cause):
@@ -97,7 +114,8 @@ def cannot_write(path, cause):
         errno.EDQUOT: "Free some space, or give a file on another disk.",
         errno.EISDIR: "Give the name of a file.",
     }.get(cause.errno, "Give a file in a folder that can be written.")
-    return Error(f"cannot write {path}: {cause.strerror or cause}. {advice}")
+    reason = "its folder does not exist" if cause.errno == errno.ENOENT else cause.strerror or cause
+    return Error(f"cannot write {path}: {reason}. {advice}")
 
 
 def _mode_of_regular_file(path):
@@ -113,6 +131,18 @@ def _mode_of_regular_file(path):
     return stat.S_IMODE(mode)
 
 
+def _create_partial(target):
+    """The path of a new empty file beside `target`, which no other writer uses."""
+    partial = target.with_name(f".{_short_name(target)}.{_writer()}-{uuid.uuid4().hex[:8]}.partial")
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return partial
+
+
+def _short_name(path):
+    """The start of a file's name: with what is added to it, it stays below the 255 bytes that file systems allow."""
+    return path.name.encode(errors="ignore")[:100].decode(errors="ignore")
+
+
 def _writer():
     """HOST-PID, as it stands in the name of a partial file."""
     host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:40] or "host"
@@ -122,7 +152,7 @@ def _writer():
 def _remove_leftovers(target):
     """Remove partial files of the same path whose process, on this machine, is no more."""
     host = _writer().rpartition("-")[0]
-    pattern = re.compile(rf"\.{re.escape(target.name[:100])}\.{host}-(\d+)-[0-9a-f]{{8}}\.partial")
+    pattern = re.compile(rf"\.{re.escape(_short_name(target))}\.{host}-(\d+)-[0-9a-f]{{8}}\.partial")
     for name in os.listdir(target.parent):
         match = pattern.fullmatch(name)
         if match and not _is_running(int(match[1])):
@@ -150,6 +180,17 @@ def _flush_to_disk(path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def parse_bytes(value, argument):
+    """Bytes of a number, or of text such as "4GB", "1.5 GiB", "800M"; `argument` is named in the error."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?)(I?)B?\s*", value.upper(), re.ASCII)
+        if match and (match[2] or not match[3]) and len(match[1]) < 100:
+            return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
+        return int(value)
+    raise Error(f'{argument}={value!r} is not an amount of memory. Give bytes, or text such as "4GB" or "512MiB".')
 
 
 def format_bytes(number):

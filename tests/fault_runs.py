@@ -27,7 +27,7 @@ def outcome(bug, ids):
     written = io.StringIO()
     with ExitStack() as stack:
         if bug:
-            stack.enter_context(fault(bug).put_in())
+            stack.enter_context(fault(bug).inject())
         stack.enter_context(redirect_stdout(written))
         stack.enter_context(redirect_stderr(written))
         status = pytest.main([*OPTIONS, *ids])

@@ -7,7 +7,8 @@ import pytest
 from conftest import small_inputs, small_model
 
 from minivl.errors import Error
-from minivl.processing.inputs import Inputs, scatter
+from minivl.model.engine import scatter
+from minivl.processing.inputs import Inputs
 from minivl.stream import run
 from minivl.trace.recorder import record
 

@@ -1,4 +1,4 @@
-"""What a model answers: text that knows how it came about, and where in which picture its boxes lie.
+"""Answers: text that knows how it was generated, and which boxes and points it names in which picture.
 
 answer = vlm.ask("Where is the red circle?", images="scene.png")
 answer.boxes[0].original                    # (x1, y1, x2, y2) in pixels of scene.png
@@ -10,54 +10,52 @@ from dataclasses import dataclass
 
 from minivl.answer import grounding
 from minivl.errors import Error
-from minivl.processing import messages as chat
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the conversation: as it was given, and its (height, width) before and after it was resized."""
+    """A picture of the conversation: its source, and its (height, width) before and after it was resized."""
 
     source: object
     original_size: tuple
     resized_size: tuple
 
 
-def pictures_of_prompt(messages, inputs, patch_size):
-    """A `Picture` for each one in the messages, in order. The resized size is that of the patches: the last of all resizes."""
-    sources = [source for source, _ in chat.media(messages)[0]]
+def pictures_of_prompt(inputs, patch_size):
+    """A `Picture` for each one of the prompt. The resized size is that of the patches: the last of all resizes."""
     resized = (inputs.image_grid_thw[:, 1:] * patch_size).tolist()
-    return tuple(Picture(s, size, tuple(to)) for s, size, to in zip(sources, inputs.image_sizes, resized))
+    return tuple(Picture(s, size, tuple(to)) for s, size, to in zip(inputs.images, inputs.image_sizes, resized))
 
 
 class Answer(str):
-    """The answer's text, and how it came about.
+    """The text of an answer, and how it was generated.
 
-    ids            token ids, the one that ended it included
-    prompt_tokens  length of the prompt in tokens; `vlm.count_tokens` says of what
-    cached_tokens  how many of them were in the cache already, and not run again
-    finished       True if the model ended the answer itself, False if max_new_tokens or the context did
-    raw            the text with special tokens such as <|box_start|>, all but the one that ended it
+    ids            token ids, including the one that ended it
+    prompt_tokens  length of the prompt in tokens; `vlm.count_tokens` counts them by kind
+    cached_tokens  how many of them were in the cache already and did not run again
+    finished       True if the model ended the answer, False if max_new_tokens or the context did
+    raw            the text with special tokens such as <|box_start|>, without the one that ended it
     pictures       a `Picture` for each one in the conversation
-    image          which of them boxes and points are read in, counted from 0; `on` chooses another
+    image          index of the picture that boxes and points refer to; `on` sets another
     """
 
-    def __new__(cls, text, ids, prompt_tokens, finished, raw="", pictures=(), cached_tokens=0, image=None):
+    def __new__(cls, text, ids, *, prompt_tokens, finished, raw="", pictures=(), cached_tokens=0, image=None):
         answer = super().__new__(cls, text)
         answer.ids, answer.prompt_tokens, answer.finished = ids, prompt_tokens, finished
         answer.raw, answer.pictures, answer.cached_tokens = raw, pictures, cached_tokens
         answer.image = len(pictures) - 1 if image is None else image
         return answer
 
-    def __getnewargs__(self):  # for copy and pickle
-        how = self.ids, self.prompt_tokens, self.finished, self.raw, self.pictures, self.cached_tokens, self.image
-        return str(self), *how
+    def __getnewargs_ex__(self):
+        """Arguments of `__new__`, for copy and pickle."""
+        return (str(self),), vars(self)
 
     @property
     def places(self):
-        """Boxes and points in the order of the text, a list. Formats and repairs: see grounding.py.
+        """Boxes and points in the order of the text, a list. Formats: see grounding.py.
 
-        subtle: the model's format does not say which picture it means. It is taken to be the last of the conversation.
-        Places in a video are not known as such: beside a picture they are read in that, alone there are none.
+        subtle: the model's format does not name the picture; it is taken to be the last of the conversation. Places in a
+        video are not marked as such: beside a picture they are read in that picture, without one there are none.
         """
         if not self.pictures:
             return []
@@ -80,8 +78,7 @@ class Answer(str):
             raise Error(
                 f"there is no picture {image!r}: the conversation has {len(self.pictures)}, the first of which is 0."
             )
-        *how, _ = self.__getnewargs__()
-        return type(self)(*how, image)
+        return type(self)(str(self), **{**vars(self), "image": image})
 
     def draw(self, font=None):
         """The picture at its original size with boxes, points and labels on it, a PIL image in mode RGB.

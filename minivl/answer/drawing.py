@@ -8,13 +8,13 @@ colour, of the palette by Okabe and Ito, which people with any colour vision tel
 """
 
 import math
-import os
 from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from minivl.errors import Error
+from minivl.helpers import check_writable, write_whole
 from minivl.palette import COLOURS
 
 FONTS = (  # of Linux, macOS and Windows, for what Pillow's own lacks, which knows little but ASCII
@@ -170,8 +170,7 @@ def drawn(font, character):
 def picture_format(path):
     """Pillow's name of the format to write a file in; an Error if it cannot be written, before minutes are spent on it."""
     path = Path(path)
-    if not path.parent.is_dir() or path.is_dir():
-        raise Error(f"cannot write {path}: its folder does not exist, or it is a folder.")
+    check_writable(path)
     found = Image.registered_extensions().get(path.suffix.lower())
     if found not in Image.SAVE:
         raise Error(f"cannot write {path}: {path.suffix or 'no suffix'} names no picture format. Call it .png or .jpg.")
@@ -180,10 +179,9 @@ def picture_format(path):
 
 def write(image, path):
     """A picture as a file: complete or not at all."""
-    path, kind = Path(path), picture_format(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        image.save(partial, kind)
-        os.replace(partial, path)
-    except (OSError, ValueError, OverflowError) as cause:  # the last two: a side is too long for the format
-        raise Error(f"cannot write {path}: {cause}. Give a .png in a folder that can be written.") from None
+    kind = picture_format(path)
+    with write_whole(path) as partial:
+        try:
+            image.save(partial, kind)
+        except (ValueError, OverflowError) as cause:  # a side is too long for the format
+            raise Error(f"cannot write {path}: {cause}. Give a .png.") from None

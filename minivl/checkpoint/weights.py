@@ -11,8 +11,6 @@ not through the safetensors package, which copies what it reads for NumPy and do
 """
 
 import json
-import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +18,13 @@ from tqdm import tqdm
 
 from minivl.checkpoint.memory import check_upcast
 from minivl.checkpoint.parameters import parameter_shapes
+from minivl.checkpoint.safetensors import read_file, read_header
 from minivl.checkpoint.unsupported import check_merged
 from minivl.errors import Error
 from minivl.kernels.bfloat16 import to_float32
+from minivl.tensors.names import published_name
 
-LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
-DTYPES = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 LISTED = 10  # names in an error message
-FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]  # of a hub repository
 
 
 class Weights:
@@ -94,14 +91,6 @@ def is_upcast(array, dtype):
 def as_float32(array):
     """A float32 copy in memory, of bfloat16 bits, float16 or float32."""
     return to_float32(array) if array.dtype == np.uint16 else np.array(array, dtype=np.float32)
-
-
-def published_name(name):
-    """The published name of a tensor: transformers 4.52 and later say `model.visual.` and `model.language_model.`."""
-    for new, old in (("model.visual.", "visual."), ("model.language_model.", "model."), ("language_model.", "model.")):
-        if name.startswith(new):
-            return old + name.removeprefix(new)
-    return name
 
 
 def check(stored, expected, source):
@@ -181,95 +170,3 @@ def shards_of(index):
             "Index and shards are of different checkpoints: download both again."
         )
     return list(paths.values())
-
-
-def read_file(path, dtypes=DTYPES):
-    """{name: array} of one safetensors file; the arrays are read-only maps of the file, nothing is read yet.
-
-    dtypes  {name in the format: NumPy's} of those that may be in it
-    """
-    header, start = read_header(path)
-    size = os.path.getsize(path) - start
-    data = np.memmap(path, dtype=np.uint8, mode="r", offset=start) if size else np.zeros(0, dtype=np.uint8)
-    arrays = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            arrays[name] = array_of(path, name, entry, data, dtypes)
-    return arrays
-
-
-def read_header(path):
-    """The JSON header, and where the data starts."""
-    try:
-        size = os.path.getsize(path)
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            start = file.read(length if length <= min(size - 8, LONGEST_HEADER) else 40)
-    except OSError as cause:
-        raise Error(f"cannot read {path}: {cause.strerror}. Give a checkpoint folder or a .safetensors file.") from None
-    if start[:1] != b"{" and b"git-lfs" in length.to_bytes(8, "little") + start[:40]:
-        raise Error(f"{path} is a git-lfs pointer, not the weights. Run `git lfs pull` in its folder.")
-    if size < 8 or (start[:1] == b"{" and length > size - 8):
-        raise Error(f"{path} has {size} bytes and is not a whole safetensors file. Download it again.")
-    try:
-        header = json.loads(start)
-    except ValueError:
-        header = None
-    if not isinstance(header, dict):
-        raise Error(
-            f"{path} does not start with a safetensors header. Is it another format, such as .bin, .gguf or .json? Give the "
-            "checkpoint's folder, or its .safetensors file; if it is one, download it again."
-        )
-    return header, 8 + length
-
-
-def array_of(path, name, entry, data, dtypes=DTYPES):
-    """One tensor as a view of the file's mapped bytes."""
-    try:
-        dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in [*shape, start, end])
-    except (KeyError, TypeError, ValueError):
-        whole = False
-    if not whole:
-        raise Error(f"{path}: the header's entry for {name} is damaged. Download the file again.") from None
-    if dtype not in dtypes:
-        raise Error(
-            f"{path}: {name} is stored as {dtype}; minivl reads {', '.join(dtypes)}. Quantised weights are not read."
-        )
-    if end > len(data):
-        raise Error(f"{path} ends in the middle of {name}: {end - len(data)} bytes are missing. Download it again.")
-    if end - start != math.prod(shape) * np.dtype(dtypes[dtype]).itemsize:
-        raise Error(f"{path}: {name} has {end - start} bytes, not what {dtype} {list(shape)} takes. Download it again.")
-    array = np.ndarray(shape, dtypes[dtype], buffer=data, offset=start)
-    array.flags.writeable = False
-    return array
-
-
-def resolve(source):
-    """A local path as it is; a hub id such as "Qwen/Qwen2.5-VL-3B-Instruct" through huggingface_hub's cache."""
-    if not isinstance(source, (str, os.PathLike)):
-        raise Error(f"a model is given as a path or a hub id; this is {source!r}.")
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    parts = str(source).split("/")
-    if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
-        raise Error(
-            f"{source} does not exist. Give a checkpoint folder, a .safetensors file, or a hub id such as org/name."
-        )
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.utils import LocalEntryNotFoundError  # in `errors` only since 0.25
-    except ImportError:
-        raise Error(
-            f"{source} is not a local path, and hub ids need huggingface_hub: pip install huggingface_hub"
-        ) from None
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=FILES))
-    except LocalEntryNotFoundError:
-        raise Error(
-            f"{source} is neither a local path nor in the hub's cache, and the hub cannot be reached (or HF_HUB_OFFLINE is "
-            "set). Go online once, or give the folder of a downloaded checkpoint."
-        ) from None
-    except Exception as cause:  # whatever the hub answers: no such repository, no access, no disk
-        raise Error(f"the hub did not give {source}: {cause}") from None

@@ -1,47 +1,65 @@
-"""Compare two recordings of one prompt, tensor by tensor in the order of the data flow: where they part first, and why.
+"""Compare two recordings of one prompt, tensor by tensor in the order of the data flow: the first difference, and its cause.
 
-    found = compare(trace, "port.npz")            # or trace.compare("port.npz"); files, Traces, dicts
-    print(found)                                  # the table, and the verdict
-    found.first.name, found.first.causes          # "visual.blocks.0.attn.q_rope", [Cause("interleaved RoPE", ...)]
-    found.ok                                      # all that was compared agrees
+    comparison = compare(trace, "port.npz")       # or trace.compare("port.npz"); files, Traces, dicts
+    print(comparison)                             # the table, and the verdict
+    comparison.first.name                         # "visual.blocks.0.attn.q_rope"
+    comparison.first.causes                       # [Cause("interleaved RoPE", ...)]
+    comparison.ok                                 # all that was compared agrees
 
-Status of a row: OK; OK~, equal as far as the recording's precision allows; DIFF, other values; SHAPE, another shape; MISSING,
+Status of a row: OK; OK~, equal to within the recording's precision; DIFF, other values; SHAPE, another shape; MISSING,
 recorded on one side only.
 
 Tolerance. The error of a tensor is its largest difference over its largest value: an entry that is small because large terms
 cancel keeps their absolute error. Two float32 programs differ by the order of summation, 1e-7 to 5e-6 (docs/parity.md); most
-known mistakes give 1e-4 and more. TOLERANCE lies between; those that give less are looked for besides (`faint`). Integers
-must be equal.
+known mistakes give 1e-4 and more. TOLERANCE lies between; mistakes below it are searched separately (`add_faint_mistakes`).
+Integers must be equal.
 
-A recording in which most tensors hold bfloat16 (or float16) values only was computed so. Errors then grow from layer to
-layer: a row is OK~ as long as its root-mean-square error is within ROUNDED times the type's rounding, or within GROWTH times
+A recording in which most tensors hold bfloat16 (or float16) values only was computed in that type. Errors then grow from layer
+to layer: a row is OK~ as long as its root-mean-square error is within ROUNDED times the type's rounding, or within GROWTH times
 the largest of any row before it (rows.py). Mistakes smaller than the rounding cannot be seen in such a recording.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from tqdm import tqdm
 
 from minivl.checkpoint.config import Config
-from minivl.compare.mistakes import EVERYTHING, Step, causes, drowned, is_right, layouts, stages
-from minivl.compare.mistakes.any_tensor import orders
-from minivl.compare.recordings import opened
-from minivl.compare.render import CLOSE, DIFF, MISSING, OK, SHAPE, html, text
-from minivl.compare.rows import ROUNDING, Row, aligned, allowed, compared, precision_of, sharpened
+from minivl.compare.diagnose import find_causes, find_faint_eps, is_right, of_the_layout, of_the_stage
+from minivl.compare.match_names import match_names
+from minivl.compare.measure import align, axis_orders
+from minivl.compare.mistakes import Step
+from minivl.compare.recordings import Recording, open_recording
+from minivl.compare.render import html, text
+from minivl.compare.rows import (
+    CLOSE,
+    DIFF,
+    MISSING,
+    OK,
+    ROUNDING,
+    SHAPE,
+    Row,
+    compare_tensor,
+    find_precision,
+    rounding_limit,
+    softmax_error,
+)
 from minivl.errors import Error
-from minivl.tensors.names import STEP, close, in_data_flow, matched
+from minivl.helpers import did_you_mean
+from minivl.tensors import catalogue
+from minivl.tensors.catalogue import in_data_flow
 
 TOLERANCE = 2e-5
+NOISE = 5e-7  # errors that no mistake is searched for
+LAYOUTS = ("transposed", "axes exchanged", "axes in another order", "another shape", "batch axis", "whole rows")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows in the order of the data flow, ours; what only theirs has follows at the end.
+    """The rows in the order of the data flow; tensors that only theirs has come last.
 
-    precision  what theirs was computed in, judged by its values;  informed  whether a config was known, and a model
-    before     the last tensor before `first` that agrees;  between  ours that lie between these two and were not recorded there
+    precision  of theirs, judged by its values;  informed  whether a config was known, and a model
+    before     the last tensor before `first` that agrees;  between  our tensors between these two that theirs does not have
     """
 
     rows: list
@@ -61,7 +79,7 @@ class Comparison:
 
     @property
     def first(self):
-        """The first row whose values differ; if only shapes do, the first of those; else None."""
+        """The first row whose values differ; if only shapes differ, the first of those; else None."""
         wrong = [row for row in self.compared if row.status in (DIFF, SHAPE)]
         return next((row for row in wrong if not row.same_values), wrong[0] if wrong else None)
 
@@ -78,6 +96,10 @@ class Comparison:
 
     def _ahead(self):
         return self.rows[: self.rows.index(self.first)] if self.first is not None else []
+
+    def replace_row(self, row, new):
+        """The comparison with another row in the place of `row`."""
+        return replace(self, rows=[new if old is row else old for old in self.rows])
 
     def __getitem__(self, name):
         return {row.name: row for row in self.rows}[name]
@@ -96,143 +118,211 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
     """Compare two recordings. -> Comparison
 
     ours, theirs  a Trace, a dict {name: array}, or the path of a .safetensors or .npz file. Ours has minivl's names
-    names      {theirs: ours}, or a JSON file of it, for names that minivl does not recognise by itself (names.py)
+    names      {theirs: ours}, or a JSON file with it, for names that minivl does not recognise (match_names.py)
     tolerance  largest error of an OK; see above
-    config     a Config, a config.json or its contents, for the causes; without it, what our file says
-    pictures   the pictures of the prompt, so that a wrong resize can be told from another
-    model      a VLM of the same weights: mistakes between two recorded tensors are then found by running it with each
+    config     a Config, a config.json or its contents, to find causes; by default the one in our file
+    pictures   the images of the prompt, to find mistakes in resizing
+    model      a VLM with the same weights: it is run with each mistake that may lie between two recorded tensors
     """
     if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
         raise Error(
             f"tolerance={tolerance!r}; it must be a number from 0 to below 1, relative to a tensor's largest value."
         )
-    ours, theirs = opened(ours, "the first"), opened(theirs, "the second")
-    config = model.config if config is None and model is not None else config_of(config, ours, theirs)
-    called = matched(theirs, ours, names)
-    both = precision_of(theirs, called), precision_of(ours, {name: name for name in called})
-    precision = max(both, key=ROUNDING.get)
-    rows, reach = [], 0.0
-    for name in tqdm(in_data_flow(ours), desc="comparing", unit="tensor", leave=False, delay=1, disable=None):
-        mine = Row(name, MISSING, shape=ours[name].shape, note=f"not in {theirs.label}")
-        if name in called:
-            excused = max(tolerance, allowed(precision, reach, name))
-            mine = compared(name, ours[name], called[name], theirs[called[name]], tolerance, excused)
-            if mine.status == DIFF and max(mine.error, mine.rms) <= sharpened(name, ours, rows):
-                mine = replace(mine, status=CLOSE)
-            if mine.status == CLOSE and not name.endswith(".probs"):
-                reach = max(reach, mine.rms)
-        rows.append(mine)
-    rows += [unmatched(name, theirs, ours) for name in theirs if name not in called.values()]
-    if not called:
+    ours, theirs = open_recording(ours, "the first"), open_recording(theirs, "the second")
+    config = model.config if config is None and model is not None else find_config(config, ours, theirs)
+    matches = match_names(theirs, ours, names)
+    if not matches:
         raise Error(nothing_in_common(ours, theirs))
-    found = Comparison(rows, (ours.label, theirs.label), tolerance, precision)
-    return explained(found, ours, theirs, called, config, opened_pictures(pictures), model)
+    precision = max(find_precision(theirs, matches), find_precision(ours, {n: n for n in matches}), key=ROUNDING.get)
+    rows = compare_rows(ours, theirs, matches, tolerance, precision)
+    rows += [row_without_match(name, theirs, ours) for name in theirs if name not in matches.values()]
+    informed = config is not None, model is not None
+    comparison = Comparison(rows, (ours.label, theirs.label), tolerance, precision, informed)
+    agreeing = {row.name for row in comparison.compared if row.status in (OK, CLOSE)}
+    limit = max(tolerance, rounding_limit(precision, 0.0))
+    evidence = Evidence(ours, theirs, matches, agreeing.__contains__, config, open_images(pictures), model, limit)
+    for add_causes in PASSES:
+        comparison = add_causes(comparison, evidence)
+    return comparison
+
+
+def compare_rows(ours, theirs, matches, tolerance, precision):
+    """A Row for each tensor of ours."""
+    rows, largest = [], 0.0
+    for name in tqdm(in_data_flow(ours), desc="comparing", unit="tensor", leave=False, delay=1, disable=None):
+        row = Row(name, MISSING, shape=ours[name].shape, note=f"not in {theirs.label}")
+        if name in matches:
+            rounded = max(tolerance, rounding_limit(precision, largest, name))
+            row = compare_tensor(name, ours[name], matches[name], theirs[matches[name]], tolerance, rounded)
+            if row.status == DIFF and max(row.error, row.rms) <= softmax_error(name, ours, rows):
+                row = replace(row, status=CLOSE)
+            if row.status == CLOSE and not name.endswith(".probs"):
+                largest = max(largest, row.rms)
+        rows.append(row)
+    return rows
 
 
 def nothing_in_common(ours, theirs):
+    """The text of the Error for recordings without a common name."""
     if not len(theirs) or not len(ours):
-        return f"{(theirs if not len(theirs) else ours).label} holds no tensors. Was it closed before anything was recorded?"
-    name, hint = next(((n, close(n, list(ours))) for n in theirs if close(n, list(ours))), (next(iter(theirs)), None))
-    meant = f" (did you mean {hint}?)" if hint else ""
+        return (
+            f"{(theirs if not len(theirs) else ours).label} has no tensors. Was it closed before anything was recorded?"
+        )
+    hints = ((name, did_you_mean(name, ours, 1, 0.6)) for name in theirs)
+    name, hint = next((pair for pair in hints if pair[1]), (next(iter(theirs)), ""))
     return (
-        f"no tensor of {theirs.label} has a name of {ours.label}: the first one there is {name!r}{meant}. docs/tensors.md "
-        'lists the names; names={"theirs-{}": "model.layers.{}.mlp.act"} (--names map.json) maps others.'
+        f"no tensor of {theirs.label} has a name of {ours.label}: the first one there is {name!r}.{hint} docs/tensors.md "
+        'lists the names; names={"theirs-{}": "model.layers.{}.mlp.act"} maps others.'
     )
 
 
-def config_of(given, *recordings):
-    """A Config, or None if nobody says which."""
+def find_config(given, *recordings):
+    """The Config that was given, or the first one in a recording; None if there is none."""
     if isinstance(given, Config):
         return given
     if given is not None:
         return Config.from_dict(given) if isinstance(given, Mapping) else Config.read(given)
-    stored = next((r.config for r in recordings if r.config is not None), None)
+    stored = next((recording.config for recording in recordings if recording.config is not None), None)
     return None if stored is None else Config.from_dict(stored)
 
 
-def opened_pictures(pictures):
+def open_images(pictures):
     from minivl.processing.load_image import open_image
 
     pictures = pictures if isinstance(pictures, (list, tuple)) else [pictures]
     return [open_image(picture) for picture in pictures]
 
 
-def unmatched(name, theirs, ours):
-    mine = close(name, list(ours))
-    note = f"only in {theirs.label}" + (f"; did you mean {mine}?" if mine else "")
+def row_without_match(name, theirs, ours):
+    hint = did_you_mean(name, ours, 1, 0.6)
+    note = f"only in {theirs.label}" + f".{hint}" * bool(hint)
     return Row(name, MISSING, their_name=name, their_shape=theirs[name].shape, note=note)
 
 
-def explained(found, ours, theirs, called, config, pictures, model):
-    """The same comparison, with the causes of what differs first and of every other shape."""
-    agreeing = {row.name for row in found.compared if row.status in (OK, CLOSE)}
-
-    def known(name):
-        if name in agreeing:
-            there = aligned(ours[name], theirs[called[name]])[1]
-            return there if there.shape == ours[name].shape else ours[name]
-        return ours.get(name)
-
-    limit = max(found.tolerance, allowed(found.precision, 0.0))
-
-    def step_of(row):
-        mine, there, _ = aligned(ours[row.name], theirs[row.their_name])
-        return Step(row.name, mine, there, known, config, pictures)
-
-    def with_causes(row, ask=EVERYTHING):
-        step = step_of(row)
-        mine, there, why, whose = step.ours, step.theirs, causes(step, limit, ask), "theirs"
-        if len(only := orders(mine.shape, there.shape)) == 1 and ask is EVERYTHING and not why:
-            why = causes(Step(row.name, mine, there.transpose(only[0]), known, config), limit)  # besides another layout
-        if not why and ask is EVERYTHING and is_right(step, limit):
-            why, whose = causes(Step(row.name, there, mine, known, config, pictures), limit), "ours"
-        return replace(row, causes=tuple(replace(cause, whose=whose) for cause in why), same_values=same(row, why))
-
-    rows = [with_causes(row, (layouts,)) if row.status == SHAPE else row for row in found.rows]
-    found = replace(found, rows=faint(rows, with_causes, step_of), informed=(config is not None, model is not None))
-    if found.first is not None and not found.first.causes:
-        found = exchanged(found, with_causes(found.first))
-    if model is not None and found.first is not None and not found.first.causes and found.between:
-        from minivl.compare.mistakes.replay import replayed
-
-        why = replayed(found, ours, theirs[found.first.their_name], model, limit)
-        found = exchanged(found, replace(found.first, causes=tuple(why)))
-    return found
+# ---- causes: passes over a comparison, each of which adds some ----
 
 
-def exchanged(found, row):
-    """The same comparison with another first row."""
-    return replace(found, rows=[row if old is found.first else old for old in found.rows])
+@dataclass(frozen=True)
+class Evidence:
+    """What causes are searched with.
 
-
-def faint(rows, with_causes, step_of):
-    """Up to the first divergence, mistakes smaller than the tolerance: another eps may change a norm by 5e-6 of its values.
-
-    What rounding does is different in every value: if a known mistake leaves less than a tenth of a difference, it was none.
-    An eps that changes values by less than rounding does shows in all rows together.
+    matches  {our name: their name};  agrees  function of a name: whether both have the same values
+    limit    largest error that a cause may leave
     """
-    for i, row in enumerate(rows):
+
+    ours: Recording
+    theirs: Recording
+    matches: dict
+    agrees: Callable
+    config: Config | None
+    images: list
+    model: object
+    limit: float
+
+    def known(self, name):
+        """The values that both agree about, or ours; None if it was not recorded."""
+        if self.agrees(name):
+            there = align(self.ours[name], self.theirs[self.matches[name]])[1]
+            return there if there.shape == self.ours[name].shape else self.ours[name]
+        return self.ours.get(name)
+
+    def step(self, row, turned=False, order=None):
+        """The Step of a row; turned: with the two sides exchanged; order: of theirs' axes."""
+        ours, theirs, _ = align(self.ours[row.name], self.theirs[row.their_name])
+        theirs = theirs if order is None else theirs.transpose(order)
+        pair = (theirs, ours) if turned else (ours, theirs)
+        return Step(row.name, *pair, self.known, self.config, self.images)
+
+
+def with_causes(row, causes, whose="theirs"):
+    layout = row.status == SHAPE and bool(causes) and causes[0].exact and causes[0].name in LAYOUTS
+    return replace(row, causes=tuple(replace(cause, whose=whose) for cause in causes), same_values=layout)
+
+
+def add_layouts(comparison, evidence):
+    """The same values in another layout, of every SHAPE row."""
+    for row in [row for row in comparison.rows if row.status == SHAPE]:
+        causes = find_causes(evidence.step(row), evidence.limit, (of_the_layout,))
+        comparison = comparison.replace_row(row, with_causes(row, causes))
+    return comparison
+
+
+def add_faint_mistakes(comparison, evidence):
+    """Mistakes smaller than the tolerance, up to the first difference: another eps may change a norm by 5e-6 of its values.
+
+    Rounding is different in every value: a known mistake that leaves less than a tenth of a difference is no accident.
+    An eps that changes values by less than rounding is found in all rows together.
+    """
+    for row in comparison.rows:
         if row.status in (DIFF, SHAPE) and not row.same_values:
             break
-        if row.status != OK or not row.error or not is_like(row.name, FAINT):
+        if row.status != OK or not row.error or not is_made_by(row.name, "norm", "gelu"):
             continue
-        why = with_causes(row, (stages,)).causes if row.error > NOISE else ()
-        why = why or (drowned(step_of(row)) if is_like(row.name, NORMS) else ())
-        if why:
-            return [*rows[:i], replace(row, status=DIFF, causes=tuple(why)), *rows[i + 1 :]]
-    return rows
+        step = evidence.step(row)
+        causes = find_causes(step, evidence.limit, (of_the_stage,)) if row.error > NOISE else []
+        causes = causes or (find_faint_eps(step) if is_made_by(row.name, "norm") else [])
+        if causes:
+            return comparison.replace_row(row, with_causes(replace(row, status=DIFF), causes))
+    return comparison
 
 
-def is_like(name, patterns):
-    return any(fnmatchcase(STEP.sub(r"\2", name), pattern) for pattern in patterns)
+def is_made_by(name, *operations):
+    tensor = catalogue.of(name)
+    return tensor is not None and tensor.made_by in operations
 
 
-NOISE = 5e-7
-NORMS = ("*norm", "*norm[12]", "*.ln_q")
-FAINT = (*NORMS, "visual.merger.mlp.1")
-LAYOUTS = ("transposed", "axes exchanged", "axes in another order", "another shape", "batch axis", "whole rows")
+def add_causes_of_first(comparison, evidence):
+    """Mistakes of the first difference's own stage."""
+    return search(comparison, lambda row: find_causes(evidence.step(row), evidence.limit))
 
 
-def same(row, why):
-    """Whether the two hold the same values, in another layout."""
-    return row.status == SHAPE and bool(why) and why[0].exact and why[0].name in LAYOUTS
+def add_causes_in_another_layout(comparison, evidence):
+    """The same, if the first difference has its axes in another order too."""
+
+    def causes(row):
+        step = evidence.step(row)
+        orders = axis_orders(step.ours.shape, step.theirs.shape)
+        return find_causes(evidence.step(row, order=orders[0]), evidence.limit) if len(orders) == 1 else []
+
+    return search(comparison, causes)
+
+
+def add_causes_of_ours(comparison, evidence):
+    """The same with the sides exchanged, if theirs is right."""
+
+    def causes(row):
+        right = is_right(evidence.step(row), evidence.limit)
+        return find_causes(evidence.step(row, turned=True), evidence.limit) if right else []
+
+    return search(comparison, causes, "ours")
+
+
+def add_causes_between(comparison, evidence):
+    """Mistakes of tensors between the last that agrees and the first difference, if there is a model to run."""
+    if evidence.model is None or not comparison.between:
+        return comparison
+    from minivl.compare.mistakes.replay import causes_between
+
+    def causes(row):
+        theirs = evidence.theirs[row.their_name]
+        return causes_between(comparison, evidence.ours, theirs, evidence.model, evidence.limit)
+
+    return search(comparison, causes)
+
+
+def search(comparison, causes, whose="theirs"):
+    """The comparison with causes(first row), if that has none yet."""
+    row = comparison.first
+    if row is None or row.causes:
+        return comparison
+    return comparison.replace_row(row, with_causes(row, causes(row), whose))
+
+
+PASSES = (
+    add_layouts,
+    add_faint_mistakes,
+    add_causes_of_first,
+    add_causes_in_another_layout,
+    add_causes_of_ours,
+    add_causes_between,
+)

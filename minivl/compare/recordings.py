@@ -1,8 +1,8 @@
-"""Recorded tensors, from wherever they come: a trace, a dict, a .safetensors or .npz file that any program wrote.
+"""Open a recording: a trace, a dict of arrays, a .safetensors or .npz file written by any program.
 
-recording = opened("port.npz")
+recording = open_recording("port.npz")
 recording["visual.patch_embed"]          # NumPy, bfloat16 upcast to float32
-recording.config                         # the model's config.json, if the file or the Trace says it
+recording.config                         # the model's config.json, if the file or the Trace has it
 """
 
 import json
@@ -14,11 +14,14 @@ import numpy as np
 
 from minivl.checkpoint.safetensors import read_tensors
 from minivl.errors import Error
-from minivl.tensors.chunks import names_of_parts, whole
+from minivl.tensors.chunks import chunks_by_name, concatenate
 
 
 class Recording(Mapping):
-    """Named arrays, in the order in which they were written, and where they are from."""
+    """Named arrays in the order in which they were written.
+
+    label  the file, or "the first";  metadata  of the file
+    """
 
     def __init__(self, arrays, label, metadata=None, names=None):
         self._arrays, self._names, self.label = arrays, list(arrays if names is None else names), label
@@ -35,21 +38,21 @@ class Recording(Mapping):
 
     @property
     def config(self):
-        """The contents of the model's config.json, if the file says them; else None."""
-        found = self.metadata.get("config")
+        """The contents of the model's config.json, if the file has them; else None."""
+        config = self.metadata.get("config")
         try:
-            found = json.loads(found) if isinstance(found, str) else found
+            config = json.loads(config) if isinstance(config, str) else config
         except ValueError:
             return None
-        return found if isinstance(found, dict) else None
+        return config if isinstance(config, dict) else None
 
 
-def opened(source, label="the second"):
-    """A `Recording` of a path, or of a Mapping such as a Trace; an Error if that is no array, or no file of arrays."""
+def open_recording(source, label="the second"):
+    """The `Recording` in a file, or of a Mapping such as a Trace. Raises Error for anything but arrays of numbers."""
     if isinstance(source, Recording):
         return source
     if isinstance(source, Mapping):
-        return checked(source, label, getattr(source, "info", None))
+        return record_mapping(source, label, getattr(source, "info", None))
     if not isinstance(source, (str, os.PathLike)):
         raise Error(
             f"a {type(source).__name__} is not a recording. Give a Trace, a dict of arrays, or a .safetensors or .npz file."
@@ -65,7 +68,7 @@ def opened(source, label="the second"):
     return read_npz(path) if path.suffix == ".npz" else read_safetensors(path)
 
 
-def checked(mapping, label, metadata=None):
+def record_mapping(mapping, label, metadata=None):
     arrays = {}
     for name in mapping:
         try:
@@ -78,21 +81,21 @@ def checked(mapping, label, metadata=None):
                 "tensor.detach().float().cpu().numpy()."
             )
         arrays[name] = array
-    return Recording(whole(arrays), label, metadata if isinstance(metadata, Mapping) else None)
+    return Recording(concatenate(arrays), label, metadata if isinstance(metadata, Mapping) else None)
 
 
 def read_safetensors(path):
     tensors, metadata = read_tensors(path)
-    names = in_order(tensors, metadata)
-    if not names_of_parts(names):
+    names = recorded_order(tensors, metadata)
+    if not chunks_by_name(names):
         return Recording(tensors, str(path), metadata, names)
-    return Recording(whole({name: tensors[name] for name in names}), str(path), metadata)
+    return Recording(concatenate({name: tensors[name] for name in names}), str(path), metadata)
 
 
-def in_order(names, metadata):
-    """subtle: safetensors sorts tensors by dtype and name; a trace's file says in "names" how they followed each other."""
+def recorded_order(names, metadata):
+    """subtle: safetensors sorts tensors by dtype and name; the metadata "names" of a trace's file has the order of the run."""
     try:
-        order = {name: place for place, name in enumerate(json.loads(metadata["names"]))}
+        order = {name: i for i, name in enumerate(json.loads(metadata["names"]))}
     except (KeyError, TypeError, ValueError):
         return names
     return sorted(names, key=lambda name: order.get(name, len(order)))
@@ -102,6 +105,6 @@ def read_npz(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except Exception as cause:  # zipfile, zlib and NumPy raise their own kinds
+    except Exception as cause:  # zipfile, zlib and NumPy raise exceptions of their own
         raise Error(f"cannot read {path}: {cause}. Write it with numpy.savez(path, **arrays).") from None
-    return checked(arrays, str(path))
+    return record_mapping(arrays, str(path))

@@ -1,35 +1,35 @@
-"""A comparison in words: the table, the first divergence, its probable cause."""
+"""Render a comparison as text or HTML: the table, the first difference, its probable cause."""
 
 import html as markup
 import math
 
-OK, CLOSE, DIFF, SHAPE, MISSING = "OK", "OK~", "DIFF", "SHAPE", "MISSING"
+from minivl.compare.rows import CLOSE, DIFF, MISSING, OK, SHAPE
+from minivl.helpers import format_table
+
 HEADER = ("", "tensor", "shape", "error", "rms", "cosine", "largest at", "")
-AROUND = 6  # agreeing rows shown before the first divergence
+BEFORE = 6  # agreeing rows shown before the first difference
 AFTER = 12  # rows shown after it
 
 
-def text(found, everything=False):
-    """The table and the verdict; rows far from the first divergence only if `everything` is asked for."""
-    rows = found.rows if everything else shown(found)
-    table = [HEADER, *[cells(row) for row in rows]]
-    widths = [max(len(line[i]) for line in table) for i in range(len(HEADER))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table]
-    left = len(found.rows) - len(rows)
+def text(comparison, everything=False):
+    """The table and the verdict; rows far from the first difference only with `everything`."""
+    rows = comparison.rows if everything else rows_to_show(comparison)
+    lines = format_table([HEADER, *[cells(row) for row in rows]])
+    left = len(comparison.rows) - len(rows)
     if left:
         lines.append(f"... and {left} more rows")
-    return "\n".join([*lines, "", *verdict(found)])
+    return "\n".join([*lines, "", *verdict(comparison)])
 
 
-def shown(found):
-    """Rows around the first divergence; all that are wrong in shape before it."""
-    compared = found.compared
-    if found.first is None:
-        return compared[-AROUND:]
-    at = compared.index(found.first)
-    early = [row for row in compared[: max(0, at - AROUND)] if row.status not in (OK, CLOSE)]
-    unknown = [row for row in found.rows if row.status == MISSING and "mean" in row.note]
-    return early + compared[max(0, at - AROUND) : at + AFTER] + unknown
+def rows_to_show(comparison):
+    """Rows around the first difference, and all before it whose shape differs."""
+    compared = comparison.compared
+    if comparison.first is None:
+        return compared[-BEFORE:]
+    at = compared.index(comparison.first)
+    early = [row for row in compared[: max(0, at - BEFORE)] if row.status not in (OK, CLOSE)]
+    unknown = [row for row in comparison.rows if row.status == MISSING and "mean" in row.note]
+    return early + compared[max(0, at - BEFORE) : at + AFTER] + unknown
 
 
 def cells(row):
@@ -52,36 +52,38 @@ def remark(row):
     return "; ".join(parts)
 
 
-def verdict(found):
-    """Lines that say what was found."""
-    counts = {status: sum(row.status == status for row in found.rows) for status in (OK, CLOSE, DIFF, SHAPE, MISSING)}
+def verdict(comparison):
+    """Lines: counts, the first difference, its probable cause."""
+    counts = {
+        status: sum(row.status == status for row in comparison.rows) for status in (OK, CLOSE, DIFF, SHAPE, MISSING)
+    }
     lines = [", ".join(f"{count} {status}" for status, count in counts.items() if count)]
     if counts[CLOSE]:
-        lines[0] += f" (theirs holds {found.precision} values: OK~ is within its rounding)"
-    if found.first is None:
-        worst = max((row.error for row in found.compared), default=0.0)
-        return [*lines, f"No difference in {len(found.compared)} tensors; largest error {worst:.1e}."]
-    lines.append(f"First difference: {found.first.name} ({found.first.status})")
-    if found.before is not None:
-        lines.append(f"Last that agrees before it: {found.before.name}")
-    if found.between:
-        names = found.between
+        lines[0] += f" (theirs has {comparison.precision} values: OK~ is within their rounding)"
+    if comparison.first is None:
+        worst = max((row.error for row in comparison.compared), default=0.0)
+        return [*lines, f"No difference in {len(comparison.compared)} tensors; largest error {worst:.1e}."]
+    lines.append(f"First difference: {comparison.first.name} ({comparison.first.status})")
+    if comparison.before is not None:
+        lines.append(f"Last that agrees before it: {comparison.before.name}")
+    if comparison.between:
+        names = comparison.between
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        lines.append(f"Not recorded there, and lying between the two: {some}")
-    return [*lines, *why(found.first, found), *same_prompt(found)]
+        lines.append(f"Between the two, not recorded there: {some}")
+    return [*lines, *why(comparison.first, comparison), *same_prompt(comparison)]
 
 
-def same_prompt(found):
-    """A doubt, if not even the tokens agree."""
-    ids = next((row for row in found.compared if row.name == "input_ids"), None)
-    if ids is not None and ids.status != OK and not (ids is found.first and ids.causes):
+def same_prompt(comparison):
+    """A question, if the tokens differ."""
+    ids = next((row for row in comparison.compared if row.name == "input_ids"), None)
+    if ids is not None and ids.status != OK and not (ids is comparison.first and ids.causes):
         yield "The tokens (input_ids) differ: do both run the same question about the same picture?"
 
 
-def why(row, found):
-    """The probable cause of a row, in sentences."""
+def why(row, comparison):
+    """Sentences on the probable cause of a row."""
     if row.nans and not row.causes:
-        yield f"It holds {row.nans} NaN: an overflow (of float16?), 0 / 0, or memory that was never written."
+        yield f"It has {row.nans} NaN: an overflow (of float16?), 0 / 0, or memory that was never written."
         return
     if row.their_shape is not None and 0 in row.their_shape:
         yield "It is empty: nothing was written there."
@@ -90,41 +92,41 @@ def why(row, found):
         lead = "Probable cause" if not i else "Or"
         side = "" if cause.whose == "theirs" else " (in the first recording, if the second is right)"
         left = (
-            f" Done so, the largest error that is left is {cause.error:.1e}."
+            f" With that mistake made here too, the largest error left is {cause.error:.1e}."
             if cause.exact
             else " (Concluded from the kind of difference, not computed.)"
         )
         yield f"{lead}: {cause.name}{side}: {cause.sentence}{'' if cause.sentence.endswith('?') else '.'}{left}"
     if not row.causes:
-        yield f"Probable cause: none of the known mistakes gives these values. {advice(found)}"
+        yield f"Probable cause: none of the known mistakes gives these values. {advice(comparison)}"
 
 
-def advice(found):
-    """What to do where no cause was found."""
-    with_config, with_model = found.informed
+def advice(comparison):
+    """What to do if no cause was found."""
+    with_config, with_model = comparison.informed
     if not with_config:
-        return "Most need the model's config.json: give it (--config), or the model (--model)."
-    if found.between and not with_model:
-        return "It may have been made in what was not recorded: record that too, or give the model (--model), to try it there."
-    if found.between:
-        return "It was tried in what was not recorded, too: record that, to see where they part."
-    if found.before is None:
-        return "Nothing that comes before it was recorded: do both run the same prompt?"
-    return "What goes into it agrees: look at its own step."
+        return "Most of them need the model's config.json: give config= or model=."
+    if comparison.between and not with_model:
+        return "It may lie in a tensor that was not recorded: record more, or give model=, to try each mistake there."
+    if comparison.between:
+        return "They were tried in the tensors that were not recorded, too: record those, to see which differs first."
+    if comparison.before is None:
+        return "Nothing before it was recorded: do both run the same prompt?"
+    return "Its inputs agree: look at its own stage."
 
 
 COLOURS = {DIFF: "#c33", SHAPE: "#c33", CLOSE: "#777", OK: "#383", MISSING: "#777"}
 
 
-def html(found):
-    """The same for a notebook."""
+def html(comparison):
+    """The table and the verdict for a notebook."""
     lines = []
-    for row in shown(found):
+    for row in rows_to_show(comparison):
         status, *rest = (markup.escape(cell) for cell in cells(row))
-        first = ' style="font-weight: bold"' if row is found.first else ""
+        first = ' style="font-weight: bold"' if row is comparison.first else ""
         lines.append(f'<tr{first}><td style="color: {COLOURS[row.status]}">{status}</td>{td(rest)}</tr>')
     head = "".join(f"<th>{markup.escape(cell)}</th>" for cell in HEADER)
-    said = "<br>".join(markup.escape(line) for line in verdict(found))
+    said = "<br>".join(markup.escape(line) for line in verdict(comparison))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table><p>{said}</p>"
 
 

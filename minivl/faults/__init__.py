@@ -1,40 +1,35 @@
-"""The real engine with one known bug, for the time of a run: the mistakes that ports of Qwen2.5-VL make.
+"""Inject known mistakes of ports into the real engine, for the time of a run.
 
-    with fault("no-window-attention").put_in():
-        vlm.ask(...)                    # of a model loaded, or renewed (what_if.py), in here
+    with fault("no-window-attention").inject():
+        vlm.ask(...)                    # of a model loaded in here, or given fresh kernels (what_if.py)
 
-Each is a function that swaps one function, method or constant of the engine for another, made from the right one. The rooms, in
-the order of the data flow:
+    processing.py    faults in text, resizing, colours, patches
+    vision.py        faults in windows, positions of patches, and the arithmetic that tower and decoder share
+    decoder.py       faults in positions of tokens, masks, heads
 
-    processing.py    text, resizing, colours, patches
-    vision.py        windows, places of patches, and the arithmetic that both halves share
-    decoder.py       positions of tokens, masks, heads
-
-They are written anew, and not taken from causes/, which computes from tensors alone what such mistakes would give: so `compare`
-can be tested with them. A swap holds for the whole process: other threads get it too.
+Each is a function that replaces functions, methods or constants of the engine (inject.py). Independent of compare/mistakes
+on purpose, so that each can test the other.
 """
 
 import importlib
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from minivl.errors import Error
-
-PRIVATE = ("minivl.faults",)  # its own modules keep what they have
+from minivl.faults.inject import patch
+from minivl.helpers import did_you_mean
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One bug.
+    """A mistake to inject into the engine.
 
     name      "no-window-attention"
-    sentence  what is done otherwise;  origin  how that gets into a port;  bites  which prompts notice
-    cause     what `compare` calls it
+    sentence  what the engine does differently;  origin  how the mistake gets into a port;  bites  the prompts that it affects
+    cause     its name in `compare`
     shows     "picture" or "video": what a prompt must have for it to matter
-    insert    function of `swap`, which it calls with (where, make): see `swapped`
+    insert    function of `swap`, which it calls with (where, make): see `inject.patch`
     """
 
     name: str
@@ -46,13 +41,13 @@ class Fault:
     insert: Callable
 
     @contextmanager
-    def put_in(self):
-        """The engine has this bug inside the `with`, and has not after it, whatever happens in between.
+    def inject(self):
+        """A context in which the engine has this fault; afterwards it has not, whatever happens in between.
 
-        Functions that a loaded model holds already, its kernels, are not reached: see `what_if.renewed`.
+        subtle: a loaded model holds its kernels, which are not reached: see `what_if.with_fresh_kernels`.
         """
         with ExitStack() as stack:
-            self.insert(lambda where, make: stack.enter_context(swapped(where, make)))
+            self.insert(lambda where, make: stack.enter_context(patch(where, make)))
             yield self
 
 
@@ -60,72 +55,29 @@ FAULTS = {}
 
 
 def fault(name):
-    """The `Fault` of this name; an Error that names the nearest ones if there is none."""
+    """The `Fault` of this name. Raises an Error that names similar ones if there is none."""
     faults = all_faults()
     if isinstance(name, Fault):
         return name
     if name not in faults:
-        near = get_close_matches(str(name), faults, 3, 0.4)
-        meant = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise Error(f"there is no fault {name!r}.{meant} `minivl what-if` lists them: {', '.join(faults)}.")
+        raise Error(
+            f"there is no fault {name!r}.{did_you_mean(name, faults, cutoff=0.4)} They are: {', '.join(faults)}."
+        )
     return faults[name]
 
 
 def all_faults():
     """{name: Fault}, in the order of the data flow."""
-    for room in ("processing", "vision", "decoder"):
-        importlib.import_module(f"minivl.faults.{room}")
+    for file in ("processing", "vision", "decoder"):
+        importlib.import_module(f"minivl.faults.{file}")
     return FAULTS
 
 
-def bug(name, sentence, origin, bites, cause, shows="picture"):
-    """Make the decorated function of `swap` a fault."""
+def register(name, sentence, origin, bites, cause, shows="picture"):
+    """Decorator: make a function of `swap` a Fault."""
 
-    def register(insert):
+    def add(insert):
         FAULTS[name] = Fault(name, sentence, origin, bites, cause, shows, insert)
         return insert
 
-    return register
-
-
-@contextmanager
-def swapped(where, make):
-    """Put make(what is there) in the place of `where`, a dotted path, and put back what was there.
-
-    A function that other modules of minivl have imported by name is swapped there too. Modules that are imported meanwhile get
-    the other one, so on the way out it is looked for everywhere.
-    """
-    owner, name = owner_of(where)
-    original = vars(owner)[name]
-    other = make(original)
-    if isinstance(owner, type) or not callable(original):
-        setattr(owner, name, other)
-        try:
-            yield
-        finally:
-            setattr(owner, name, original)
-        return
-    exchange(original, other)
-    try:
-        yield
-    finally:
-        exchange(other, original)
-
-
-def owner_of(where):
-    """(module or class, name in it) of "minivl.processing.image_processor.ImageProcessor.normalize"."""
-    path, _, name = where.rpartition(".")
-    try:
-        return importlib.import_module(path), name
-    except ModuleNotFoundError:
-        owner, within = owner_of(path)
-        return getattr(owner, within), name
-
-
-def exchange(old, new):
-    """In every module of minivl, whatever name it has there."""
-    for room, module in list(sys.modules.items()):
-        if module is None or not f"{room}.".startswith("minivl.") or room.startswith(PRIVATE):
-            continue
-        for name in [name for name, value in vars(module).items() if value is old]:
-            setattr(module, name, new)
+    return add

@@ -1,14 +1,14 @@
-"""Bugs of the decoder: positions of tokens, and who sees whom."""
+"""Faults of the decoder: M-RoPE positions, frequencies, attention mask, mapping of key heads."""
 
 from dataclasses import replace
 
 import numpy as np
 
-from minivl.faults import bug
+from minivl.faults import register
 
 
-def after(swap, change):
-    """Swap `prompt_positions` for change(its positions, its next position, *its arguments)."""
+def change_positions(swap, change):
+    """Replace `prompt_positions` by change(its positions, its next position, *its arguments)."""
 
     def prompt_positions(original):
         return lambda *args: change(*original(*args), *args)
@@ -16,7 +16,7 @@ def after(swap, change):
     swap("minivl.model.positions.prompt_positions", prompt_positions)
 
 
-@bug(
+@register(
     "one-d-positions",
     "all tokens count up: 1-D positions instead of M-RoPE",
     "the decoder taken for a Qwen2.5, which it is but for this",
@@ -24,10 +24,10 @@ def after(swap, change):
     "1-D positions",
 )
 def one_d_positions(swap):
-    after(swap, lambda ids, following, tokens, *_: (np.tile(np.arange(len(tokens)), (3, 1)), len(tokens)))
+    change_positions(swap, lambda ids, following, tokens, *_: (np.tile(np.arange(len(tokens)), (3, 1)), len(tokens)))
 
 
-@bug(
+@register(
     "swapped-mrope-hw",
     "in M-RoPE the rows of height and width are exchanged",
     "x and y where the reference has h and w",
@@ -35,10 +35,10 @@ def one_d_positions(swap):
     "height and width swapped",
 )
 def swapped_mrope_hw(swap):
-    after(swap, lambda ids, following, *_: (np.ascontiguousarray(ids[[0, 2, 1]]), following))
+    change_positions(swap, lambda ids, following, *_: (np.ascontiguousarray(ids[[0, 2, 1]]), following))
 
 
-@bug(
+@register(
     "wrong-rope-delta",
     "the answer's positions go on from the number of tokens, instead of the largest position",
     "rope_delta, computed for the prompt, is not passed on to the steps after it",
@@ -46,10 +46,10 @@ def swapped_mrope_hw(swap):
     "wrong rope delta",
 )
 def wrong_rope_delta(swap):
-    after(swap, lambda ids, following, tokens, *_: (ids, len(tokens)))
+    change_positions(swap, lambda ids, following, tokens, *_: (ids, len(tokens)))
 
 
-@bug(
+@register(
     "truncated-seconds",
     "second_per_grid_ts is cut to a whole number before it is multiplied",
     "int() around it, as transformers 4.57 has it",
@@ -67,10 +67,10 @@ def truncated_seconds(swap):
     swap("minivl.model.positions.prompt_positions", prompt_positions)
 
 
-@bug(
+@register(
     "interleaved-sections",
-    "t, h and w take turns from frequency to frequency",
-    "Qwen3-VL's M-RoPE, in which they do; here they are three sections, one after the other",
+    "t, h and w alternate from frequency to frequency",
+    "the interleaved M-RoPE of Qwen3-VL; here t, h and w are three sections, one after the other",
     "every prompt with a picture",
     "wrong mrope sections",
 )
@@ -87,7 +87,7 @@ def interleaved_sections(swap):
     swap("minivl.model.positions.mrope", mrope)
 
 
-@bug(
+@register(
     "wrong-theta",
     "the decoder's frequencies are those of theta 10,000",
     "the default of most libraries, where config.json says 1,000,000 (300 in the model that ships)",
@@ -101,34 +101,34 @@ def wrong_theta(swap):
     swap("minivl.model.positions.mrope", mrope)
 
 
-@bug(
+@register(
     "key-heads-by-remainder",
     "query head h reads key head h modulo KV, instead of h // (H / KV)",
-    "keys tiled where they should be repeated",
+    "keys tiled instead of repeated",
     "every prompt, unless there is one key head",
     "key heads dealt out wrong",
 )
 def key_heads_by_remainder(swap):
-    def tiled(original, of_values=False):
-        def dealt(q, k, *rest):
+    def tile_keys(original, of_values=False):
+        def attend(q, k, *rest):
             groups = len(q) // len(k), 1, 1
             if of_values:
                 v, *rest = rest
                 rest = [np.tile(v, groups), *rest]
             return original(q, np.tile(k, groups), *rest)
 
-        return dealt
+        return attend
 
     for name in ("causal_scores", "causal_context"):
-        swap(f"minivl.kernels.attention.{name}", tiled)
-    swap("minivl.kernels.attention.causal_attention_numba", lambda original: tiled(original, of_values=True))
+        swap(f"minivl.kernels.attention.{name}", tile_keys)
+    swap("minivl.kernels.attention.causal_attention_numba", lambda original: tile_keys(original, of_values=True))
 
 
-@bug(
+@register(
     "no-causal-mask",
-    "the tokens of a prompt see those behind them too",
-    "attention called without is_causal, or a picture's tokens allowed to see each other, as in PaliGemma",
-    "every prompt; later tokens, one at a time, have nothing behind them",
+    "tokens of a prompt attend to later ones too",
+    "attention called without is_causal, or a picture's tokens attending to each other, as in PaliGemma",
+    "every prompt; the answer's tokens come one at a time, so they have no later ones",
     "no causal mask",
 )
 def no_causal_mask(swap):

@@ -1,12 +1,13 @@
-"""Bugs before the model: the prompt's text, and pictures on their way to patches."""
+"""Faults before the model: the prompt's text; resizing, colours and patches of images."""
 
 import numpy as np
 from PIL import Image
 
-from minivl.faults import bug
+from minivl.faults import register
+from minivl.processing.messages import parse
 
 
-@bug(
+@register(
     "missing-system-prompt",
     "the prompt starts with the user: no system message",
     "a hand-written prompt instead of the chat template, which adds one by itself",
@@ -17,14 +18,14 @@ def missing_system_prompt(swap):
     def render(original):
         def without(self, messages, *args, **options):
             text = original(self, messages, *args, **options)
-            return text if messages[0]["role"] == "system" else text.partition("<|im_end|>\n")[2]
+            return text if parse(messages)[0].role == "system" else text.partition("<|im_end|>\n")[2]
 
         return without
 
     swap("minivl.processing.chat_template.Template.render", render)
 
 
-@bug(
+@register(
     "square-resize",
     "every picture is scaled to one square, whatever its shape",
     "the preprocessing of CLIP and most other towers, which take one size only",
@@ -38,7 +39,7 @@ def square_resize(swap):
     )
 
 
-@bug(
+@register(
     "bilinear-resize",
     "pictures are resized by bilinear interpolation instead of bicubic",
     "another library's default filter",
@@ -53,10 +54,10 @@ def bilinear_resize(swap):
 
         return bilinear
 
-    swap("minivl.processing.image_processor.ImageProcessor.resized", resized)
+    swap("minivl.processing.image_processor.ImageProcessor.resize", resized)
 
 
-@bug(
+@register(
     "bgr",
     "red and blue are exchanged",
     "pictures read by OpenCV, whose channels are blue, green, red",
@@ -67,10 +68,10 @@ def bgr(swap):
     def resized(original):
         return lambda *args, **options: np.ascontiguousarray(original(*args, **options)[..., ::-1])
 
-    swap("minivl.processing.image_processor.ImageProcessor.resized", resized)
+    swap("minivl.processing.image_processor.ImageProcessor.resize", resized)
 
 
-@bug(
+@register(
     "not-normalised",
     "colours lie in 0..1: mean and deviation are left out",
     "do_normalize forgotten, or done by a library's ToTensor alone",
@@ -84,9 +85,9 @@ def not_normalised(swap):
     swap("minivl.processing.image_processor.ImageProcessor.normalize", normalize)
 
 
-@bug(
+@register(
     "raster-patches",
-    "patches come row by row, where they belong unit by unit (2 x 2)",
+    "patches come row by row instead of unit by unit (2 x 2)",
     "the patches of an ordinary vision transformer: the published order serves the merger",
     "every picture: four patches that are no neighbours become one token",
     "raster order of patches",

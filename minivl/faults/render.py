@@ -1,47 +1,45 @@
-"""A what-if in words: what moves first, how the difference grows, what the answer becomes."""
+"""Render a what-if as text or HTML: the first tensor that moves, how the difference grows, both answers."""
 
 import html as markup
 import math
-import re
 import textwrap
 
-STATIONS = re.compile(
-    r"visual\.patch_embed|visual\.blocks\.\d+|visual|inputs_embeds|model\.layers\.\d+|model\.norm|lm_head"
-)
+from minivl.helpers import format_table
+from minivl.tensors import catalogue
+from minivl.tensors.names import parse
+
 LIKELY = 3  # tokens that are shown of each of the two distributions
 WIDTH = 110
 
 
-def listed(bugs):
-    """All faults, a line each."""
-    lines = [f"{bug.name:24}{bug.sentence}{' (of videos)' if bug.shows == 'video' else ''}" for bug in bugs]
-    return "\n".join([*lines, "", "minivl what-if NAME [IMAGE QUESTION] shows one of them; --scenes 100 scores it."])
+def list_faults(faults):
+    """A line for each fault."""
+    return "\n".join(format_table((f.name, f.sentence + " (of videos)" * (f.shows == "video")) for f in faults))
 
 
-def text(found):
-    bug = found.fault
-    told = [("What if", bug.sentence), ("How it comes about", bug.origin), ("Who notices", bug.bites)]
-    lines = [textwrap.fill(f"{label}: {said}.", WIDTH) for label, said in told]
-    lines += ["", *moves(found)]
-    if found.moved is not None:
-        lines += ["", *grown(found), "", *next_token(found)]
-    return "\n".join([*lines, "", *answers(found)])
+def text(what_if):
+    fault = what_if.fault
+    about = [("What if", fault.sentence), ("Where it comes from", fault.origin), ("What it affects", fault.bites)]
+    lines = [textwrap.fill(f"{label}: {sentence}.", WIDTH) for label, sentence in about]
+    lines += ["", *moves(what_if)]
+    if what_if.moved is not None:
+        lines += ["", *growth(what_if), "", *next_token(what_if)]
+    return "\n".join([*lines, "", *answers(what_if)])
 
 
-def moves(found):
-    """What differs first, and what `compare` says to that."""
-    row = found.moved
+def moves(what_if):
+    """The first difference, and the cause that `compare` finds."""
+    row = what_if.moved
     if row is None:
         return [
-            f"Nothing moves: all {len(found.comparison.compared)} tensors of this prompt are the same, bit for bit."
+            f"Nothing moves: all {len(what_if.comparison.compared)} tensors of this prompt are the same, bit for bit."
         ]
-    lines = [f"First tensor that moves: {row.name}, {by(row)}"]
-    said = "none of the known mistakes" if found.cause is None else f"{found.cause.name}: {found.cause.sentence}"
-    return [*lines, textwrap.fill(f"Compare takes for the cause: {said}.", WIDTH)]
+    lines = [f"First tensor that moves: {row.name}, {format_difference(row)}"]
+    cause = "none of the known mistakes" if what_if.cause is None else f"{what_if.cause.name}: {what_if.cause.sentence}"
+    return [*lines, textwrap.fill(f"Cause found by compare: {cause}.", WIDTH)]
 
 
-def by(row):
-    """By how much a row moved."""
+def format_difference(row):
     if row.their_shape != row.shape:
         return f"{list(row.their_shape)} instead of {list(row.shape)}"
     if math.isnan(row.rms):
@@ -49,13 +47,17 @@ def by(row):
     return f"by {row.error:.1e} of its largest value, {row.rms:.1e} in the root mean square"
 
 
-def grown(found):
-    """The difference, station by station."""
-    rows = [row for row in found.comparison.compared if STATIONS.fullmatch(row.name)]
-    width = max(len(row.name) for row in rows)
-    yield f"{'':{width}}  rms of the difference / rms"
-    for row in rows:
-        yield f"{row.name:{width}}  {bar(row)}"
+def is_shown(name):
+    """Whether a tensor stands in the table of differences: the stages, blocks and layers of tower and decoder."""
+    tensor = catalogue.of(name)
+    numbers = tensor is not None and tensor.section in ("tower", "decoder") and tensor.dtype == "float32"
+    return numbers and not parse(name).prefix and tensor.level != "tensor"
+
+
+def growth(what_if):
+    """Lines: the difference at each stage, block and layer."""
+    rows = [row for row in what_if.comparison.compared if is_shown(row.name)]
+    return format_table([("", "rms of the difference / rms"), *((row.name, bar(row)) for row in rows)])
 
 
 def bar(row):
@@ -66,27 +68,26 @@ def bar(row):
     return f"{row.rms:8.1e}  {'=' * marks}".rstrip()
 
 
-def next_token(found):
+def next_token(what_if):
     """Probabilities of the first token of the answer."""
-    right, wrong = found.probabilities
+    right, wrong = what_if.probabilities
     likely = dict.fromkeys([*right.argsort()[::-1][:LIKELY].tolist(), *wrong.argsort()[::-1][:LIKELY].tolist()])
-    words = {token: repr(found.words(token)) for token in likely}
-    width = max(len(word) for word in words.values())
-    yield f"First token of the answer: {100 * found.moved_probability:.2f} % of its probability goes elsewhere"
-    for token, word in words.items():
-        yield f"  {word:{width}}  {100 * right[token]:7.3f} % -> {100 * wrong[token]:7.3f} %"
+    words = {token: repr(what_if.words(token)) for token in likely}
+    yield f"First token of the answer: {100 * what_if.moved_probability:.2f} % of its probability moves to other tokens"
+    changes = {token: f"{100 * right[token]:7.3f} % -> {100 * wrong[token]:7.3f} %" for token in words}
+    yield from format_table(("  " + word, changes[token]) for token, word in words.items())
 
 
-def answers(found):
-    right, wrong = (f"{answer}{'' if answer.finished else ' ...'}" for answer in found.answers)
-    if found.question is not None:
-        yield f"Question: {found.question}"
-    if found.truth is not None:
-        yield f"Truth:    {found.truth}"
+def answers(what_if):
+    right, wrong = (f"{answer}{'' if answer.finished else ' ...'}" for answer in what_if.answers)
+    if what_if.question is not None:
+        yield f"Question: {what_if.question}"
+    if what_if.truth is not None:
+        yield f"Truth:    {what_if.truth}"
     yield f"Right:    {right}"
-    yield f"With it:  {'the same' if found.answers[0].ids == found.answers[1].ids else wrong}"
+    yield f"With it:  {'the same' if what_if.answers[0].ids == what_if.answers[1].ids else wrong}"
 
 
-def html(found):
-    """The same for a notebook."""
-    return f"<h4>{markup.escape(found.fault.name)}</h4><pre>{markup.escape(text(found))}</pre>"
+def html(what_if):
+    """The text for a notebook."""
+    return f"<h4>{markup.escape(what_if.fault.name)}</h4><pre>{markup.escape(text(what_if))}</pre>"

@@ -1,21 +1,21 @@
-"""Bugs of the tower, and of the arithmetic that both halves share: norms, linears, rotation, scores, activations."""
+"""Faults of the tower, and of the arithmetic that tower and decoder share: norms, linears, rotation, scores, activations."""
 
 import math
 
 import numpy as np
 
-from minivl.faults import bug
+from minivl.faults import register
 
 BACKENDS = ("numba", "numpy")
 
 
-def kernel(swap, room, name, make):
-    """Swap both twins of a kernel."""
+def swap_kernel(swap, file, name, make):
+    """Replace a kernel in both backends."""
     for backend in BACKENDS:
-        swap(f"minivl.kernels.{room}.{name}_{backend}", make)
+        swap(f"minivl.kernels.{file}.{name}_{backend}", make)
 
 
-@bug(
+@register(
     "no-window-attention",
     "every block of the tower attends to the whole frame",
     "window attention left out, because one window's worth of picture gives the same without it",
@@ -31,7 +31,7 @@ def no_window_attention(swap):
     swap("minivl.model.windows.window_index", window_index)
 
 
-@bug(
+@register(
     "no-inverse-permutation",
     "the tokens of a picture stay in window order",
     "the reordering before the blocks is found in the reference, the one after the merger is not",
@@ -42,7 +42,7 @@ def no_inverse_permutation(swap):
     swap("minivl.model.windows.to_raster_order", lambda _: lambda x, index: x)
 
 
-@bug(
+@register(
     "unpermuted-rope",
     "the patches are put into window order, their rows and columns are not",
     "cos and sin made once from the grid, and not reordered with the patches",
@@ -56,7 +56,7 @@ def unpermuted_rope(swap):
     swap("minivl.model.windows.to_window_order", to_window_order)
 
 
-@bug(
+@register(
     "swapped-hw",
     "the tower rotates by (column, row) instead of (row, column)",
     "x and y where the reference has h and w",
@@ -70,7 +70,7 @@ def swapped_hw(swap):
     swap("minivl.model.positions.patch_positions", patch_positions)
 
 
-@bug(
+@register(
     "no-qkv-bias",
     "the tower's queries, keys and values have no bias",
     "linears without bias, as in most other models, and weights that are not loaded strictly",
@@ -84,7 +84,7 @@ def no_qkv_bias(swap):
     swap("minivl.checkpoint.weights.Weights.linear", linear)
 
 
-@bug(
+@register(
     "interleaved-rope",
     "rotation turns neighbours (2i, 2i + 1), instead of values half a head apart (i, i + K/2)",
     "the rotation of the paper and of the original Llama; Hugging Face's checkpoints have the halves",
@@ -100,10 +100,10 @@ def interleaved_rope(swap):
 
         return neighbours
 
-    kernel(swap, "rope", "rotate", rotate)
+    swap_kernel(swap, "rope", "rotate", rotate)
 
 
-@bug(
+@register(
     "tanh-gelu",
     "the merger's GELU is the approximation by tanh",
     "GELU as other models have it (gelu_pytorch_tanh), or the only one that a library offers",
@@ -118,10 +118,10 @@ def tanh_gelu(swap):
 
         return by_tanh
 
-    kernel(swap, "activations", "gelu", gelu)
+    swap_kernel(swap, "activations", "gelu", gelu)
 
 
-@bug(
+@register(
     "wrong-eps",
     "eps of every norm is 1e-5",
     "a library's default, where the tower has 1e-6 and the decoder what config.json says",
@@ -129,10 +129,10 @@ def tanh_gelu(swap):
     "wrong eps",
 )
 def wrong_eps(swap):
-    kernel(swap, "norms", "rms_norm", lambda original: lambda x, weight, eps: original(x, weight, 1e-5))
+    swap_kernel(swap, "norms", "rms_norm", lambda original: lambda x, weight, eps: original(x, weight, 1e-5))
 
 
-@bug(
+@register(
     "layer-norm",
     "norms subtract the mean: LayerNorm, without its bias, instead of RMSNorm",
     "the tower of Qwen2-VL, and most vision transformers, have LayerNorm",
@@ -143,10 +143,10 @@ def layer_norm(swap):
     def rms_norm(original):
         return lambda x, weight, eps: original(x - x.mean(axis=1, keepdims=True, dtype=np.float32), weight, eps)
 
-    kernel(swap, "norms", "rms_norm", rms_norm)
+    swap_kernel(swap, "norms", "rms_norm", rms_norm)
 
 
-@bug(
+@register(
     "gate-up-exchanged",
     "SiLU is on up_proj instead of gate_proj",
     "the two joined into one matrix, in the other order",
@@ -154,10 +154,10 @@ def layer_norm(swap):
     "gate and up exchanged",
 )
 def gate_up_exchanged(swap):
-    kernel(swap, "activations", "silu_multiply", lambda original: lambda gate, up: original(up, gate))
+    swap_kernel(swap, "activations", "silu_multiply", lambda original: lambda gate, up: original(up, gate))
 
 
-@bug(
+@register(
     "unscaled-scores",
     "attention scores are not divided by the root of the head's width",
     "a fused attention that expects scaled queries, or scales only if asked to",
@@ -173,9 +173,9 @@ def unscaled_scores(swap):
         swap(f"minivl.kernels.attention.{name}", attention)
 
 
-@bug(
+@register(
     "frames-not-apart",
-    "in the blocks of full attention the frames of a video see each other",
+    "in the blocks with full attention the frames of a video attend to each other",
     "one segment for each video, where the reference has one for each pair of frames",
     "videos of more than two frames",
     "frames not apart",

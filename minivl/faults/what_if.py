@@ -1,12 +1,13 @@
-"""What if one thing were done wrong? The model with a known bug beside the right one, on the same prompt.
+"""Run a prompt with and without a fault in the engine, and compare the two runs.
 
-    found = vlm.what_if("no-window-attention")               # on a drawn scene; or with a question and pictures of yours
-    print(found)                                             # what moves first, how it grows, what the answer becomes
-    found.moved.name, found.comparison.first.causes[0].name  # the first tensor that moves; what `compare` makes of it
-    found.answers                                            # (right, with the bug)
+    result = vlm.what_if("no-window-attention")     # on a drawn scene; or with a question and images of your own
+    print(result)                                   # the first tensor that moves, how the difference grows, both answers
+    result.moved.name                               # the first tensor that moves
+    result.cause.name                               # the cause that `compare` finds
+    result.answers                                  # (right, with the fault)
 
-The bugs are those of faults/, put into the engine for the time of the second run. Nothing else may run in this process
-meanwhile: other threads would get the bug too.
+The fault is injected for the time of the second run. Nothing else may run in this process meanwhile: other threads would get
+it too.
 """
 
 import copy
@@ -20,25 +21,25 @@ from minivl.faults import Fault, fault
 from minivl.faults.render import html, text
 from minivl.kernels import choose
 from minivl.kernels.attention import softmax
-from minivl.processing import messages as chat
 from minivl.processing.inputs import Inputs
 from minivl.processing.load_image import open_image
-from minivl.tensors.names import STEP
-from minivl.trace.recorder import chosen
+from minivl.processing.messages import build_messages, find_media
+from minivl.tensors.names import parse
+from minivl.trace.recorder import parse_keep
 
-SCENE, SIZE = 5, (251, 187)  # of the picture that is drawn: several windows, and no multiple of 28, so it is resized
-FRAMES, RATE = 4, 4.0  # of the video, behind a picture: 0.5 seconds from pair to pair
+SCENE, SIZE = 5, (251, 187)  # of the drawn picture: several windows, and no multiple of 28, so it is resized
+FRAMES, RATE = 4, 4.0  # of the video, after a picture: 0.5 seconds from pair to pair
 
 
 @dataclass(frozen=True)
 class WhatIf:
     """The two runs.
 
-    fault          the Fault;  question  what was asked, if that was text
-    comparison     of the tensors of the prompt and of the second token: right, then with the bug
-    answers        (right, with the bug), `Answer`s;  truth  the true one, if the picture was drawn here, else None
-    probabilities  (right, with the bug): of each token, to be the first of the answer; float32 [V]
-    words          function of token ids: their text
+    fault          the Fault;  question  if it was text
+    comparison     of the tensors of the prompt and of the second token: right, then with the fault
+    answers        (right, with the fault), `Answer`s;  truth  the true one, if the picture was drawn here, else None
+    probabilities  (right, with the fault): of each token to be the first of the answer; float32 [V]
+    words          function of a token id: its text
     """
 
     fault: Fault
@@ -74,42 +75,44 @@ class WhatIf:
 
 
 def what_if(vlm, name, question=None, images=None, videos=None, keep="*", **options):
-    """Run a prompt twice, the second time with a bug. -> WhatIf
+    """Run a prompt twice, the second time with a fault. -> WhatIf
 
-    name      of the fault, or a Fault: `faults.all_faults()` has them all
+    name      of the fault, or a Fault; `faults.all_faults()` has all
     question  text, a list of messages, or `Inputs`, as of `VLM.trace`; without it, a drawn scene and what is on it
-    keep      which tensors to compare, as of `VLM.trace`; of tokens after the second, none are
+    keep      which tensors to compare, as of `VLM.trace`; nothing of tokens after the second
     Random draws, if the model's settings ask for any, are the same in both runs: seed=0 unless given.
     """
-    bug, truth = fault(name), None
+    wrong, truth = fault(name), None
     if question is None:
         if images is not None or videos is not None:
             raise Error('what_if with pictures or videos needs a question: question="What is in the picture?".')
-        question, images, videos, truth, options = drawn(bug, options)
-    prompt, options = chat.conversation(question, images, videos), {"seed": 0, "max_new_tokens": None, **options}
+        question, images, videos, truth, options = draw_prompt(wrong, options)
+    prompt, options = build_messages(question, images, videos), {"seed": 0, "max_new_tokens": None, **options}
     if options["max_new_tokens"] is None:
         options["max_new_tokens"] = vlm.sampling.max_new_tokens
-    wanted = kept(keep)
+    wanted = first_two_tokens(keep)
     right = vlm.trace(prompt, keep=wanted, **options)
-    with bug.put_in():
-        wrong = renewed(vlm).trace(prompt, keep=wanted, **options)
-    found = compare(right, wrong, config=vlm.config, pictures=[] if isinstance(prompt, Inputs) else pictures_of(prompt))
+    with wrong.inject():
+        other = with_fresh_kernels(vlm).trace(prompt, keep=wanted, **options)
+    comparison = compare(
+        right, other, config=vlm.config, pictures=[] if isinstance(prompt, Inputs) else open_pictures(prompt)
+    )
     return WhatIf(
-        bug,
+        wrong,
         question if isinstance(question, str) else None,
-        replace(found, labels=("right", bug.name)),
-        (right.result, wrong.result),
+        replace(comparison, labels=("right", wrong.name)),
+        (right.result, other.result),
         truth,
-        (softmax(right["lm_head"][-1]), softmax(wrong["lm_head"][-1])),
+        (softmax(right["lm_head"][-1]), softmax(other["lm_head"][-1])),
         str if vlm.folder is None else lambda token: vlm.tokenizer.decode([token], skip_special=False),
     )
 
 
-def drawn(bug, options):
-    """(question, images, videos, true answer, options) of a prompt that the bug can matter to."""
+def draw_prompt(wrong, options):
+    """(question, images, videos, true answer, options) of a prompt that the fault affects."""
     from minivl.tiny import scene
 
-    if bug.shows == "video":
+    if wrong.shows == "video":
         frames = [scene(SCENE + i, size=(112, 168)).image for i in range(FRAMES)]
         return "Describe the picture.", scene(SCENE).image, [frames], None, {"fps": RATE, **options}
     picture = scene(SCENE, size=SIZE)
@@ -117,23 +120,22 @@ def drawn(bug, options):
     return question, picture.image, None, truth, options
 
 
-def pictures_of(messages):
-    return [open_image(source) for source, _ in chat.media(messages)[0]]
+def open_pictures(messages):
+    return [open_image(image.source) for image in find_media(messages)[0]]
 
 
-def kept(keep):
-    """A function of (name, shape): what is asked for, of the first two tokens, and the first one's logits."""
-    wanted, _ = chosen(keep)
+def first_two_tokens(keep):
+    """A function of (name, shape) for `VLM.trace(keep=)`: what is asked for, of the first two tokens, and the first logits."""
+    wanted, _ = parse_keep(keep)
 
     def wants(name, shape):
-        later = STEP.fullmatch(name)
-        return name == "lm_head" or wanted(name, shape) and not (later and int(later[1]) > 1)
+        return name == "lm_head" or wanted(name, shape) and parse(name).step <= 1
 
     return wants
 
 
-def renewed(vlm):
-    """The same model, the same weights, with its kernels chosen anew: inside `put_in` those that are swapped."""
+def with_fresh_kernels(vlm):
+    """The model with its kernels looked up again, so that a fault reaches them."""
     other = copy.copy(vlm)
     other.kernels = choose(vlm.kernels.name)
     return other

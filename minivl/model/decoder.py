@@ -2,12 +2,12 @@
 
     x [T, D] -> 36 layers (3B) of attention and SwiGLU -> model.norm [T, D]
 
-Prefill runs all T tokens of a prompt at once (of a long one, part after part: see `Engine.prefill`), decoding one at a time;
-both are the same code, and the cache holds what came before. Axes: T new tokens, S tokens in the cache after them, D width,
+Prefill runs all T tokens of a prompt at once (a long one in chunks, see `Engine.prefill`), decoding runs one at a time;
+both are the same code, with a KV cache. Axes: T new tokens, S tokens in the cache after them, D width,
 H heads, KV key heads, K = D/H.
 Source: arXiv:2412.15115 (Qwen2.5), arXiv:2409.12191 (M-RoPE); names are the checkpoint's, below `model.`.
 
-Several prompts at once (several.py) are the same code once more: only the cache knows that each row has a past of its own.
+A batch of prompts (batch.py) is the same code as well: only its cache knows that each row has a sequence of its own.
 """
 
 from minivl.model.layers import softmax_of, swiglu
@@ -19,7 +19,7 @@ def decoder(x, position_ids, cache, weights, config, kernels, first=0):
     """Hidden states after the final norm, float32 [T, D], of T tokens that follow those in the cache.
 
     position_ids  int64 [3, T], rows t, h, w;  weights  those below `model.`;  config  the TextConfig
-    first         the layer to begin with, for who has what goes into it
+    first         start at this layer, with x as its input; studies use it to skip the layers below
     """
     cos, sin = mrope(position_ids, config.rope, config.head_dim)
     cos = yield "rope.cos", cos
@@ -50,11 +50,11 @@ def self_attention(x, rope, cache, index, weights, config, kernels):
     v = yield "v_proj", kernels.linear(x, *weights.linear("v_proj"))
     q = yield "q_rope", kernels.rotate(q.reshape(T, H, K), *rope)  # [T, H, K] -> [H, T, K]
     k = yield "k_rope", kernels.rotate(k.reshape(T, KV, K), *rope)
-    seen = cache.extend(index, k, v.reshape(T, KV, K).swapaxes(0, 1))  # keys are rotated before they are kept
+    past = cache.extend(index, k, v.reshape(T, KV, K).swapaxes(0, 1))  # keys are rotated before they are cached
 
     window = config.layer_window(index)
-    scores = yield "scores", Lazy((H, T, seen.length), lambda: seen.scores(q, window))
+    scores = yield "scores", Lazy((H, T, past.length), lambda: past.scores(q, window))
     probs = yield "probs", softmax_of(scores)
-    context = seen.attend(q, window, kernels) if isinstance(probs, Lazy) else seen.context(probs)
+    context = past.attend(q, window, kernels) if isinstance(probs, Lazy) else past.context(probs)
     context = yield "context", context
     return (yield "o_proj", kernels.linear(context, *weights.linear("o_proj")))

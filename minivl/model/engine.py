@@ -1,13 +1,13 @@
-"""The engine: token ids and patches in, tokens out. It knows nothing of text, files or pictures; model.py does.
+"""The engine: token ids and patches in, tokens out. Text, files and images are the business of vlm.py.
 
     inputs -> embed_image, embed_tokens -> scatter -> decoder -> logits -> a token -> decoder -> logits -> ...
               `---------------- prefill ------------------'                  `----- decode -----'
 
     engine = Engine(config, weights, kernels)           # or a whole model: a VLM is an engine
     logits = run(engine.prefill(inputs, cache := engine.new_cache()))                   # float32 [1, V]
-    logits = run(engine.decode(np.argmax(logits, axis=1), cache))                       # after one token more
+    logits = run(engine.decode(np.argmax(logits, axis=1), cache))                       # after one more token
 
-Each method that is called a stage is one of the stream: it yields every tensor by name.
+A method whose docstring begins with "Stage:" is a generator of named tensors (stream.py).
 """
 
 import numpy as np
@@ -15,28 +15,30 @@ import numpy as np
 from minivl.errors import Error
 from minivl.kernels.bfloat16 import to_float32
 from minivl.model.decoder import decoder
-from minivl.model.kv_cache import KVCache, joined
-from minivl.model.positions import prompt_positions
-from minivl.model.sampling import Sequence, extended
+from minivl.model.kv_cache import KVCache, batch
+from minivl.model.positions import check_rule, prompt_positions
+from minivl.model.sampling import Sequence, append_tokens
 from minivl.model.vision import vision_tower
-from minivl.processing.inputs import after, even_parts, pictures_of, reusable, scatter
+from minivl.processing.reuse import count_reusable, locate_media, media_after
 from minivl.stream import under
+from minivl.tensors.chunks import split_evenly
 
 
 class Engine:
     """The tower and the decoder with their weights.
 
-    prefill_chunk  most tokens of a prompt that run through the decoder together: see `prefill`. Set it, for example to
-                   trace a longer prompt in one piece.
+    prefill_chunk  upper limit on the tokens of a prompt that run through the decoder together; set it to trace a longer
+                   prompt in one piece
     """
 
     prefill_chunk = 4096
 
     def __init__(self, config, weights, kernels, video_positions="launch"):
+        check_rule(video_positions)
         self.config, self.weights, self.kernels, self.video_positions = config, weights, kernels, video_positions
 
     def new_cache(self):
-        """An empty memory of a conversation: what `prefill` and `decode` fill, and `VLM.chat` takes."""
+        """An empty KV cache, for `prefill`, `decode` and `VLM.chat`."""
         return KVCache(self.config.text, of=self)
 
     def generate(self, inputs, cache, sampling, rng):
@@ -49,42 +51,41 @@ class Engine:
 
     def begin(self, inputs, cache, sampling, rng):
         """Stage: `Inputs` -> a `Sequence` with its first token."""
-        room = self.config.text.max_position_embeddings - len(inputs.input_ids)
-        if room < 1:
+        free = self.config.text.max_position_embeddings - len(inputs.input_ids)
+        if free < 1:
             raise Error(
                 f"the prompt has {len(inputs.input_ids)} tokens; the model's context is "
                 f"{self.config.text.max_position_embeddings}. Lower max_pixels, send fewer pictures or frames, or shorten "
                 "the text."
             )
-        sequence = Sequence(inputs, cache, sampling, rng, min(sampling.max_new_tokens, room))
-        cache.reserve(len(inputs.input_ids) + sequence.most - 1)  # the last token is not read any more
+        sequence = Sequence(inputs, cache, sampling, rng, min(sampling.max_new_tokens, free))
+        cache.reserve(len(inputs.input_ids) + sequence.most - 1)  # the last token is never fed back
         logits = yield from self.prefill(inputs, cache)
-        yield from extended([sequence], logits)
+        yield from append_tokens([sequence], logits)
         return sequence
 
     def step(self, sequences):
         """Stage: the next token of each of these sequences."""
         token = np.array([sequence.ids[-1] for sequence in sequences], dtype=np.int64)
-        logits = yield from self.decode(token, joined([sequence.cache for sequence in sequences]))
-        yield from extended(sequences, logits)
+        logits = yield from self.decode(token, batch([sequence.cache for sequence in sequences]))
+        yield from append_tokens(sequences, logits)
 
     def prefill(self, inputs, cache):
         """Stage: the whole prompt -> logits of the token after it, float32 [1, V].
 
-        What the cache holds already, of the same beginning with the same pictures and videos, is not run again. The rest goes
-        through the decoder in parts of at most `prefill_chunk` tokens, so that what a layer makes of a long prompt takes
-        no more memory than a part does. Each part sees those before it in the cache: the same bits as all at once, while
-        no layer has a sliding window. Pictures may lie across the borders.
+        The longest cached beginning with the same tokens, images and videos is not run again. The rest runs in chunks of at
+        most `prefill_chunk` tokens, which bounds the memory of a layer's activations. Each chunk attends to those before it
+        through the cache, with the same bits as all at once as long as no layer has a sliding window. An image may span chunks.
         """
         config, T = self.config, len(inputs.input_ids)
         grids = inputs.image_grid_thw, inputs.video_grid_thw, inputs.second_per_grid_ts
         positions, following = prompt_positions(inputs.input_ids, config, *grids, self.video_positions)
-        pictures = pictures_of(inputs, config)
-        held = reusable(cache, inputs.input_ids, pictures)
-        cache.truncate(held)
-        input_ids = yield "input_ids", inputs.input_ids[held:]
+        media = locate_media(inputs, config)
+        cached = count_reusable(cache, inputs.input_ids, media)
+        cache.truncate(cached)
+        input_ids = yield "input_ids", inputs.input_ids[cached:]
 
-        new = after(inputs, pictures, held)
+        new = media_after(inputs, media, cached)
         features = (yield from self.embed_image(*new)) if len(new[1]) + len(new[3]) else None
         x = yield "model.embed_tokens", self.embed_tokens(input_ids)
         if features is not None:
@@ -93,19 +94,19 @@ class Engine:
             x = scatter(x, features[images:], input_ids == config.video_token_id, "video")
         x = yield "inputs_embeds", x
 
-        position_ids = yield "position_ids", positions[:, held:]
+        position_ids = yield "position_ids", positions[:, cached:]
         delta = yield "rope_delta", np.array([following - T], dtype=np.int64)
-        for i, rows in enumerate(even_parts(len(x), self.prefill_chunk)):
-            place = f"chunks.{i}.model" if i else "model"
-            hidden = yield from under(place, self._decoder(x[rows], position_ids[:, rows], cache))
+        for i, rows in enumerate(split_evenly(len(x), self.prefill_chunk)):
+            prefix = f"chunks.{i}.model" if i else "model"
+            hidden = yield from under(prefix, self._decoder(x[rows], position_ids[:, rows], cache))
             cache.commit(input_ids[rows], T + int(delta[0]))
-        cache.pictures = pictures
+        cache.pictures = media
         return (yield from self._logits(hidden))
 
     def decode(self, token, cache):
-        """Stage: one more token, int64 [1], after those in the cache -> logits float32 [1, V].
+        """Stage: one more token, int64 [1], after those in the cache -> logits, float32 [1, V].
 
-        Of several sequences, one more token each, int64 [B], with a `KVCaches` -> [B, V].
+        For a batch, one more token each, int64 [B], and a `KVCaches` -> [B, V].
         """
         x = yield "model.embed_tokens", self.embed_tokens(token)
         # subtle: the three positions go on from the largest one used so far, not from the number of tokens
@@ -118,13 +119,13 @@ class Engine:
         return decoder(x, position_ids, cache, self.weights.at("model"), self.config.text, self.kernels)
 
     def _logits(self, hidden, rows=1):
-        """Stage: of the last so many rows."""
+        """Stage: logits of the last rows."""
         return (yield "lm_head", self.kernels.linear(hidden[-rows:], self.weights["lm_head.weight"]))
 
     def embed_image(self, pixel_values, image_grid_thw, pixel_values_videos=(), video_grid_thw=()):
-        """Stage: patches of pictures, and of videos behind them -> their tokens, float32 [U, D], in this order.
+        """Stage: patches of all images, then of all videos -> their tokens, float32 [U, D], in this order.
 
-        The tower runs once for all: pictures, and frames of a video, never see each other in it.
+        The tower runs once for all; images, and frames of a video, never attend to each other in it.
         """
         patches, grids = [], []
         if len(image_grid_thw):
@@ -133,7 +134,9 @@ class Engine:
         if len(video_grid_thw):
             patches.append((yield "pixel_values_videos", pixel_values_videos))
             grids.append((yield "video_grid_thw", video_grid_thw))
-        patches = patches[0] if len(patches) == 1 else np.concatenate(patches)  # no copy of the pixels without need
+        patches = (
+            patches[0] if len(patches) == 1 else np.concatenate(patches)
+        )  # a copy of the pixels only if there are both
         tower = vision_tower(
             patches, np.concatenate(grids), self.weights.at("visual"), self.config.vision, self.kernels
         )
@@ -146,6 +149,18 @@ class Engine:
         if len(outside):
             raise Error(
                 f"token id {outside[0]} is outside the embedding table of {len(table)} rows. Take tokenizer.json and "
-                "model.safetensors from one checkpoint; ids of your own lie in the table."
+                "model.safetensors from one checkpoint; your own ids must lie in the table."
             )
         return to_float32(table[input_ids])
+
+
+def scatter(x, features, where, kind="image"):
+    """Put the tokens of the pictures (or videos), [U, D] in order, where their placeholders are. x [T, D], where bool [T]"""
+    if where.sum() != len(features):
+        raise Error(
+            f"the prompt has {where.sum()} {kind} placeholders and the {kind}s have {len(features)} tokens. "
+            f"Expand each placeholder to grid_t * grid_h * grid_w / 4 copies, one placeholder for each {kind}."
+        )
+    x = x.copy()
+    x[where] = features
+    return x

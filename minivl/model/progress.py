@@ -1,31 +1,28 @@
-"""Bars on stderr for long work: consumers of the stream that count what passes and change nothing. Off when not a terminal."""
-
-import re
+"""Progress bars on stderr: consumers of the stream that count tensors and change nothing. Off when not a terminal."""
 
 from tqdm import tqdm
 
-from minivl.processing.inputs import even_parts
 from minivl.stream import watched
+from minivl.tensors.catalogue import level
+from minivl.tensors.chunks import split_evenly
 
-LAYER = re.compile(r"visual\.blocks\.\d+|(.*\.)?model\.layers\.\d+")
 
+def show_layers(stage, vlm, tokens=False):
+    """Wrap a stage with a bar that counts blocks and layers of the prefill.
 
-def reading(stage, vlm, tokens=False):
-    """The same stage, with a bar that counts blocks and layers of the prefill.
-
-    tokens  another one for each later token that takes more than a second, as weights from disk do
+    tokens  also show a bar for each later token that takes more than a second, as with weights read from disk
     """
-    layers, bar = vlm.config.text.num_hidden_layers, layers_of("reading", vlm.config.vision.depth)
+    layers, bar = vlm.config.text.num_hidden_layers, layer_bar("reading", vlm.config.vision.depth)
 
     def see(name, tensor):
         nonlocal bar
         if name.startswith("steps.") and not tokens:
             return
-        if name == "inputs_embeds":  # from here on it is known how many parts there are
-            bar.total = bar.n + layers * len(even_parts(len(tensor), vlm.prefill_chunk))
+        if name == "inputs_embeds":  # from here on the number of chunks is known
+            bar.total = bar.n + layers * len(split_evenly(len(tensor), vlm.prefill_chunk))
         elif tokens and name.endswith(".model.embed_tokens"):
-            bar = layers_of(f"token {int(name.split('.')[1]) + 1}", layers)
-        elif LAYER.fullmatch(name):
+            bar = layer_bar(f"token {int(name.split('.')[1]) + 1}", layers)
+        elif level(name) == "block":
             bar.update()
         elif name.endswith("lm_head"):
             bar.close()
@@ -36,12 +33,12 @@ def reading(stage, vlm, tokens=False):
         bar.close()
 
 
-def layers_of(what, total):
+def layer_bar(what, total):
     return tqdm(total=total, desc=what, unit="layer", leave=False, delay=1, disable=None)
 
 
-def answering(stage, prompts):
-    """The same stage, that of several prompts, with a bar that counts answers and names the layer that has just been run."""
+def show_answers(stage, prompts):
+    """Wrap the stage of a batch of prompts with a bar that counts answers and names the layer that has just run."""
     with tqdm(total=prompts, desc="answering", unit="prompt", leave=False, delay=1, miniters=0, disable=None) as bar:
 
         def see(name, tensor):

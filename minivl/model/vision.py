@@ -40,7 +40,7 @@ def vision_tower(pixel_values, grid_thw, weights, config, kernels):
     for i in range(config.depth):
         segments = frames if i in config.fullatt_block_indexes else windows
         block = vision_block(x, weights.at(f"blocks.{i}"), (cos, sin), segments, config.num_heads, kernels)
-        del x  # the block has it, and lets go of it when it can
+        del x  # the block holds the only reference, and drops it as soon as it can
         x = yield f"blocks.{i}", (yield from under(f"blocks.{i}", block))
 
     merged = yield "merger", (yield from under("merger", patch_merger(x, weights.at("merger"), config, kernels)))
@@ -71,7 +71,7 @@ def vision_attention(x, weights, rope, segments, heads, kernels):
 
 
 def vision_context(x, weights, rope, segments, heads, kernels):
-    """The same before its last product. Queries, keys and values end here: of the largest picture, 2 GB. [N, D] -> [N, D]"""
+    """Attention before its output projection; on return q, k and v are freed (2 GB of the largest image). [N, D] -> [N, D]"""
     N, D = x.shape
     qkv = yield "qkv", kernels.linear(x, *weights.linear("qkv"))
     q, k, v = qkv.reshape(N, 3, heads, D // heads).swapaxes(0, 1)  # [N, 3D] -> three of [N, H, K]

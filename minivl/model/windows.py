@@ -1,4 +1,4 @@
-"""Which patches see each other: window order, and the segments of attention.
+"""Attention windows: which patches attend to each other, in window order.
 
 A *unit* is 2x2 patches, what the merger turns into one token. Units come from the image processor in raster order,
 frame by frame, image by image. Windowed blocks attend inside windows of 4x4 units (112 pixels), so before the first
@@ -14,20 +14,9 @@ Source: `get_window_index` of transformers' Qwen2.5-VL, which pads with a sentin
 (image, frame, window row, window column, row, column) gives the same order.
 """
 
-from fnmatch import fnmatchcase
-
 import numpy as np
 
 from minivl.errors import Error
-
-# which rows a tensor has, by its name, and how many there are; the first that fits
-ORDERS = (
-    ("patches", "pixel_values visual.patch_positions visual.patch_embed"),
-    ("patch slots", "visual.window_order visual.rope.* visual.blocks.* visual.merger.ln_q"),
-    ("token slots", "visual.window_index visual.merger visual.merger.*"),
-    ("tokens", "visual"),
-    ("prompt", "input_ids inputs_embeds position_ids model.embed_tokens model.rope.* model.layers.* model.norm"),
-)
 
 
 def unit_grid(grid_thw, merge_size):
@@ -84,14 +73,3 @@ def to_window_order(x, index, merge_unit):
 def to_raster_order(x, index):
     """Undo the window order of [U, ...] units."""
     return x[np.argsort(index)]
-
-
-def row_order(name):
-    """What the rows of a tensor are, by its name: "patches", "patch slots", "token slots", "tokens" or "prompt".
-
-    A slot is a place in window order. row_order("visual.blocks.3.mlp.act") -> "patch slots"; such a word is taken, too.
-    """
-    for order, names in ORDERS:
-        if name == order or any(fnmatchcase(name, pattern) for pattern in names.split()):
-            return order
-    raise Error(f"the rows of {name} are no parts of a picture. Known: {'; '.join(names for _, names in ORDERS)}.")

@@ -1,22 +1,33 @@
-"""What the pictures share: the figure, the palette, the picture of a trace with values over it, words for tokens."""
+"""Shared by all plots: figure and size, the picture of a trace with values over it, token text."""
 
+import functools
 import io
+import textwrap
+from contextvars import ContextVar
 from fnmatch import fnmatchcase
 
 import numpy as np
-from matplotlib import font_manager
+from matplotlib import font_manager, rcParams
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path
+from matplotlib.ticker import PercentFormatter
 
+from minivl.errors import Error
 from minivl.palette import COLOURS
 from minivl.processing.image_processor import ImageProcessor
-from minivl.studies.from_trace import lines_of, needed, numbered, place_of_step, token_ids  # noqa: F401
+from minivl.studies.from_trace import require
+from minivl.tensors.tokens import quote_tokens
 
 VERMILION, BLUE, YELLOW, GREEN, PINK, SKY, ORANGE = COLOURS
 GREY = "#666666"
 SMALL = 8  # points, the smallest letters
-WIDTH = 9  # inches, of a figure in a notebook
-LETTERS = font_manager.get_font(font_manager.findfont("DejaVu Sans"))  # what matplotlib brings along
+LETTERS = font_manager.get_font(font_manager.findfont("DejaVu Sans"))  # comes with matplotlib
+# width in inches, largest height, and dots per inch times: a projector's figure fills a slide of 13.3 x 7.5 inches, where
+# SMALL is 14 points
+SIZES = {"notebook": (9.0, 30.0, 1.0), "projector": (7.6, 4.3, 1.75)}
+_size = ContextVar("size", default="notebook")
 
 
 class Plot(Figure):
@@ -28,13 +39,38 @@ class Plot(Figure):
         return buffer.getvalue()
 
 
-def plot(title, width=WIDTH, height=4.5, layout="constrained"):
+def resizable(function):
+    """Give a plot the option size="notebook" or "projector" (large letters, the shape of a slide)."""
+
+    @functools.wraps(function)
+    def plot_at_size(*arguments, size="notebook", **options):
+        if size not in SIZES:
+            raise Error(f"size={size!r}: choose one of {', '.join(SIZES)}.")
+        token = _size.set(size)
+        try:
+            return function(*arguments, **options)
+        finally:
+            _size.reset(token)
+
+    return plot_at_size
+
+
+def figure_width():
+    """Inches across a figure of the current size."""
+    return SIZES[_size.get()][0]
+
+
+def plot(title, width=None, height=4.5, layout="constrained"):
     """An empty figure, sizes in inches, as fine as matplotlib's "figure.dpi" says (100 unless set).
 
+    width   the current size's if not given; a projector's figure is never larger than its slide
     layout  "compressed" for panels whose height and width belong together
     """
-    figure = Plot(figsize=(width, height), layout=layout)
-    figure.suptitle(title, fontsize=11)
+    wide, tall, fine = SIZES[_size.get()]
+    width = wide if width is None else min(width, wide) if fine > 1 else width
+    figure = Plot(figsize=(width, min(height, tall)), dpi=rcParams["figure.dpi"] * fine, layout=layout)
+    lines = [textwrap.fill(line, int(width * 72 / 6.3)) for line in title.split("\n")]  # 6.3 points: a letter of 11
+    figure.suptitle("\n".join(lines), fontsize=11)
     return figure
 
 
@@ -44,63 +80,117 @@ def plot(title, width=WIDTH, height=4.5, layout="constrained"):
 def picture(trace, image=0, frame=0):
     """The resized picture (of a video, the first of the frame's two), uint8 [H, W, 3]."""
     maps = trace.maps
-    maps.raster("tokens", image, frame)  # an Error if there is none such
+    maps.raster("tokens", image, frame)  # an Error if there is no such picture
     kind, number = ("image", image - maps.images) if image < maps.images else ("video", image - len(maps.grids))
-    made = [name for name in trace.names if fnmatchcase(name, f"{kind}.*.resized")]
-    if made:  # counted from the end: with a cache the earlier pictures of a conversation are not run again
-        (pixels,) = needed(trace, sorted(made, key=lambda name: int(name.split(".")[1]))[number])
+    names = [name for name in trace.names if fnmatchcase(name, f"{kind}.*.resized")]
+    if names:  # counted from the end: with a cache the earlier pictures of a conversation are not run again
+        (pixels,) = require(trace, sorted(names, key=lambda name: int(name.split(".")[1]))[number])
         return (
             pixels if kind == "image" else pixels[min(frame * maps.config.vision.temporal_patch_size, len(pixels) - 1)]
         )
-    return unprepared(trace, image, frame)
+    return unpatchify(trace, image, frame)
 
 
-def unprepared(trace, image, frame):
-    """From the patches of `Inputs` that were made by hand; colours as in the published models."""
+def unpatchify(trace, image, frame):
+    """The picture from the patches of hand-made `Inputs`; mean and deviation of colours as in the published models."""
     maps, vision = trace.maps, trace.maps.config.vision
     name, first = ("pixel_values", 0) if image < maps.images else ("pixel_values_videos", maps.images)
     processor = ImageProcessor(patch_size=vision.patch_size, temporal_patch_size=vision.temporal_patch_size)
     start, count = int(maps.grids[first:image].prod(axis=1).sum()), int(maps.grids[image].prod())
-    (values,) = needed(trace, name)
+    (values,) = require(trace, name)
     frames = processor.unpatchify(values[start : start + count], maps.grids[image])
     pixels = frames[frame * vision.temporal_patch_size].transpose(1, 2, 0) * processor.image_std + processor.image_mean
     return np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
 
 
-def show_picture(axes, pixels, faint=False):
-    """The picture; faint: grey and light, to lay colours over."""
+def show_picture(axes, pixels):
     H, W, _ = pixels.shape
-    if faint:
-        grey = pixels @ np.array([0.299, 0.587, 0.114])
-        pixels = np.repeat((150 + grey * (105 / 255)).astype(np.uint8)[:, :, None], 3, axis=2)
     axes.imshow(pixels, extent=(0, W, H, 0), interpolation="nearest")
     axes.set_xlabel("x, pixels", fontsize=SMALL)
     axes.set_ylabel("y, pixels", fontsize=SMALL)
     axes.tick_params(labelsize=SMALL)
 
 
-def lay_over(axes, values, size, alpha=0.7, **options):
-    """Values [rows, columns] over a picture of this (height, width); returns the image, for its colour bar."""
+def lay_over(axes, values, size, most, **options):
+    """Values [rows, columns] as frames inside the cells of a picture of this (height, width): its colours stay to be seen.
+
+    most  the largest value of the scale; frames fade towards 0; NaN has none. -> the image, for its colour bar
+    """
     H, W = size
-    return axes.imshow(
-        values, extent=(0, W, H, 0), interpolation="nearest", alpha=alpha, **{"cmap": "viridis", **options}
-    )
+    alpha = (2.2 * np.sqrt(np.nan_to_num(np.abs(values)) / most) - 0.1).clip(0, 1)
+    shared = {"extent": (0, W, H, 0), "interpolation": "nearest", "alpha": alpha}
+    dark = np.dstack([*np.zeros((3, *values.shape)), alpha])  # a dark line inside each frame
+    dark = axes.imshow(dark, extent=(0, W, H, 0), interpolation="nearest")
+    image = axes.imshow(values, **shared, **{"cmap": "viridis", **options})
+    for layer, width in ((dark, 0.19), (image, 0.15)):
+        layer.set_clip_path(PathPatch(cell_frames(values.shape, size, width), transform=axes.transData))
+    return image
+
+
+def cell_frames(shape, size, width):
+    """A path around the inside of each cell of a grid [rows, columns]; width as a share of the cell's side."""
+    (rows, columns), (H, W) = shape, size
+    h, w = H / rows, W / columns
+    edge = width * min(h, w)
+    outer = np.array([[0, 0], [w, 0], [w, h], [0, h], [0, 0]])
+    inner = (
+        np.array([[0, 0], [0, 1], [1, 1], [1, 0], [0, 0]]) * [w - 2 * edge, h - 2 * edge] + edge
+    )  # the other way round
+    corners = np.stack(np.meshgrid(np.arange(columns) * w, np.arange(rows) * h), axis=-1).reshape(-1, 1, 2)
+    codes = np.array([Path.MOVETO, *[Path.LINETO] * 3, Path.CLOSEPOLY] * 2)
+    return Path((corners + np.concatenate([outer, inner])).reshape(-1, 2), np.tile(codes, rows * columns))
+
+
+SCALES = ("fixed", "own")
+
+
+def share_scale(values, scale):
+    """{norm or limits} of shares of attention: "fixed", 0 to 100 %, alike in all plots; "own", up to the map's largest."""
+    if scale not in SCALES:
+        raise Error(f"scale={scale!r}: choose one of {', '.join(SCALES)}.")
+    most = float(np.nanmax(values, initial=0))
+    if scale == "own":
+        return {"most": most or 1.0, "vmin": 0, "vmax": most or 1.0}
+    return {"most": 1.0, "norm": PowerNorm(0.5, 0, 1)}  # square roots, or shares of a few per cent would not be seen
+
+
+def share_bar(figure, image, axes, label, scale):
+    """The colour bar of `share_scale`."""
+    ticks = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1] if scale == "fixed" else None
+    colour_bar(figure, image, axes, label, format=PercentFormatter(1), ticks=ticks)
+
+
+def figure_height(ratio, share, least=3.2, most=7.0):
+    """Inches for a picture of height / width `ratio` that takes this share of the figure's width."""
+    return float(np.clip(share * figure_width() * ratio + 1.1, least, most))
+
+
+def two_panels(title, pixels, outlines):
+    """A figure with the picture twice, the second time for values over it. outlines: (box, colour, width) on both."""
+    H, W, _ = pixels.shape
+    figure = plot(title, height=figure_height(H / W, 0.42), layout="compressed")
+    axes = figure.subplots(1, 2)
+    for panel in axes:
+        show_picture(panel, pixels)
+        for box, colour, width in outlines:
+            outline(panel, box, colour, width)
+    return figure, axes
 
 
 def outline(axes, box, colour, width=2.0, **options):
-    """A frame around (x0, y0, x1, y1), with a black edge so that it is seen on any ground."""
+    """A frame around (x0, y0, x1, y1), with a black edge so that it shows on any picture."""
     x0, y0, x1, y1 = (float(v) for v in box)
     for line, edge in ((width + 1.5, "black"), (width, colour)):
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, linewidth=line, **options))
 
 
 def write(axes, x, y, text, size=SMALL, **options):
-    """Text on a white plate, for any ground. The layout does without it, for it stands inside."""
+    """Text on a white plate, legible on any picture. The layout ignores it, for it is inside the axes."""
     plate = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
     axes.text(x, y, text, ha="center", va="center", fontsize=size, bbox=plate, in_layout=False, **options)
 
 
-def bare(axes):
+def remove_ticks(axes):
     axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
 
 
@@ -113,14 +203,17 @@ def colour_bar(figure, image, axes, label, **options):
 # ---- the prompt ----
 
 
-def word(vlm, token_id, most=16):
+def label_token(vlm, token_id, most=16):
     """A token as text in quotes, its spaces and line ends visible; without a model, its number."""
-    if vlm is None:
-        return str(int(token_id))
-    text = repr(vlm.tokenizer.token(int(token_id)))[1:-1]
-    known = "".join(c if LETTERS.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text)
+    text = quote_tokens(vlm, token_id)
+    return text if text.startswith("#") else "“" + legible(text[1:-1], most) + "”"
+
+
+def legible(text, most=24):
+    """Text with characters that the font lacks escaped, cut to so many, and no $ that would start a formula."""
+    known = "".join(c if LETTERS.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in str(text))
     known = known if len(known) <= most else known[: most - 1] + "…"
-    return "“" + known.replace("$", r"\$") + "”"  # a bare $ would start a formula
+    return known.replace("$", r"\$")
 
 
 def mark_pictures(axes, maps, y=-0.03):

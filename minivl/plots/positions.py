@@ -1,4 +1,4 @@
-"""How the model is told where things are: the tables of both rotary embeddings, and M-RoPE's positions in space."""
+"""Position encodings: the rotary tables of tower and decoder, and M-RoPE positions."""
 
 import numpy as np
 
@@ -12,16 +12,17 @@ from minivl.plots.figure import (
     VERMILION,
     colour_bar,
     mark_pictures,
-    needed,
-    numbered,
     plot,
+    resizable,
 )
+from minivl.studies.from_trace import find_numbers, require
 
 SIGNED = "RdBu"  # of ColorBrewer: told apart with any colour vision
 
 
+@resizable
 def rope_tables(trace):
-    """cos and sin by which queries and keys are turned: of the tower by row and column, of the decoder by t, h and w.
+    """cos and sin that rotate queries and keys: by row and column in the tower, by t, h and w in the decoder.
 
     Needs model.rope.cos, model.rope.sin and, if there is a picture, visual.rope.cos and visual.rope.sin.
     """
@@ -30,20 +31,20 @@ def rope_tables(trace):
     if trace.maps.tokens:
         quarter = config.vision.head_dim // 4
         tables.insert(0, ("tower", "visual", "patch, in window order", shares(("row", "column"), (quarter, quarter))))
-    needed(trace, *[f"{room}.rope.{function}" for _, room, _, _ in tables for function in ("cos", "sin")])
+    require(trace, *[f"{prefix}.rope.{function}" for _, prefix, _, _ in tables for function in ("cos", "sin")])
     figure = plot(
-        "Rotary tables: pair j of a head is turned by the angle position x frequency j", height=3.6 * len(tables)
+        "Rotary tables: pair j of a head is rotated by the angle position x frequency j", height=3.6 * len(tables)
     )
-    for axes, (title, room, rows, parts) in zip(figure.subplots(len(tables), 2, squeeze=False), tables):
+    for axes, (title, prefix, rows, sections) in zip(figure.subplots(len(tables), 2, squeeze=False), tables):
         for panel, function in zip(axes, ("cos", "sin")):
-            table = trace[f"{room}.rope.{function}"]
-            half = table[:, : table.shape[1] // 2]  # the same stands twice, for the two halves of a pair
-            shown = panel.imshow(half, cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-            mark_parts(panel, parts)
-            panel.set_title(f"{title}: {function}(angle), {room}.rope.{function}", fontsize=9)
+            table = trace[f"{prefix}.rope.{function}"]
+            half = table[:, : table.shape[1] // 2]  # the same twice, for the two halves of a pair
+            image = panel.imshow(half, cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+            mark_sections(panel, sections)
+            panel.set_title(f"{title}: {function}(angle), {prefix}.rope.{function}", fontsize=9)
             panel.set_ylabel(rows, fontsize=SMALL)
             panel.tick_params(labelsize=SMALL)
-        colour_bar(figure, shown, axes, "cos or sin")
+        colour_bar(figure, image, axes, "cos or sin")
     return figure
 
 
@@ -53,27 +54,28 @@ def shares(names, sizes):
     return [(name, int(end - size), int(end)) for name, size, end in zip(names, sizes, ends)]
 
 
-def mark_parts(axes, parts):
-    for _, start, _ in parts:
+def mark_sections(axes, sections):
+    for _, start, _ in sections:
         if start:
             axes.axvline(start - 0.5, color="black", linewidth=1)
-    axes.set_xticks([(start + end - 1) / 2 for _, start, end in parts])
-    axes.set_xticklabels([f"{name}\n{start}–{end - 1}" for name, start, end in parts])
-    axes.set_xlabel("turned by the position in, pair of numbers", fontsize=SMALL)
+    axes.set_xticks([(start + end - 1) / 2 for _, start, end in sections])
+    axes.set_xticklabels([f"{name}\n{start}–{end - 1}" for name, start, end in sections])
+    axes.set_xlabel("rotated by the position in, pair of numbers", fontsize=SMALL)
 
 
+@resizable
 def mrope_3d(trace):
-    """The prompt's M-RoPE positions, and the answer's: in space, and token by token. Needs position_ids, and those of steps."""
+    """M-RoPE positions of prompt and answer: in space, and token by token. Needs position_ids, and those of steps."""
     maps = trace.maps
-    steps = [k for k in numbered(trace, "steps.{i}.position_ids") if f"steps.{k}.position_ids" in trace]
+    steps = [k for k in find_numbers(trace, "steps.{i}.position_ids") if f"steps.{k}.position_ids" in trace]
     if maps.position_ids is None:
         raise Error("this plot needs position_ids, and the run was stopped before they were made. Trace it further.")
     text, media = maps.position_ids[:, ~maps.shown], maps.position_ids[:, maps.shown]
     answer = np.concatenate(
-        [np.zeros((3, 0), np.int64), *needed(trace, *[f"steps.{k}.position_ids" for k in steps])], axis=1
+        [np.zeros((3, 0), np.int64), *require(trace, *[f"steps.{k}.position_ids" for k in steps])], axis=1
     )
     kinds = [("text", text, BLUE, "o"), ("pictures and videos", media, ORANGE, "s"), ("answer", answer, VERMILION, "^")]
-    figure = plot("M-RoPE: text counts up on all three axes at once, a picture lies flat at the time at which it comes")
+    figure = plot("M-RoPE: text counts up on all three axes at once; a picture spreads over h and w at one time t")
     left, right = figure.add_gridspec(1, 2, width_ratios=(1.15, 1))
     space, along = figure.add_subplot(left, projection="3d"), figure.add_subplot(right)
     for name, (t, h, w), colour, marker in kinds:
@@ -91,14 +93,14 @@ def mrope_3d(trace):
 
 
 def draw_positions(axes, maps, positions):
-    """t, h and w of each token in turn: apart from each other inside pictures only."""
-    place = np.arange(positions.shape[1])
+    """t, h and w of each token: they differ inside pictures only."""
+    index = np.arange(positions.shape[1])
     for name, values, colour, style in zip(
         ("t, time", "h, row", "w, column"), positions, (BLUE, GREEN, PINK), "- -. :".split()
     ):
-        axes.plot(place, values, style, color=colour, linewidth=1.6, label=name)
-    axes.plot(place, place, color="black", linewidth=0.5, label="position of ordinary RoPE")
-    axes.set(xlim=(-0.5, len(place) - 0.5), ylim=(-1, len(place)))
+        axes.plot(index, values, style, color=colour, linewidth=1.6, label=name)
+    axes.plot(index, index, color="black", linewidth=0.5, label="position of ordinary RoPE")
+    axes.set(xlim=(-0.5, len(index) - 0.5), ylim=(-1, len(index)))
     axes.set_xlabel("token of the prompt, then of the answer" + ("\n(orange bar: pictures and videos)" if maps.tokens else ""),
                     fontsize=SMALL)  # fmt: skip
     axes.set_ylabel("position", fontsize=SMALL)

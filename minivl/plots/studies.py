@@ -1,32 +1,25 @@
-"""What the studies found: heads silenced, runs patched, tokens hidden, attention followed. Each takes the study's result."""
+"""Plots of study results: head ablation, causal tracing, occlusion, rollout. Each takes what the study returned."""
 
 import numpy as np
 
 from minivl.errors import Error
 from minivl.plots.figure import (
     BLUE,
-    LETTERS,
     ORANGE,
     SMALL,
-    WIDTH,
     colour_bar,
+    figure_width,
     lay_over,
-    outline,
+    legible,
     picture,
     plot,
-    show_picture,
+    resizable,
+    two_panels,
 )
-from minivl.plots.image_grid import figure_height
 from minivl.plots.positions import SIGNED
 
 
-def legible(text, most=24):
-    """Text that the font has and that starts no formula."""
-    known = "".join(c if LETTERS.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in str(text))
-    known = known if len(known) <= most else known[: most - 1] + "…"
-    return known.replace("$", r"\$")
-
-
+@resizable
 def ablate_heads(found):
     """The change of the answer's log-probability without each head: decoder and tower, a `studies.HeadAblation`."""
     tables = [("decoder", "layer", found.layers, found.decoder), ("tower", "block", found.blocks, found.tower)]
@@ -36,7 +29,7 @@ def ablate_heads(found):
     rows = max(len(table[2]) for table in tables)
     columns = [table[3].shape[1] for table in tables]
     figure = plot(
-        f"Each head silenced by itself ({found.by} ablation): change of the log-probability of {legible(found.answer, 28)}\n"
+        f"Each head ablated by itself ({found.by} ablation): change of the log-probability of {legible(found.answer, 28)}\n"
         f"({found.log_prob:.3g} nats with all heads; red: the answer needs the head)",
         height=float(np.clip(0.32 * rows + 1.8, 3, 16)),
     )
@@ -44,7 +37,7 @@ def ablate_heads(found):
     panels = figure.subplots(1, len(tables), squeeze=False, width_ratios=columns)[0]
     for axes, (title, name, numbers, values) in zip(panels, tables):
         shown = axes.imshow(values, cmap=SIGNED, vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
-        write_values(axes, values, most, WIDTH / sum(columns))
+        write_values(axes, values, most, figure_width() / sum(columns))
         mark_rows(axes, [f"{name} {i}" for i in numbers])
         mark_columns(axes, range(values.shape[1]))
         axes.set_title(title, fontsize=9)
@@ -54,7 +47,7 @@ def ablate_heads(found):
 
 
 def write_values(axes, values, most, inches):
-    """Numbers in the cells, where there is room for them."""
+    """Numbers in the cells, where they fit."""
     if inches < 0.4 or len(values) > 40:
         return
     for (row, column), value in np.ndenumerate(values):
@@ -74,14 +67,15 @@ def mark_columns(axes, names, most=20):
     axes.set_xticks(range(0, len(names), every), names[::every], fontsize=SMALL)
 
 
+@resizable
 def patch_grid(found):
-    """How much of the clean run's answer comes back, layer by layer and group by group: a `studies.PatchGrid`."""
+    """The logit difference that patching recovers, by layer and group of tokens: a `studies.PatchGrid`."""
     values, labels = found.recovered, [legible(label) for label in found.groups]
     size = float(np.clip(0.5 * len(labels) + 3, 7, 20)), float(np.clip(0.3 * len(values) + 2.8, 3.8, 16))
     clean, corrupted = (legible(answer) for answer in found.answers)
     figure = plot(
         f"Patched from the clean run ({clean}) into the corrupted one ({corrupted}):\n"
-        f"how much of the difference of their logits comes back (clean {found.clean:.3g}, corrupted {found.corrupted:.3g})",
+        f"recovered share of the difference of their logits (clean {found.clean:.3g}, corrupted {found.corrupted:.3g})",
         *size,
     )
     axes = figure.subplots()
@@ -91,41 +85,30 @@ def patch_grid(found):
     mark_rows(axes, [name.removeprefix("model.") for name in found.layers], 40)
     turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(range(len(labels)), labels, fontsize=SMALL, **turned)
-    axes.set_ylabel("patched behind", fontsize=SMALL)
+    axes.set_ylabel("patched after", fontsize=SMALL)
     axes.set_xlabel("patched tokens of the prompt", fontsize=SMALL)
     colour_bar(figure, shown, axes, "recovered: 0 corrupted, 1 clean")
     return figure
 
 
+@resizable
 def occlusion(found):
-    """What the answer loses when a part of the picture is hidden, over the picture: a `studies.Occlusion`."""
+    """The log-probability that hiding each part of the picture costs, over the picture: a `studies.Occlusion`."""
     pixels = picture(found.trace, found.image, found.frame)
     tokens = "each token" if found.size == 1 else f"each {found.size} x {found.size} tokens"
     most = float(np.abs(found.drop).max()) or 1.0
-    figure, axes = two(
-        f"What {legible(found.answer, 28)} rests on: {tokens} of the picture hidden ({found.by} in their place)\n"
-        f"most is lost without the outlined place, {float(found.windows.max()):.3g} nats of log-probability",
+    figure, axes = two_panels(
+        f"Occlusion: {tokens} of the picture hidden (replaced by {found.by}), and {legible(found.answer, 28)} forced\n"
+        f"hiding the outlined box costs most, {float(found.windows.max()):.3g} nats of log-probability",
         pixels,
-        found.box,
-        ORANGE,
+        [(found.box, ORANGE, 2.0)],
     )
-    shown = lay_over(axes[1], found.drop, pixels.shape[:2], 0.75, cmap=SIGNED, vmin=-most, vmax=most)
-    colour_bar(figure, shown, axes[1], "lost when hidden, nats" + ", mean of windows" * (found.size > 1))
+    image = lay_over(axes[1], found.drop, pixels.shape[:2], most, cmap=SIGNED, vmin=-most, vmax=most)
+    colour_bar(figure, image, axes[1], "lost when hidden, nats" + ", mean of windows" * (found.size > 1))
     return figure
 
 
-def two(title, pixels, box, *style):
-    """A figure of the picture as it is, and of the picture made faint, for values over it; a place outlined in both."""
-    H, W, _ = pixels.shape
-    figure = plot(title, height=figure_height(H / W, 0.42), layout="compressed")
-    axes = figure.subplots(1, 2)
-    for panel, faint in zip(axes, (False, True)):
-        show_picture(panel, pixels, faint)
-        if box is not None:
-            outline(panel, box, *style)
-    return figure, axes
-
-
+@resizable
 def attention_rollout(found, row=None, image=0, frame=0):
     """Where one row comes from, through all layers, over the picture: a `studies.Rollout`.
 
@@ -133,28 +116,24 @@ def attention_rollout(found, row=None, image=0, frame=0):
          picture, or the prompt's last token, if not given
     """
     maps, pixels = found.trace.maps, picture(found.trace, image, frame)
-    if found.room == "visual":
+    tower = found.room == "visual"
+    if tower:
         patches = maps.raster("patches", image, frame)
         patch = int(patches[patches.shape[0] // 2, patches.shape[1] // 2]) if row is None else row
         values = found.on_image(int(maps.slot_of_patch(patch)), image, frame)
-        who, parts = f"patch {patch} (blue)", "blocks"
-        box = maps.pixels_of_patch(patch)
+        name, outlines = f"patch {patch} (blue)", [(maps.pixels_of_patch(patch), BLUE, 1.6)]
     else:
         row = len(found.shares) - 1 if row is None else row
-        values, who, parts, box = found.on_image(row, image, frame), f"token {row} of the prompt", "layers", None
-    figure, axes = two(
-        f"Attention rollout through {parts} {found.layers[0]} to {found.layers[-1]}: what {who} is made of\n"
-        f"{float(values.sum()):.1%} comes from this picture, by attention alone",
+        values, name, outlines = found.on_image(row, image, frame), f"token {row} of the prompt", []
+    figure, axes = two_panels(
+        f"Attention rollout through {'blocks' if tower else 'layers'} {found.layers[0]} to {found.layers[-1]}: "
+        f"what {name} comes from\n{float(values.sum()):.1%} comes from this picture, by attention alone",
         pixels,
-        box,
-        BLUE,
-        1.6,
+        outlines,
     )
-    tower = found.room == "visual"
-    # a patch keeps much more of itself than it gets from any other, which would leave all others dark
-    most = float(np.sort(values.reshape(-1))[-2 if tower else -1])
-    shown = lay_over(axes[1], values, pixels.shape[:2], 0.75, vmin=0, vmax=most or 1.0)
-    colour_bar(
-        figure, shown, axes[1], f"share, by {'patch' if tower else 'token'}", extend="max" if tower else "neither"
-    )
+    # a patch keeps much more of itself than it gets from any other; scaled by itself, all others would be dark
+    most = float(np.sort(values.reshape(-1))[-2 if tower else -1]) or 1.0
+    image = lay_over(axes[1], values, pixels.shape[:2], most, vmin=0, vmax=most)
+    label, extend = f"share, by {'patch' if tower else 'token'}", "max" if tower else "neither"
+    colour_bar(figure, image, axes[1], label, extend=extend)
     return figure

@@ -1,11 +1,17 @@
-"""The chat template of a checkpoint: the published one, written out in chat.py, or a fine-tune's own, run as a program.
+"""Chat template: messages to the prompt text, with one placeholder for each picture and video.
 
     template = Template.read(folder)
-    template.render(messages)                    # the prompt text, one placeholder for each picture and video
+    print(template.render(messages))
 
-A fine-tune may come with another default system prompt, none at all, or other headers; with the published template instead it
-would be asked in words that it was not trained on, and nobody would notice. So a template whose text is not a known one is
-run through jinja2, in its sandbox, as transformers does. Who has no jinja2 is told.
+    <|im_start|>system
+    You are a helpful assistant.<|im_end|>
+    <|im_start|>user
+    <|vision_start|><|image_pad|><|vision_end|>What is it?<|im_end|>
+    <|im_start|>assistant
+
+The published template, the same in all published checkpoints, is written out here (`render`) for reading. A fine-tune may come
+with another default system prompt, none at all, or other headers, and answers worse without them; a template whose text is
+not a known one is therefore run through jinja2, in its sandbox, as transformers does.
 """
 
 import datetime
@@ -16,89 +22,135 @@ from pathlib import Path
 
 from minivl.errors import Error
 from minivl.helpers import read_json
-from minivl.processing import messages as chat
+from minivl.processing.messages import PLACEHOLDERS, parse
 
-# SHA-256 of template texts that mean what chat.render does: the published one, and that of the model that ships
+SYSTEM = "You are a helpful assistant."
+
+# SHA-256 of template texts that mean what `render` does: the published one, and that of the model that ships
 KNOWN = (
     "a0bc6f6fc7a29a80017a433e8f03a1cc1236e838a944a2d034295a60c4f2fddb",
     "ee6c5ac37b66e63847ab3d88c9ca5da0b67d1b6c004364a203034bb86b12153b",
 )
-# where it stands, first come, as for transformers' processor; a tokenizer's own last
+# searched in this order, as by transformers' processor; a tokenizer's own template comes last
 FILES = ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json")
 
-TRAINED = re.compile(
-    r"(\{%[-+]?)\s*(end)?generation\s*([-+]?%\})"
-)  # around what is trained on; says nothing in a prompt
+# marks the text that is trained on; without effect on a prompt
+GENERATION = re.compile(r"(\{%[-+]?)\s*(end)?generation\s*([-+]?%\})")
 
 
 class Template:
-    """source: its text, None for the published one;  path: the file that it is from."""
+    """A checkpoint's chat template. source: its text, None for the published one; path: the file it was read from."""
 
     def __init__(self, source=None, path=None):
-        self.path, self.source = path, None if source is None or digest(source) in KNOWN else source
-        self._program = None if self.source is None else compiled(self.source, path)
+        self.path, self.source = path, None if source is None or hash_source(source) in KNOWN else source
+        self._program = None if self.source is None else compile_template(self.source, path)
 
     @classmethod
     def read(cls, folder):
         """From a checkpoint folder; without one, or without a template in it, the published one."""
         for path in () if folder is None else (Path(folder) / name for name in FILES):
-            source = source_of(path) if path.is_file() else None
+            source = read_source(path) if path.is_file() else None
             if source is not None:
                 return cls(source, path)
         return cls()
 
     def render(self, messages, add_generation_prompt=True, add_vision_id=False):
-        """The prompt text: as `chat.render`, or as the checkpoint's own template makes it."""
+        """The prompt text. Arguments: see `render`."""
         if self._program is None:
-            return chat.render(messages, add_generation_prompt, add_vision_id)
-        plain = chat.plain(messages)
+            return render(messages, add_generation_prompt, add_vision_id)
         try:
             return self._program.render(
-                messages=plain, add_generation_prompt=add_generation_prompt, add_vision_id=add_vision_id
+                messages=plain_messages(messages),
+                add_generation_prompt=add_generation_prompt,
+                add_vision_id=add_vision_id,
             )
-        except Exception as cause:  # a program of somebody else's: it may raise anything, and some do on purpose
+        except Error:
+            raise
+        except Exception as cause:  # a template may raise anything, some on purpose
             raise Error(f"the chat template of {self.path} refuses these messages: {cause}.") from None
 
 
-def digest(source):
+def render(messages, add_generation_prompt=True, add_vision_id=False):
+    """The prompt text, by the published template.
+
+    add_generation_prompt  end with the header of the assistant's answer
+    add_vision_id          number pictures and videos: "Picture 1: ", "Video 1: "; counted over the whole conversation
+    """
+    messages, parts, counts = parse(messages), [], {"image": 0, "video": 0}
+    if messages and messages[0].role != "system":
+        parts.append(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n")
+    for message in messages:
+        body = "".join(render_item(item, counts, add_vision_id) for item in message.items)
+        parts.append(f"<|im_start|>{message.role}\n{body}<|im_end|>\n")
+    if add_generation_prompt:
+        parts.append("<|im_start|>assistant\n")
+    return "".join(parts)
+
+
+def render_item(item, counts, numbered):
+    """One item of a message: its text, or the placeholder of its picture or video."""
+    if isinstance(item, str):
+        return item
+    counts[item.kind] += 1
+    number = f"{'Picture' if item.kind == 'image' else 'Video'} {counts[item.kind]}: " if numbered else ""
+    return f"{number}<|vision_start|>{PLACEHOLDERS[item.kind]}<|vision_end|>"
+
+
+def plain_messages(messages):
+    """The messages in their plainest spelling, for templates that know no other: dicts, with media as {"type": "image"}."""
+    plain = []
+    for message in parse(messages):
+        content = message.content
+        if not isinstance(content, str):
+            content = [{"type": "text", "text": i} if isinstance(i, str) else {"type": i.kind} for i in content]
+        plain.append({**message.fields, "content": content})
+    return plain
+
+
+# ---- templates of fine-tunes ----
+
+
+def hash_source(source):
+    """SHA-256 of a template's text, without surrounding white space."""
     return hashlib.sha256(source.strip().encode()).hexdigest()
 
 
-def source_of(path):
+def read_source(path):
     """The text of the template in one of FILES, None if there is none. Of several, the one named "default"."""
     if path.suffix == ".jinja":
         return path.read_text(encoding="utf-8")
-    found = read_json(path).get("chat_template")
-    if isinstance(found, list):
-        found = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}.get("default")
-    if found is not None and not isinstance(found, str):
-        raise Error(f"{path}: chat_template is a {type(found).__name__}; it must be text. Download it again.")
-    return found
+    source = read_json(path).get("chat_template")
+    if isinstance(source, list):
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = named.get("default")
+    if source is not None and not isinstance(source, str):
+        raise Error(f"{path}: chat_template is a {type(source).__name__}; it must be text. Download it again.")
+    return source
 
 
-def compiled(source, path):
+def compile_template(source, path):
     """A jinja2 template, with the settings and functions that transformers gives one."""
     try:
         from jinja2.exceptions import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
         raise Error(
-            f"{path} is not the published chat template, and to run another one takes jinja2: pip install 'jinja2>=3.1.6'. Or "
-            "remove the template from the file, for the published one."
+            f"{path} is not the published chat template, and running another one takes jinja2: pip install 'jinja2>=3.1.6'. "
+            "Or remove the template from the file, for the published one."
         ) from None
 
-    def refuse(message):
+    def raise_exception(message):
         raise TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False} | options)
-    environment.globals["raise_exception"] = refuse
+    environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
         return environment.from_string(
-            TRAINED.sub(lambda tag: f"{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}", source)
+            GENERATION.sub(lambda tag: f"{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}", source)
         )
     except TemplateError as cause:
         raise Error(f"the chat template of {path} is not valid Jinja: {cause}. Use the one of its model.") from None

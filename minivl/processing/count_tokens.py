@@ -1,25 +1,25 @@
-"""How many tokens a prompt has, and of what: counted without running the model.
+"""Count the tokens of a prompt, by kind, without running the model.
 
     count = vlm.count_tokens("What has changed?", images=["a.png", "b.png"])
-    count.total, count.text, count.images[0].tokens         # 812, 30, 391: the text's are those of the template too
+    count.total, count.text, count.images[0].tokens         # 812, 30, 391: the text's include those of the template
     print(count)                      # prompt 812 tokens (picture 1: 391 at 644 x 476; picture 2: 391 at ...; text 30)
 
-A picture is opened for its size, unless the cache of the conversation knows it; of a video one frame is decoded. Nothing is
+A picture is opened for its size, unless the conversation's cache knows it; of a video one frame is decoded. Nothing is
 resized and no weight is touched.
 """
 
 import math
 from dataclasses import dataclass
 
-from minivl.processing import messages as chat
 from minivl.processing.load_image import open_image
-from minivl.processing.media_cache import origin
-from minivl.processing.video_processor import measured
+from minivl.processing.media_cache import hash_origin
+from minivl.processing.messages import expand, find_media, parse
+from minivl.processing.video_processor import measure_video
 
 
 @dataclass(frozen=True)
-class Medium:
-    """A picture, or a video of so many frames: its tokens, and the size in pixels to which it is scaled."""
+class MediaTokens:
+    """Tokens of a picture, or of a video with this many frames, and the size in pixels to which it is resized."""
 
     tokens: int
     height: int
@@ -33,7 +33,7 @@ class Medium:
 
 @dataclass(frozen=True)
 class TokenCount:
-    """Tokens of a prompt: those of text, the template's and the marks around pictures included, and a `Medium` each."""
+    """Tokens of a prompt: `text` includes the template and the marks around pictures; one `MediaTokens` for each medium."""
 
     text: int
     images: tuple = ()
@@ -41,49 +41,52 @@ class TokenCount:
 
     @property
     def total(self):
-        return self.text + sum(one.tokens for one in (*self.images, *self.videos))
+        return self.text + sum(media.tokens for media in (*self.images, *self.videos))
 
     def __str__(self):
-        parts = [f"picture {i}: {one}" for i, one in enumerate(self.images, start=1)]
-        parts += [f"video {i}: {one}" for i, one in enumerate(self.videos, start=1)]
+        parts = [f"picture {i}: {image}" for i, image in enumerate(self.images, start=1)]
+        parts += [f"video {i}: {video}" for i, video in enumerate(self.videos, start=1)]
         return f"prompt {self.total:,} tokens ({'; '.join([*parts, f'text {self.text:,}'])})"
 
 
-def count_tokens(messages, template, tokenizer, processor, sizes=None, sampling=None, add_vision_id=False, known=None):
-    """The `TokenCount` of messages; sizes and sampling as in `chat.media`, known as in `prepared.prepared`."""
-    sources = chat.media(messages, sizes, sampling)
-    images = tuple(picture(source, processor, asked, known) for source, asked in sources[0])
-    videos = tuple(video(source, processor, asked) for source, asked in sources[1])
-    text = chat.expand(template.render(messages, add_vision_id=add_vision_id), [0] * len(images), [0] * len(videos))
-    return TokenCount(len(tokenizer.encode(text)), images, videos)
+def count_tokens(processor, messages, sizes=None, sampling=None, add_vision_id=False, known=None):
+    """The `TokenCount` of messages. sizes and sampling: see `find_media`; known: `prepared` of the conversation's cache."""
+    messages = parse(messages)
+    images, videos = find_media(messages, sizes, sampling)
+    pictures = tuple(count_image(image, processor.image_processor, known or {}) for image in images)
+    clips = tuple(count_video(video, processor.image_processor) for video in videos)
+    text = processor.template.render(messages, add_vision_id=add_vision_id)
+    text = expand(text, [0] * len(images), [0] * len(videos))
+    return TokenCount(len(processor.tokenizer.encode(text)), pictures, clips)
 
 
-def picture(source, processor, asked, known):
-    one = known and known.get(origin("image", source, asked))
-    if one:
-        H, W = (side * processor.patch_size for side in one.grid[1:])
+def count_image(image, image_processor, known):
+    processed = known.get(hash_origin(*image)) if known else None
+    if processed:
+        H, W = (side * image_processor.patch_size for side in processed.grid[1:])
     else:
-        given = open_image(source)
-        H, W = processor.size(given.height, given.width, **asked)
-    return Medium(H * W // processor.merged_size**2, H, W)
+        picture = open_image(image.source)
+        H, W = image_processor.size(picture.height, picture.width, **image.options)
+    return MediaTokens(H * W // image_processor.merged_size**2, H, W)
 
 
-def video(source, processor, asked):
-    frames, H, W = measured(source, processor, **asked)
-    return Medium(math.ceil(frames / processor.temporal_patch_size) * (H * W // processor.merged_size**2), H, W, frames)
+def count_video(video, image_processor):
+    frames, H, W = measure_video(video.source, image_processor, **video.options)
+    pairs = math.ceil(frames / image_processor.temporal_patch_size)
+    return MediaTokens(pairs * (H * W // image_processor.merged_size**2), H, W, frames)
 
 
-# ---- what an answer took ----
+# ---- tokens of an answer ----
 
 
-def spent(count, answer, seconds, first):
-    """A line about an answer. Seconds: from the question to its end, and to its first text (None if it has no text)."""
+def format_timing(count, answer, seconds, first):
+    """A line on an answer. seconds: from the question to its end; first: to its first text, None if it has no text."""
     begun = "" if first is None else f", the first text after {first:.2f} s"
-    cached = f", {reused(answer)}" if answer.cached_tokens else ""
+    cached = f", {format_reuse(answer)}" if answer.cached_tokens else ""
     return f"{count}{cached}, answer {len(answer.ids):,} tokens in {seconds:.2f} s{begun}"
 
 
-def reused(answer):
-    """How much of a prompt was in the cache."""
+def format_reuse(answer):
+    """How much of the prompt was in the cache."""
     new = answer.prompt_tokens - answer.cached_tokens
     return f"{answer.cached_tokens:,} from the cache and {new:,} run"

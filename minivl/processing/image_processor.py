@@ -1,7 +1,7 @@
 """Pictures to patches: resize, normalise, cut. The same bits as transformers' processor with Pillow.
 
     processor = ImageProcessor.read(folder)
-    pixels = processor.resized(open_image("cat.png"))            # uint8 [H, W, 3], both sides multiples of 28
+    pixels = processor.resize(open_image("cat.png"))            # uint8 [H, W, 3], both sides multiples of 28
     patches, grid = processor.patchify(processor.normalize(pixels)[None])     # float32 [N, 1176], (1, H/14, W/14)
 
 Where implementations differ, this is what is done here:
@@ -27,7 +27,7 @@ COLOURS = ("image_mean", "image_std")
 STEPS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
 
 
-def wished(height, width):
+def requested_size(height, width):
     """(H, W), about the size that a picture's message asks for: both sides to the nearest multiple of 28.
 
     Source: qwen-vl-utils, `fetch_image`, which does this before the processor resizes by its own limits.
@@ -74,7 +74,7 @@ class ImageProcessor:
     @classmethod
     def read(cls, folder):
         """From a checkpoint folder; without the file, transformers' defaults."""
-        stored = stored_fields(Path(folder)) if folder is not None else {}
+        stored = read_fields(Path(folder)) if folder is not None else {}
         check_steps(stored)
         size = object_in(stored, "size")  # transformers 5 writes the limits there; "edge" means pixels all the same
         limits = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
@@ -94,7 +94,7 @@ class ImageProcessor:
             if not all(math.isfinite(v) and (v > 0 or name == "image_mean") for v in found):
                 raise Error(f"image processor: {name} is {found!r}; its numbers must be finite, and image_std above 0.")
 
-    def fitting(self, vision):
+    def check_matches(self, vision):
         """The same processor, if the tower (a VisionConfig) expects such patches; an Error if not."""
         for field, expected in (
             ("patch_size", vision.patch_size),
@@ -113,18 +113,18 @@ class ImageProcessor:
         """Side of one token in pixels: 28."""
         return self.patch_size * self.merge_size
 
-    def resized(self, image, min_pixels=None, max_pixels=None, resized_height=None, resized_width=None):
+    def resize(self, image, min_pixels=None, max_pixels=None, resized_height=None, resized_width=None):
         """A PIL image scaled to `smart_resize` of its size, or of the one that is asked for: uint8 [H, W, 3]."""
         if resized_height is not None or resized_width is not None:
-            height, width = wished(resized_height, resized_width)
+            height, width = requested_size(resized_height, resized_width)
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         height, width = self.size(image.height, image.width, min_pixels, max_pixels)
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
     def size(self, height, width, min_pixels=None, max_pixels=None, resized_height=None, resized_width=None):
-        """The size to which `resized` scales a picture of this size, (H, W)."""
+        """The size to which `resize` scales a picture of this size, (H, W)."""
         if resized_height is not None or resized_width is not None:
-            height, width = wished(resized_height, resized_width)
+            height, width = requested_size(resized_height, resized_width)
         return smart_resize(height, width, self.merged_size, *self.limits(min_pixels, max_pixels))
 
     def limits(self, min_pixels, max_pixels):
@@ -176,14 +176,14 @@ class ImageProcessor:
 
 
 def prepare_image(picture, processor, **sizes):
-    """Stage: a PIL picture -> patches float32 [N, 1176] and its grid (1, rows, columns). sizes: as of `resized`."""
-    resized = yield "resized", processor.resized(picture, **sizes)  # [H, W, 3] uint8
+    """Stage: a PIL picture -> patches float32 [N, 1176] and its grid (1, rows, columns). sizes: as of `resize`."""
+    resized = yield "resized", processor.resize(picture, **sizes)  # [H, W, 3] uint8
     pixels = yield "normalized", processor.normalize(resized)  # [3, H, W] float32
     patches, grid = processor.patchify(pixels[None])
     return (yield "patches", patches), grid
 
 
-def stored_fields(folder):
+def read_fields(folder):
     """The image processor's fields: inside processor_config.json, or preprocessor_config.json.
 
     subtle: in this order, as in transformers 5, which writes the first and leaves an older second as it was.

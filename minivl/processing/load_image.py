@@ -1,73 +1,72 @@
-"""A picture from wherever it comes: a path, a URI, bytes, an array. In mode RGB, upright, transparency over white.
+"""Load a picture from a path, URI, bytes or array: mode RGB, upright, transparency over white.
 
 Where implementations differ, this is what is done here:
   transparency    composited over white, whatever the mode
   EXIF rotation   applied to files, bytes and URIs, as transformers' loader does; a PIL image is taken as it is
+  16 bits         the high byte, as the PNG specification has it (13.12) and Pillow does for 16-bit colours
 """
 
-import base64
-import binascii
 import io
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minivl.errors import Error
+from minivl.processing.sources import describe_cause, describe_source, locate
+
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 def open_image(source):
-    """A PIL image in mode RGB, from a path, file:// or data: URI, bytes, PIL image, or array.
+    """A PIL image in mode RGB, from a path, file: or data: URI, base64 text, bytes, PIL image, or array.
 
     Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], uint8, or floating point from 0 to 1.
     """
     try:
-        image = opened(source)
-        given = isinstance(source, (Image.Image, np.ndarray))
-        return to_rgb(image if given else ImageOps.exif_transpose(image))
+        with open_pillow(source) as image:
+            if isinstance(source, (Image.Image, np.ndarray)):
+                return to_rgb(image)
+            upright = ImageOps.exif_transpose(image)
+            upright.format = image.format
+            return to_rgb(upright)
     except Error:
         raise
     except FileNotFoundError:
-        raise Error(f"the picture {shown(source)} does not exist. Check the path.") from None
+        raise Error(f"the picture {describe_source(source)} does not exist. Check the path.") from None
     except UnidentifiedImageError:
         raise Error(
-            f"{shown(source)} is not a picture that Pillow can read. Convert it to PNG or JPEG; a film is a video."
+            f"{describe_source(source)} is not a picture that Pillow can read. Convert it to PNG or JPEG; a film is a video."
         ) from None
     except Image.DecompressionBombError as cause:
-        raise Error(f"the picture {shown(source)} is too large to open ({cause}). Scale it down before.") from None
+        raise Error(
+            f"the picture {describe_source(source)} is too large to open ({cause}). Scale it down before."
+        ) from None
+    except PermissionError:
+        raise Error(f"the picture {describe_source(source)} may not be read. Change its permissions.") from None
     except Exception as cause:  # of a damaged file: each of Pillow's formats raises its own kinds
-        raise Error(f"cannot read the picture {shown(source)}: {cause}. Is the file whole?") from None
+        raise Error(
+            f"cannot read the picture {describe_source(source)}: {describe_cause(cause)}. Is the file whole?"
+        ) from None
 
 
-def opened(source):
-    """A PIL image of whatever mode."""
+@contextmanager
+def open_pillow(source):
+    """Pillow's image of a source, whatever its mode; not loaded yet, if it is a file."""
     if isinstance(source, Image.Image):
-        return source
-    if isinstance(source, np.ndarray):
-        return Image.fromarray(as_uint8(source))
-    if isinstance(source, (bytes, bytearray)):
-        return Image.open(io.BytesIO(source))
-    if not isinstance(source, (str, Path)):
+        yield source
+    elif isinstance(source, np.ndarray):
+        yield Image.fromarray(to_uint8(source))
+    elif isinstance(source, (bytes, bytearray, str, Path)):
+        place = locate(source)
+        with Image.open(io.BytesIO(place) if isinstance(place, bytes) else place) as image:
+            yield image
+    else:
         raise Error(f"a {type(source).__name__} is not a picture. Give a path, bytes, a PIL image or a NumPy array.")
-    text = str(source)
-    if text.startswith(("http://", "https://")):
-        raise Error(f"{text}: minivl does not fetch from the network. Download the picture and give its path.")
-    if text.startswith("data:"):
-        return Image.open(io.BytesIO(decoded_uri(text)))
-    return Image.open(io.BytesIO(Path(text.removeprefix("file://")).read_bytes()))  # leaves no file open
 
 
-def decoded_uri(text):
-    head, _, body = text.partition(",")
-    if not head.endswith(";base64"):
-        raise Error("a data URI of a picture must be base64: data:image/png;base64,...")
-    try:
-        return base64.b64decode("".join(body.split()), validate=True)
-    except binascii.Error as cause:
-        raise Error(f"the data URI of the picture is not valid base64 ({cause}). Was it cut?") from None
-
-
-def as_uint8(array):
+def to_uint8(array):
     """Pixels of an array as uint8 [H, W] or [H, W, 3 or 4]."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -89,6 +88,8 @@ def to_rgb(image):
     image.load()
     if 0 in image.size:
         raise Error(f"the picture has {image.width} x {image.height} pixels. Give one with at least 1 x 1.")
+    if image.mode in (*SIXTEEN_BITS, "I", "F"):
+        image = grey_to_8_bits(image)
     if image.mode == "La":  # premultiplied grey, which Pillow converts to this alone
         image = image.convert("LA")
     if not {"A", "a"} & set(image.getbands()) and image.info.get("transparency") is None:
@@ -98,8 +99,23 @@ def to_rgb(image):
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def shown(source):
-    """A source as an error message names it."""
-    if isinstance(source, (str, Path)) and not str(source).startswith("data:"):
-        return str(source)
-    return "from a data URI" if isinstance(source, str) else f"given as {type(source).__name__}"
+def grey_to_8_bits(image):
+    """Grey of more than 8 bits in mode L, or LA if one value is transparent.
+
+    subtle: Pillow's own conversion clips at 255, so that nearly all of a scan or an X-ray turns white
+    """
+    values, transparent = np.asarray(image), image.info.get("transparency")
+    if image.mode in SIXTEEN_BITS or image.format in ("PNG", "PPM"):  # 16 bits, in mode I of older Pillows
+        grey = (values.astype(np.int64) >> 8).astype(np.uint8)
+    else:
+        low, high = values.min(), values.max()
+        if not (0 <= low and high <= 255) or (image.mode == "F" and 0 < high <= 1):
+            raise Error(
+                f"the picture has grey values from {low} to {high} (mode {image.mode}), and nothing says which is white. Give "
+                "values from 0 to 255 in mode L, or an array of floats from 0 to 1."
+            )
+        grey = values.astype(np.uint8)
+    if not isinstance(transparent, int):
+        return Image.fromarray(grey)
+    alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+    return Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])

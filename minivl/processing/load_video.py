@@ -1,15 +1,18 @@
-"""Frames of a video: from a list or array, an animated GIF or WebP (Pillow), or mp4, webm and other films (PyAV).
+"""Load frames of a video: from a list or array, an animated GIF, WebP, PNG or AVIF (Pillow), or mp4, webm, ... (PyAV).
 
     clip = open_video("clip.mp4")              # clip.total 300, clip.fps 30.0: counted, nothing is decoded yet
     for picture in clip.pictures([0, 16, 31]): ...     # PIL images in mode RGB
 
-A frame that is not asked for is decoded, because the next ones build on it, and forgotten. A list knows no rate: its fps
-is None. An animation's is the mean over its frames, which may each last as long as they like.
+All frames up to the last one asked for are decoded, because later ones build on them. The rate is the mean over the times of
+the frames, which may be as uneven as they like; where the file's own rate agrees with them, it is that, exactly. A list has no
+rate: its fps is None.
 """
 
 import io
+import struct
+import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,11 +21,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from minivl.errors import Error
-from minivl.processing.load_image import decoded_uri, open_image, shown, to_rgb
+from minivl.processing.load_image import open_image, to_rgb
+from minivl.processing.sources import describe_cause, describe_source, locate
 
-ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # formats in which several pictures move; in a TIFF they are pages
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # formats with animations; the images of a TIFF are pages
 FILMS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv")
-UNTIMED = 100  # milliseconds of a frame that says 0: what browsers do
+SHORTEST, UNTIMED = 10, 100  # milliseconds: browsers show a frame of at most SHORTEST for UNTIMED
 
 
 @dataclass(frozen=True)
@@ -40,61 +44,69 @@ class Clip:
 
 
 def open_video(source):
-    """A `Clip`, from a path, file:// or data: URI, or bytes of a film or animation; a PIL image that moves; a list of
-    pictures, each as in `open_image`; or an array of them, [F, H, W, 3], uint8 or floats from 0 to 1. A `Clip` is itself."""
+    """A `Clip`, from a path, file: or data: URI, base64 text, or bytes of a film or animation; a PIL image with frames; a list
+    of pictures, each as in `open_image`; or an array of them, [F, H, W, 3], uint8 or floats from 0 to 1. A `Clip` is itself."""
     if isinstance(source, Clip):
         return source
-    with readable(source):
+    with reading_errors(source):
         if isinstance(source, (list, tuple, np.ndarray)):
-            return clip_of_list(source)
+            return open_list(source)
         try:
-            return clip_of_animation(source)
+            return open_animation(source)
         except UnidentifiedImageError:
-            return clip_of_film(source)
+            return open_film(source)
 
 
 def is_video(path):
-    """Whether a file is a film, by its ending, or an animation, by what is in it."""
+    """Whether a file is a film, by its suffix, or an animation, by its content."""
     if Path(path).suffix.lower() in FILMS:
         return True
     try:
-        with Image.open(path) as image:
+        with Image.open(locate(path)) as image:
             return image.format in ANIMATED and getattr(image, "is_animated", False)
-    except Exception:  # no picture, or no file: whoever opens it says so
+    except Exception:  # no picture, or no file: opening it raises the error
         return False
 
 
 @contextmanager
-def readable(source):
-    """Whatever goes wrong while a video is read becomes an Error that names it."""
+def reading_errors(source):
+    """Turn whatever goes wrong while a video is read into an Error that names it."""
     try:
         yield
     except Error:
         raise
     except FileNotFoundError:
-        raise Error(f"the video {shown(source)} does not exist. Check the path.") from None
+        raise Error(f"the video {describe_source(source)} does not exist. Check the path.") from None
+    except PermissionError:
+        raise Error(f"the video {describe_source(source)} may not be read. Change its permissions.") from None
     except Exception as cause:  # of a damaged file: each format raises its own kinds
-        raise Error(f"cannot read the video {shown(source)}: {cause}. Is the file whole?") from None
+        raise Error(
+            f"cannot read the video {describe_source(source)}: {describe_cause(cause)}. Is the file whole?"
+        ) from None
 
 
-def file_of(source):
-    """A path, or a file in memory."""
-    if isinstance(source, (bytes, bytearray)):
-        return io.BytesIO(source)
-    if not isinstance(source, (str, Path)):
+def to_file(source):
+    """A path as text, or a file in memory."""
+    if not isinstance(source, (str, Path, bytes, bytearray)):
         raise Error(
             f"a {type(source).__name__} is not a video. Give a path, bytes, a list of frames, or an array of them."
         )
-    text = str(source)
-    if text.startswith(("http://", "https://")):
-        raise Error(f"{text}: minivl does not fetch from the network. Download the video and give its path.")
-    return io.BytesIO(decoded_uri(text)) if text.startswith("data:") else text.removeprefix("file://")
+    place = locate(source, "video")
+    return io.BytesIO(place) if isinstance(place, bytes) else str(place)
+
+
+def warn_cut(source, frames, total):
+    whole = f" of {total}" if total and total > frames else ""
+    warnings.warn(
+        f"the video {describe_source(source)} breaks off or is damaged: its first {frames} frames{whole} are used.",
+        stacklevel=2,
+    )
 
 
 # ---- lists and arrays ----
 
 
-def clip_of_list(frames):
+def open_list(frames):
     """A list of pictures, or an array whose first axis counts them."""
     if isinstance(frames, np.ndarray) and frames.ndim != 4:
         raise Error(f"an array {list(frames.shape)} is not a video. Give [F, H, W, 3]: frames, rows, columns, colours.")
@@ -106,94 +118,196 @@ def clip_of_list(frames):
 # ---- animations ----
 
 
-def clip_of_animation(source):
+def open_animation(source):
     """An animated GIF, WebP, PNG or AVIF."""
-    with animation(source) as image:
+    with open_pillow(source) as image:
         if image.format == "MPEG":  # Pillow knows the name and nothing more
             raise UnidentifiedImageError
-        total = getattr(image, "n_frames", 1)
-        if total == 1 or image.format not in ANIMATED:
+        # subtle: the default image of a PNG, for programs that know no animations, may be none of its frames
+        first = int(bool(getattr(image, "default_image", False)))
+        total = getattr(image, "n_frames", 1) - first
+        if total < 2 or image.format not in ANIMATED:
             raise Error(
-                f"the video {shown(source)} is a picture that does not move: give it in images=. A video made of several "
-                "is a list of them: videos=[[first, second, ...]]."
+                f"the video {describe_source(source)} is a picture that does not move: give it in images=. A video made of "
+                "several is a list of them: videos=[[first, second, ...]]."
             )
-        milliseconds = sum(duration(image, i) for i in range(total))
-    return Clip(total, 1000 * total / milliseconds, partial(frames_of_animation, source))
+        milliseconds = []
+        for i in range(first, first + total):
+            try:
+                milliseconds.append(frame_milliseconds(image, i))
+            except Exception:  # each format raises its own kinds
+                if len(milliseconds) < 2:
+                    raise
+                warn_cut(source, len(milliseconds), total)
+                break
+    count = len(milliseconds)
+    return Clip(count, 1000 * count / sum(milliseconds), partial(decode_animation, source, first=first))
 
 
-def duration(image, index):
-    """How long a frame stands, in milliseconds."""
+def frame_milliseconds(image, index):
+    """How long a frame is shown."""
     image.seek(index)
     image.load()  # subtle: of a WebP it is known only then
-    return image.info.get("duration") or UNTIMED
+    milliseconds = image.info.get("duration") or 0
+    return milliseconds if milliseconds > SHORTEST else UNTIMED
 
 
-def frames_of_animation(source, indices):
-    with readable(source), animation(source) as image:
+def decode_animation(source, indices, first=0):
+    with reading_errors(source), open_pillow(source) as image:
         for i in indices:
-            image.seek(int(i))
+            image.seek(first + int(i))
             yield to_rgb(image)
 
 
 @contextmanager
-def animation(source):
+def open_pillow(source):
     """Pillow's image of a file; or the one that was given, which shows the same frame afterwards as before."""
     if not isinstance(source, Image.Image):
-        with Image.open(file_of(source)) as image:
+        with Image.open(to_file(source)) as image:
             yield image
         return
-    place = source.tell()
+    frame = source.tell()
     try:
         yield source
     finally:
-        source.seek(place)
+        source.seek(frame)
 
 
 # ---- films ----
 
 
-def clip_of_film(source):
-    """mp4, webm and whatever FFmpeg reads. Frames are counted without decoding them."""
-    with film(source) as (container, stream):
-        total = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
-        fps = stream.average_rate or stream.guessed_rate
-    if not total or not fps:
-        lacks = "frame rate" if total else "frames"
-        raise Error(f"the video {shown(source)} has no {lacks}. Convert it to mp4, or give its frames as a list.")
-    return Clip(total, float(fps), partial(frames_of_film, source))
+def open_film(source):
+    """mp4, webm and whatever FFmpeg reads. Frames are counted and timed without decoding them, unless the file is damaged."""
+    with open_container(source) as (container, stream):
+        times, damaged = packet_times(container, stream)
+        header_rate, tick, listed = stream.average_rate or stream.guessed_rate, float(stream.time_base), stream.frames
+        seconds = (stream.duration or 0) * tick
+        if "matroska" in container.format.name:  # its duration is that of the whole file, from time 0
+            seconds = max(seconds, (container.duration or 0) / 1e6 - (times[0] or 0 if times else 0))
+    if damaged or 0 < len(times) < listed:
+        decoded = sum(1 for _ in decode_pictures(source, range(len(times)), convert=lambda frame: None))
+        damaged |= decoded < len(times)
+        times = times[:decoded]
+    if not times:
+        raise Error(
+            f"the video {describe_source(source)} has no frames. Convert it to mp4, or give its frames as a list."
+        )
+    fps = frame_rate(times, tick, header_rate)
+    if not fps:
+        raise Error(
+            f"the video {describe_source(source)} has no frame rate and no times. Convert it to mp4, or give its frames as a "
+            "list."
+        )
+    if damaged or times[0] is not None and times[-1] - times[0] + 1.5 / fps + 0.05 * seconds < seconds:
+        warn_cut(source, len(times), listed)
+    return Clip(len(times), fps, partial(decode_film, source))
 
 
-def frames_of_film(source, indices):
-    wanted = [int(i) for i in indices]
-    with readable(source), film(source) as (container, stream):
-        stream.thread_type = "AUTO"
-        for i, frame in enumerate(container.decode(stream)):
-            if i == wanted[0]:
-                yield upright(frame)
-                wanted.pop(0)
-            if not wanted:
+def packet_times(container, stream):
+    """(seconds at which each frame is shown, rising, or None where unknown; whether the file is damaged)"""
+    times, damaged = [], False
+    try:
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:  # an edit list may leave frames out
+                moment = packet.dts if packet.pts is None else packet.pts
+                times.append(None if moment is None else float(moment * packet.time_base))
+                damaged |= packet.is_corrupt
+    except Exception:  # FFmpeg's errors: what comes before the damage counts
+        damaged = True
+    known = sorted(t for t in times if t is not None)
+    return (known if len(known) == len(times) else [None] * len(times)), damaged
+
+
+def frame_rate(times, tick, header_rate):
+    """Frames a second by their times; the header's rate, exactly, where both agree within the times' rounding. None if unknown.
+
+    A rate in the header may be a guess, of a film whose frames last unequally above all: a browser's recording, slides.
+    """
+    header_rate = float(header_rate or 0)
+    span = times[-1] - times[0] if len(times) > 1 and times[0] is not None else 0
+    if span <= 0:
+        return header_rate
+    if header_rate and abs((len(times) - 1) / header_rate - span) <= max(2 * tick, 1e-3 * span):
+        return header_rate
+    return (len(times) - 1) / span
+
+
+def decode_film(source, indices):
+    wanted, given = [int(i) for i in indices], 0
+    with reading_errors(source):
+        for picture in decode_pictures(source, wanted, turn_upright):
+            given += 1
+            yield picture
+    if given < len(wanted):
+        raise Error(
+            f"the video {describe_source(source)} breaks off before frame {wanted[given]}. Is the file whole? Give its first "
+            "frames as a list."
+        )
+
+
+def decode_pictures(source, indices, convert):
+    """Yield convert(frame) of the frames at rising indices, as far as they can be decoded."""
+    with open_container(source) as (container, stream):
+        wanted = iter(indices)
+        index = next(wanted, None)
+        for i, frame in enumerate(decode_stream(container, stream)):
+            if index is None:
                 return
-    raise Error(f"the video {shown(source)} breaks off before frame {wanted[0]}. Is the file whole?")
+            if i == index:
+                yield convert(frame)
+                index = next(wanted, None)
 
 
-def upright(frame):
-    """PyAV's frame as a PIL image, turned as the file says: a telephone held upright writes lying frames."""
-    picture, turn = frame.to_image(), round(frame.rotation)
-    return picture.rotate(turn, expand=True) if turn % 90 == 0 else picture  # both count against the clock
+def decode_stream(container, stream):
+    """Yield PyAV's frames; those before the damage, where there is some."""
+    import av
+
+    decoder = stream.codec_context
+    if stream.metadata.get("alpha_mode") == "1" and decoder.name in ("vp8", "vp9"):  # FFmpeg's own decoders drop it
+        decoder = av.CodecContext.create("libvpx" if decoder.name == "vp8" else "libvpx-vp9", "r")
+        decoder.extradata = stream.codec_context.extradata
+    decoder.thread_type = "AUTO"
+    try:
+        for packet in container.demux(stream):
+            yield from decoder.decode(packet)
+    except av.FFmpegError:
+        with suppress(av.FFmpegError):
+            yield from decoder.decode(None)  # frames that wait in the decoder
+
+
+def turn_upright(frame):
+    """PyAV's frame as a PIL image in mode RGB, turned and mirrored as the file says: a telephone held upright records sideways.
+
+    The matrix of a track is [a b; c d]: a stored pixel (x, y) is shown at (a x + c y, b x + d y). Source: ISO 14496-12, tkhd.
+    """
+    has_alpha = any(component.is_alpha for component in frame.format.components)
+    picture = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"))) if has_alpha else frame.to_image()
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return picture
+    a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
+    pixels = np.asarray(picture)
+    if a == d == 0 and b and c:
+        pixels, flip_columns, flip_rows = pixels.swapaxes(0, 1), c < 0, b < 0
+    elif b == c == 0 and a and d:
+        flip_columns, flip_rows = a < 0, d < 0
+    else:  # by an angle: players do not turn it either
+        return picture
+    return Image.fromarray(np.ascontiguousarray(pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]))
 
 
 @contextmanager
-def film(source):
+def open_container(source):
     """PyAV's container and its video stream."""
     try:
         import av
     except ImportError:
         raise Error(
-            f"{shown(source)} is no animated GIF or WebP, and other videos are read through PyAV, which is not installed: "
-            "pip install 'minivl[video]'. Or give a list of frames."
+            f"{describe_source(source)} is no animated GIF or WebP, and other videos are read through PyAV, which is not "
+            "installed: pip install 'minivl[video]'. Or give a list of frames."
         ) from None
-    with av.open(file_of(source)) as container:
+    with av.open(to_file(source)) as container:
         stream = container.streams.best("video")
         if stream is None:
-            raise Error(f"{shown(source)} holds no video, only sound or other streams.")
+            raise Error(f"{describe_source(source)} holds no video, only sound or other streams.")
         yield container, stream

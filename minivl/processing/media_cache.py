@@ -1,103 +1,91 @@
-"""Pictures and videos of a prompt once they are prepared: in a conversation once, not again at every turn.
+"""Cache of processed pictures and videos: each is processed once per conversation.
 
-    media = yield from prepared("image", sources, prepare, known)       # a `Prepared` of each, most of them from `known`
-    media = yield from with_patches("image", sources, media, first, prepare)      # those from the first one that is run
+    inputs = run(prepare_with_cache(processor, messages, cache))
 
-The messages of a turn hold all pictures from the first on, but what the cache holds of them needs no patches any more. So the
-cache remembers the grid, the size and a digest of each picture, a few hundred bytes, by a digest of what it was made of: the
-content of its file, and the options. Patches, 24 bytes for each pixel, are kept for nobody; where the conversation was changed
-before a picture, that is prepared again. A file that has changed meanwhile is another picture.
+Every turn's messages hold all pictures from the first on. Of each, the cache remembers the grid, the size and a digest, a few
+hundred bytes, under a digest of its content and options; its tokens are in the KV cache. Patches (24 bytes per pixel) are not
+cached: where the conversation was changed before a picture, the picture is processed again. A changed file counts as another
+picture.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from minivl.processing.messages import find_media, parse
+from minivl.processing.prepare import build_inputs, process, tokenize
+from minivl.processing.reuse import count_cached_media, hash_patches
+from minivl.processing.sources import locate
 from minivl.stream import under
 
-PART = 1 << 20  # bytes of a file that are read at a time
+BLOCK = 1 << 20  # bytes of a file that are read at a time
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A picture or a video as the model takes it.
-
-    patches  float32 [N, 1176]; None if they were made once and are not kept
-    grid     frames, patch rows, patch columns
-    digest   what it shows: of the patches, the grid and the seconds
-    size     (height, width) of a picture before it was resized
-    seconds  of a video, from one pair of frames to the next
-    """
-
-    patches: np.ndarray | None
-    grid: tuple
-    digest: str
-    size: tuple | None = None
-    seconds: float = 0.0
+def prepare_with_cache(processor, messages, cache, sizes=None, sampling=None, add_vision_id=False):
+    """Stage: as `prepare`, but what `cache.prepared` knows is not processed again, and what the KV cache holds has no
+    patches."""
+    messages = parse(messages)
+    images, videos = find_media(messages, sizes, sampling)
+    pictures = yield from process_new("image", images, processor.image_processor, cache.prepared)
+    clips = yield from process_new("video", videos, processor.image_processor, cache.prepared)
+    input_ids = tokenize(processor, messages, pictures, clips, add_vision_id)
+    without_patches = build_inputs(input_ids, images, pictures, clips, processor.config, (len(pictures), len(clips)))
+    held = count_cached_media(without_patches, cache, processor.config)
+    pictures = yield from add_patches("image", images, pictures, held[0], processor.image_processor)
+    clips = yield from add_patches("video", videos, clips, held[1], processor.image_processor)
+    return build_inputs(input_ids, images, pictures, clips, processor.config, held)
 
 
-def digest(patches, grid, seconds=0.0):
-    """What a picture or video shows, as 64 letters.
-
-    subtle: pages of one colour differ in their grids only, and a video played faster in its seconds only
-    """
-    found = hashlib.sha256(np.asarray(grid, dtype=np.int64).tobytes() + np.float32(seconds).tobytes())
-    found.update(np.ascontiguousarray(patches))
-    return found.hexdigest()
-
-
-def prepared(kind, sources, prepare, known=None):
-    """Stage: a `Prepared` for each (source, options), a list. Names are "image.0.patches" and so on, by the kind.
-
-    prepare  function of a source and its options: a stage that returns a `Prepared`
-    known    {origin: Prepared} of a conversation, which grows; what it has is not made again. None: there is none
-    """
-    media = []
-    for i, (source, asked) in enumerate(sources):
-        made_of = None if known is None else origin(kind, source, asked)
-        if known is None or made_of not in known:
-            one = yield from under(f"{kind}.{i}", prepare(source, asked))
-            if made_of is not None:
-                known[made_of] = replace(one, patches=None)
+def process_new(kind, media, image_processor, known):
+    """Stage: a `Processed` for each `Media`; without patches where `known`, {origin: Processed}, has it. `known` grows."""
+    processed = []
+    for i, medium in enumerate(media):
+        origin = hash_origin(*medium)
+        if origin is None or origin not in known:
+            new = yield from under(f"{kind}.{i}", process(medium, image_processor))
+            new = replace(new, digest=hash_patches(new.patches, new.grid, new.seconds))
+            if origin is not None:
+                known[origin] = replace(new, patches=None)
         else:
-            one = known[made_of]
-        media.append(one)
-    return media
+            new = known[origin]
+        processed.append(new)
+    return processed
 
 
-def with_patches(kind, sources, media, first, prepare):
-    """Stage: the same media; those from the first one on, counted from 0, have patches."""
-    media = list(media)
+def add_patches(kind, media, processed, first, image_processor):
+    """Stage: the same list; from index `first` on, all have patches."""
+    processed = list(processed)
     for i in range(first, len(media)):
-        if media[i].patches is None:
-            media[i] = yield from under(f"{kind}.{i}", prepare(*sources[i]))
-    return media
+        if processed[i].patches is None:
+            new = yield from under(f"{kind}.{i}", process(media[i], image_processor))
+            processed[i] = replace(new, digest=processed[i].digest)
+    return processed
 
 
-def origin(kind, source, asked):
-    """The content and options of a picture or video, as 64 letters; None if they are not known without opening it."""
-    found = hashlib.sha256(repr((kind, sorted(asked.items()))).encode())
+def hash_origin(kind, source, options):
+    """A digest of the content and options of a picture or video, 64 letters; None if that takes decoding it."""
+    digest = hashlib.sha256(repr((kind, sorted(options.items()))).encode())
     try:
-        for part in content(source):
-            found.update(part)
-    except Exception:  # whoever opens it says what is wrong
+        for block in read_content(source):
+            digest.update(block)
+    except Exception:  # the error is raised where the source is opened
         return None
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
-def content(source):
-    """The bytes of a source, part by part. A TypeError where they are not to be had."""
-    if isinstance(source, (bytes, bytearray)):
-        yield source
-    elif isinstance(source, str) and source.startswith("data:"):
-        yield source.encode()
-    elif isinstance(source, (str, Path)):
-        with open(str(source).removeprefix("file://"), "rb") as file:
-            while part := file.read(PART):
-                yield part
+def read_content(source):
+    """Yield the bytes of a source, block by block. A TypeError where there is no way to get them."""
+    if isinstance(source, (str, Path, bytes, bytearray)):
+        place = locate(source)
+        if isinstance(place, bytes):
+            yield place
+            return
+        with open(place, "rb") as file:
+            while block := file.read(BLOCK):
+                yield block
     elif isinstance(source, Image.Image) and not getattr(source, "is_animated", False):
         yield repr((source.mode, source.size, source.getpalette(), source.info.get("transparency"))).encode()
         yield source.tobytes()
@@ -106,7 +94,6 @@ def content(source):
         yield np.ascontiguousarray(source)
     elif isinstance(source, (list, tuple)):
         for frame in source:
-            one = origin("frame", frame, {})
-            yield one.encode()  # None has no encode: the list is as unknown as its frame
+            yield hash_origin("frame", frame, {}).encode()  # of an unknown frame None, which has no encode
     else:
         raise TypeError(source)

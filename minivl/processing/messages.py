@@ -1,140 +1,194 @@
-"""Messages to prompt text: the published chat template, and one placeholder for each token of a picture or video.
+"""The message format: what a prompt may say, parsed into texts, pictures and videos.
 
     [{"role": "user", "content": [{"type": "image", "image": "cat.png"}, {"type": "text", "text": "What is it?"}]}]
 
-    <|im_start|>system
-    You are a helpful assistant.<|im_end|>
-    <|im_start|>user
-    <|vision_start|><|image_pad|><|vision_end|>What is it?<|im_end|>
-    <|im_start|>assistant
-
-A video is {"type": "video", "video": "clip.mp4", "fps": 1.0}, with <|video_pad|> in the middle. Other spellings of the same:
+A video is {"type": "video", "video": "clip.mp4", "fps": 1.0}. Other spellings of the same:
 {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}, {"type": "image", "path": ...} with "path", "url" or
 "base64". An entry that is None counts as missing: tables of many messages have a column for each key.
 
-The template is written out here and not run from chat_template.json: it is the same in all published checkpoints, and a
-student should be able to read it. A fine-tune's own is run by template.py.
+    parse(messages)         # [Message("user", (Media("image", "cat.png", {}), "What is it?"), ...)]
+    find_media(messages)    # (images, videos): each `Media` in order
 """
 
 import re
 from collections.abc import Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from typing import NamedTuple
 
 from minivl.errors import Error
+from minivl.helpers import plain_number
+from minivl.processing.sources import describe_cause, describe_source, locate
 
-SYSTEM = "You are a helpful assistant."
-IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
+IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"  # placeholders in the prompt text
+PLACEHOLDERS = {"image": IMAGE, "video": VIDEO}
 SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")
-SAMPLING = ("fps", "nframes", "min_frames", "max_frames", "total_pixels")  # of a video, besides
-SOURCES = {IMAGE: ("image", "image_url", "url", "path", "base64"), VIDEO: ("video", "video_url", "url", "path")}
-NOUNS = {IMAGE: "picture", VIDEO: "video"}
+SAMPLING = ("fps", "nframes", "min_frames", "max_frames", "total_pixels")  # of videos only
+SOURCES = {"image": ("image", "image_url", "url", "path", "base64"), "video": ("video", "video_url", "url", "path")}
+NOUNS = {"image": "picture", "video": "video"}
+FASTEST, MOST = 100_000, 10**18  # frames a second; of anything else
 NOT_BUILT = ("video_start", "video_end")
+PROMPT_KEYS = {"question", "images", "videos"}  # of a prompt in `VLM.ask_many`, as `VLM.ask` takes them
+
+
+class Media(NamedTuple):
+    """A picture or video in a message.
+
+    kind     "image" or "video"
+    source   as it was given: a path, an array, a PIL image; None where a template is rendered without pictures
+    options  those of SIZES, and of SAMPLING for a video, that stand beside it
+    """
+
+    kind: str
+    source: object
+    options: dict
+
+
+class Message(NamedTuple):
+    """A parsed message. content: a string, or a tuple of strings and `Media`; fields: the message as it was given."""
+
+    role: str
+    content: object
+    fields: Mapping
+
+    @property
+    def items(self):
+        """The content as a tuple, also where it is one string."""
+        return (self.content,) if isinstance(self.content, str) else self.content
+
+
+# ---- build messages ----
 
 
 def user(question, images=None, videos=None):
     """Messages with one question about pictures and videos: none, one or several, which come before the text."""
-    content = [{"type": "image", "image": image} for image in several(images)]
-    content += [{"type": "video", "video": video} for video in several(videos)]
+    content = [{"type": "image", "image": image} for image in as_list(images)]
+    content += [{"type": "video", "video": video} for video in as_list(videos)]
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
 
-def several(sources):
+def as_list(sources):
     """None, one source or a list of them, as a list."""
     if sources is None:
         return []
     return list(sources) if isinstance(sources, (list, tuple)) else [sources]
 
 
-def conversation(question, images=None, videos=None):
-    """Messages as they are (or `Inputs`, which need none), or those of one question in text about pictures and videos."""
+def build_messages(question, images=None, videos=None):
+    """Messages of a question in text about pictures and videos. Messages (and `Inputs`) are returned as they are."""
     if isinstance(question, str):
         return user(question, images, videos)
-    for name, given, one in (("images", images, "picture"), ("videos", videos, "video")):
-        if given is not None:
+    for name, sources, noun in (("images", images, "picture"), ("videos", videos, "video")):
+        if sources is not None:
             raise Error(
-                f'{name}= goes with a question in text; in messages, put each {one} into a message\'s "content".'
+                f'{name}= goes with a question in text; in messages, put each {noun} into a message\'s "content".'
             )
     return question
 
 
-def render(messages, add_generation_prompt=True, add_vision_id=False):
-    """The prompt text, with one placeholder for each picture and video.
+def parse_prompts(prompts, kept=()):
+    """Parsed messages of each prompt of `VLM.ask_many`. Objects of the types `kept`, such as Inputs, stay as they are.
 
-    add_generation_prompt  end with the header of the assistant's answer
-    add_vision_id          number pictures and videos: "Picture 1: ", "Video 1: "; counted over the whole conversation
+    All files must exist: an error now, not after hours spent on the prompts before it.
     """
-    check(messages)
-    parts, counts = [], {IMAGE: 0, VIDEO: 0}
-    if messages and messages[0]["role"] != "system":
-        parts.append(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n")
-    for message in messages:
-        body = "".join(rendered(item, counts, add_vision_id) for item in items(message))
-        parts.append(f"<|im_start|>{message['role']}\n{body}<|im_end|>\n")
-    if add_generation_prompt:
-        parts.append("<|im_start|>assistant\n")
-    return "".join(parts)
+    if not isinstance(prompts, (list, tuple)):
+        raise Error(f"prompts is a {type(prompts).__name__}; it must be a list with one entry for each prompt.")
+    conversations = [p if isinstance(p, kept) else parse(prompt_messages(i, p)) for i, p in enumerate(prompts)]
+    for i, conversation in enumerate(conversations):
+        images, videos = ([], []) if isinstance(conversation, kept) else find_media(conversation)
+        for _, source, _ in (*images, *videos):
+            try:
+                if isinstance(source, (str, Path)):
+                    locate(source)
+            except FileNotFoundError:
+                raise Error(f"prompt {i}: {describe_source(source)} does not exist. Check the path.") from None
+            except (Error, OSError) as cause:
+                raise Error(f"prompt {i}: {describe_cause(cause)}") from None
+    return conversations
 
 
-def rendered(item, counts, numbered):
-    """One item of a message's content."""
-    kind = kind_of(item)
-    if kind is None:
-        return text_of(item)
-    counts[kind] += 1
-    number = f"{'Picture' if kind == IMAGE else 'Video'} {counts[kind]}: " if numbered else ""
-    return f"{number}<|vision_start|>{kind}<|vision_end|>"
+def prompt_messages(i, prompt):
+    """Messages of prompt i: a question in text, a dict of PROMPT_KEYS, or messages."""
+    if isinstance(prompt, str):
+        return user(prompt)
+    if isinstance(prompt, Mapping) and isinstance(prompt.get("question"), str):
+        unknown = ", ".join(map(str, prompt.keys() - PROMPT_KEYS))
+        if unknown:
+            raise Error(f"prompt {i} has {unknown}, which is unknown beside a question: there are images and videos.")
+        return user(**prompt)
+    if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(item, (Mapping, Message)) for item in prompt):
+        return prompt
+    raise Error(
+        f'prompt {i} is {shorten(prompt)}; it must be a question, {{"question": ..., "images": ..., "videos": ...}} or a list '
+        "of messages, in a list of its own."
+    )
 
 
-def text_of(item):
-    text = item.get("text")
+# ---- parse ----
+
+
+def parse(messages):
+    """A `Message` for each message; parsed ones are returned as they are. An Error where the format is violated."""
+    if not isinstance(messages, (list, tuple)):
+        raise Error(f'messages is a {type(messages).__name__}; it must be a list of {{"role": ..., "content": ...}}.')
+    return [m if isinstance(m, Message) else parse_message(i, m) for i, m in enumerate(messages)]
+
+
+def parse_message(i, message):
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+        raise Error(f'message {i} is {shorten(message)}; it must be {{"role": "user", "content": ...}}.')
+    if message.get("tool_calls"):
+        raise Error(f"message {i} has tool_calls, which the chat template leaves out. Write them into its content.")
+    content = message["content"]
+    if not isinstance(content, str):
+        items = content if isinstance(content, list) else [content]
+        odd = [item for item in items if not isinstance(item, Mapping)]
+        if odd or items is not content:
+            raise Error(
+                f"the content of message {i} {'holds' if items is content else 'is'} a {type((odd or items)[0]).__name__}; it "
+                'must be text, or a list of {"type": "text", "text": ...}, {"type": "image", "image": ...}, '
+                '{"type": "video", "video": ...}.'
+            )
+        content = tuple(map(parse_item, items))
+    return Message(message["role"], content, message)
+
+
+def parse_item(item):
+    """One item of a message's content: its text, or a `Media`."""
+    item = {key: value for key, value in item.items() if value is not None}
+    for kind in ("image", "video"):  # the order in which the template asks
+        names = SOURCES[kind][:2]  # "image", "image_url": both a type and a key
+        if item.get("type") in names or any(name in item for name in names):
+            return Media(kind, item_source(item, kind), item_options(item, kind))
     if "text" not in item:
         what = f"of type {item['type']!r}" if "type" in item else f"with {', '.join(item) or 'nothing in it'}"
         raise Error(
             f'an item {what} has no text, picture or video: {{"type": "text", "text": "..."}}, likewise image, video.'
         )
-    if not isinstance(text, str):
-        raise Error(f'the text of an item is {text!r}; it must be a string: {{"type": "text", "text": "..."}}.')
-    return text
+    if not isinstance(item["text"], str):
+        raise Error(
+            f'the text of an item is {shorten(item["text"])}; it must be a string: {{"type": "text", "text": "..."}}.'
+        )
+    return item["text"]
 
 
-def items(message):
-    """A message's content as a list of items; a string is one text."""
-    content = message["content"]
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    return [{key: value for key, value in item.items() if value is not None} for item in content]
+def item_source(item, kind):
+    """What an item shows, None if it does not say. `image_url` may be a string or, as in other APIs, {"url": ...}."""
+    keys = [key for key in SOURCES[kind] if key in item]
+    if len(keys) > 1:
+        raise Error(f"an item has {' and '.join(keys)}: one {NOUNS[kind]} to an item.")
+    source = item[keys[0]] if keys else None
+    source = source.get("url") if isinstance(source, Mapping) else source
+    if keys == ["base64"] and source is not None and str(source)[:5].lower() != "data:":
+        return f"data:;base64,{source}"
+    return source
 
 
-def kind_of(item):
-    """IMAGE, VIDEO or None, in the order in which the template asks."""
-    for kind in (IMAGE, VIDEO):
-        names = SOURCES[kind][:2]  # "image", "image_url": both a type and a key
-        if item.get("type") in names or any(name in item for name in names):
-            return kind
-    return None
-
-
-def media(messages, sizes=None, sampling=None):
-    """(images, videos) in the order of their placeholders: (source, options) of each, the source as it was given (a path,
-    an array, a PIL image), the options those of SIZES, and of SAMPLING for a video, that stand beside it.
-
-    sizes, sampling  options for the items that do not say themselves; an item with fps or nframes has its own sampling
-    """
-    check(messages)
-    found = {IMAGE: [], VIDEO: []}
-    for item in (item for message in messages for item in items(message)):
-        kind = kind_of(item)
-        if kind is not None:
-            own, source = options_of(item, kind), source_of(item, kind)
-            asked = {} if kind == IMAGE or {"fps", "nframes"} & own.keys() else sampling or {}
-            found[kind].append((source, {**(sizes or {}), **asked, **own}))
-    return found[IMAGE], found[VIDEO]
-
-
-def options_of(item, kind):
-    """What an item says about how to take its picture or video."""
-    known = SIZES if kind == IMAGE else (*SIZES, *SAMPLING)
+def item_options(item, kind):
+    """The options that stand beside a picture or video."""
+    known = SIZES if kind == "image" else (*SIZES, *SAMPLING)
     for key in item:
-        if key in NOT_BUILT and kind == VIDEO:
+        if key in NOT_BUILT and kind == "video":
             raise Error(f'"{key}": {item[key]!r}: minivl takes videos from the first frame to the last. Cut it before.')
         if key not in ("type", *SOURCES[kind], *known):
             raise Error(
@@ -143,63 +197,59 @@ def options_of(item, kind):
     return {key: item[key] for key in known if key in item}
 
 
-def source_of(item, kind):
-    """What an item shows. `image_url` may be a string or, as in other APIs, {"url": ...}."""
-    given = [key for key in SOURCES[kind] if key in item]
-    noun, key = NOUNS[kind], SOURCES[kind][0]
-    if len(given) > 1:
-        raise Error(f"an item has {' and '.join(given)}: one {noun} to an item.")
-    source = item[given[0]] if given else None
-    source = source.get("url") if isinstance(source, Mapping) else source
-    if source is None:
-        raise Error(f'an item of type "{item.get("type", key)}" has no {noun}: give {{"type": "{key}", "{key}": ...}}.')
-    if given == ["base64"] and not str(source).startswith("data:"):
-        return f"data:;base64,{source}"
-    return source
+def find_media(messages, sizes=None, sampling=None):
+    """(images, videos): each `Media` of the messages, in the order of the placeholders.
+
+    sizes, sampling  options of the items that have none of their own; an item with fps or nframes has its own sampling
+    """
+    media = {"image": [], "video": []}
+    for kind, source, own in (item for m in parse(messages) for item in m.items if isinstance(item, Media)):
+        if source is None:
+            raise Error(f'an item of type "{kind}" has no {NOUNS[kind]}: give {{"type": "{kind}", "{kind}": ...}}.')
+        defaults = {} if kind == "image" or {"fps", "nframes"} & own.keys() else sampling or {}
+        media[kind].append(Media(kind, source, check_options({**(sizes or {}), **defaults, **own})))
+    return media["image"], media["video"]
 
 
-def plain(messages):
-    """The same messages in the plainest spelling, for templates that know no other."""
-    check(messages)
-    return [{**message, "content": plain_content(message["content"])} for message in messages]
+def check_options(options):
+    """The same options as Python's own numbers; an Error for what is no number of pixels, frames, or frames a second."""
+    options = {name: plain_number(value) for name, value in options.items()}
+    for name, value in options.items():
+        if value is None:
+            continue
+        is_number = isinstance(value, Real if name == "fps" else Integral) and not isinstance(value, bool)
+        if not is_number or not 0 < value <= (FASTEST if name == "fps" else MOST):
+            kind = f"a number above 0, at most {FASTEST:,}" if name == "fps" else "a whole number above 0"
+            raise Error(f"{name}={shorten(value)}: it must be {kind}.")
+    return options
 
 
-def plain_content(content):
-    if isinstance(content, str):
-        return content
-    kinds = {IMAGE: {"type": "image"}, VIDEO: {"type": "video"}}
-    found = items({"content": content})
-    return [kinds.get(kind_of(item)) or {"type": "text", "text": text_of(item)} for item in found]
+def check_has_video(conversations, options):
+    """An Error where options choose frames of a video and no conversation has one."""
+    chosen = [name for name in ("fps", "nframes") if options.get(name) is not None]
+    if chosen and not any(find_media(messages)[1] for messages in conversations if isinstance(messages, (list, tuple))):
+        raise Error(f"{chosen[0]}= chooses frames of a video, and there is none. Leave it out, or give videos=.")
+
+
+def shorten(value):
+    """The repr of a value for an error message."""
+    # subtle: Python refuses to write whole numbers of more than 4,300 digits
+    text = f"{value:#x}" if isinstance(value, int) and abs(value) > MOST else repr(value)
+    return text if len(text) <= 200 else f"{text[:100]}... ({len(text):,} characters)"
+
+
+# ---- placeholders ----
 
 
 def expand(text, images=(), videos=()):
-    """Every placeholder repeated, once for each token: images and videos are token counts, in order."""
-    for kind, counts in ((IMAGE, images), (VIDEO, videos)):
-        found = text.count(kind)
-        if found != len(counts):
+    """Repeat every placeholder, once for each token: images and videos are token counts, in order."""
+    for placeholder, counts, noun in ((IMAGE, images, "pictures"), (VIDEO, videos, "videos")):
+        occurrences = text.count(placeholder)
+        if occurrences != len(counts):
             raise Error(
-                f"the prompt has {found} {kind} and there are {len(counts)} {'pictures' if kind == IMAGE else 'videos'} for "
-                "them. Each needs one; a message's text must not contain the placeholder itself."
+                f"the prompt has {occurrences} {placeholder} and there are {len(counts)} {noun} for them. Each needs one; a "
+                "message's text must not contain the placeholder itself."
             )
         remaining = iter(counts)
-        text = re.sub(re.escape(kind), lambda match: match[0] * next(remaining), text)  # noqa: B023
+        text = re.sub(re.escape(placeholder), lambda match: match[0] * next(remaining), text)  # noqa: B023
     return text
-
-
-def check(messages):
-    """The shape of the message format."""
-    if not isinstance(messages, (list, tuple)):
-        raise Error(f'messages is a {type(messages).__name__}; it must be a list of {{"role": ..., "content": ...}}.')
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise Error(f'message {i} is {message!r}; it must be {{"role": "user", "content": ...}}.')
-        if message.get("tool_calls"):
-            raise Error(f"message {i} has tool_calls, which the chat template leaves out. Write them into its content.")
-        content = message["content"]
-        items = content if isinstance(content, list) else [] if isinstance(content, str) else None
-        if items is None or not all(isinstance(item, Mapping) for item in items):
-            odd = content if items is None else next(item for item in items if not isinstance(item, Mapping))
-            raise Error(
-                f"the content of message {i} {'is' if items is None else 'holds'} a {type(odd).__name__}; it must be text, or "
-                'a list of {"type": "text", "text": ...}, {"type": "image", "image": ...}, {"type": "video", "video": ...}.'
-            )

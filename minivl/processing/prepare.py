@@ -1,61 +1,101 @@
-"""Messages with pictures and videos to `Inputs`: pictures to patches, text to ids, a placeholder for each token.
+"""Messages to `Inputs`: pictures and videos to patches, text to token ids, a placeholder for each token of a picture.
 
-inputs = run(vlm.prepare(messages, max_pixels=200_000))      # names: image.0.resized, image.0.normalized, image.0.patches, ...
+processor = Processor(image_processor, template, tokenizer, config)
+inputs = run(prepare(processor, messages))      # names: image.0.resized, image.0.normalized, image.0.patches, ...
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from minivl.errors import Error
-from minivl.processing import messages as chat
 from minivl.processing.image_processor import prepare_image
-from minivl.processing.inputs import Inputs, in_cache, known
+from minivl.processing.inputs import Inputs
 from minivl.processing.load_image import open_image
-from minivl.processing.media_cache import Prepared, digest, prepared, with_patches
+from minivl.processing.messages import expand, find_media, parse
 from minivl.processing.video_processor import prepare_video
+from minivl.stream import under
 
 
-def prepare(vlm, messages, sizes=None, sampling=None, add_vision_id=False, cache=None):
-    """Stage: messages -> `Inputs`. sizes and sampling as in `chat.media`.
+@dataclass(frozen=True)
+class Processor:
+    """What turns messages into `Inputs`: an ImageProcessor, a Template, a Tokenizer, and the model's Config."""
 
-    cache  of the conversation: what it knows of pictures and videos is not made again, and those that it holds have no patches
+    image_processor: object
+    template: object
+    tokenizer: object
+    config: object
+
+
+@dataclass(frozen=True)
+class Processed:
+    """A picture or video as the model takes it.
+
+    patches  float32 [N, 1176]; None if only the rest is known (media_cache.py)
+    grid     frames, patch rows, patch columns
+    size     (height, width) of a picture before it was resized
+    seconds  of a video, from one pair of frames to the next
+    digest   of the patches (reuse.py), where there is a cache
     """
+
+    patches: np.ndarray | None
+    grid: tuple
+    size: tuple | None = None
+    seconds: float = 0.0
+    digest: str | None = None
+
+
+def prepare(processor, messages, sizes=None, sampling=None, add_vision_id=False):
+    """Stage: messages -> `Inputs`. sizes and sampling: see `find_media`."""
+    messages = parse(messages)
+    images, videos = find_media(messages, sizes, sampling)
+    pictures, clips = [], []
+    for i, image in enumerate(images):
+        pictures.append((yield from under(f"image.{i}", process(image, processor.image_processor))))
+    for i, video in enumerate(videos):
+        clips.append((yield from under(f"video.{i}", process(video, processor.image_processor))))
+    input_ids = tokenize(processor, messages, pictures, clips, add_vision_id)
+    return build_inputs(input_ids, images, pictures, clips, processor.config)
+
+
+def process(media, image_processor):
+    """Stage: a `Media` -> `Processed`."""
+    if media.kind == "video":
+        patches, grid, seconds = yield from prepare_video(media.source, image_processor, **media.options)
+        return Processed(patches, grid, seconds=seconds)
+    picture = open_image(media.source)
+    patches, grid = yield from prepare_image(picture, image_processor, **media.options)
+    return Processed(patches, grid, size=(picture.height, picture.width))
+
+
+def tokenize(processor, messages, pictures, clips, add_vision_id):
+    """Token ids of the prompt, int64 [T], each placeholder expanded."""
     if not messages:
         raise Error('there are no messages to answer. Give at least one, {"role": "user", "content": "..."}.')
-
-    def picture(source, asked):
-        opened = open_image(source)
-        patches, grid = yield from prepare_image(opened, vlm.processor, **asked)
-        return Prepared(patches, grid, digest(patches, grid), size=(opened.height, opened.width))
-
-    def video(source, asked):
-        patches, grid, seconds = yield from prepare_video(source, vlm.processor, **asked)
-        return Prepared(patches, grid, digest(patches, grid, seconds), seconds=seconds)
-
-    images, videos = chat.media(messages, sizes, sampling)
-    earlier, vision = None if cache is None else cache.prepared, vlm.config.vision
-    pictures = yield from prepared("image", images, picture, earlier)
-    clips = yield from prepared("video", videos, video, earlier)
-    counts = [[math.prod(one.grid) // vision.merge_unit for one in media] for media in (pictures, clips)]
-    text = chat.expand(vlm.template.render(messages, add_vision_id=add_vision_id), *counts)
-    parts = vlm.tokenizer.encode(text), pictures, clips, vision.patch_dim
-    if cache is None:
-        return gathered(*parts)
-    held = in_cache(gathered(*parts, (len(pictures), len(clips))), cache, vlm.config)
-    pictures = yield from with_patches("image", images, pictures, held[0], picture)
-    clips = yield from with_patches("video", videos, clips, held[1], video)
-    return gathered(parts[0], pictures, clips, vision.patch_dim, held)
+    unit = processor.config.vision.merge_unit
+    counts = [[math.prod(p.grid) // unit for p in processed] for processed in (pictures, clips)]
+    text = processor.template.render(messages, add_vision_id=add_vision_id)
+    return processor.tokenizer.encode(expand(text, *counts))
 
 
-def gathered(input_ids, pictures, videos, patch_dim, cached=(0, 0)):
-    """`Inputs` of a `Prepared` for each picture and video; without the patches of the first, which a cache holds."""
-    patches, grids = [], []
-    for media, first in zip((pictures, videos), cached):
-        made = [one.patches for one in media[first:]]
-        whole = made[0] if len(made) == 1 else np.concatenate([np.zeros((0, patch_dim), dtype=np.float32), *made])
-        patches.append(whole)
-        grids.append(np.array([one.grid for one in media], dtype=np.int64).reshape(-1, 3))
-    seconds = np.array([one.seconds for one in videos], dtype=np.float32)
-    sizes, digests = tuple(one.size for one in pictures), tuple(one.digest for one in (*pictures, *videos))
-    return known(Inputs(input_ids, patches[0], grids[0], patches[1], grids[1], seconds, sizes), digests, cached)
+def build_inputs(input_ids, images, pictures, clips, config, cached=(0, 0)):
+    """`Inputs` from a `Processed` for each picture and clip, without the patches of the first, which a KV cache holds."""
+    patches, grids, digests = [], [], []
+    for processed, first in zip((pictures, clips), cached):
+        rows = [p.patches for p in processed[first:]]
+        empty = np.zeros((0, config.vision.patch_dim), dtype=np.float32)
+        patches.append(rows[0] if len(rows) == 1 else np.concatenate([empty, *rows]))
+        grids.append(np.array([p.grid for p in processed], dtype=np.int64).reshape(-1, 3))
+        digests.append(tuple(p.digest for p in processed[:first]))
+    return Inputs(
+        input_ids,
+        pixel_values=patches[0],
+        image_grid_thw=grids[0],
+        pixel_values_videos=patches[1],
+        video_grid_thw=grids[1],
+        second_per_grid_ts=np.array([clip.seconds for clip in clips], dtype=np.float32),
+        image_sizes=tuple(picture.size for picture in pictures),
+        images=tuple(image.source for image in images),
+        cached=tuple(digests),
+    )

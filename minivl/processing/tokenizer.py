@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 
 from minivl.errors import Error
-from minivl.processing.tokenizer_files import library_of
+from minivl.processing.tokenizer_files import load_library
 
 REPLACEMENT = "\ufffd"  # what a decoder shows for bytes that are no character
 
@@ -22,7 +22,7 @@ class Tokenizer:
     @classmethod
     def read(cls, folder):
         """From a checkpoint folder."""
-        return cls(library_of(folder))
+        return cls(load_library(folder))
 
     def encode(self, text):
         """Token ids, int64 [T]."""

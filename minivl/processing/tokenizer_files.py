@@ -19,13 +19,13 @@ WORDS = (  # what BPE never merges across. Source: Qwen2's tokenizer
 )
 
 
-def library_of(folder):
+def load_library(folder):
     """The tokenizer in a checkpoint folder, with all added tokens."""
     whole, vocabulary, merges = (Path(folder or ".") / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if folder is not None and whole.is_file():
-        library, path = opened(whole), whole
+        library, path = load_whole(whole), whole
     elif folder is not None and vocabulary.is_file() and merges.is_file():
-        library, path = assembled(vocabulary, merges), vocabulary
+        library, path = assemble(vocabulary, merges), vocabulary
     else:
         raise Error(
             f"{folder} has no tokenizer.json (nor vocab.json with merges.txt): text cannot be read or written. Copy it from "
@@ -38,7 +38,7 @@ def library_of(folder):
     return library
 
 
-def opened(path):
+def load_whole(path):
     from tokenizers import Tokenizer
 
     try:
@@ -49,7 +49,7 @@ def opened(path):
         ) from None
 
 
-def assembled(vocabulary, merges):
+def assemble(vocabulary, merges):
     """From vocab.json and merges.txt."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -70,7 +70,7 @@ def add_missing(library, path):
     """The added tokens of a fine-tune that stand in other files than the tokenizer itself, which is that of `path`."""
     from tokenizers import AddedToken
 
-    where, declared = added_tokens(path.parent)
+    where, declared = read_added_tokens(path.parent)
     known = {token.content for token in library.get_added_tokens_decoder().values()}
     for id, fields in sorted(declared.items()):
         text = fields["content"]
@@ -83,14 +83,14 @@ def add_missing(library, path):
             )
 
 
-def added_tokens(folder):
+def read_added_tokens(folder):
     """(file, {id: what `AddedToken` takes}) of a folder's added tokens."""
     config, legacy = folder / "tokenizer_config.json", folder / "added_tokens.json"
     stored = read_json(config) if config.is_file() else {}
     if "added_tokens_decoder" in stored or not legacy.is_file():
         declared = object_in(stored, "added_tokens_decoder")
         return config, {int(id): fields for id, fields in declared.items()}
-    special, declared = special_tokens(folder, stored), read_json(legacy)
+    special, declared = read_special_tokens(folder, stored), read_json(legacy)
     if not all(type(id) is int for id in declared.values()):
         raise Error(f"{legacy} must be an object of tokens and their ids. Download it again.")
     return legacy, {
@@ -99,7 +99,7 @@ def added_tokens(folder):
     }
 
 
-def special_tokens(folder, stored):
+def read_special_tokens(folder, stored):
     """The tokens that stand for no text, by tokenizer_config.json (`stored`) and special_tokens_map.json."""
     path = folder / "special_tokens_map.json"
     found = []

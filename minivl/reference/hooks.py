@@ -1,13 +1,15 @@
-"""Every tensor of a Hugging Face transformers forward pass, under minivl's names. Needs the [reference] extra.
+"""Hooks on Hugging Face transformers (not on minivl): every tensor of its forward pass, under minivl's names.
+
+Needs the [reference] extra.
 
     reference = load_reference(folder)                  # float32, eager attention
-    tensors = oracle(reference, **vars(inputs))         # of minivl.Inputs
+    tensors = run_reference(reference, **vars(inputs))         # of minivl.Inputs
     tensors["visual.blocks.0.attn.qkv"]                 # float32 [N, 3D], no batch axis
 
-Module outputs come from forward hooks on *every* module. What is no module's output is caught where transformers
-passes it on: the inputs of a module (residuals, the MLP's product, positions), or the arguments of the attention
-function, which is wrapped for the time of the run. Nothing here computes what it claims to observe, with one
-exception: attention scores, which transformers does not return, are q @ k.T from the q and k it rotated.
+Module outputs come from forward hooks on *every* module. Other tensors are taken where transformers passes them on: the
+inputs of a module (residuals, the MLP's product, positions), or the arguments of the attention function, which is wrapped
+during the run. All are observed, none computed, but for attention scores, which transformers does not return: they are
+q @ k.T of its rotated q and k.
 """
 
 import contextlib
@@ -17,7 +19,7 @@ from unittest import mock
 import numpy as np
 
 from minivl.errors import Error
-from minivl.tensors.names import published
+from minivl.tensors.names import published_name
 
 # transformers' leaf modules whose output has no tensor of that name in minivl, and the tensor that covers it
 COVERED_BY = {
@@ -30,8 +32,8 @@ COVERED_BY = {
 SAME_AS_LAST_PART = ("attn", "self_attn", "mlp")
 
 
-def installed():
-    """(torch, transformers), or an Error that says how to get them."""
+def import_torch():
+    """(torch, transformers). Raises an Error that says how to install them."""
     # subtle: torch brings its own OpenMP. Let it spin, and minivl's and OpenBLAS's threads starve.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
@@ -51,8 +53,8 @@ def installed():
 
 
 def load_reference(folder, attention="eager", dtype="float32"):
-    """The checkpoint in transformers; "eager" attention is the one that hands out probabilities."""
-    torch, transformers = installed()
+    """The checkpoint in transformers; only "eager" attention returns probabilities."""
+    torch, transformers = import_torch()
     model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation=attention
     )
@@ -60,22 +62,22 @@ def load_reference(folder, attention="eager", dtype="float32"):
 
 
 def leaves(model):
-    """Published names of all modules that have no modules inside: whatever computes something does it in one of these."""
-    return [published(name) for name, module in model.named_modules() if not list(module.children())]
+    """Published names of all modules without submodules: every computation is in one of these."""
+    return [published_name(name) for name, module in model.named_modules() if not list(module.children())]
 
 
-def covering(leaf):
-    """The minivl tensor by which this leaf module's output is compared: its own name, or what COVERED_BY says."""
+def covering_tensor(leaf):
+    """The minivl tensor by which the output of a leaf module is compared: its own name, or that in COVERED_BY."""
     mlp, _, last = leaf.rpartition(".")
     return COVERED_BY.get(leaf) or (COVERED_BY["{mlp}.act_fn"].format(mlp=mlp) if last == "act_fn" else leaf)
 
 
-def oracle(model, input_ids, pixel_values, image_grid_thw, position_ids=None, **videos):
+def run_reference(model, input_ids, pixel_values, image_grid_thw, position_ids=None, **videos):
     """All tensors of the forward pass of one prompt, by minivl's names. The arguments are those of minivl.Inputs.
 
     position_ids  int64 [3, T], to run with other positions than transformers' own
     """
-    torch, _ = installed()
+    torch, _ = import_torch()
     found = {"input_ids": input_ids}
     prompt = arguments(model.config, input_ids, pixel_values, image_grid_thw, **videos)
     if position_ids is not None:
@@ -105,7 +107,7 @@ def arguments(
 
     image_sizes  not passed on: they are for the boxes of an answer
     """
-    torch, _ = installed()
+    torch, _ = import_torch()
     ids = torch.from_numpy(input_ids)[None]
     given, media = {"input_ids": ids}, {}
     if len(pixel_values):
@@ -118,17 +120,17 @@ def arguments(
     return given | {name: torch.from_numpy(array) for name, array in media.items()}
 
 
-# ---- the tower, which transformers runs for the pictures and once more for the videos ----
+# ---- the tower, which transformers runs for the images, then for the videos ----
 
 
 def watch_media(model, found, watch):
-    """What the tower is given: under the names of pictures, or of videos."""
+    """The tower's inputs, under the names of images or of videos."""
 
     def spy(function, names):
         original = getattr(model.model, function)
 
         def watched(*args, **kwargs):
-            found.update({name: array(tensor) for name, tensor in zip(names, args)})
+            found.update({name: without_batch(tensor) for name, tensor in zip(names, args)})
             return original(*args, **kwargs)
 
         watch.enter_context(mock.patch.object(model.model, function, watched))
@@ -138,7 +140,7 @@ def watch_media(model, found, watch):
 
 
 def keep_tower(found, tensors):
-    """Tensors of one run of the tower, behind those of an earlier one: as if it had run once for all."""
+    """Append the tensors of one run of the tower to those of an earlier one, as if it had run once."""
     for name, new in tensors.items():
         if name in found:
             old, index = found[name], found["visual.window_index"]
@@ -151,19 +153,19 @@ def keep_tower(found, tensors):
         found[name] = new
 
 
-# ---- modules: their outputs, and those inputs that nothing else shows ----
+# ---- modules: their outputs, and the inputs that are no other module's output ----
 
 
 def watch_modules(model, found, watch):
     for name, module in model.named_modules():
         if name in ("", "model"):  # the wrappers around tower and decoder; the published "model" is the decoder
             continue
-        hook = module.register_forward_hook(keeper(published(name), found), with_kwargs=True)
+        hook = module.register_forward_hook(make_hook(published_name(name), found), with_kwargs=True)
         watch.callback(hook.remove)
 
 
-def keeper(name, found):
-    """The hook of one module: when it has run, keep what went in and out of it under minivl's names."""
+def make_hook(name, found):
+    """The forward hook of a module: keep its inputs and output under minivl's names."""
 
     def keep(module, args, kwargs, output):
         tensors = inputs_of(name, args, kwargs)
@@ -171,9 +173,13 @@ def keeper(name, found):
             tensors["visual"] = output.pooler_output
         elif name == "model.rotary_emb":
             tensors["model.rope.cos"], tensors["model.rope.sin"] = output
-        elif hasattr(output, "detach") and covering(name) == name and name.rpartition(".")[2] not in SAME_AS_LAST_PART:
+        elif (
+            hasattr(output, "detach")
+            and covering_tensor(name) == name
+            and name.rpartition(".")[2] not in SAME_AS_LAST_PART
+        ):
             tensors[name] = output
-        tensors = {name: array(tensor) for name, tensor in tensors.items()}
+        tensors = {name: without_batch(tensor) for name, tensor in tensors.items()}
         if name.startswith("visual"):
             keep_tower(found, tensors)
         else:
@@ -183,14 +189,14 @@ def keeper(name, found):
 
 
 def inputs_of(name, args, kwargs):
-    """Tensors that are no module's output, from the module `name` that they are handed to."""
-    room, _, last = name.rpartition(".")
+    """Tensors that are no module's output, from the inputs of the module `name`."""
+    prefix, _, last = name.rpartition(".")
     if last in ("norm2", "post_attention_layernorm"):
-        return {f"{room}.attn_residual": args[0]}
+        return {f"{prefix}.attn_residual": args[0]}
     if last == "down_proj":
-        return {f"{room}.act": args[0]}
+        return {f"{prefix}.act": args[0]}
     if last == "o_proj" or name.endswith("attn.proj"):
-        return {f"{room}.context": args[0]}
+        return {f"{prefix}.context": args[0]}
     if name == "visual.rotary_pos_emb":
         return {"visual.patch_positions": args[1]}
     if name == "visual.blocks.0":
@@ -203,27 +209,27 @@ def inputs_of(name, args, kwargs):
     return {}
 
 
-def array(tensor):
+def without_batch(tensor):
     """A NumPy copy without the batch axis."""
     if tensor.ndim == 3 and tensor.shape[0] == 1:
         tensor = tensor[0]
-    return numpy_of(tensor)
+    return to_numpy(tensor)
 
 
-def numpy_of(tensor):
+def to_numpy(tensor):
     """A NumPy copy; bfloat16, which NumPy does not have, as float32."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy().copy()
 
 
-# ---- attention: the arguments and results of transformers' own attention function ----
+# ---- attention: arguments and results of transformers' own function ----
 
 
 def watch_attention(model, found, watch):
-    """Wrap the eager attention function: what goes in and out of it is kept, piece by piece."""
+    """Wrap the eager attention function: keep its arguments and results, piece by piece."""
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
 
-    names = {id(module): published(name) for name, module in model.named_modules()}
+    names = {id(module): published_name(name) for name, module in model.named_modules()}
     eager, pieces = modeling.eager_attention_forward, {}
 
     def watched(module, query, key, value, attention_mask, scaling, **kwargs):
@@ -232,31 +238,31 @@ def watch_attention(model, found, watch):
         if attention_mask is not None:
             scores = scores.masked_fill(attention_mask < -1e30, -np.inf)  # transformers adds the lowest float32 instead
         seen = {"q_rope": query, "k_rope": key, "scores": scores, "probs": probs}
-        pieces.setdefault(names[id(module)], []).append({kind: numpy_of(tensor[0]) for kind, tensor in seen.items()})
+        pieces.setdefault(names[id(module)], []).append({kind: to_numpy(tensor[0]) for kind, tensor in seen.items()})
         return context, probs
 
     watch.enter_context(mock.patch.object(modeling, "eager_attention_forward", watched))
-    watch.callback(lambda: found.update(assembled(pieces)))
+    watch.callback(lambda: found.update(join_pieces(pieces)))
 
 
-def assembled(pieces):
-    """The decoder's attention is one piece; the tower's is one for each segment, laid below each other."""
+def join_pieces(pieces):
+    """The decoder's attention is one piece; the tower's is one for each segment, joined along the rows."""
     whole = {}
     for name, parts in pieces.items():
         longest = max(part["probs"].shape[2] for part in parts)
         for kind in ("q_rope", "k_rope"):
             whole[f"{name}.{kind}"] = np.concatenate([part[kind] for part in parts], axis=1)
         for kind, empty in (("scores", -np.inf), ("probs", 0)):
-            whole[f"{name}.{kind}"] = np.concatenate([padded(part[kind], longest, empty) for part in parts], axis=1)
+            whole[f"{name}.{kind}"] = np.concatenate([pad(part[kind], longest, empty) for part in parts], axis=1)
     return whole
 
 
-def padded(piece, length, empty):
+def pad(piece, length, empty):
     """[H, n, l] -> [H, n, length]"""
     return np.pad(piece, ((0, 0), (0, 0), (0, length - piece.shape[2])), constant_values=empty)
 
 
-# ---- windows: what transformers' own functions return while the tower runs ----
+# ---- windows: the results of transformers' own functions ----
 
 
 def watch_windows(found, watch):

@@ -1,91 +1,91 @@
-"""Record a question about pictures and videos in Hugging Face transformers, from the picture on. Needs the [reference] extra.
+"""Record a question about images and videos in Hugging Face transformers, from the image file on. Needs the [reference] extra.
 
     record_reference("Qwen/Qwen2.5-VL-3B-Instruct", "What is it?", ["photo.jpg"], "ref.safetensors")
 
-The file has minivl's names, and what `trace.save` writes besides. No code of the preparation is shared with minivl's: it is
-transformers' tokenizer, chat template and image processor, its model in float32. With one exception: which frames of a video
-are taken, and the limits of their size, is not transformers' business but that of qwen-vl-utils; there
-minivl.processing.video_processor decides.
-Each frame goes through the image processor, as in the transformers that the model was launched with: today's has a second
-processor for videos, which resizes by torchvision, not by Pillow, and differs by some levels of 255.
+The file has minivl's names and metadata. Tokenizer, chat template, image processor and model are transformers' own, the model
+in float32. One exception: sampling of video frames and the limits of their size are not in transformers but in qwen-vl-utils;
+here they are minivl.processing.video_processor's. Each frame goes through the image processor, as in the transformers that the
+model was launched with; transformers 5 has a second processor for videos, which resizes by torchvision instead of Pillow and
+differs by some levels of 255.
 """
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 
-from minivl.checkpoint.weights import resolve
+from minivl.checkpoint.hub import resolve
+from minivl.checkpoint.safetensors import bytes_to_reserve, write_tensors
 from minivl.errors import Error
-from minivl.helpers import read_json
-from minivl.processing import messages as chat
+from minivl.helpers import check_writable, read_json
+from minivl.processing.chat_template import plain_messages
 from minivl.processing.image_processor import ImageProcessor
 from minivl.processing.load_image import open_image
 from minivl.processing.load_video import open_video
-from minivl.processing.video_processor import chosen, frame_limits, seconds_per_grid
-from minivl.reference.hooks import installed, load_reference, oracle
-from minivl.tensors.names import in_data_flow
+from minivl.processing.messages import IMAGE, VIDEO, build_messages, find_media
+from minivl.processing.video_processor import frame_limits, sample_frames, seconds_per_grid
+from minivl.reference.hooks import import_torch, load_reference, run_reference
+from minivl.tensors.catalogue import in_data_flow
 
 
 def record_reference(source, question, images, path, dtype="float32", videos=None, fps=None, nframes=None):
-    """Run a question in transformers and write every tensor to a safetensors file. -> how many
+    """Run a question in transformers and write every tensor to a safetensors file. -> number of tensors
 
     source    a checkpoint folder or hub id;  question  text, or messages, which name their pictures and videos themselves
     images    a picture or a list of them, as of `open_image`;  videos  as of `open_video`;  path  of the file
     fps, nframes  which frames to take, as of `VLM.ask`
 
-    subtle: behind a video transformers 5 counts positions otherwise than minivl does by itself (positions.py). To compare
+    subtle: after a video transformers 5 counts positions by another rule than minivl's default (positions.py). To compare
     with it, load the model with video_positions="transformers5".
     """
-    torch, transformers = installed()
+    torch, transformers = import_torch()
     path = Path(path)
-    if not path.parent.is_dir():
-        raise Error(f"cannot write {path}: the folder {path.parent} does not exist. Make it before.")
-    messages = chat.conversation(question, images or None, videos) if isinstance(question, str) else question
-    pictures, clips = opened_media(messages, {"fps": fps, "nframes": nframes})
+    check_writable(path)
+    messages = build_messages(question, images or None, videos) if isinstance(question, str) else question
+    pictures, clips = open_media(messages, {"fps": fps, "nframes": nframes})
     folder = resolve(source)
-    prompt, tensors = prepared(folder, messages, pictures, clips)
-    tensors |= oracle(load_reference(folder, dtype=dtype), **prompt)
+    prompt, tensors = prepare_prompt(folder, messages, pictures, clips)
+    tensors |= run_reference(load_reference(folder, dtype=dtype), **prompt)
     tensors["next_token"] = np.argmax(tensors["lm_head"], axis=1)
     tensors = {name: np.ascontiguousarray(tensors[name]) for name in in_data_flow(tensors)}
     write(tensors, path, folder, {"torch": torch.__version__, "transformers": transformers.__version__})
     return len(tensors)
 
 
-def opened_media(messages, sampling):
+def open_media(messages, sampling):
     """(pictures as PIL images, (`Clip`, which frames, how) of each video), in the order of their placeholders."""
-    images, videos = chat.media(messages, sampling=sampling)
-    for _, asked in images + videos:
+    images, videos = find_media(messages, sampling=sampling)
+    for _, _, asked in images + videos:
         if more := [name for name, value in asked.items() if value is not None and name not in sampling]:
             raise Error(f"record-reference does not take {more[0]}: give the picture in the size that you want.")
-    clips = [(open_video(source), asked) for source, asked in videos]
-    return [open_image(source) for source, _ in images], [(clip, chosen(clip, **asked), asked) for clip, asked in clips]
+    clips = [(open_video(source), asked) for _, source, asked in videos]
+    pictures = [open_image(source) for _, source, _ in images]
+    return pictures, [(clip, sample_frames(clip, **asked), asked) for clip, asked in clips]
 
 
 def write(tensors, path, folder, versions):
-    from safetensors.numpy import save_file
-
-    partial = path.with_name(f"{path.name}.partial")
     metadata = {"format": "minivl-reference", "names": json.dumps(list(tensors)), "versions": json.dumps(versions)}
-    save_file(tensors, partial, metadata | {"config": json.dumps(read_json(folder / "config.json"))})
-    os.replace(partial, path)
+    metadata["config"] = json.dumps(read_json(folder / "config.json"))
+    with write_tensors(path, bytes_to_reserve(tensors, metadata)) as file:
+        file.metadata = metadata
+        for name, tensor in tensors.items():
+            file.add(name, tensor)
 
 
-def prepared(folder, messages, pictures, clips):
-    """(arguments of `oracle`, tensors of the preparation): chat template, tokenizer and image processor of transformers.
+def prepare_prompt(folder, messages, pictures, clips):
+    """(arguments of `run_reference`, tensors of the preparation), by the processors of transformers.
 
     Done as its Qwen2_5_VLProcessor does it, which cannot be made without torchvision.
     """
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    text = tokenizer.apply_chat_template(chat.plain(messages), tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(plain_messages(messages), tokenize=False, add_generation_prompt=True)
     found = {}
-    still = [prepared_picture(folder, picture, f"image.{i}", found) for i, picture in enumerate(pictures)]
-    moving = [prepared_video(folder, *clip, f"video.{i}", found) for i, clip in enumerate(clips)]
+    still = [prepare_image(folder, picture, f"image.{i}", found) for i, picture in enumerate(pictures)]
+    moving = [prepare_video(folder, *clip, f"video.{i}", found) for i, clip in enumerate(clips)]
     prompt = {"pixel_values": np.zeros((0, 0), dtype=np.float32), "image_grid_thw": np.zeros((0, 3), dtype=np.int64)}
     if still:
         prompt |= {"pixel_values": np.concatenate([patches for patches, _ in still])}
@@ -96,9 +96,10 @@ def prepared(folder, messages, pictures, clips):
         prompt |= {
             "second_per_grid_ts": np.concatenate([found[f"video.{i}.second_per_grid_t"] for i in range(len(clips))])
         }
-    for placeholder, media in ((chat.IMAGE, still), (chat.VIDEO, moving)):
+    unit = processor_of(folder).merge_size ** 2
+    for placeholder, media in ((IMAGE, still), (VIDEO, moving)):
         for _, grid in media:
-            text = text.replace(placeholder, "<|placeholder|>" * (int(np.prod(grid)) // 4), 1)
+            text = text.replace(placeholder, "<|placeholder|>" * (int(np.prod(grid)) // unit), 1)
         text = text.replace("<|placeholder|>", placeholder)
     return {"input_ids": np.array(tokenizer(text)["input_ids"], dtype=np.int64), **prompt}, found
 
@@ -109,22 +110,22 @@ def processor_of(folder):
     return Qwen2VLImageProcessorPil.from_pretrained(folder)
 
 
-def prepared_picture(folder, picture, name, found, **limits):
-    """(patches, grid) of one picture or frame; `found` gets what the processor's own steps return."""
+def prepare_image(folder, picture, name, found, **limits):
+    """(patches, grid) of an image or a frame; `found` gets the results of the processor's own steps."""
     processor = processor_of(folder)
-    with watched_processor(processor, name, found):
+    with watch_processor(processor, name, found):
         made = processor(images=[picture], return_tensors="np", **limits)
     return np.asarray(made["pixel_values"]), np.asarray(made["image_grid_thw"])[0]
 
 
-def prepared_video(folder, clip, indices, asked, name, found):
-    """(patches, grid) of a video: the processor makes two equal frames of each, of which every pair takes one each."""
+def prepare_video(folder, clip, indices, asked, name, found):
+    """(patches, grid) of a video: the processor doubles each frame; a pair takes one copy of each of its two frames."""
     processor = ImageProcessor.read(folder)
     low, high = frame_limits(processor, clip, len(indices))
     frames, singles = {}, []
     for i, picture in enumerate(clip.pictures(indices)):
         size = {"shortest_edge": int(low), "longest_edge": int(high)}
-        patches, (_, h, w) = prepared_picture(folder, picture, f"frame.{i}", frames, size=size)
+        patches, (_, h, w) = prepare_image(folder, picture, f"frame.{i}", frames, size=size)
         singles.append(patches.reshape(h * w, 3, 2, -1))
     singles += singles[-1:] * (len(singles) % 2)
     pairs = [np.stack([a[:, :, 0], b[:, :, 1]], axis=2).reshape(h * w, -1) for a, b in zip(singles[::2], singles[1::2])]
@@ -137,8 +138,8 @@ def prepared_video(folder, clip, indices, asked, name, found):
 
 
 @contextlib.contextmanager
-def watched_processor(processor, name, found):
-    """What the image processor's own steps return, under this name."""
+def watch_processor(processor, name, found):
+    """Keep the results of the image processor's own steps, under this name."""
     steps = {"resize": ("resized", lambda x: x.transpose(1, 2, 0)), "normalize": ("normalized", np.asarray)}
     steps["patchify"] = ("patches", lambda result: result[0])
     with contextlib.ExitStack() as watch:

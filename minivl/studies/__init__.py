@@ -1,20 +1,21 @@
-"""Ready-made studies of what goes on inside a run. Each returns arrays with names for their axes, and says what it found.
+"""Interpretability studies of a run. Each returns arrays with named axes, and prints as one sentence.
 
     from minivl import studies
-    found = studies.ablate_heads(vlm, "What colour is the ring?", images="scene.png")
-    print(found)                    # one sentence
-    found.decoder                   # float32 [layers, heads]
-    plots.ablate_heads(found)       # minivl.plots has a picture of each, of the same name
+    ablation = studies.ablate_heads(vlm, "What colour is the ring?", images="scene.png")
+    print(ablation)                 # one sentence
+    ablation.decoder                # float32 [layers, heads]
+    plots.ablate_heads(ablation)    # minivl.plots has a plot of the same name for each
 
-    forced.py    an answer, forced: prompt and answer in one prefill, from any layer on
-    heads.py     ablate_heads: which heads the answer needs
-    grid.py      patch_grid: where the difference between two prompts sits, layer by layer
-    occluded.py  occlusion: which part of the picture the answer rests on
-    looks.py     attention_to_image, attention_rollout: where a token looks
-    lens.py      logit_lens: what it would say if it stopped after each layer
-    kept.py      what all of them read of a trace
+    teacher_forcing.py  Forced: prompt and answer in one prefill, from any layer on
+    head_ablation.py    ablate_heads: the heads that the answer needs
+    causal_tracing.py   patch_grid: the tokens and layers that carry the difference between two prompts
+    occlusion.py        occlusion: the part of the picture that the answer needs
+    attention.py        attention_to_image, attention_rollout
+    logit_lens.py       logit_lens: the next token if the model stopped after each layer
+    windows.py          the tower's windows over a picture
+    from_trace.py       read tensors of a trace, or say what to keep
 
-Edits of your own: edits.py.
+Plots, walks and the report page draw the numbers that are computed here. Edits of your own: minivl/trace/edits.py.
 """
 
 from minivl.studies.attention import AttentionToImage, Rollout, attention_rollout, attention_to_image

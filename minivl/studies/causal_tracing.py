@@ -4,7 +4,7 @@
     corrupted  the same with a blue one                                  blue
 
 In the corrupted run, the residual stream of some tokens after some layer is replaced by that of the clean run. Does the
-answer turn red? 0: no; 1: as if the whole run were clean.
+answer become red? 0: no; 1: as if the whole run were clean.
 """
 
 from dataclasses import dataclass
@@ -12,18 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from minivl.errors import Error
-from minivl.model.batch import conversations
-from minivl.studies.from_trace import spoken
-from minivl.studies.teacher_forcing import Forced, bar_of, chosen_numbers, force
+from minivl.processing.inputs import Inputs
+from minivl.processing.messages import parse_prompts
+from minivl.studies.teacher_forcing import Forced, check_numbers, force, progress_bar
+from minivl.tensors.tokens import quote_tokens
 
-START = "inputs_embeds"  # the row above the layers: what goes into the first
+START = "inputs_embeds"  # the first row: the input of the first layer
 
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """How much of the clean run's answer comes back.
+    """The share of the clean run's logit difference that each patch recovers.
 
-    recovered  float32 [layers, groups]: 0 as in the corrupted run, 1 as in the clean one; also below and above
+    recovered  float32 [layers, groups]: 0 as in the corrupted run, 1 as in the clean one; it may lie outside
     layers     names of the rows: inputs_embeds (before the first layer), model.layers.0, ...
     groups     {label: int64 positions in the prompt} of the columns
     answers    (clean, corrupted): the two tokens whose logits are compared, as text
@@ -60,35 +61,36 @@ def patch_grid(vlm, clean, corrupted, answers=None, layers=None, groups=None, **
                       {"question": ..., "images": ...}
     answers  (clean, corrupted) as text or token ids; the model's own if not given. The logits of the first token in which they
              differ are compared, those before it are forced
-    layers   numbers; all if not given. inputs_embeds comes on top of them
+    layers   numbers; all if not given. inputs_embeds is always the first row
     groups   {label: positions in the prompt}, patched together; `token_groups` if not given
     options  as of `vlm.ask`
-    The tower runs once for each prompt; a patched run starts behind its layer.
+    The tower runs once for each prompt; a patched run starts after its layer.
     Source: Meng et al. 2022 (arXiv:2202.05262); the logit difference as the measure: Wang et al. 2022 (arXiv:2211.00593).
     """
     given = answers or (None, None)
-    runs = [force(vlm, prompt, answer=one, **options) for prompt, one in zip(conversations([clean, corrupted]), given)]
+    prompts = parse_prompts([clean, corrupted], kept=Inputs)
+    runs = [force(vlm, prompt, answer=answer, **options) for prompt, answer in zip(prompts, given)]
     check_alike(*runs)
-    shared, tokens = parting(*[run.ids for run in runs])
+    shared, tokens = first_difference(*[run.ids for run in runs])
     runs = [Forced(vlm, run.trace, [*shared, token]) for run, token in zip(runs, tokens)]
-    layers = chosen_numbers(layers, vlm.config.text.num_hidden_layers, "layers:")
-    groups = token_groups(runs[1]) if groups is None else checked_groups(groups, len(runs[1].x))
+    layers = check_numbers(layers, vlm.config.text.num_hidden_layers, "layers:")
+    groups = token_groups(runs[1]) if groups is None else check_groups(groups, len(runs[1].x))
     differences = [difference(run.logits(), tokens) for run in runs]
     if abs(differences[0] - differences[1]) < 1e-6:
         raise Error(
-            f"both runs give {spoken(vlm, tokens[:1])} and {spoken(vlm, tokens[1:])} the same logits. Choose prompts that "
-            "differ in what the question asks for."
+            f"both runs give {quote_tokens(vlm, tokens[:1])} and {quote_tokens(vlm, tokens[1:])} the same logits. "
+            "Choose prompts that differ in what the question asks for."
         )
-    with bar_of((1 + len(layers)) * len(groups), "patching") as bar:
+    with progress_bar((1 + len(layers)) * len(groups), "patching") as bar:
         patched = np.array(list(rows_of(*runs, tokens, layers, groups, bar)), dtype=np.float64)
     recovered = (patched - differences[1]) / (differences[0] - differences[1])
     names = START, *[f"model.layers.{i}" for i in layers]
-    words = tuple(spoken(vlm, [token]) for token in tokens)
+    words = tuple(quote_tokens(vlm, [token]) for token in tokens)
     return PatchGrid(recovered.astype(np.float32), names, groups, words, *differences)
 
 
 def rows_of(clean, corrupted, tokens, layers, groups, bar):
-    """For each row the differences of logits, patched in each group. Both runs go on layer by layer, nothing runs twice."""
+    """For each row the logit difference, patched in each group. Both runs advance layer by layer; no layer runs twice."""
     before, after = clean.x, corrupted.x
     for i in range(-1, max(layers, default=-1) + 1):
         if i >= 0:
@@ -104,7 +106,7 @@ def rows_of(clean, corrupted, tokens, layers, groups, bar):
 
 
 def difference(logits, tokens):
-    """Logit of the first of two tokens minus that of the second, at the last row of [A, V]."""
+    """Logit of the first of two tokens minus that of the second, in the last row of [A, V]."""
     return float(logits[-1, tokens[0]]) - float(logits[-1, tokens[1]])
 
 
@@ -113,25 +115,25 @@ def check_alike(clean, corrupted):
     if a.shape != b.shape or not np.array_equal(a, b):
         raise Error(
             f"the clean prompt has {a.shape[1]} tokens, the corrupted one {b.shape[1]}; they must be as long and have pictures "
-            "of the same sizes in the same places, for each position takes the place of its like."
+            "of the same sizes at the same positions, for each row is patched from the row of the same position."
         )
 
 
-def parting(clean, corrupted):
-    """(tokens that two answers begin with, the two tokens in which they part)"""
+def first_difference(clean, corrupted):
+    """(tokens that two answers have in common at the start, the first two that differ)"""
     length = min(len(clean), len(corrupted))
     differing = np.flatnonzero(clean[:length] != corrupted[:length])
     if not len(differing):
         raise Error(
-            "the clean and the corrupted prompt have the same answer, or one is the beginning of the other. Choose prompts "
+            "the clean and the corrupted prompt have the same answer, or one answer starts with the other. Choose prompts "
             "with different answers, or name two with answers=."
         )
     first = int(differing[0])
     return clean[:first], (int(clean[first]), int(corrupted[first]))
 
 
-def checked_groups(groups, rows):
-    """{label: int64 positions}; an Error where there are none such."""
+def check_groups(groups, rows):
+    """{label: int64 positions}; an Error for positions outside the prompt."""
     checked = {}
     for label, positions in groups.items():
         positions = np.atleast_1d(np.asarray(positions)).reshape(-1)
@@ -156,4 +158,4 @@ def token_groups(forced, single=24):
     for piece in pieces:
         kind = "picture" if shown[piece[0]] else "text"
         groups[f"{kind} {piece[0]}–{piece[-1]}"] = piece
-    return groups | {f"{i} {spoken(forced.vlm, ids[[i]])}": np.array([i]) for i in last}
+    return groups | {f"{i} {quote_tokens(forced.vlm, ids[[i]])}": np.array([i]) for i in last}

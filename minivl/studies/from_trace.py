@@ -1,4 +1,4 @@
-"""What studies and plots read of a trace: tensors by name, or an Error that says what to keep; tokens as text."""
+"""Read tensors from a trace by name, step or layer; an Error says what to keep."""
 
 import re
 from fnmatch import fnmatchcase
@@ -6,16 +6,16 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from minivl.errors import Error
-from minivl.tensors.chunks import part_of
+from minivl.tensors.names import parse
 
 
-def needed(trace, *names):
+def require(trace, *names):
     """The kept tensors of these names, a list. An Error says what to keep if some are missing."""
-    in_parts = next((name for name in trace.names if part_of(name)[0]), None)
-    if in_parts is not None and any(name.startswith("model.") for name in names):
+    chunked = next((name for name in trace.names if parse(name).chunk), None)
+    if chunked is not None and any(name.startswith("model.") for name in names):
         raise Error(
-            f"the prompt was run in parts ({in_parts}), and this needs tensors of all of it: give trace.whole(), of a trace "
-            'that kept all parts, with keep="*model.layers.*".'
+            f"the prompt was run in chunks ({chunked}), and this needs tensors of all of it: give trace.whole(), of a trace "
+            'that kept all chunks, with keep="*model.layers.*".'
         )
     missing = [name for name in names if name not in trace]
     if missing:
@@ -28,8 +28,8 @@ def needed(trace, *names):
     return [trace[name] for name in names]
 
 
-def numbered(trace, pattern):
-    """Numbers i of all names in the trace that are the pattern with {i} filled in, rising."""
+def find_numbers(trace, pattern):
+    """Numbers i, rising, for which the run made a tensor of this name, such as "model.layers.{i}.self_attn.probs"."""
     before, after = pattern.split("{i}")
     inner = [
         name[len(before) : len(name) - len(after)] for name in trace.names if fnmatchcase(name, f"{before}*{after}")
@@ -37,26 +37,28 @@ def numbered(trace, pattern):
     return sorted({int(i) for i in inner if i.isdigit()})
 
 
-def place_of_step(step):
-    """What names of a step start with: none in the prefill, which makes the answer's first token."""
+def find_kept(trace, pattern):
+    """The same, of tensors that the trace kept; an Error if there are none."""
+    numbers = find_numbers(trace, pattern)
+    kept = [i for i in numbers if pattern.format(i=i) in trace]
+    if not kept:
+        require(trace, *[pattern.format(i=i) for i in numbers or [0]])
+    return kept
+
+
+def step_prefix(step):
+    """What names of a step start with: "" in the prefill, which makes the answer's first token, then "steps.1." ..."""
     return f"steps.{step}." if step else ""
 
 
 def token_ids(trace):
-    """The prompt's ids and then those of the answer, as far as they were chosen, int64; and the prompt's length."""
+    """(ids of the prompt, then of the answer so far, int64; length of the prompt)"""
     steps = [name for name in trace.names if name == "next_token" or name.endswith(".next_token")]
-    return np.concatenate([trace.maps.input_ids, *needed(trace, *steps)]), len(trace.maps.input_ids)
+    return np.concatenate([trace.maps.input_ids, *require(trace, *steps)]), len(trace.maps.input_ids)
 
 
-def lines_of(trace, name, start, end, T):
+def select_rows(trace, name, start, end, T):
     """Rows start to end of a decoder tensor, counted through the prompt (T rows) and the answer's steps (one row each)."""
-    prompt = needed(trace, name)[0][start:end] if start < T else needed(trace, f"steps.{start - T + 1}.{name}")[0]
+    prompt = require(trace, name)[0][start:end] if start < T else require(trace, f"steps.{start - T + 1}.{name}")[0]
     steps = range(max(start + (start >= T), T), end)
-    return np.concatenate([prompt, *needed(trace, *[f"steps.{i - T + 1}.{name}" for i in steps])])
-
-
-def spoken(vlm, ids):
-    """Token ids as text in quotes; their numbers, where the model has no tokenizer."""
-    if vlm.folder is None:
-        return f"tokens {', '.join(str(int(i)) for i in ids)}" if len(ids) != 1 else f"token {int(ids[0])}"
-    return repr(vlm.tokenizer.decode(ids, skip_special=False))
+    return np.concatenate([prompt, *require(trace, *[f"steps.{i - T + 1}.{name}" for i in steps])])

@@ -1,4 +1,4 @@
-"""Which heads matter for an answer: each one silenced in turn, in the decoder and in the tower."""
+"""Head ablation: the answer's log-probability without each attention head of the decoder and the tower."""
 
 from dataclasses import dataclass
 
@@ -6,18 +6,18 @@ import numpy as np
 
 from minivl.errors import Error
 from minivl.stream import run
-from minivl.studies.teacher_forcing import bar_of, chosen_numbers, force
-from minivl.trace.edits import ablate_head, applied
+from minivl.studies.teacher_forcing import check_numbers, force, progress_bar
+from minivl.trace.edits import ablate_head, as_observer
 from minivl.trace.recorder import record
 
 
 @dataclass(frozen=True)
 class HeadAblation:
-    """What becomes of the answer's log-probability, in nats, without one head.
+    """Change of the answer's log-probability, in nats, without one head.
 
     decoder    float32 [layers, heads], after minus before: below 0, the answer needs the head;  layers  their numbers
     tower      float32 [blocks, heads];  blocks  their numbers
-    by         what stood in the place of the head's context: "zero", or its "mean" over the rows of this run
+    by         what replaced the head's context: "zero", or its "mean" over the rows of this run
     answer     in quotes;  log_prob  with all heads
     """
 
@@ -31,16 +31,16 @@ class HeadAblation:
 
     def strongest(self, most=3):
         """(name of the layer, head, change) of those that change most, the largest first."""
-        found = [
-            (f"{room}.{number}", head, float(change))
-            for room, table, numbers in (
+        changes = [
+            (f"{prefix}.{number}", head, float(change))
+            for prefix, table, numbers in (
                 ("model.layers", self.decoder, self.layers),
                 ("visual.blocks", self.tower, self.blocks),
             )
             for number, row in zip(numbers, table)
             for head, change in enumerate(row)
         ]
-        return sorted(found, key=lambda one: -abs(one[2]))[:most]
+        return sorted(changes, key=lambda change: -abs(change[2]))[:most]
 
     def __str__(self):
         parts = [f"head {head} of {layer} {change:+.3g}" for layer, head, change in self.strongest()]
@@ -53,25 +53,25 @@ class HeadAblation:
 def ablate_heads(
     vlm, question, images=None, videos=None, answer=None, layers=None, blocks=None, by="zero", **options
 ):  # fmt: skip
-    """Run the model without each head in turn, and see what the answer's log-probability becomes. -> HeadAblation
+    """Run the model without each head in turn and measure the answer's log-probability. -> HeadAblation
 
-    answer  text or token ids; the model's own if not given. It is forced: see forced.py
+    answer  text or token ids; the model's own if not given. It is forced: see teacher_forcing.py
     layers  of the decoder, numbers; all if not given, [] for none;  blocks  of the tower, likewise
     by      "zero", or "mean": the head's context is replaced by its mean over the rows of this same run
-    A decoder run starts at the ablated layer; the tower runs again only for its own heads.
+    A run without a decoder head starts at its layer; only the tower's own heads make the tower run again.
     Source: Michel et al. 2019 (arXiv:1905.10650).
     """
     if by not in ("zero", "mean"):
         raise Error(f'by={by!r}: choose "zero" or "mean".')
     text, vision = vlm.config.text, vlm.config.vision
-    layers = chosen_numbers(layers, text.num_hidden_layers, "layers:")
-    blocks = chosen_numbers(blocks, vision.depth, "blocks:")
+    layers = check_numbers(layers, text.num_hidden_layers, "layers:")
+    blocks = check_numbers(blocks, vision.depth, "blocks:")
     forced = force(vlm, question, images, videos, answer, **options)
     blocks = blocks if forced.trace.maps.tokens else []
     before = forced.log_prob()
-    with bar_of(len(layers) * text.num_attention_heads + len(blocks) * vision.num_heads, "ablating heads") as bar:
-        decoder = [row for row in decoder_heads(forced, layers, by, bar)]
-        tower = [row for row in tower_heads(forced, blocks, by, bar)]
+    with progress_bar(len(layers) * text.num_attention_heads + len(blocks) * vision.num_heads, "ablating heads") as bar:
+        decoder = list(decoder_heads(forced, layers, by, bar))
+        tower = list(tower_heads(forced, blocks, by, bar))
     changes = [
         np.array(rows, dtype=np.float64).reshape(len(rows), heads) - before
         for rows, heads in ((decoder, text.num_attention_heads), (tower, vision.num_heads))
@@ -82,14 +82,14 @@ def ablate_heads(
 
 
 def decoder_heads(forced, layers, by, bar):
-    """For each layer the log-probabilities without each head. What goes into the layer is made once."""
+    """For each layer the log-probabilities without each head. The layer's input is computed once."""
     vlm, x = forced.vlm, forced.x
     for i in range(max(layers, default=-1) + 1):
         if i in layers:
             name = f"model.layers.{i}"
-            usual = None if by == "zero" else contexts(forced.stage(x, i), f"{name}.self_attn.context")
+            usual = None if by == "zero" else record_context(forced.stage(x, i), f"{name}.self_attn.context")
             yield [
-                forced.log_prob(x, i, applied(edit))
+                forced.log_prob(x, i, as_observer(edit))
                 for edit in each_head(vlm, name, vlm.config.text.num_attention_heads, usual, bar)
             ]
         x = forced.through(x, i)
@@ -100,10 +100,10 @@ def tower_heads(forced, blocks, by, bar):
     vlm = forced.vlm
     usual = None
     if by == "mean" and blocks:
-        usual = record(tower(forced), keep="visual.blocks.*.attn.context")
+        usual = record(run_tower(forced), keep="visual.blocks.*.attn.context")
     for i in blocks:
         edits = each_head(vlm, f"visual.blocks.{i}", vlm.config.vision.num_heads, usual, bar)
-        yield [forced.log_prob(seen(forced, run(tower(forced), applied(edit)))) for edit in edits]
+        yield [forced.log_prob(replace_features(forced, run(run_tower(forced), as_observer(edit)))) for edit in edits]
 
 
 def each_head(vlm, layer, heads, usual, bar):
@@ -112,21 +112,21 @@ def each_head(vlm, layer, heads, usual, bar):
         bar.update()
 
 
-def contexts(stage, name):
-    """A `Trace` of one tensor, the run ended behind it."""
+def record_context(stage, name):
+    """A `Trace` of one tensor, the run stopped after it."""
     return record(stage, keep=name, stop=name)
 
 
-def tower(forced):
-    """Stage: the pictures and videos once more -> their tokens."""
+def run_tower(forced):
+    """Stage: the vision tower on the prompt's pictures and videos -> their tokens."""
     trace, none = forced.trace, ()
     names = "pixel_values image_grid_thw pixel_values_videos video_grid_thw".split()
     return forced.vlm.embed_image(*[trace[name] if name in trace else none for name in names])
 
 
-def seen(forced, features):
-    """What goes into the first layer when the tower has made these tokens."""
+def replace_features(forced, features):
+    """The first layer's input with these tokens of the tower."""
     trace, maps = forced.trace, forced.trace.maps
     x = trace["inputs_embeds"].copy()
     x[maps.prompt_of_token(np.arange(maps.tokens))] = features
-    return forced.joined(x)
+    return forced.append_answer(x)

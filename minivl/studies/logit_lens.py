@@ -1,4 +1,4 @@
-"""What the model would say if it stopped after each layer: the logit lens."""
+"""The logit lens: what the next token would be if the model stopped after each layer."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,8 @@ import numpy as np
 
 from minivl.errors import Error
 from minivl.kernels.attention import softmax
-from minivl.studies.from_trace import lines_of, needed, numbered, spoken, token_ids
+from minivl.studies.from_trace import find_kept, find_numbers, require, select_rows, token_ids
+from minivl.tensors.tokens import likeliest, quote_tokens
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,8 @@ class LogitLens:
     """The likeliest next tokens after each layer.
 
     ids     int64 [layers, tokens, most], the likeliest first;  probs  float32, theirs
-    layers  numbers of the rows;  tokens  where they are read, counted through prompt and answer
-    prompt  how many tokens the prompt has;  following  id of the token that comes after each, int64 [tokens]
+    layers  numbers of the layers;  tokens  at which they are read, counted through prompt and answer
+    prompt  number of tokens of the prompt;  following  id of the token that comes after each, int64 [tokens]
     word    function of an id: the token as text in quotes
     """
 
@@ -47,44 +48,36 @@ def logit_lens(trace, vlm, start=None, end=None, most=5):
 
     start, end  which tokens to read it at, counted through prompt and answer; from the prompt's last four on if not given,
                 twelve at most
-    most        how many tokens at each place
+    most        how many candidates at each of them
     Needs model.layers.* (each layer's output) and, of an answer with several tokens, steps.*.model.layers.*.
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
     ids, T = token_ids(trace)
-    made = T + len(
-        numbered(trace, "steps.{i}.next_token")
-    )  # rows of the residual stream: the last token chosen has none
+    # rows of the residual stream: the last token of the answer is chosen and never run
+    rows = T + len(find_numbers(trace, "steps.{i}.next_token"))
     start = max(T - 4, 0) if start is None else start
-    end = min(made, start + 12) if end is None else end
-    if not 0 <= start < end <= made:
-        raise Error(f"start={start}, end={end}: choose tokens from 0 to {made}; the prompt ends at {T}.")
-    layers = kept_layers(trace)
-    top, chance = zip(*[likeliest(lens_logits(trace, vlm, i, start, end, T), most) for i in layers])
+    end = min(rows, start + 12) if end is None else end
+    if not 0 <= start < end <= rows:
+        raise Error(f"start={start}, end={end}: choose tokens from 0 to {rows}; the prompt ends at {T}.")
+    layers = find_kept(trace, "model.layers.{i}")
+    names = [f"model.layers.{i}" for i in layers]
+    require(trace, *names, *[f"steps.{row - T + 1}.{name}" for name in names for row in range(max(start, T), end)])
+    hidden = [select_rows(trace, name, start, end, T) for name in names]
+    top, probs = zip(*[likeliest_with_probs(lens_logits(x, vlm), most) for x in hidden])
     return LogitLens(
-        np.stack(top), np.stack(chance), tuple(layers), tuple(range(start, end)), T, ids[start + 1 : end + 1],
-        lambda id: spoken(vlm, [id]),
+        np.stack(top), np.stack(probs), tuple(layers), tuple(range(start, end)), T, ids[start + 1 : end + 1],
+        lambda id: quote_tokens(vlm, [id]),
     )  # fmt: skip
 
 
-def likeliest(logits, most):
-    """(ids, probabilities), [tokens, most] each, of logits [tokens, V]; of equal ones the lowest id first."""
+def likeliest_with_probs(logits, most):
+    """(ids, probabilities) of the likeliest tokens, [..., most] each, of logits [..., V]."""
     probs = softmax(logits)
-    top = np.argsort(-probs, axis=1, kind="stable")[:, :most]
-    return top, np.take_along_axis(probs, top, axis=1)
+    ids = likeliest(probs, most)
+    return ids, np.take_along_axis(probs, ids, axis=-1)
 
 
-def kept_layers(trace):
-    """Which decoder layers' outputs the trace holds; an Error if none."""
-    made = numbered(trace, "model.layers.{i}")
-    kept = [i for i in made if f"model.layers.{i}" in trace]
-    if not kept:
-        needed(trace, f"model.layers.{made[-1] if made else 0}")
-    return kept
-
-
-def lens_logits(trace, vlm, layer, start, end, T):
-    """Logits of the next token after a layer, float32 [tokens, V]."""
-    hidden = lines_of(trace, f"model.layers.{layer}", start, end, T)
-    normed = vlm.kernels.rms_norm(hidden, vlm.weights["model.norm.weight"], vlm.config.text.rms_norm_eps)
-    return vlm.kernels.linear(normed, vlm.weights["lm_head.weight"])
+def lens_logits(hidden, model):
+    """Final norm and lm_head of rows of the residual stream, [rows, D] -> float32 [rows, V]. model: an `Engine`."""
+    normed = model.kernels.rms_norm(hidden, model.weights["model.norm.weight"], model.config.text.rms_norm_eps)
+    return model.kernels.linear(normed, model.weights["lm_head.weight"])

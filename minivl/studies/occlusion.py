@@ -1,22 +1,22 @@
-"""What the answer rests on: parts of the picture are hidden from the decoder, one after the other."""
+"""Occlusion: the answer's log-probability with parts of the picture hidden from the decoder."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from minivl.errors import Error
-from minivl.studies.teacher_forcing import bar_of, force
+from minivl.studies.teacher_forcing import force, progress_bar
 from minivl.trace.trace import Trace
 
 
 @dataclass(frozen=True)
 class Occlusion:
-    """How much of the answer's log-probability is lost, in nats, when a part of the picture is hidden.
+    """Loss of the answer's log-probability, in nats, when a part of the picture is hidden.
 
-    windows   float32 [token rows - size + 1, token columns - size + 1], before minus after, of each place of the window, by
-              its upper left token: above 0, the answer rests on it
+    windows   float32 [token rows - size + 1, token columns - size + 1], before minus after, for each position of the
+              occluding window, by its upper left token: above 0, the answer needs what it hides
     drop      float32 [token rows, token columns], the mean over the windows that hide a token
-    size      tokens along a side of the window;  by  what stands in their place: "mean" or "zero"
+    size      tokens along a side of the window;  by  what repositions them: "mean" or "zero"
     box       (x0, y0, x1, y1) of the window that costs most, in pixels of the resized picture
     answer    in quotes;  log_prob  of the answer with the whole picture
     image, frame   which picture, and which frame of a video;  trace  of the prompt
@@ -47,48 +47,48 @@ def occlusion(
 ):  # fmt: skip
     """Hide each window of size x size tokens of a picture from the decoder. -> Occlusion
 
-    answer  text or token ids; the model's own if not given. It is forced: see forced.py
-    by      what stands in inputs_embeds in their place: "mean", that of the picture's tokens, or "zero"
+    answer  text or token ids; the model's own if not given. It is forced: see teacher_forcing.py
+    by      what repositions them in inputs_embeds: "mean", the mean of the picture's tokens, or "zero"
     image, frame   which picture (pictures first, then videos), and which frame of a video
-    What is hidden are tokens that the tower has made, and it has mixed neighbours into each: a token that is left may still
-    tell of one that is hidden. One run of the decoder for each place of the window; the tower runs once.
+    Tokens are hidden after the tower, which has mixed their neighbours into each: the remaining tokens may still carry
+    information about hidden ones. One run of the decoder for each position of the window; the tower runs once.
     Source: Zeiler and Fergus 2013 (arXiv:1311.2901), who hide pixels.
     """
     if by not in ("mean", "zero"):
         raise Error(f'by={by!r}: choose "mean" or "zero".')
     forced = force(vlm, question, images, videos, answer, **options)
     maps = forced.trace.maps
-    places = maps.raster("prompt", image, frame)
-    if isinstance(size, bool) or size not in range(1, min(places.shape) + 1):
-        rows, columns = places.shape
-        raise Error(f"size={size!r}: this picture has {rows} x {columns} tokens; give 1 to {min(places.shape)}.")
-    hidden = forced.x[places.reshape(-1)].mean(axis=0) if by == "mean" else np.float32(0)
+    positions = maps.raster("prompt", image, frame)
+    if isinstance(size, bool) or size not in range(1, min(positions.shape) + 1):
+        rows, columns = positions.shape
+        raise Error(f"size={size!r}: this picture has {rows} x {columns} tokens; give 1 to {min(positions.shape)}.")
+    hidden = forced.x[positions.reshape(-1)].mean(axis=0) if by == "mean" else np.float32(0)
     before = forced.log_prob()
-    windows = before - hidden_windows(forced, places, hidden, size)
+    windows = before - occlude_windows(forced, positions, hidden, size)
     r, c = np.unravel_index(np.argmax(windows), windows.shape)
     corners = maps.pixels_of_token(maps.raster("tokens", image, frame)[[r, r + size - 1], [c, c + size - 1]])
     box = (*corners[0, :2].tolist(), *corners[1, 2:].tolist())
-    drop = spread(windows, size)
+    drop = average_windows(windows, size)
     return Occlusion(
         windows.astype(np.float32), drop.astype(np.float32), size, by, box, forced.answer, before, image, frame, forced.trace
     )  # fmt: skip
 
 
-def hidden_windows(forced, places, hidden, size):
+def occlude_windows(forced, positions, hidden, size):
     """Log-probabilities with each window hidden, float64 [rows - size + 1, columns - size + 1]."""
-    rows, columns = places.shape
-    found = np.empty((rows - size + 1, columns - size + 1), dtype=np.float64)
-    with bar_of(found.size, "hiding tokens") as bar:
-        for r, c in np.ndindex(found.shape):
+    rows, columns = positions.shape
+    log_probs = np.empty((rows - size + 1, columns - size + 1), dtype=np.float64)
+    with progress_bar(log_probs.size, "hiding tokens") as bar:
+        for r, c in np.ndindex(log_probs.shape):
             x = forced.x.copy()
-            x[places[r : r + size, c : c + size].reshape(-1)] = hidden
-            found[r, c] = forced.log_prob(x)
+            x[positions[r : r + size, c : c + size].reshape(-1)] = hidden
+            log_probs[r, c] = forced.log_prob(x)
             bar.update()
-    return found
+    return log_probs
 
 
-def spread(windows, size):
-    """Values of windows -> of tokens: the mean over those that cover each, [rows, columns]."""
+def average_windows(windows, size):
+    """Values of windows -> values of tokens, [rows, columns]: the mean over the windows that cover each token."""
     shape = tuple(n + size - 1 for n in windows.shape)
     sums, counts = np.zeros(shape, dtype=np.float64), np.zeros(shape, dtype=np.float64)
     for r, c in np.ndindex(windows.shape):

@@ -1,106 +1,53 @@
-"""What a tensor is, in words: a sentence with what a run made of it, and a paragraph with the formula, the shapes, the reason.
+"""Explain a tensor in words: a sentence on what a run made of it, and a paragraph with the formula, the shapes, the reason.
 
     Narrator(vlm).sentence("visual.window_index", index)     # "48 units of 2 x 2 patches, sorted window by window"
     explain(config, "visual.blocks.3.attn.scores", scores)   # the paragraph
-    level("visual.blocks.3.attn.scores")                     # "tensor": it is seen at the finest level of a walk only
 
-The texts are in texts_vision.py and texts_decoder.py, by the names of docs/tensors.md.
+The paragraphs are in texts_vision.py and texts_decoder.py; a tensor without one is explained by its line of the catalogue.
 """
-
-import difflib
-import re
-from fnmatch import fnmatchcase
 
 import numpy as np
 
-from minivl.errors import Error
-from minivl.tensors import texts_decoder, texts_vision
-from minivl.tensors.chunks import part_of
+from minivl.tensors import catalogue, texts_decoder, texts_vision
+from minivl.tensors.names import parse
+from minivl.tensors.tokens import likeliest, token_text
 
 TEXTS = {**texts_vision.TEXTS, **texts_decoder.TEXTS}
-LEVELS = ("stage", "block", "tensor")
-COUNTED = re.compile(r"^(image|video|visual\.blocks|model\.layers)\.(\d+)")
-STEP = re.compile(r"^steps\.(\d+)\.")
-EITHER = re.compile(r"^(steps|chunks)\.[^.]+\.")  # the number may be a glob
-IN_WINDOW_ORDER = re.compile(r"visual\.(window_order|rope\..*|blocks\..*|merger.*)")
-
-
-def documented(name):
-    """A name as docs/tensors.md has it: "steps.2.model.layers.7.mlp.act" -> "model.layers.{i}.mlp.act"."""
-    return COUNTED.sub(r"\1.{i}", EITHER.sub("", name))
-
-
-def check_name(config, name):
-    """That a run of this model can make a tensor of this name, or one that this glob matches."""
-    if not isinstance(name, str):
-        raise Error(f"{name!r} is no name. Give one of docs/tensors.md, or a glob such as visual.blocks.*.")
-    general, glob = EITHER.sub("", name), bool(set(name) & set("*?["))
-    counted = COUNTED.match(general)
-    if glob and any(fnmatchcase(known, general) or fnmatchcase(f"steps.1.{known}", name) for known in names_of(config)):
-        return
-    counts = {"visual.blocks": config.vision.depth, "model.layers": config.text.num_hidden_layers}
-    beyond = counted is not None and int(counted[2]) >= counts.get(counted[1], np.inf)
-    if not glob and documented(name) in TEXTS and not beyond:
-        return
-    number = counted[2] if counted and not beyond else "0"
-    known = [known.replace("{i}", "*" if glob else number) for known in TEXTS]
-    close = difflib.get_close_matches(general, known, n=3, cutoff=0.5)
-    raise Error(
-        f"no tensor is called {name}. "
-        + (f"Close ones: {', '.join(close)}." if close else "docs/tensors.md lists all.")
-    )
-
-
-def names_of(config, media=20):
-    """Names that a run of this model may make, of so many pictures and videos; those of its steps and parts by the prompt's."""
-    counts = {"visual.blocks": config.vision.depth, "model.layers": config.text.num_hidden_layers}
-    for known in TEXTS:
-        for i in range(counts.get(known.partition(".{i}")[0], media) if "{i}" in known else 1):
-            yield known.replace("{i}", str(i))
-
-
-def level(name):
-    """The coarsest level of a walk that stops at this tensor: "stage", "block" or "tensor"."""
-    known = documented(name)
-    if known in ("visual.blocks.{i}", "model.layers.{i}"):
-        return "block"
-    later = EITHER.match(name) is not None
-    return "stage" if known in SENTENCES and (known == "next_token" or not later) else "tensor"
 
 
 def explain(config, name, tensor):
-    """A paragraph on this tensor: what happened, the formula, the shapes of this run, why."""
-    known, step = documented(name), STEP.match(name)
-    if known not in TEXTS:
+    """A paragraph on this tensor: what happened, the formula, the shapes of this run, the reason."""
+    parsed, row = parse(name), catalogue.of(name)
+    if parsed.general in TEXTS:
+        text = TEXTS[parsed.general].format(**facts(config, name, tensor))
+    elif row is not None:
+        text = f"{row.meaning[0].upper()}{row.meaning[1:]}: {list(tensor.shape)}."
+    else:
         return f"A tensor {list(tensor.shape)} of a stage that is not the model's own."
-    text = TEXTS[known].format(**facts(config, name, tensor))
-    if part_of(name)[0]:
-        text = f"Part {part_of(name)[0] + 1} of a long prompt: its tokens, behind those of the parts before. {text}"
-    if step is not None:
-        text = f"For token {int(step[1]) + 1} of the answer one token goes through, the others are in the cache. {text}"
-    if IN_WINDOW_ORDER.fullmatch(known):
-        rows = "unit window_index[r]" if known in MERGED else "patch r % 4 of unit window_index[r // 4]"
-        text = f"{text} Rows are in window order: row r is {rows}."
+    if parsed.chunk:
+        text = f"Chunk {parsed.chunk + 1} of a long prompt: its tokens, after those of the chunks before. {text}"
+    if parsed.prefix.startswith("steps."):
+        text = f"For token {parsed.step + 1} of the answer one token goes through, the others are in the cache. {text}"
+    if row.dtype == "float32" and row.rows in ("patch slots", "token slots"):
+        unit = "unit window_index[r]" if row.rows == "token slots" else "patch r % 4 of unit window_index[r // 4]"
+        text = f"{text} Rows are in window order: row r is {unit}."
     return text
-
-
-MERGED = ("visual.merger.mlp.0", "visual.merger.mlp.1", "visual.merger.mlp.2", "visual.merger")
 
 
 def facts(config, name, tensor):
     """The numbers and words that stand in the texts and sentences."""
     vision, text = config.vision, config.text
     shape = [*tensor.shape, "", "", ""]
-    tower = not documented(name).startswith(("model.", "lm_head"))
-    room, heads = (vision, vision.num_heads) if tower else (text, text.num_attention_heads)
-    counted = COUNTED.match(EITHER.sub("", name))
-    index = int(counted[2]) if counted else ""
+    parsed = parse(name)
+    tower = not parsed.own.startswith(("model.", "lm_head"))
+    half, heads = (vision, vision.num_heads) if tower else (text, text.num_attention_heads)
+    index = "" if parsed.index is None else parsed.index
     full = tower and index in vision.fullatt_block_indexes
     w, (s0, s1, s2) = vision.window_size // vision.merged_size, text.rope.mrope_section
     scaled = f" YaRN turns the slow pairs {text.rope.factor:g} times slower." if text.rope.rope_type == "yarn" else ""
     return dict(
-        shape=list(tensor.shape), n=shape[0], m=shape[1], l=shape[2], i=index, d=room.hidden_size, h=heads, k=room.head_dim,
-        khalf=room.head_dim // 2, kv=text.num_key_value_heads, group=text.num_attention_heads // text.num_key_value_heads,
+        shape=list(tensor.shape), n=shape[0], m=shape[1], l=shape[2], i=index, d=half.hidden_size, h=heads, k=half.head_dim,
+        khalf=half.head_dim // 2, kv=text.num_key_value_heads, group=text.num_attention_heads // text.num_key_value_heads,
         depth=vision.depth if tower else text.num_hidden_layers,
         blocks=sum(block < vision.depth for block in vision.fullatt_block_indexes), kind="full" if full else "windowed",
         segment="its whole picture (or pair of frames)" if full else "its own window", unit=vision.merged_size,
@@ -122,11 +69,6 @@ def tokens_of(shape, unit):
     return {"rows": rows, "columns": columns, "tokens": rows * columns}
 
 
-def word(vlm, token):
-    """What a token says; its number where there is no tokenizer."""
-    return f"#{token}" if vlm.folder is None or token < 0 else vlm.tokenizer.token(token)
-
-
 class Narrator:
     """Turns a (name, tensor) pair into a sentence, or None for the tensors inside a block, which it passes over."""
 
@@ -135,12 +77,15 @@ class Narrator:
 
     def sentence(self, name, tensor):
         """What happened at this tensor; None where there is no more to say than `explain` does."""
-        said = SENTENCES.get(documented(name))
-        if said is None or (name.startswith("steps.") and not name.endswith("next_token")):
+        parsed = parse(name)
+        sentence = SENTENCES.get(parsed.general)
+        if sentence is None or (parsed.prefix.startswith("steps.") and parsed.general != "next_token"):
             return None
-        part = part_of(name)[0]
-        told = said(self, tensor) if callable(said) else said.format(**facts(self.config, name, tensor), tensor=tensor)
-        return f"part {part + 1}: {told}" if part else told
+        if callable(sentence):
+            words = sentence(self, tensor)
+        else:
+            words = sentence.format(**facts(self.config, name, tensor), tensor=tensor)
+        return f"chunk {parsed.chunk + 1}: {words}" if parsed.chunk else words
 
     def frame_indices(self, tensor):
         return f"{len(tensor)} frames are taken, from number {tensor[0]} to {tensor[-1]}"
@@ -157,11 +102,10 @@ class Narrator:
         return f"a score for each of {tensor.shape[1]} tokens: {self.best(tensor[0])}"
 
     def token(self, tensor):
-        return f"-> {word(self.vlm, int(tensor[0]))!r}"
+        return f"-> {token_text(self.vlm, tensor[0])!r}"
 
     def best(self, logits):
-        order = np.argsort(-logits, kind="stable")[:3]
-        return ", ".join(f"{word(self.vlm, int(i))!r} {logits[i]:.1f}" for i in order)
+        return ", ".join(f"{token_text(self.vlm, i)!r} {logits[i]:.1f}" for i in likeliest(logits, 3))
 
 
 # text with `facts` in it, or what tells it from the tensor's values

@@ -3,13 +3,13 @@
     other = vlm.trace("What colour is the ring?", images="blue.png", keep=["model.layers.2", "*.probs"])
     vlm.trace(question, images="red.png", edit=patch_from(other, "model.layers.2"))             # that run's values
     vlm.trace(question, images="red.png", edit=freeze(other, "model.layers.*"))                 # its attention patterns
-    vlm.trace(question, images="red.png", edit=ablate_head(vlm, "model.layers.3", [0, 4]))      # two heads say nothing
+    vlm.trace(question, images="red.png", edit=ablate_head(vlm, "model.layers.3", [0, 4]))      # two heads ablated
     vlm.trace(question, images="red.png", edit=steer("*model.layers.2", direction, 4.0))        # in the answer's steps, too
-    ... | ...                                                                                   # one, then the other
+    ... | ...                                                                                   # one, chain the other
 
 Each returns `Edits`, a dict {glob: array or function of the tensor}. It lives as long as the run that it is given to. An edit
-belongs to the names that its glob matches: "model.layers.2" is the prompt's, "*model.layers.2" also that of all later steps and
-of all parts of a long prompt.
+applies to the names that its glob matches: "model.layers.2" is the prompt's, "*model.layers.2" also that of all later steps and
+of all chunks of a long prompt.
 `positions` are rows, counted from 0 in the order of that tensor (docs/tensors.md), or a mask such as `trace.maps.shown`.
 """
 
@@ -19,40 +19,38 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from minivl.errors import Error
-from minivl.trace.recorder import edited
-from minivl.trace.trace import did_you_mean
-
-# tensors that are [H, rows, ...] or [3, rows]
-SECOND_AXIS = "q_rope k_rope scores probs position_ids".split()
+from minivl.tensors.catalogue import row_axis
+from minivl.trace.recorder import apply_edit
+from minivl.trace.trace import close_names
 
 
 class Edits(dict):
-    """{glob: array or function}. `a | b` changes what a changes, then what b changes, the same tensor included."""
+    """{glob: array or function}. `a | b` changes what a changes, chain what b changes, the same tensor included."""
 
     def __or__(self, other):
         both = Edits({**self, **other})
         for name in self.keys() & other.keys():
-            both[name] = then(self[name], other[name])
+            both[name] = chain(self[name], other[name])
         return both
 
     def __ror__(self, other):
         return Edits(other) | self
 
 
-def then(first, second):
-    """One change of a tensor after the other."""
+def chain(first, second):
+    """Apply one change of a tensor after the other."""
     if not callable(second):
         return second
     return lambda tensor: second(first(tensor) if callable(first) else np.asarray(first))
 
 
-def applied(edit):
-    """What `stream.run` takes as `see`, to run any stage with these edits."""
+def as_observer(edit):
+    """An observer for `stream.run` that applies these edits to any stage."""
 
     def see(name, tensor):
         for pattern, change in edit.items():
             if fnmatchcase(name, pattern):
-                tensor = edited(name, tensor, change)
+                tensor = apply_edit(name, tensor, change)
         return tensor
 
     return see
@@ -62,10 +60,10 @@ def applied(edit):
 
 
 def patch_from(trace, pattern, positions=None):
-    """The values that another run had: activation patching. Both runs must have tensors of one shape.
+    """Activation patching: take the values of another run. Both runs must have tensors of one shape.
 
     pattern    glob of tensors that the trace has kept
-    positions  only these rows; all if not given
+    positions  only these rows; None for all
     Source: Vig et al. 2020 (arXiv:2004.12265), Meng et al. 2022 (arXiv:2202.05262).
     """
     if not isinstance(trace, Mapping) or not isinstance(pattern, str):
@@ -73,15 +71,15 @@ def patch_from(trace, pattern, positions=None):
     names = [name for name in trace if fnmatchcase(name, pattern)]
     if not names:
         raise Error(
-            f"the trace holds no tensor {pattern!r}: record it with keep={pattern!r}{did_you_mean(pattern, trace.names)}"
+            f"the trace holds no tensor {pattern!r}: record it with keep={pattern!r}{close_names(pattern, trace.names)}"
         )
     if positions is None:
         return Edits({name: trace[name] for name in names})
-    return Edits({name: rows_taken(name, trace[name], positions) for name in names})
+    return Edits({name: copy_rows(name, trace[name], positions) for name in names})
 
 
-def rows_taken(name, source, positions):
-    """A function that gives a tensor these rows of the source."""
+def copy_rows(name, source, positions):
+    """A change that copies these rows from `source`."""
 
     def change(tensor):
         if tensor.shape != source.shape:
@@ -89,7 +87,7 @@ def rows_taken(name, source, positions):
                 f"{name} is {list(tensor.shape)} here and {list(source.shape)} in the run that it is patched from. "
                 "Give both runs prompts of one length with pictures of one size."
             )
-        rows, tensor = rows_of(name, tensor, positions), tensor.copy()
+        rows, tensor = row_index(name, tensor, positions), tensor.copy()
         tensor[rows] = source[rows]
         return tensor
 
@@ -97,7 +95,7 @@ def rows_taken(name, source, positions):
 
 
 def freeze(trace, layers):
-    """The attention patterns of another run: its probs, in the layers or blocks that the glob names ("model.layers.*")."""
+    """Freeze attention to the patterns of another run: its probs, in the layers or blocks of the glob ("model.layers.*")."""
     return patch_from(trace, f"{layers}.*attn.probs")
 
 
@@ -105,18 +103,18 @@ def freeze(trace, layers):
 
 
 def ablate(pattern, positions=None):
-    """Zeros in the place of these rows, or of the whole tensor."""
+    """Zero these rows, or the whole tensor."""
 
     def change(tensor):
         tensor = tensor.copy()
-        tensor[... if positions is None else rows_of(pattern, tensor, positions)] = 0
+        tensor[... if positions is None else row_index(pattern, tensor, positions)] = 0
         return tensor
 
     return Edits({pattern: change})
 
 
 def steer(pattern, direction, strength=1.0, positions=None):
-    """A vector added to rows: x + strength * direction. direction [D], the width of the tensor [rows, D].
+    """Add a vector to rows: x + strength * direction. direction [D] has the width of the tensor [rows, D].
 
     Source: Turner et al. 2023 (arXiv:2308.10248).
     """
@@ -132,20 +130,20 @@ def steer(pattern, direction, strength=1.0, positions=None):
                 "Give one for each."
             )
         tensor = tensor.copy()
-        tensor[... if positions is None else rows_of(pattern, tensor, positions)] += direction
+        tensor[... if positions is None else row_index(pattern, tensor, positions)] += direction
         return tensor
 
     return Edits({pattern: change})
 
 
 def ablate_head(vlm, layer, heads, mean_of=None):
-    """Attention heads that say nothing: zeros in their columns of `context`, in the prompt and in all later steps.
+    """Ablate attention heads: zero their columns of `context`, in the prompt and in all later steps.
 
     layer    "model.layers.3" or "visual.blocks.0";  heads  one or several, counted from 0
-    mean_of  a trace that holds this layer's `context`: its mean row instead of zeros ("mean ablation")
+    mean_of  a trace with this layer's `context`: use its mean row instead of zeros ("mean ablation")
     Source: Michel et al. 2019 (arXiv:1905.10650).
     """
-    name, columns = columns_of(vlm.config, layer, heads)
+    name, columns = head_columns(vlm.config, layer, heads)
     if mean_of is not None and (not isinstance(mean_of, Mapping) or name not in mean_of):
         raise Error(f"the trace of mean_of= holds no {name}. Record it with keep={name!r}.")
     value = np.float32(0) if mean_of is None else mean_of[name][:, columns].mean(axis=0)
@@ -158,8 +156,8 @@ def ablate_head(vlm, layer, heads, mean_of=None):
     return Edits({name if name.startswith("visual") else f"*{name}": change})
 
 
-def columns_of(config, layer, heads):
-    """The name of a layer's `context`, and which of its columns are those of the heads, int64."""
+def head_columns(config, layer, heads):
+    """(name of a layer's `context`, its columns that belong to these heads, int64)"""
     text, vision = config.text, config.vision
     halves = {
         "model.layers": ("self_attn", text.num_hidden_layers, text.num_attention_heads, text.head_dim),
@@ -178,9 +176,9 @@ def columns_of(config, layer, heads):
     return f"{layer}.{attention}.context", (heads[:, None] * K + np.arange(K)).reshape(-1)
 
 
-def rows_of(name, tensor, positions):
-    """What indexes these rows of a tensor, by its name."""
-    axis = int(name.rsplit(".", 1)[-1] in SECOND_AXIS)
+def row_index(name, tensor, positions):
+    """Index of these rows of a tensor; the catalogue knows which axis counts rows."""
+    axis = row_axis(name, tensor.ndim)
     positions, count = np.atleast_1d(np.asarray(positions)), tensor.shape[axis]
     if positions.dtype == bool and positions.shape == (count,):
         positions = np.flatnonzero(positions)

@@ -27,7 +27,8 @@ import numpy as np
 
 from minivl.errors import Error
 from minivl.model.positions import prompt_positions
-from minivl.model.windows import frame_segments, row_order, window_index
+from minivl.model.windows import frame_segments, window_index
+from minivl.tensors.catalogue import row_kind
 from minivl.trace.grids import Grids, within
 
 # the tensors of a run that its maps are made of
@@ -63,7 +64,7 @@ class Maps(Grids):
         return cls(config, inputs.input_ids, np.concatenate(media), None, positions, inputs.image_sizes)
 
     @classmethod
-    def recorded(cls, config, tensors, pictures=()):
+    def from_tensors(cls, config, tensors, pictures=()):
         """Of a run's tensors (MAPPED names those that are needed), and the conversation's pictures, an `answer.Picture` each.
 
         subtle: with a cache they are of the prompt's new part alone, and of its new pictures, the last ones.
@@ -173,7 +174,7 @@ class Maps(Grids):
 
     def raster(self, name, image=0, frame=0):
         """Which row of a tensor stands where on the picture: int64 [rows, columns], of patches or of tokens."""
-        order, (_, H, W) = row_order(name), self.grids[self._image(image)]
+        order, (_, H, W) = row_kind(name), self.grids[self._image(image)]
         patches = self.patch_at(np.arange(H)[:, None], np.arange(W), image, frame)
         if order == "patches":
             return patches
@@ -186,9 +187,9 @@ class Maps(Grids):
     def on_image(self, values, name, image=0, frame=0):
         """Values of a tensor's rows, [rows, ...], laid out as on the picture: [patch or token rows, columns, ...].
 
-        name  the tensor's, or what its rows are (`windows.row_order`). Of several heads, [H, rows, K], choose one before.
+        name  the tensor's, or what its rows are (`catalogue.ROW_KINDS`). Of several heads, [H, rows, K], choose one before.
         """
-        values, order = np.asarray(values), row_order(name)
+        values, order = np.asarray(values), row_kind(name)
         expected = len(self.input_ids) if order == "prompt" else self.patches if "patch" in order else self.tokens
         if not values.ndim or len(values) != expected:
             raise Error(

@@ -1,4 +1,4 @@
-"""Where a trace comes from, in plain values: enough to run it again, and to read its tensors without minivl.
+"""Metadata of a trace, in plain values: enough to run it again, and to read its tensors without minivl.
 
 trace.info["config"]        # a config.json
 trace.info["prompt"]        # "<|im_start|>system\\n...", each picture one <|image_pad|>
@@ -12,24 +12,26 @@ from pathlib import Path
 
 import numpy as np
 
-PARTS = ("numpy", "numba", "pillow", "tokenizers")
+LIBRARIES = ("numpy", "numba", "pillow", "tokenizers")
 
 
-def about(vlm, trace):
-    """What a trace of this model says besides its own notes.
+def describe_run(vlm, trace):
+    """Metadata of a run of this model, more entries for `Trace.info`.
 
     config, versions, backend       the model, and what ran it
     prompt                          text with special tokens, one placeholder for each picture or video; with a tokenizer
     answer, raw, prompt_tokens, finished   of an answer that was not stopped
     """
-    found = {"config": config_json(vlm.config), "versions": versions(), "backend": vlm.kernels.name}
+    about = {"config": to_config_json(vlm.config), "versions": versions(), "backend": vlm.kernels.name}
     if has_tokenizer(vlm) and "input_ids" in trace.info:
-        found["prompt"] = vlm.tokenizer.decode(collapsed(trace.info["input_ids"], vlm.config), skip_special=False)
+        about["prompt"] = vlm.tokenizer.decode(
+            collapse_placeholders(trace.info["input_ids"], vlm.config), skip_special=False
+        )
     if trace.result is not None:
         answer = trace.result
-        found |= {"answer": str(answer), "raw": answer.raw, "prompt_tokens": answer.prompt_tokens}
-        found["finished"] = bool(answer.finished)
-    return found
+        about |= {"answer": str(answer), "raw": answer.raw, "prompt_tokens": answer.prompt_tokens}
+        about["finished"] = bool(answer.finished)
+    return about
 
 
 def has_tokenizer(vlm):
@@ -37,7 +39,7 @@ def has_tokenizer(vlm):
     return vlm.folder is not None and any((Path(vlm.folder) / name).is_file() for name in names)
 
 
-def collapsed(ids, config):
+def collapse_placeholders(ids, config):
     """Token ids with each run of placeholders shortened to one."""
     ids = np.asarray(ids, dtype=np.int64)
     media = np.isin(ids, (config.image_token_id, config.video_token_id))
@@ -45,7 +47,7 @@ def collapsed(ids, config):
     return ids[~again]
 
 
-def config_json(config):
+def to_config_json(config):
     """The object of a config.json that `Config.from_dict` reads back to the same Config, in the published layout."""
     whole, text = asdict(config), asdict(config.text)
     rope = {key: value for key, value in text.pop("rope").items() if value is not None}
@@ -63,8 +65,8 @@ def config_json(config):
 
 
 def versions():
-    """Of what can change a bit."""
+    """Versions of everything that can change a bit of the result."""
     from minivl import __version__
 
     found = {"minivl": __version__, "python": platform.python_version()}
-    return found | {name: importlib.metadata.version(name) for name in PARTS}
+    return found | {name: importlib.metadata.version(name) for name in LIBRARIES}

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minivl.helpers import format_table
+from minivl.tensors import catalogue
+
 OUTLIER = 6.0  # times the median channel
 AT_ONCE = 1 << 20  # values that are looked at at a time
-NO_CHANNELS = ("rope.cos", "rope.sin", "lm_head")  # their columns are angles and words
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Stats:
 
 
 def stats(array, channels=True):
-    """`Stats` of an array. channels=False: its last axis is none of channels."""
+    """`Stats` of an array. channels=False: the last axis is not a channel axis."""
     channels = channels and array.ndim == 2 and array.dtype.kind == "f" and array.size > 0
     rows = array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(1, 1)
     low, high, count, total, nan = np.inf, -np.inf, 0, 0.0, 0
@@ -52,10 +54,10 @@ def stats(array, channels=True):
         high = max(high, part.max(where=finite, initial=-np.inf))
         total += part.sum(where=finite)
         squares += np.square(part, where=finite, out=np.zeros_like(part)).sum(axis=0)
-    found = [low, high, total / count, np.sqrt(squares.sum() / count)] if count else [None] * 4
-    found = [None if value is None else float(value) for value in found]
+    values = [low, high, total / count, np.sqrt(squares.sum() / count)] if count else [None] * 4
+    values = [None if value is None else float(value) for value in values]
     return Stats(
-        array.shape, str(array.dtype), *found, nan, array.size - count - nan, outliers(squares) if channels else None
+        array.shape, str(array.dtype), *values, nan, array.size - count - nan, outliers(squares) if channels else None
     )
 
 
@@ -68,12 +70,13 @@ def outliers(squares):
 
 
 def stats_of(name, array):
-    """`Stats` of a tensor of this name: some have no channels."""
-    return stats(array, not name.endswith(NO_CHANNELS))
+    """`Stats` of a tensor of this name; the catalogue knows whether its last axis counts channels."""
+    tensor = catalogue.of(name)
+    return stats(array, tensor is None or tensor.has_channels)
 
 
 class Text(str):
-    """Text that a prompt or a notebook shows as it is, line by line."""
+    """Text that prints, and shows in a notebook, as it is."""
 
     def __repr__(self):
         return str(self)
@@ -87,28 +90,22 @@ HEADINGS = ("name", "shape", "dtype", "min", "max", "mean", "rms", "not finite",
 
 def table(tensors):
     """The statistics of {name: array}, a line each, as `Text`."""
-    rows = [HEADINGS, *(row(name, stats_of(name, array)) for name, array in tensors.items())]
-    widths = [max(len(line[i]) for line in rows) for i in range(len(HEADINGS))]
-    left = (0, 1, 2, 7, 8)
-    lines = (
-        "  ".join(cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths)))
-        for line in rows
-    )  # fmt: skip
-    return Text("\n".join(line.rstrip() for line in lines))
+    rows = [HEADINGS, *(format_row(name, stats_of(name, array)) for name, array in tensors.items())]
+    return Text("\n".join(format_table(rows, right=(3, 4, 5, 6))))
 
 
-def row(name, found):
-    numbers = ["" if value is None else f"{value:.4g}" for value in (found.min, found.max, found.mean, found.rms)]
-    return (name, str(list(found.shape)), found.dtype, *numbers, not_finite(found), loudest(found))
+def format_row(name, stats):
+    numbers = ["" if value is None else f"{value:.4g}" for value in (stats.min, stats.max, stats.mean, stats.rms)]
+    return (name, str(list(stats.shape)), stats.dtype, *numbers, count_not_finite(stats), describe_outliers(stats))
 
 
-def not_finite(found):
-    return ", ".join(f"{count} {kind}" for count, kind in ((found.nan, "NaN"), (found.inf, "inf")) if count)
+def count_not_finite(stats):
+    return ", ".join(f"{count} {kind}" for count, kind in ((stats.nan, "NaN"), (stats.inf, "inf")) if count)
 
 
-def loudest(found):
+def describe_outliers(stats):
     """The first three outlier channels, each with how many times the median it is."""
-    if not found.outliers:
+    if not stats.outliers:
         return ""
-    more = len(found.outliers) - 3
-    return ", ".join(f"{i} (x{times:.0f})" for i, times in found.outliers[:3]) + (f", {more} more" if more > 0 else "")
+    more = len(stats.outliers) - 3
+    return ", ".join(f"{i} (x{times:.0f})" for i, times in stats.outliers[:3]) + (f", {more} more" if more > 0 else "")

@@ -1,23 +1,21 @@
-"""Record the tensors of a run, change some, stop early.
+"""The tensors of a run, by name.
 
     trace = vlm.trace("How many circles?", images=img, keep="visual.blocks.*.attn.probs")
     trace["visual.blocks.3.attn.probs"]         # float32 [H, N, L], read-only
     trace.select("visual.blocks.*")             # a dict, in the order of the data flow
-    trace.whole()                               # of a prompt that was run in parts: these put together
+    trace.whole()                               # the chunks of a long prompt joined
     trace.steps[3]["lm_head"]                   # of the fourth token of the answer
     print(trace.table("visual.*"))              # shape, smallest, largest, rms, NaN, outlier channels of each
-    trace.save("run.safetensors")               # Trace.load reads it, and so does whatever reads safetensors
+    trace.save("run.safetensors")               # Trace.load reads it, and so does any reader of safetensors
 
-    vlm.trace(..., spill="run.safetensors")     # the same file, written while the run goes on: nothing stays in memory
+    vlm.trace(..., spill="run.safetensors")     # the same file, written during the run: nothing stays in memory
     vlm.trace(..., edit={"model.layers.3.self_attn.context": lambda x: x * 0}, stop="model.layers.5")
 
 A trace is one consumer of the stream (stream.py): the model does not know of it, and gives the same bits with and
 without. Edits live as long as the run.
 """
 
-import difflib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -26,14 +24,15 @@ import numpy as np
 
 from minivl.answer.answer import Answer
 from minivl.checkpoint.config import Config
-from minivl.checkpoint.safetensors import TensorFile, read_tensors, room_for
+from minivl.checkpoint.safetensors import bytes_to_reserve, read_tensors, write_tensors
 from minivl.errors import Error
-from minivl.tensors.chunks import names_of_parts, part_of, whole
+from minivl.helpers import did_you_mean
+from minivl.tensors.chunks import chunks_by_name, concatenate
+from minivl.tensors.names import parse
 from minivl.trace.maps import MAPPED, Maps
 from minivl.trace.stats import stats_of, table
 
 FORMAT = "minivl-trace"
-STEP = re.compile(r"steps\.(\d+)\.")
 TEXTS = ("format", "prompt", "answer", "backend")  # of `info`: strings in a file as they are; the others are JSON
 
 
@@ -50,11 +49,11 @@ class NoStep(Error, IndexError):
 class Trace(Mapping):
     """Named tensors of one run, in the order in which they were made.
 
-    names   every name that passed, kept or not
+    names   the names of all tensors made, kept or not
     result  what the run returned; None if it was stopped. Of a file, the `Answer` as it was, without its pictures
-    info    where it comes from, plain values: input_ids, image_grid_thw, window_index, ..., generated_ids, edited; of a
+    info    metadata, plain values: input_ids, image_grid_thw, window_index, ..., generated_ids, edited; of a
             model's run also config, versions, backend, prompt, answer
-    config  the `Config` of the model that ran; None if nobody said
+    config  the `Config` of the model that ran; None if unknown
     """
 
     def __init__(self, names=(), tensors=(), info=(), result=None, config=None):
@@ -66,7 +65,7 @@ class Trace(Mapping):
             return self._tensors[name]
         if name in self.names:
             raise NoTensor(f"{name} was made but not kept: add it to keep=")
-        raise NoTensor(f"no tensor {name}{did_you_mean(name, self.names)}")
+        raise NoTensor(f"no tensor {name}{close_names(name, self.names)}")
 
     def __iter__(self):
         return iter(self._tensors)
@@ -89,12 +88,13 @@ class Trace(Mapping):
         return Steps(self)
 
     def whole(self):
-        """The same trace, the parts of a long prompt put together: names without "chunks.1.". Tensors of which a part was not
-        kept are left out."""
-        tensors = {name: tensor for name, tensor in whole(self._tensors).items() if not part_of(name)[0]}
-        halves = [own for own, parts in names_of_parts(self.names).items() if not {*parts} <= self._tensors.keys()]
-        kept = {name: tensor for name, tensor in tensors.items() if name not in halves}
-        return Trace([name for name in self.names if not part_of(name)[0]], kept, self.info, self.result, self.config)
+        """The same trace with the chunks of a long prompt joined: names without "chunks.1.". A tensor of which a chunk was not
+        kept is left out."""
+        names = [name for name in self.names if not parse(name).chunk]
+        cut = [own for own, chunks in chunks_by_name(self.names).items() if not {*chunks} <= self._tensors.keys()]
+        joined = concatenate(self._tensors)
+        tensors = {name: joined[name] for name in joined if not parse(name).chunk and name not in cut}
+        return Trace(names, tensors, self.info, self.result, self.config)
 
     def stats(self, name):
         """`stats.Stats` of a tensor: min, max, mean, rms, NaN and infinite values, outlier channels."""
@@ -105,7 +105,7 @@ class Trace(Mapping):
         return table(self.select(pattern))
 
     def compare(self, other, **options):
-        """This trace beside another recording of the same prompt: where they part first, and why. -> compare.Comparison"""
+        """Compare with another recording of the same prompt: first difference and probable cause. -> compare.Comparison"""
         from minivl.compare.comparison import compare
 
         return compare(self, other, **options)
@@ -114,23 +114,23 @@ class Trace(Mapping):
     def maps(self):
         """The `Maps` of the part of the prompt that was run: from pixels to tokens and back. Needs nothing in keep=."""
         if self.config is None or "input_ids" not in self.info:
-            raise Error("this trace does not know its model or its prompt. Record it with vlm.trace, past input_ids.")
+            raise Error("this trace lacks its config or its input_ids. Record it with vlm.trace, beyond input_ids.")
         mapped = {name: np.array(self.info[name], dtype=np.int64) for name in MAPPED if name in self.info}
-        return Maps.recorded(self.config, mapped, getattr(self.result, "pictures", ()))
+        return Maps.from_tensors(self.config, mapped, getattr(self.result, "pictures", ()))
 
     def save(self, path):
         """Write the kept tensors and `info` to a safetensors file: complete or not at all."""
-        metadata = metadata_of(self)
-        with TensorFile(path, room_for(self._tensors, metadata)) as file:
+        metadata = to_metadata(self)
+        with write_tensors(path, bytes_to_reserve(self._tensors, metadata)) as file:
+            file.metadata = metadata
             for name, tensor in self.items():
                 file.add(name, tensor)
-            file.close(metadata)
 
     @classmethod
     def load(cls, path):
         """From a file that `save` or spill= wrote, or any other safetensors file. The tensors are mapped, read when used."""
         tensors, metadata = read_tensors(path)
-        info = {key: text if key in TEXTS else value_of_json(text) for key, text in metadata.items()}
+        info = {key: text if key in TEXTS else parse_json(text) for key, text in metadata.items()}
         if info.get("format") != FORMAT:
             return cls(tensors, tensors, info)
         names = info.pop("names")
@@ -140,13 +140,13 @@ class Trace(Mapping):
 
 
 class Steps(Sequence):
-    """The parts of a trace, one for each token of the answer that was begun."""
+    """A `Trace` for each token of the answer that was begun."""
 
     def __init__(self, trace):
         self._trace = trace
 
     def __len__(self):
-        return 1 + max((step_of(name) for name in self._trace.names), default=-1)
+        return 1 + max((parse(name).step for name in self._trace.names), default=-1)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
@@ -154,41 +154,36 @@ class Steps(Sequence):
         if not -len(self) <= index < len(self):
             raise NoStep(f"no step {index}: this run made {len(self)}, counted from 0. More come with max_new_tokens=")
         k = index % len(self)
-        names = [name for name in self._trace.names if step_of(name) == k]
-        tensors = {bare(name): self._trace[name] for name in names if name in self._trace}
-        return Trace(map(bare, names), tensors, self._trace.info, config=self._trace.config)
+        names = [name for name in self._trace.names if parse(name).step == k]
+        tensors = {strip_step(name): self._trace[name] for name in names if name in self._trace}
+        return Trace(map(strip_step, names), tensors, self._trace.info, config=self._trace.config)
 
     def __repr__(self):
         return f"<{len(self)} steps>"
 
 
-def step_of(name):
-    """Which token of the answer a tensor led to, from 0."""
-    found = STEP.match(name)
-    return int(found[1]) if found else 0
-
-
-def bare(name):
+def strip_step(name):
     """A name without its step: "steps.3.lm_head" -> "lm_head"."""
-    return STEP.sub("", name, count=1)
+    return name.removeprefix(f"steps.{parse(name).step}.")
 
 
-def did_you_mean(name, names):
-    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-    return f". Close ones: {', '.join(close)}" if close else ". `trace.names` of a full run lists them all."
+def close_names(name, names):
+    """The end of a sentence that names a tensor that is not there."""
+    close = did_you_mean(name, names)
+    return f".{close}" if close else ". `trace.names` of a full run lists them all."
 
 
-# ---- what a file says besides its tensors ----
+# ---- the metadata of a file ----
 
 
-def metadata_of(trace):
+def to_metadata(trace):
     """Strings for a safetensors header. There is no date in it: the same run makes the same file, bit for bit."""
     plain = {"format": FORMAT, **trace.info, "names": trace.names}
     return {key: value if key in TEXTS else json.dumps(value) for key, value in plain.items()}
 
 
-def value_of_json(text):
-    """What a string of the header says; a string that is no JSON is what it is."""
+def parse_json(text):
+    """The value of a string of the header: JSON, or the string itself."""
     try:
         return json.loads(text)
     except ValueError:
@@ -199,4 +194,10 @@ def answer_of(info):
     """The `Answer` of a run that was finished, or None."""
     if "answer" not in info:
         return None
-    return Answer(info["answer"], info["generated_ids"], info["prompt_tokens"], info["finished"], info["raw"])
+    return Answer(
+        info["answer"],
+        info["generated_ids"],
+        prompt_tokens=info["prompt_tokens"],
+        finished=info["finished"],
+        raw=info["raw"],
+    )

@@ -1,15 +1,15 @@
-"""Walk through a run: stop at a tensor, look, change it, go on, go back.
+"""Walk through a run: stop at a tensor, look at it, change it, go on or back.
 
     walk = vlm.walk("How many circles?", images="scene.png")
     for step in walk: print(step.name, step.shape, step.explain())     # stage by stage
     step = walk.until("visual.blocks.1.attn.probs")                    # on to this tensor; a glob will do
     step.value, step.stats()                                           # in a notebook `step` alone shows a picture
-    walk.replace(step.value * 0)                                       # the run goes on from this instead
-    walk.back("visual.patch_embed")                                    # runs again up to there, with the same changes
+    walk.replace(step.value * 0)                                       # the run goes on with this instead
+    walk.back("visual.patch_embed")                                    # run again up to there, with the same changes
     answer = walk.finish()
 
-Another consumer of the stream: nothing is computed before it is asked for, nothing is kept, and an answer that was walked to is
-the one of a run that nobody watched, bit for bit, unless something was replaced. `narrate` is a walk in lines of text.
+A walk consumes the stream of `VLM.answer`: tensors are computed when it reaches them, none is kept, and without replacements
+the answer is that of `ask`, bit for bit. `narrate` is a walk as lines of text.
 """
 
 import secrets
@@ -19,20 +19,22 @@ from fnmatch import fnmatchcase
 from tqdm import tqdm
 
 from minivl.errors import Error
-from minivl.processing import messages as chat
+from minivl.processing.messages import build_messages
 from minivl.stream import Lazy, read_only, replacement, value_of
-from minivl.tensors.explain import LEVELS, TOLD, Narrator, check_name, documented, explain, level
+from minivl.tensors.catalogue import LEVELS, check_name, level
+from minivl.tensors.explain import TOLD, Narrator, explain
+from minivl.tensors.names import parse
 from minivl.trace.maps import MAPPED
 from minivl.trace.stats import Text, stats_of
 
 Passed = namedtuple("Passed", "name shape dtype")
-BROKEN = "this run was broken off by an error or an interrupt: walk.back() runs it again, to where it stopped before."
+BROKEN = "this run was ended by an error or an interrupt: walk.back() runs it again, to the stop before."
 
 
 class Step:
-    """A tensor at which a walk stands.
+    """The tensor at which a walk has stopped.
 
-    name, shape, dtype  its own;  replaced  whether it is another one than the model made
+    name, shape, dtype  of the tensor;  replaced  whether `walk.replace` changed it
     """
 
     def __init__(self, walk, name, tensor, replaced=False):
@@ -41,22 +43,22 @@ class Step:
 
     @property
     def value(self):
-        """The array, read-only; attention scores and probabilities are built now."""
+        """The array, read-only. Attention scores and probabilities are computed only when this is read."""
         return read_only(value_of(self._tensor))
 
     @property
     def lazy(self):
-        """Whether the model goes on without ever making it."""
+        """Whether the model itself never computes it (attention scores and probabilities)."""
         return isinstance(self._tensor, Lazy)
 
     def sentence(self):
-        """What happened, in a few words; "" inside a block."""
+        """One line on what happened; "" for tensors inside a block."""
         return self._walk.narrator.sentence(self.name, self._tensor) or ""
 
     def explain(self):
-        """A paragraph: what happened, the formula, the shapes, why."""
-        told = self.sentence().removeprefix("-> ") if documented(self.name) in TOLD else ""
-        end = f" In this run: {told}." if told else ""
+        """A paragraph: what happened, the formula, the shapes, the reason."""
+        sentence = self.sentence().removeprefix("-> ") if parse(self.name).general in TOLD else ""
+        end = f" In this run: {sentence}." if sentence else ""
         return Text(explain(self._walk.vlm.config, self.name, self._tensor) + end)
 
     def stats(self):
@@ -67,25 +69,27 @@ class Step:
         return f"<{self.name} {self.dtype} {list(self.shape)}{', replaced' if self.replaced else ''}>"
 
     def _repr_html_(self):
-        from minivl.walk.notebook import html_of
+        from minivl.walk.notebook import render_step
 
-        return html_of(self, self._walk)
+        return render_step(self, self._walk)
 
 
 class Walk:
-    """An iterator of `Step`s. `level` says at which tensors it stops: "stage", "block" (and layer), or every "tensor".
+    """An iterator of `Step`s. It stops at each "stage", each "block" (and layer), or each "tensor" (`level`).
 
-    step    where it stands; None before the first
-    steps   (name, shape, dtype) of every tensor that has passed
-    edits   {name: array} of what was put in a tensor's place
-    answer  the `Answer`, once it has come to the end
+    step    the current `Step`; None before the first and after the last
+    steps   (name, shape, dtype) of every tensor so far
+    edits   {name: array} of replaced tensors
+    answer  the `Answer`, once the run has ended
     """
 
     def __init__(self, vlm, messages, level="stage", **options):
         if level not in LEVELS:
             raise Error(f"level={level!r}: choose one of {', '.join(LEVELS)}.")
         if options.get("cache") is not None:
-            raise Error("a walk goes back and changes things, which a cache would remember: leave cache= out.")
+            raise Error(
+                "a walk changes tensors and runs again, and a cache would keep the changed ones: leave cache= out."
+            )
         if options.get("seed") is None:
             options["seed"] = secrets.randbits(64)  # going back must draw the same tokens again
         self.vlm, self.level, self.narrator = vlm, level, Narrator(vlm)
@@ -101,7 +105,7 @@ class Walk:
         return self
 
     def __next__(self):
-        """On to the next tensor at which this level stops."""
+        """Run to the next tensor of this level. -> Step"""
         while True:
             step = self._advance()
             if LEVELS.index(level(step.name)) > LEVELS.index(self.level):
@@ -110,22 +114,22 @@ class Walk:
                 return self._stop()
 
     def until(self, name):
-        """On to the next tensor of this name, or that matches this glob, whatever the level. -> Step"""
+        """Run to the next tensor with this name, or matching this glob, whatever the level. -> Step"""
         check_name(self.vlm.config, name)
-        if any(one.name == name for one in self.steps):
-            raise Error(f"the walk has come by {name} already: walk.back({name!r}) goes there.")
-        for step in self._running(name):
+        if any(passed.name == name for passed in self.steps):
+            raise Error(f"the walk has already passed {name}: walk.back({name!r}) goes there.")
+        for step in self._run_to(name):
             if fnmatchcase(step.name, name):
                 return self._stop()
-        raise Error(f"the run ended before a tensor was called {name}. walk.back() goes to earlier ones.")
+        raise Error(f"the run ended before a tensor named {name}. walk.back() goes to earlier ones.")
 
     def skip(self, pattern):
-        """From now on do not stop at tensors that match this glob."""
+        """Do not stop at tensors that match this glob from now on."""
         check_name(self.vlm.config, pattern)
         self._skipped.append(pattern)
 
     def replace(self, value):
-        """Put an array in the place of the tensor at which the walk stands: same shape and dtype. -> Step"""
+        """Replace the current tensor by an array of the same shape and dtype. -> Step"""
         step = self.here()
         self._reply = self.edits[step.name] = replacement(step.name, step._tensor, value)
         self.step = Step(self, step.name, self._reply, replaced=True)
@@ -133,36 +137,36 @@ class Walk:
         return self.step
 
     def back(self, name=None):
-        """Run again from the start to where the walk stopped before; or to the last earlier tensor of this name or glob.
+        """Run again from the start to the stop before, or to the last earlier tensor with this name or glob. -> Step
 
-        What was replaced before it, and in its place, stays replaced; what came later is forgotten, as it has not happened
-        yet. -> Step
+        Replacements up to that tensor, its own included, are kept; later ones are dropped.
         """
-        earlier = [one.name for one in self.steps]
+        earlier = [passed.name for passed in self.steps]
         if self.step is not None and self.answer is None:
-            earlier = earlier[:-1]  # not where it stands
+            earlier = earlier[:-1]  # without the current one
         stops = [stop for stop in self._stops if stop in earlier]
-        found = stops[-1:] if name is None else [one for one in earlier if fnmatchcase(one, name)][-1:]
-        if not found:
+        candidates = stops if name is None else [passed for passed in earlier if fnmatchcase(passed, name)]
+        if not candidates:
             what = "there is no earlier stop" if name is None else f"no tensor before this one is called {name}"
-            raise Error(f"{what}: the walk has seen {len(self.steps)}; walk.steps lists them.")
-        place = earlier.index(found[0]) + 1
+            raise Error(f"{what}: {len(self.steps)} have passed; walk.steps lists them.")
+        target = candidates[-1]
+        count = earlier.index(target) + 1
         self._stage.close()
-        self.edits = {edit: value for edit, value in self.edits.items() if edit in earlier[:place]}
-        self._stops = [stop for stop in self._stops if stop in earlier[: place - 1]]
+        self.edits = {edit: value for edit, value in self.edits.items() if edit in earlier[:count]}
+        self._stops = [stop for stop in self._stops if stop in earlier[: count - 1]]
         self._start()
-        for step in self._running(found[0]):
-            if step.name == found[0]:
+        for step in self._run_to(target):
+            if step.name == target:
                 return self._stop()
 
     def finish(self):
-        """On to the end. -> Answer"""
-        for _ in self._running("the answer"):
+        """Run to the end. -> Answer"""
+        for _ in self._run_to("the answer"):
             pass
         return self.answer
 
     def _advance(self):
-        """One tensor further."""
+        """Run to the next tensor. -> Step"""
         if self.answer is not None:
             raise StopIteration
         try:
@@ -179,8 +183,8 @@ class Walk:
         self._remember(name, self._reply)
         return self.step
 
-    def _running(self, where):
-        """Every tensor to the end, with a bar on stderr if that takes long."""
+    def _run_to(self, where):
+        """Yield every tensor up to the end, with a progress bar on stderr if that takes long."""
         with tqdm(desc=f"to {where}", unit=" tensors", leave=False, delay=1, disable=None) as bar:
             while True:
                 try:
@@ -194,14 +198,14 @@ class Walk:
         return self.step
 
     def _remember(self, name, tensor):
-        """What pictures are drawn on, and what says which row of a tensor is where."""
+        """Keep the pictures, and the tensors that map rows to them."""
         if name in MAPPED or name.endswith(".resized"):
             self.context[name] = tensor
 
     def here(self):
-        """The `Step` at which the walk stands; an Error where it stands at none."""
+        """The current `Step`; an Error before the first and after the last."""
         if self.step is None:
-            raise Error("the walk stands at no tensor: take a step with next(walk) or walk.until(name) before.")
+            raise Error("the walk is not at a tensor: take a step first, with next(walk) or walk.until(name).")
         return self.step
 
     def __repr__(self):
@@ -209,14 +213,14 @@ class Walk:
         return f"<Walk {where}, {len(self.steps)} tensors so far>"
 
 
-def line(step):
-    """A step in one line."""
+def format_step(step):
+    """Format a step as one line."""
     return f"{step.name:<25} {str(list(step.shape)):<15} {step.sentence()}".rstrip()
 
 
 def narrate(vlm, question, images=None, videos=None, **options):
-    """Lines of the walk, as they happen; returns the `Answer`. The same arguments as `VLM.ask`."""
-    walk = Walk(vlm, chat.conversation(question, images, videos), "block", **options)
+    """Yield the walk as lines of text while it runs; returns the `Answer`. Arguments as of `VLM.ask`."""
+    walk = Walk(vlm, build_messages(question, images, videos), "block", **options)
     for step in walk:
-        yield line(step)
+        yield format_step(step)
     return walk.answer

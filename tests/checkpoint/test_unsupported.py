@@ -15,8 +15,7 @@ import minivl
 from minivl import Config, Error
 from minivl.checkpoint.weights import open_weights
 from minivl.cli import main
-from minivl.processing import messages
-from minivl.processing.chat_template import KNOWN, Template
+from minivl.processing.chat_template import KNOWN, Template, render
 from minivl.processing.tokenizer import Tokenizer
 from minivl.tiny import CHECKPOINT
 
@@ -153,7 +152,7 @@ def test_without_jinja(tmp_path, monkeypatch):
     (tmp_path / "chat_template.jinja").write_text(OWN)
     with pytest.raises(Error, match="chat_template.jinja is not the published chat template.*pip install 'jinja2"):
         Template.read(tmp_path)
-    assert Template.read(CHECKPOINT).render(MESSAGES) == messages.render(MESSAGES)
+    assert Template.read(CHECKPOINT).render(MESSAGES) == render(MESSAGES)
 
 
 def test_a_fine_tune_is_asked_in_its_own_words(tmp_path):

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivl import Config, Error
+from minivl.checkpoint.hub import resolve
 from minivl.checkpoint.parameters import parameter_shapes
-from minivl.checkpoint.weights import open_weights, resolve
+from minivl.checkpoint.weights import open_weights
 from minivl.kernels.bfloat16 import from_float32, to_float32
+from minivl.tensors.names import published_name
 
 CONFIG = Config.from_dict(SMALL)
 TIED = Config.from_dict({**SMALL, "tie_word_embeddings": True})
@@ -85,10 +87,31 @@ def bare(name):
     return "language_model." + name.removeprefix("model.") if name.startswith("model.") else name
 
 
-@pytest.mark.parametrize("names", [new_style, bare])
+def wrapped(name):
+    return name if name.startswith("visual") else "language_model." + name
+
+
+@pytest.mark.parametrize("names", [new_style, bare, wrapped, "module.{}".format])
 def test_other_names(tmp_path, names):
     write(tmp_path / "model.safetensors", stored_as(lambda x: x, names))
     check(open_weights(tmp_path, CONFIG))
+
+
+OWN = "visual.blocks.0.norm1.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight"
+OTHER = {
+    "in memory": ("model.visual.blocks.0.norm1.weight", "model.language_model.layers.0.mlp.up_proj.weight",
+                  "model.language_model.norm.weight", "lm_head.weight"),
+    "without a head": ("visual.blocks.0.norm1.weight", "language_model.layers.0.mlp.up_proj.weight",
+                       "language_model.norm.weight", "lm_head.weight"),
+    "wrapped": ("visual.blocks.0.norm1.weight", "language_model.model.layers.0.mlp.up_proj.weight",
+                "language_model.model.norm.weight", "language_model.lm_head.weight"),
+    "parallel": tuple(f"module.{name}" for name in OWN),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [OWN, *OTHER.values()], ids=["published", *OTHER])
+def test_published_name(names):
+    assert tuple(map(published_name, names)) == OWN
 
 
 def test_shards(tmp_path):
@@ -161,13 +184,13 @@ def edited_header(**changes):
     "change, words",
     [
         (lambda data: data[:-100], "bytes are missing"),
-        (lambda data: data[:20], "not a whole safetensors file"),
-        (lambda data: b"", "not a whole safetensors file"),
+        (lambda data: data[:20], "not a complete safetensors file"),
+        (lambda data: b"", "not a complete safetensors file"),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
         (lambda data: (5).to_bytes(8, "little") + b"hello" + data, "safetensors header"),
         (edited_header(dtype="I8"), "stored as I8"),
-        (edited_header(shape=[47]), "not what F32 .47. takes"),
-        (edited_header(data_offsets=[8, 4]), "not what F32"),
+        (edited_header(shape=[47]), "does not fit F32 .47."),
+        (edited_header(data_offsets=[8, 4]), "does not fit F32"),
         (edited_header(data_offsets=None), "damaged"),
     ],
 )

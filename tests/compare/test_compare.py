@@ -11,8 +11,9 @@ from conftest import small_inputs, small_model
 import minivl
 from minivl.cli import main
 from minivl.compare.comparison import compare
+from minivl.compare.match_names import match_names, read_map
 from minivl.kernels.bfloat16 import from_float32, to_float32
-from minivl.tensors.names import in_data_flow, matched, read_map
+from minivl.tensors.catalogue import in_data_flow
 from minivl.tiny import scene
 
 ROOT = Path(__file__).parents[2]
@@ -233,18 +234,18 @@ def test_names_in_order_of_the_data_flow(setting):
 )
 def test_names_of_ports(setting, theirs, ours):
     names = {"ffn_out-{}": "model.layers.{}.mlp.down_proj", "t.*.x": "model.layers.*.mlp.act"}
-    assert matched([theirs], setting[1].names, names) == ({ours: theirs} if ours else {})
+    assert match_names([theirs], setting[1].names, names) == ({ours: theirs} if ours else {})
 
 
 def test_the_surest_name_wins(setting):
     names = ["base.visual", "visual", "model.visual"]
-    assert matched(names, setting[1].names) == {"visual": "visual"}
+    assert match_names(names, setting[1].names) == {"visual": "visual"}
 
 
 def test_unknown_names_get_a_hint(setting):
     _, trace = setting
     found = compare(trace, {"visual": trace["visual"], "visual.blocks.1.atn.qkv": trace["visual.blocks.1.attn.qkv"]})
-    assert found["visual.blocks.1.atn.qkv"].note.endswith("did you mean visual.blocks.1.attn.qkv?")
+    assert found["visual.blocks.1.atn.qkv"].note.endswith("Did you mean visual.blocks.1.attn.qkv?")
     assert found["visual.blocks.1.attn.qkv"].status == "MISSING" and found.ok
 
 
@@ -346,7 +347,7 @@ def test_command_line(files, capsys):
     [
         ("no.npz", [], "does not exist"),
         ("text.npz", [], "Write it with numpy.savez"),
-        ("text.safetensors", [], "not a whole safetensors file"),
+        ("text.safetensors", [], "not a complete safetensors file"),
         ("none.npz", [], "has a name of"),
         ("none.npz", ["--names", "no.json"], "cannot read the name map"),
         ("ours.safetensors", ["--tolerance", "2"], "tolerance=2.0"),
@@ -363,7 +364,7 @@ def test_errors(files, theirs, options, words, capsys):
 
 
 def test_bad_maps_and_sources(setting):
-    with pytest.raises(minivl.Error, match="more of"):
+    with pytest.raises(minivl.Error, match="has more"):
         read_map({"a": "model.layers.{}"})
     with pytest.raises(minivl.Error, match="object of strings"):
         read_map({"a": 1})

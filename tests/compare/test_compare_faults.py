@@ -10,8 +10,9 @@ from conftest import random_video_inputs, small_inputs, small_model
 
 import minivl
 from minivl.compare.comparison import compare
-from minivl.faults import fault, swapped
-from minivl.faults.what_if import renewed
+from minivl.faults import fault
+from minivl.faults.inject import patch
+from minivl.faults.what_if import with_fresh_kernels
 from minivl.kernels import rope
 from minivl.model import decoder, engine, positions, vision
 from minivl.model.layers import swiglu
@@ -169,8 +170,8 @@ def test_a_bug_with_videos(name, moves):
     vlm = small_model("numpy")
     inputs = random_video_inputs(vlm.config, seconds=(0.75, 2.6))
     trace = vlm.trace(inputs)
-    with fault(name).put_in():
-        wrong = renewed(vlm).trace(inputs, stop=moves)
+    with fault(name).inject():
+        wrong = with_fresh_kernels(vlm).trace(inputs, stop=moves)
     found = compare(trace, wrong, config=vlm.config)
     assert (found.first.name, found.first.causes[0].name) == (moves, fault(name).cause), f"\n{found}"
 
@@ -202,9 +203,9 @@ def test_without_the_picture_a_resize_is_concluded(change):
     ask = dict(question="How many shapes are there?", images=drawn.image, stop="image.0.resized")
     trace = vlm.trace(**ask)
     bug = (
-        fault("bilinear-resize").put_in()
+        fault("bilinear-resize").inject()
         if change == "filter"
-        else swapped("minivl.processing.image_processor.smart_resize", always_down)
+        else patch("minivl.processing.image_processor.smart_resize", always_down)
     )
     with bug:
         wrong = vlm.trace(**ask)
@@ -217,8 +218,8 @@ def test_without_the_picture_a_resize_is_concluded(change):
 def test_the_other_way_round(right, name):
     """The right one may be given second: what goes in says which of the two is right."""
     vlm, inputs, trace = right
-    with fault(name).put_in():
-        wrong = renewed(vlm).trace(inputs, max_new_tokens=2)
+    with fault(name).inject():
+        wrong = with_fresh_kernels(vlm).trace(inputs, max_new_tokens=2)
     found = compare(wrong, trace, config=vlm.config)
     assert found.first.causes[0].name == fault(name).cause, f"\n{found}"
     assert found.first.causes[0].whose == "ours" and "in the first recording" in str(found)

@@ -7,7 +7,7 @@ from conftest import small_inputs, small_model
 import minivl
 from minivl.cli import main
 from minivl.compare.comparison import compare
-from minivl.compare.recordings import opened
+from minivl.compare.recordings import open_recording
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +22,12 @@ BLOCK = "visual.blocks.0"
 @pytest.mark.parametrize(
     "theirs, words",
     [
-        ({}, "holds no tensors"),
-        ({"v.blk.0.ln1": np.zeros((24, 32))}, r"the first one there is 'v.blk.0.ln1' \(did you mean visual"),
+        ({}, "has no tensors"),
+        ({"v.blk.0.ln1": np.zeros((24, 32))}, r"the first one there is 'v.blk.0.ln1'. Did you mean visual"),
         ({BLOCK: np.zeros(3, dtype=complex)}, "must be an array of numbers"),
         ({BLOCK: [[1, 2], [3]]}, "is no array"),
         ({BLOCK: object()}, "must be an array of numbers"),
-        ({"visual.mergr": np.zeros(3)}, "did you mean visual.merger"),
+        ({"visual.mergr": np.zeros(3)}, "Did you mean visual.merger"),
     ],
 )
 def test_errors_say_what_to_do(right, theirs, words):
@@ -45,7 +45,7 @@ def test_files_that_are_none(right, tmp_path, capsys):
         ("no.npz", "not exist"),
     ):
         with pytest.raises(minivl.Error, match=words):
-            opened(tmp_path / name)
+            open_recording(tmp_path / name)
     right[1].save(tmp_path / "ours.safetensors")
     assert main(["compare", str(tmp_path / "ours.safetensors"), str(tmp_path / "one.npy")]) == 1
     assert "numpy.savez" in capsys.readouterr().err
@@ -79,10 +79,10 @@ def test_another_prompt(right):
 def test_what_to_give_where_no_cause_is_found(right):
     vlm, trace = right
     noise = np.random.default_rng(0).standard_normal(trace[BLOCK].shape).astype(np.float32)
-    assert "(--config)" in str(compare(trace, {BLOCK: noise}, config=None)) or trace.config is not None
-    assert "(--model)" in str(compare(trace, {BLOCK: noise}, config=vlm.config))
+    assert "give config=" in str(compare(trace, {BLOCK: noise}, config=None)) or trace.config is not None
+    assert "give model=" in str(compare(trace, {BLOCK: noise}, config=vlm.config))
     down = {name: trace[name] for name in (f"{BLOCK}.attn_residual", f"{BLOCK}.mlp.down_proj")}
-    assert "look at its own step" in str(compare(trace, {**down, BLOCK: noise}, config=vlm.config))
+    assert "look at its own stage" in str(compare(trace, {**down, BLOCK: noise}, config=vlm.config))
 
 
 def test_an_eps_below_rounding_is_seen_in_all_rows(right):

@@ -3,6 +3,7 @@
 import ast
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import random_video_inputs, small_inputs, small_model
 from mistakes import ANY, ATTENTION, LAYERS, PREPARATION, TOKENS, TOWER_PLACES, YARN, Port
@@ -11,6 +12,7 @@ import minivl
 from minivl.compare import mistakes
 from minivl.compare.comparison import compare
 from minivl.processing import messages
+from minivl.tensors.names import parse
 from minivl.tiny import scene
 
 MISTAKES = [*TOWER_PLACES, *TOKENS, *LAYERS, *ANY]
@@ -96,3 +98,29 @@ def test_every_cause_has_a_test():
         assert found or passed_on, f"{file}:{line}: a cause's name must stand in the yield itself"
         names |= set(found)
     assert names == {cause for cause, *_ in [*MISTAKES, *ATTENTION, *PREPARATION, YARN]}
+
+
+SHAPES = ((), (3,), (0, 5), (2, 3, 4))
+
+
+@pytest.mark.parametrize("shown", ["few", "drawn"])
+def test_no_shape_breaks_a_mistake(shown, request):
+    """Only `Unknown` is caught: an error in a mistake's own code would be raised here, not swallowed."""
+    port = request.getfixturevalue(shown)
+    port, images = port if isinstance(port, tuple) else (port, [])
+    one_of_each = {parse(name).general: name for name in port.trace}
+    for name in one_of_each.values():
+        ours = port[name]
+        shapes = {*SHAPES, ours.shape[::-1], (len(ours) + 1, *ours.shape[1:])}
+        for shape in sorted(shapes, key=len):
+            theirs = np.resize(ours, shape).astype(np.float32) * 1.5
+            compare(port.trace, {name: theirs}, config=port.config, pictures=images)
+
+
+def test_an_error_in_a_mistake_is_raised(port, monkeypatch):
+    def broken(step):
+        yield "no bias", "", step.ours[None, None][7]
+
+    monkeypatch.setattr(mistakes.layers, "MISTAKES", (("model.norm", broken),))
+    with pytest.raises(IndexError):
+        compare(port.trace, {"model.norm": port["model.norm"] * 2}, config=port.config)

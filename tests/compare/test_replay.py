@@ -6,7 +6,7 @@ from conftest import random_video_inputs, small_inputs, small_model
 
 from minivl.compare.comparison import compare
 from minivl.faults import fault
-from minivl.faults.what_if import renewed
+from minivl.faults.what_if import with_fresh_kernels
 
 BLOCKS = [f"visual.blocks.{i}" for i in range(3)]
 LAYERS = [f"model.layers.{i}" for i in range(3)]
@@ -37,8 +37,8 @@ def right():
 )
 def test_the_mistake_between_two_tensors_is_named(right, name, recorded, where):
     vlm, inputs, trace = right
-    with fault(name).put_in():
-        wrong = renewed(vlm).trace(inputs, keep=recorded)
+    with fault(name).inject():
+        wrong = with_fresh_kernels(vlm).trace(inputs, keep=recorded)
     theirs = {tensor: np.array(wrong[tensor])[None] for tensor in recorded}  # with a batch axis, as most ports have
     if recorded[0].startswith("model"):
         theirs["inputs_embeds"] = trace["inputs_embeds"]
@@ -50,8 +50,8 @@ def test_the_mistake_between_two_tensors_is_named(right, name, recorded, where):
 def test_one_half_alone_may_be_wrong(right):
     """Only the last tensor is recorded; the tower is right and the decoder rotates neighbours."""
     vlm, inputs, trace = right
-    with fault("interleaved-rope").put_in():
-        wrong = renewed(vlm).trace(inputs, keep="lm_head", edit={"inputs_embeds": trace["inputs_embeds"]})
+    with fault("interleaved-rope").inject():
+        wrong = with_fresh_kernels(vlm).trace(inputs, keep="lm_head", edit={"inputs_embeds": trace["inputs_embeds"]})
     theirs = {"visual.blocks.2": trace["visual.blocks.2"], "lm_head": wrong["lm_head"]}
     found = compare(trace, theirs, model=vlm)
     assert found.first.causes[0].name == "interleaved RoPE", f"\n{found}"
@@ -61,8 +61,8 @@ def test_time_of_videos():
     """Inputs made by hand name the seconds of their videos nowhere but in their positions."""
     vlm = small_model("numpy")
     inputs = random_video_inputs(vlm.config, images=(), videos=((3, 4, 4),), seconds=(0.75,))
-    with fault("truncated-seconds").put_in():
-        wrong = renewed(vlm).trace(inputs, keep="model.layers.0")
+    with fault("truncated-seconds").inject():
+        wrong = with_fresh_kernels(vlm).trace(inputs, keep="model.layers.0")
     trace = vlm.trace(inputs)
     found = compare(trace, {"visual": trace["visual"], "model.layers.0": wrong["model.layers.0"]}, model=vlm)
     assert found.first.causes[0].name == "truncated second_per_grid", f"\n{found}"

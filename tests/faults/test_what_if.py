@@ -10,8 +10,9 @@ from conftest import small_inputs, small_model
 import minivl
 from minivl.cli import main
 from minivl.errors import Error
-from minivl.faults import all_faults, fault, score, swapped
-from minivl.faults.what_if import renewed
+from minivl.faults import all_faults, fault, score
+from minivl.faults.inject import find_owner, patch
+from minivl.faults.what_if import with_fresh_kernels
 from minivl.model import decoder, positions, vision, windows
 from minivl.processing.image_processor import ImageProcessor
 
@@ -77,20 +78,31 @@ def test_every_fault_moves_its_tensor_and_compare_names_it(tiny):
 
 def tiny_answer(tiny, bug, seen={}):  # noqa: B006
     """The right answer stays the same from fault to fault: nothing was left behind."""
-    from minivl.faults.what_if import drawn
+    from minivl.faults.what_if import draw_prompt
 
     if bug.shows not in seen:
-        question, images, videos, _, options = drawn(bug, {"max_new_tokens": 2})
+        question, images, videos, _, options = draw_prompt(bug, {"max_new_tokens": 2})
         seen[bug.shows] = tiny.ask(question, images, videos, **options).ids
     return seen[bug.shows]
 
 
+def test_every_path_exists():
+    """The dotted paths that faults replace: the engine's own functions, methods and constants."""
+    for name, bug in FAULTS.items():
+        paths = []
+        bug.insert(lambda where, make: paths.append(where))  # noqa: B023
+        for path in paths:
+            owner, last = find_owner(path)
+            assert last in vars(owner), f"{name}: {path}"
+        assert paths, name
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_nothing_is_left_behind(name):
-    with FAULTS[name].put_in():
+    with FAULTS[name].inject():
         pass  # imports what it needs
     before = bindings()
-    with pytest.raises(RuntimeError), FAULTS[name].put_in():
+    with pytest.raises(RuntimeError), FAULTS[name].inject():
         assert bindings() != before
         raise RuntimeError
     assert bindings() == before
@@ -98,7 +110,7 @@ def test_nothing_is_left_behind(name):
 
 def test_a_module_imported_meanwhile_is_put_right():
     sys.modules.pop("minivl.compare.mistakes.text_positions", None)
-    with fault("wrong-theta").put_in():
+    with fault("wrong-theta").inject():
         import minivl.compare.mistakes.text_positions as tokens
 
         assert tokens.mrope is positions.mrope
@@ -107,9 +119,9 @@ def test_a_module_imported_meanwhile_is_put_right():
 
 def test_swapped_reaches_functions_methods_and_constants():
     with (
-        swapped("minivl.model.windows.window_index", lambda original: len),
-        swapped("minivl.processing.image_processor.ImageProcessor.normalize", lambda original: max),
-        swapped("minivl.model.vision.EPS", lambda original: original * 2),
+        patch("minivl.model.windows.window_index", lambda original: len),
+        patch("minivl.processing.image_processor.ImageProcessor.normalize", lambda original: max),
+        patch("minivl.model.vision.EPS", lambda original: original * 2),
     ):
         assert windows.window_index is vision.window_index is len
         assert vars(ImageProcessor)["normalize"] is max and vision.EPS == 2e-6
@@ -140,8 +152,8 @@ def right_and_wrong():
 
     def traced(name, backend):
         if (name, backend) not in seen:
-            with FAULTS[name].put_in():
-                seen[name, backend] = renewed(models[backend]).trace(small_inputs(models[backend].config))
+            with FAULTS[name].inject():
+                seen[name, backend] = with_fresh_kernels(models[backend]).trace(small_inputs(models[backend].config))
         return seen[name, backend]
 
     return traced
@@ -206,7 +218,7 @@ def test_the_command_lists_shows_and_scores(tmp_path, capsys, monkeypatch):
     [
         (["all"], "for --scenes N"),
         (["bgr", "a.png", "--scenes", "3"], "draws its own pictures"),
-        (["bgr", "--scenes", "0"], "--scenes 0"),
+        (["bgr", "--scenes", "0"], "scenes=0"),
         (["bgr", "--scenes", "1", "--temperature", "1"], "leave --temperature out"),
         (["bgr", "-o", "table.md"], "give --scenes"),
         (["nothing"], "there is no fault 'nothing'"),
@@ -227,19 +239,19 @@ def test_a_table_goes_on_where_it_was_broken_off(monkeypatch, tmp_path):
             raise KeyboardInterrupt
         return dict.fromkeys(score.ASKED, 0.5)
 
-    monkeypatch.setattr(score, "scores", scores)
+    monkeypatch.setattr(score, "score", scores)
     with pytest.raises(KeyboardInterrupt):
         list(score.table(None, bugs, 7, path))
     lines = list(score.table(None, bugs, 7, path))
     assert (
         made == [None, "bgr", "tanh-gelu", "tanh-gelu"] and path.read_text().splitlines() == lines and len(lines) == 5
     )
-    with pytest.raises(Error, match="no table of so many scenes"):
+    with pytest.raises(Error, match="is not a table of 8 scenes"):
         list(score.table(None, bugs, 8, path))
-    with pytest.raises(Error, match="cannot write the table"):
+    with pytest.raises(Error, match="cannot write"):
         list(score.table(None, bugs, 7, tmp_path / "no" / "table.md"))
 
 
 def test_scores_of_videos_are_not_made_up(tiny):
     lines = list(score.table(tiny, [FAULTS["truncated-seconds"]], scenes=1))
-    assert "of videos alone" in lines[-1]
+    assert "videos only" in lines[-1]

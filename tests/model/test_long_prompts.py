@@ -8,14 +8,15 @@ import pytest
 from conftest import small_inputs, small_model
 
 from minivl import Error, load
-from minivl.model.progress import reading
+from minivl.model.progress import show_layers
 from minivl.model.sampling import Sampling
-from minivl.processing.inputs import Inputs, even_parts
+from minivl.processing.inputs import Inputs
 from minivl.report.html_page import needed as page_needs
 from minivl.report.html_page import page
 from minivl.stream import run
-from minivl.studies.from_trace import needed
-from minivl.tensors.explain import level
+from minivl.studies.from_trace import require
+from minivl.tensors.catalogue import level
+from minivl.tensors.chunks import split_evenly
 from minivl.tiny import scene
 from minivl.trace.recorder import record
 
@@ -38,7 +39,7 @@ def joined(trace, name):
 @pytest.mark.parametrize("length, most, parts", [(9, 4, [3, 3, 3]), (8, 8, [8]), (9, 8, [4, 5]), (1, 4, [1])])
 def test_parts_are_even(length, most, parts):
     """None is small because of what is left over: few rows go through another kernel, which sums in another order."""
-    slices = even_parts(length, most)
+    slices = split_evenly(length, most)
     assert [part.stop - part.start for part in slices] == parts
     assert [i for part in slices for i in range(length)[part]] == list(range(length))
 
@@ -51,7 +52,7 @@ def test_in_parts_as_all_at_once(most, rope):
     vlm = small_model(**rope)
     inputs = small_inputs(vlm.config)
     whole, parts = in_parts(vlm, inputs, 1000), in_parts(vlm, inputs, most)
-    count = len(even_parts(len(inputs.input_ids), most))
+    count = len(split_evenly(len(inputs.input_ids), most))
     assert sum(name.endswith("model.layers.2") for name in parts) == count > (most < 56)
     for name in whole:
         rows = joined(parts, name) if name.startswith("model.layers") and whole[name].ndim == 2 else parts[name]
@@ -170,7 +171,7 @@ def test_the_parts_put_together():
         trace.maps.on_image(np.zeros(len(trace["model.norm"])), "model.norm")
     assert trace.maps.on_image(found["model.norm"], "model.norm").shape[:2] == (5, 7)
     with pytest.raises(Error, match="was run in parts .chunks.1.model.rope.cos.*give trace.whole"):
-        needed(trace, "model.norm")
+        require(trace, "model.norm")
     some = vlm.trace(inputs, keep=["model.norm", "*model.layers.1"]).whole()
     assert list(some) == ["model.layers.1"] and len(some["model.layers.1"]) == 56
 
@@ -184,7 +185,7 @@ def test_a_walk_through_parts_explains_them():
         step = walk.until(name)
         assert step._repr_html_().count("<img") == 2 and ("Part" in step.explain()) == ("chunks" in name)
     assert (
-        level(step.name) == "block" and step.sentence() == "part 3: each token looks back at those before it, then MLP"
+        level(step.name) == "block" and step.sentence() == "chunk 3: each token looks back at those before it, then MLP"
     )
     with pytest.raises(Error, match="no tensor is called chunks.1.model.layers.9"):
         walk.until("chunks.1.model.layers.9")
@@ -193,7 +194,7 @@ def test_a_walk_through_parts_explains_them():
 def test_a_page_of_a_prompt_in_parts(monkeypatch):
     """Words and looks are those of the last part, as in one piece."""
     vlm, said = load(), []
-    monkeypatch.setattr("minivl.report.html_page.filled", lambda data: said.append(data) or "")
+    monkeypatch.setattr("minivl.report.html_page.fill_template", lambda data: said.append(data) or "")
     for most in (4096, 60):
         vlm.prefill_chunk = most
         page(vlm.trace("How many shapes are there?", scene(5).image, keep=page_needs, max_new_tokens=2), vlm)
@@ -220,7 +221,7 @@ def test_bars_end_where_they_said(monkeypatch, tokens):
     monkeypatch.setattr("minivl.model.progress.layers_of", lambda *arguments: bars.append(Bar(*arguments)) or bars[-1])
     inputs, cache, vlm.prefill_chunk = small_inputs(vlm.config), vlm.new_cache(), 20
     for _ in range(2):
-        run(reading(vlm.answer(inputs, cache, max_new_tokens=3), vlm, tokens))
+        run(show_layers(vlm.answer(inputs, cache, max_new_tokens=3), vlm, tokens))
     counted = [(bar.what, bar.n) for bar in bars]
     later = [("token 2", 3), ("token 3", 3)] if tokens else []
     assert counted == [("reading", 12), *later, ("reading", 3), *later]

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 
 from minivl import Error
-from minivl.processing.image_processor import ImageProcessor, smart_resize, wished
+from minivl.processing.image_processor import ImageProcessor, requested_size, smart_resize
 from minivl.processing.load_image import open_image
+from minivl.processing.load_video import open_video
 
 FACTS = {
     fact["id"]: fact for fact in json.loads((Path(__file__).parents[1] / "known_answers.json").read_text())["facts"]
@@ -87,8 +89,81 @@ def test_bad_pictures(source, words):
 
 
 def test_a_folder_is_not_a_picture(tmp_path):
-    with pytest.raises(Error, match="cannot read"):
+    with pytest.raises(Error, match="is a folder, not a file"):
         open_image(tmp_path)
+
+
+def test_a_pipe_or_device_is_not_a_picture(tmp_path):
+    """A pipe would wait for a writer, and /dev/zero never ends."""
+    os.mkfifo(tmp_path / "pipe")
+    for source, kind in ((tmp_path / "pipe", "a pipe"), ("/dev/zero", "a device")):
+        for opened in (open_image, open_video):
+            with pytest.raises(Error, match=f"is {kind}, not a file"):
+                opened(source)
+
+
+def test_uris(tmp_path):
+    """As `Path.as_uri` writes them (RFC 8089), with a host, without encoding, in any case of letters, and relative."""
+    path = tmp_path / "my scene ü 100%.png"
+    Image.fromarray(PIXELS).save(path)
+    uri = path.as_uri()
+    assert "%20" in uri
+    odd = tmp_path / "a#b?c.png"
+    Image.fromarray(PIXELS).save(odd)
+    for source in (uri, uri.replace("file://", "file://localhost"), uri.replace("file://", "FILE://"), f"file:{path}",
+                   f"file://{path}", odd.as_uri(), f"file://{odd}"):  # fmt: skip
+        assert np.array_equal(np.asarray(open_image(source)), PIXELS), source
+    with pytest.raises(Error, match="names the machine server"):
+        open_image("file://server/a.png")
+    with pytest.raises(Error, match="does not exist"):
+        open_image("file:///no/such.png")
+
+
+def test_base64_with_and_without_a_header(tmp_path, monkeypatch):
+    text = base64.b64encode(png(Image.fromarray(PIXELS))).decode()
+    lines = "\n".join(text[i : i + 76] for i in range(0, len(text), 76))
+    for source in (text, lines, "DATA:image/png;BASE64," + text, "data:image/png;base64," + lines):
+        assert np.array_equal(np.asarray(open_image(source)), PIXELS)
+    film = base64.b64encode(b"GIF89a" + bytes(100)).decode()
+    for opened in (open_image, open_video):
+        with pytest.raises(Error, match="given as base64|GIF|R0lGOD"):
+            opened(film)
+
+
+@pytest.mark.parametrize(
+    "form", ["{}", "data:image/png;base64,{}", "data:image/png,{}", "file://{}", "a" * 60 + "/{}", "http://a/{}"]
+)
+def test_errors_do_not_repeat_megabytes(form):
+    source = form.format(base64.b64encode(np.random.default_rng(0).bytes(2_000_000)).decode())
+    for opened in (open_image, open_video):
+        with pytest.raises(Error) as caught:
+            opened(source)
+        assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_grey_of_16_bits(name, tmp_path):
+    """All 256 levels, each the high byte (PNG specification, 13.12): the same picture as in 8 bits."""
+    grey = np.arange(256, dtype=np.uint16)[None].repeat(8, 0)
+    Image.fromarray(grey * 257).save(tmp_path / name)
+    for source in (tmp_path / name, Image.fromarray(grey * 257), Image.fromarray(grey * 256 + 200)):
+        assert np.array_equal(np.asarray(open_image(source)), np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_a_transparent_value_of_16_bits(tmp_path):
+    grey = np.array([[0x1234, 0x1235, 0xFFFF]], dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / "a.png", transparency=0x1234)
+    image = Image.open(tmp_path / "a.png")
+    assert image.info["transparency"] == 0x1234
+    assert np.asarray(open_image(tmp_path / "a.png"))[0, :, 0].tolist() == [255, 0x12, 255]
+
+
+@pytest.mark.parametrize("mode, values", [("I", [0, 70000]), ("I", [-5, 9]), ("F", [0.0, 0.7]), ("F", [0.0, 300.0])])
+def test_grey_whose_white_is_unknown(mode, values):
+    image = Image.new(mode, (2, 1))
+    image.putdata(values)
+    with pytest.raises(Error, match="nothing says which is white"):
+        open_image(image)
 
 
 @pytest.mark.parametrize("case", FACTS["smart_resize"]["output"], ids=lambda case: f"{case['width']}x{case['height']}")
@@ -151,7 +226,7 @@ def test_bicubic_is_the_installed_pillows():
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (10, 12, 3), dtype=np.uint8))
     height, width = smart_resize(10, 12, 2, 4, 70)
     expected = np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC))
-    assert (height, width) == (6, 8) and np.array_equal(processor.resized(noise), expected)
+    assert (height, width) == (6, 8) and np.array_equal(processor.resize(noise), expected)
 
 
 def test_files_are_turned_upright_and_pictures_taken_as_they_are(tmp_path):
@@ -168,10 +243,10 @@ def test_files_are_turned_upright_and_pictures_taken_as_they_are(tmp_path):
 
 
 def test_the_size_that_a_message_wishes():
-    assert wished(100, 60) == (112, 56)
+    assert requested_size(100, 60) == (112, 56)
     for bad in ((100, None), (0, 5), (5.5, 60), (10**12, 60)):
         with pytest.raises(Error, match="resized_height="):
-            wished(*bad)
+            requested_size(*bad)
 
 
 @pytest.mark.parametrize("std", ([0, 1, 1], [1, float("nan"), 1]))
@@ -183,14 +258,13 @@ def test_a_std_of_nothing(std, tmp_path):
 
 def test_resized_stays_within_the_limits_of_the_call():
     processor, image = ImageProcessor(), Image.fromarray(PIXELS)
-    assert processor.resized(image).shape == (56, 84, 3)
+    assert processor.resize(image).shape == (56, 84, 3)
     assert (
-        processor.resized(image, min_pixels=40000).shape[0] * processor.resized(image, min_pixels=40000).shape[1]
-        >= 40000
+        processor.resize(image, min_pixels=40000).shape[0] * processor.resize(image, min_pixels=40000).shape[1] >= 40000
     )
     big = Image.new("RGB", (800, 600))
-    assert np.prod(processor.resized(big, max_pixels=100000).shape[:2]) <= 100000
-    assert np.prod(processor.resized(big, max_pixels=1000).shape[:2]) <= 1000  # the stored minimum gives way
+    assert np.prod(processor.resize(big, max_pixels=100000).shape[:2]) <= 100000
+    assert np.prod(processor.resize(big, max_pixels=1000).shape[:2]) <= 1000  # the stored minimum gives way
 
 
 @pytest.mark.parametrize(
@@ -198,7 +272,7 @@ def test_resized_stays_within_the_limits_of_the_call():
 )
 def test_bad_limits(limits):
     with pytest.raises(Error, match="min_pixels="):
-        ImageProcessor().resized(Image.fromarray(PIXELS), **limits)
+        ImageProcessor().resize(Image.fromarray(PIXELS), **limits)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivl import Error
-from minivl.processing import messages as chat
+from minivl.processing.chat_template import render
+from minivl.processing.messages import build_messages, expand, find_media, user
 from minivl.processing.tokenizer import Tokenizer
 from minivl.tiny import CHECKPOINT
 
@@ -120,17 +121,17 @@ def test_added_tokens_of_an_older_file(tmp_path):
 
 
 def test_template():
-    assert chat.render(ONE) == EXPECTED["m1_gen"]
-    assert chat.render(TWO, add_generation_prompt=False) == EXPECTED["m2"]
-    assert chat.render(ONE, add_vision_id=True) == EXPECTED["m1_id"]
-    assert chat.render(TWO, add_vision_id=True) == EXPECTED["m2_id"]
+    assert render(ONE) == EXPECTED["m1_gen"]
+    assert render(TWO, add_generation_prompt=False) == EXPECTED["m2"]
+    assert render(ONE, add_vision_id=True) == EXPECTED["m1_id"]
+    assert render(TWO, add_vision_id=True) == EXPECTED["m2_id"]
 
 
 def test_template_corners():
-    assert chat.render([]) == "<|im_start|>assistant\n" and chat.render([], add_generation_prompt=False) == ""
-    assert chat.render([{"role": "user", "content": []}], False).endswith("user\n<|im_end|>\n")
+    assert render([]) == "<|im_start|>assistant\n" and render([], add_generation_prompt=False) == ""
+    assert render([{"role": "user", "content": []}], False).endswith("user\n<|im_end|>\n")
     with pytest.raises(Error, match="an item of type 'sound' has no text, picture or video"):
-        chat.render([{"role": "user", "content": [{"type": "sound"}]}])
+        render([{"role": "user", "content": [{"type": "sound"}]}])
 
 
 def test_shipped_template_says_the_same():
@@ -139,18 +140,18 @@ def test_shipped_template_says_the_same():
     for messages in (ONE, TWO, []):
         for numbered in (False, True):
             expected = template.render(messages=messages, add_generation_prompt=True, add_vision_id=numbered)
-            assert chat.render(messages, add_vision_id=numbered) == expected
+            assert render(messages, add_vision_id=numbered) == expected
 
 
 def test_expansion():
-    text = chat.expand("a<|image_pad|>b<|image_pad|><|video_pad|>", [2, 1], [3])
+    text = expand("a<|image_pad|>b<|image_pad|><|video_pad|>", [2, 1], [3])
     assert text == "a<|image_pad|><|image_pad|>b<|image_pad|><|video_pad|><|video_pad|><|video_pad|>"
 
 
 @pytest.mark.parametrize("images", [[], [4], [4, 4, 4]])
 def test_as_many_placeholders_as_pictures(images):
     with pytest.raises(Error, match=f"has 2 <.image_pad.> and there are {len(images)} pictures"):
-        chat.expand("<|image_pad|><|image_pad|>", images)
+        expand("<|image_pad|><|image_pad|>", images)
 
 
 def test_media_in_order():
@@ -162,9 +163,9 @@ def test_media_in_order():
             "content": [{"type": "image_url", "image_url": {"url": "b"}}, {"type": "video", "video": "c"}],
         },
     ]
-    assert chat.media(messages) == ([("a", {}), ("b", {})], [("c", {})])
+    assert find_media(messages) == ([("image", "a", {}), ("image", "b", {})], [("video", "c", {})])
     with pytest.raises(Error, match="has no picture"):
-        chat.media([{"role": "user", "content": [{"type": "image"}]}])
+        find_media([{"role": "user", "content": [{"type": "image"}]}])
 
 
 def test_a_picture_may_say_its_size():
@@ -176,21 +177,22 @@ def test_a_picture_may_say_its_size():
         "resized_width": None,
         "video": None,
     }
-    assert chat.media([{"role": "user", "content": [item]}])[0] == [("a", {"max_pixels": 9000, "resized_height": 56})]
+    expected = [("image", "a", {"max_pixels": 9000, "resized_height": 56})]
+    assert find_media([{"role": "user", "content": [item]}])[0] == expected
 
 
 def test_pictures_beside_messages_are_not_dropped():
-    messages = chat.user("q", "a")
-    assert chat.conversation(messages) is messages and chat.conversation("q", "a") == messages
+    messages = user("q", "a")
+    assert build_messages(messages) is messages and build_messages("q", "a") == messages
     with pytest.raises(Error, match="put each picture into"):
-        chat.conversation(messages, "b")
+        build_messages(messages, "b")
 
 
 def test_user_puts_pictures_first():
-    assert chat.media(chat.user("q", "a.png")) == ([("a.png", {})], [])
-    assert [source for source, _ in chat.media(chat.user("q", ["a", "b"]))[0]] == ["a", "b"]
-    assert chat.media(chat.user("q"))[0] == []
-    assert chat.render(chat.user("q", "a")).endswith("<|vision_end|>q<|im_end|>\n<|im_start|>assistant\n")
+    assert find_media(user("q", "a.png")) == ([("image", "a.png", {})], [])
+    assert [image.source for image in find_media(user("q", ["a", "b"]))[0]] == ["a", "b"]
+    assert find_media(user("q"))[0] == []
+    assert render(user("q", "a")).endswith("<|vision_end|>q<|im_end|>\n<|im_start|>assistant\n")
 
 
 @pytest.mark.parametrize(
@@ -208,4 +210,39 @@ def test_user_puts_pictures_first():
 )
 def test_bad_messages(messages):
     with pytest.raises(Error, match="must be"):
-        chat.render(messages)
+        render(messages)
+
+
+# ---- options ----
+
+
+def options_of(**options):
+    return find_media([{"role": "user", "content": [{"type": "video", "video": "a", **options}]}])[1][0].options
+
+
+def test_options_are_plain_numbers():
+    ours = options_of(
+        min_pixels=np.int64(9), nframes=np.uint8(4), resized_height=np.array(56), resized_width=np.int32(28)
+    )
+    assert ours == {"min_pixels": 9, "nframes": 4, "resized_height": 56, "resized_width": 28}
+    assert {type(value) for value in ours.values()} == {int} and options_of(fps=np.float32(0.5)) == {"fps": 0.5}
+
+
+@pytest.mark.parametrize(
+    "name", ["min_pixels", "max_pixels", "total_pixels", "resized_height", "nframes", "max_frames", "fps"]
+)
+@pytest.mark.parametrize("value", [1.5, True, np.True_, 0, -1, "9", 10**400, float("nan"), np.float64(2.5), [9], 1e12])
+def test_numbers_of_no_sense(name, value):
+    if name == "fps" and value in (1.5, 2.5):
+        return
+    with pytest.raises(Error, match=f"{name}=") as caught:
+        options_of(**{name: value})
+    assert len(str(caught.value)) < 200
+
+
+def test_long_values_are_not_repeated():
+    long = "x" * 10**6
+    for messages in ([{"role": 5, "content": long}], [{"role": "user", "content": [{"text": [long]}]}]):
+        with pytest.raises(Error) as caught:
+            render(messages)
+        assert len(str(caught.value)) < 400

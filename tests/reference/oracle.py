@@ -2,9 +2,17 @@
 
 from random_models import torch  # first: it skips the tests where there is no torch
 
-from minivl.reference.hooks import arguments, covering, leaves, load_reference, oracle  # noqa: E402
+from minivl.reference.hooks import arguments, covering_tensor, leaves, load_reference, run_reference  # noqa: E402
 
-__all__ = ["arguments", "covering", "leaves", "load_reference", "oracle", "launch_positions", "unknown_to_reference"]
+__all__ = [
+    "arguments",
+    "covering_tensor",
+    "leaves",
+    "load_reference",
+    "run_reference",
+    "launch_positions",
+    "unknown_to_reference",
+]
 
 
 def unknown_to_reference(inputs):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minivl.compare.recordings import opened
+from minivl.compare.recordings import open_recording
 from minivl.reference.record import record_reference
 from minivl.tiny import CHECKPOINT
 
@@ -26,7 +26,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "reference.safetensors"
         record_reference(CHECKPOINT, QUESTION, [picture()], path)
-        found = opened(path)
+        found = open_recording(path)
         values = {name: recorded(np.asarray(found[name])) for name in found}
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(one)}" for name, one in values.items())
     (TESTS / "reference_values.json").write_text(f"{{\n{lines}\n}}\n")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from oracle import load_reference, oracle, unknown_to_reference
+from oracle import load_reference, run_reference, unknown_to_reference
 from parity import DIFF, MISSING, OK, SHAPE, assert_parity, compared, row, table
 from random_models import random_config, random_inputs, write_checkpoint
 
@@ -37,7 +37,7 @@ def setting(tmp_path_factory):
     write_checkpoint(folder, config, seed=4)
     reference = load_reference(folder)
     inputs = random_inputs(reference.config, [(1, 10, 6), (1, 4, 8)])
-    return oracle(reference, **vars(inputs)), inputs, minivl.load(folder, "float32")
+    return run_reference(reference, **vars(inputs)), inputs, minivl.load(folder, "float32")
 
 
 def first_divergence(setting, vlm):

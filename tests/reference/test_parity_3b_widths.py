@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from make_checkpoint import write_checkpoint
-from oracle import load_reference, oracle, unknown_to_reference
+from oracle import load_reference, run_reference, unknown_to_reference
 from parity import assert_parity
 from random_models import random_inputs
 
@@ -24,7 +24,7 @@ def setting(tmp_path_factory):
     folder = write_checkpoint(tmp_path_factory.mktemp("3b") / "checkpoint", blocks=3, layers=3, full=[1])
     reference = load_reference(folder)
     inputs = random_inputs(reference.config, GRIDS, text=12)
-    yield folder, inputs, oracle(reference, **vars(inputs))
+    yield folder, inputs, run_reference(reference, **vars(inputs))
     shutil.rmtree(folder)
 
 

@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 import pytest
-from oracle import load_reference, oracle, unknown_to_reference
+from oracle import load_reference, run_reference, unknown_to_reference
 from parity import assert_parity
 from random_models import CASES, VOCABULARY, random_config, random_inputs, random_weight, torch, write_checkpoint
 from transformers import (
@@ -89,7 +89,7 @@ def test_every_tensor_of_a_fine_tune(name, backend, tmp_path):
     inputs = with_new_tokens(random_inputs(reference.config, seed=3, text=20, **media))
     trace = minivl.load(folder, backend=backend, video_positions="transformers5").trace(inputs)
     assert trace["lm_head"].shape == (1, ROWS)
-    assert_parity(oracle(reference, **vars(inputs)), trace, unknown_to_reference(inputs))
+    assert_parity(run_reference(reference, **vars(inputs)), trace, unknown_to_reference(inputs))
 
 
 def test_the_flag_of_the_tie_in_text_config_alone(tmp_path):

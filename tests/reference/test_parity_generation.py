@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from oracle import arguments, launch_positions, oracle
+from oracle import arguments, launch_positions, run_reference
 from parity import LOGITS, TOLERANCE, compared, row, table
 from random_models import CASES, torch
 from test_parity_random import Case
@@ -83,7 +83,7 @@ def test_cached_decoding_equals_the_references_full_pass(cached_case, backend):
     for word in words:
         logits = run(vlm.decode(np.array([word]), cache))
     whole = dataclasses.replace(case.inputs, input_ids=np.append(case.inputs.input_ids, words))
-    expected = oracle(case.reference, **vars(whole), position_ids=launch_positions(case.reference, whole))
+    expected = run_reference(case.reference, **vars(whole), position_ids=launch_positions(case.reference, whole))
     assert row("lm_head", expected["lm_head"], logits, LOGITS).verdict == "OK"
 
 

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from oracle import load_reference, oracle
+from oracle import load_reference, run_reference
 from parity import LOGITS, OK, TOLERANCE, row, table
 from random_models import random_config, random_inputs, write_checkpoint
 
@@ -23,7 +23,7 @@ def setting(tmp_path_factory):
     reference = load_reference(folder)
     inputs = random_inputs(reference.config, GRIDS, seed=41, text=TEXT)
     assert len(inputs.input_ids) > 5 * ROPE["original_max_position_embeddings"]
-    return folder, inputs, oracle(reference, **vars(inputs))
+    return folder, inputs, run_reference(reference, **vars(inputs))
 
 
 def joined(trace, name):

@@ -5,7 +5,7 @@ Needs the [reference] extra. Run it by its path: pytest tests/reference
 
 import numpy as np
 import pytest
-from oracle import covering, launch_positions, leaves, load_reference, oracle, unknown_to_reference
+from oracle import covering_tensor, launch_positions, leaves, load_reference, run_reference, unknown_to_reference
 from parity import assert_parity
 from random_models import CASES, random_config, random_inputs, write_checkpoint
 
@@ -24,7 +24,7 @@ class Case:
         self.reference = load_reference(folder)
         media = {name: forced.get(name, ()) for name in ("grids", "videos", "seconds")}
         self.inputs = random_inputs(self.reference.config, seed=forced["seed"], **media)
-        self.tensors = oracle(self.reference, **vars(self.inputs))
+        self.tensors = run_reference(self.reference, **vars(self.inputs))
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -43,7 +43,7 @@ def test_every_tensor(case, backend, weights):
 def test_every_tensor_with_the_positions_of_launch(case, backend):
     """transformers 5 run with the positions of the version that the model was launched with."""
     positions = launch_positions(case.reference, case.inputs)
-    expected = oracle(case.reference, **vars(case.inputs), position_ids=positions)
+    expected = run_reference(case.reference, **vars(case.inputs), position_ids=positions)
     trace = minivl.load(case.folder, backend=backend).trace(case.inputs)
     assert_parity(expected, trace, {"rope_delta", "next_token"})
     last = int(positions[:, -1].max())
@@ -56,7 +56,9 @@ def test_nothing_is_skipped(case):
     """Every module of transformers that computes something is compared: under its own name, or as COVERED_BY says."""
     trace = minivl.load(case.folder, video_positions="transformers5").trace(case.inputs)
     skipped = {
-        leaf for leaf in leaves(case.reference) if not (covering(leaf) in case.tensors and covering(leaf) in trace)
+        leaf
+        for leaf in leaves(case.reference)
+        if not (covering_tensor(leaf) in case.tensors and covering_tensor(leaf) in trace)
     }
     asleep = {
         leaf

@@ -5,7 +5,7 @@ transformers' side shares no code with minivl's: its tokenizer, its chat templat
 
 import numpy as np
 import pytest
-from oracle import arguments, load_reference, oracle
+from oracle import arguments, load_reference, run_reference
 from parity import LOGITS, assert_parity
 from random_models import torch
 from transformers import AutoTokenizer
@@ -88,7 +88,7 @@ def test_every_tensor(reference, processors, backend, weights, pictures):
     question, images = drawn[0].questions[0][0], [one.image for one in drawn]
     trace = minivl.load(weights=weights, backend=backend).trace(question, images=images)
     preparation = [name for name in trace if name.startswith("image.")]
-    tensors = oracle(reference, **prepared(processors, question, images))
+    tensors = run_reference(reference, **prepared(processors, question, images))
     assert_parity(tensors, trace, ["next_token", *preparation])
 
 

@@ -18,9 +18,9 @@ from minivl.processing.video_processor import (
     VIDEO_MAX_PIXELS,
     VIDEO_MIN_PIXELS,
     frame_limits,
+    linspace_indices,
     prepare_video,
     smart_nframes,
-    spread,
 )
 from minivl.stream import run
 
@@ -89,7 +89,7 @@ def test_spread_is_torchs_linspace():
     for _ in range(3000):
         total = int(rng.integers(2, 10000))
         count = 2 * int(rng.integers(1, min(384, total // 2) + 1))
-        assert np.array_equal(spread(total, count), torch.linspace(0, total - 1, count).round().long())
+        assert np.array_equal(linspace_indices(total, count), torch.linspace(0, total - 1, count).round().long())
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import pytest
 from random_models import torch  # noqa: F401  skips where there is none
 
 import minivl
-from minivl.checkpoint.weights import read_header
+from minivl.checkpoint.safetensors import read_header
 from minivl.cli import main
 from minivl.compare.comparison import compare
-from minivl.compare.recordings import opened
+from minivl.compare.recordings import open_recording
 from minivl.reference.record import record_reference
 from minivl.tiny import CHECKPOINT, scene
 
@@ -50,7 +50,7 @@ def test_bfloat16_agrees_within_its_rounding(pictures, tmp_path):
     found = trace.compare(tmp_path / "bf16.safetensors")
     assert found.precision == "bfloat16" and found.ok, f"\n{found}"
     assert sum(row.status == "OK~" for row in found.rows) > 100
-    theirs = {name: np.array(tensor) for name, tensor in opened(tmp_path / "bf16.safetensors").items()}
+    theirs = {name: np.array(tensor) for name, tensor in open_recording(tmp_path / "bf16.safetensors").items()}
     theirs["visual"] = theirs["visual"][theirs["visual.window_index"]]
     found = compare(trace, theirs)
     assert found.first.name == "visual" and found.first.causes[0].name == "window order not undone", f"\n{found}"

@@ -116,7 +116,7 @@ def test_patched_positions_are_the_edit_by_hand():
     groups = {"two": [9, 12], "all": range(T), "before": range(5), "last": T - 1}
     found = studies.patch_grid(VLM, SAME_TEXT, INPUTS, answers=([11], [12]), groups=groups)
     assert found.layers == ("inputs_embeds", "model.layers.0", "model.layers.1", "model.layers.2")
-    assert found.answers == ("token 11", "token 12") and list(found.groups) == list(groups)
+    assert found.answers == ("#11", "#12") and list(found.groups) == list(groups)
     np.testing.assert_array_equal(found.recovered[:, 1], 1)  # all of the clean run is the clean run
     np.testing.assert_array_equal(found.recovered[:, 2], 0)  # before the picture both are the same
     assert found.recovered[3, 3] == 1 and found.recovered[0, 3] == 0
@@ -293,7 +293,7 @@ def test_rollout_of_the_decoder_looks_back_only():
 def test_the_last_layer_of_the_lens_is_the_answer(vlm):
     trace = vlm.trace("Describe the picture.", scene(2, size=(196, 308)).image, max_new_tokens=4)
     T = len(trace["input_ids"])
-    np.testing.assert_array_equal(lens_logits(trace, vlm, 4, T - 1, T, T), trace["lm_head"])
+    np.testing.assert_array_equal(lens_logits(trace["model.layers.4"][-1:], vlm), trace["lm_head"])
     found = studies.logit_lens(trace, vlm, T - 1, T + 3, most=3)
     assert found.ids.shape == found.probs.shape == (5, 4, 3)
     assert found.ids[-1, :, 0].tolist() == found.following.tolist() == trace.result.ids

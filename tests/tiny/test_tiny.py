@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import minivl
-from minivl.processing import messages as chat
+from minivl.processing.messages import user
 from minivl.stream import run
 from minivl.tiny import CHECKPOINT, scene
 from minivl.tiny.evaluate import evaluate
@@ -34,7 +34,7 @@ def test_the_shipped_model_sees():
 def test_a_conversation_continues_its_cache():
     """The README's promise: with the same cache a second turn runs only what is new, and says what a fresh run says."""
     vlm, drawn = minivl.load(), scene(3)
-    messages = chat.user("How many shapes are there?", drawn.image)
+    messages = user("How many shapes are there?", drawn.image)
     cache = vlm.new_cache()
     first = vlm.chat(messages, cache=cache)
     messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "Describe the picture."}]
@@ -51,7 +51,7 @@ def test_streaming_gives_the_answer_in_pieces():
     question, _ = drawn.questions[0]
     pieces = list(vlm.stream(question, drawn.image))
     assert "".join(pieces) == vlm.ask(question, drawn.image) and len(pieces) > 2 and all(pieces)
-    assert "".join(vlm.stream(chat.user(question, drawn.image))) == "".join(pieces)
+    assert "".join(vlm.stream(user(question, drawn.image))) == "".join(pieces)
 
 
 def test_a_picture_with_its_own_size_and_a_number():
@@ -68,7 +68,7 @@ def test_a_picture_with_its_own_size_and_a_number():
     [
         ("preprocessor_config.json", "merge_size", 4, "merge_size is 4 in preprocessor_config.json and 2"),
         ("preprocessor_config.json", "patch_size", 16, "patch_size is 16"),
-        ("config.json", "image_token_id", 9, "config.json says image_token_id is 9"),
+        ("config.json", "image_token_id", 9, "image_token_id is 9 in config.json"),
     ],
 )
 def test_files_of_different_checkpoints(file, field, value, words, tmp_path):

@@ -7,9 +7,9 @@ import pytest
 
 import minivl
 from minivl.model.positions import prompt_positions
-from minivl.processing import messages as chat
+from minivl.processing.chat_template import render
 from minivl.processing.image_processor import ImageProcessor
-from minivl.processing.messages import expand, render
+from minivl.processing.messages import expand, user
 from minivl.processing.tokenizer import Tokenizer
 from minivl.tiny import CHECKPOINT, digit_picture, digits, scene
 from minivl.tiny.evaluate import overlap
@@ -185,7 +185,7 @@ def test_special_tokens_end_the_vocabulary_in_qwens_order():
 def test_training_pixels_are_the_published_preprocessing(size):
     drawn = scene(1, size=size)
     processor = ImageProcessor.read(CHECKPOINT)
-    resized = processor.resized(drawn.image)
+    resized = processor.resize(drawn.image)
     assert np.array_equal(resized, np.asarray(drawn.image))  # a scene keeps its size: boxes are in its own pixels
     expected, grid = processor.patchify(processor.normalize(resized)[None])
     assert grid == (1, size[0] // 14, size[1] // 14)
@@ -205,7 +205,7 @@ def test_a_training_conversation_is_the_chat_template(alone):
         turns = [part.split("<|im_end|>")[0] for part in text.split("<|im_start|>")[2:]]
         question, *rest = (turn.split("\n", 1)[1] for turn in turns)
         question = question.split("<|vision_end|>")[1]
-        messages = chat.user(question, drawn.image)
+        messages = user(question, drawn.image)
         messages += [{"role": ("assistant", "user")[i % 2], "content": said} for i, said in enumerate(rest)]
         assert expand(render(messages, add_generation_prompt=False), [tokens]).rstrip("\n") == text
         answers = "".join(f"{answer}<|im_end|>" for answer in rest[::2])

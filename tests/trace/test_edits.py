@@ -7,7 +7,7 @@ from conftest import small_inputs, small_model
 from minivl import Error
 from minivl.kernels.attention import softmax
 from minivl.stream import run
-from minivl.trace.edits import Edits, ablate, ablate_head, applied, freeze, patch_from, steer
+from minivl.trace.edits import Edits, ablate, ablate_head, as_observer, freeze, patch_from, steer
 
 VLM = small_model()
 INPUTS = small_inputs(VLM.config)
@@ -147,7 +147,7 @@ def test_an_edit_is_gone_when_its_run_ends():
 
 def test_any_stage_runs_with_edits():
     edit = patch_from(CLEAN, "model.layers.2")
-    made = run(VLM.prefill(INPUTS, VLM.new_cache()), applied(edit))
+    made = run(VLM.prefill(INPUTS, VLM.new_cache()), as_observer(edit))
     np.testing.assert_array_equal(made, CLEAN["lm_head"])
     assert softmax(made).sum() == pytest.approx(1, abs=1e-5)
 

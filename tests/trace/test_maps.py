@@ -305,5 +305,5 @@ def test_errors(call, words):
 
 def test_a_trace_of_something_else_has_no_maps():
     trace, _ = run_of([np.zeros((32, 32, 3), dtype=np.uint8)], config=None)
-    with pytest.raises(Error, match="does not know its model"):
+    with pytest.raises(Error, match="lacks its config"):
         trace.maps  # noqa: B018

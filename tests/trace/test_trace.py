@@ -16,21 +16,22 @@ from safetensors.numpy import load_file, save_file
 
 import minivl
 from minivl.checkpoint.config import Config
-from minivl.checkpoint.safetensors import TensorFile, read_tensors
-from minivl.checkpoint.weights import read_header
+from minivl.checkpoint.safetensors import read_header
 from minivl.cli import main
 from minivl.errors import Error
 from minivl.kernels import attention
-from minivl.plan.forecast import forecast
+from minivl.plan.meta_model import forecast
 from minivl.processing.inputs import Inputs
 from minivl.stream import Lazy, run
+from minivl.tensors.catalogue import CATALOGUE
 from minivl.tiny import scene
 from minivl.trace import recorder
-from minivl.trace.metadata import config_json
-from minivl.trace.recorder import PROMPT, record
+from minivl.trace.metadata import to_config_json
+from minivl.trace.recorder import record
 from minivl.trace.stats import OUTLIER, stats
 from minivl.trace.trace import Trace
 
+PROMPT = [tensor.name for tensor in CATALOGUE if tensor.section == "prompt"]
 VLM = small_model()
 INPUTS = small_inputs(VLM.config)
 
@@ -123,7 +124,7 @@ def test_a_change_of_nothing_is_refused_before_the_run():
         ({"keep": 5}, "keep=5: give a glob"),
         ({"edit": "visual"}, "edit='visual': give a dict"),
         ({"stop": 5}, "stop=5: give a name"),
-        ({"limit": "much"}, "limit='much' is no amount"),
+        ({"limit": "much"}, "limit='much' is not an amount"),
         ({"spill": 5}, "cannot write 5"),
     ],
 )
@@ -218,7 +219,8 @@ def test_spilling_takes_no_memory(tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Error, ZeroDivisionError])
 def test_an_interrupted_run_leaves_no_file(tmp_path, error):
     def broken(x):
-        assert os.listdir(tmp_path) == ["run.safetensors.partial"]
+        (partial,) = os.listdir(tmp_path)
+        assert partial.startswith(".run.safetensors.") and partial.endswith(".partial")
         raise error
 
     with pytest.raises(error):
@@ -238,41 +240,6 @@ def test_where_a_file_cannot_be_written(tmp_path):
             VLM.trace(INPUTS, spill=path)
     with pytest.raises(Error, match="may take 1 kB|may take 1.00 kB"):
         VLM.trace(INPUTS, spill=tmp_path / "run.safetensors", limit=1000)
-    assert os.listdir(tmp_path) == []
-
-
-KINDS = st.sampled_from(["float32", "int64", "uint8", "bool", "float16", "int32", "float64"])
-SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
-
-
-@settings(deadline=None, max_examples=80)
-@given(st.lists(st.tuples(KINDS, SHAPES), max_size=12), st.integers(0, 3000))
-def test_any_tensors_with_any_room_make_a_whole_file(tmp_path_factory, kinds, room):
-    path = tmp_path_factory.mktemp("files") / "a.safetensors"
-    rng = np.random.default_rng(0)
-    tensors = {f"t{i}": rng.integers(0, 2, shape).astype(kind) for i, (kind, shape) in enumerate(kinds)}
-    with TensorFile(path, room) as file:
-        for name, tensor in tensors.items():
-            file.add(name, tensor)
-        file.close({"what": "x" * (room % 700)})
-    found, metadata = read_tensors(path)
-    same(dict(sorted(found.items())), dict(sorted(tensors.items())))
-    same(
-        dict(sorted(load_file(path).items())), dict(sorted(tensors.items()))
-    )  # safetensors checks that there are no holes
-    header, start = read_header(path)
-    for name, tensor in tensors.items():
-        assert (start + header[name]["data_offsets"][0]) % tensor.itemsize == 0, name
-    assert metadata == {"what": "x" * (room % 700)}
-
-
-def test_what_a_file_cannot_hold(tmp_path):
-    with TensorFile(tmp_path / "a.safetensors") as file:
-        file.add("a", np.zeros(3, dtype=np.float32))
-        with pytest.raises(Error, match="a second tensor is called a"):
-            file.add("a", np.zeros(3, dtype=np.float32))
-        with pytest.raises(Error, match="complex64"):
-            file.add("b", np.zeros(3, dtype=np.complex64))
     assert os.listdir(tmp_path) == []
 
 
@@ -311,7 +278,7 @@ def test_edits_are_told(tmp_path):
 )
 def test_a_config_comes_back(changes):
     config = small_model(**changes).config
-    assert Config.from_dict(json.loads(json.dumps(config_json(config)))) == config
+    assert Config.from_dict(json.loads(json.dumps(to_config_json(config)))) == config
 
 
 def test_files_of_others(tmp_path):

@@ -12,15 +12,19 @@ from PIL import Image
 
 import minivl
 from minivl.cli import main
-from minivl.cli.walk_terminal import stepped
+from minivl.cli.walk_terminal import walk_by_commands
 from minivl.errors import Error
-from minivl.processing.inputs import even_parts
 from minivl.stream import Lazy
-from minivl.tensors.explain import LEVELS, SENTENCES, TEXTS, documented, explain, level
+from minivl.studies.attention import attention_received
+from minivl.studies.windows import window_colours
+from minivl.tensors.catalogue import LEVELS, level
+from minivl.tensors.chunks import split_evenly
+from minivl.tensors.explain import SENTENCES, TEXTS, explain
+from minivl.tensors.names import parse
 from minivl.tiny import scene
 from minivl.trace.maps import MAPPED, Maps
-from minivl.walk.notebook import among_all, attention_received, lengths
-from minivl.walk.overlays import colours, heat, heat_pictures, permutation
+from minivl.walk.notebook import place_rows, row_norms
+from minivl.walk.overlays import draw_heat, draw_window_order, heat_colours, image_pixels, scaled
 
 VLM = small_model()
 INPUTS = small_inputs(VLM.config)
@@ -177,20 +181,20 @@ def test_another_token_sends_the_answer_elsewhere():
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        (lambda walk: walk.replace(0), "stands at no tensor"),
+        (lambda walk: walk.replace(0), "not at a tensor"),
         (lambda walk: walk.back(), "no earlier stop"),
-        (lambda walk: walk.until("visual.mergr"), "Close ones: visual.merger"),
+        (lambda walk: walk.until("visual.mergr"), "Did you mean visual.merger"),
         (lambda walk: walk.until("visual.blocks.9.norm1"), "no tensor is called visual.blocks.9.norm1"),
         (lambda walk: (next(walk), walk.replace(np.zeros(3))), "the tensor is int64"),
         (lambda walk: (walk.until("visual"), walk.back("lm_head")), "no tensor before this one is called lm_head"),
         (lambda walk: (walk.until("visual"), walk.until("visual.merger")), "walk.back('visual.merger') goes there"),
         (lambda walk: walk.until("steps.7.lm_head"), "ended before"),
-        (lambda walk: walk.until("visual.bloks.*.norm1"), "Close ones: visual.blocks.*.norm1"),
+        (lambda walk: walk.until("visual.bloks.*.norm1"), "Did you mean visual.blocks.*.norm1"),
         (lambda walk: walk.skip("visal.*"), "no tensor is called visal.*"),
         (lambda walk: walk.until(5), "5 is no name"),
         (lambda walk: (walk.until("visual"), walk.replace([[1], [2, 3]])), "the replacement for visual is no array"),
         (lambda walk: (walk.until("next_token"), walk.replace(np.array([-1])), walk.finish()), "next_token -1"),
-        (lambda walk: (walk.finish(), walk.replace(0)), "stands at no tensor"),
+        (lambda walk: (walk.finish(), walk.replace(0)), "not at a tensor"),
         (lambda walk: VLM.walk(INPUTS, level="all"), "choose one of stage, block, tensor"),
         (lambda walk: VLM.walk(INPUTS, cache=VLM.new_cache()), "leave cache= out"),
     ],
@@ -203,7 +207,7 @@ def test_mistakes(wrong, words):
 def test_a_run_that_broke_off_says_so_and_goes_back():
     walk = VLM.walk(INPUTS, max_new_tokens=1)
     walk.replace(walk.until("visual.window_index").value + 999)
-    for words in ("must name each of the units", "broken off", "broken off"):
+    for words in ("must name each of the units", "ended by an error", "ended by an error"):
         with pytest.raises(Error, match=words):
             walk.finish()
     assert "No picture" in walk.back("visual.window_index")._repr_html_() and "at visual.window_index" in repr(walk)
@@ -217,10 +221,11 @@ def test_parts_of_a_long_prompt(monkeypatch):
     monkeypatch.setattr(TINY, "prefill_chunk", 80)
     walk = walked()
     step = walk.until("chunks.*.model.layers.0")
-    assert step.name == "chunks.1.model.layers.0" and "parts" in step.explain() and "Layer 0 of 5" in step.explain()
+    assert step.name == "chunks.1.model.layers.0" and "Chunk 2" in step.explain() and "Layer 0 of 5" in step.explain()
     count = len(walk.context["input_ids"])
-    whole = among_all(lengths(step.value), even_parts(count, 80)[1], count)
-    assert np.isnan(whole[: -len(step.value)]).all() and np.array_equal(whole[-len(step.value) :], lengths(step.value))
+    norms = row_norms(step.value)
+    whole = place_rows(norms, split_evenly(count, 80)[1], count)
+    assert np.isnan(whole[: -len(norms)]).all() and np.array_equal(whole[-len(norms) :], norms)
     assert len(images_in(step._repr_html_())) == len(images_in(walk.until("chunks.1.*.probs")._repr_html_())) == 1
     assert np.array_equal(walk.until("lm_head").value, plain["lm_head"])
 
@@ -252,7 +257,7 @@ def test_paragraphs_of_a_whole_run():
     for step in walk:
         text = step.explain()
         assert len(text) > 80 and not set("{}") & set(text) and text.endswith("."), step.name
-        texts.setdefault(documented(step.name), text)
+        texts.setdefault(parse(step.name).general, text)
         windowed = step.name.startswith(("visual.blocks", "visual.merger", "visual.window_order", "visual.rope"))
         assert ("in window order" in text) == windowed or step.name == "visual.window_index", step.name
         if level(step.name) == "tensor" and step.dtype == np.float32 and len(step.shape) == 3:
@@ -296,7 +301,9 @@ def test_every_step_has_its_picture():
         assert count[name] == 3, name
     assert count["visual.window_index"] == 1 and count["rope_delta"] == count["model.rope.cos"] == 0
     assert shown["input_ids"].count(" × ") == 2 and "How" in shown["input_ids"]
-    assert shown["lm_head"].count("<tr>") == 6 and "%" in shown["lm_head"] and "<td>shown</td>" in shown["position_ids"]
+    assert (
+        shown["lm_head"].count("<tr>") == 6 and "%" in shown["lm_head"] and "<td>picture</td>" in shown["position_ids"]
+    )
     assert all(html.startswith("<div>") and name in html for name, html in shown.items())
 
 
@@ -306,7 +313,7 @@ def test_only_patches_are_shown_on_grey():
 
 
 def test_heat_is_where_the_row_is():
-    """One loud patch of the tower, in window order: the yellow square is that patch on the picture."""
+    """One loud patch of the tower, in window order: what changes most on the picture is that patch."""
     vision, walk = TINY.config.vision, walked()
     step = walk.until("visual.blocks.1")
     index, (_, h, w) = walk.context["visual.window_index"], walk.context["image_grid_thw"][0]
@@ -318,7 +325,8 @@ def test_heat_is_where_the_row_is():
     loud[slot] = 9
     (picture,) = images_in(walk.replace(loud)._repr_html_())
     side = picture.shape[0] / h
-    bright = picture.astype(int).sum(axis=2)
+    plain = np.asarray(scaled(walk.context["image.0.resized"])[0])
+    bright = np.abs(picture.astype(int) - plain).sum(axis=2)
     y, x = np.unravel_index(bright.reshape(-1).argsort()[-50:], bright.shape)
     assert (
         set((y // side).astype(int)) == {row} and set((x // side).astype(int)) == {column} and vision.patch_size == 14
@@ -328,20 +336,25 @@ def test_heat_is_where_the_row_is():
 def test_heat_of_the_decoder_is_of_its_own_tokens():
     walk = walked()
     walk.until("model.layers.0")
-    maps = Maps.recorded(TINY.config, walk.context)
+    maps = Maps.from_tensors(TINY.config, walk.context)
     values = np.zeros(len(maps.input_ids), dtype=np.float32)
     values[maps.prompt_of_token(maps.token_of_pixel(100, 60))] = 1
-    (picture,), low, high = heat_pictures(maps, values, "model.layers.0", walk.context)
+    (picture,), low, high = draw_heat(maps, values, "model.layers.0", walk.context)
     assert (low, high) == (0, 1)
-    scale, seen = picture.height / DRAWN.image.height, np.asarray(picture).astype(int).sum(axis=2)
-    y, x = np.unravel_index(seen.argmax(), seen.shape)
-    assert (int(x / scale) // 28, int(y / scale) // 28) == (100 // 28, 60 // 28)
+    plain, scale = scaled(image_pixels(maps, walk.context, 0, 0))
+    y, x = np.nonzero((np.asarray(picture) != np.asarray(plain)).any(axis=2))
+    assert set((x / scale // 28).astype(int)) == {100 // 28} and set((y / scale // 28).astype(int)) == {60 // 28}
+    middle = (
+        slice(int((56 + 10) * scale), int((56 + 18) * scale)),
+        slice(int((84 + 10) * scale), int((84 + 18) * scale)),
+    )
+    assert np.array_equal(np.asarray(picture)[middle], np.asarray(plain)[middle])  # the colours inside stay
 
 
 def test_attention_that_is_received_adds_up():
     walk = walked()
     step = walk.until("visual.blocks.0.attn.probs")
-    received = attention_received(step.value, Maps.recorded(TINY.config, walk.context), step.name)
+    received = attention_received(step.value, Maps.from_tensors(TINY.config, walk.context).bounds(0))
     assert received.shape == (step.shape[1],) and abs(received.sum() - step.shape[1]) < 1e-2 and received.std() > 0.01
 
 
@@ -349,10 +362,10 @@ def test_the_permutation_and_colours():
     walk = walked()
     walk.until("position_ids")
     assert set(walk.context) == {"image.0.resized", *MAPPED} - {"video_grid_thw"}
-    assert permutation(Maps.recorded(TINY.config, walk.context)).width == 12 * 26
-    tint = colours(Maps(VLM.config, [101] * 45, [(1, 12, 10), (1, 2, 20), (1, 2, 2), (1, 2, 4), (1, 2, 4)]))
-    assert len(tint) == 4 + 3 + 3 and np.all(np.diff(tint, axis=0).any(axis=1))  # none like the one before it
-    assert heat(np.array([0.0, 1.0, np.nan])).round().tolist() == [[13, 8, 65], [252, 255, 164], [13, 8, 65]]
+    assert draw_window_order(Maps.from_tensors(TINY.config, walk.context)).width == 12 * 26
+    colours = window_colours(Maps(VLM.config, [101] * 45, [(1, 12, 10), (1, 2, 20), (1, 2, 2), (1, 2, 4), (1, 2, 4)]))
+    assert len(colours) == 4 + 3 + 3 and np.all(np.diff(colours))  # none like the one before it
+    assert heat_colours(np.array([0.0, 1.0, np.nan])).round().tolist() == [[13, 8, 65], [252, 255, 164], [13, 8, 65]]
 
 
 # ---- in a terminal ----
@@ -374,7 +387,7 @@ def test_commands_of_a_terminal(capsys):
         "?",
         "f",
     ]
-    answer = stepped(walked("block"), [one + "\n" for one in lines])
+    answer = walk_by_commands(walked("block"), [one + "\n" for one in lines])
     out = capsys.readouterr().out
     names = [line.split()[0] for line in out.splitlines() if line and not line.startswith(" ")]
     assert names[1:8] == [
@@ -391,8 +404,8 @@ def test_commands_of_a_terminal(capsys):
 
 def test_a_terminal_may_stop_early():
     walk = walked("block")
-    assert stepped(walk, ["\n", "q\n", "f\n"]) is None and len(walk.steps) == 3
-    assert stepped(walked(), []) is None
+    assert walk_by_commands(walk, ["\n", "q\n", "f\n"]) is None and len(walk.steps) == 3
+    assert walk_by_commands(walked(), []) is None
 
 
 def test_the_command_reads_lines(monkeypatch, capsys):

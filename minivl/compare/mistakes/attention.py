@@ -1,7 +1,7 @@
-"""Attention done wrong: rotation in other pairs, scores without scale, masks left out, heads dealt out otherwise.
+"""Mistakes in attention: rotation of other pairs, scale, masks, assignment of key heads.
 
-What is not recorded between the projections and the tensor that differs is computed here, so a mistake in the rotation is
-found in the attention's output too.
+Tensors between the projections and the tensor that differs are computed if they were not recorded, so a mistake in the
+rotation is found in the output of attention too.
 """
 
 import math
@@ -11,6 +11,8 @@ import numpy as np
 from minivl.compare.mistakes import RIGHT, Unknown
 from minivl.compare.mistakes.text_positions import decoder_tables
 from minivl.compare.mistakes.vision_positions import tower_tables
+from minivl.kernels.attention import softmax
+from minivl.kernels.rope import rotate_numpy
 
 IN_BOTH = "in q and k, "
 LARGEST = 2**27  # scores, [H, N, N] in float64: 1 GB
@@ -24,7 +26,7 @@ def sizes(step):
     return step.config.text.num_attention_heads, step.config.text.num_key_value_heads, step.config.text.head_dim
 
 
-def unrotated(step, which):
+def projection(step, which):
     """q, k or v as the linear layer gives it, [N, heads, K]."""
     H, KV, K = sizes(step)
     if step.in_tower:
@@ -34,26 +36,19 @@ def unrotated(step, which):
     return x.reshape(len(x), H if which == "q" else KV, K)
 
 
-def rotate(x, cos, sin):
-    """x [N, H, K], cos and sin [N, K] -> [H, N, K]; pairs are (j, j + K/2)."""
-    x = x.swapaxes(0, 1)
-    low, high = np.split(x, 2, axis=-1)
-    return x * cos + np.concatenate([-high, low], axis=-1) * sin
-
-
 def rotate_neighbours(x, cos, sin):
-    """The same with pairs (2j, 2j + 1), which turn by the angle of j."""
+    """x [N, H, K], cos and sin [N, K] -> [H, N, K]; pairs are (2j, 2j + 1), which turn by the angle of j."""
     x, half = x.swapaxes(0, 1), x.shape[-1] // 2
     even, odd, c, s = x[..., 0::2], x[..., 1::2], cos[:, :half], sin[:, :half]
     return np.stack([even * c - odd * s, odd * c + even * s], axis=-1).reshape(x.shape)
 
 
 def tables(step):
-    room = "visual" if step.in_tower else "model"
-    return step.at(f"{room}.rope.cos"), step.at(f"{room}.rope.sin")
+    half = "visual" if step.in_tower else "model"
+    return step.at(f"{half}.rope.cos"), step.at(f"{half}.rope.sin")
 
 
-def misrotated(step):
+def wrong_rotations(step):
     """(name, sentence, function of x [N, H, K]): every known wrong rotation."""
     cos, sin = tables(step)
     text = "pairs are neighbours (2i, 2i + 1), instead of half a head apart (i, i + K/2)"
@@ -61,49 +56,51 @@ def misrotated(step):
     apart = np.concatenate([np.arange(0, cos.shape[1], 2), np.arange(1, cos.shape[1], 2)])
     text = "pairs are neighbours (2i, 2i + 1), and the result is sorted into even and odd ones"
     yield "interleaved RoPE", text, lambda x: rotate_neighbours(x, cos, sin)[..., apart]
-    yield "rotated backwards", "it turns by minus the angle: the sign of sin is wrong", lambda x: rotate(x, cos, -sin)
+    yield (
+        "rotated backwards",
+        "it turns by minus the angle: the sign of sin is wrong",
+        lambda x: rotate_numpy(x, cos, -sin),
+    )
     yield "no rotation", "it is not rotated at all", lambda x: x.swapaxes(0, 1)
-    yield "rotated twice", "it is rotated twice", lambda x: rotate(rotate(x, cos, sin).swapaxes(0, 1), cos, sin)
+    yield (
+        "rotated twice",
+        "it is rotated twice",
+        lambda x: rotate_numpy(rotate_numpy(x, cos, sin).swapaxes(0, 1), cos, sin),
+    )
     for name, sentence, (c, s) in (tower_tables if step.in_tower else decoder_tables)(step):
         if name == RIGHT:
             continue
-        yield name, sentence, lambda x, c=c, s=s: rotate(x, c, s)
+        yield name, sentence, lambda x, c=c, s=s: rotate_numpy(x, c, s)
 
 
 def rope(step):
-    x = unrotated(step, step.word[0])
-    yield RIGHT, "", rotate(x, *tables(step))
-    for name, sentence, turned in misrotated(step):
+    x = projection(step, step.word[0])
+    yield RIGHT, "", rotate_numpy(x, *tables(step))
+    for name, sentence, turned in wrong_rotations(step):
         yield name, sentence, turned(x)
     if not step.in_tower:
         H, KV, K = sizes(step)
-        yield (
-            "heads interleaved",
-            "heads and the places within a head are exchanged",
-            (rotate(x.reshape(len(x), K, -1).swapaxes(1, 2), *tables(step))),
-        )
+        text = "head and index within the head are exchanged"
+        yield "heads interleaved", text, rotate_numpy(x.reshape(len(x), K, -1).swapaxes(1, 2), *tables(step))
 
 
 class Attention:
-    """q, k, v of a step, and its right mask; `output` computes what the step is called after."""
+    """q, k, v and the right mask of a step; `output` computes the step's own tensor."""
 
     def __init__(self, step):
         self.step, (self.H, self.KV, self.K) = step, sizes(step)
-        self.v = unrotated(step, "v").swapaxes(0, 1) if not step.lead else None
-        self.q, self.k = step.near("q_rope"), self.cached("k_rope", step)
-        self.seen = self.window_mask() if step.in_tower else self.causal()
-
-    def cached(self, word, step):
-        return step.near(word) if step.in_tower else step.cached(f"{step.room}.{word}")
-
-    def bounds(self):
-        full = self.step.layer in self.step.config.vision.fullatt_block_indexes
-        return self.step.at("visual.cu_seqlens" if full else "visual.cu_window_seqlens")
+        self.v = projection(step, "v").swapaxes(0, 1) if not step.lead else None
+        self.q, self.k = (
+            step.near("q_rope"),
+            step.near("k_rope") if step.in_tower else step.cached(f"{step.prefix}.k_rope"),
+        )
+        self.seen = self.window_mask() if step.in_tower else self.causal_mask()
 
     def window_mask(self):
-        return same_segment(self.bounds())
+        full = self.step.layer in self.step.config.vision.fullatt_block_indexes
+        return same_segment(self.step.at("visual.cu_seqlens" if full else "visual.cu_window_seqlens"))
 
-    def causal(self):
+    def causal_mask(self):
         T, S = self.q.shape[1], self.k.shape[1]
         keys, queries = np.arange(S), np.arange(S - T, S)[:, None]
         window = self.step.config.text.layer_window(self.step.layer)
@@ -116,18 +113,18 @@ class Attention:
         scores = (q.astype(np.float64) @ k.swapaxes(1, 2)) * (factor / math.sqrt(self.K))
         return np.where(self.seen if seen is None else seen, scores, -np.inf)
 
-    def made(self, seen=None, groups=None, **how):
-        """A function that gives the step's own tensor, from scores made so."""
+    def computed(self, seen=None, groups=None, **how):
+        """A function that returns the step's own tensor, with other scores."""
         return lambda: self.output(self.scores(seen=seen, groups=groups, **how), seen, groups)
 
     def output(self, scores, seen=None, groups=None, probs=None):
         """The step's own tensor, from scores."""
         seen = self.seen if seen is None else seen
         if self.step.word == "scores":
-            return packed(scores, seen, -np.inf) if self.step.in_tower else scores
+            return pack(scores, seen, -np.inf) if self.step.in_tower else scores
         probs = softmax(scores) if probs is None else probs
         if self.step.word == "probs":
-            return packed(probs, seen, 0) if self.step.in_tower else probs
+            return pack(probs, seen, 0) if self.step.in_tower else probs
         if self.v is None:
             raise Unknown("v of earlier tokens")
         v = self.v[np.repeat(np.arange(self.KV), self.H // self.KV) if groups is None else groups]
@@ -140,8 +137,8 @@ def same_segment(bounds):
     return segment[:, None] == segment
 
 
-def packed(rows, seen, empty):
-    """[H, N, N] -> [H, N, L]: what each patch sees, from the left, as traces lay it out."""
+def pack(rows, seen, empty):
+    """[H, N, N] -> [H, N, L]: the visible columns of each row moved to the left, as in traces."""
     longest = int(seen.sum(axis=1).max())
     out = np.full((*rows.shape[:2], longest), empty, dtype=np.float64)
     for n, row in enumerate(seen):
@@ -149,36 +146,30 @@ def packed(rows, seen, empty):
     return out
 
 
-def softmax(scores):
-    top = scores.max(axis=-1, keepdims=True)
-    weights = np.exp(scores - np.where(np.isfinite(top), top, 0))
-    return weights / np.maximum(weights.sum(axis=-1, keepdims=True), 1e-300)
-
-
 def attention(step):
-    """subtle: each of these takes whole rows of scores, so they are functions: computed when their turn comes."""
+    # subtle: each takes whole rows of scores, so it is a function, called when its turn comes
     a = Attention(step)
     if a.H * a.q.shape[1] * a.k.shape[1] > LARGEST:
         raise Unknown("memory for whole rows of scores")
-    yield RIGHT, "", a.made()
-    yield from unscaled(a)
-    yield from (unmasked_tower if step.in_tower else unmasked_decoder)(a)
+    yield RIGHT, "", a.computed()
+    yield from wrong_scales(a)
+    yield from (wrong_masks_of_tower if step.in_tower else wrong_masks_of_decoder)(a)
     yield from whole_rows(a)
-    yield from dealt_otherwise(a)
+    yield from wrong_heads(a)
     if not step.lead:
-        for name, sentence, turned in misrotated(step):
-            q, k = turned(unrotated(step, "q")), turned(unrotated(step, "k"))
-            yield name, IN_BOTH + sentence, a.made(q=q, k=k)
+        for name, sentence, turned in wrong_rotations(step):
+            q, k = turned(projection(step, "q")), turned(projection(step, "k"))
+            yield name, IN_BOTH + sentence, a.computed(q=q, k=k)
 
 
-def unscaled(a):
+def wrong_scales(a):
     root = math.sqrt(a.K)
     no = f"scores are not divided by sqrt({a.K}), the root of the head's width"
-    yield "unscaled scores", no, a.made(factor=root)
-    yield "scores scaled twice", f"scores are divided by {a.K} instead of its root", a.made(factor=1 / root)
+    yield "unscaled scores", no, a.computed(factor=root)
+    yield "scores scaled twice", f"scores are divided by {a.K} instead of its root", a.computed(factor=1 / root)
     width = a.H * a.K
     text = f"scores are divided by sqrt({width}), of the whole width, instead of sqrt({a.K}), of a head"
-    yield "scale of the whole width", text, a.made(factor=1 / math.sqrt(a.H))
+    yield "scale of the whole width", text, a.computed(factor=1 / math.sqrt(a.H))
 
     def raw():
         scores = a.scores()
@@ -193,37 +184,37 @@ def unscaled(a):
     yield "softmax over queries", "softmax runs over the queries instead of the keys", over_queries
 
 
-def unmasked_tower(a):
+def wrong_masks_of_tower(a):
     N = a.q.shape[1]
     frames, windows = (a.step.at(f"visual.{name}") for name in ("cu_seqlens", "cu_window_seqlens"))
     text = "patches see their whole picture or frame, instead of their window"
-    yield "no window attention", text, a.made(seen=same_segment(frames))
+    yield "no window attention", text, a.computed(seen=same_segment(frames))
     text = "patches see their window only, in a block with full attention"
-    yield "window attention everywhere", text, a.made(seen=same_segment(windows))
+    yield "window attention everywhere", text, a.computed(seen=same_segment(windows))
     text = "every patch sees all others, those of other pictures too"
-    yield "attention across pictures", text, a.made(seen=np.ones((N, N), dtype=bool))
+    yield "attention across pictures", text, a.computed(seen=np.ones((N, N), dtype=bool))
     text, before = "a causal mask in the tower: patches see only those before", np.tri(N, dtype=bool)
     yield "causal mask", text, lambda: a.output(np.where(before, a.scores(), -np.inf))
 
 
-def unmasked_decoder(a):
+def wrong_masks_of_decoder(a):
     T, S = a.q.shape[1], a.k.shape[1]
     keys, queries = np.arange(S), np.arange(S - T, S)[:, None]
-    yield "no causal mask", "tokens see those after them", a.made(seen=np.ones((T, S), dtype=bool))
+    yield "no causal mask", "tokens see those after them", a.computed(seen=np.ones((T, S), dtype=bool))
     text = "a token does not see itself: the causal mask is off by one"
-    yield "mask off by one", text, a.made(seen=keys < queries)
-    yield "mask off by one", "a token sees the next one", a.made(seen=keys <= queries + 1)
+    yield "mask off by one", text, a.computed(seen=keys < queries)
+    yield "mask off by one", "a token sees the next one", a.computed(seen=keys <= queries + 1)
     if not a.step.lead:
         ids, config = a.step.at("input_ids"), a.step.config
         shown = np.isin(ids, (config.image_token_id, config.video_token_id))
         run = np.cumsum(np.diff(shown, prepend=False))
         seen = a.seen | (shown & shown[:, None] & (run == run[:, None]))
         text = "tokens of a picture see those of it that come later"
-        yield "no causal mask in pictures", text, a.made(seen=seen)
+        yield "no causal mask in pictures", text, a.computed(seen=seen)
 
 
 def whole_rows(a):
-    """Not wrong: [H, N, N] where traces hold [H, N, L]."""
+    """Another layout: [H, N, N] where traces have [H, N, L]."""
     if a.step.in_tower and a.step.word != "context":
         text = "the same values in whole rows [H, N, N], where ours are cut to the segment"
         yield "whole rows", text, lambda: a.scores() if a.step.word == "scores" else softmax(a.scores())
@@ -233,10 +224,10 @@ def in_whole_rows(step):
     yield from whole_rows(Attention(step))
 
 
-def dealt_otherwise(a):
+def wrong_heads(a):
     if a.KV < a.H:
         text = f"query head h reads key head h % {a.KV}, instead of h // {a.H // a.KV}"
-        yield "key heads dealt out wrong", text, a.made(groups=np.tile(np.arange(a.KV), a.H // a.KV))
+        yield "key heads dealt out wrong", text, a.computed(groups=np.tile(np.arange(a.KV), a.H // a.KV))
     if a.step.word == "context":
 
         def side_by_side():

@@ -1,7 +1,7 @@
-"""Pictures done wrong: another size or filter, colours, patches cut in another order.
+"""Mistakes in image preprocessing: size, filter, colours, order of patches and columns.
 
-The picture itself is not in a trace: what was done wrong in resizing can be computed only if somebody gives it again
-(`compare(..., pictures=[...])`, `--image`). Without it, `guesses` says what kind of difference it is.
+A trace does not hold the original image: mistakes in resizing are computed only if it is given, `compare(..., pictures=[...])`.
+Without it, `guesses` concludes from the kind of difference.
 """
 
 import math
@@ -10,140 +10,156 @@ import numpy as np
 from PIL import Image
 
 from minivl.compare.mistakes import Unknown
+from minivl.compare.mistakes.any_tensor import fit_line
 from minivl.processing.image_processor import smart_resize
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # the published mean and deviation
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FILTERS = ("NEAREST", "BOX", "BILINEAR", "HAMMING", "LANCZOS", "BICUBIC")
 
 
 def original(step):
     number = int(step.short.split(".")[1])
-    if step.short.startswith("video") or number >= len(step.pictures):
-        raise Unknown("picture")
-    return step.pictures[number]
+    if step.short.startswith("video") or number >= len(step.images):
+        raise Unknown("image")
+    return step.images[number]
+
+
+def patch_and_unit(step):
+    """(side of a patch, side of a token's patches) in pixels; the published 14 and 28 without a config."""
+    try:
+        return step.config.vision.patch_size, step.config.vision.merged_size
+    except Unknown:
+        return 14, 28
 
 
 def resized(step):
     yield "BGR", "red and blue are exchanged", step.ours[..., ::-1]
     picture = original(step)
+    if step.theirs.ndim != 3 or not step.theirs.size:
+        raise Unknown("height and width")
     H, W = step.theirs.shape[:2]
     for name in FILTERS:
         at = np.asarray(picture.resize((W, H), Image.Resampling[name]))
         if (H, W) == step.ours.shape[:2]:
             yield "wrong resize", f"the filter is {name.lower()} instead of bicubic", at
             continue
-        why = size_rule(picture.height, picture.width, H, W)
+        why = size_rule(picture.height, picture.width, H, W, *patch_and_unit(step))
         text = f"it is scaled to {H} x {W} instead of {step.ours.shape[0]} x {step.ours.shape[1]}{why}"
         yield "wrong resize", text + ("" if name == "BICUBIC" else f", and by {name.lower()}"), at
     flat = picture.resize((W, H), Image.Resampling.BICUBIC, reducing_gap=1.0)
     yield "wrong resize", "it is first reduced by whole numbers (reducing_gap), then resized", np.asarray(flat)
-    yield from plain(np.asarray(picture), H, W)
+    yield from not_antialiased(np.asarray(picture), H, W)
 
 
-def plain(pixels, H, W):
-    """Bilinear without antialiasing, corners aligned or not, rounded or cut."""
+def not_antialiased(pixels, H, W):
+    """Bilinear without antialiasing, corners aligned or not, rounded or truncated."""
     for aligned in (False, True):
         y, x = (coordinates(n, m, aligned) for n, m in zip(pixels.shape, (H, W)))
-        rows = mixed(pixels.astype(np.float64), y)
-        at = mixed(rows.swapaxes(0, 1), x).swapaxes(0, 1)
+        rows = interpolate(pixels.astype(np.float64), y)
+        at = interpolate(rows.swapaxes(0, 1), x).swapaxes(0, 1)
         text = f"bilinear without antialiasing{', corners aligned' if aligned else ''}, instead of bicubic"
         yield "wrong resize", text, np.clip(np.round(at), 0, 255).astype(np.uint8)
         yield "wrong resize", f"{text}, and cut to whole numbers", np.clip(at, 0, 255).astype(np.uint8)
 
 
 def coordinates(size, to, aligned):
-    places = np.arange(to)
-    return places * (size - 1) / max(to - 1, 1) if aligned else np.clip((places + 0.5) * size / to - 0.5, 0, size - 1)
+    at = np.arange(to)
+    return at * (size - 1) / max(to - 1, 1) if aligned else np.clip((at + 0.5) * size / to - 0.5, 0, size - 1)
 
 
-def mixed(rows, places):
-    low = np.floor(places).astype(np.int64)
-    high, part = np.minimum(low + 1, len(rows) - 1), (places - low)[:, None, None]
+def interpolate(rows, at):
+    low = np.floor(at).astype(np.int64)
+    high, part = np.minimum(low + 1, len(rows) - 1), (at - low)[:, None, None]
     return rows[low] * (1 - part) + rows[high] * part
 
 
-def size_rule(height, width, H, W):
-    """ ": why", if it is known which rule gives that size."""
+def size_rule(height, width, H, W, patch, unit):
+    """ ": the rule that gives H x W", or ""."""
     if (H, W) == (height, width):
         return ": it is not resized"
     for text, function in (("down", math.floor), ("up", math.ceil)):
-        if (function(height / 28) * 28, function(width / 28) * 28) == (H, W):
-            return f": sides are rounded {text} to multiples of 28, not to the nearest"
-    if smart_resize(height, width, 14, 1, 10**9) == (H, W):
-        return ": sides are rounded to multiples of 14 (a patch), not of 28 (a token)"
-    for low, high in ((3136, 12845056), (3136, 1003520), (1, 10**9)):
-        if smart_resize(height, width, 28, low, high) == (H, W):
+        if (function(height / unit) * unit, function(width / unit) * unit) == (H, W):
+            return f": sides are rounded {text} to multiples of {unit}, not to the nearest"
+    if smart_resize(height, width, patch, 1, 10**9) == (H, W):
+        return f": sides are rounded to multiples of {patch} (a patch), not of {unit} (a token)"
+    for low, high in ((4, 16384), (4, 1280), (0, 10**6)):  # of transformers, of the paper's examples, none
+        low, high = max(low * unit**2, 1), high * unit**2
+        if smart_resize(height, width, unit, low, high) == (H, W):
             return f": the limits are {low} and {high} pixels"
-    return ": width and height exchanged" if smart_resize(width, height, 28, 1, 10**9) == (H, W) else ""
+    return ": width and height exchanged" if smart_resize(width, height, unit, 1, 10**9) == (H, W) else ""
 
 
 def guesses(step):
-    """(name, sentence) of what no mistake gives exactly, but what the kind of difference tells."""
-    x, y = step.ours, step.theirs
+    """(name, sentence) of mistakes that cannot be computed, concluded from the kind of difference."""
+    x, y, (_, unit) = step.ours, step.theirs, patch_and_unit(step)
     if step.word == "resized":
         if x.shape != y.shape and x.ndim == y.ndim == 3:
-            odd = [n for n in y.shape[:2] if n % 28]
-            why = f"; {odd[0]} is no multiple of 28" if odd else "; is it smart_resize, with these limits?"
+            odd = [n for n in y.shape[:2] if n % unit]
+            why = f"; {odd[0]} is no multiple of {unit}" if odd else "; is it smart_resize, with these limits?"
             yield (
                 "wrong resize",
                 f"it is scaled to {y.shape[0]} x {y.shape[1]} instead of {x.shape[0]} x {x.shape[1]}{why}",
             )
-        elif x.shape == y.shape and alike(x, y):
+        elif x.shape == y.shape and is_similar(x, y):
             off = np.abs(x.astype(np.float64) - y)
             yield (
                 "wrong resize",
                 (
                     f"it is the same picture resized otherwise: off by {off.mean():.2g} of 255 levels in the mean, "
-                    f"{off.max():.0f} at most. Is it bicubic, antialiased, by the same Pillow? Give the picture (--image)"
+                    f"{off.max():.0f} at most. Is it bicubic, antialiased, by the same Pillow? Give the picture (pictures=)"
                 ),
             )
-    elif step.word in ("normalized", "patches", "pixel_values") and x.shape == y.shape and alike(x, y):
+    elif step.word in ("normalized", "patches", "pixel_values") and x.shape == y.shape and is_similar(x, y):
         yield "wrong resize", "it is a similar picture: was it resized or compressed otherwise?"
 
 
-def alike(x, y):
+def is_similar(x, y):
     a, b = (v.astype(np.float64).reshape(-1) for v in (x, y))
     a, b = a - a.mean(), b - b.mean()
     return float(a @ b) > 0.8 * math.sqrt(float(a @ a) * float(b @ b)) > 0
 
 
+def mean_and_deviation(step):
+    """image_mean and image_std of our run, two [3, 1], from an image before and after; the published ones if not recorded."""
+    lead = step.short.split(".")[0] if "." in step.short else "video" if "video" in step.short else "image"
+    try:
+        before, after = step.at(f"{lead}.0.resized"), step.at(f"{lead}.0.normalized")
+    except Unknown:
+        return tuple(np.array(values)[:, None] for values in CLIP)
+    before = np.moveaxis(before, -1, -3) / 255.0
+    line = [fit_line(before[..., c, :, :], after[..., c, :, :].astype(np.float64)) for c in range(3)]
+    if any(abs(a) < 1e-3 for a, _ in line):  # a channel of one value
+        return tuple(np.array(values)[:, None] for values in CLIP)
+    return np.array([[-b / a] for a, b in line]), np.array([[1 / a] for a, _ in line])
+
+
 def colours(step):
-    """Normalisation, of anything in which the channels can be told apart."""
+    """Mistakes in normalisation, of every tensor with separate channels."""
     x = step.ours.astype(np.float64)
     if step.word == "normalized":
         channels = x.reshape(*x.shape[:-3], 3, -1) if x.ndim == 3 else x.reshape(len(x), 3, -1)
     else:
         channels = x.reshape(len(x), 3, -1)
-    mean, std = (np.array(v)[:, None] for v in (MEAN, STD))
+    mean, std = mean_and_deviation(step)
     unit = channels * std + mean  # 0..1
-    for name, sentence, values in recoloured(unit, mean, std):
+    for name, sentence, values in renormalised(unit, mean, std):
         yield name, sentence, values.reshape(x.shape)
-    yield (
-        "BGR",
-        "red and blue are exchanged, before normalising",
-        (((unit[..., ::-1, :] - mean) / std).reshape(x.shape)),
-    )
-    yield (
-        "BGR",
-        "the channels are exchanged after normalising: blue, green, red",
-        channels[..., ::-1, :].reshape(x.shape),
-    )
+    yield "BGR", "red and blue are exchanged, before normalising", ((unit[..., ::-1, :] - mean) / std).reshape(x.shape)
+    text = "the channels are exchanged after normalising: blue, green, red"
+    yield "BGR", text, channels[..., ::-1, :].reshape(x.shape)
 
 
-def recoloured(unit, mean, std):
+def renormalised(unit, mean, std):
     """(name, sentence, values) from colours in 0..1, [..., 3, pixels]."""
     yield "not normalised", "colours lie in 0..1: mean and deviation are left out", unit
     yield "not rescaled", "colours lie in 0..255: neither divided by 255 nor normalised", unit * 255
-    yield (
-        "not rescaled",
-        "colours are not divided by 255 before mean and deviation are applied",
-        (unit * 255 - mean) / std,
-    )
+    text = "colours are not divided by 255 before mean and deviation are applied"
+    yield "not rescaled", text, (unit * 255 - mean) / std
     yield "rescaled twice", "colours are divided by 255 twice", (unit / 255 - mean) / std
     yield "other mean and deviation", "mean and deviation are 0.5: colours lie in -1..1", unit * 2 - 1
     m, s = (np.array(v)[:, None] for v in IMAGENET)
-    yield "other mean and deviation", "mean and deviation are those of ImageNet, not of CLIP", (unit - m) / s
+    yield "other mean and deviation", "mean and deviation are those of ImageNet", (unit - m) / s
     text = "mean and deviation of red and blue are exchanged (BGR), the colours are not"
     yield "BGR", text, (unit - mean[::-1]) / std[::-1]
     yield "other mean and deviation", "the mean is subtracted, but not divided by the deviation", unit - mean
@@ -161,7 +177,7 @@ COLUMNS = {
 
 
 def patches(step):
-    """Cut, or laid out, otherwise: rows in another order, columns in another."""
+    """Rows or columns of patches in another order."""
     x, P = step.ours, step.config.vision.patch_size
     F, M, C = (
         step.config.vision.temporal_patch_size,
@@ -170,11 +186,8 @@ def patches(step):
     )
     cut = x.reshape(len(x), C, F, P, P)
     for axes, text in COLUMNS.items():
-        yield (
-            "columns in another order",
-            f"a patch's columns are {text}, not (channel, time, y, x)",
-            cut.transpose(axes).reshape(x.shape),
-        )
+        text = f"a patch's columns are {text}, not (channel, time, y, x)"
+        yield "columns in another order", text, cut.transpose(axes).reshape(x.shape)
     blank = cut.copy()
     blank[:, :, 1:] = 0
     yield "second frame empty", "the second frame is zero: a still picture counts twice", blank.reshape(x.shape)
@@ -183,7 +196,7 @@ def patches(step):
 
 def rows_of_patches(step, x, M):
     plain, turned = [], []
-    for part, (t, h, w) in zip(np.split(x, np.cumsum(grids_of(step).prod(axis=1))[:-1]), grids_of(step)):
+    for part, (t, h, w) in zip(np.split(x, np.cumsum(patch_grids(step).prod(axis=1))[:-1]), patch_grids(step)):
         units = part.reshape(t, h // M, w // M, M, M, -1)
         plain.append(units.transpose(0, 1, 3, 2, 4, 5).reshape(part.shape))
         turned.append(units.transpose(0, 2, 1, 4, 3, 5).reshape(part.shape))
@@ -192,9 +205,9 @@ def rows_of_patches(step, x, M):
     yield "height and width swapped", "patches are cut column by column, not row by row", np.concatenate(turned)
 
 
-def grids_of(step):
+def patch_grids(step):
     if step.word == "patches":
-        H, W = step.at(f"{step.room}.normalized").shape[-2:]
+        H, W = step.at(f"{step.prefix}.normalized").shape[-2:]
         t = len(step.ours) // (H * W // step.config.vision.patch_size**2)
         return np.array([[t, H // step.config.vision.patch_size, W // step.config.vision.patch_size]])
     return step.at("video_grid_thw" if step.word == "pixel_values_videos" else "image_grid_thw")

@@ -1,37 +1,34 @@
-"""Norms, MLPs, residuals and biases done wrong."""
+"""Mistakes in norms, MLPs, residuals and biases."""
 
 import math
 
 import numpy as np
 
 from minivl.compare.mistakes import RIGHT, Unknown
+from minivl.kernels.activations import gelu_numpy
 
 EPS = (1e-6, 1e-5, 0.0, 1e-12, 1e-8, 1e-7, 1e-4, 1e-3, 1e-2)
 
 
-def going_in(step):
-    """What a norm is given."""
+def norm_input(step):
     if step.word in ("norm1", "input_layernorm"):
-        return step.entering()
+        return step.block_input()
     if step.word in ("norm2", "post_attention_layernorm"):
         return step.near("attn_residual")
-    room, count = ("visual.blocks", "depth") if step.in_tower else ("model.layers", "num_hidden_layers")
+    prefix, count = ("visual.blocks", "depth") if step.in_tower else ("model.layers", "num_hidden_layers")
     config = step.config.vision if step.in_tower else step.config.text
-    return step.at(f"{room}.{getattr(config, count) - 1}")
+    return step.at(f"{prefix}.{getattr(config, count) - 1}")
 
 
 def norm(step):
-    x, ours = going_in(step).astype(np.float64), step.ours.astype(np.float64)
+    x, ours = norm_input(step).astype(np.float64), step.ours.astype(np.float64)
     eps = 1e-6 if step.in_tower else step.config.text.rms_norm_eps
     square, mean = (x * x).mean(axis=1, keepdims=True), x.mean(axis=1, keepdims=True)
     root = np.sqrt(square + eps)
-    for other in (*EPS, fitted_eps(square, eps, ours, step.theirs)):
+    for other in (*EPS, fit_eps(square, eps, ours, step.theirs)):
         if other != eps:
-            yield (
-                "wrong eps",
-                f"eps of the norm is {other:.3g} instead of {eps:.3g}",
-                ours * root / np.sqrt(square + other),
-            )
+            text = f"eps of the norm is {other:.3g} instead of {eps:.3g}"
+            yield "wrong eps", text, ours * root / np.sqrt(square + other)
     normal = x / root
     weight = (ours * normal).sum(axis=0) / (normal * normal).sum(axis=0)
     text = "LayerNorm: the mean is subtracted, which RMSNorm does not do"
@@ -44,30 +41,30 @@ def norm(step):
     yield "sum for mean", "it is divided by the root of the sum of squares instead of their mean", x / norm_of * weight
 
 
-def fitted_eps(square, eps, ours, theirs):
-    """The eps for which theirs would come out, to two digits, from the row where it matters most."""
+def fit_eps(square, eps, ours, theirs):
+    """The eps that gives theirs, to two digits, from the row where it matters most."""
     n = int(square.argmin())
     size = float((ours[n] * ours[n]).sum())
     ratio = float((ours[n] * theirs[n]).sum()) / size if size and theirs.shape == ours.shape else 0.0
-    found = (float(square[n, 0]) + eps) / ratio**2 - float(square[n, 0]) if ratio else 0.0
-    return float(f"{found:.1e}") if found > 0 and math.isfinite(found) else eps
+    other = (float(square[n, 0]) + eps) / ratio**2 - float(square[n, 0]) if ratio else 0.0
+    return float(f"{other:.1e}") if other > 0 and math.isfinite(other) else eps
 
 
 def faint_eps(step):
-    """(sentence) of another eps whose effect on each value drowns in rounding, but not on all rows together.
+    """Sentence for another eps that changes each value by less than rounding does, but all rows together by more; or None.
 
-    eps + d makes row n smaller by d / (2 mean(x_n^2)), whatever else rounding does to it. Fitted to all rows, with and without
-    a constant factor, d must stand far above its own standard error.
+    eps + d makes row n smaller by d / (2 mean(x_n^2)). Fitted to all rows by least squares, with and without a constant
+    factor, d must be many standard errors away from 0.
     """
-    x, ours, theirs = (array.astype(np.float64) for array in (going_in(step), step.ours, step.theirs))
+    x, ours, theirs = (array.astype(np.float64) for array in (norm_input(step), step.ours, step.theirs))
     if len(x) < 16 or x.shape != ours.shape or ours.shape != theirs.shape:
         return None
     eps = 1e-6 if step.in_tower else step.config.text.rms_norm_eps
     slope = -1 / (2 * ((x * x).mean(axis=1) + eps))
     gain = (ours * theirs).sum(axis=1) / (ours * ours).sum(axis=1) - 1
     (d, alone), (beside, both) = (
-        fitted_slope(gain, slope[:, None]),
-        fitted_slope(gain, np.stack([slope, slope * 0 + 1], axis=1)),
+        fit_slope(gain, slope[:, None]),
+        fit_slope(gain, np.stack([slope, slope * 0 + 1], axis=1)),
     )
     if alone < CERTAIN or both < CERTAIN / 2 or d * beside < 0 or eps + d < 0:
         return None
@@ -81,7 +78,7 @@ def faint_eps(step):
 CERTAIN = 12  # standard errors
 
 
-def fitted_slope(values, columns):
+def fit_slope(values, columns):
     """(factor of the first column, how many standard errors it is away from 0), by least squares."""
     if np.linalg.cond(columns) > 1e12:
         return 0.0, 0.0
@@ -93,13 +90,10 @@ def fitted_slope(values, columns):
 
 def act(step):
     gate, up = step.near("gate_proj").astype(np.float64), step.near("up_proj").astype(np.float64)
-    silu, erf, tanh = (function(gate) for function in (sigmoid_times, gelu, gelu_tanh))
+    silu, erf, tanh = (function(gate) for function in (sigmoid_times, gelu_numpy, gelu_tanh))
     yield RIGHT, "", silu * up
-    yield (
-        "gate and up exchanged",
-        "the activation is on up_proj instead of gate_proj: gate * silu(up)",
-        gate * sigmoid_times(up),
-    )
+    text = "the activation is on up_proj instead of gate_proj: gate * silu(up)"
+    yield "gate and up exchanged", text, gate * sigmoid_times(up)
     yield "GELU for SiLU", "gelu(gate) * up instead of silu(gate) * up", erf * up
     yield "GELU for SiLU", "gelu(gate) * up, GELU by tanh, instead of silu(gate) * up", tanh * up
     yield "ReLU for SiLU", "relu(gate) * up instead of silu(gate) * up", np.maximum(gate, 0) * up
@@ -111,13 +105,10 @@ def act(step):
 
 def merger_act(step):
     x = step.near("0").astype(np.float64)
-    yield RIGHT, "", gelu(x)
+    yield RIGHT, "", gelu_numpy(x)
     yield "tanh GELU", "GELU by its approximation with tanh, instead of the exact one with erf", gelu_tanh(x)
-    yield (
-        "quick GELU",
-        "x * sigmoid(1.702 x), as in CLIP and Qwen2-VL's tower, instead of exact GELU",
-        sigmoid_times(x, 1.702),
-    )
+    text = "x * sigmoid(1.702 x), as in CLIP and Qwen2-VL's tower, instead of exact GELU"
+    yield "quick GELU", text, sigmoid_times(x, 1.702)
     yield "SiLU for GELU", "silu instead of GELU", sigmoid_times(x)
     yield "ReLU for GELU", "relu instead of GELU", np.maximum(x, 0)
     yield "no activation", "it is the first linear: GELU is missing", x
@@ -128,16 +119,12 @@ def sigmoid_times(x, slope=1.0):
         return x / (1 + np.exp(-slope * x))
 
 
-def gelu(x):
-    return x * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2))) / 2
-
-
 def gelu_tanh(x):
     return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
 
 
 def attn_residual(step):
-    x = step.entering()
+    x = step.block_input()
     part = step.near("attn.proj" if step.in_tower else "self_attn.o_proj")
     normed = step.near("norm1" if step.in_tower else "input_layernorm")
     yield from residual(x, part, normed, "attention")
@@ -149,29 +136,27 @@ def block(step):
     normed = step.at(f"{step.short}.norm2" if step.in_tower else f"{step.short}.post_attention_layernorm")
     text = "the input of the whole block is added to the MLP's output, instead of attn_residual: attention is lost"
     yield from residual(x, part, normed, "the MLP")
-    yield "wrong residual", text, step.entering() + part
+    yield "wrong residual", text, step.block_input() + part
 
 
 def residual(x, part, normed, what):
     yield RIGHT, "", x + part
     yield "no residual", f"it is the output of {what}: what went in is not added", part
     yield "no residual", f"it is what went in: the output of {what} is not added", x
-    yield (
-        "post-norm residual",
-        f"the normed input is added to the output of {what}, instead of the input itself",
-        normed + part,
-    )
+    text = f"the normed input is added to the output of {what}, instead of the input itself"
+    yield "post-norm residual", text, normed + part
     yield "wrong residual", f"what went in is added to the output of {what} twice", x + x + part
     yield "wrong residual", f"the output of {what} is subtracted", x - part
 
 
 def bias(step):
     """subtle: theirs = ours - bias, whatever the bias: the difference is the same in every row."""
-    x, y = step.ours, step.theirs
+    x = step.ours
     if step.weights is not None:
         yield "no bias", "the bias is not added", x - step.weights[f"{step.short}.bias"]
         return
-    if x.shape != y.shape or len(x) < 3:
+    y = step.of_our_shape()
+    if x.ndim != 2 or len(x) < 3:
         raise Unknown("rows")
     difference = (y.astype(np.float64) - x).mean(axis=0)
     size = float(np.abs(difference).max()) or 1.0

@@ -1,4 +1,4 @@
-"""Tokens, grids and embeddings done wrong."""
+"""Mistakes in tokens, grids and embeddings."""
 
 import numpy as np
 
@@ -18,11 +18,8 @@ def input_ids(step):
     if len(turn) > 2:
         text = "the header of the assistant's answer is missing at the end (add_generation_prompt)"
         yield "no generation prompt", text, ours[: turn[-1]]
-        yield (
-            "no system prompt",
-            "both the system prompt and the header of the answer are missing",
-            ours[second : turn[-1]],
-        )
+        text = "both the system prompt and the header of the answer are missing"
+        yield "no system prompt", text, ours[second : turn[-1]]
     if len(theirs) == len(ours) + 1:
         yield "extra first token", f"token {theirs[0]} stands in front: Qwen has no BOS token", np.r_[theirs[0], ours]
     yield from placeholders(step, ours, theirs)
@@ -48,11 +45,8 @@ def grid(step):
     yield "height and width swapped", "its columns are (t, w, h), not (t, h, w)", g[:, [0, 2, 1]]
     yield "columns in another order", "its columns are (h, w, t), not (t, h, w)", g[:, [1, 2, 0]]
     yield "units for patches", "it counts units of 2 x 2 patches instead of patches", g // np.array([1, merge, merge])
-    yield (
-        "pixels for patches",
-        "it counts pixels instead of patches",
-        g * np.array([1, *[step.config.vision.patch_size] * 2]),
-    )
+    text = "it counts pixels instead of patches"
+    yield "pixels for patches", text, g * np.array([1, *[step.config.vision.patch_size] * 2])
     depth = step.config.vision.temporal_patch_size
     yield "frames for pairs", "time is counted in frames, not in pairs of them", g * np.array([depth, 1, 1])
 
@@ -65,29 +59,33 @@ def inputs_embeds(step):
     if image.sum() + video.sum() != len(features):
         raise Unknown("features")
 
-    def put(rows):
+    def scatter(rows):
         out = x.copy()
         out[image], out[video] = rows[: image.sum()], rows[image.sum() :]
         return out
 
-    yield RIGHT, "", put(features)
+    yield RIGHT, "", scatter(features)
     index = step.at("visual.window_index")
-    yield "window order not undone", "the tokens of pictures are put in in window order", put(features[index])
+    yield "window order not undone", "the tokens of pictures are put in in window order", scatter(features[index])
     text = "the tokens of pictures are put back by window_index, where argsort(window_index) undoes it"
-    yield "inverse of the window order", text, put(features[index][index])
+    yield "inverse of the window order", text, scatter(features[index][index])
     parts = [
         np.split(rows, np.cumsum(grid.prod(axis=1) // config.vision.merge_unit)[:-1])[::-1]
         for rows, grid in zip(np.split(features, [image.sum()]), grids(step))
         if len(grid)
     ]
-    yield "pictures in another order", "pictures are put in in the opposite order", put(np.concatenate(sum(parts, [])))
+    yield (
+        "pictures in another order",
+        "pictures are put in in the opposite order",
+        scatter(np.concatenate(sum(parts, []))),
+    )
     root = np.sqrt(x.shape[1])
     text = f"embeddings are multiplied by sqrt({x.shape[1]}), as in Gemma"
-    yield "scaled embeddings", text, put(features) * root
+    yield "scaled embeddings", text, scatter(features) * root
 
 
 def features(step):
-    """The end of the tower: the merger's rows, put back."""
+    """The tower's output: the merger's rows in raster order again."""
     merged, index = step.at("visual.merger"), step.at("visual.window_index")
     yield RIGHT, "", merged[np.argsort(index)]
     undone = "its rows are in window order, as the merger gives them, where they should be in raster order again"

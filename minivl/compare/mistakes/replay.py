@@ -1,56 +1,57 @@
-"""Causes that lie between two recorded tensors: the model is run with each known mistake, in every layer, as the port would.
+"""Find mistakes between two recorded tensors: run the model with each known mistake, made in every layer as a port would.
 
-A port that records its blocks only, or the end of the tower, shows the first wrong one, but not the tensor that went wrong.
-With the model at hand each mistake is sent back into the stream in that tensor's place (stream.py), and the run goes on to
-the recorded one.
+A port that records its blocks only shows the first wrong block, not the tensor in it that went wrong. With the model at hand
+each mistake replaces that tensor in the stream (stream.py), and the run goes on to the recorded one.
 """
 
 import functools
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
 
-from minivl.compare.mistakes import RIGHT, Cause, Step, Unknown, particular
-from minivl.compare.mistakes.any_tensor import distance
+from minivl.compare.diagnose import functions_for
+from minivl.compare.measure import align, distance
+from minivl.compare.mistakes import RIGHT, Cause, Step, Unknown
 from minivl.compare.mistakes.attention import IN_BOTH
 from minivl.compare.mistakes.layers import bias
-from minivl.compare.mistakes.text_positions import seconds_of
-from minivl.compare.rows import aligned
+from minivl.compare.mistakes.text_positions import seconds_per_grid
 from minivl.errors import Error
 from minivl.processing.inputs import Inputs
 from minivl.stream import run, value_of
-from minivl.tensors.names import STEP
+from minivl.tensors.names import parse
 
-SKIPPED = (".scores", ".probs")  # what is wrong in them is found in the context
+SKIPPED = (".scores", ".probs")  # mistakes in them are found in the context
 
 
-def replayed(found, ours, theirs, model, limit):
-    """[Cause] of `found.first` by running the model with the mistakes of the tensors in `found.between`."""
-    first = found.first
+def causes_between(comparison, ours, theirs, model, limit):
+    """[Cause] of `comparison.first`, among the mistakes of the tensors in `comparison.between`."""
+    first = comparison.first
     try:
         inputs = inputs_of(ours, model.config)
     except (KeyError, Unknown):
         return []
-    rows = [row.name for row in found.rows]
-    right = set(rows[: rows.index(found.before.name) + 1]) if found.before is not None else set()
-    tried, causes = trials(found.between, ours, model), []
-    for trial in tqdm(tried, desc="trying", unit="run", leave=False, delay=1, disable=None):
-        made = with_mistake(model, inputs, trial, first.name, right)
-        left = np.inf if made is None else distance(*aligned(made, theirs)[:2])
+    rows = [row.name for row in comparison.rows]
+    right = set(rows[: rows.index(comparison.before.name) + 1]) if comparison.before is not None else set()
+    mistakes, causes = mistakes_of(comparison.between, ours, model), []
+    for mistake in tqdm(mistakes, desc="trying", unit="run", leave=False, delay=1, disable=None):
+        wrong = run_with(mistake, model, inputs, first.name, right)
+        left = np.inf if wrong is None else distance(*align(wrong, theirs)[:2])
         if left <= min(limit, first.error / 10):
-            causes.append(Cause(trial.name, f"at {trial.where}: {trial.sentence}", left))
+            causes.append(Cause(mistake.name, f"at {mistake.where}: {mistake.sentence}", left))
         if left <= limit / 20:  # nothing can explain it better
             break
     return sorted(causes, key=lambda cause: cause.error)
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A mistake that is worth a run: what the function `make` yields under this name and sentence, in every tensor that it
-    knows: where is the first of them. in_tower: True or False if the other half of the model is right."""
+class Mistake:
+    """A mistake to run the model with: what the function `make` yields under this name and sentence, in all its tensors.
+
+    where     the first of these tensors
+    in_tower  True or False: made in the tower only, or in the decoder only
+    """
 
     make: Callable
     name: str
@@ -59,61 +60,65 @@ class Trial:
     in_tower: bool | None = None
 
     def wrong(self, step):
-        """The tensor with the mistake; None if it has no such mistake."""
-        if self.in_tower not in (None, step.in_tower) or (self.make is bias and words(step.name) != words(self.where)):
+        """The tensor with the mistake; None if it cannot have it."""
+        if self.in_tower not in (None, step.in_tower):
             return None
-        for name, sentence, made in self.make(step):
+        if self.make is bias and without_number(step.name) != without_number(self.where):
+            return None
+        for name, sentence, array in self.make(step):
             if (name, sentence) == (self.name, self.sentence):
-                return np.asarray(made() if callable(made) else made)
+                return np.asarray(array() if callable(array) else array)
         return None
 
 
 def inputs_of(ours, config):
-    """`Inputs` from a recording; KeyError or Unknown if something is missing."""
+    """The `Inputs` of a recording. Raises KeyError or Unknown if a tensor is missing."""
     patches, grids = np.zeros((0, config.vision.patch_dim), dtype=np.float32), np.zeros((0, 3), dtype=np.int64)
     ids, videos = ours["input_ids"], ours.get("video_grid_thw", grids)
     step = Step("position_ids", ours.get("position_ids"), None, ours.get, config)
     return Inputs(
         ids, ours.get("pixel_values", patches), ours.get("image_grid_thw", grids), ours.get("pixel_values_videos", patches),
-        videos, np.array(seconds_of(step, ids, videos), dtype=np.float32),
+        videos, np.array(seconds_per_grid(step, ids, videos), dtype=np.float32),
     )  # fmt: skip
 
 
-def trials(names, ours, model):
-    """Every mistake of these tensors once, in the order of the data flow. What both halves may have is tried in both, and in
-    each alone: a port's two halves often come from different hands."""
-    found, asked = {}, set()
+def mistakes_of(names, ours, model):
+    """[Mistake] of these tensors, each once, in the order of the data flow.
+
+    A mistake that tower and decoder can have is tried in both, and in each alone: they are often written by different people.
+    """
+    mistakes, asked = {}, set()
     for name in names:
         step = Step(name, ours[name], ours[name], ours.get, model.config, weights=model.weights)
-        for make in makers_of(name):
-            kind = make, step.in_tower, words(name) if make is bias else step.word
+        for make in functions_to_run(name):
+            kind = make, step.in_tower, without_number(name) if make is bias else step.word
             if kind in asked:
                 continue
             asked.add(kind)
-            for mistake, sentence in mistakes(make, step):
-                # the same mistake in the tables and in what is rotated by them is one
-                key = mistake, sentence.removeprefix(IN_BOTH), words(name) if make is bias else ""
-                found.setdefault(key, {}).setdefault(step.in_tower, Trial(make, mistake, sentence, name))
-    tried = []
-    for halves in found.values():
-        tried.append(next(iter(halves.values())))
-        tried += [replace(trial, in_tower=half) for half, trial in halves.items() if len(halves) > 1]
-    return tried
+            for mistake, sentence in names_and_sentences(make, step):
+                # the same mistake in the tables and in the tensors that are rotated by them counts once
+                key = mistake, sentence.removeprefix(IN_BOTH), without_number(name) if make is bias else ""
+                mistakes.setdefault(key, {}).setdefault(step.in_tower, Mistake(make, mistake, sentence, name))
+    runs = []
+    for halves in mistakes.values():
+        runs.append(next(iter(halves.values())))
+        runs += [replace(mistake, in_tower=half) for half, mistake in halves.items() if len(halves) > 1]
+    return runs
 
 
-def mistakes(make, step):
-    """(name, sentence) of what this function yields, as far as it can."""
-    found = []
+def names_and_sentences(make, step):
+    """(name, sentence) of all mistakes that a function yields, up to the first that needs an unknown tensor."""
+    pairs = []
     try:
         for name, sentence, _ in make(step):
-            found += [(name, sentence)] if name != RIGHT else []
-    except (Unknown, ValueError, IndexError):
+            pairs += [(name, sentence)] if name != RIGHT else []
+    except Unknown:
         pass
-    return found
+    return pairs
 
 
-def with_mistake(model, inputs, trial, wanted, right=()):
-    """The tensor `wanted` of a run with a mistake, but not in the tensors `right`; None if that cannot run."""
+def run_with(mistake, model, inputs, wanted, right=()):
+    """The tensor `wanted` of a run with a mistake in all but the tensors `right`; None if it cannot be run."""
     seen = {}
 
     def known(name):
@@ -121,40 +126,39 @@ def with_mistake(model, inputs, trial, wanted, right=()):
 
     def see(name, tensor):
         seen[name] = tensor
-        if name in right or trial.make not in makers_of(name):
+        if name in right or mistake.make not in functions_to_run(name):
             return tensor
         value = value_of(tensor)
-        wrong = trial.wrong(Step(name, value, value, known, model.config, weights=model.weights))
+        wrong = mistake.wrong(Step(name, value, value, known, model.config, weights=model.weights))
         if wrong is not None:
-            seen[name] = as_long(wrong.astype(tensor.dtype), tensor.shape)
+            seen[name] = pad_bounds(wrong.astype(tensor.dtype), tensor.shape)
         return seen[name]
 
     try:
-        with np.errstate(all="ignore"):  # what a mistake makes of the rest may be anything
+        with np.errstate(all="ignore"):  # a mistake may make anything of the rest
             run(model.answer(inputs, max_new_tokens=tokens_up_to(wanted)), see, lambda name: name == wanted)
-    except (Error, Unknown, ValueError, IndexError, ArithmeticError):  # of tensors that the rest cannot go on from
+    except (Error, Unknown, ValueError, IndexError, ArithmeticError):  # the rest cannot run on such a tensor
         return None
     return known(wanted)
 
 
 @functools.cache
-def makers_of(name):
-    """The functions that know mistakes of a tensor; none of those that are never built."""
-    return () if name.endswith(SKIPPED) else tuple(particular(STEP.sub(r"\2", name)))
+def functions_to_run(name):
+    """The functions that compute mistakes of a tensor that a run builds."""
+    return () if name.endswith(SKIPPED) else tuple(functions_for(parse(name).own))
 
 
-def as_long(array, shape):
-    """Fewer boundaries of segments, with empty segments at the end: a tensor that is sent back must have its shape."""
+def pad_bounds(array, shape):
+    """Fewer segment bounds, padded by empty segments: a replaced tensor must keep its shape."""
     if array.ndim == 1 and array.shape < shape:
         return np.pad(array, (0, shape[0] - len(array)), mode="edge")
     return array
 
 
-def words(name):
+def without_number(name):
     """A name without the number of its layer."""
-    return re.sub(r"(blocks|layers)\.\d+\.", "", STEP.sub(r"\2", name))
+    return parse(name).general.replace(".blocks.{i}", "").replace(".layers.{i}", "")
 
 
 def tokens_up_to(name):
-    found = STEP.fullmatch(name)
-    return int(found[1]) + 1 if found else 1
+    return parse(name).step + 1

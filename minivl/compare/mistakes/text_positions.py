@@ -1,11 +1,11 @@
-"""The tokens' places done wrong: the three positions of M-RoPE, the delta, and the cos and sin made from them."""
+"""Mistakes in the M-RoPE positions of tokens, in rope_delta, and in their cos and sin."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from minivl.compare.mistakes import RIGHT, Unknown
-from minivl.compare.mistakes.vision_positions import cos_sin, doubled, grids
+from minivl.compare.mistakes.vision_positions import cos_sin, cos_sin_twice, grids
 from minivl.model.positions import mrope, prompt_positions
 
 
@@ -27,7 +27,7 @@ def decoder_tables(step):
     angles, half = [np.arctan2(*mrope(np.stack([row] * 3), rope, K)[::-1]) for row in ids], K // 2
     turns = np.arange(half) % 3
     text = "t, h and w take turns from frequency to frequency, instead of one section after the other"
-    yield "wrong mrope sections", text, doubled(np.stack([angles[turns[j]][:, j] for j in range(half)], axis=1))
+    yield "wrong mrope sections", text, cos_sin_twice(np.stack([angles[turns[j]][:, j] for j in range(half)], axis=1))
     chosen = np.repeat(np.arange(3), rope.mrope_section)
     right = np.stack([angles[chosen[j]][:, j] for j in range(half)], axis=1)
     text = "each angle stands twice in a row (for neighbouring pairs), instead of the whole row of angles twice"
@@ -52,13 +52,13 @@ def positions(step):
 
 
 def wrong_positions(step):
-    """(name, sentence, int [3, T]) of position_ids done wrong."""
+    """(name, sentence, int [3, T]) of wrong position_ids."""
     if step.lead:
         yield from later_positions(step)
         return
     ids, config = step.at("input_ids"), step.config
-    images, videos = grids(step) if shows(ids, config) else (np.zeros((0, 3), dtype=np.int64),) * 2
-    seconds = seconds_of(step, ids, videos)
+    images, videos = grids(step) if has_media(ids, config) else (np.zeros((0, 3), dtype=np.int64),) * 2
+    seconds = seconds_per_grid(step, ids, videos)
     right, _ = prompt_positions(ids, config, images, videos, seconds)
     T = len(ids)
     yield RIGHT, "", right
@@ -69,22 +69,19 @@ def wrong_positions(step):
     yield "height and width swapped", "height and width of the grid are exchanged", other
     yield "height and width swapped", "columns are counted before rows", other[[0, 2, 1]]
     for rows in ([1, 2, 0], [2, 0, 1], [1, 0, 2], [2, 1, 0]):
-        yield (
-            "rows of positions exchanged",
-            f"its rows are {[('t', 'h', 'w')[r] for r in rows]}, not t, h, w",
-            right[rows],
-        )
+        text = f"its rows are {[('t', 'h', 'w')[r] for r in rows]}, not t, h, w"
+        yield "rows of positions exchanged", text, right[rows]
     yield "time only", "rows and columns are missing: h and w are as t", right[[0, 0, 0]]
-    yield from clocks(ids, config, images, videos, seconds)
-    yield from continued(ids, config, right)
+    yield from wrong_times(ids, config, images, videos, seconds)
+    yield from wrong_starts(ids, config, right)
 
 
-def shows(ids, config):
+def has_media(ids, config):
     return np.isin(ids, (config.image_token_id, config.video_token_id)).any()
 
 
-def clocks(ids, config, images, videos, seconds):
-    """Time of a video done wrong."""
+def wrong_times(ids, config, images, videos, seconds):
+    """Wrong times of a video."""
     if not len(videos):
         return
 
@@ -95,32 +92,23 @@ def clocks(ids, config, images, videos, seconds):
     whole = [float(int(s)) for s in seconds]
     text = f"second_per_grid_ts are cut to whole numbers: {whole} for {[round(float(s), 3) for s in seconds]}"
     yield "truncated second_per_grid", text, at(whole)
-    yield (
-        "truncated second_per_grid",
-        "second_per_grid_ts are rounded to whole numbers",
-        at([float(round(s)) for s in seconds]),
-    )
+    text = "second_per_grid_ts are rounded to whole numbers"
+    yield "truncated second_per_grid", text, at([float(round(s)) for s in seconds])
     yield "no second_per_grid", "second_per_grid_ts are taken for 1.0", at([1.0] * len(seconds))
     if len(seconds) > 1:
-        yield (
-            "second_per_grid of another video",
-            "every video has the seconds of the first",
-            at([seconds[0]] * len(seconds)),
-        )
+        text = "every video has the seconds of the first"
+        yield "second_per_grid of another video", text, at([seconds[0]] * len(seconds))
     text = "time is counted in frames: not multiplied by seconds and tokens_per_second"
     yield "time in frames", text, at([1.0] * len(seconds), 1)
     for rate in {1, 2, 4, 25} - {config.vision.tokens_per_second}:
-        yield (
-            "wrong tokens_per_second",
-            f"tokens_per_second is {rate} instead of {config.vision.tokens_per_second}",
-            at(seconds, rate),
-        )
+        text = f"tokens_per_second is {rate} instead of {config.vision.tokens_per_second}"
+        yield "wrong tokens_per_second", text, at(seconds, rate)
     text = 'after a video text goes on by its longer side, as in transformers 5: video_positions="transformers5"'
     yield "another rule after a video", text, at(seconds, rule="transformers5")
 
 
-def continued(ids, config, right):
-    """Pictures in their right shape, but starting elsewhere; or text after them."""
+def wrong_starts(ids, config, right):
+    """Images, or the text after them, that start at another position."""
     T, shown = len(ids), np.isin(ids, (config.image_token_id, config.video_token_id))
     first = np.flatnonzero(shown & ~np.r_[False, shown[:-1]])
     ends = np.flatnonzero(shown & ~np.r_[shown[1:], False]) + 1
@@ -141,37 +129,37 @@ def continued(ids, config, right):
     yield "off by one after pictures", "after a picture text starts two after its largest position", right + late
 
 
-def seconds_of(step, ids, videos):
-    """Of each video: recorded, or what its positions in our run say, within the steps of their rounding."""
-    found, taken, rate = [], 0, step.config.vision.tokens_per_second
+def seconds_per_grid(step, ids, videos):
+    """second_per_grid_t of each video: recorded, or derived from our positions to within their rounding."""
+    seconds, taken, rate = [], 0, step.config.vision.tokens_per_second
     where = np.flatnonzero(ids == step.config.video_token_id)
     for i, (t, h, w) in enumerate(videos):
         count = int(h * w) // step.config.vision.merge_unit
         try:
-            found.append(float(step.anywhere(f"video.{i}.second_per_grid_t")[0]))
+            seconds.append(float(step.anywhere(f"video.{i}.second_per_grid_t")[0]))
         except Unknown:
             rows = step.ours if step.word == "position_ids" else step.anywhere("position_ids")
             time = rows[0, where[taken : taken + int(t) * count : count]]
-            found.append(interval((time - time[0])[1:] / rate, np.arange(1, int(t)), rate))
+            seconds.append(interval((time - time[0])[1:] / rate, np.arange(1, int(t)), rate))
         taken += int(t) * count
-    return found
+    return seconds
 
 
 def interval(passed, frames, rate):
-    """Middle of the seconds that give these whole positions."""
+    """The middle of the interval of seconds that give these integer positions."""
     if not len(frames):
         return 1.0
     return float((passed / frames).max() + ((passed + 1 / rate) / frames).min()) / 2
 
 
 def later_positions(step):
-    """Of one more token: the number of tokens instead of what position comes next."""
+    """Wrong positions of a generated token."""
     before = len(step.anywhere("input_ids")) + step.number - 1
     yield RIGHT, "", np.full((3, 1), before + int(step.anywhere("rope_delta")[0]))
     text = "it is the number of tokens before it: rope_delta is left out"
     yield "wrong rope delta", text, np.full((3, 1), before)
     for by, what in ((1, "late"), (-1, "early")):
-        yield "off by one", f"it stands one position too {what}", np.asarray(step.anywhere(step.name)) + by
+        yield "off by one", f"it stands one position too {what}", step.at("position_ids") + by
     yield "wrong rope delta", "positions start again from 0 with the answer", np.full((3, 1), step.number - 1)
     delta = int(step.anywhere("rope_delta")[0])
     yield "wrong rope delta", "rope_delta is subtracted instead of added", np.full((3, 1), before - delta)
@@ -179,15 +167,12 @@ def later_positions(step):
 
 def delta(step):
     ids = step.at("input_ids")
-    images, videos = grids(step) if shows(ids, step.config) else (np.zeros((0, 3), dtype=np.int64),) * 2
-    seconds = seconds_of(step, ids, videos)
+    images, videos = grids(step) if has_media(ids, step.config) else (np.zeros((0, 3), dtype=np.int64),) * 2
+    seconds = seconds_per_grid(step, ids, videos)
     following = prompt_positions(ids, step.config, images, videos, seconds)[1]
     yield RIGHT, "", np.array([following - len(ids)])
-    yield (
-        "wrong rope delta",
-        "it is 0: the answer's positions go on from the number of tokens",
-        np.zeros_like(step.ours),
-    )
+    text = "it is 0: the answer's positions go on from the number of tokens"
+    yield "wrong rope delta", text, np.zeros_like(step.ours)
     yield "wrong rope delta", "its sign is wrong", -step.ours
     for by in (1, -1):
         text = f"it is {by:+} off: the largest position and the one after it are confused"
@@ -196,9 +181,8 @@ def delta(step):
     yield "wrong rope delta", text, step.ours + len(ids)
     for rule in ("transformers5",) if len(videos) else ():
         following = prompt_positions(ids, step.config, images, videos, seconds, rule)[1]
-        yield "another rule after a video", "after a video text goes on by its longer side, as in transformers 5", (
-            np.array([following - len(ids)])
-        )  # fmt: skip
+        text = "after a video text goes on by its longer side, as in transformers 5"
+        yield "another rule after a video", text, np.array([following - len(ids)])
 
 
 def table(step):

@@ -1,4 +1,4 @@
-"""The tower's places done wrong: windows, rows and columns of patches, and the cos and sin made from them."""
+"""Mistakes in the tower's windows, in rows and columns of patches, and in their cos and sin."""
 
 from dataclasses import replace
 
@@ -11,23 +11,23 @@ from minivl.model.windows import frame_segments, to_window_order, window_index
 
 
 def grids(step):
-    """(grids of the pictures, of the videos), int64 [n, 3] each."""
-    found = []
+    """(image_grid_thw, video_grid_thw), int64 [n, 3] each."""
+    pair = []
     for name in ("image_grid_thw", "video_grid_thw"):
         try:
-            found.append(step.anywhere(name))
+            pair.append(step.anywhere(name))
         except Unknown:
-            found.append(np.zeros((0, 3), dtype=np.int64))
-    if not len(found[0]) + len(found[1]):
+            pair.append(np.zeros((0, 3), dtype=np.int64))
+    if not len(pair[0]) + len(pair[1]):
         raise Unknown("grids")
-    return found
+    return pair
 
 
 def all_grids(step):
     return np.concatenate(grids(step))
 
 
-# ---- the tower: windows ----
+# ---- windows ----
 
 
 def order(step):
@@ -35,20 +35,15 @@ def order(step):
     index, _ = window_index(grid, vision)
     yield RIGHT, "", index
     yield "no window order", "it counts up: the units are left in raster order", np.arange(len(index))
-    yield (
-        "inverse of the window order",
-        "it is argsort(window_index): the way back instead of the way there",
-        np.argsort(index),
-    )
+    text = "it is argsort(window_index): the way back instead of the way there"
+    yield "inverse of the window order", text, np.argsort(index)
     for name, sentence, other in other_windows(grid, vision):
         yield name, sentence, window_index(*other)[0]
-    parts, start = [], 0
-    for one in grid:
-        parts.append(window_index(one[None], vision)[0])
-        start += len(parts[-1])
-    yield "windows without offset", "each picture's indices start at 0: those of earlier pictures are not added", (
-        np.concatenate(parts)
-    )  # fmt: skip
+    parts = []
+    for row in grid:
+        parts.append(window_index(row[None], vision)[0])
+    text = "each picture's indices start at 0: those of earlier pictures are not added"
+    yield "windows without offset", text, np.concatenate(parts)
 
 
 def other_windows(grid, vision):
@@ -72,15 +67,12 @@ def window_bounds(step):
     yield "units for patches", "it counts units of 2 x 2 patches instead of patches", bounds // vision.merge_unit
     for name, sentence, other in other_windows(grid, vision):
         yield name, sentence, window_index(*other)[1]
-    yield (
-        "empty windows",
-        "boundaries of empty windows, of padding alone, are kept: each should stand once",
-        padded(grid, vision),
-    )
+    text = "boundaries of empty windows, of padding alone, are kept: each should stand once"
+    yield "empty windows", text, bounds_with_empty_windows(grid, vision)
 
 
-def padded(grid, vision):
-    """Boundaries as transformers makes them before it drops the repeated ones: with 4 more rows where 4 divide them."""
+def bounds_with_empty_windows(grid, vision):
+    """Boundaries as transformers has them before it drops repeated ones; it pads by a whole window where nothing is missing."""
     size, merge = vision.window_size // vision.spatial_merge_size // vision.patch_size, vision.spatial_merge_size
     ends = [0]
     for t, h, w in grid // np.array([1, merge, merge]):
@@ -97,41 +89,34 @@ def frame_bounds(step):
     yield "attention across pictures", "all pictures are one segment: they see each other", frames[[0, -1]]
     text = "a video is one segment: its frames see each other"
     yield "frames not apart", text, np.concatenate([[0], np.cumsum(sizes)])
-    yield (
-        "units for patches",
-        "it counts units of 2 x 2 patches instead of patches",
-        frames // step.config.vision.merge_unit,
-    )
+    text = "it counts units of 2 x 2 patches instead of patches"
+    yield "units for patches", text, frames // step.config.vision.merge_unit
     yield "window attention everywhere", "its segments are windows", window_index(grid, step.config.vision)[1]
 
 
-# ---- the tower: rows and columns ----
+# ---- rows and columns ----
 
 
-def wrong_places(step):
+def wrong_patch_positions(step):
     """(name, sentence, int [N, 2]) in the image processor's order."""
     grid, merge = all_grids(step), step.config.vision.spatial_merge_size
-    places = patch_positions(grid, merge)
-    yield "height and width swapped", "rows and columns of the patches are exchanged", places[:, ::-1]
+    positions = patch_positions(grid, merge)
+    yield "height and width swapped", "rows and columns of the patches are exchanged", positions[:, ::-1]
     swapped = patch_positions(grid[:, [0, 2, 1]], merge)
     yield "height and width swapped", "the grid's height and width are exchanged", swapped
-    yield (
-        "height and width swapped",
-        "the grid's height and width are exchanged, and rows and columns",
-        swapped[:, ::-1],
-    )
+    text = "the grid's height and width are exchanged, and rows and columns"
+    yield "height and width swapped", text, swapped[:, ::-1]
     text = "patches are counted in plain raster order, where they come unit by unit (2 x 2)"
     yield "raster order of patches", text, patch_positions(grid, 1)
-    yield "places of units", "all four patches of a unit stand in the same place", places // merge
-    yield "counted from 1", "rows and columns are counted from 1", places + 1
-    yield "1-D positions", "patches are counted through: row and column are both the number", (
-        np.stack([np.arange(len(places))] * 2, axis=1)
-    )  # fmt: skip
+    yield "places of units", "all four patches of a unit have the same position", positions // merge
+    yield "counted from 1", "rows and columns are counted from 1", positions + 1
+    text = "patches are counted through: row and column are both the number"
+    yield "1-D positions", text, np.stack([np.arange(len(positions))] * 2, axis=1)
 
 
-def places_of_patches(step):
+def positions_of_patches(step):
     yield RIGHT, "", patch_positions(all_grids(step), step.config.vision.spatial_merge_size)
-    yield from wrong_places(step)
+    yield from wrong_patch_positions(step)
 
 
 def tower_tables(step):
@@ -149,23 +134,23 @@ def tower_tables(step):
         text,
         vision_rope(to_window_order(right, np.argsort(index), unit), K, VISION_THETA),
     )
-    for name, sentence, places in wrong_places(step):
-        yield name, sentence, vision_rope(to_window_order(places, index, unit), K, VISION_THETA)
+    for name, sentence, positions in wrong_patch_positions(step):
+        yield name, sentence, vision_rope(to_window_order(positions, index, unit), K, VISION_THETA)
     f = inverse_frequencies(VISION_THETA, K // 2)
-    yield from tables_of(there, f, K)
+    yield from wrong_layouts(there, f, K)
     for theta in (1e6, 1e5, 5e5):
         angles = (there[:, :, None] * inverse_frequencies(theta, K // 2)).reshape(len(there), -1)
-        yield "wrong theta", f"theta is {theta:g} instead of {VISION_THETA:g}", doubled(angles)
+        yield "wrong theta", f"theta is {theta:g} instead of {VISION_THETA:g}", cos_sin_twice(angles)
     angles = (there[:, :, None] * inverse_frequencies(VISION_THETA, K)[: K // 4]).reshape(len(there), -1)
     text = f"frequencies are theta^(-2j/{K}), of the whole head, instead of theta^(-2j/{K // 2}), of half of it"
-    yield "frequencies of the whole head", text, doubled(angles)
+    yield "frequencies of the whole head", text, cos_sin_twice(angles)
 
 
-def tables_of(there, f, K):
-    """Right angles, laid out wrong."""
+def wrong_layouts(there, f, K):
+    """Right angles in a wrong layout."""
     angles = there[:, :, None] * f  # [N, 2, K/4]
     text = "row and column angles take turns, instead of the row's first and then the column's"
-    yield "rows and columns interleaved", text, doubled(angles.swapaxes(1, 2).reshape(len(there), -1))
+    yield "rows and columns interleaved", text, cos_sin_twice(angles.swapaxes(1, 2).reshape(len(there), -1))
     angles = angles.reshape(len(there), -1)
     text = "each angle stands twice in a row (for neighbouring pairs), instead of the whole row of angles twice"
     yield "interleaved RoPE", text, cos_sin(np.repeat(angles, 2, axis=1))
@@ -174,7 +159,7 @@ def tables_of(there, f, K):
     yield "halves laid out wrong", text, cos_sin(np.concatenate([row, row, col, col], axis=1))
 
 
-def doubled(angles):
+def cos_sin_twice(angles):
     return cos_sin(np.concatenate([angles, angles], axis=1))
 
 
@@ -192,7 +177,7 @@ MISTAKES = (
     ("visual.window_index", order),
     ("visual.cu_window_seqlens", window_bounds),
     ("visual.cu_seqlens", frame_bounds),
-    ("visual.patch_positions", places_of_patches),
+    ("visual.patch_positions", positions_of_patches),
     ("visual.rope.cos", table),
     ("visual.rope.sin", table),
 )

@@ -12,7 +12,6 @@ Resumable: run the same command again. RUN_FOLDER gets state.pt, loss.csv and ch
 import argparse
 import csv
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from minivl.helpers import write_whole
 from minivl.tiny import scenes
 from minivl.tiny.training import recipe
 from minivl.tiny.training.batches import make_batch
@@ -230,16 +230,16 @@ def note(folder, bar, figures):
 
 
 def save(folder, state):
-    torch.save(state, folder / "state.partial")
-    os.replace(folder / "state.partial", folder / "state.pt")
+    with write_whole(folder / "state.pt") as partial:
+        torch.save(state, partial)
 
 
 def export(model, folder):
     """Write the checkpoint as published ones are: bf16, published names, output layer tied to the embeddings."""
     recipe.write_folder(folder)
     tensors = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in model.state_dict().items()}
-    save_file(tensors, folder / "model.partial", metadata={"format": "pt"})
-    os.replace(folder / "model.partial", folder / "model.safetensors")
+    with write_whole(folder / "model.safetensors") as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from minivl.faults import swapped
+from minivl.faults.inject import patch
 from minivl.kernels import attention
 from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.kernels.rope import rotate_numpy
 from minivl.model.positions import mrope, patch_positions, prompt_positions, vision_rope
 from minivl.model.windows import frame_segments, to_window_order, window_index
-from minivl.processing import messages
+from minivl.processing.chat_template import render
+from minivl.processing.messages import expand
 
 
 class Port:
@@ -30,9 +31,9 @@ class Port:
     def __getitem__(self, name):
         return np.array(self.trace[name])
 
-    def swapped(self, where, make, name):
+    def patch(self, where, make, name):
         """The tensor of a run with make(function) in the place of a function of the engine."""
-        with swapped(where, make):
+        with patch(where, make):
             return self.edited({}, name)
 
     def edited(self, edit, name):
@@ -92,7 +93,7 @@ def normalised(change):
 def resized(change):
     def run(port):
         make = lambda original: lambda self, picture, **_: np.asarray(change(picture))  # noqa: E731
-        return port.swapped("minivl.processing.image_processor.ImageProcessor.resized", make, "image.0.resized")
+        return port.swapped("minivl.processing.image_processor.ImageProcessor.resize", make, "image.0.resized")
 
     return run
 
@@ -101,7 +102,7 @@ def of_text(change):
     """input_ids of the prompt's text, after change(text with one placeholder, its number of tokens)."""
 
     def run(port):
-        text, count = messages.render(port.prompt), int((port["input_ids"] == port.config.image_token_id).sum())
+        text, count = render(port.prompt), int((port["input_ids"] == port.config.image_token_id).sum())
         return np.array(port.vlm.tokenizer.encode(change(text, count)))
 
     return run
@@ -159,17 +160,17 @@ PREPARATION = [
     ("second frame empty", "", "pixel_values", without_second_frame),
     ("already in window order", "", "pixel_values", lambda p: p.in_windows(p["pixel_values"])),
     ("no system prompt", "first turn", "input_ids", of_text(
-        lambda text, n: messages.expand(text.partition("<|im_end|>\n")[2], [n]))),
+        lambda text, n: expand(text.partition("<|im_end|>\n")[2], [n]))),
     ("no generation prompt", "", "input_ids", of_text(
-        lambda text, n: messages.expand(text.rpartition("<|im_start|>")[0], [n]))),
+        lambda text, n: expand(text.rpartition("<|im_start|>")[0], [n]))),
     ("no system prompt", "both", "input_ids", of_text(
-        lambda text, n: messages.expand(text.partition("<|im_end|>\n")[2].rpartition("<|im_start|>")[0], [n]))),
-    ("extra first token", "BOS", "input_ids", of_text(lambda text, n: messages.expand("<|endoftext|>" + text, [n]))),
+        lambda text, n: expand(text.partition("<|im_end|>\n")[2].rpartition("<|im_start|>")[0], [n]))),
+    ("extra first token", "BOS", "input_ids", of_text(lambda text, n: expand("<|endoftext|>" + text, [n]))),
     ("placeholders not expanded", "", "input_ids", of_text(lambda text, n: text)),
-    ("placeholders for patches", "", "input_ids", of_text(lambda text, n: messages.expand(text, [4 * n]))),
-    ("another number of placeholders", "", "input_ids", of_text(lambda text, n: messages.expand(text, [n - 7]))),
+    ("placeholders for patches", "", "input_ids", of_text(lambda text, n: expand(text, [4 * n]))),
+    ("another number of placeholders", "", "input_ids", of_text(lambda text, n: expand(text, [n - 7]))),
     ("no vision_start and vision_end", "", "input_ids", of_text(
-        lambda text, n: messages.expand(text.replace("<|vision_start|>", "").replace("<|vision_end|>", ""), [n]))),
+        lambda text, n: expand(text.replace("<|vision_start|>", "").replace("<|vision_end|>", ""), [n]))),
 ]  # fmt: skip
 
 

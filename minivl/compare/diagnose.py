@@ -1,0 +1,96 @@
+"""Find the mistake behind a tensor that differs: compute each known one, and name the one that gives the other's values.
+
+step = Step("visual.blocks.0.attn.q_rope", ours, theirs, known, config)
+find_causes(step, limit=2e-5)      # [Cause("interleaved RoPE", "pairs are neighbours (2i, 2i + 1) ...", 1.3e-7)]
+"""
+
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from minivl.compare.measure import distance
+from minivl.compare.mistakes import (
+    RIGHT,
+    Cause,
+    Unknown,
+    any_tensor,
+    attention,
+    image,
+    layers,
+    prompt,
+    text_positions,
+    vision_positions,
+)
+
+FILES = (image, prompt, vision_positions, text_positions, attention, layers)
+
+
+def functions_for(name):
+    """The functions that compute mistakes of this tensor alone."""
+    return [make for file in FILES for pattern, make in file.MISTAKES if fnmatchcase(name, pattern)]
+
+
+def of_the_stage(step):
+    return functions_for(step.short)
+
+
+def of_any_tensor(step):
+    return any_tensor.MISTAKES
+
+
+def of_the_layout(step):
+    """The functions that change no value."""
+    whole = step.word in ("scores", "probs") and step.theirs.ndim == 3 and step.theirs.shape[1] == step.theirs.shape[2]
+    return [*any_tensor.LAYOUTS, *([attention.in_whole_rows] if whole and step.in_tower else [])]
+
+
+ALL = (of_the_stage, of_any_tensor)
+
+
+def predictions(step, functions):
+    """(name, sentence, array) of every mistake that can be computed."""
+    for make in functions:
+        try:
+            for name, sentence, array in make(step):
+                yield name, sentence, np.asarray(array() if callable(array) else array)
+        except Unknown:
+            continue
+
+
+def is_right(step, limit):
+    """Whether theirs is what the stage should give, as far as its inputs were recorded."""
+    before = distance(step.ours, step.theirs)
+    rights = [array for name, _, array in predictions(step, of_the_stage(step)) if name == RIGHT]
+    return any(distance(array, step.theirs) <= min(limit, before / 10) for array in rights)
+
+
+def find_causes(step, limit, groups=ALL):
+    """[Cause] of the mistakes that give theirs to within `limit` of the largest value, the likeliest first.
+
+    groups  of functions, each a function of the step: the later ones are asked if none of the earlier explains it exactly
+    """
+    before, causes = distance(step.ours, step.theirs), {}
+    for group in groups:
+        for name, sentence, candidate in predictions(step, group(step)):
+            left = distance(candidate, step.theirs)
+            if left > min(limit, before / 10):
+                continue
+            if name == RIGHT:  # theirs is as it should be
+                return []
+            if name not in causes or left < causes[name].error / 10:  # of one name, the sentence that fits best
+                causes[name] = Cause(name, sentence, left)
+        best = min((cause.error for cause in causes.values()), default=before)
+        if best <= limit / 20:
+            break
+    likely = [cause for cause in causes.values() if cause.error <= max(10 * best, limit / 20)]
+    guesses = image.guesses(step) if groups is ALL else ()
+    return likely or [Cause(name, sentence, before, exact=False) for name, sentence in guesses]
+
+
+def find_faint_eps(step):
+    """[Cause] of another eps that changes each value by less than rounding does, found in all values together."""
+    try:
+        sentence = layers.faint_eps(step)
+    except Unknown:
+        return []
+    return [Cause("wrong eps", sentence, distance(step.ours, step.theirs), exact=False)] if sentence else []

@@ -1,0 +1,46 @@
+"""What the docs take from the code is up to date."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_generated_parts_are_up_to_date():
+    command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, f"run python docs/generate.py: {run.stdout}{run.stderr}"
+
+
+def test_places_named_in_choices_exist():
+    """The last column of choices.md: `module.name` or `Class.name`, which one file of the package defines."""
+    text = (ROOT / "docs" / "choices.md").read_text(encoding="utf-8")
+    cells = [line.rsplit("|", 2)[1] for line in text.splitlines() if line.startswith("| ") and line.count("|") > 4]
+    named = [name for cell in cells[1:] for name in re.findall(r"`([\w.]+)`", cell)]
+    assert len(named) > 40
+    missing = [name for name in named if not defined(*name.split("."))]
+    assert not missing
+
+
+def defined(*parts):
+    """Whether module.name, module.Class.name or Class.name is defined at the top of some file of the package."""
+    for path in (ROOT / "minivl").rglob("*.py"):
+        inner = parts[1:] if parts[0] == path.stem else parts if parts[0][0].isupper() else ()
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        for name in inner:
+            body = next((node.body for node in body if name in names_of(node)), None) if body is not None else None
+        if inner and body is not None:
+            return True
+    return False
+
+
+def names_of(node):
+    """Names that a statement defines."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    node.body = []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
