@@ -12,11 +12,11 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from minivl.checkpoint.memory import amount, available
+from minivl.checkpoint.memory import available_memory
 from minivl.checkpoint.safetensors import write_tensors
 from minivl.errors import Error
-from minivl.helpers import format_bytes
-from minivl.plan.forecast import Foreseen
+from minivl.helpers import format_bytes, parse_bytes
+from minivl.plan.meta_model import TensorShape
 from minivl.stream import read_only, run, value_of
 from minivl.tensors import catalogue
 from minivl.trace.maps import MAPPED
@@ -35,7 +35,7 @@ def record(stage, keep="*", edit=None, stop=None, limit=None, spill=None, foreca
     limit  upper limit on the bytes kept, or "2GB". None: half of the free memory; with spill=, the free space of the disk
     spill  a safetensors file to write them to during the run; in the trace they are memory-mapped. It appears under its name
            when it is complete: an error or an interrupt leaves nothing
-    forecast  function of the prompt's tensors, {name: tensor} -> `Foreseen`s of all later tensors
+    forecast  function of the prompt's tensors, {name: tensor} -> `TensorShape`s of all later tensors
     about     function of the finished trace -> more `info`
     config    of the model that runs, for `Trace.maps`
 
@@ -86,7 +86,7 @@ class Recorder:
         self.keep, self.patterns = parse_keep(keep)
         self.edit, self.file, self.forecast = validate_edits(edit), file, forecast
         self.changes = [*self.edit, *([stop] if stop is not None else [])]
-        self.limit = default_limit(file) if limit is None else amount(limit, "limit")
+        self.limit = default_limit(file) if limit is None else parse_bytes(limit, "limit")
         self.trace = Trace(info={"generated_ids": [], "edited": []}, config=config)
         self.prompt, self.used = {}, 0
 
@@ -124,7 +124,7 @@ class Recorder:
             self.trace.info["generated_ids"] += tensor.tolist()
 
     def _take(self, name, tensor):
-        self._check([Foreseen(name, tuple(tensor.shape), tensor.dtype)])
+        self._check([TensorShape(name, tuple(tensor.shape), tensor.dtype)])
         array = read_only(value_of(tensor))
         if self.file is None:
             self.trace._tensors[name] = array
@@ -151,7 +151,7 @@ def default_limit(file):
     """Bytes that may be kept when limit= is not given."""
     if file is not None:
         return file.free_bytes
-    free = available()
+    free = available_memory()
     return UNKNOWN_MEMORY if free is None else free // 2
 
 

@@ -20,7 +20,7 @@ from minivl.checkpoint.safetensors import read_header
 from minivl.cli import main
 from minivl.errors import Error
 from minivl.kernels import attention
-from minivl.plan.forecast import forecast
+from minivl.plan.meta_model import forecast
 from minivl.processing.inputs import Inputs
 from minivl.stream import Lazy, run
 from minivl.tensors.catalogue import CATALOGUE
@@ -124,7 +124,7 @@ def test_a_change_of_nothing_is_refused_before_the_run():
         ({"keep": 5}, "keep=5: give a glob"),
         ({"edit": "visual"}, "edit='visual': give a dict"),
         ({"stop": 5}, "stop=5: give a name"),
-        ({"limit": "much"}, "limit='much' is no amount"),
+        ({"limit": "much"}, "limit='much' is not an amount"),
         ({"spill": 5}, "cannot write 5"),
     ],
 )
