@@ -18,6 +18,7 @@ from pathlib import Path
 
 from minivl.answer.answer import Answer, pictures_of_prompt
 from minivl.checkpoint.config import Config
+from minivl.checkpoint.fields import check_video_processor, warn_unknown_fields
 from minivl.checkpoint.hub import resolve
 from minivl.checkpoint.offload import offload_if_needed
 from minivl.checkpoint.weights import open_weights
@@ -66,6 +67,8 @@ def load(
     path = Path(CHECKPOINT) if source is None else resolve(source)
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder)
+    check_video_processor(folder)
+    warn_unknown_fields(folder)
     opened = open_weights(path, config, weights, memory_limit)
     if opened["lm_head.weight"] is not opened["model.embed_tokens.weight"]:  # whatever the file says
         config = dataclasses.replace(config, tie_word_embeddings=False)
