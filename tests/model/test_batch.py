@@ -64,9 +64,9 @@ def test_answers_are_those_of_one_by_one(vlm, prompts, options):
 def test_room_is_made_once_for_each(vlm, prompts, monkeypatch):
     """When its prompt is read, for the longest answer: no step copies what is there."""
     grown, layers = [], vlm.config.text.num_hidden_layers
-    grow = KVCache._grown
+    grow = KVCache._enlarge
     monkeypatch.setattr(
-        KVCache, "_grown", lambda self, array, used, room: grown.append(room) or grow(self, array, used, room)
+        KVCache, "_enlarge", lambda self, array, used, room: grown.append(room) or grow(self, array, used, room)
     )
     vlm.ask_many(prompts, max_new_tokens=30)
     lengths = [len(prompt.input_ids) + 29 for prompt in prompts]
