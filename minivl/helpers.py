@@ -173,6 +173,17 @@ def _flush_to_disk(path):
         os.close(descriptor)
 
 
+def parse_bytes(value, argument):
+    """Bytes of a number, or of text such as "4GB", "1.5 GiB", "800M"; `argument` is named in the error."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?)(I?)B?\s*", value.upper(), re.ASCII)
+        if match and (match[2] or not match[3]) and len(match[1]) < 100:
+            return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
+        return int(value)
+    raise Error(f'{argument}={value!r} is not an amount of memory. Give bytes, or text such as "4GB" or "512MiB".')
+
+
 def format_bytes(number):
     """ "7.51 GB", from 10 MB up three digits; a GB is 10^9 bytes."""
     power = min(max(int(math.log10(max(number, 1)) // 3), 1), 4)

@@ -18,7 +18,7 @@ from pathlib import Path
 from minivl.answer.answer import Answer, pictures_of_prompt
 from minivl.checkpoint.config import Config
 from minivl.checkpoint.hub import resolve
-from minivl.checkpoint.offload import follower
+from minivl.checkpoint.offload import offload_if_needed
 from minivl.checkpoint.weights import open_weights
 from minivl.errors import Error
 from minivl.faults.what_if import what_if
@@ -66,7 +66,7 @@ def load(
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder)
     opened = open_weights(path, config, weights, memory_limit)
-    return VLM(config, opened, kernels, folder, video_positions, follower(opened, config, memory_limit))
+    return VLM(config, opened, kernels, folder, video_positions, offload_if_needed(opened, config, memory_limit))
 
 
 class VLM(Engine):
@@ -196,6 +196,15 @@ class VLM(Engine):
     def what_if(self, fault, question=None, images=None, videos=None, keep="*", **options):
         """Run a prompt with a known porting bug, such as "no-window-attention", and compare. -> what_if.WhatIf"""
         return what_if(self, fault, question, images, videos, keep, **options)
+
+    def report(self, question, images=None, videos=None, **options):
+        """Answer a question and browse the run as one HTML page, inline in a notebook. -> html_page.Report
+
+        Options as of `ask`; `.save("run.html")` writes the page, `.answer` is the `Answer`.
+        """
+        from minivl.report.html_page import report
+
+        return report(self, question, images, videos, **options)
 
     def count_tokens(
         self, question, images=None, videos=None, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None,

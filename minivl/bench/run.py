@@ -41,7 +41,7 @@ from minivl.bench.workloads import (
     workloads,
 )
 from minivl.checkpoint.config import Config
-from minivl.checkpoint.memory import memory
+from minivl.checkpoint.memory import system_memory
 from minivl.checkpoint.parameters import parameter_shapes
 from minivl.errors import Error
 from minivl.kernels import runs_on_amx
@@ -66,7 +66,7 @@ def bench(size="tiny", rounds=5, only=(), threads=None, folder=None, peers=True)
     config = Config.read(CHECKPOINT) if size == "tiny" else Config.from_dict(stored_config(size))
     work, programs, left_out = chosen(size, config, only, peers)
     needed = 2 * sum(math.prod(shape) for shape in parameter_shapes(config).values())
-    check_free(memory(), needed + READ, "memory", "Use a smaller --size.")
+    check_free(system_memory(), needed + READ, "memory", "Use a smaller --size.")
     with checkpoint(size, folder) as path, contextlib.ExitStack() as stack:
         limits = stack.enter_context(Process(Limits, threads=threads))
         running = started(stack, programs, left_out, path, work, threads, needed)
@@ -138,7 +138,7 @@ def started(stack, peers, left_out, path, work, threads, needed):
     for name, peer in sorted(peers.items(), key=lambda item: item[1].size):
         try:
             # what is mapped from the file counts as available, and has to stay in memory for minivl's sake
-            check_free(memory(), needed + needed // 2 * peer.size + SPARE, "memory beside minivl", "")
+            check_free(system_memory(), needed + needed // 2 * peer.size + SPARE, "memory beside minivl", "")
             with peer.files(path, None if path == CHECKPOINT else path) as files:
                 process = Process(peer.make, path, work, *peer.arguments, *files, threads=threads)
                 running[name] = stack.enter_context(process)
@@ -247,7 +247,7 @@ def machine(threads):
         "system": platform.platform(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "memory": memory("MemTotal"),
+        "memory": system_memory("MemTotal"),
         "matmul": "float32 on AMX" if runs_on_amx() else "float32",
     }
 

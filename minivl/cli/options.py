@@ -4,6 +4,7 @@ import os
 import sys
 
 from minivl.errors import Error
+from minivl.helpers import format_bytes
 
 PROMPT_OPTIONS = ("min_pixels", "max_pixels", "fps", "nframes")
 ANSWER_OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", *PROMPT_OPTIONS)
@@ -73,14 +74,13 @@ def answer_options(options):
 
 
 def load_model(options):
-    from minivl.checkpoint.memory import gigabytes
     from minivl.vlm import load
 
     vlm = load(options.model, options.weights, options.backend, memory_limit=options.memory_limit)
     if vlm.resident is not None and options.memory_limit is None:
         print(
-            f"minivl: the weights, {gigabytes(vlm.weights.nbytes)}, do not fit in memory; they are read from disk as they are "
-            f"needed. The program keeps to {gigabytes(vlm.resident.limit)}; --memory-limit sets another limit.",
+            f"minivl: the weights, {format_bytes(vlm.weights.nbytes)}, do not fit in memory; they are read from disk when they "
+            f"are needed. The program keeps to {format_bytes(vlm.resident.limit)}; --memory-limit sets another limit.",
             file=sys.stderr,
         )
     return vlm

@@ -1,44 +1,50 @@
-"""The arithmetic, twice: a plain NumPy reference, and beside it the compiled twin. Nothing else imports numba.
+"""The arithmetic, twice: a plain NumPy reference, and beside it the compiled version. Only this folder imports Numba.
 
-    linear.py      x @ W.T + b, from weights stored as bfloat16 bits or float32; few rows of x: bound by memory
+    linear.py      x @ W.T + b, with weights stored as bfloat16 bits or float32; few rows of x: bound by memory
+    few_rows.py    the innermost loop of linear.py, in the processor's registers
     matmul.py      the same for many rows: bound by arithmetic
-    dots.py        the innermost loop of linear.py, in the processor's registers
     tile.py        the innermost loop of matmul.py and attention.py, in the processor's registers
-    amx.py         matmul.py's work on the matrix instructions of some processors, if MINIVL_AMX=1; amx_tile.py: these
+    amx.py         the work of matmul.py on the matrix instructions of some processors, if MINIVL_AMX=1; amx_tile.py: these
     norms.py       RMSNorm
     rope.py        rotary position embedding
-    attention.py   softmax(q k.T) v inside segments (tower) and causal over a cache (decoder)
+    attention.py   softmax(q k.T) v within segments (tower) and causal over a cache (decoder)
     activations.py SwiGLU and GELU
-    cache.py       where compiled code is kept
-    compile.py     compiles all kernels before they are needed
-    memory.py      what is freed is kept for the next large arrays
-    machine.py     how fast this machine reads memory, for the benchmark, and runs these kernels, for the plan
+    bfloat16.py    bfloat16 as its 16 bits
+    jit_cache.py   the folder of compiled code
+    warm_up.py     compiles all kernels before they are needed
+    processes.py   Numba in forked processes and in several Python threads
+    allocator.py   keeps freed memory for the next large arrays
+    speeds.py      measures this machine: reading memory for the benchmark, the kernels for the plan
 
-`choose` is the one place where a backend is picked; a stage takes the result and calls `kernels.linear(...)`.
+`choose` is the only place where a backend is picked; a stage takes the result and calls `kernels.linear(...)`.
 All arrays are float32; all shapes are without a batch axis.
 """
 
 import functools
+import importlib
 import os
+import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from minivl.errors import Error
-from minivl.kernels.jit_cache import find_cache
 
 # subtle: how often an idle thread of the OpenMP layer looks for work before it sleeps, some tenths of a millisecond. Waking
 # one takes as long as a small kernel; but threads that spin for long starve those of NumPy's BLAS, up to 8x on few cores.
 # Read once, when libgomp is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+if re.fullmatch(r"\s*(-\d+|\+?0+)\s*", os.environ.get("NUMBA_NUM_THREADS", "")):  # with which Numba cannot be imported
+    raise Error(f"NUMBA_NUM_THREADS is {os.environ['NUMBA_NUM_THREADS']}; it must be at least 1.")
 
-find_cache()
 
-
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Kernels:
-    """One backend: the functions that the stages call. matmul says how products of many rows with bfloat16 weights are made."""
+    """One backend: the functions that the stages call. The plain versions, such as `linear.linear_numpy`, say what each does.
+
+    matmul  how products of many rows with bfloat16 weights are computed
+    """
 
     name: str
     linear: Callable
@@ -51,52 +57,77 @@ class Kernels:
     matmul: str = "float32"
 
 
+FUNCTIONS = tuple(field.name for field in fields(Kernels) if field.type is Callable)
+MODULES = {
+    "linear": "linear",
+    "rms_norm": "norms",
+    "rotate": "rope",
+    "segment_attention": "attention",
+    "causal_attention": "attention",
+    "silu_multiply": "activations",
+    "gelu": "activations",
+}
+
+
 def choose(backend, matmul="float32"):
-    """The kernels of a backend: "numba" (compiled, the default elsewhere) or "numpy" (to read, and to step through).
+    """The `Kernels` of a backend: "numba" (compiled, the default elsewhere) or "numpy" (to read, and to step through).
 
     matmul  "float32"; or "bf16x2", on AMX only: x as the sum of two bfloat16, off by up to 2^-17 of itself (see amx.py)
+
+    With NUMBA_DISABLE_JIT=1, Numba's switch for debugging, "numba" is "numpy" with a warning: the innermost loops are LLVM
+    code, which needs the compiler.
     """
     if backend not in ("numba", "numpy"):
         raise Error(f'backend={backend!r} is unknown. Use "numba" (compiled) or "numpy" (plain reference).')
     if matmul not in ("float32", "bf16x2") or (matmul, backend) == ("bf16x2", "numpy"):
         raise Error(f'matmul={matmul!r} with backend={backend!r}: use "float32", or, with backend="numba", "bf16x2".')
-    from minivl.kernels import activations, attention, linear, norms, rope
+    if backend == "numba" and _is_jit_disabled():
+        _warn("NUMBA_DISABLE_JIT is set: the plain NumPy kernels run.")
+        backend = "numpy"
+    if backend == "numpy":
+        return Kernels(backend, **_functions(backend))
+    return _choose_compiled(matmul)
 
-    if backend == "numba":
-        from minivl.kernels.allocator import keep_freed_memory
-        from minivl.kernels.warm_up import compile_kernels
 
-        keep_freed_memory()
-        compile_kernels()
-    rooms = {
-        "linear": linear,
-        "rms_norm": norms,
-        "rotate": rope,
-        "segment_attention": attention,
-        "causal_attention": attention,
-        "silu_multiply": activations,
-        "gelu": activations,
-    }
-    functions = {name: getattr(room, f"{name}_{backend}") for name, room in rooms.items()}
-    if backend == "numba" and runs_on_amx(matmul):
-        from minivl.kernels.amx import compiled
+def _choose_compiled(matmul):
+    from minivl.kernels.allocator import keep_freed_memory
+    from minivl.kernels.processes import check_numba, protect
+    from minivl.kernels.warm_up import compile_kernels
 
-        functions["linear"] = compiled(terms=3 if matmul == "float32" else 2)
+    check_numba()
+    keep_freed_memory()
+    compile_kernels()
+    functions = _functions("numba")
+    if runs_on_amx(matmul):
+        from minivl.kernels.amx import compile_linear
+
+        functions["linear"] = compile_linear(terms=3 if matmul == "float32" else 2)
         matmul += " on AMX"
-    return Kernels(backend, **functions, matmul=matmul)
+    return protect(Kernels("numba", **functions, matmul=matmul))
+
+
+def _functions(backend):
+    modules = {name: importlib.import_module(f"minivl.kernels.{module}") for name, module in MODULES.items()}
+    return {name: getattr(module, f"{name}_{backend}") for name, module in modules.items()}
+
+
+def _is_jit_disabled():
+    import numba
+
+    return bool(numba.config.DISABLE_JIT)
 
 
 def runs_on_amx(matmul="float32"):
     """Whether MINIVL_AMX=1 and this machine has AMX. If it has not: an error for "bf16x2", else a warning, once."""
     why = "MINIVL_AMX=1 is not set"
     if os.environ.get("MINIVL_AMX") == "1":
-        from minivl.kernels.amx import unavailable
+        from minivl.kernels.amx import find_obstacle
 
-        why = unavailable()
+        why = find_obstacle()
         if why and matmul == "float32":
             _warn(f"MINIVL_AMX=1, but AMX is not used: {why}. The portable kernels run.")
     if why and matmul != "float32":
-        raise Error(f'matmul="{matmul}" needs AMX, which is not used: {why}. Leave matmul out for float32 arithmetic.')
+        raise Error(f'matmul="{matmul}" needs AMX, which is not used: {why}. Leave matmul= out for float32 arithmetic.')
     return why is None
 
 
@@ -106,12 +137,14 @@ def _warn(sentence):
 
 
 def set_threads(count):
-    """Use this many threads from now on; results are the same bits for any number. Environment: NUMBA_NUM_THREADS."""
-    import numba
+    """Use so many threads from now on; results are the same bits for any number. Environment: NUMBA_NUM_THREADS."""
+    from minivl.kernels.processes import check_numba
 
-    most = numba.config.NUMBA_NUM_THREADS
+    most = check_numba()
     if type(count) is not int or not 1 <= count <= most:
         raise Error(
             f"threads: {count!r}; it must be a whole number from 1 to {most} (NUMBA_NUM_THREADS sets the limit)."
         )
+    import numba
+
     numba.set_num_threads(count)

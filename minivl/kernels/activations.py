@@ -5,6 +5,8 @@ import math
 import numba
 import numpy as np
 
+from minivl.kernels.jit_cache import CACHE
+
 FEW = 8  # rows that one thread does alone
 
 
@@ -39,19 +41,19 @@ def silu_multiply_numba(gate, up):
 
 
 # subtle: with Python's rule for x / 0, an exception, no loop with a division is vectorised
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, cache=CACHE, error_model="numpy")
 def _silu_multiply(gate, up, out):
     for n in numba.prange(len(gate)):
         _silu_multiply_row(gate[n], up[n], out[n])
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=CACHE, error_model="numpy")
 def _silu_multiply_few(gate, up, out):  # waking other threads would take longer
     for n in range(len(gate)):
         _silu_multiply_row(gate[n], up[n], out[n])
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=CACHE, error_model="numpy")
 def _silu_multiply_row(gate, up, out):
     for i in range(len(gate)):
         out[i] = gate[i] / (np.float32(1) + exponential(-gate[i])) * up[i]
@@ -72,7 +74,7 @@ def gelu_numba(x):
     return out
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True, cache=CACHE)
 def _gelu(x, out):
     N, D = x.shape
     for n in numba.prange(N):

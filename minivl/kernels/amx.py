@@ -21,7 +21,7 @@ Unlike float32 arithmetic these instructions take what is smaller than 2^-126 fo
 may give NaN, and a sum that only just fits into float32 infinity. Infinities and NaN in x go where matmul.py lets them go.
 
 Never run on such a processor by the authors yet, only in emulation (tests/kernels/test_amx.py): hence off unless MINIVL_AMX=1,
-and checked in another process before the first use. `unavailable` says why it is not used.
+and checked in another process before the first use. `find_obstacle` says why it is not used.
 """
 
 import ctypes
@@ -39,8 +39,9 @@ import numpy as np
 
 from minivl.kernels.amx_tile import LINE, TILE, configure, load, multiply, release, store
 from minivl.kernels.bfloat16 import from_float32, to_float32
+from minivl.kernels.jit_cache import CACHE
 from minivl.kernels.linear import linear_numba
-from minivl.kernels.matmul import transposed
+from minivl.kernels.matmul import transpose_into
 
 SIDE = 2 * TILE  # of the square of sums; also values of k in a row of a tile
 DEPTH = 6  # most tiles along k before sums are put away: a panel of x, 36 KB, stays in the first-level cache of 48 KB
@@ -58,7 +59,7 @@ def linear_amx(x, weight, bias=None, terms=3):
     return matmul_amx(x, weight, bias, terms)
 
 
-def compiled(terms):
+def compile_linear(terms):
     """`linear_amx` with so many terms, and ready to run."""
     function = functools.partial(linear_amx, terms=terms)
     stored = np.ones((8, 8), dtype=np.uint16)
@@ -81,7 +82,7 @@ def matmul_amx(x, weight, bias=None, terms=3):
     return out
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=CACHE)
 def _from_a_line(count):
     """float32 [count] that begins with a line of the cache: then no row of a tile lies across two."""
     space = np.empty(count + LINE // 4, dtype=np.float32)
@@ -89,13 +90,13 @@ def _from_a_line(count):
     return space[first : first + count]
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, cache=CACHE, error_model="numpy")
 def _pack(x, packed):
     for p in numba.prange(len(packed)):
         _pack_panel(x, p * SIDE, packed[p])
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=CACHE, error_model="numpy")
 def _pack_panel(x, first, panel):
     """x [first : first + SIDE, K] -> panel [steps, terms, 2, TILE, TILE] of words; rows and values that are not there are 0.
 
@@ -113,10 +114,10 @@ def _pack_panel(x, first, panel):
         for t in range(terms):
             _take_term(rest.reshape(-1), term.reshape(-1))
             for half in range(2):
-                transposed(words[half * TILE : (half + 1) * TILE], panel[step, t, half])
+                transpose_into(words[half * TILE : (half + 1) * TILE], panel[step, t, half])
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=CACHE)
 def _take_term(rest, term):
     """term = rest as bfloat16 bits, rounded to nearest, ties to even; rest -= term. Nothing is left of what is not finite."""
     for j in range(len(rest)):
@@ -131,7 +132,7 @@ def _take_term(rest, term):
         rest[j] = rest[j] - np.uint32(kept).view(np.float32) if size < np.uint32(0x7F800000) else np.float32(0)
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, cache=CACHE, error_model="numpy")
 def _multiply(packed, words, bias, tasks, out):
     """Tasks: a block of the panels of x, times a part of the rows of W. No sum is shared, so their number changes no bit."""
     squares, panels = (len(words) + SIDE - 1) // SIDE, len(packed)
@@ -144,7 +145,7 @@ def _multiply(packed, words, bias, tasks, out):
             _multiply_rows(packed[start:stop], words, bias, first, end, out[start * SIDE : stop * SIDE])
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=CACHE, error_model="numpy")
 def _multiply_rows(packed, words, bias, first, end, out):
     """The task of a thread: rows first:end of W, the same columns of out."""
     M, N, K = len(out), end - first, words.shape[1]
@@ -175,10 +176,10 @@ def _multiply_rows(packed, words, bias, first, end, out):
     release()
     for p in range(panels):
         m = p * SIDE
-        transposed(sums[p, :N, : min(SIDE, M - m)], out[m:, first:end])
+        transpose_into(sums[p, :N, : min(SIDE, M - m)], out[m:, first:end])
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=CACHE)
 def _copy_padded(source, target):
     for j in range(len(source)):
         target[j] = source[j]
@@ -186,7 +187,7 @@ def _copy_padded(source, target):
         target[j] = 0
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=CACHE)
 def _multiply_square(w, w_row, x, deep, terms, sums):
     """sums [SIDE, SIDE] += w [SIDE, SIDE * deep] @ x. Addresses; rows of w are w_row bytes apart, sums and x dense."""
     load(0, sums, 4 * SIDE)
@@ -211,16 +212,17 @@ def _multiply_square(w, w_row, x, deep, terms, sums):
     store(3, sums + 4 * SIDE * TILE + LINE, 4 * SIDE)
 
 
-# ---- may it be used? ----
+# ---- whether it can be used ----
 
 
 @functools.cache
-def unavailable():
-    """Why AMX is not used in this process, as a part of a sentence; None if it is. Found out once."""
-    return missing() or refused() or failed()
+def find_obstacle():
+    """Why AMX is not used in this process, as part of a sentence; None if it is. Determined once."""
+    return find_missing_hardware() or request_permission() or check_in_processes()
 
 
-def missing():
+def find_missing_hardware():
+    """Why this machine cannot have AMX, or None."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return "it is used on Linux on x86-64 only"
     features = llvmlite.binding.get_host_cpu_features()
@@ -228,16 +230,19 @@ def missing():
         return "this processor, or the virtual machine, has none"
 
 
-def refused():
-    """Ask Linux to keep tiles for this process: for all its threads, also those that there are already, until it ends."""
+def request_permission():
+    """Ask Linux for the tile registers, for all threads of this process until it ends. -> why it refuses, or None"""
     system, words = ctypes.CDLL(None, use_errno=True), (ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA)
     if system.syscall(*map(ctypes.c_long, words)):
         return f"Linux refuses it ({os.strerror(ctypes.get_errno())}; 5.16 is the first that knows it)"
 
 
-def failed():
-    """Run `check` in a process of its own: an instruction that the machine does not know ends that one and not this. In two
-    at a time: then threads have to take turns, and a virtual machine that loses tiles meanwhile is found."""
+def check_in_processes():
+    """Run `check` in two processes at once. -> what went wrong, or None
+
+    An instruction that the machine does not know ends such a process and not this one; and as the threads of two processes
+    take turns, a virtual machine that loses tiles meanwhile is found.
+    """
     command = [sys.executable, "-c", CHECK]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
@@ -251,7 +256,7 @@ def failed():
 
 def check():
     """Products against float64, and the same one again and again; ends the process with a sentence if anything is wrong."""
-    why = refused()
+    why = request_permission()
     if why:
         sys.exit(why)
     rng = np.random.default_rng(0)

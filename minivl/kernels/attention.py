@@ -24,7 +24,8 @@ import numba
 import numpy as np
 
 from minivl.kernels.activations import exponential
-from minivl.kernels.matmul import transposed
+from minivl.kernels.jit_cache import CACHE
+from minivl.kernels.matmul import transpose_into
 from minivl.kernels.tile import COLUMNS, ROWS, add_to, first_tile, raise_to, take_from, tile
 
 FAST = {"reassoc", "contract"}  # sums may be reordered, which is what lets the compiler use vectors
@@ -153,7 +154,7 @@ def _buffer(rows):
     return np.lib.stride_tricks.as_strided(rows, (KV, rows.strides[0] // (4 * K), K))
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, cache=CACHE, error_model="numpy")
 def _attend_tiles(q, k, v, first, last, starts, out):
     tasks = (len(starts) - 1 + PANELS - 1) // PANELS
     for task in numba.prange(len(k) * tasks):
@@ -161,7 +162,7 @@ def _attend_tiles(q, k, v, first, last, starts, out):
         _attend_panels(q, k, v, first, last, starts[p : p + PANELS + 1], task // tasks, out)
 
 
-@numba.njit(cache=True, fastmath=FAST, error_model="numpy")
+@numba.njit(cache=CACHE, fastmath=FAST, error_model="numpy")
 def _attend_panels(q, k, v, first, last, starts, g, out):
     """Panels of queries of group g, against KEYS keys at a time, which come near once for all of the panels. For each of them:
 
@@ -181,7 +182,7 @@ def _attend_panels(q, k, v, first, last, starts, g, out):
         for i in range(begin, end):
             for j in range(K):
                 rows[i - begin, j] = q[g * group + i % group, i // group, j] * scale
-        transposed(rows, queries[p])
+        transpose_into(rows, queries[p])
         blocks = max(blocks, (last[(end - 1) // group] - first[begin // group] + KEYS - 1) // KEYS)
     scores = np.empty((KEYS, COLUMNS), dtype=np.float32)
     # what a tile would read beyond the end, padded: rows of k, and all of v if it is narrow
@@ -217,7 +218,7 @@ def _attend_panels(q, k, v, first, last, starts, g, out):
                 tile(columns + 4 * row, 1, stride, at_scores, COLUMNS, place, keys)
     done, whole = np.empty((COLUMNS, high * ROWS), dtype=np.float32), (high - 1) * ROWS
     for p in range(panels):
-        transposed(context[p], done)
+        transpose_into(context[p], done)
         for i in range(starts[p], starts[p + 1]):
             row, c = out[i // group, g * group + i % group], i - starts[p]
             for j in range(whole):
@@ -226,14 +227,14 @@ def _attend_panels(q, k, v, first, last, starts, g, out):
                 row[max(K - ROWS, 0) + j] = done[c, whole + j] / total[p, c]
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=CACHE, error_model="numpy")
 def _copy(rows, first, last, edge):
     for i in range(first, last):
         for j in range(rows.shape[1]):
             edge[i - first, j] = rows[i, j]
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=CACHE, error_model="numpy")
 def _mask(scores, keys, s, begin, end, group, first, last):
     """Set to -inf what the queries begin:end may not see of the keys from s on."""
     for c in range(end - begin):
@@ -244,7 +245,7 @@ def _mask(scores, keys, s, begin, end, group, first, last):
             scores[i, c] = -np.inf
 
 
-@numba.njit(cache=True, fastmath=FAST, error_model="numpy")
+@numba.njit(cache=CACHE, fastmath=FAST, error_model="numpy")
 def _softmax_block(scores, keys, top, total, context):
     """scores = e^(scores - largest so far); top, total and context [K, COLUMNS] are brought up to date."""
     shrink, new = top.copy(), np.zeros(COLUMNS, dtype=np.float32)
@@ -263,7 +264,7 @@ def _softmax_block(scores, keys, top, total, context):
             context[j, c] *= shrink[c]
 
 
-@numba.njit(cache=True, fastmath=FAST, error_model="numpy")
+@numba.njit(cache=CACHE, fastmath=FAST, error_model="numpy")
 def _exponentials(x):
     for i in range(len(x)):
         x[i] = exponential(x[i])

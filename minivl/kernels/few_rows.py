@@ -25,17 +25,17 @@ BYTE, WORD, NUMBER = ir.IntType(8), ir.IntType(32), ir.FloatType()
 
 
 @intrinsic
-def dots(typing, weight, w, x, rows):
+def dot_products(typing, weight, w, x, rows):
     """A tuple of float32: the products of row w[0] of weight [N, K] with each of the rows of x [M, K], then those of w[1], ...
 
     weight  float32, or bfloat16 bits (uint16), dense as x is;  w, rows  tuples of row numbers, which must exist
     """
     if weight.layout != "C" or x.layout != "C":
         return None
-    return types.UniTuple(types.float32, len(w) * len(rows))(weight, w, x, rows), emit_dots
+    return types.UniTuple(types.float32, len(w) * len(rows))(weight, w, x, rows), emit_dot_products
 
 
-def emit_dots(context, builder, signature, arguments):
+def emit_dot_products(context, builder, signature, arguments):
     weight, x = (make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2))
     w, rows = (cgutils.unpack_tuple(builder, arguments[i]) for i in (1, 3))
     _, depth = cgutils.unpack_tuple(builder, x.shape)

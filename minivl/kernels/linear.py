@@ -3,8 +3,8 @@
 Many rows (prefill, tower): arithmetic is the limit; see matmul.py.
 Few rows (decode: one for each sequence): each weight is used a few times only, so the time is the time to read W, and bfloat16
 halves it. The compiled kernel reads each weight once for all rows of x, upcasts it in a register and multiplies it there
-(dots.py). A task takes some rows of W at once, so that several streams of memory are under way and each value of x is read once
-for all of them:
+(few_rows.py). A task takes some rows of W at once, so that several streams of memory are under way and each value of x is read
+once for all of them:
 
     one row of x     4 rows of W        several     3 rows of W times 4 of x, the sums of which fit into the registers
 
@@ -16,7 +16,8 @@ import numba
 import numpy as np
 
 from minivl.kernels.bfloat16 import to_float32
-from minivl.kernels.few_rows import dots
+from minivl.kernels.few_rows import dot_products
+from minivl.kernels.jit_cache import CACHE
 from minivl.kernels.matmul import matmul_numba
 
 FEW = 8  # most rows for which that is so: with more, arithmetic is the limit
@@ -47,7 +48,7 @@ def linear_numba(x, weight, bias=None):
     return out
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True, cache=CACHE)
 def _few_rows(x, weight, out):
     rows = 4 if len(x) == 1 else 3
     for task in numba.prange((len(weight) + rows - 1) // rows):
@@ -57,20 +58,20 @@ def _few_rows(x, weight, out):
             _four_by_three(x, weight, 3 * task, out)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=CACHE)
 def _one_by_four(x, weight, n, out):
     last = len(weight) - 1  # subtle: behind it there is nothing, and it is taken again
-    sums = dots(weight, (n, min(n + 1, last), min(n + 2, last), min(n + 3, last)), x, (0,))
+    sums = dot_products(weight, (n, min(n + 1, last), min(n + 2, last), min(n + 3, last)), x, (0,))
     for r in range(min(4, len(weight) - n)):
         out[0, n + r] = sums[r]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=CACHE)
 def _four_by_three(x, weight, n, out):
     last, end = len(weight) - 1, len(x) - 1
     for m in range(0, len(x), 4):
         rows = m, min(m + 1, end), min(m + 2, end), min(m + 3, end)
-        sums = dots(weight, (n, min(n + 1, last), min(n + 2, last)), x, rows)
+        sums = dot_products(weight, (n, min(n + 1, last), min(n + 2, last)), x, rows)
         for r in range(min(3, len(weight) - n)):
             for c in range(min(4, len(x) - m)):
                 out[m + c, n + r] = sums[4 * r + c]

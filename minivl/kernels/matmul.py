@@ -14,6 +14,7 @@ A result is summed in the same order whatever the number of threads. The plain t
 import numba
 import numpy as np
 
+from minivl.kernels.jit_cache import CACHE
 from minivl.kernels.tile import COLUMNS, LANES, PADDED, ROWS, prefetch, tile, transpose
 
 DEPTH = 384  # most values of k before a sum is put away: also keeps rounding errors smaller than one long sum would
@@ -36,24 +37,24 @@ def matmul_numba(x, weight, bias=None):
     return out
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, cache=CACHE, error_model="numpy")
 def _pack(x, packed):
     """[M, K] -> [panels, K, COLUMNS]; rows that are not there are 0."""
     for p in numba.prange(len(packed)):
         _pack_panel(x, p * COLUMNS, packed[p])
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=CACHE, error_model="numpy")
 def _pack_panel(x, first, panel):
     M, K = x.shape
     rows = min(COLUMNS, M - first)
     if rows < COLUMNS:
         panel[:, rows:] = np.float32(0)
-    transposed(x[first : first + rows], panel)
+    transpose_into(x[first : first + rows], panel)
 
 
-@numba.njit(cache=True, error_model="numpy")
-def transposed(rows, columns):
+@numba.njit(cache=CACHE, error_model="numpy")
+def transpose_into(rows, columns):
     """columns[j, i] = rows[i, j]: by blocks, the last ones of each row of blocks over a part of those before."""
     M, N = rows.shape
     width, height = rows.strides[0] // 4, columns.strides[0] // 4
@@ -67,7 +68,7 @@ def transposed(rows, columns):
             columns[j, i] = rows[i, j]
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, cache=CACHE, error_model="numpy")
 def _multiply(packed, words, shift, bias, tasks, out):
     """words [N, K] of 16 or 32 bits; shift (16 or 0) makes float32 of them."""
     tiles = (len(words) + ROWS - 1) // ROWS
@@ -76,7 +77,7 @@ def _multiply(packed, words, shift, bias, tasks, out):
         _multiply_rows(packed, words, shift, bias, first, end, out)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=CACHE, error_model="numpy")
 def _multiply_rows(packed, words, shift, bias, first, end, out):
     """The task of a thread: rows first:end of W, the same columns of out."""
     M, N, K = len(out), end - first, words.shape[1]
@@ -95,7 +96,7 @@ def _multiply_rows(packed, words, shift, bias, first, end, out):
             for t in range(tiles):
                 for r in range(min(ROWS, N - t * ROWS)):
                     _upcast(words[first + t * ROWS + r, k : k + deep], shift, strip[r])
-                transposed(strip.view(np.float32)[:, :deep], panel[t])
+                transpose_into(strip.view(np.float32)[:, :deep], panel[t])
             lines = COLUMNS * deep // (LINE * max(tiles, 1)) + 1
             for p in range(many):
                 x_panel = at_x + 4 * COLUMNS * ((start + p) * K + k)
@@ -106,10 +107,10 @@ def _multiply_rows(packed, words, shift, bias, first, end, out):
                     tile(at_panel + 4 * PADDED * depth * t, 1, PADDED, x_panel, COLUMNS, place, deep)
         for p in range(many):
             m = (start + p) * COLUMNS
-            transposed(sums[p].reshape(-1, COLUMNS)[:N, : min(COLUMNS, M - m)], out[m:, first:end])
+            transpose_into(sums[p].reshape(-1, COLUMNS)[:N, : min(COLUMNS, M - m)], out[m:, first:end])
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=CACHE)
 def _upcast(words, shift, out):
     # subtle: a function of its own, for the compiler to see that no index is negative; then it takes whole registers
     for j in range(len(words)):

@@ -7,6 +7,8 @@ Source: arXiv:1910.07467; eps is 1e-6 in the tower and `rms_norm_eps` in the dec
 import numba
 import numpy as np
 
+from minivl.kernels.jit_cache import CACHE
+
 
 def rms_norm_numpy(x, weight, eps):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis. x [N, D], weight [D] -> [N, D]"""
@@ -20,7 +22,7 @@ def rms_norm_numba(x, weight, eps):
     return out
 
 
-@numba.njit(cache=True, fastmath={"reassoc", "contract"})
+@numba.njit(cache=CACHE, fastmath={"reassoc", "contract"})
 def _rms_norm(x, weight, eps, out):
     N, D = x.shape
     for n in range(N):
@@ -32,6 +34,6 @@ def _rms_norm(x, weight, eps, out):
             out[n, d] = x[n, d] * scale * weight[d]
 
 
-def times_compiled():
-    """How often this process compiled the kernel, and did not find it in the cache."""
+def count_compilations():
+    """How often this process compiled the kernel instead of reading it from the cache."""
     return sum(_rms_norm.stats.cache_misses.values())

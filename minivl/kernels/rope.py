@@ -14,6 +14,8 @@ positions in the decoder.
 import numba
 import numpy as np
 
+from minivl.kernels.jit_cache import CACHE
+
 
 def rotate_numpy(x, cos, sin):
     """x [N, H, K] (any strides), cos and sin [N, K] -> [H, N, K]"""
@@ -29,7 +31,7 @@ def rotate_numba(x, cos, sin):
     return out
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=CACHE)
 def _rotate(x, cos, sin, out):
     N, H, K = x.shape
     half = K // 2

@@ -16,6 +16,7 @@ import numpy as np
 
 from minivl.kernels.activations import silu_multiply_numba
 from minivl.kernels.attention import causal_attention_numba, segment_attention_numba
+from minivl.kernels.jit_cache import CACHE
 from minivl.kernels.linear import linear_numba
 from minivl.kernels.norms import rms_norm_numba
 from minivl.kernels.warm_up import compile_kernels
@@ -33,7 +34,7 @@ def read_sum_numba(words):
     return int(_read_sum(words))
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True, cache=CACHE)
 def _read_sum(words):
     N = len(words)
     total = np.uint64(0)

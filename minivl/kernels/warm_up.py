@@ -19,25 +19,38 @@ import numpy as np
 from tqdm import tqdm
 
 from minivl.kernels import activations, attention, linear, norms, rope
+from minivl.kernels.jit_cache import remove_compiled
 
 LATER = ("attention", "silu", "silu, few rows", "gelu")  # what the second process compiles
 
 
 def compile_kernels():
-    """Call each kernel once on a few numbers of the types that the model passes. A bar on stderr, if it takes a while."""
-    second, before = None, norms.times_compiled()
+    """Call each kernel once on small arrays of the types that the model passes, with a progress bar if it takes a while."""
+    second, before = None, norms.count_compilations()
     with tqdm(calls(), desc="compiling", unit="kernel", leave=False, delay=1, disable=None) as bar:
         for number, (name, function, *arguments) in enumerate(bar):
             bar.set_postfix_str(name)
             if second is not None and name in LATER:
                 second.wait()
-            function(*arguments)
-            if number == 0 and norms.times_compiled() > before:
-                second = compile_later(*LATER)
+            call_or_recompile(function, arguments)
+            if number == 0 and norms.count_compilations() > before:
+                second = start_second_process(*LATER)
 
 
-def compile_later(*names):
-    """Start the second process. None where it would not help; what it fails at is compiled here after all."""
+def call_or_recompile(function, arguments):
+    """Call a kernel; where its compiled code on disk is damaged or cannot be written, remove the code and try again."""
+    try:
+        function(*arguments)
+    except Exception:  # pickle raises nearly any; what is wrong with the kernel itself comes again
+        remove_compiled(norms._rms_norm)
+        function(*arguments)
+
+
+def start_second_process(*names):
+    """Compile the kernels of these names in another process, or return None where that does not help.
+
+    If the process fails, they are compiled here after all.
+    """
     if (os.cpu_count() or 1) < 2 or not sys.executable:
         return None
     package = Path(__file__).resolve().parents[2]
@@ -50,7 +63,7 @@ def compile_later(*names):
 
 
 def compile_named(*names):
-    """Call the kernels of these names, as the second process does."""
+    """Call the kernels of these names: what the second process does."""
     for name, function, *arguments in calls():
         if name in names:
             function(*arguments)

@@ -21,7 +21,7 @@ import re
 from pathlib import Path
 
 from minivl.checkpoint.config import Config
-from minivl.checkpoint.memory import memory
+from minivl.checkpoint.memory import system_memory
 from minivl.checkpoint.presets import PIXELS, PUBLISHED
 from minivl.errors import Error
 from minivl.model.windows import window_index
@@ -239,5 +239,5 @@ def held(vlm, parts, length, tokens):
         "cache": token * (length + tokens - 1),  # the last token of the answer is not read any more
         "activations": {part: max((one.peak for one in parts[part]), default=0) for part in ("vision", "prefill")},
         "largest": {"name": largest.name, "bytes": largest.nbytes},
-        "machine": memory("MemTotal"),
+        "machine": system_memory("MemTotal"),
     }

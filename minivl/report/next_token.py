@@ -1,93 +1,79 @@
-"""The words of a page: prompt and answer token by token, with what else the model could have said, layer by layer."""
+"""Prompt and answer of the report, token by token, with the likeliest tokens at each step and after each layer."""
 
 import numpy as np
 from tqdm import tqdm
 
 from minivl.kernels.attention import softmax
-from minivl.tensors.explain import word
+from minivl.studies.logit_lens import lens_logits, likeliest_with_probs
+from minivl.tensors.tokens import token_runs, token_text
 
 BEST = 5
-LENS = 8_000  # lines of the lens, each a step and a layer, that have so many words; of a longer run, one each
+LENS = 8_000  # rows of the lens, one for each step and layer, that list BEST tokens; in longer runs each lists one
 AT_ONCE = 64  # rows of the residual stream that go through lm_head together: the weight is read once for all
 TURN, END = "<|im_start|>user\n", "<|im_end|>"
 MEDIA = ("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>")
 
 
-def question_of(info, vlm):
-    """The last turn of the user, without the marks of pictures; "" where there is no tokenizer."""
-    prompt = info.get("prompt", "")
-    turn = prompt.rpartition(TURN)[2].partition(END)[0]
-    for mark in MEDIA:
-        turn = turn.replace(mark, "")
+def question_of(info):
+    """The user's last turn without the placeholders of pictures; "" where the prompt was given as tokens."""
+    turn = info.get("prompt", "").rpartition(TURN)[2].partition(END)[0]
+    for placeholder in MEDIA:
+        turn = turn.replace(placeholder, "")
     return turn.strip()
 
 
-def text_of(vlm, ids):
-    """Of ids without an `Answer`."""
-    return " ".join(word(vlm, i) for i in ids) if vlm.folder is None else vlm.tokenizer.decode(ids)
+def prompt_tokens(maps, vlm):
+    """The prompt in runs: each token of text, and all tokens of a picture as one. [{text, id, at, count, text_at}]
 
-
-def prompt_words(maps, vlm):
-    """Runs of the prompt: a token of text each, all tokens of a picture as one. [{text, at, count, picture}]
-
-    at  the first one's place in the prompt;  text_at  its place among the prompt's text, None for pictures
+    at  index in the prompt of the first;  text_at  index among the prompt's text, None for pictures
     """
-    found, text = [], 0
-    ids, shown = maps.input_ids, maps.shown
-    for i, token in enumerate(ids.tolist()):
-        if shown[i] and i and shown[i - 1] and ids[i - 1] == token:
-            found[-1]["count"] += 1
-            continue
-        found.append(
-            {"text": word(vlm, token), "id": token, "at": i, "count": 1, "text_at": None if shown[i] else text}
-        )
-        text += not shown[i]
-    return found
+    runs, text = [], 0
+    for start, count in token_runs(maps.input_ids, maps.input_ids[maps.shown]):
+        token, media = int(maps.input_ids[start]), bool(maps.shown[start])
+        text_at = None if media else text
+        runs.append({"text": token_text(vlm, token), "id": token, "at": start, "count": count, "text_at": text_at})
+        text += not media
+    return runs
 
 
-def told(vlm, logits, chosen, hidden):
-    """Each token of the answer: its text, its probability, the likeliest ones, and the same after each layer.
+def answer_tokens(vlm, logits, ids, hidden):
+    """Each token of the answer: its text, its probability, the likeliest tokens, and the same after each layer.
 
     Probabilities are those of the logits: before temperature, penalties and cuts.
     """
     ends = vlm.sampling.eos_token_id if vlm.folder is not None else ()
-    lens = after_layers(vlm, hidden)
-    found = []
-    for k, token in enumerate(chosen):
-        probs = softmax(logits[k][None])[0]
-        found.append(
+    lens, tokens = lens_of_steps(vlm, hidden), []
+    for k, token in enumerate(ids):
+        probs = softmax(logits[k])
+        tokens.append(
             {
-                "text": word(vlm, token),
+                "text": token_text(vlm, token),
                 "id": token,
                 "ends": bool(token in ends),
-                "chance": share(probs[token]),
+                "chance": shorten(probs[token]),
                 "rank": int((probs > probs[token]).sum()),
-                "best": best(vlm, probs),
+                "best": candidates(vlm, *likeliest_with_probs(logits[k], BEST)),
                 "lens": lens[k],
             }
         )
-    return found
+    return tokens
 
 
-def after_layers(vlm, hidden):
-    """The logit lens: final norm and lm_head of the residual stream after each layer -> the likeliest tokens, [step][layer].
-
-    Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
-    """
+def lens_of_steps(vlm, hidden):
+    """The logit lens of all steps: {step: {layer: row}} -> candidates, [step][layer]."""
     rows = np.stack([hidden[step][layer] for step in sorted(hidden) for layer in sorted(hidden[step])])
-    layers, found, most = len(hidden[0]), [], BEST if len(rows) <= LENS else 1
+    layers, lens, most = len(hidden[0]), [], BEST if len(rows) <= LENS else 1
     for start in tqdm(range(0, len(rows), AT_ONCE), desc="logit lens", leave=False, delay=1, disable=None):
-        part = rows[start : start + AT_ONCE]
-        normed = vlm.kernels.rms_norm(part, vlm.weights["model.norm.weight"], vlm.config.text.rms_norm_eps)
-        probs = softmax(vlm.kernels.linear(normed, vlm.weights["lm_head.weight"]))
-        found += [best(vlm, row)[:most] for row in probs]
-    return [found[i : i + layers] for i in range(0, len(found), layers)]
+        ids, probs = likeliest_with_probs(lens_logits(rows[start : start + AT_ONCE], vlm), most)
+        lens += [candidates(vlm, *row) for row in zip(ids, probs)]
+    return [lens[i : i + layers] for i in range(0, len(lens), layers)]
 
 
-def best(vlm, probs):
-    """[[text, id, probability], ...], the likeliest first."""
-    return [[word(vlm, int(i)), int(i), share(probs[i])] for i in np.argsort(-probs, kind="stable")[:BEST]]
+def candidates(vlm, ids, probs):
+    """[[text, id, probability], ...]"""
+    return [[token_text(vlm, token), int(token), shorten(share)] for token, share in zip(ids, probs)]
 
 
-def share(value):
-    return float(f"{value:.4g}")
+def shorten(value):
+    """Four digits: enough to read, and a smaller file. None stays."""
+    return None if value is None else float(f"{value:.4g}")

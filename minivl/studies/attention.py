@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minivl.checkpoint.memory import memory
+from minivl.checkpoint.memory import system_memory
 from minivl.errors import Error
 from minivl.helpers import format_bytes
 from minivl.studies.from_trace import find_kept, find_numbers, require, step_prefix
@@ -188,7 +188,7 @@ def segments(trace, room, number, mean):
 
 
 def check_memory(rows):
-    free, needs = memory(), 3 * 4 * rows * rows
+    free, needs = system_memory(), 3 * 4 * rows * rows
     if free is not None and needs > free // 2:
         raise Error(
             f"a rollout of {rows} rows takes {format_bytes(needs)}, and {format_bytes(free // 2)} may be had. "

@@ -2,7 +2,7 @@
 
     forced = force(vlm, "What colour is the ring?", images="scene.png")     # the model's own answer; answer="red" another
     forced.log_prob()                                   # of the whole answer, in nats: 0 if it is certain, else below
-    forced.log_prob(see=applied(ablate_head(vlm, "model.layers.3", 2)))
+    forced.log_prob(see=as_observer(ablate_head(vlm, "model.layers.3", 2)))
     x = forced.through(forced.x, 0)                     # the residual stream after model.layers.0
     forced.log_prob(x, first=1)                         # the same bits, starting at layer 1
 

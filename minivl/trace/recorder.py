@@ -12,10 +12,10 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from minivl.checkpoint.memory import amount, available
+from minivl.checkpoint.memory import available_memory
 from minivl.checkpoint.safetensors import write_tensors
 from minivl.errors import Error
-from minivl.helpers import format_bytes
+from minivl.helpers import format_bytes, parse_bytes
 from minivl.plan.forecast import Foreseen
 from minivl.stream import read_only, run, value_of
 from minivl.tensors import catalogue
@@ -86,7 +86,7 @@ class Recorder:
         self.keep, self.patterns = parse_keep(keep)
         self.edit, self.file, self.forecast = validate_edits(edit), file, forecast
         self.changes = [*self.edit, *([stop] if stop is not None else [])]
-        self.limit = default_limit(file) if limit is None else amount(limit, "limit")
+        self.limit = default_limit(file) if limit is None else parse_bytes(limit, "limit")
         self.trace = Trace(info={"generated_ids": [], "edited": []}, config=config)
         self.prompt, self.used = {}, 0
 
@@ -151,7 +151,7 @@ def default_limit(file):
     """Bytes that may be kept when limit= is not given."""
     if file is not None:
         return file.free_bytes
-    free = available()
+    free = available_memory()
     return UNKNOWN_MEMORY if free is None else free // 2
 
 

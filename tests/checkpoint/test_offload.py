@@ -14,10 +14,11 @@ from conftest import SMALL, random_weights, small_inputs
 import minivl
 from minivl.bench.workloads import write_checkpoint
 from minivl.checkpoint import offload
-from minivl.checkpoint.memory import amount, available, cgroup_room
-from minivl.checkpoint.offload import Resident
+from minivl.checkpoint.memory import available_memory, cgroup_memory
+from minivl.checkpoint.offload import Offloader
 from minivl.cli import main
 from minivl.errors import Error
+from minivl.helpers import parse_bytes
 
 HERE = Path(__file__).parents[1]
 LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says what is resident")
@@ -51,9 +52,9 @@ class Calls:
 
     def __init__(self, monkeypatch):
         self.dropped, self.asked, self.given = [], [], []
-        drop, ask = offload.Matrix.drop, offload.Matrix.ask_for
+        drop, ask = offload.Matrix.drop, offload.Matrix.read_ahead
         monkeypatch.setattr(offload.Matrix, "drop", lambda m, *a: (self.dropped.append(m.name), drop(m, *a)))
-        monkeypatch.setattr(offload.Matrix, "ask_for", lambda m: (self.asked.append(m.name), ask(m)))
+        monkeypatch.setattr(offload.Matrix, "read_ahead", lambda m: (self.asked.append(m.name), ask(m)))
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def calls(monkeypatch):
 def limited(folder, room, **options):
     """The model, with so many bytes for its weights beside what the process takes already."""
     vlm = minivl.load(folder, **options)
-    vlm.resident = Resident(vlm.weights, vlm.config, offload.resident() + offload.SLACK + room, spare=False)
+    vlm.resident = Offloader(vlm.weights, vlm.config, offload.resident_memory() + offload.SLACK + room, drop_file_pages=False)
     return vlm
 
 
@@ -79,14 +80,14 @@ from minivl.checkpoint import offload
 from minivl.cli import main
 from test_offload import answered
 minivl.load().ask("warm up: everything is compiled and imported")
-before = offload.resident()
+before = offload.resident_memory()
 limit = int(sys.argv[2]) and before + int(sys.argv[2])
 vlm = minivl.load(sys.argv[1], memory_limit=limit or None)
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
 logits = answered(vlm)
 peak = [1024 * int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM")][0]
 sums = [sum(np.frombuffer(one, dtype=np.uint32).tolist()) for one in logits]
-streams = vlm.resident is not None and vlm.resident.streams
+streams = vlm.resident is not None and vlm.resident.has_dropped
 print(json.dumps(dict(sums=sums, peak=peak, limit=limit, before=before, streams=streams)))
 """
 
@@ -113,7 +114,7 @@ def test_peak_and_bits(folder):
 def test_the_same_bits(folder, calls, backend, spare):
     expected = answered(minivl.load(folder, backend=backend))
     vlm = limited(folder, 45 * 10**6, backend=backend)
-    vlm.resident.spare = spare
+    vlm.resident.drop_file_pages = spare
     assert answered(vlm) == expected and calls.dropped and calls.asked
     kinds = [name.split(".")[0] for name in calls.dropped if name != "model.embed_tokens.weight"]
     assert (
@@ -127,7 +128,7 @@ def test_nothing_is_done_if_all_fits(folder, calls):
     assert minivl.load(folder).resident is None
     vlm = minivl.load(folder, memory_limit="60GB")
     answered(vlm)
-    assert not vlm.resident.streams and calls.dropped == calls.asked == []
+    assert not vlm.resident.has_dropped and calls.dropped == calls.asked == []
 
 
 # ---- which ones ----
@@ -138,9 +139,9 @@ class Pretend:
 
     def __init__(self, vlm, monkeypatch, room):
         self.bytes, self.drops = 0, []
-        monkeypatch.setattr(offload, "resident", lambda: sum(m.nbytes for m in vlm.resident.held))
+        monkeypatch.setattr(offload, "resident_memory", lambda: sum(m.nbytes for m in vlm.resident.in_memory))
         monkeypatch.setattr(offload.Matrix, "drop", lambda m, everywhere: self.drops.append(m.name))
-        monkeypatch.setattr(offload.Matrix, "ask_for", lambda m: None)
+        monkeypatch.setattr(offload.Matrix, "read_ahead", lambda m: None)
         monkeypatch.setattr(offload, "SLACK", 0)
         vlm.resident.limit = room
 
@@ -148,8 +149,8 @@ class Pretend:
 def test_most_stay(folder, monkeypatch):
     """Tokens go round and round: with room for two thirds of the weights, about a third is read again for each, not all."""
     vlm = minivl.load(folder)
-    vlm.resident = Resident(vlm.weights, vlm.config, 10**12, spare=False)
-    decoder = {p.matrix for p in vlm.resident._places if p.name.startswith(("model", "lm_head"))}
+    vlm.resident = Offloader(vlm.weights, vlm.config, 10**12, drop_file_pages=False)
+    decoder = {use.matrix for use in vlm.resident._uses if use.name.startswith(("model", "lm_head"))}
     total, largest = sum(m.nbytes for m in decoder), max(m.nbytes for m in decoder)
     pretend, sizes = Pretend(vlm, monkeypatch, 2 * total // 3), {m.name: m.nbytes for m in decoder}
     answered(vlm, 3)
@@ -161,18 +162,18 @@ def test_most_stay(folder, monkeypatch):
 
 def test_the_example_of_the_docstring(monkeypatch):
     """Five matrices of one byte and room for three, by the very rule."""
-    keeper = object.__new__(Resident)
-    matrices = [type("Matrix", (), {"places": [i], "nbytes": 1, "drop": lambda self, spare: None})() for i in range(5)]
-    keeper.limit, keeper.spare, keeper.streams, keeper.held, keeper._first = 3, False, False, {}, 0
-    keeper._places = [offload.Place("ABCDE"[i], matrix, 0) for i, matrix in enumerate(matrices)]
+    keeper = object.__new__(Offloader)
+    matrices = [type("Matrix", (), {"uses": [i], "nbytes": 1, "drop": lambda self, spare: None})() for i in range(5)]
+    keeper.limit, keeper.drop_file_pages, keeper.has_dropped, keeper.in_memory, keeper._first = 3, False, False, {}, 0
+    keeper._uses = [offload.Use("ABCDE"[i], matrix, 0) for i, matrix in enumerate(matrices)]
     monkeypatch.setattr(offload, "SLACK", 0)
-    monkeypatch.setattr(offload, "resident", lambda: len(keeper.held))
+    monkeypatch.setattr(offload, "resident_memory", lambda: len(keeper.in_memory))
     shown, read = [], ""
     for n in range(11):
-        read += "." if matrices[n % 5] in keeper.held else "*"
-        keeper.held[matrices[n % 5]] = True
-        shown.append("".join(sorted("ABCDE"[m.places[0]] for m in keeper.held)))
-        keeper._make_room((n + 1) % 5, 1)
+        read += "." if matrices[n % 5] in keeper.in_memory else "*"
+        keeper.in_memory[matrices[n % 5]] = True
+        shown.append("".join(sorted("ABCDE"[m.uses[0]] for m in keeper.in_memory)))
+        keeper._drop_until_fits((n + 1) % 5, 1)
     assert shown == "A AB ABC ABD ABE ABE ABE ACE ADE ADE ADE".split() and read == "*****..**.."
 
 
@@ -191,19 +192,19 @@ def test_the_example_of_the_docstring(monkeypatch):
     ],
 )
 def test_amounts(text, number):
-    assert amount(text) == number
+    assert parse_bytes(text, "memory_limit") == number
 
 
 @pytest.mark.parametrize("text", ["four", "", "4XB", "-1", -1, "4 GB 2", "iB", True, float("nan"), float("inf"), [4]])
-def test_what_is_no_amount(text):
-    with pytest.raises(Error, match="no amount of memory"):
-        amount(text)
+def test_what_is_not_an_amount(text):
+    with pytest.raises(Error, match="not an amount of memory"):
+        parse_bytes(text, "memory_limit")
 
 
 @LINUX
 def test_too_little_is_said_at_once(folder):
     with pytest.raises(
-        Error, match=r"the largest matrix, model.embed_tokens.weight, 0.03 GB. Allow at least \d+.\d\d GB"
+        Error, match=r"the largest matrix, model.embed_tokens.weight, 30.7 MB. Allow at least \d+ MB"
     ):
         minivl.load(folder, memory_limit="100MB")
 
@@ -219,10 +220,10 @@ def test_too_little_for_the_prompt_is_said_before_it_is_taken(folder):
 
 
 def test_float32_that_does_not_fit(folder, monkeypatch):
-    with pytest.raises(Error, match=r'weights="float32" takes 0.\d\d GB .* \(weights="bfloat16"'):
-        minivl.load(folder, "float32", memory_limit=offload.resident() + 10**8)
-    monkeypatch.setattr("minivl.checkpoint.memory.available", lambda: 10**8)
-    with pytest.raises(Error, match="there are 0.10 GB for it"):
+    with pytest.raises(Error, match=r'weights="float32" takes \d+ MB .* \(weights="bfloat16"'):
+        minivl.load(folder, "float32", memory_limit=offload.resident_memory() + 10**8)
+    monkeypatch.setattr("minivl.checkpoint.memory.available_memory", lambda: 10**8)
+    with pytest.raises(Error, match="100 MB are free for it"):
         minivl.load(folder, "float32")
 
 
@@ -231,10 +232,10 @@ def test_by_itself_if_the_weights_do_not_fit(folder, monkeypatch):
 
     size = minivl.load(folder).weights.nbytes
     for room, follows in ((1.12 * size, False), (1.1 * size, True)):
-        monkeypatch.setattr("minivl.checkpoint.offload.available", lambda room=room: room)
+        monkeypatch.setattr("minivl.checkpoint.offload.available_memory", lambda room=room: room)
         found = minivl.load(folder).resident
         assert (found is not None) == follows
-    assert found.spare and offload.resident() < found.limit <= offload.resident() + room
+    assert found.drop_file_pages and offload.resident_memory() < found.limit <= offload.resident_memory() + room
 
 
 def test_float16_cannot_be_streamed(tmp_path, monkeypatch):
@@ -246,7 +247,7 @@ def test_float16_cannot_be_streamed(tmp_path, monkeypatch):
     save_file(weights, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     minivl.load(tmp_path)
-    monkeypatch.setattr("minivl.checkpoint.memory.available", lambda: 1000)
+    monkeypatch.setattr("minivl.checkpoint.memory.available_memory", lambda: 1000)
     with pytest.raises(Error, match="the checkpoint stores float16; upcasting it takes"):
         minivl.load(tmp_path)
 
@@ -264,29 +265,29 @@ def test_control_groups(tmp_path):
     """The tightest of a group and those above it; pages of files can be given back, shared memory cannot."""
     groups = tmp_path / "groups"
     groups.write_text("0::/user/app\n")
-    assert cgroup_room(tmp_path, groups) is None
+    assert cgroup_memory(tmp_path, groups) is None
     stat = "anon 100\nfile 500\nshmem 30\n"
     group(tmp_path / "user" / "app", memory__max="max", memory__current="630", memory__stat=stat)
-    assert cgroup_room(tmp_path, groups) is None
+    assert cgroup_memory(tmp_path, groups) is None
     group(tmp_path / "user", memory__max="1000", memory__current="630", memory__stat=stat)
-    assert cgroup_room(tmp_path, groups) == 1000 - 630 + 500 - 30
+    assert cgroup_memory(tmp_path, groups) == 1000 - 630 + 500 - 30
     groups.write_text("4:memory:/a\n1:cpu:/b\n")
     stat = "cache 1\ntotal_cache 200\ntotal_shmem 5\n"
     group(tmp_path / "memory" / "a", memory__limit_in_bytes="900", memory__usage_in_bytes="300", memory__stat=stat)
-    assert cgroup_room(tmp_path, groups) == 900 - 300 + 200 - 5
-    assert cgroup_room(tmp_path, tmp_path / "nowhere") is None
-    assert available() is None or available() > 0
+    assert cgroup_memory(tmp_path, groups) == 900 - 300 + 200 - 5
+    assert cgroup_memory(tmp_path, tmp_path / "nowhere") is None
+    assert available_memory() is None or available_memory() > 0
 
 
 @LINUX
 def test_the_command_line(monkeypatch, capsys):
     """The option, nonsense, and the line that says why it is slow."""
     assert main(["ask", "Hello", "--max-new-tokens", "2", "--memory-limit", "four"]) == 1
-    assert "memory_limit='four' is no amount of memory" in capsys.readouterr().err
+    assert "memory_limit='four' is not an amount of memory" in capsys.readouterr().err
     assert main(["ask", "Hello", "--max-new-tokens", "2", "--memory-limit", "60GB"]) == 0
     free = capsys.readouterr()
-    monkeypatch.setattr("minivl.checkpoint.offload.available", lambda: 7 * 10**6)
+    monkeypatch.setattr("minivl.checkpoint.offload.available_memory", lambda: 7 * 10**6)
     monkeypatch.setattr("minivl.checkpoint.offload.SLACK", 0)
     assert main(["ask", "Hello", "--max-new-tokens", "2"]) in (0, 1)  # so little that the kernels' own may be too much
     limited = capsys.readouterr()
-    assert "the weights, 6.9 MB, do not fit in memory" in limited.err and "do not fit" not in free.err
+    assert "the weights, 6.90 MB, do not fit in memory" in limited.err and "do not fit" not in free.err

@@ -84,7 +84,7 @@ if sys.argv[3]:
     handler = ctypes.CDLL(sys.argv[3])
     handler.install.restype = ctypes.POINTER(ctypes.c_long)
     counts = handler.install()
-    amx.refused = lambda: None
+    amx.request_permission = lambda: None
 amx.SECONDS = 0
 amx.check()
 """
@@ -285,13 +285,13 @@ def test_code_for_a_processor_that_has_it(made):
 def wanted(monkeypatch):
     """MINIVL_AMX=1 on a machine with AMX, as far as can be told; nothing of it is run."""
     monkeypatch.setenv("MINIVL_AMX", "1")
-    monkeypatch.setattr(amx, "missing", lambda: None)
-    monkeypatch.setattr(amx, "refused", lambda: None)
+    monkeypatch.setattr(amx, "find_missing_hardware", lambda: None)
+    monkeypatch.setattr(amx, "request_permission", lambda: None)
     monkeypatch.setattr(amx, "CHECK", "")
-    amx.unavailable.cache_clear()
+    amx.find_obstacle.cache_clear()
     kernels._warn.cache_clear()
     yield monkeypatch
-    amx.unavailable.cache_clear()
+    amx.find_obstacle.cache_clear()
 
 
 def test_off_unless_asked_for():
@@ -353,9 +353,9 @@ def test_portable_if_linux_refuses(wanted):
 def test_portable_without_the_processor(wanted):
     wanted.undo()
     wanted.setattr(llvmlite.binding, "get_host_cpu_features", lambda: {"amx-tile": True, "amx-bf16": False})
-    assert "this processor" in amx.missing() or not LINUX
+    assert "this processor" in amx.find_missing_hardware() or not LINUX
     wanted.setattr(platform, "machine", lambda: "aarch64")
-    assert "x86-64 only" in amx.missing()
+    assert "x86-64 only" in amx.find_missing_hardware()
 
 
 def test_wrong_words(monkeypatch):
@@ -383,6 +383,6 @@ def test_the_check_finds_what_is_wrong(wanted):
             amx.check()
     wanted.setattr(amx, "matmul_amx", lambda *given: linear.linear_numba(*given[:3]))
     amx.check()
-    wanted.setattr(amx, "refused", lambda: "Linux refuses it")
+    wanted.setattr(amx, "request_permission", lambda: "Linux refuses it")
     with pytest.raises(SystemExit, match="refuses"):
         amx.check()

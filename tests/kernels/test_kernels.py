@@ -388,32 +388,34 @@ def test_tiles_of_other_processors(tmp_path):
         assert done.result().returncode == 0, done.result().stderr
 
 
-def test_compiled_code_goes_to_a_folder_of_the_process_where_nothing_can_be_written(tmp_path, monkeypatch):
-    import numba
-
-    from minivl.kernels import jit_cache as cache
+def test_compiled_code_goes_to_a_temporary_folder_or_nowhere(tmp_path, monkeypatch):
+    from minivl.kernels import jit_cache
 
     (tmp_path / "file").write_text("in the way")
-    assert cache.writable(tmp_path / "new" / "folder")
-    assert not cache.writable(tmp_path / "file" / "folder")
+    assert jit_cache.is_writable(tmp_path / "new" / "folder")
+    assert not jit_cache.is_writable(tmp_path / "file" / "folder")
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     monkeypatch.setenv("NUMBA_CACHE_DIR", "")
-    cache.find_cache()  # the folder of this installation can be written
-    assert numba.config.CACHE_DIR == ""
+    assert jit_cache.choose_cache() and numba.config.CACHE_DIR == ""  # the folder of this installation can be written
 
-    monkeypatch.setattr(cache, "writable", lambda folder: False)
-    with pytest.warns(UserWarning, match="Set NUMBA_CACHE_DIR to a folder that stays"):
-        cache.find_cache()
+    monkeypatch.setattr(jit_cache, "is_writable", lambda folder: str(folder).startswith(str(tmp_path)))
+    monkeypatch.setattr(jit_cache.tempfile, "tempdir", str(tmp_path))
+    with pytest.warns(UserWarning, match="neither .* can be written.*Set NUMBA_CACHE_DIR to a folder"):
+        assert jit_cache.choose_cache()
     assert os.path.isdir(numba.config.CACHE_DIR) and os.environ["NUMBA_CACHE_DIR"] == numba.config.CACHE_DIR
+    monkeypatch.setattr(jit_cache.tempfile, "tempdir", str(tmp_path / "file"))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "/proc/no-such")
+    with pytest.warns(UserWarning, match="NUMBA_CACHE_DIR=/proc/no-such cannot be written"):
+        assert not jit_cache.choose_cache()
 
 
 def test_the_second_process_compiles_what_it_is_told(tmp_path, monkeypatch):
     """With an empty cache of its own: afterwards the cache holds those kernels, and no others."""
-    from minivl.kernels.warm_up import compile_later
+    from minivl.kernels.warm_up import start_second_process
 
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    process = compile_later("rotate")
+    process = start_second_process("rotate")
     assert process.wait() == 0
     assert {path.name.partition("-")[0] for path in tmp_path.rglob("*.nbi")} == {"rope._rotate"}
 
@@ -423,8 +425,8 @@ def test_a_second_process_starts_only_when_something_is_compiled(monkeypatch):
     from minivl.kernels import warm_up as kernels_compile
 
     started, counts = [], iter((3, 3, 3, 4))
-    monkeypatch.setattr(kernels_compile, "compile_later", lambda *names: started.append(names))
-    monkeypatch.setattr(norms, "times_compiled", lambda: next(counts))
+    monkeypatch.setattr(kernels_compile, "start_second_process", lambda *names: started.append(names))
+    monkeypatch.setattr(norms, "count_compilations", lambda: next(counts))
     kernels_compile.compile_kernels()
     assert not started
     kernels_compile.compile_kernels()

@@ -194,7 +194,7 @@ def test_a_walk_through_parts_explains_them():
 def test_a_page_of_a_prompt_in_parts(monkeypatch):
     """Words and looks are those of the last part, as in one piece."""
     vlm, said = load(), []
-    monkeypatch.setattr("minivl.report.html_page.filled", lambda data: said.append(data) or "")
+    monkeypatch.setattr("minivl.report.html_page.fill_template", lambda data: said.append(data) or "")
     for most in (4096, 60):
         vlm.prefill_chunk = most
         page(vlm.trace("How many shapes are there?", scene(5).image, keep=page_needs, max_new_tokens=2), vlm)

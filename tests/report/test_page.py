@@ -1,6 +1,7 @@
 """The page of a run: what stands in it is what the run made, it stays whole whatever the texts are, and it fetches nothing."""
 
 import base64
+import html
 import html.parser
 import io
 import json
@@ -77,8 +78,8 @@ def content(text):
 
 def maps_of(data):
     """The attention as the page's script reads it: shares, float [steps, layers, heads, columns]."""
-    packed = data["looks"]
-    shape = len(data["words"]), len(packed["layers"]), len(packed["heads"]), packed["columns"]
+    packed = data["attention"]
+    shape = len(data["tokens"]), len(packed["layers"]), len(packed["heads"]), packed["columns"]
     shares = np.frombuffer(base64.b64decode(packed["bytes"]), np.uint8).reshape(shape) / 255
     U, (pictures, others) = packed["tokens"], (np.array(top).reshape(*shape[:3], 1) for top in packed["tops"])
     return np.concatenate([shares[..., :U] * pictures, shares[..., U:] * others], axis=-1)
@@ -121,7 +122,7 @@ def test_it_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("minivl.report.html_page.os.replace", fail)
+    monkeypatch.setattr("minivl.helpers.os.replace", fail)
     with pytest.raises(Error, match="no space left"):
         write_page("new", tmp_path / "a.html")
     assert [file.name for file in tmp_path.iterdir()] == ["a.html"]
@@ -151,13 +152,16 @@ def test_attention_is_that_of_the_run(trace, text):
         for part, columns in ((slice(0, U), media), (slice(U, None), rest)):
             top = expected[..., columns].max(axis=-1, keepdims=True)
             assert np.all(np.abs(found[k][..., part] - expected[..., columns]) <= top * (0.5 / 255 + 1e-3))
-        shares = np.array(data["looks"]["shares"]).reshape(found.shape[:3])[k]
+        shares = np.array(data["attention"]["shares"]).reshape(found.shape[:3])[k]
         assert np.allclose(shares, expected[..., media].sum(axis=-1), rtol=1e-3, atol=1e-6)
-    assert data["looks"]["layers"][:2] == ["mean of all layers", "layer 0"] and data["looks"]["heads"][1] == "head 0"
+    assert (
+        data["attention"]["layers"][:2] == ["mean of all layers", "layer 0"]
+        and data["attention"]["heads"][1] == "head 0"
+    )
 
 
 def test_words_and_logit_lens(trace, text, vlm):
-    words = content(text)["words"]
+    words = content(text)["tokens"]
     assert [one["id"] for one in words] == trace.result.ids and [one["ends"] for one in words][-2:] == [False, True]
     assert "".join(one["text"] for one in words[:-1]) == trace.result
     for one, step in zip(words, trace.steps):
@@ -178,7 +182,7 @@ def test_words_and_logit_lens(trace, text, vlm):
 
 
 def test_tensors_are_told_as_they_are(trace, text):
-    table = content(text)["tensors"]
+    table = content(text)["table"]
     assert [row[0] for row in table["rows"]] == trace.names and table["skipped"] == 0
     for name, shape, dtype, low, high, mean, rms, nan, inf, _ in table["rows"][::37]:
         expected = stats_of(name, trace[name])
@@ -196,10 +200,11 @@ def test_the_picture_and_its_windows(trace, text):
     assert np.array_equal(Image.open(io.BytesIO(base64.b64decode(data))), trace["image.0.resized"])
     assert one["rows"] * one["columns"] == maps.tokens == len(one["window"])
     assert (one["width"], one["height"]) == trace["image.0.resized"].shape[1::-1] and one["first"] == 0
-    assert len(one["windows"]) == len(maps.windows) - 1
+    boxes = {number: box for number, box, _ in one["windows"]}
+    assert len(boxes) == len(one["windows"]) == len(maps.windows) - 1
     for token, window in enumerate(one["window"]):
         x0, y0, x1, y1 = maps.pixels_of_token(token)
-        left, top, right, bottom = one["windows"][str(window)]
+        left, top, right, bottom = boxes[window]
         assert left <= x0 and top <= y0 and x1 <= right and y1 <= bottom
 
 
@@ -250,9 +255,9 @@ def test_of_a_trace_that_keeps_only_what_is_needed(vlm, trace, text, tmp_path):
     little = vlm.trace(QUESTION, scene(2, size=(196, 308)).image, max_new_tokens=30, keep=needed)
     little.save(tmp_path / "run.safetensors")
     found, expected = content(page(Trace.load(tmp_path / "run.safetensors"), vlm)), content(text)
-    for part in ("words", "looks", "prompt", "answer", "question"):
+    for part in ("tokens", "attention", "prompt", "answer", "question"):
         assert found[part] == expected[part], part
-    assert 0 < len(found["tensors"]["rows"]) < len(expected["tensors"]["rows"])
+    assert 0 < len(found["table"]["rows"]) < len(expected["table"]["rows"])
 
 
 def test_what_is_missing_is_named(vlm):
@@ -268,13 +273,13 @@ def test_several_pictures_without_a_tokenizer():
     vlm = small_model()
     data = content(page(vlm.trace(small_inputs(vlm.config), max_new_tokens=3), vlm))
     assert [(one["rows"], one["columns"], one["first"]) for one in data["pictures"]] == [(5, 7, 0), (3, 2, 35)]
-    assert data["question"] == "" and data["words"][0]["text"].startswith("#")
+    assert data["question"] == "" and data["tokens"][0]["text"].startswith("#")
     assert maps_of(data).shape[-1] == len(data["prompt"]) - 2 + 41 + 3
 
 
 def test_text_alone(vlm):
     data = content(page(vlm.trace("How many?", max_new_tokens=2), vlm))
-    assert data["pictures"] == [] and data["looks"]["tokens"] == 0 and set(data["looks"]["shares"]) == {0}
+    assert data["pictures"] == [] and data["attention"]["tokens"] == 0 and set(data["attention"]["shares"]) == {0}
 
 
 @pytest.mark.parametrize("heads", [7, 2, 1])
@@ -284,12 +289,12 @@ def test_large_runs_keep_fewer_heads(vlm, monkeypatch, heads):
     whole = maps_of(content(page(trace, vlm)))
     monkeypatch.setattr(attention, "MOST", heads * whole[:, :, 0].size)
     data = content(page(trace, vlm))
-    assert len(data["looks"]["heads"]) == heads
+    assert len(data["attention"]["heads"]) == heads
     found, top = maps_of(data), whole.max()
     assert np.allclose(found[:, :, 0], whole[:, :, 0], atol=1e-6)
     if heads == 2:
         assert np.allclose(found[:, 1:, 1], whole[:, 1:, 1:].max(axis=2), atol=top / 255)
-    assert bool(data["looks"]["omitted"]) == (heads < 7)
+    assert bool(data["attention"]["omitted"]) == (heads < 7)
 
 
 def test_of_a_very_long_run_one_map_is_left(vlm, monkeypatch):
@@ -298,9 +303,9 @@ def test_of_a_very_long_run_one_map_is_left(vlm, monkeypatch):
     whole = maps_of(content(page(trace, vlm)))
     monkeypatch.setattr(attention, "MOST", whole[:, 0, 0].size)
     data = content(page(trace, vlm))
-    assert data["looks"]["layers"] == ["mean of all layers"] and data["looks"]["heads"] == ["mean of all heads"]
+    assert data["attention"]["layers"] == ["mean of all layers"] and data["attention"]["heads"] == ["mean of all heads"]
     assert np.allclose(maps_of(data)[:, 0, 0], whole[:, 0, 0], atol=1e-6)
-    assert "layers and heads" in data["looks"]["omitted"]
+    assert "layers and heads" in data["attention"]["omitted"]
 
 
 def test_a_long_prompt_in_parts_gives_the_same_page(vlm, monkeypatch):
@@ -310,9 +315,9 @@ def test_a_long_prompt_in_parts_gives_the_same_page(vlm, monkeypatch):
     monkeypatch.setattr(type(vlm), "prefill_chunk", 30)
     trace = vlm.trace(messages, max_new_tokens=3, keep=needed)
     for found in map(content, (page_of_run(vlm, messages, max_new_tokens=3)[0], page(trace, vlm))):
-        assert [one["id"] for one in found["words"]] == [one["id"] for one in expected["words"]]
+        assert [one["id"] for one in found["tokens"]] == [one["id"] for one in expected["tokens"]]
         assert np.allclose(maps_of(found), maps_of(expected), atol=1e-3 + 1 / 255)
-        assert found["looks"]["tokens"] == expected["looks"]["tokens"]
+        assert found["attention"]["tokens"] == expected["attention"]["tokens"]
         (layer,) = [one for one in found["stages"] if one["name"] == "chunks.1.model.layers.2"]
         assert layer["text"].startswith("Chunk 2 of a long prompt") and layer["group"] == 2
 
@@ -321,7 +326,7 @@ def test_of_many_pictures_some_are_shown(vlm, monkeypatch):
     """Evenly chosen, the first and the last among them, small together; how many are left out is said."""
     from minivl.report import images
 
-    monkeypatch.setattr(images, "PLACES", 3)
+    monkeypatch.setattr(images, "MOST", 3)
     frames = [scene(seed, size=(112, 112)).image for seed in range(10)]
     data = content(page(vlm.trace(QUESTION, videos=[frames], max_new_tokens=1), vlm))
     assert [one["first"] for one in data["pictures"]] == [0, 32, 64] and data["hidden"] == 2
@@ -347,7 +352,7 @@ def test_command_line(tmp_path, capsys):
     assert main(["report", str(tmp_path / "a.png"), QUESTION, "-o", str(out), "--max-new-tokens", "3"]) == 0
     printed = capsys.readouterr().out
     data = content(out.read_text(encoding="utf-8"))
-    assert data["measured"] and not data["finished"] and data["question"] == QUESTION and len(data["words"]) == 3
+    assert data["measured"] and not data["finished"] and data["question"] == QUESTION and len(data["tokens"]) == 3
     assert str(out) in printed and f"Answer: {data['answer']} ..." in printed
     assert main(["report", "How many circles?", "-o", str(out), "--max-new-tokens", "2"]) == 0  # no picture at all
     assert content(out.read_text(encoding="utf-8"))["pictures"] == []
@@ -355,3 +360,14 @@ def test_command_line(tmp_path, capsys):
     for path in ("no/run.html", "run.txt"):
         assert main(["report", str(tmp_path / "a.png"), QUESTION, "-o", str(tmp_path / path)]) == 1
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "run.html"]
+
+
+def test_inline_in_a_notebook(vlm, tmp_path):
+    """The page in a frame that may run its script and nothing else."""
+    report = vlm.report("How many circles?", scene(1).image, max_new_tokens=1)
+    frame = re.fullmatch(
+        r'<iframe sandbox="allow-scripts" style="[^"]*" srcdoc="([^"]*)"></iframe>', report._repr_html_()
+    )
+    assert html.unescape(frame[1]) == report.text and content(report.text)["answer"] == report.answer
+    report.save(tmp_path / "run.html")
+    assert (tmp_path / "run.html").read_text(encoding="utf-8") == report.text and "save(path)" in repr(report)

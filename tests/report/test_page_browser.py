@@ -104,7 +104,7 @@ def test_tab_goes_through_the_controls_in_order(tab):
     for _ in range(9):
         tab.keyboard.press("Tab")
         ids.append(tab.evaluate("(e => e.id || (e.dataset.word && 'word') || e.tagName)(document.activeElement)"))
-    assert ids[:7] == ["theme", "word", "layer", "head", "heat", "grid", "windows"] and ids[7] == "svg"
+    assert ids == ["projector", "theme", "word", "layer", "head", "heat", "grid", "windows", "scale"]
 
 
 def test_layer_and_head_by_menu_and_by_matrix(tab):
@@ -118,9 +118,11 @@ def test_layer_and_head_by_menu_and_by_matrix(tab):
 
 
 def test_switches_and_the_cells_of_the_picture(tab):
+    assert tab.locator(".view.hot").count() == 0 and tab.locator(".strongest").count() == 0
+    tab.check("#heat")
     assert tab.locator(".view.hot").count() == 1 and tab.locator(".strongest").count() == 1
     tab.uncheck("#heat")
-    assert tab.locator(".view.hot").count() == 0 and tab.locator(".strongest").count() == 0
+    assert tab.locator(".view.hot").count() == 0
     tab.check("#windows")
     tab.check("#grid")
     assert tab.locator(".view svg text").count() == 12 and tab.locator(".view svg path").count() == 2
@@ -179,6 +181,8 @@ def contrast(tab):
 
 def test_the_table_is_filtered_sorted_and_explained(tab):
     rows = tab.locator("#table tbody tr")
+    assert not rows.first.is_visible()  # folded at first
+    tab.click("#fold > summary")
     tab.fill("#filter", "blocks.1. MLP")
     names = rows.locator("td:first-child").all_inner_texts()
     assert names == [f"visual.blocks.1.mlp.{one}" for one in ("gate_proj", "up_proj", "act", "down_proj")]
@@ -206,6 +210,53 @@ def test_the_bar_of_parts_is_as_long_as_the_run(tab):
     assert len(widths) == 4 and sum(widths) > 0.98 * tab.locator("#parts").bounding_box()["width"]
 
 
+def test_the_picture_keeps_its_colours(tab):
+    """At first nothing is drawn on it; with attention, the middle of each token's square stays free, and 0 % has no frame."""
+    free = """() => {
+        const shown = document.querySelector('.view canvas'), {width, height} = shown;
+        const canvas = Object.assign(document.createElement('canvas'), {width, height});
+        const pen = canvas.getContext('2d', {willReadFrequently: true});
+        pen.drawImage(shown, 0, 0);
+        const size = canvas.width / data.pictures[0].columns, middle = Math.floor(size / 2);
+        const alpha = (c, r, x, y) => pen.getImageData(c * size + x, r * size + y, 1, 1).data[3];
+        let inside = 0, frames = 0;
+        for (let c = 0; c < data.pictures[0].columns; c++)
+            for (let r = 0; r < data.pictures[0].rows; r++) {
+                inside = Math.max(inside, alpha(c, r, middle, middle));
+                frames += alpha(c, r, 1, 1) > 0;
+            }
+        return [inside, frames];
+    }"""
+    opacity = "getComputedStyle(document.querySelector('.view canvas')).opacity"
+    assert tab.evaluate(opacity) == "0" and tab.locator(".view svg > *").count() == 0
+    tab.keyboard.press("]")
+    assert (
+        tab.locator("#heat").is_checked()
+        and tab.evaluate("getComputedStyle(document.querySelector('.view img')).filter") == "none"
+    )
+    inside, frames = tab.evaluate(free)
+    assert inside == 0 and frames > 0
+    fixed = pixels(tab)
+    tab.select_option("#scale", "own")
+    assert pixels(tab) != fixed and tab.evaluate(free)[0] == 0
+    tab.select_option("#scale", "fixed")
+    silent = tab.evaluate("maps.shares.findIndex((share) => share < 1e-4)")
+    assert silent >= 0
+    layers, heads = tab.evaluate("[maps.layers.length, maps.heads.length]")
+    tab.evaluate(f"pin({silent // (layers * heads)}); choose({silent // heads % layers}, {silent % heads})")
+    assert tab.evaluate(free) == [0, 0] and tab.locator(".strongest").count() == 0
+
+
+def test_a_projector_shows_large_letters(tab):
+    tab.set_viewport_size({"width": 1920, "height": 1080})
+    small = tab.locator("#best .word").first.bounding_box()["height"]
+    tab.click("#projector")
+    assert tab.locator("#best .word").first.bounding_box()["height"] > 1.4 * small
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 1920 and not tab.locator(".hint").is_visible()
+    tab.click("#projector")
+    assert tab.locator("#best .word").first.bounding_box()["height"] == small
+
+
 def test_two_pictures_and_none(browser, tmp_path):
     """Each run of picture tokens says its own share; what is about pictures goes where there are none."""
     vlm, page = minivl.load(), browser.new_page()
@@ -213,6 +264,8 @@ def test_two_pictures_and_none(browser, tmp_path):
         messages = user("How many circles?", pictures)
         write_page(page_of_run(vlm, messages, max_new_tokens=1)[0], tmp_path / "a.html")
         page.goto((tmp_path / "a.html").as_uri())
+        if pictures:
+            page.check("#heat")
         words = page.locator("#prompt .picture").all_inner_texts()
         shares = [float(one.split(": ")[1].split()[0]) for one in words]
         text = page.locator("#readout").inner_text()

@@ -124,7 +124,7 @@ def test_a_change_of_nothing_is_refused_before_the_run():
         ({"keep": 5}, "keep=5: give a glob"),
         ({"edit": "visual"}, "edit='visual': give a dict"),
         ({"stop": 5}, "stop=5: give a name"),
-        ({"limit": "much"}, "limit='much' is no amount"),
+        ({"limit": "much"}, "limit='much' is not an amount"),
         ({"spill": 5}, "cannot write 5"),
     ],
 )
