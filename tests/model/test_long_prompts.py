@@ -33,7 +33,7 @@ def in_parts(vlm, inputs, most, cache=None):
 def joined(trace, name):
     """A tensor of the decoder of all parts, rows below each other."""
     parts = [part for part in trace if part == name or re.fullmatch(rf"chunks\.\d+\.{re.escape(name)}", part)]
-    return np.concatenate([trace[part] for part in chunks])
+    return np.concatenate([trace[part] for part in parts])
 
 
 @pytest.mark.parametrize("length, most, parts", [(9, 4, [3, 3, 3]), (8, 8, [8]), (9, 8, [4, 5]), (1, 4, [1])])
@@ -53,7 +53,7 @@ def test_in_parts_as_all_at_once(most, rope):
     inputs = small_inputs(vlm.config)
     whole, parts = in_parts(vlm, inputs, 1000), in_parts(vlm, inputs, most)
     count = len(split_evenly(len(inputs.input_ids), most))
-    assert sum(name.endswith("model.layers.2") for name in chunks) == count > (most < 56)
+    assert sum(name.endswith("model.layers.2") for name in parts) == count > (most < 56)
     for name in whole:
         rows = joined(parts, name) if name.startswith("model.layers") and whole[name].ndim == 2 else parts[name]
         if name in ("lm_head", "position_ids", "rope_delta") or rows.shape == whole[name].shape:
