@@ -40,6 +40,12 @@ def object_in(stored, field):
     return value or {}
 
 
+def plain_number(value):
+    """A NumPy scalar as Python's own number or bool; anything else as it is."""
+    is_numpy = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
+    return value.item() if is_numpy else value
+
+
 def check_kind(field, values, kind, what, least=None):
     """subtle: JSON true is a Python int, so bool is asked for by name."""
     for value in values:

@@ -34,7 +34,7 @@ from minivl.processing.count_tokens import count_tokens
 from minivl.processing.image_processor import ImageProcessor
 from minivl.processing.inputs import Inputs, validate
 from minivl.processing.media_cache import prepare_with_cache
-from minivl.processing.messages import IMAGE, VIDEO, build_messages, parse_prompts, user
+from minivl.processing.messages import IMAGE, VIDEO, build_messages, check_has_video, parse_prompts, user
 from minivl.processing.prepare import Processor, prepare
 from minivl.processing.tokenizer import Tokenizer
 from minivl.stream import drive, run
@@ -135,6 +135,7 @@ class VLM(Engine):
         are decoded together; when one ends, the next takes its place. Pictures are opened when their prompt starts.
         """
         prompts = parse_prompts(prompts, kept=Inputs)
+        check_has_video(prompts, options if prompts else {})
         stage = self.within_memory(answer_many(self, prompts, **options))
         return run(show_answers(stage, len(prompts)))
 
@@ -179,7 +180,10 @@ class VLM(Engine):
             raise Error(
                 "edit= and cache= together: the cache would keep what the edits changed. Leave one of them out."
             )
-        prompt, cache = build_messages(question, images, videos), self.new_cache() if cache is None else cache
+        prompt = build_messages(question, images, videos)
+        if cache is None:
+            check_has_video([prompt], options)
+            cache = self.new_cache()
         tokens = self.sampling.replace(max_new_tokens=max_new_tokens).max_new_tokens
         return record(
             self.answer(prompt, cache, max_new_tokens=max_new_tokens, **options), keep, edit, stop, limit, spill,
@@ -215,7 +219,10 @@ class VLM(Engine):
         question  text, or a list of messages. Pictures that the cache of their conversation knows are not opened.
         """
         sizes, sampling = {"min_pixels": min_pixels, "max_pixels": max_pixels}, {"fps": fps, "nframes": nframes}
-        messages, known = build_messages(question, images, videos), None if cache is None else cache.prepared
+        messages = build_messages(question, images, videos)
+        if cache is None:
+            check_has_video([messages], sampling)
+        known = None if cache is None else cache.prepared
         return count_tokens(self._processor(), messages, sizes, sampling, add_vision_id, known)
 
     # ---- stages ----
@@ -226,6 +233,8 @@ class VLM(Engine):
         rng = make_rng(seed)
         if cache is not None and not (isinstance(cache, KVCache) and cache.of is self):
             raise Error("the cache is not one of this model's. Make it with vlm.new_cache(), of the same vlm.")
+        if cache is None:  # a later turn may have a video
+            check_has_video([prompt], prepare_options)
         inputs = yield from self.read(prompt, cache, **prepare_options)
         stage = self.generate(inputs, self.new_cache() if cache is None else cache, sampling, rng)
         sequence = yield from self.within_memory(stage)

@@ -1,21 +1,24 @@
-"""Boxes and points that an answer speaks of, back in pixels of the picture as it was given.
+"""Read boxes and points in an answer, and convert them to pixels of the original picture.
 
     answer = '[{"bbox_2d": [966, 546, 1932, 1092], "label": "a cat"}]'
     places(answer, resized_size=(1092, 1932), original_size=(1080, 1920))[0].original     # (960, 540, 1920, 1080)
 
-Qwen2.5-VL counts in pixels of the *resized* picture, from the upper left corner. What is read, as often as it occurs, with
-any text around it:
+Qwen2.5-VL counts in pixels of the *resized* picture, from the upper left corner. These formats are read, any number of times,
+with any text around them:
 
-    [{"bbox_2d": [x1, y1, x2, y2], "label": "a cat"}]   or "text_content" for what is written there; fenced or bare
+    [{"bbox_2d": [x1, y1, x2, y2], "label": "a cat"}]   or "text_content", the text that is there; fenced or bare
     [{"point_2d": [x, y], "label": "a cat"}]
+    {"name": "computer_use", "arguments": {"action": "left_click", "coordinate": [x, y]}}     the action is the label
     <points x1="10" y1="20" x2="30" y2="40" alt="cats">cats</points>
+    <p data-bbox="x1 y1 x2 y2">text</p>                 documents as HTML
     <|object_ref_start|>a cat<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>
 
 The last is Qwen2-VL's, and counts from 0 to 1000 across the picture, whatever its size (arXiv:2409.12191). Its marks are
 special tokens: they are in `Answer.raw`, not in the answer's text.
 
-An answer is a model's, and may be cut or broken, so this is no JSON parser: it looks for keys and numbers, and a string that
-is not closed ends at the next key that is known. No text raises an error.
+Answers of a model may be cut or broken, in ways at which a JSON parser gives up: commas and braces are missing, quotes inside
+strings are not escaped. So the objects are found by their keys and braces, and a string that is not closed ends at the next
+known key. No text raises an error.
 """
 
 import html
@@ -26,11 +29,12 @@ from dataclasses import dataclass
 from minivl.errors import Error
 
 FARTHEST = 10**9  # pixels: what lies beyond is no place
-BOX, POINT, LABEL, TEXT = "bbox_2d", "point_2d", "label", "text_content"
+BOX, POINTS, LABELS = "bbox_2d", ("point_2d", "coordinate"), ("label", "text_content", "action")
 
 # The patterns never try the same text from two places, so that the time is linear in its length.
 NUMBER = r"(?<![\w.])[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?(?![\w.])"
-KNOWN = rf"(?:{BOX}|{POINT}|{LABEL}|{TEXT})[\"']\s*:"
+PLACE_KEY = "|".join((BOX, *POINTS))
+KNOWN = rf"(?:{PLACE_KEY}|label|text_content)[\"']\s*:"
 # what follows the quote that ends a string, and not one inside it
 CLOSED = rf"\s*(?:[}}\]]|\Z|[\"']{KNOWN}|,\s*(?:[\"'{{\[}}\]]|\Z))"
 STRING = (
@@ -39,16 +43,16 @@ STRING = (
 )
 JSON = re.compile(
     r"(?P<brace>[{}])"
-    rf"|[\"'](?P<place>{BOX}|{POINT})[\"']\s*:(?P<numbers>(?:[\[\](),\s\d.eE+-]|[\"'](?![^\W\d]))*)"
+    rf"|[\"'](?P<place>{PLACE_KEY})[\"']\s*:(?P<numbers>(?:[\[\](),\s\d.eE+-]|[\"'](?![^\W\d]))*)"
     rf"|[\"'](?P<key>\w+)[\"']\s*:\s*(?:{STRING}|(?P<bare>[^\s\"'\[\](){{}},]+))?",
     re.DOTALL,
 )
 LISTS = re.compile(rf"[\[\]()]|(?P<number>{NUMBER})")
 ESCAPE = re.compile(r"\\(?:[\"\\/bfnrt]|u[0-9a-fA-F]{4})|\\(?P<other>.)|\"", re.DOTALL)
 XML = re.compile(
-    r"<points?\b(?P<attributes>(?:\s+\w+\s*=\s*(?:\"[^\"]*\"|'[^']*'))*)(?:\s*>(?P<inside>[^<]*))?", re.DOTALL
+    r"<(?P<tag>\w+)(?P<attributes>(?:\s+[\w-]+\s*=\s*(?:\"[^\"]*\"|'[^']*'))+)(?:\s*>(?P<inside>[^<]*))?", re.DOTALL
 )
-ATTRIBUTE = re.compile(r"(\w+)\s*=\s*([\"'])(.*?)\2", re.DOTALL)
+ATTRIBUTE = re.compile(r"([\w-]+)\s*=\s*([\"'])(.*?)\2", re.DOTALL)
 TOKENS = re.compile(
     r"<\|object_ref_start\|>(?P<label>(?:(?!<\|).)*)|<\|box_start\|>(?P<numbers>[^<]*)(?P<end><\|box_end\|>)?",
     re.DOTALL,
@@ -57,12 +61,12 @@ TOKENS = re.compile(
 
 @dataclass(frozen=True)
 class Place:
-    """Where something is in a picture, twice.
+    """A box or point in a picture.
 
-    label          what the model calls it, or what is written there; "" if it does not say
+    label          the model's name for it, or the text that is there; "" if it gives none
     resized        in pixels of the picture as the model saw it
     original       in pixels of the picture as it was given (upright, if its file says so); not rounded
-    image          which picture of the conversation, counted from 0
+    image          index of the picture in the conversation, from 0
     resized_size, original_size    (height, width) of that picture
     """
 
@@ -75,7 +79,7 @@ class Place:
 
     @property
     def inside(self):
-        """Whether all of it is on the picture. A model may place things beyond; they are kept as it said."""
+        """Whether all of it is on the picture. Coordinates beyond it are kept as the model gave them."""
         height, width = self.resized_size
         return all(0 <= x <= width for x in self.resized[::2]) and all(0 <= y <= height for y in self.resized[1::2])
 
@@ -89,34 +93,34 @@ class Point(Place):
 
 
 def places(text, resized_size, original_size, image=0):
-    """Every `Box` and `Point` in a text, in its order. Sizes are (height, width); `image` is put down as it is."""
-    sizes = checked_size(resized_size), checked_size(original_size)
-    found = sorted([*of_json(text), *of_xml(text), *of_tokens(text)], key=lambda one: one[0])
+    """Every `Box` and `Point` in a text, in its order. Sizes are (height, width); `image` is the index of the picture."""
+    sizes = validate_size(resized_size), validate_size(original_size)
+    matches = sorted([*match_json(text), *match_tags(text), *match_tokens(text)], key=lambda match: match[0])
     return [
-        place(label, numbers, (1000, 1000) if by_thousand else sizes[0], image, *sizes)
-        for _, label, numbers, by_thousand in found
+        build_place(label, numbers, (1000, 1000) if by_thousand else sizes[0], image, *sizes)
+        for _, label, numbers, by_thousand in matches
         if all(abs(n) <= FARTHEST for n in numbers)
     ]
 
 
-def checked_size(size):
+def validate_size(size):
     if len(size) != 2 or not all(side >= 1 for side in size):
         raise Error(f"{size!r} is not the size of a picture. Give (height, width), in pixels.")
     return tuple(int(side) for side in size)
 
 
-def place(label, numbers, size, image, resized_size, original_size):
-    """From numbers that count in a picture of `size`."""
+def build_place(label, numbers, size, image, resized_size, original_size):
+    """A `Box` or `Point` from numbers that count in a picture of `size`."""
     if len(numbers) == 4:
         (x1, x2), (y1, y2) = sorted(numbers[::2]), sorted(numbers[1::2])
         numbers = x1, y1, x2, y2
     # a label with half a character cannot be written anywhere
     label = label.encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip()
-    resized, original = (scaled(numbers, size, to) for to in (resized_size, original_size))
+    resized, original = (rescale(numbers, size, to) for to in (resized_size, original_size))
     return (Box if len(numbers) == 4 else Point)(label, resized, original, image, resized_size, original_size)
 
 
-def scaled(numbers, size, to):
+def rescale(numbers, size, to):
     """x, y, ... of a picture of one (height, width) in another: whole numbers stay exact."""
     return tuple(n if size == to else n * to[1 - i % 2] / size[1 - i % 2] for i, n in enumerate(numbers))
 
@@ -128,31 +132,35 @@ def iou(a, b):
     return shared / union if union > 0 else 0.0
 
 
-# ---- the three ways of writing: each gives (position in the text, label, numbers, whether they count to 1000) ----
+# ---- the formats: each yields (position in the text, label, numbers, whether they count to 1000) ----
 
 
-def of_json(text):
-    """Objects with bbox_2d or point_2d. Lists may be nested: each innermost one is a place, or a corner of a box."""
-    for item in json_items(text):
-        label = item.get(LABEL) or item.get(TEXT) or ""
-        for key, chosen in ((BOX, boxes_of), (POINT, points_of)):
+def match_json(text):
+    """Objects with a key of places. Lists may be nested: each innermost one is a place, or a corner of a box."""
+    for item in json_objects(text):
+        label = next((item[key] for key in LABELS if item.get(key)), "")
+        for key in (BOX, *POINTS):
             position, lists = item.get(key, (0, []))
-            yield from ((position, label, numbers, False) for numbers in chosen(lists))
+            numbers_of = pair_corners if key == BOX else pairs_only
+            yield from ((position, label, numbers, False) for numbers in numbers_of(lists))
 
 
-def json_items(text):
+def json_objects(text):
     """A dict for each object: its strings, and (position, lists of numbers) for the keys of places."""
-    item = {}
+    item, outer = {}, []
     for token in JSON.finditer(text):
         key = token["place"] or token["key"]
-        if token["brace"] or key in item:  # a key for the second time: braces are missing
-            yield item
+        if token["brace"] == "{":
+            outer.append(item)
             item = {}
+        elif token["brace"] or key in item:  # a key for the second time: braces are missing
+            yield item
+            item = outer.pop() if token["brace"] and outer else {}
         if token["place"]:
             item[key] = token.start(), number_lists(text, *token.span("numbers"))
         elif key:
-            item[key] = unescaped(token["string"]) if token["string"] else named(token["bare"])
-    yield item
+            item[key] = unescape(token["string"]) if token["string"] else bare_label(token["bare"])
+    yield from (item, *outer)
 
 
 def number_lists(text, start, end):
@@ -166,7 +174,7 @@ def number_lists(text, start, end):
     return [numbers for numbers in lists if numbers]
 
 
-def boxes_of(lists):
+def pair_corners(lists):
     """Lists of four numbers; two lists of two, one after the other, are the corners of one box."""
     corners = []
     for numbers in lists:
@@ -175,7 +183,8 @@ def boxes_of(lists):
             yield corners
 
 
-def points_of(lists):
+def pairs_only(lists):
+    """Lists of two numbers."""
     return [numbers for numbers in lists if len(numbers) == 2]
 
 
@@ -185,33 +194,36 @@ def number(text):
     return int(value) if value.is_integer() else value
 
 
-def unescaped(text):
+def unescape(text):
     """The inside of a JSON string, which may hold quotes and backslashes that should have been escaped."""
 
-    def mended(match):
+    def escape(match):
         other = match["other"]
         return match[0] if len(match[0]) > 1 and other is None else other if other == "'" else "\\" + match[0]
 
-    return json.loads(f'"{ESCAPE.sub(mended, text)}"', strict=False)
+    return json.loads(f'"{ESCAPE.sub(escape, text)}"', strict=False)
 
 
-def named(word):
+def bare_label(word):
     """A label without quotes, such as a number."""
     return "" if word in (None, "null", "None") else word
 
 
-def of_xml(text):
-    """<points x1= y1= x2= y2= alt=>, and <point x= y=>."""
+def match_tags(text):
+    """<points x1= y1= x2= y2= alt=>, <point x= y=>, and data-bbox= of any tag."""
     for tag in XML.finditer(text):
-        given = {name: html.unescape(value) for name, _, value in ATTRIBUTE.findall(tag["attributes"])}
-        label = given.get("alt") or html.unescape(tag["inside"] or "")
-        for name in given:
-            pair = [given.get(axis + name[1:], "") for axis in "xy"]
-            if name.startswith("x") and all(re.fullmatch(NUMBER, value.strip()) for value in pair):
-                yield tag.start(), label, [number(value) for value in pair], False
+        values = {name: html.unescape(value) for name, _, value in ATTRIBUTE.findall(tag["attributes"])}
+        inside = html.unescape(tag["inside"] or "")
+        if "data-bbox" in values:
+            numbers = [number(value) for value in re.findall(NUMBER, values["data-bbox"])]
+            yield from ((tag.start(), inside, corners, False) for corners in pair_corners([numbers]))
+        for name in values if tag["tag"] in ("point", "points") else ():
+            pair = [values.get(axis + name[1:], "").strip() for axis in "xy"]
+            if name.startswith("x") and all(re.fullmatch(NUMBER, value) for value in pair):
+                yield tag.start(), values.get("alt") or inside, [number(value) for value in pair], False
 
 
-def of_tokens(text):
+def match_tokens(text):
     """Qwen2-VL's special tokens. A label holds for all boxes up to the next one; a single (x,y) is a point."""
     label = ""
     for token in TOKENS.finditer(text):
@@ -219,5 +231,6 @@ def of_tokens(text):
             label = token["label"]
             continue
         lists = number_lists(text, *token.span("numbers"))
-        point = len(lists) == 1 and token["end"]  # without its end it may be the half of a box
-        yield from ((token.start(), label, found, True) for found in (points_of(lists) if point else boxes_of(lists)))
+        is_point = len(lists) == 1 and token["end"]  # without its end it may be the half of a box
+        numbers_of = pairs_only if is_point else pair_corners
+        yield from ((token.start(), label, numbers, True) for numbers in numbers_of(lists))

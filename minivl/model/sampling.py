@@ -5,7 +5,6 @@ penalty 1.05", in effect greedy *with* the penalty: plain argmax does not reprod
 """
 
 import dataclasses
-import math
 import numbers
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,26 +12,44 @@ from pathlib import Path
 import numpy as np
 
 from minivl.errors import Error
-from minivl.helpers import read_json
+from minivl.helpers import plain_number, read_json
 from minivl.kernels.attention import softmax
 
-NOT_BUILT = {  # fields of generation_config.json that change the answer, with the values that do not
-    "num_beams": (1,), "num_beam_groups": (1,), "penalty_alpha": (0,), "min_p": (0,), "typical_p": (1,), "top_h": (),
-    "epsilon_cutoff": (0,), "eta_cutoff": (0,), "length_penalty": (1,), "no_repeat_ngram_size": (0,), "bad_words_ids": (),
+NOT_BUILT = {  # fields of generation_config.json that change any answer, with the values that do not
+    "num_beams": (1,), "num_beam_groups": (1,), "penalty_alpha": (0,), "no_repeat_ngram_size": (0,), "bad_words_ids": (),
     "min_length": (0,), "min_new_tokens": (0,), "encoder_repetition_penalty": (1,), "encoder_no_repeat_ngram_size": (0,),
     "forced_bos_token_id": (), "forced_eos_token_id": (), "suppress_tokens": ([],), "begin_suppress_tokens": ([],),
     "sequence_bias": (), "guidance_scale": (1,), "exponential_decay_length_penalty": (), "stop_strings": (),
 }  # fmt: skip
+NOT_BUILT_IN_SAMPLING = {  # without effect on greedy decoding
+    "min_p": (0,), "typical_p": (1,), "top_h": (), "epsilon_cutoff": (0,), "eta_cutoff": (0,),
+}  # fmt: skip
 FIELDS = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
+LARGEST = 1e38  # of float32, in which logits are
+
+
+def at_least(least):
+    return lambda value: least <= value < LARGEST
+
+
+RULES = {  # the kind of a field, its range, and both in words; the range of top_k and top_p counts in sampling only
+    "do_sample": (bool, lambda v: True, "true or false"),
+    "temperature": (numbers.Real, at_least(0), "a number, at least 0 (0: greedy)"),
+    "top_k": (numbers.Integral, at_least(0), "a whole number, at least 0 (0: no limit)"),
+    "top_p": (numbers.Real, lambda v: 0 < v <= 1, "a number above 0 and at most 1 (1: no limit)"),
+    "repetition_penalty": (numbers.Real, lambda v: 0 < v < LARGEST, "a number above 0 (1: no penalty)"),
+    "max_new_tokens": (numbers.Integral, at_least(1), "a whole number, at least 1"),
+}
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose tokens, and when to stop. Fields and defaults are generation_config.json's.
+    """How to choose tokens, and when to stop. Fields and defaults are those of generation_config.json.
 
     top_k           keep the k best (0: all);  top_p  keep the best that together have this probability (1: all)
     eos_token_id    tuple of ids that end an answer
     max_new_tokens  most tokens in an answer (transformers' own default, 20, is too short to be of use)
+    refused         fields of the file that are not built, with their values; they matter in sampling only
     """
 
     do_sample: bool = False
@@ -42,38 +59,44 @@ class Sampling:
     repetition_penalty: float = 1.0
     max_new_tokens: int = 256
     eos_token_id: tuple = ()
+    refused: tuple = ()
 
     def __post_init__(self):
-        whole, number = numbers.Integral, numbers.Real
-        rules = {
-            "do_sample": (bool, lambda v: True, "true or false"),
-            "temperature": (number, lambda v: 0 <= v < math.inf, "a number, at least 0 (0: greedy)"),
-            "top_k": (whole, lambda v: v >= 0, "a whole number, at least 0 (0: no limit)"),
-            "top_p": (number, lambda v: 0 < v <= 1, "a number above 0 and at most 1 (1: no limit)"),
-            "repetition_penalty": (number, lambda v: 0 < v < math.inf, "a number above 0 (1: no penalty)"),
-            "max_new_tokens": (whole, lambda v: v >= 1, "a whole number, at least 1"),
-        }
-        for field, (kind, allowed, rule) in rules.items():
+        for field, (kind, in_range, rule) in RULES.items():
             value = getattr(self, field)
-            if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool) or not allowed(value):
-                raise Error(f"{field}={value!r}: it must be {rule}.")
+            is_kind = isinstance(value, kind) and isinstance(value, bool) == (kind is bool) and abs(value) < LARGEST
+            has_effect = self.do_sample or field not in ("top_k", "top_p")
+            if not is_kind or has_effect and not in_range(value):
+                shown = repr(value) if not isinstance(value, int) or abs(value) < LARGEST else "a number of many digits"
+                raise Error(f"{field}={shown}: it must be {rule}.")
         if not all(type(id) is int and id >= 0 for id in self.eos_token_id):
             raise Error(f"eos_token_id is {list(self.eos_token_id)!r}; it must be a token id or a list of them.")
+        if self.do_sample and self.refused:
+            raise Error(
+                f"{self.refused[0]} of generation_config.json is not built in minivl, and sampling needs it. Remove it from "
+                "the file; answers then differ from those of a program that has it. Or decode greedily: temperature=0."
+            )
 
     @classmethod
     def read(cls, folder, eos_token_id):
         """generation_config.json of a checkpoint folder; without one: greedy, no penalty, the config's own eos."""
         path = None if folder is None else Path(folder) / "generation_config.json"
         stored = read_json(path) if path and path.is_file() else {}
-        check_unsupported(stored, path)
+        check_built(stored, path)
+        refused = tuple(
+            f"{field}: {stored[field]!r}"
+            for field, neutral in NOT_BUILT_IN_SAMPLING.items()
+            if stored.get(field) not in (None, *neutral)
+        )
         eos = stored.get("eos_token_id")
         eos = eos_token_id if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
-        return cls(**{f: stored[f] for f in FIELDS if stored.get(f) is not None}, eos_token_id=eos)
+        fields = {field: stored[field] for field in FIELDS if stored.get(field) is not None}
+        return cls(**fields, eos_token_id=eos, refused=refused)
 
     def replace(self, **options):
-        """The same with some fields changed; None leaves a field. Naming a sampling option turns sampling on,
-        temperature=0 turns it off."""
-        options = {name: value for name, value in options.items() if value is not None}
+        """The same with some fields changed; None leaves a field. A sampling option turns sampling on, temperature=0 turns it
+        off."""
+        options = {name: plain_number(value) for name, value in options.items() if value is not None}
         unknown = set(options) - set(FIELDS)
         if unknown:
             raise Error(
@@ -81,13 +104,15 @@ class Sampling:
                 "pictures (images=) and videos (videos=): min_pixels, max_pixels, fps, nframes, add_vision_id."
             )
         if "do_sample" not in options and options.keys() & {"temperature", "top_k", "top_p"}:
-            options["do_sample"] = True
-        changed = dataclasses.replace(self, **options)
-        return dataclasses.replace(changed, do_sample=changed.do_sample and changed.temperature > 0)
+            options["do_sample"] = options.get("temperature") != 0
+        do_sample = options.get("do_sample", self.do_sample)
+        if do_sample is True and options.get("temperature", self.temperature) == 0:
+            options["do_sample"] = False
+        return dataclasses.replace(self, **options)
 
 
-def check_unsupported(stored, path):
-    """What would change the answer and is not built must not be passed over."""
+def check_built(stored, path):
+    """Refuse fields that change the answer and are not built."""
     for field, neutral in NOT_BUILT.items():
         if stored.get(field) not in (None, *neutral):
             raise Error(
@@ -97,9 +122,9 @@ def check_unsupported(stored, path):
 
 
 class Sequence:
-    """A prompt and the answer after it, as far as it has come.
+    """A prompt and its answer so far.
 
-    inputs  the prompt;  cache  what the decoder keeps;  ids  the answer's tokens, a list;  most  of them that there may be
+    inputs  the prompt;  cache  its KV cache;  ids  generated token ids, a list;  most  upper limit on their number
     """
 
     def __init__(self, inputs, cache, sampling, rng, most):
@@ -116,7 +141,7 @@ class Sequence:
 
     @property
     def finished(self):
-        """The model has ended its answer itself."""
+        """Whether the model has ended its answer."""
         return self.ids[-1] in self._sampling.eos_token_id
 
     @property
@@ -125,7 +150,7 @@ class Sequence:
 
 
 def append_tokens(sequences, logits):
-    """Stage: choose a token for each sequence from its row of logits [B, V], and append what comes back."""
+    """Stage: choose a token for each sequence from its row of logits [B, V], and append the one that is sent back."""
     chosen = [sequence.choose(row) for sequence, row in zip(sequences, logits)]
     tokens = yield "next_token", np.array(chosen, dtype=np.int64)
     outside = tokens[(tokens < 0) | (tokens >= logits.shape[1])]
@@ -136,8 +161,9 @@ def append_tokens(sequences, logits):
 
 
 def make_rng(seed):
-    """The random numbers of one answer."""
-    if seed is not None and (not isinstance(seed, numbers.Integral) or seed < 0):
+    """A NumPy Generator for the draws of one answer."""
+    seed = plain_number(seed)
+    if seed is not None and (not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or seed < 0):
         raise Error(f"seed={seed!r}: it must be a whole number, at least 0.")
     return np.random.default_rng(seed)
 
@@ -179,7 +205,7 @@ def keep_top_k(logits, k):
     """All but the k largest become -inf; what ties with the k-th stays."""
     if k == 0 or k >= len(logits):
         return logits
-    kth = np.partition(logits, -k)[-k]
+    kth = np.partition(logits, -int(k))[-int(k)]  # subtle: -np.uint8(3) is 253
     return np.where(logits < kth, np.float32(-np.inf), logits)
 
 

@@ -12,10 +12,12 @@ A video is {"type": "video", "video": "clip.mp4", "fps": 1.0}. Other spellings o
 
 import re
 from collections.abc import Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
 from minivl.errors import Error
+from minivl.helpers import plain_number
 from minivl.processing.sources import describe_cause, describe_source, locate
 
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"  # placeholders in the prompt text
@@ -24,6 +26,7 @@ SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 SAMPLING = ("fps", "nframes", "min_frames", "max_frames", "total_pixels")  # of videos only
 SOURCES = {"image": ("image", "image_url", "url", "path", "base64"), "video": ("video", "video_url", "url", "path")}
 NOUNS = {"image": "picture", "video": "video"}
+FASTEST, MOST = 100_000, 10**18  # frames a second; of anything else
 NOT_BUILT = ("video_start", "video_end")
 PROMPT_KEYS = {"question", "images", "videos"}  # of a prompt in `VLM.ask_many`, as `VLM.ask` takes them
 
@@ -116,8 +119,8 @@ def prompt_messages(i, prompt):
     if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(item, (Mapping, Message)) for item in prompt):
         return prompt
     raise Error(
-        f'prompt {i} is {prompt!r}; it must be a question, {{"question": ..., "images": ..., "videos": ...}} or a list of '
-        "messages, in a list of its own."
+        f'prompt {i} is {shorten(prompt)}; it must be a question, {{"question": ..., "images": ..., "videos": ...}} or a list '
+        "of messages, in a list of its own."
     )
 
 
@@ -133,7 +136,7 @@ def parse(messages):
 
 def parse_message(i, message):
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
-        raise Error(f'message {i} is {message!r}; it must be {{"role": "user", "content": ...}}.')
+        raise Error(f'message {i} is {shorten(message)}; it must be {{"role": "user", "content": ...}}.')
     if message.get("tool_calls"):
         raise Error(f"message {i} has tool_calls, which the chat template leaves out. Write them into its content.")
     content = message["content"]
@@ -163,7 +166,9 @@ def parse_item(item):
             f'an item {what} has no text, picture or video: {{"type": "text", "text": "..."}}, likewise image, video.'
         )
     if not isinstance(item["text"], str):
-        raise Error(f'the text of an item is {item["text"]!r}; it must be a string: {{"type": "text", "text": "..."}}.')
+        raise Error(
+            f'the text of an item is {shorten(item["text"])}; it must be a string: {{"type": "text", "text": "..."}}.'
+        )
     return item["text"]
 
 
@@ -202,8 +207,35 @@ def find_media(messages, sizes=None, sampling=None):
         if source is None:
             raise Error(f'an item of type "{kind}" has no {NOUNS[kind]}: give {{"type": "{kind}", "{kind}": ...}}.')
         defaults = {} if kind == "image" or {"fps", "nframes"} & own.keys() else sampling or {}
-        media[kind].append(Media(kind, source, {**(sizes or {}), **defaults, **own}))
+        media[kind].append(Media(kind, source, check_options({**(sizes or {}), **defaults, **own})))
     return media["image"], media["video"]
+
+
+def check_options(options):
+    """The same options as Python's own numbers; an Error for what is no number of pixels, frames, or frames a second."""
+    options = {name: plain_number(value) for name, value in options.items()}
+    for name, value in options.items():
+        if value is None:
+            continue
+        is_number = isinstance(value, Real if name == "fps" else Integral) and not isinstance(value, bool)
+        if not is_number or not 0 < value <= (FASTEST if name == "fps" else MOST):
+            kind = f"a number above 0, at most {FASTEST:,}" if name == "fps" else "a whole number above 0"
+            raise Error(f"{name}={shorten(value)}: it must be {kind}.")
+    return options
+
+
+def check_has_video(conversations, options):
+    """An Error where options choose frames of a video and no conversation has one."""
+    chosen = [name for name in ("fps", "nframes") if options.get(name) is not None]
+    if chosen and not any(find_media(messages)[1] for messages in conversations if isinstance(messages, (list, tuple))):
+        raise Error(f"{chosen[0]}= chooses frames of a video, and there is none. Leave it out, or give videos=.")
+
+
+def shorten(value):
+    """The repr of a value for an error message."""
+    # subtle: Python refuses to write whole numbers of more than 4,300 digits
+    text = f"{value:#x}" if isinstance(value, int) and abs(value) > MOST else repr(value)
+    return text if len(text) <= 200 else f"{text[:100]}... ({len(text):,} characters)"
 
 
 # ---- placeholders ----

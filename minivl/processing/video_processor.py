@@ -1,21 +1,23 @@
-"""Videos to patches: choose frames, resize them, cut them in pairs. The published rules, those of `qwen-vl-utils`.
+"""Videos to patches: sample frames, resize them, cut them into patches, by the rules of `qwen-vl-utils`.
 
     smart_nframes(300, 30.0)                                  # 20 of 300 frames: 2 a second
-    linspace_indices(300, 20)                                           # which: [0, 16, 31, ...]
+    linspace_indices(300, 20)                                 # which: [0, 16, 31, ...]
     run(prepare_video("clip.mp4", processor, fps=1))          # patches [N, 1176], grid (5, H/14, W/14), 2.0 seconds
 
-Two frames are one step of the grid's time: a patch is two pictures deep. A file is sampled: `fps` frames a second, or
-`nframes` in all, evenly from the first to the last, always an even number. A list or an array holds what somebody has
-sample_frames already: all of it is taken, an odd last frame twice.
+A patch is two frames deep, so two frames are one step of the grid's time. A file is sampled: `fps` frames a second, or
+`nframes` in all, evenly from the first to the last, always an even number. A list or an array is sampled already: all of it is
+taken, an odd last frame twice.
 """
 
 import math
 from functools import partial
+from numbers import Integral, Real
 
 import numpy as np
 from tqdm import tqdm
 
 from minivl.errors import Error
+from minivl.helpers import plain_number
 from minivl.processing.load_video import open_video
 
 FPS = 2.0  # frames to take a second
@@ -31,9 +33,9 @@ def prepare_video(
 ):  # fmt: skip
     """Stage: a video -> patches float32 [N, 1176], their grid (F/2, rows, columns), and seconds from pair to pair.
 
-    fps, nframes, min_frames, max_frames   which frames: see `smart_nframes`. Of a list, fps says how fast it was taken
-    min_pixels, max_pixels, total_pixels   how large each and all together: see `frame_limits`
-    resized_height, resized_width          or each about this size, as a picture's item may ask
+    fps, nframes, min_frames, max_frames   which frames: see `smart_nframes`. Of a list, fps is the rate of its frames
+    min_pixels, max_pixels, total_pixels   limits on each, and on all together: see `frame_limits`
+    resized_height, resized_width          or the size of each, rounded to multiples of 28
     """
     clip = open_video(source)
     indices = yield "frame_indices", sample_frames(clip, fps, nframes, min_frames, max_frames)
@@ -48,7 +50,7 @@ def prepare_video(
     return (yield "patches", patches), grid, float(seconds[0])
 
 
-# ---- which frames ----
+# ---- sampling ----
 
 
 def sample_frames(clip, fps=None, nframes=None, min_frames=None, max_frames=None):
@@ -63,10 +65,10 @@ def sample_frames(clip, fps=None, nframes=None, min_frames=None, max_frames=None
 
 
 def smart_nframes(total, video_fps, fps=None, nframes=None, min_frames=None, max_frames=None):
-    """How many frames to take of a video of `total`, `video_fps` a second: an even number.
+    """Number of frames to take of a video of `total`, `video_fps` a second: even.
 
-    fps      how many a second (2), with min_frames (4) and max_frames (768) in all
-    nframes  or how many in all, rounded to even
+    fps      frames a second (2), with min_frames (4) and max_frames (768) in all
+    nframes  or frames in all, rounded to even
     smart_nframes(300, 30.0) -> 20;  smart_nframes(300, 30.0, nframes=7) -> 8.  Source: qwen-vl-utils, `smart_nframes`.
     """
     if nframes is not None:
@@ -74,11 +76,11 @@ def smart_nframes(total, video_fps, fps=None, nframes=None, min_frames=None, max
             raise Error(
                 "nframes says how many frames to take; fps, min_frames and max_frames do too. Give one or the other."
             )
-        count = round(above_zero("nframes", nframes) / FRAME_FACTOR) * FRAME_FACTOR
+        count = round(positive_integer("nframes", nframes) / FRAME_FACTOR) * FRAME_FACTOR
     else:
-        least = math.ceil(above_zero("min_frames", min_frames, MIN_FRAMES) / FRAME_FACTOR) * FRAME_FACTOR
-        most = above_zero("max_frames", max_frames, min(MAX_FRAMES, total)) // FRAME_FACTOR * FRAME_FACTOR
-        count = min(max(total / video_fps * above_zero("fps", fps, FPS), least), most, total)
+        least = math.ceil(positive_integer("min_frames", min_frames, MIN_FRAMES) / FRAME_FACTOR) * FRAME_FACTOR
+        most = positive_integer("max_frames", max_frames, min(MAX_FRAMES, total)) // FRAME_FACTOR * FRAME_FACTOR
+        count = min(max(total / video_fps * positive_number("fps", fps, FPS), least), most, total)
         count = math.floor(count / FRAME_FACTOR) * FRAME_FACTOR
     if not FRAME_FACTOR <= count <= total:
         raise Error(
@@ -95,26 +97,33 @@ def linspace_indices(total, count):
     """
     step = np.float32(total - 1) / np.float32(count - 1)
     index = np.arange(count, dtype=np.float32)
-    places = np.where(index < count // 2, step * index, np.float32(total - 1) - step * index[::-1])
-    return np.round(places).astype(np.int64)
+    indices = np.where(index < count // 2, step * index, np.float32(total - 1) - step * index[::-1])
+    return np.round(indices).astype(np.int64)
 
 
 def seconds_per_grid(clip, taken, depth, fps=None):
     """Seconds from one step of the grid, `depth` frames, to the next: float32 [1]. Never rounded: 0.7 stays 0.7."""
-    rate = above_zero("fps", fps, FPS) if clip.fps is None else taken / clip.total * clip.fps
+    rate = positive_number("fps", fps, FPS) if clip.fps is None else taken / clip.total * clip.fps
     return np.array([depth / rate], dtype=np.float32)
 
 
-def above_zero(name, number, default=None):
-    """The number, or what stands for None: whole for numbers of frames, any above 0 for the others."""
-    number = default if number is None else number
-    kinds = (int, np.integer) if name.endswith("frames") else (int, float, np.number)
-    if isinstance(number, bool) or not isinstance(number, kinds) or not 0 < number < math.inf:
-        raise Error(f"{name}={number!r}: it must be a {'whole ' if kinds[-1] is np.integer else ''}number above 0.")
+def positive_integer(name, number, default=None):
+    """The number, or the default for None: whole and above 0."""
+    number = plain_number(default if number is None else number)
+    if not isinstance(number, Integral) or isinstance(number, bool) or number <= 0:
+        raise Error(f"{name}={number!r}: it must be a whole number above 0.")
     return number
 
 
-# ---- how large ----
+def positive_number(name, number, default=None):
+    """The number, or the default for None: finite and above 0."""
+    number = plain_number(default if number is None else number)
+    if not isinstance(number, Real) or isinstance(number, bool) or not 0 < number < math.inf:
+        raise Error(f"{name}={number!r}: it must be a number above 0.")
+    return number
+
+
+# ---- sizes ----
 
 
 def measure_video(
@@ -145,7 +154,7 @@ def frame_limits(processor, clip, taken, min_pixels=None, max_pixels=None, total
     pictures. Source: qwen-vl-utils, `fetch_video`.
     """
     low, high = processor.limits(min_pixels, max_pixels)
-    share = above_zero("total_pixels", total_pixels, TOTAL_PIXELS) / taken * FRAME_FACTOR
+    share = positive_number("total_pixels", total_pixels, TOTAL_PIXELS) / taken * FRAME_FACTOR
     if clip.fps is not None:
         share = min(VIDEO_MAX_PIXELS, share)
         # a smaller max_pixels moves the published minimum out of its way, as it does a stored one

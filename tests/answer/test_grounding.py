@@ -85,6 +85,12 @@ A, B = ("a", (1, 2, 3, 4)), ("b", (5, 6, 7, 8))
         (r'{"label": "\"bbox_2d\": [9, 9, 9, 9]", "bbox_2d": [1, 2, 3, 4]}', [('"bbox_2d": [9, 9, 9, 9]', A[1])]),
         ('{"bbox_2d": [1, 2, 3, 4], "text_content": 42}', [("42", A[1])]),
         ('{"bbox_2d": [1, 2, 3, 4], "label": null}, {"bbox_2d": [1, 2, 3, 4]}', [("", A[1])] * 2),
+        # objects inside objects
+        ('{"bbox_2d": [1, 2, 3, 4], "parts": [{"bbox_2d": [5, 6, 7, 8], "label": "b"}], "label": "a"}', [A, B]),
+        ('{"label": "a", "at": {"x": {"y": 1}}, "bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6, 7, 8]}', [A, ("", B[1])]),
+        # computer use
+        ('{"name": "computer_use", "arguments": {"action": "left_click", "coordinate": [7, 8]}}', [("left_click", (7, 8))]),
+        ('{"name": "mobile_use", "arguments": {"action": "type", "text": "hello"}}', []),
         # braces, commas and quotes that are missing
         ('"bbox_2d": [1, 2, 3, 4], "label": "a", "bbox_2d": [5, 6, 7, 8], "label": "b"', [A, B]),
         ('{"bbox_2d": [1, 2, 3, 4] "label": "a"} {"label": "b" "bbox_2d": [5, 6, 7, 8,]', [A, B]),
@@ -103,6 +109,9 @@ def test_json(text, expected):
         ("<point x='1' y='2' alt='a &gt; &quot;b&quot; > c'/>", [('a > "b" > c', (1, 2))]),
         ('so <points  y1 = "2"\n x1="1" >the cat</points> there', [("the cat", (1, 2))]),
         ('<points x1="1" x2="3" y2="4" y3="5" alt="a"> <points alt="b"> <pointsx1="1" y1="2">', [("a", (3, 4))]),
+        ('<h1 data-bbox="1 2 3 4">a</h1><p class="x" data-bbox=\'5,6, 7 8\'>b</p>', [A, B]),
+        ('<div data-bbox="1 2 3 4"><img data-bbox="5 6 7 8"/></div><p data-bbox="1 2 3">', [("", A[1]), ("", B[1])]),
+        ('<point x="\x1c1" y="2\x1f">a</point>', [("a", (1, 2))]),
         ('<points x1="one" y1="2" x2="nan" y2="inf" x3="1e999" y3="0">', []),
     ],
 )
@@ -152,7 +161,8 @@ def test_the_last_number_of_a_cut_answer_may_be_a_half(text, expected):
 
 
 PIECES = [*'{}[]()",:\'\\ \n<>|49.-e', "bbox_2d", "point_2d", '"bbox_2d": [', '"label": "', '"label"', '"x": ', "1, 2", "3, 4]",
-          "<points ", 'x1="1" ', 'y1="2" ', "<|box_start|>", "<|box_end|>", "<|object_ref_start|>", "(1,2)",
+          "<points ", "<p ", 'data-bbox="1 2 3 4" ', '"coordinate": [', 'x1="1" ', 'y1="2" ', "<|box_start|>", "<|box_end|>",
+          "<|object_ref_start|>", "(1,2)",
           "\ud83d", "\\u", "\\ud83d"]  # fmt: skip
 ANY = st.characters(codec=None)  # halves of surrogate pairs included
 

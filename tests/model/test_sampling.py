@@ -141,3 +141,55 @@ def test_generation_config_that_asks_for_nothing_special(tmp_path):
 def test_bad_seeds(seed):
     with pytest.raises(Error, match="seed="):
         make_rng(seed)
+
+
+# ---- numbers of NumPy, numbers of no sense, options without effect ----
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, np.array])
+def test_numbers_of_numpy(kind):
+    ours = Sampling().replace(temperature=kind(0.5), top_p=kind(0.75), top_k=np.int64(3), max_new_tokens=np.uint8(5))
+    assert ours == Sampling().replace(temperature=0.5, top_p=0.75, top_k=3, max_new_tokens=5)
+    assert type(ours.temperature) is float and type(ours.top_k) is int and ours.do_sample is True
+    assert Sampling().replace(do_sample=np.True_).do_sample is True
+    assert Sampling(True).replace(temperature=kind(0.0)).do_sample is False
+    assert make_rng(np.int64(7)).random() == make_rng(7).random()
+
+
+def test_top_k_of_an_unsigned_type():
+    logits = np.arange(300, dtype=np.float32)
+    for k in (3, np.uint8(3), np.int8(3), np.uint64(3)):
+        assert np.isfinite(keep_top_k(logits, k)).sum() == 3
+
+
+@pytest.mark.parametrize("field", ["temperature", "repetition_penalty", "top_p", "top_k", "max_new_tokens"])
+@pytest.mark.parametrize("value", [10**400, -(10**400), 1e300, float("inf"), float("nan"), True, "1", [1], 1j])
+def test_numbers_of_no_sense(field, value, tmp_path):
+    with pytest.raises(Error, match=f"{field}=") as caught:
+        Sampling().replace(**{field: value})
+    assert len(str(caught.value)) < 200
+    if not isinstance(value, complex):
+        (tmp_path / "generation_config.json").write_text(json.dumps({field: value}))
+        with pytest.raises(Error, match=f"{field}="):
+            Sampling.read(tmp_path, (7,))
+
+
+@pytest.mark.parametrize("field, value", [
+    ("min_p", 0.1), ("typical_p", 0.9), ("epsilon_cutoff", 0.1), ("eta_cutoff", 0.1), ("top_h", 0.4), ("top_p", 0),
+    ("top_k", -1),
+])  # fmt: skip
+def test_options_without_effect_on_greedy_decoding(field, value, tmp_path):
+    """Not refused while greedy, as in transformers; refused when sampling is turned on."""
+    (tmp_path / "generation_config.json").write_text(json.dumps({field: value}))
+    greedy = Sampling.read(tmp_path, (7,)).replace(max_new_tokens=5)
+    assert not greedy.do_sample
+    with pytest.raises(Error, match=field):
+        greedy.replace(temperature=0.5)
+    (tmp_path / "generation_config.json").write_text(json.dumps({field: value, "do_sample": True}))
+    with pytest.raises(Error, match=field):
+        Sampling.read(tmp_path, (7,))
+
+
+def test_length_penalty_is_of_beams_only(tmp_path):
+    (tmp_path / "generation_config.json").write_text(json.dumps({"length_penalty": 2.0, "early_stopping": True}))
+    assert Sampling.read(tmp_path, (7,)) == Sampling(eos_token_id=(7,))

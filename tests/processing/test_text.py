@@ -211,3 +211,38 @@ def test_user_puts_pictures_first():
 def test_bad_messages(messages):
     with pytest.raises(Error, match="must be"):
         render(messages)
+
+
+# ---- options ----
+
+
+def options_of(**options):
+    return find_media([{"role": "user", "content": [{"type": "video", "video": "a", **options}]}])[1][0].options
+
+
+def test_options_are_plain_numbers():
+    ours = options_of(
+        min_pixels=np.int64(9), nframes=np.uint8(4), resized_height=np.array(56), resized_width=np.int32(28)
+    )
+    assert ours == {"min_pixels": 9, "nframes": 4, "resized_height": 56, "resized_width": 28}
+    assert {type(value) for value in ours.values()} == {int} and options_of(fps=np.float32(0.5)) == {"fps": 0.5}
+
+
+@pytest.mark.parametrize(
+    "name", ["min_pixels", "max_pixels", "total_pixels", "resized_height", "nframes", "max_frames", "fps"]
+)
+@pytest.mark.parametrize("value", [1.5, True, np.True_, 0, -1, "9", 10**400, float("nan"), np.float64(2.5), [9], 1e12])
+def test_numbers_of_no_sense(name, value):
+    if name == "fps" and value in (1.5, 2.5):
+        return
+    with pytest.raises(Error, match=f"{name}=") as caught:
+        options_of(**{name: value})
+    assert len(str(caught.value)) < 200
+
+
+def test_long_values_are_not_repeated():
+    long = "x" * 10**6
+    for messages in ([{"role": 5, "content": long}], [{"role": "user", "content": [{"text": [long]}]}]):
+        with pytest.raises(Error) as caught:
+            render(messages)
+        assert len(str(caught.value)) < 400

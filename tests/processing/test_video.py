@@ -577,3 +577,18 @@ def test_too_many_frames_for_the_context(tiny):
 def test_data_uri_of_a_video_that_is_none():
     with pytest.raises(Error, match="base64"):
         open_video("data:video/mp4,abc")
+
+
+def test_options_of_videos_without_a_video(tiny, gif):
+    for call in (
+        lambda: tiny.ask("?", fps=2),
+        lambda: tiny.trace("?", nframes=4),
+        lambda: tiny.count_tokens("?", fps=1),
+        lambda: tiny.ask_many(["?", "?"], fps=2),
+        lambda: list(tiny.stream("?", fps=2)),
+    ):
+        with pytest.raises(Error, match="(fps|nframes)= chooses frames of a video, and there is none"):
+            call()
+    prompts = ["?", {"question": "?", "videos": str(gif)}]
+    assert len(tiny.ask_many(prompts, nframes=4, max_new_tokens=1)) == 2
+    assert tiny.chat(user("?"), tiny.new_cache(), fps=2, max_new_tokens=1) is not None  # a later turn may have one
