@@ -77,8 +77,7 @@ def write_whole(path):
         target = Path(os.path.realpath(path))
         mode = _mode_of_regular_file(target)
         _remove_leftovers(target)
-        partial = target.with_name(f".{_short_name(target)}.{_writer()}-{uuid.uuid4().hex[:8]}.partial")
-        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        partial = _create_partial(target)
     except OSError as cause:
         raise cannot_write(path, cause) from None
     try:
@@ -99,14 +98,11 @@ def write_whole(path):
 
 
 def check_writable(path):
-    """That `write_whole` can write to `path`, before minutes are spent on what is to be written; an Error if not."""
+    """Raise an Error unless `write_whole` can write to `path`, before minutes are spent on what is to be written."""
     try:
         target = Path(os.path.realpath(path))
         _mode_of_regular_file(target)
-        if not target.parent.is_dir():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        if not os.access(target.parent, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        _create_partial(target).unlink()
     except OSError as cause:
         raise cannot_write(path, cause) from None
 
@@ -133,6 +129,13 @@ def _mode_of_regular_file(path):
     if not stat.S_ISREG(mode):
         raise Error(f"cannot write {path}: it is a device or a pipe, not a file. Give the name of a file.")
     return stat.S_IMODE(mode)
+
+
+def _create_partial(target):
+    """The path of a new empty file beside `target`, which no other writer uses."""
+    partial = target.with_name(f".{_short_name(target)}.{_writer()}-{uuid.uuid4().hex[:8]}.partial")
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return partial
 
 
 def _short_name(path):

@@ -12,6 +12,7 @@
 ask, stream, chat, trace and walk consume one generator, `VLM.answer`; ask_many its batched twin (model/batch.py).
 """
 
+import dataclasses
 from functools import cached_property
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from minivl.model.engine import Engine
 from minivl.model.kv_cache import KVCache
 from minivl.model.progress import show_answers, show_layers
 from minivl.model.sampling import Sampling, make_rng
-from minivl.plan.forecast import forecast
+from minivl.plan.meta_model import forecast
 from minivl.processing.chat_template import Template
 from minivl.processing.count_tokens import count_tokens
 from minivl.processing.image_processor import ImageProcessor
@@ -66,6 +67,8 @@ def load(
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder)
     opened = open_weights(path, config, weights, memory_limit)
+    if opened["lm_head.weight"] is not opened["model.embed_tokens.weight"]:  # whatever the file says
+        config = dataclasses.replace(config, tie_word_embeddings=False)
     return VLM(config, opened, kernels, folder, video_positions, offload_if_needed(opened, config, memory_limit))
 
 

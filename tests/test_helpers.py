@@ -198,7 +198,7 @@ def test_a_folder_without_permission_is_noticed_before_the_run(tmp_path):
             refused(tmp_path / "run.json")
 
 
-def test_check_writable_makes_nothing(tmp_path):
+def test_check_writable_leaves_nothing(tmp_path):
     check_writable(tmp_path / "run.json")
     assert not os.listdir(tmp_path)
 

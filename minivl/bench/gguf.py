@@ -2,10 +2,9 @@
 
     write_gguf(folder, "decoder.gguf")
 
-Architecture "qwen2vl": llama.cpp's decoder is the same for Qwen2-VL and Qwen2.5-VL. Matrices stay as they are stored, bit for
-bit; norm weights and biases are float32, as llama.cpp wants them. Tensors are mapped from the checkpoint and written one after
-the other, so that little memory is taken. Not written: the tower, and a vocabulary (only its size), since the benchmark passes
-numbers and wants numbers back.
+Architecture "qwen2vl": llama.cpp's decoder is the same for Qwen2-VL and Qwen2.5-VL. Matrices keep their bits; norm weights
+and biases are float32, as llama.cpp requires. Tensors are mapped from the checkpoint and written one by one, so that it takes
+little memory. Not written: the tower, and the vocabulary (only its size): the benchmark passes embeddings and reads logits.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -25,11 +24,11 @@ ARCHITECTURE = "qwen2vl"
 
 
 def write_gguf(folder, path):
-    """Write the decoder of the checkpoint in `folder` to the file `path`: complete or not at all. -> its Path"""
+    """Write the decoder of the checkpoint in `folder` to the file `path`. -> its Path"""
     from gguf import GGUFWriter
 
     path, config = Path(path), Config.read(folder)
-    refuse_what_is_not_written(config.text)
+    check_decoder(config.text)
     tensors = decoder_tensors(open_weights(folder, config), config)
     total = sum(array.nbytes for array in tensors.values())
     check_writable(path)
@@ -44,12 +43,13 @@ def write_gguf(folder, path):
     return path
 
 
-def refuse_what_is_not_written(text):
+def check_decoder(text):
+    """Raise an Error for a decoder that llama.cpp would compute differently."""
     limited = [i for i in range(text.num_hidden_layers) if text.layer_window(i)]
     if limited or text.rope.rope_type != "default":
         what = "sliding windows" if limited else f'rope_type "{text.rope.rope_type}"'
         raise Error(
-            f"no GGUF file is written of a decoder with {what}: llama.cpp would not compute the same. Leave it out."
+            f"a decoder with {what} cannot be written as GGUF: llama.cpp would compute something else. Leave llama.cpp out."
         )
 
 
@@ -74,7 +74,7 @@ def add_fields(writer, text):
     writer.add_head_count_kv(text.num_key_value_heads)
     writer.add_layer_norm_rms_eps(text.rms_norm_eps)
     writer.add_rope_freq_base(text.rope.rope_theta)
-    writer.add_rope_dimension_sections([*text.rope.mrope_section, 0])  # a fourth one, which Qwen does not use
+    writer.add_rope_dimension_sections([*text.rope.mrope_section, 0])  # the format has four sections; Qwen uses three
     writer.add_tokenizer_model("none")
     writer.add_vocab_size(text.vocab_size)
 

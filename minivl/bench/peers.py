@@ -1,10 +1,10 @@
-"""The programs of others that `minivl bench` times beside the engine, each with the fastest of its ordinary settings.
+"""The other programs that `minivl bench` times, each with the fastest of its ordinary settings.
 
     with Process(Transformers, folder, workloads, "bfloat16", threads=2) as program:
         times, result, peak = program.time("decode")
 
-All get the same patches, embeddings and positions, and as many threads as minivl. PEERS lists them; another one is one more
-class and one more line there.
+All get the same patches, embeddings and positions, and as many threads as minivl. To add a program, write a class and a row of
+PEERS.
 """
 
 import contextlib
@@ -65,9 +65,9 @@ class Transformers:
         return time.perf_counter() - began, output.pooler_output
 
     def prefill(self, workload):
-        return self.read(workload)[:2]
+        return self.run_prompt(workload)[:2]
 
-    def read(self, workload):
+    def run_prompt(self, workload):
         """(seconds, logits, cache) of the prompt, from its embeddings on."""
         embeds, (positions, _) = self.embeds(workload), self.positions(workload)
         began = time.perf_counter()
@@ -76,7 +76,7 @@ class Transformers:
 
     def decode(self, workload, prompts=1):
         if workload.name not in self.caches:
-            self.caches[workload.name] = self.read(workload)[2]
+            self.caches[workload.name] = self.run_prompt(workload)[2]
             self.caches[workload.name].batch_repeat_interleave(prompts)
         cache = self.caches[workload.name]
         token = self.torch.from_numpy(workload.inputs.input_ids[None, -1:]).repeat(prompts, 1)
@@ -117,14 +117,14 @@ class LlamaCpp:
 
         self.config = Config.read(folder)
         self.table = open_weights(folder, self.config)["model.embed_tokens.weight"]
-        self.library, self.workloads, self.held = llama_cpp, workloads, None
+        self.library, self.workloads, self.cached = llama_cpp, workloads, None
         threads = int(os.environ["OMP_NUM_THREADS"])
-        room = 1 + max(len(one.inputs.input_ids) for one in workloads.values() if one.kind != "vision")
+        length = 1 + max(len(work.inputs.input_ids) for work in workloads.values() if work.kind != "vision")
         self.llama = llama_cpp.Llama(
             str(file),
-            n_ctx=room,
-            n_batch=room,
-            n_ubatch=room,  # the prompt in one go
+            n_ctx=length,
+            n_batch=length,
+            n_ubatch=length,  # the prompt in one go
             n_threads=threads,
             n_threads_batch=threads,
             n_gpu_layers=0,
@@ -147,18 +147,18 @@ class LlamaCpp:
         positions = np.zeros((4, len(x)), dtype=np.int32)  # t, h, w, and a fourth that Qwen does not use
         positions[:3], self.after = prompt_positions(inputs.input_ids, self.config, inputs.image_grid_thw)
         self.library.llama_memory_clear(self.memory, False)
-        self.held = inputs
-        return self.clocked(len(x), positions, embd=x)
+        self.cached = inputs
+        return self.time_decode(len(x), positions, embd=x)
 
     def decode(self, workload):
-        if self.held is not workload.inputs:
+        if self.cached is not workload.inputs:
             self.prefill(workload)
         token, position = workload.inputs.input_ids[-1:].astype(np.int32), np.array([self.after], dtype=np.int32)
-        result = self.clocked(1, position, token=token)
+        result = self.time_decode(1, position, token=token)
         self.library.llama_memory_seq_rm(self.memory, 0, int(self.after), -1)  # forgets the token again
         return result
 
-    def clocked(self, count, positions, **tokens):
+    def time_decode(self, count, positions, **tokens):
         """(seconds, logits [1, V] of the last one) of `count` tokens or embeddings."""
         kinds = dict(self.library.llama_batch._fields_)
         arrays = {"pos": positions, **tokens}
@@ -172,20 +172,20 @@ class LlamaCpp:
         return seconds, np.ctypeslib.as_array(logits, (1, self.config.text.vocab_size)).copy()
 
 
-# ---- all of them ----
+# ---- the table ----
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A program of others.
+    """Another program.
 
     make       its class
     arguments  for it, after folder and workloads
     size       bytes of a weight in memory
     needs      modules
     extra      the name under which minivl's setup.cfg lists their packages
-    kinds      of workloads that it can do
-    convert    (folder, path) -> the file that it reads in place of the checkpoint, passed as its last argument; None: none
+    kinds      of workloads that it can run
+    convert    (folder, path) -> the file that it reads instead of the checkpoint, its last argument; None: no file
     """
 
     make: type
@@ -205,24 +205,24 @@ class Peer:
         return f'pip install "minivl[{self.extra}]"'
 
     @contextlib.contextmanager
-    def files(self, folder, place):
-        """(file that was converted for it,) or (); it lies in a temporary folder in `place` and is deleted afterwards."""
+    def files(self, folder, parent):
+        """(converted file,) or (), in a temporary folder inside `parent` that is deleted afterwards."""
         if self.convert is None:
             yield ()
             return
         try:
-            created = tempfile.TemporaryDirectory(prefix="minivl-bench-", dir=place)
+            created = tempfile.TemporaryDirectory(prefix="minivl-bench-", dir=parent)
         except OSError as cause:
-            raise Error(f"no file can be written in {place}: {cause.strerror}") from None
+            raise Error(f"no file can be written in {parent}: {cause.strerror}") from None
         with created as temporary:
-            yield (self.converted(folder, Path(temporary) / "model"),)
+            yield (self.convert_file(folder, Path(temporary) / "model"),)
 
-    def converted(self, folder, path):
+    def convert_file(self, folder, path):
         try:
             return self.convert(folder, path)
         except Error:
             raise
-        except Exception as cause:  # whatever the packages of others raise: the peer is left out, the bench goes on
+        except Exception as cause:  # of other packages: the program is left out, the benchmark goes on
             raise Error(f"its file was not written: {type(cause).__name__}: {cause}") from None
 
 

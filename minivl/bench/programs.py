@@ -1,12 +1,12 @@
-"""The programs that `minivl bench` times. Each runs in a process of its own, with its own threads and memory.
+"""The programs that `minivl bench` times, each in a process of its own.
 
     with Process(Minivl, folder, workloads, threads=2) as program:
         times, result, peak = program.time("decode")
 
-Apart, because thread pools wait by spinning: two of them in one process take turns at starving each other, and whoever is
-measured second would pay for the first. And because peak memory belongs to a process.
+Separate processes, because thread pools wait by spinning: in one process the pools of two programs would slow each other down.
+And because peak memory is a property of a process.
 A program is a class: made from a checkpoint folder and {name: Workload}; run(name) -> (seconds, result). Here are the engine
-and the limits of the machine; those of others are in peers.py.
+and the limits of the machine; other programs are in peers.py.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ from minivl.model.kv_cache import batch
 from minivl.stream import drive, run
 from minivl.vlm import VLM, load
 
-OURS = "minivl"  # what this program is called in reports
-LEAST = 0.1  # seconds that a measurement takes at least: short work is repeated
-LONG = 1.0  # seconds from which on the first run counts, too
-PAUSE = 0.05  # seconds of rest before it, for the threads of others to go to sleep
-READ = 1 << 30  # bytes that the machine is asked to read: much more than any cache
-SIDE = 2048  # of the matrices that it is asked to multiply
+OURS = "minivl"  # its name in reports
+LEAST = 0.1  # least seconds of a measurement: short work is repeated
+LONG = 1.0  # seconds from which the first run counts, too
+PAUSE = 0.05  # seconds before a measurement, in which the threads of other programs go to sleep
+READ = 1 << 30  # bytes to read: much more than any cache
+SIDE = 2048  # of the matrices to multiply
 LIMITS = {"read": READ, "sgemm": 2 * SIDE**3}  # bytes, and operations
 THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -37,48 +37,48 @@ THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_
 
 
 class Minivl:
-    """The engine's own stages, consumed by a clock."""
+    """The engine's own stages, timed."""
 
     def __init__(self, folder, workloads):
         self.vlm, self.workloads, self.caches = load(folder), workloads, {}
         vlm = self.vlm
-        self.seen = Seen(vlm.config, vlm.weights, vlm.kernels, vlm.folder)
+        self.model = WithFeatures(vlm.config, vlm.weights, vlm.kernels, vlm.folder)
 
     def run(self, name):
         workload = self.workloads[name]
         return getattr(self, workload.kind)(workload)
 
     def vision(self, workload):
-        return clocked(self.vlm.embed_image(workload.inputs.pixel_values, workload.inputs.image_grid_thw))
+        return time_stage(self.vlm.embed_image(workload.inputs.pixel_values, workload.inputs.image_grid_thw))
 
     def prefill(self, workload):
-        self.seen.features = workload.features
-        return clocked(self.seen.prefill(workload.inputs, self.seen.new_cache()), after="inputs_embeds")
+        self.model.features = workload.features
+        return time_stage(self.model.prefill(workload.inputs, self.model.new_cache()), after="inputs_embeds")
 
     def decode(self, workload, prompts=1):
-        self.seen.features = workload.features
+        self.model.features = workload.features
         if workload.name not in self.caches:
-            self.caches[workload.name] = [self.cache(workload) for _ in range(prompts)]
+            self.caches[workload.name] = [self.prompt_cache(workload) for _ in range(prompts)]
         caches = self.caches[workload.name]
         for cache in caches:
             cache.truncate(len(workload.inputs.input_ids))
             cache.next_position = cache.after
         token = np.repeat(workload.inputs.input_ids[-1:], prompts)
-        return clocked(self.seen.decode(token, batch(caches)))
+        return time_stage(self.model.decode(token, batch(caches)))
 
     def together(self, workload):
         return self.decode(workload, TOGETHER)
 
-    def cache(self, workload):
-        """One that holds the prompt."""
-        cache = self.seen.new_cache()
-        run(self.seen.prefill(workload.inputs, cache))
+    def prompt_cache(self, workload):
+        """A KV cache that holds the prompt."""
+        cache = self.model.new_cache()
+        run(self.model.prefill(workload.inputs, cache))
         cache.after = cache.next_position
         return cache
 
 
-class Seen(VLM):
-    """A model that has seen the pictures: its tower hands out `features`, and a prefill starts from embeddings."""
+class WithFeatures(VLM):
+    """A model whose tower returns given `features`, so that a prefill starts from embeddings."""
 
     features = None
 
@@ -87,8 +87,8 @@ class Seen(VLM):
         yield  # a stage is a generator
 
 
-def clocked(stage, after=None):
-    """(seconds, result) of a stage. The clock starts when the tensor called `after` has passed; without it, at once."""
+def time_stage(stage, after=None):
+    """(seconds, result) of a stage, timed from its start, or from the tensor named `after`."""
     steps, began = drive(stage), time.perf_counter()
     while True:
         try:
@@ -100,7 +100,7 @@ def clocked(stage, after=None):
 
 
 class Limits:
-    """What the machine can do: "read" READ bytes of memory, "sgemm" multiply two float32 matrices [SIDE, SIDE]."""
+    """Limits of the machine: "read" READ bytes of memory, "sgemm" multiply two float32 matrices [SIDE, SIDE]."""
 
     def __init__(self):
         from minivl.kernels.speeds import read_sum_numba
@@ -120,7 +120,7 @@ class Limits:
 
 
 class Process:
-    """A program in a process of its own; `time(name)` asks it. An Error if it fails or dies."""
+    """A program in a process of its own; `time(name)` runs a workload there. An Error if it fails or dies."""
 
     def __init__(self, make, *arguments, threads):
         context = multiprocessing.get_context("spawn")
@@ -132,7 +132,7 @@ class Process:
 
     def __enter__(self):
         try:
-            self.answer()  # that it is ready
+            self.answer()  # it is ready
         except BaseException:
             self.__exit__()
             raise
@@ -153,31 +153,31 @@ class Process:
         try:
             value, failure = self.connection.recv()
         except EOFError:
-            raise Error(f"the process of {self.make.__name__} ended: probably memory was too small.") from None
+            raise Error(f"the process of {self.make.__name__} ended: it probably ran out of memory.") from None
         if failure is not None:
             raise Error(failure)
         return value
 
 
 def serve(connection, make, arguments):
-    """The child's side: make the program, then time what it is asked for, until the parent hangs up."""
+    """The child's side: make the program, then time workloads by name until the connection is closed."""
     with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
         try:
             program = make(*arguments)
             connection.send((None, None))
             while True:
-                connection.send(((*measured(program, connection.recv()), peak_memory()), None))
+                connection.send(((*measure(program, connection.recv()), peak_memory()), None))
         except (EOFError, BrokenPipeError):
             raise
         except Exception as cause:
             connection.send((None, f"{make.__name__} failed: {type(cause).__name__}: {cause}"))
 
 
-def measured(program, name):
-    """([seconds, ...], last result): one run, or as many as LEAST takes.
+def measure(program, name):
+    """([seconds, ...], last result): one run, or as many as fit into LEAST seconds.
 
-    The first one finds sleeping threads and caches full of other programs' data: 4 to 54 % slower where it takes 50 ms. Unless
-    it is long it does not count; otherwise quick programs, which run several times a turn, would have an advantage.
+    The first run starts with sleeping threads and caches full of other programs' data: 4 to 54 % slower where it takes 50 ms.
+    It does not count unless it is long; otherwise quick programs, which run several times a turn, would have an advantage.
     """
     time.sleep(PAUSE)
     seconds, result = program.run(name)
@@ -189,7 +189,7 @@ def measured(program, name):
 
 
 def peak_memory():
-    """Most bytes that this process has held, mapped files included; None where /proc does not say."""
+    """Peak memory of this process in bytes, mapped files included; None without /proc."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -199,7 +199,7 @@ def peak_memory():
 
 @contextlib.contextmanager
 def environment(changes):
-    """Environment variables for the processes that are started meanwhile: libraries read them when they are loaded."""
+    """Set environment variables for processes started inside the block: libraries read them when they are loaded."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:

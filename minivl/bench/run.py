@@ -1,12 +1,11 @@
-"""`minivl bench`: minivl beside others on the same weights, and beside what the machine allows.
+"""`minivl bench`: minivl beside other programs on the same weights, and beside the limits of the machine.
 
     report = bench("3B-layers", rounds=5)            # a dict of plain values, every single time included
     print(table(report))                             # report.py
 
 A round measures the machine's limits (reading memory, multiplying float32 matrices) and then every program on every
-workload, in turn, every other round in reverse, so that a machine that gets slower or busier does so for all. The first
-round warms up and is not counted; nor is, in each turn, a first run of less than a second. The time that the machine needs
-at least for a workload is
+workload in turn, in reverse in every other round, so that a machine that gets slower does so for all. The first round warms up
+and is not counted; nor is, in each turn, a first run of less than a second. The least time for a workload is
 
     max(operations / sgemm, bytes of weights / read)     the "roofline"; workloads.py says what is counted
 
@@ -53,42 +52,42 @@ def bench(size="tiny", rounds=5, only=(), threads=None, folder=None, peers=True)
     """Run everything; returns the report.
 
     size     "tiny": the model that ships; "3B-layers": random weights of all the widths, 2 layers and blocks; "3B": all of it
-    rounds   how many are counted
-    only     patterns for names of workloads and of peers, such as "vision*" or "*bfloat16"; of each kind, those named
+    rounds   number of rounds that count
+    only     globs for names of workloads and of peers, such as "vision*" or "*bfloat16"; if none matches a kind, all of it
     threads  of every program; default: NUMBA_NUM_THREADS, or as many as there are cores
-    folder   keep the random checkpoint here, or use the one that is there; default: a temporary one, deleted at the end
+    folder   keep the random checkpoint here, or use the one that is there; default: a temporary folder
     """
     if size not in SIZES:
-        raise Error(f"size {size!r} is unknown. There are: {', '.join(SIZES)}.")
+        raise Error(f"size={size!r} is unknown. Use one of {', '.join(SIZES)}.")
     threads = number_of_threads() if threads is None else threads
     if rounds < 1 or threads < 1:
-        raise Error(f"{rounds} rounds and {threads} threads: both must be at least 1.")
+        raise Error(f"rounds={rounds}, threads={threads}: both must be at least 1.")
     config = Config.read(CHECKPOINT) if size == "tiny" else Config.from_dict(stored_config(size))
-    work, programs, left_out = chosen(size, config, only, peers)
+    work, programs, left_out = choose_work(size, config, only, peers)
     needed = 2 * sum(math.prod(shape) for shape in parameter_shapes(config).values())
-    check_free(system_memory(), needed + READ, "memory", "Use a smaller --size.")
+    check_free(system_memory(), needed + READ, "memory", "Use a smaller size=.")
     with checkpoint(size, folder) as path, contextlib.ExitStack() as stack:
         limits = stack.enter_context(Process(Limits, threads=threads))
-        running = started(stack, programs, left_out, path, work, threads, needed)
-        seen = interleaved(limits, running, left_out, work, rounds, unable(work, programs))
+        running = start_programs(stack, programs, left_out, path, work, threads, needed)
+        measurements = run_rounds(limits, running, left_out, work, rounds, unable_pairs(work, programs))
     report = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "size": size,
         "rounds": rounds,
     }
-    report |= {"machine": machine(threads), "versions": versions(), "left_out": left_out}
-    return report | summary(config, work, [*running], *seen)
+    report |= {"machine": describe_machine(threads), "versions": versions(), "left_out": left_out}
+    return report | summarize(config, work, [*running], *measurements)
 
 
-# ---- what is measured ----
+# ---- model, workloads, programs ----
 
 
 @contextlib.contextmanager
 def checkpoint(size, folder):
-    """The folder of the model to measure; a temporary one is deleted afterwards."""
+    """The folder of the model to measure; a temporary folder is deleted afterwards."""
     if size == "tiny":
         if folder is not None:
-            raise Error("--folder is for random weights; the tiny model ships with its own. Leave it out.")
+            raise Error("folder= is for random weights; the tiny model ships with its own. Leave it out.")
         yield CHECKPOINT
     elif folder is not None:
         random_checkpoint(folder, stored_config(size))
@@ -99,21 +98,18 @@ def checkpoint(size, folder):
             yield Path(temporary)
 
 
-def chosen(size, config, only, peers):
-    """{name: Workload}, {name: Peer} and {peer: why it is left out}, after `only`."""
-    if size == "tiny":
-        found = tiny_workloads(load(backend="numpy"))
-    else:
-        found = workloads(config)
-    work = {one.name: one for one in found}
+def choose_work(size, config, only, peers):
+    """{name: Workload}, {name: Peer}, {peer: why it is left out}: those that `only` allows."""
+    every = tiny_workloads(load(backend="numpy")) if size == "tiny" else workloads(config)
+    work = {workload.name: workload for workload in every}
     for pattern in only:
         if not any(fnmatchcase(name, pattern) for name in [*work, *PEERS]):
-            raise Error(f"--only {pattern}: there is no such name. There are: {', '.join([*work, *PEERS])}.")
-    work, others, left_out = named(work, only), named(PEERS, only) if peers else {}, {}
+            raise Error(f"only={pattern!r}: there is no such name. There are: {', '.join([*work, *PEERS])}.")
+    work, others, left_out = select(work, only), select(PEERS, only) if peers else {}, {}
     for name, peer in [*others.items()]:
-        cannot = [workload for workload, who in unable(work, others) if who == name]
+        cannot = [workload for workload, peer in unable_pairs(work, others) if peer == name]
         if cannot:
-            left_out[name] = f"{' and '.join(cannot)}: it is given the text decoder only, one prompt at a time"
+            left_out[name] = f"{' and '.join(cannot)}: it has only the text decoder, one prompt at a time"
         if peer.missing():
             left_out[name] = f"{' and '.join(peer.missing())} not installed: {peer.advice}"
         if peer.missing() or len(cannot) == len(work):
@@ -121,23 +117,22 @@ def chosen(size, config, only, peers):
     return work, others, left_out
 
 
-def named(things, only):
-    """Those that a pattern names; all if none is."""
-    kept = {name: thing for name, thing in things.items() if any(fnmatchcase(name, pattern) for pattern in only)}
-    return kept or dict(things)
+def select(items, only):
+    """The items whose name matches a glob; all if there is none."""
+    return {n: item for n, item in items.items() if any(fnmatchcase(n, glob) for glob in only)} or dict(items)
 
 
-def unable(work, peers):
-    """[(workload, peer)] of what a peer cannot do."""
-    return [(one.name, name) for one in work.values() for name, peer in peers.items() if one.kind not in peer.kinds]
+def unable_pairs(work, peers):
+    """[(workload, peer)] for workloads that a peer cannot run."""
+    return [(item.name, name) for item in work.values() for name, peer in peers.items() if item.kind not in peer.kinds]
 
 
-def started(stack, peers, left_out, path, work, threads, needed):
-    """{name: Process} of minivl and of the peers that fit into memory beside it."""
+def start_programs(stack, peers, left_out, path, work, threads, needed):
+    """{name: Process} of minivl and of the peers that fit into memory with it."""
     running = {OURS: stack.enter_context(Process(Minivl, path, work, threads=threads))}
     for name, peer in sorted(peers.items(), key=lambda item: item[1].size):
         try:
-            # what is mapped from the file counts as available, and has to stay in memory for minivl's sake
+            # weights mapped from the file count as available memory, but minivl needs them to stay there
             check_free(system_memory(), needed + needed // 2 * peer.size + SPARE, "memory beside minivl", "")
             with peer.files(path, None if path == CHECKPOINT else path) as files:
                 process = Process(peer.make, path, work, *peer.arguments, *files, threads=threads)
@@ -155,10 +150,10 @@ def number_of_threads():
 # ---- the rounds ----
 
 
-def interleaved(limits, running, left_out, work, rounds, skipped=()):
-    """({limit: times}, {(workload, program): times}, {...: first result}, {program: peak memory}); times: a list a round.
+def run_rounds(limits, running, left_out, work, rounds, skipped=()):
+    """({limit: times}, {(workload, program): times}, {...: first result}, {program: peak memory}); times: a list per round.
 
-    skipped  (workload, program) pairs that are not asked for
+    skipped  (workload, program) pairs that are not run
     """
     of_limits, times, results, peaks = {name: [] for name in LIMITS}, {}, {}, {}
     total = (rounds + 1) * sum((name, program) not in skipped for name in work for program in running)
@@ -167,14 +162,14 @@ def interleaved(limits, running, left_out, work, rounds, skipped=()):
             for name in LIMITS:
                 of_limits[name].append(limits.time(name)[0])
             for name in work:
-                for program in order(running, number):
+                for program in program_order(running, number):
                     if (name, program) in skipped:
                         continue
                     bar.set_postfix_str(f"{name}, {program}")
                     try:
                         took, result, peaks[program] = running[program].time(name)
                     except Error as cause:
-                        drop(program, str(cause), running, left_out)
+                        leave_out(program, str(cause), running, left_out)
                         continue
                     times.setdefault((name, program), []).append(took)
                     results.setdefault((name, program), result)
@@ -182,13 +177,13 @@ def interleaved(limits, running, left_out, work, rounds, skipped=()):
     return {n: t[1:] for n, t in of_limits.items()}, {n: t[1:] for n, t in times.items()}, results, peaks
 
 
-def order(running, number):
+def program_order(running, number):
     """Forwards, and every other round backwards."""
     return [*running][:: -1 if number % 2 else 1]
 
 
-def drop(program, why, running, left_out):
-    """A peer that fails is left out; minivl must not fail."""
+def leave_out(program, why, running, left_out):
+    """Leave out a peer that failed; if minivl failed, raise."""
     if program == OURS:
         raise Error(why)
     left_out[program] = why
@@ -198,24 +193,24 @@ def drop(program, why, running, left_out):
 # ---- the report ----
 
 
-def summary(config, work, programs, limit_times, times, results, peaks):
-    limits = {name: {"rate": LIMITS[name] / middle(t)[1], "times": t} for name, t in limit_times.items()}
-    done = [(work[name], program) for name in work for program in programs if (name, program) in times]
-    rows = [row(config, workload, program, limits, times, results) for workload, program in done]
+def summarize(config, work, programs, limit_times, times, results, peaks):
+    limits = {name: {"rate": LIMITS[name] / quartiles(t)[1], "times": t} for name, t in limit_times.items()}
+    pairs = [(work[name], program) for name in work for program in programs if (name, program) in times]
+    rows = [row(config, workload, program, limits, times, results) for workload, program in pairs]
     return {"limits": limits, "peak_memory": {program: peaks[program] for program in programs}, "results": rows}
 
 
 def row(config, workload, program, limits, times, results):
-    """One line of the table, in seconds, bytes, operations, and those for each second.
+    """One row of the table, in seconds, bytes, operations, and bytes or operations per second.
 
-    times       every one, a list for each round; median and quartiles are over all of them
+    times       a list per round; median and quartiles are over all of them
     ratio       median over minivl's
-    bound       which of the two limits is the nearer one: "read" or "sgemm"
-    share       of what that limit allows; None for others than minivl
-    difference  largest one between the first result and minivl's, over minivl's largest value
+    bound       the limit that takes longer: "read" or "sgemm"
+    share       of that limit; None for other programs than minivl
+    difference  largest difference of the first result from minivl's, over minivl's largest value
     """
     name, size = workload.name, PEERS[program].size if program in PEERS else 2
-    low, median, high = middle(times[name, program])
+    low, median, high = quartiles(times[name, program])
     costs = {"sgemm": operations(config, workload), "read": weight_bytes(config, workload, size)}
     least = {limit: cost / limits[limit]["rate"] for limit, cost in costs.items()}
     bound = max(least, key=least.get)
@@ -225,7 +220,7 @@ def row(config, workload, program, limits, times, results):
         "program": program,
         "median": median,
         "quartiles": [low, high],
-        "ratio": median / middle(times[name, OURS])[1],
+        "ratio": median / quartiles(times[name, OURS])[1],
         "operations": costs["sgemm"],
         "weight_bytes": costs["read"],
         "bound": bound,
@@ -236,12 +231,12 @@ def row(config, workload, program, limits, times, results):
     }
 
 
-def middle(rounds):
+def quartiles(rounds):
     """Lower quartile, median and upper quartile of all times."""
     return [float(value) for value in np.percentile(np.concatenate(rounds), [25, 50, 75])]
 
 
-def machine(threads):
+def describe_machine(threads):
     return {
         "processor": processor(),
         "system": platform.platform(),
@@ -261,13 +256,13 @@ def processor():
 
 
 def versions():
-    """Of what matters here; None for what is not installed."""
+    """{package: version}; None if it is not installed."""
     from minivl import __version__
 
-    found = {"python": platform.python_version(), "minivl": __version__}
+    numbers = {"python": platform.python_version(), "minivl": __version__}
     for name in ("numpy", "numba", "torch", "transformers", "llama-cpp-python", "gguf"):
         try:
-            found[name] = importlib.metadata.version(name)
+            numbers[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            numbers[name] = None
+    return numbers

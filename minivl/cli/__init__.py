@@ -1,68 +1,133 @@
-"""The command line: `minivl walk`, `ask`, `chat`, `trace`, `compare`, `bench`, ...
+"""The command line. One module per command: `add` describes its options, `run` runs it.
 
-Results on stdout; progress, advice, errors on stderr.
+Results go to stdout; progress, advice and errors to stderr.
 """
 
 import argparse
+import contextlib
+import os
+import re
 import sys
 import warnings
 
 from minivl.cli import ask, bench, chat, compare, plan, record_reference, report, summary, trace, walk, what_if
 from minivl.errors import Error
 
-DESCRIPTION = """\
-Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood.
+DESCRIPTION = "Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood."
+EXAMPLES = """\
+examples:
+  minivl walk                                                draw a scene, ask about it, show every step
+  minivl ask photo.jpg "What is this?"                       only the answer
+  minivl trace photo.jpg "What is this?" -o run.safetensors  record every tensor of a run
+  minivl plan 72B --image 1080x1920                          what a run takes, without weights
 
-  minivl walk                              draw a scene, ask about it, and show every step to the answer
-  minivl walk photo.jpg "What is this?"    the same for your picture and question
-  minivl ask photo.jpg "What is this?"     only the answer
-  minivl ask clip.mp4 "What happens?"      the same of a video: mp4, webm, animated GIF or WebP
-  minivl chat                              a conversation: questions line by line, with @photo.jpg wherever you like
-  minivl walk --step                       wait at every step: look, explain, change something, go on, go back
-  minivl trace photo.jpg "What is this?" -o run.safetensors     record every tensor of a run
-  minivl compare a.safetensors b.npz       two recordings of one prompt: where they part first, and why
-  minivl what-if no-window-attention       a known bug of ports: what moves, what becomes of the answer
-  minivl record-reference photo.jpg "?"    such a recording from Hugging Face transformers
-  minivl report photo.jpg "What is this?" -o run.html           a page to browse the run: where it looked, layer by layer
-  minivl bench                             how fast it is, beside transformers, llama.cpp and what the machine allows
-  minivl plan 72B --image 1080x1920        what a run of any size takes: operations, memory, seconds, without weights
-  minivl summary 7B                        the module tree and the table of parameters
-
-Without --model walk, ask, chat, trace and report use the small trained model that ships with minivl: it knows coloured
-shapes and digits.
+`minivl COMMAND --help` describes a command. Without --model, the commands that run a model use the small trained one that
+ships with minivl: it knows coloured shapes and digits.
 """
 COMMANDS = (walk, ask, chat, trace, report, what_if, compare, record_reference, bench, plan, summary)
+RENAMED = {
+    "spill": "-o",
+    "images": "--image",
+    "pictures": "--image",
+    "videos": "--video",
+}  # other arguments of the library
 
 
 def main(arguments=None):
     """Run one command; returns the exit status."""
-    options = parser().parse_args(arguments)
+    if sys.stdout is None:
+        print("minivl: standard output is closed: there is nowhere to write the result.", file=sys.stderr)
+        return 1
+    sys.stdin, sys.stderr = (stream or open(os.devnull, mode) for stream, mode in ((sys.stdin, "r"), (sys.stderr, "w")))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" for what it lacks
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" for characters it lacks
+    try:
+        with contextlib.redirect_stdout(Output(sys.stdout)):
+            status = run_command(arguments)
+            sys.stdout.flush()
+            return status
+    except KeyboardInterrupt:
+        print("minivl: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `minivl walk | head`
+        discard_output()
+        return 0
+    except OutputError as error:
+        discard_output()
+        print(f"minivl: {error}", file=sys.stderr)
+        return 1
+
+
+def run_command(arguments):
+    try:
+        options = build_parser().parse_args(arguments)
+    except SystemExit:  # after --help
+        sys.stdout.flush()
+        raise
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"minivl: {message}", file=sys.stderr)
             return options.run(options) or 0
     except Error as error:
-        print(f"minivl: {error}", file=sys.stderr)
+        print(f"minivl: {error}{option_names(str(error), options.command)}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `minivl walk | head`: nobody reads on
-        sys.stderr.close()
-        return 0
-    except KeyboardInterrupt:
-        print("minivl: interrupted", file=sys.stderr)
-        return 130
 
 
-def parser():
+def build_parser():
     top = argparse.ArgumentParser(
-        "minivl", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        "minivl", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    subparsers = top.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = top.add_subparsers(required=True, title="commands", metavar="COMMAND")
     for command in COMMANDS:
-        command.add(subparsers).set_defaults(run=command.run)
+        parser = command.add(subparsers)
+        parser.set_defaults(run=command.run, command=parser)
     return top
+
+
+def option_names(message, parser):
+    """ " (On the command line: --top-k.)" for the arguments, such as top_k=, that an Error of the library names."""
+    options = RENAMED | {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
+    names = [options[name] for name in dict.fromkeys(re.findall(r"\b([a-z_]+)=", message)) if name in options]
+    names = [name for name in names if name in parser._option_string_actions and name not in message]
+    return f" (On the command line: {', '.join(names)}.)" if names else ""
+
+
+class OutputError(Exception):
+    """Standard output cannot be written. Not an OSError, which argparse drops, nor an Error, after which `chat` goes on."""
+
+
+class Output:
+    """A stream whose failures, but for a closed pipe, are an OutputError."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        with self._explain():
+            return self._stream.write(text)
+
+    def flush(self):
+        with self._explain():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _explain(self):
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as cause:
+            raise OutputError(f"cannot write to standard output: {cause.strerror or cause}.") from None
+
+
+def discard_output():
+    """Send what is left in the buffer of stdout nowhere, so that Python does not fail on it once more when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

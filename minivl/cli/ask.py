@@ -1,36 +1,37 @@
-"""`minivl ask`: the answer, and what it says of places drawn on the picture."""
+"""`minivl ask`: the answer, and its boxes and points drawn on the image."""
 
 import sys
 import time
-from pathlib import Path
 
 from minivl.cli.options import (
-    PROMPT_OPTIONS,
+    FRAMES,
+    PIXELS,
     TOKENS,
+    add_options,
+    add_prompt,
     add_run_options,
     answer_options,
-    asked,
+    build_messages,
+    check_output,
     check_question,
     load_model,
+    values,
 )
 from minivl.errors import Error
 from minivl.helpers import format_table
 
+OPTIONS = (
+    ("--draw FILE.png", str, "draw the boxes and points of the answer on the image, and list them"),
+    ("--draw-on N", int, "the image they lie in: 1 is the first (default: the last)"),
+    TOKENS,
+)
+
 
 def add(subparsers):
-    ask = subparsers.add_parser("ask", help="answer a question about pictures and videos")
-    ask.add_argument(
-        "files", nargs="*", metavar="FILE", help="pictures and videos, in the order in which the model sees them"
-    )
-    ask.add_argument("question", metavar="QUESTION")
-    ask.add_argument(
-        "--draw", metavar="FILE.png", help="draw boxes and points of the answer on the picture, and list them"
-    )
-    ask.add_argument(
-        "--draw-on", type=int, metavar="N", help="which picture they lie in: 1 is the first (default: the last)"
-    )
-    ask.add_argument("--tokens", action="store_true", help=TOKENS)
-    return add_run_options(ask)
+    parser = subparsers.add_parser("ask", help="answer a question about images and videos")
+    add_prompt(parser)
+    add_options(parser, OPTIONS)
+    return add_run_options(parser)
 
 
 def run(options):
@@ -40,60 +41,57 @@ def run(options):
     check_question(options)
     check_drawing(options)
     vlm = load_model(options)
-    messages, given = asked(options), answer_options(options)
-    count = vlm.count_tokens(messages, **{name: given[name] for name in PROMPT_OPTIONS}) if options.tokens else None
+    messages, settings = build_messages(options), answer_options(options)
+    count = vlm.count_tokens(messages, **values(options, PIXELS + FRAMES)) if options.tokens else None
     times = [time.perf_counter()]  # of the question, and of each piece of the answer
 
     def show(piece):
         print(piece, end="", flush=True)
         times.append(time.perf_counter())
 
-    if (
-        vlm.resident is not None and sys.stderr.isatty()
-    ):  # a token takes seconds: bars, which a half-written line disturbs
-        answer = vlm.chat(messages, **given)
+    if vlm.resident is not None and sys.stderr.isatty():
+        answer = vlm.chat(messages, **settings)  # a token takes seconds: progress bars, which half a line would disturb
         show(answer)
     else:
-        answer = each(vlm.stream(messages, **given), show)
+        answer = each(vlm.stream(messages, **settings), show)
     print()
     if options.tokens:
         first = times[1] - times[0] if len(times) > 1 else None
         print(format_timing(count, answer, time.perf_counter() - times[0], first), file=sys.stderr)
     if options.draw is not None:
-        show_places(answer if options.draw_on is None else answer.on(options.draw_on - 1), options)
+        draw_answer(answer if options.draw_on is None else answer.on(options.draw_on - 1), options)
 
 
 def check_drawing(options):
-    """That what is asked for can be drawn, before a model is loaded."""
+    """That the answer can be drawn as the options say, before a model is loaded."""
     from minivl.answer.drawing import picture_format
 
     if options.draw is None and options.draw_on is not None:
-        raise Error("--draw-on chooses the picture to draw on: give --draw FILE.png too.")
+        raise Error("--draw-on chooses the image to draw on: give --draw FILE.png too.")
     if options.draw is None:
         return
-    pictures = picture_files(options)
-    if not pictures:
-        raise Error("--draw needs a picture to draw on (a video will not do): give one before the question.")
-    if options.draw_on is not None and not 1 <= options.draw_on <= len(pictures):
-        raise Error(f"--draw-on {options.draw_on}: the pictures are numbered from 1 to {len(pictures)}.")
+    images = image_files(options)
+    if not images:
+        raise Error("--draw needs an image to draw on (a video will not do): give one before the question.")
+    if options.draw_on is not None and not 1 <= options.draw_on <= len(images):
+        raise Error(f"--draw-on {options.draw_on}: the images are numbered from 1 to {len(images)}.")
+    check_output("--draw", options.draw, options.files, options.model)
     picture_format(options.draw)
-    if any(Path(options.draw).resolve() == Path(file).resolve() for file in options.files):
-        raise Error(f"--draw {options.draw} would overwrite a file that the question is about. Give another file.")
 
 
-def show_places(answer, options):
-    """List boxes and points, in pixels of the picture as the model saw it and as it was given, and write it with them."""
+def draw_answer(answer, options):
+    """Print the boxes and points, in pixels of the image as the model saw it and as it was given, and draw them."""
     from minivl.answer.drawing import write
 
-    name, picture, places = picture_files(options)[answer.image], answer.pictures[answer.image], answer.places
-    (H, W), (h, w) = picture.resized_size, picture.original_size
+    name, image, places = image_files(options)[answer.image], answer.pictures[answer.image], answer.places
+    (H, W), (h, w) = image.resized_size, image.original_size
     rows = [("", "", f"as the model saw it, {W} x {H}", f"{name}, {w} x {h}")]
     for place in places:
         resized, original = (
-            ", ".join(f"{v:.1f}".removesuffix(".0") for v in seen) for seen in (place.resized, place.original)
+            ", ".join(f"{v:.1f}".removesuffix(".0") for v in numbers) for numbers in (place.resized, place.original)
         )
-        beyond = "" if place.inside else "   (beyond the picture)"
-        rows.append((type(place).__name__.lower(), " ".join(place.label.split()), resized, original + beyond))
+        outside = "" if place.inside else "   (beyond the image)"
+        rows.append((type(place).__name__.lower(), " ".join(place.label.split()), resized, original + outside))
     if places:
         print("\n".join(format_table(rows)))
     write(answer.draw(), options.draw)
@@ -101,7 +99,7 @@ def show_places(answer, options):
         print(f"minivl: there are no boxes or points in the answer; {options.draw} has none.", file=sys.stderr)
 
 
-def picture_files(options):
+def image_files(options):
     from minivl.processing.load_video import is_video
 
     return [file for file in options.files if not is_video(file)]

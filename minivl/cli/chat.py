@@ -1,34 +1,39 @@
-"""`minivl chat`: a conversation, question by question. What a line means is in console.py."""
+"""`minivl chat`: a conversation, question by question. chat_terminal.py says what a line means."""
 
 import glob
 import os
 import sys
 
-from minivl.cli.options import TOKENS, add_run_options, answer_options, load_model
+from minivl.cli.options import TOKENS, add_options, add_run_options, answer_options, load_model
 from minivl.errors import Error
+
+OPTIONS = (("--system TEXT", str, "the system prompt (default: that of the model's chat template)"), TOKENS)
 
 
 def add(subparsers):
-    talk = subparsers.add_parser("chat", help="a conversation about pictures and videos, question by question")
-    talk.add_argument("files", nargs="*", metavar="FILE", help="pictures and videos before the first question")
-    talk.add_argument("--system", metavar="TEXT", help="the system prompt (default: that of the model's chat template)")
-    talk.add_argument("--tokens", action="store_true", help=TOKENS)
-    return add_run_options(talk)
+    parser = subparsers.add_parser(
+        "chat", help="talk about images and videos: questions line by line, @photo.jpg anywhere"
+    )
+    parser.add_argument("files", nargs="*", metavar="FILE", help="images and videos before the first question")
+    add_options(parser, OPTIONS)
+    return add_run_options(parser)
 
 
 def run(options):
-    """Read lines until there are no more. The exit status: 1 if a line of a filter failed."""
-    from minivl.cli.chat_terminal import Console, attached, note
+    """Read lines until there are no more. Exit status 1 if a line failed and no terminal is attached."""
+    from minivl.cli.chat_terminal import ChatTerminal, attach_file, note
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    files = [attached(file) for file in options.files]  # whatever is wrong with one shows before a model is loaded
-    asked = options.system, files, answer_options(options), options.tokens, interactive
-    console, failed = Console(load_model(options), *asked), False
+    files = [attach_file(file) for file in options.files]  # errors of files come before a model is loaded
+    chat = ChatTerminal(
+        load_model(options), options.system, files, answer_options(options), options.tokens, interactive
+    )
+    failed = False
     if interactive:
         print("A question, with @picture.png where you like; /help; Ctrl-D ends.")
-    for line in typed() if interactive else sys.stdin:
+    for line in read_terminal() if interactive else sys.stdin:
         try:
-            if not console.say(line):
+            if not chat.say(line):
                 break
         except Error as error:
             note(error)
@@ -40,31 +45,30 @@ def run(options):
     return int(failed and not interactive)
 
 
-def typed():
-    """Lines from a terminal, with the history, editing and completion of readline where there is one."""
+def read_terminal():
+    """Yield lines from a terminal, with the history, editing and completion of readline where there is one."""
     try:
         import readline
     except ImportError:  # not on Windows
         pass
     else:
         readline.set_completer_delims(" \t\n")
-        readline.set_completer(completed)
+        readline.set_completer(complete)
         readline.parse_and_bind("bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete")
     while True:
         try:
             yield input("> ")
-        except KeyboardInterrupt:  # of a line that is half written
+        except KeyboardInterrupt:  # drops a line that is half written
             print()
         except EOFError:
             print()
             return
 
 
-def completed(word, index):
-    """The index-th way to complete @part-of-a-name; None if there are no more."""
+def complete(word, index):
+    """The index-th completion of @part-of-a-name; None if there are no more."""
     if not word.startswith("@"):
         return None
-    start = word[1:]
-    found = sorted(glob.glob(glob.escape(os.path.expanduser(start)) + "*"))
-    names = [f"@{name}/" if os.path.isdir(name) else f'@"{name}"' if " " in name else f"@{name}" for name in found]
+    paths = sorted(glob.glob(glob.escape(os.path.expanduser(word[1:])) + "*"))
+    names = [f"@{path}/" if os.path.isdir(path) else f'@"{path}"' if " " in path else f"@{path}" for path in paths]
     return names[index] if index < len(names) else None

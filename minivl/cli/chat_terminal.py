@@ -3,9 +3,9 @@
     > What is in @photo.jpg and what in @"another photo.jpg"?
     > /tokens
 
-A line is one question; white space next to a file is dropped, @@ is the sign itself. The answer streams to stdout. Interrupted
-(Ctrl-C), what was said so far is the answer, and nothing at all undoes the question; so does an error. Earlier turns are in the
-cache and are not run again. Without a terminal on both sides it is a filter: questions on stdin, answers on stdout, no prompt.
+A line is one question; white space next to a file is dropped, @@ stands for @. The answer streams to stdout. On Ctrl-C the text
+so far becomes the answer; if there is none yet, or on an error, the question is taken back. Earlier turns are in the KV cache
+and are not run again. If stdin or stdout is no terminal, it is a filter: questions on stdin, answers on stdout, no prompt.
 """
 
 import json
@@ -15,52 +15,51 @@ import sys
 import time
 from pathlib import Path
 
-from minivl.cli.options import PROMPT_OPTIONS, item
+from minivl.cli.options import media_item
 from minivl.errors import Error
 from minivl.helpers import write_json
 from minivl.processing.count_tokens import format_reuse, format_timing
 from minivl.stream import each
 
-LONGEST = (
-    200 * 10**6
-)  # bytes of a file that is kept in memory; longer ones stay where they are, and should stay as they are
+LARGEST_SNAPSHOT = 200 * 10**6  # bytes; a larger file is read from its path again, and should not be changed meanwhile
 
 HELP = """\
-@file, @"file with spaces"   a picture or video, as it is now, at this place of the question (@@: the sign itself)
-/tokens           what the conversation holds so far: tokens of each picture and video, and of text
+@file, @"file with spaces"   an image or video, as it is now, at this point of the question (@@: the character @)
+/tokens           length of the conversation so far: tokens of each image and video, and of text
 /undo             take back the last question and its answer
-/new              begin again, with the same system prompt
-/system TEXT      another system prompt, for all of the conversation; without TEXT, the model's own
-/save FILE.json   write the messages, as transformers and others read them
-/load FILE.json   go on from such a file
+/new              start a new conversation, with the same system prompt
+/system TEXT      change the system prompt of the whole conversation; without TEXT, to the model's own
+/save FILE.json   write the messages, in the format of transformers
+/load FILE.json   continue a saved conversation
 /quit             or Ctrl-D; Ctrl-C stops an answer
 //...             a question that begins with a slash"""
 
 # @@, or @ at the start of a word with a name in quotes or up to white space
 ATTACHED = re.compile(r"""(?<![^\s(\[{"'])@(?:(@)|"([^"]+)"|'([^']+)'|([^\s@]\S*))""")
-AFTER_NAMES = ".,;:!?)]}\"'"  # what may stand behind a name without being part of it
+PUNCTUATION = ".,;:!?)]}\"'"  # may follow a name without being a part of it
 
 
 class Snapshot(bytes):
-    """A file as it was when it was attached: overwritten later, it does not change what was said before."""
+    """The bytes of a file when it was attached: overwriting the file later does not change earlier turns."""
 
     path = None
 
     @classmethod
     def of(cls, path):
-        """The path itself of a file that is too long."""
-        if os.path.getsize(path) > LONGEST:
+        """A snapshot; the path itself if the file is too large."""
+        if os.path.getsize(path) > LARGEST_SNAPSHOT:
             return path
-        found = cls(Path(path).read_bytes())
-        found.path = path
-        return found
+        snapshot = cls(Path(path).read_bytes())
+        snapshot.path = path
+        return snapshot
 
 
-class Console:
-    """A conversation. `messages` are those that have been answered, `waiting` items go before the next question.
+class ChatTerminal:
+    """A conversation. `messages` have been answered; `waiting` items are put before the next question.
 
-    system, options  the system prompt, and options of `VLM.stream`;  waiting  items before the first question
-    tokens           say after each answer what it took;  interactive  an interrupt ends an answer, not the program
+    system       the system prompt;  waiting  items before the first question;  options  of `VLM.stream`
+    tokens       print tokens and seconds after each answer
+    interactive  an interrupt ends an answer, not the program
     """
 
     def __init__(self, vlm, system=None, waiting=(), options=None, tokens=False, interactive=True):
@@ -70,7 +69,7 @@ class Console:
         self.set_system(system or "")
 
     def say(self, line):
-        """One line: a command or a question. Its result goes to stdout. False: the conversation is over."""
+        """Run a command or ask a question; the result goes to stdout. Returns False if the conversation is over."""
         line = line.strip()
         if line in ("/quit", "/exit"):
             return False
@@ -81,10 +80,10 @@ class Console:
         return True
 
     def ask(self, line):
-        content = self.waiting + content_of(line)
+        content = self.waiting + parse_question(line)
         if not any(part["type"] == "text" for part in content):
             self.waiting = content
-            note(f"{named(content)}: part of the next question")
+            note(f"{format_names(content)}: put before the next question")
             return
         question = {"role": "user", "content": content}
         said, start = [], time.perf_counter()
@@ -109,27 +108,29 @@ class Console:
         self.messages += [question, {"role": "assistant", "content": text}]
         self.waiting, self.last = [], answer
         if answer is None:
-            note("interrupted: what was said so far is the answer")
+            note("interrupted: the text so far is the answer")
         elif self.tokens:
             seconds, first = time.perf_counter() - start, said[0][1] if said else None
             print(format_timing(self.count(self.messages[:-1]), answer, seconds, first), file=sys.stderr)
 
     def count(self, messages):
-        given = {name: self.options.get(name) for name in PROMPT_OPTIONS}
-        return self.vlm.count_tokens(messages, cache=self.cache, **given)
+        sizes = {name: self.options.get(name) for name in ("min_pixels", "max_pixels", "fps", "nframes")}
+        return self.vlm.count_tokens(messages, cache=self.cache, **sizes)
 
     # ---- commands ----
 
     def command(self, name, argument=""):
-        known = {
+        commands = {
             "/help": self.help, "/tokens": self.show_tokens, "/undo": self.undo, "/new": self.new, "/clear": self.new,
             "/system": self.set_system, "/save": self.save, "/load": self.load,
         }  # fmt: skip
-        if name not in known:
-            raise Error(f"there is no command {name}: /help lists them. A question that begins so is written /{name}.")
+        if name not in commands:
+            raise Error(
+                f"there is no command {name}: /help lists them. To ask a question that begins like this, write /{name}."
+            )
         if argument and name not in ("/system", "/save", "/load"):
-            raise Error(f"{name} stands alone; behind it came {argument!r}.")
-        known[name](argument)
+            raise Error(f"{name} takes no argument; {argument!r} followed it.")
+        commands[name](argument)
 
     def help(self, _):
         print(HELP)
@@ -143,7 +144,7 @@ class Console:
 
     def undo(self, _):
         if not self.turns():
-            raise Error("there is nothing to take back.")
+            raise Error("there is no question to take back.")
         while self.messages.pop()["role"] != "user":
             pass
         self.last = None
@@ -160,7 +161,7 @@ class Console:
         path = json_path(name)
         if not self.turns():
             raise Error("there is nothing to save: ask something first.")
-        write_json([portable(message) for message in self.messages], path)
+        write_json([with_paths(message) for message in self.messages], path)
         note(f"{path}: {self.turns()} questions and their answers")
 
     def load(self, name):
@@ -168,9 +169,9 @@ class Console:
         try:
             messages = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as cause:
-            raise Error(f"cannot read {path}: {cause}. Give a file that /save has written.") from None
-        self.count(messages)  # an Error if they are no messages, or a picture is missing
-        self.messages, self.cache = [as_now(message) for message in messages], self.vlm.new_cache()
+            raise Error(f"cannot read {path}: {cause}. Give a file written by /save.") from None
+        self.count(messages)  # an Error if they are not messages, or an image is missing
+        self.messages, self.cache = [with_snapshots(message) for message in messages], self.vlm.new_cache()
         self.waiting, self.last = [], None
         note(f"{path}: {self.turns()} questions and their answers")
 
@@ -181,21 +182,21 @@ class Console:
 # ---- lines and files ----
 
 
-def content_of(line):
-    """A question's content: text and files in the order of the line."""
+def parse_question(line):
+    """Content of a question: text and files in the order of the line."""
     content, text, end = [], "", 0
-    for found in ATTACHED.finditer(line):
-        text += line[end : found.start()]
-        end = found.end()
-        doubled, *quoted, bare = found.groups()
+    for match in ATTACHED.finditer(line):
+        text += line[end : match.start()]
+        end = match.end()
+        doubled, *quoted, bare = match.groups()
         if doubled:
             text += "@"
             continue
         name = next((name for name in quoted if name), None)
         if name is None:
-            name = bare if os.path.isfile(bare) else bare.rstrip(AFTER_NAMES)
+            name = bare if os.path.isfile(bare) else bare.rstrip(PUNCTUATION)
             end -= len(bare) - len(name)
-        content += [*text_item(text), attached(name)]
+        content += [*text_item(text), attach_file(name)]
         text = ""
     return content + text_item(text + line[end:])
 
@@ -204,26 +205,28 @@ def text_item(text):
     return [{"type": "text", "text": text.strip()}] if text.strip() else []
 
 
-def attached(name):
-    """A file as a part of a message; an Error if it is not there or cannot be read."""
+def attach_file(name):
+    """A file as a part of a message; an Error if it does not exist or cannot be read."""
     from minivl.processing.load_image import open_image
     from minivl.processing.load_video import open_video
 
     path = os.path.abspath(os.path.expanduser(name))
     if not os.path.isfile(path):
-        raise Error(f"there is no file {name}: behind @ comes a picture or a video, and @@ is the sign itself.")
-    part = item(path)
+        raise Error(
+            f"there is no file {name}: @ is followed by the name of an image or video; write @@ for the character @."
+        )
+    part = media_item(path)
     kind = part["type"]
     (open_video if kind == "video" else open_image)(path)
     return {"type": kind, kind: Snapshot.of(path)}
 
 
-def named(content):
+def format_names(content):
     return ", ".join(getattr(part[part["type"]], "path", part[part["type"]]) for part in content)
 
 
-def portable(message):
-    """A message for a file: pictures and videos by their paths."""
+def with_paths(message):
+    """The message with the paths of images and videos, to be saved."""
     if isinstance(message["content"], str):
         return message
     parts = [
@@ -233,8 +236,8 @@ def portable(message):
     return {**message, "content": parts}
 
 
-def as_now(message):
-    """A message from a file, with pictures and videos as they are now in the place of their paths."""
+def with_snapshots(message):
+    """The message of a saved file, its paths replaced by what the images and videos are now."""
     if isinstance(message["content"], str):
         return message
     parts = []

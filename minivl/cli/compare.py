@@ -1,35 +1,29 @@
 """`minivl compare`: two recordings of one prompt."""
 
+from minivl.cli.options import add_options
+
+OPTIONS = (
+    ("--names MAP.json", str, '{"ffn_out-{}": "model.layers.{}.mlp.down_proj"}: their names to ours'),
+    ("--tolerance X", float, "largest error, relative to a tensor's largest value (2e-5)"),
+    ("--all", bool, "every row of the table"),
+    ("--image FILE", list, "an image of the prompt, to explain a resize; may be given several times"),
+    ("--model PATH", str, "the model: if tensors in between were not recorded, it is run with each known mistake"),
+    ("--config PATH", str, "config.json, if the first file does not hold it and --model is not given"),
+)
+
 
 def add(subparsers):
-    compare = subparsers.add_parser(
+    parser = subparsers.add_parser(
         "compare",
-        help="two recordings of one prompt: where they part first, and why",
+        help="compare two recordings of one prompt: the first difference, and its cause",
         epilog="Exit status: 0 if all that was compared agrees, 2 if something differs, 1 on an error.",
     )
-    compare.add_argument(
-        "ours", metavar="OURS", help=".safetensors or .npz with minivl's names, as trace.save writes it"
+    parser.add_argument(
+        "ours", metavar="OURS", help=".safetensors or .npz with minivl's names, as `minivl trace` writes it"
     )
-    compare.add_argument("theirs", metavar="THEIRS", help=".safetensors or .npz of the other program")
-    compare.add_argument(
-        "--names", metavar="MAP.json", help='{"ffn_out-{}": "model.layers.{}.mlp.down_proj"}: theirs to ours'
-    )
-    compare.add_argument(
-        "--tolerance", type=float, metavar="X", help="largest error, relative to a tensor's largest value (2e-5)"
-    )
-    compare.add_argument("--all", action="store_true", help="every row of the table")
-    compare.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help="a picture of the prompt, to explain a resize"
-    )
-    compare.add_argument(
-        "--model",
-        metavar="PATH",
-        help="the model: if tensors between were not recorded, it is run with each known mistake",
-    )
-    compare.add_argument(
-        "--config", metavar="PATH", help="config.json, if the first file does not say it and --model is not given"
-    )
-    return compare
+    parser.add_argument("theirs", metavar="THEIRS", help=".safetensors or .npz of the other program")
+    add_options(parser, OPTIONS)
+    return parser
 
 
 def run(options):
@@ -43,6 +37,6 @@ def run(options):
 
         model = load(options.model)
     tolerance = TOLERANCE if options.tolerance is None else options.tolerance
-    found = compare(options.ours, options.theirs, options.names, tolerance, options.config, options.image, model)
-    print(text(found, options.all))
-    return 0 if found.ok else 2
+    comparison = compare(options.ours, options.theirs, options.names, tolerance, options.config, options.image, model)
+    print(text(comparison, options.all))
+    return 0 if comparison.ok else 2

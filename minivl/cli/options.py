@@ -1,76 +1,83 @@
-"""What the commands that run a model share: their options, the model, the messages of a question."""
+"""What the commands share: tables of options, the model, the messages of a question, checks of files.
+
+A row of a table is (names and metavar, type, help). Besides types of one value: bool is a switch, list may be given several
+times, and of a tuple of choices the first is the default.
+"""
 
 import os
 import sys
+from pathlib import Path
 
 from minivl.errors import Error
-from minivl.helpers import format_bytes
+from minivl.helpers import check_writable, format_bytes
 
-PROMPT_OPTIONS = ("min_pixels", "max_pixels", "fps", "nframes")
-ANSWER_OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", *PROMPT_OPTIONS)
-TOKENS = "say on stderr how many tokens each picture, the text and the answer had, and how long it took"
-
-
-def add_run_options(command):
-    """Options of every command that runs a model on a prompt; returns the command."""
-    add_model_options(command)
-    add_answer_options(command)
-    return command
-
-
-def add_model_options(command):
-    group = command.add_argument_group("model")
-    group.add_argument("--model", metavar="PATH", help="a checkpoint folder, a .safetensors file, or a hub id org/name")
-    group.add_argument(
-        "--weights",
-        choices=["bfloat16", "float32"],
-        default="bfloat16",
-        help="keep weights as stored (default) or upcast them at load: twice the memory",
-    )
-    group.add_argument(
-        "--backend",
-        choices=["numba", "numpy"],
-        default="numba",
-        help="compiled kernels (default) or the plain NumPy reference",
-    )
-    group.add_argument(
-        "--memory-limit",
-        metavar="SIZE",
-        help="keep resident memory below this, such as 4GB: weights that do not fit are read from disk as they are needed",
-    )
+PIXELS = (
+    ("--min-pixels N", int, "enlarge images and frames with fewer pixels than this"),
+    ("--max-pixels N", int, "shrink images and frames with more pixels than this"),
+)
+FRAMES = (
+    ("--fps X", float, "frames to take per second of video (2)"),
+    ("--nframes N", int, "or the number of frames to take of a video"),
+)
+WEIGHTS = ("--weights", ("bfloat16", "float32"), "weights as stored (default), or upcast: twice the memory")
+MODEL = (
+    ("--model PATH", str, "a checkpoint folder, a .safetensors file, or a hub id org/name"),
+    WEIGHTS,
+    ("--backend", ("numba", "numpy"), "compiled kernels (default) or the plain NumPy reference"),
+    ("--memory-limit SIZE", str, "upper limit, such as 4GB: weights that do not fit are read when they are needed"),
+)
+ANSWER = (
+    ("--max-new-tokens N", int, "upper limit on the tokens of the answer"),
+    ("--temperature X", float, "sample tokens, the more randomly the larger; 0 always takes the likeliest"),
+    ("--top-k N", int, "sample among the N likeliest tokens"),
+    ("--top-p P", float, "sample among the likeliest tokens that together have probability P"),
+    ("--repetition-penalty X", float, "above 1: avoid tokens that occurred before"),
+    ("--seed N", int, "make sampling repeatable"),
+    *PIXELS,
+    *FRAMES,
+)
+TOKENS = ("--tokens", bool, "print on stderr the tokens of each image, of text and answer, and the time they took")
 
 
-def add_answer_options(command):
-    group = command.add_argument_group("answer (what is not given comes from the model's generation_config.json)")
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens in the answer")
-    group.add_argument(
-        "--temperature",
-        type=float,
-        metavar="X",
-        help="draw tokens, the more at random the larger; 0 always takes the likeliest",
+def add_options(parser, rows, title=None):
+    """Add the options of a table to a parser, under a title if there is one."""
+    group = parser if title is None else parser.add_argument_group(title)
+    for names, kind, text in rows:
+        flags = [name for name in names.split() if name.startswith("-")]
+        metavar = {"metavar": names.split()[-1]} if not names.endswith(flags[-1]) else {}
+        settings = {"type": kind}
+        if kind is bool:
+            settings = {"action": "store_true"}
+        elif kind is list:
+            settings = {"action": "append", "default": []}
+        elif isinstance(kind, tuple):
+            settings = {"choices": kind, "default": kind[0]}
+        group.add_argument(*flags, help=text, **metavar, **settings)
+
+
+def add_prompt(parser):
+    """FILE ... QUESTION"""
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE", help="images and videos, in the order in which the model sees them"
     )
-    group.add_argument("--top-k", type=int, metavar="N", help="draw among the N likeliest tokens")
-    group.add_argument(
-        "--top-p", type=float, metavar="P", help="draw among the likeliest that together have probability P"
-    )
-    group.add_argument(
-        "--repetition-penalty", type=float, metavar="X", help="above 1: avoid tokens that occurred before"
-    )
-    group.add_argument(
-        "--seed", type=int, metavar="N", help="make random draws repeatable (there are none without sampling)"
-    )
-    group.add_argument(
-        "--min-pixels", type=int, metavar="N", help="enlarge pictures and frames with fewer pixels than this"
-    )
-    group.add_argument(
-        "--max-pixels", type=int, metavar="N", help="shrink pictures and frames with more pixels than this"
-    )
-    group.add_argument("--fps", type=float, metavar="X", help="frames to take of a second of video (2)")
-    group.add_argument("--nframes", type=int, metavar="N", help="or how many frames to take of a video")
+    parser.add_argument("question", metavar="QUESTION")
+
+
+def add_run_options(parser):
+    """Options of every command that runs a model on a prompt; returns the parser."""
+    add_options(parser, MODEL, "model")
+    add_options(parser, ANSWER, "answer (default: the model's generation_config.json)")
+    return parser
+
+
+def values(options, rows):
+    """{argument of the library: value} of the options in a table."""
+    names = [row[0].split()[0].removeprefix("--").replace("-", "_") for row in rows]
+    return {name: getattr(options, name) for name in names}
 
 
 def answer_options(options):
-    return {name: getattr(options, name) for name in ANSWER_OPTIONS}
+    return values(options, ANSWER)
 
 
 def load_model(options):
@@ -79,11 +86,14 @@ def load_model(options):
     vlm = load(options.model, options.weights, options.backend, memory_limit=options.memory_limit)
     if vlm.resident is not None and options.memory_limit is None:
         print(
-            f"minivl: the weights, {format_bytes(vlm.weights.nbytes)}, do not fit in memory; they are read from disk when they "
-            f"are needed. The program keeps to {format_bytes(vlm.resident.limit)}; --memory-limit sets another limit.",
+            f"minivl: the weights, {format_bytes(vlm.weights.nbytes)}, do not fit in memory; they are read from disk when "
+            f"they are needed. Memory is limited to {format_bytes(vlm.resident.limit)}; --memory-limit sets another limit.",
             file=sys.stderr,
         )
     return vlm
+
+
+# ---- files ----
 
 
 def check_question(options):
@@ -91,9 +101,42 @@ def check_question(options):
         raise Error(f'{options.question} is a file: put a question behind it, such as "What is in the picture?".')
 
 
-def asked(options):
+def check_output(option, path, inputs, model=None):
+    """That a result can be written to `path` and overwrites nothing that this command reads, before minutes are spent.
+
+    option  its name for messages;  inputs  files that are read;  model  the --model, a file or a folder
+    """
+    if path is None:
+        return
+    check_writable(path)
+    target = Path(path)
+    if any(is_same_file(target, Path(name)) for name in inputs):
+        raise Error(f"{option} {path} would overwrite a file that is read. Give another file.")
+    if (
+        model is not None
+        and target.exists()
+        and (is_same_file(target, Path(model)) or is_in_folder(target, Path(model)))
+    ):
+        raise Error(f"{option} {path} would overwrite a file of the model. Give another file.")
+
+
+def is_same_file(a, b):
+    try:
+        return os.path.samefile(a, b)
+    except (OSError, ValueError):
+        return False
+
+
+def is_in_folder(path, folder):
+    return folder.is_dir() and path.resolve().is_relative_to(folder.resolve())
+
+
+# ---- messages ----
+
+
+def build_messages(options):
     """Messages of the files and the question."""
-    return messages_of([item(file) for file in options.files], options.question)
+    return messages_of([media_item(file) for file in options.files], options.question)
 
 
 def messages_of(items, question):
@@ -101,8 +144,8 @@ def messages_of(items, question):
     return [{"role": "user", "content": [*items, {"type": "text", "text": question}]}]
 
 
-def item(file):
-    """A file of the command line as part of a message: a video or a picture."""
+def media_item(file):
+    """A file of the command line as a part of a message: a video or an image."""
     from minivl.processing.load_video import is_video
 
     kind = "video" if is_video(file) else "image"

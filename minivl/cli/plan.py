@@ -1,72 +1,108 @@
 """`minivl plan`: what a run takes, without weights."""
 
-from minivl.cli.options import PROMPT_OPTIONS
+import os
+import re
+
+from minivl.cli.options import FRAMES, PIXELS, WEIGHTS, add_options, check_output, values
 from minivl.errors import Error
+
+OPTIONS = (
+    ("--image HxW", list,
+     "height x width of an image in pixels, such as 1080x1920, or an image file; may be given several times"),
+    ("--video HxWxFRAMES[@FPS]", list,
+     "height x width x frames of a video, at 30 per second or FPS, such as 720x1280x900@25, or a video file"),
+    *FRAMES,
+    *PIXELS,
+    WEIGHTS,
+    ("--tensors", bool, "instead, list every tensor of the run: name, shape, dtype"),
+    ("--no-seconds", bool, "do not measure this machine"),
+    ("--json FILE", str, "write the numbers as JSON too"),
+)  # fmt: skip
 
 
 def add(subparsers):
-    plan = subparsers.add_parser("plan", help="what a run takes on this machine, from a config.json alone")
-    add_source(plan)
-    plan.add_argument(
-        "--image",
-        action="append",
-        default=[],
-        metavar="HxW",
-        help="a picture's height x width in pixels, such as 1080x1920, or a picture file; may be given several times",
+    parser = subparsers.add_parser(
+        "plan", help="what a run of any size takes: operations, memory, seconds; without weights"
     )
-    plan.add_argument(
-        "--video",
-        action="append",
-        default=[],
-        metavar="HxWxFRAMES[@RATE]",
-        help="a video's height x width in pixels x frames, at 30 a second or RATE, such as 720x1280x900@25, or a video file",
+    add_source(parser)
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=40, metavar="N", help="tokens of text, including the chat template (40)"
     )
-    plan.add_argument("--fps", type=float, metavar="X", help="frames to take of a second of video (2)")
-    plan.add_argument("--nframes", type=int, metavar="N", help="or how many frames to take of a video")
-    plan.add_argument(
-        "--prompt-tokens", type=int, default=40, metavar="N", help="tokens of text, the chat template's included (40)"
-    )
-    plan.add_argument("--tokens", type=int, default=100, metavar="N", help="tokens in the answer (100)")
-    plan.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures and frames of fewer pixels")
-    plan.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures and frames of more pixels")
-    plan.add_argument("--weights", choices=["bfloat16", "float32"], default="bfloat16", help="as in `minivl ask`")
-    plan.add_argument(
-        "--tensors", action="store_true", help="list instead every tensor of that run: name, shape, dtype"
-    )
-    plan.add_argument("--no-seconds", action="store_true", help="measure nothing")
-    plan.add_argument("--json", metavar="FILE", help="write the numbers too")
-    return plan
+    parser.add_argument("--tokens", type=int, default=100, metavar="N", help="tokens of the answer (100)")
+    add_options(parser, OPTIONS)
+    return parser
+
+
+def add_source(parser):
+    sizes = "3B, 7B, 32B, 72B, a folder with a config.json, or such a file; default: the model that ships"
+    parser.add_argument("source", nargs="?", metavar="MODEL", help=sizes)
 
 
 def run(options):
-    from minivl.bench.report import check_files, write
+    from minivl.helpers import write_json
     from minivl.kernels.speeds import calibrate
-    from minivl.plan.cost import footage_of, plan, size_of, tensors
+    from minivl.plan.cost import plan, tensors
     from minivl.plan.render import text
 
     if options.tensors and options.json is not None:
         raise Error("--tensors prints names and shapes only: leave --json out, or --tensors.")
-    check_files(options.json, None)
-    asked = {name: getattr(options, name) for name in ("prompt_tokens", "tokens", *PROMPT_OPTIONS)}
-    asked |= {"source": options.source, "pictures": [size_of(image) for image in options.image]}
-    asked["videos"] = [footage_of(video) for video in options.video]
+    check_output("--json", options.json, [*options.image, *options.video], options.source)
+    arguments = {"source": options.source, "prompt_tokens": options.prompt_tokens, "tokens": options.tokens}
+    arguments |= values(options, PIXELS + FRAMES)
+    arguments["pictures"] = [parse_image_size(image) for image in options.image]
+    arguments["videos"] = [parse_video_size(video) for video in options.video]
     if options.tensors:
-        for name, shape, dtype in tensors(**asked):
+        for name, shape, dtype in tensors(**arguments):
             print(f"{name:<45} {str(list(shape)):<22} {dtype}")
         return
-    asked["weights"] = options.weights
-    found = plan(**asked)  # whatever is wrong shows before anything is measured
-    if not options.no_seconds:
-        found = plan(**asked, speeds=calibrate())
-    print(text(found))
+    result = plan(**arguments, weights=options.weights, speeds=None if options.no_seconds else calibrate)
+    print(text(result))
     if options.json is not None:
-        write(found, options.json)
+        write_json(result, options.json)
 
 
-def add_source(command):
-    command.add_argument(
-        "source",
-        nargs="?",
-        metavar="MODEL",
-        help="3B, 7B, 32B, 72B, a folder with a config.json, or such a file; default: the model that ships",
-    )
+def parse_image_size(text):
+    """The `Size` of "1080x1920", height x width, or of the image at this path."""
+    from minivl.plan.meta_model import Size
+    from minivl.processing.load_image import open_image
+    from minivl.processing.load_video import is_video
+
+    sides = re.fullmatch(r"(\d+) ?[x×] ?(\d+)", text)
+    if sides is None:
+        if not os.path.isfile(text):
+            raise Error(f"{text} is neither height x width in pixels, such as 1080x1920, nor an image file.")
+        if is_video(text):
+            raise Error(f"{text} is a video: give it with --video.")
+        image = open_image(text)
+        return Size(image.height, image.width)
+    return Size(*parse_sides(text, *sides.groups()))
+
+
+def parse_video_size(text):
+    """The `Footage` of "720x1280x900", height x width x frames at 30 per second, or at another rate as "720x1280x900@25"; or of
+    the video at this path."""
+    from minivl.plan.meta_model import Footage
+    from minivl.processing.load_video import open_video
+
+    numbers = re.fullmatch(r"(\d+) ?[x×] ?(\d+) ?[x×] ?(\d+)(?: ?@ ?(\d+(?:\.\d+)?))?", text)
+    if numbers is None:
+        if not os.path.isfile(text):
+            raise Error(
+                f"{text} is neither height x width x frames, such as 720x1280x900 or 720x1280x900@25, nor a video file."
+            )
+        clip = open_video(text)
+        frame = next(clip.pictures([0]))
+        return Footage(frame.height, frame.width, clip.total, clip.fps)
+    *sides, frames, fps = numbers.groups()
+    if int(frames) < 1 or (fps is not None and float(fps) <= 0):
+        raise Error(f"{text}: the number of frames and their rate must be above 0, such as 720x1280x900@25.")
+    return Footage(*parse_sides(text, *sides), int(frames), 30.0 if fps is None else float(fps))
+
+
+def parse_sides(text, height, width):
+    from minivl.processing.image_processor import MOST_PIXELS
+
+    height, width = int(height), int(width)
+    if not 1 <= height * width <= MOST_PIXELS:
+        raise Error(f"{text}: give height x width in pixels, such as 1080x1920; at most {MOST_PIXELS} pixels.")
+    return height, width

@@ -1,40 +1,49 @@
-"""`minivl walk`: every step from a picture or video to an answer."""
+"""`minivl walk`: every step from an image or video to an answer."""
 
-from minivl.cli.options import add_run_options, answer_options, item, load_model, messages_of
+from minivl.cli.options import add_options, add_run_options, answer_options, load_model, media_item, messages_of
 from minivl.errors import Error
+
+DEFAULT_QUESTION = "Describe the picture."
+OPTIONS = (
+    ("--scene N", int, "the scene to draw if no image is given (default 0)"),
+    ("--step", bool, "stop at every step: look, explain, change something, go on, go back"),
+)
 
 
 def add(subparsers):
-    walk = subparsers.add_parser("walk", help="show every step from a picture or video to an answer")
-    walk.add_argument("image", nargs="?", metavar="IMAGE", help="a picture or a video; without one, a scene is drawn")
-    walk.add_argument("question", nargs="?", metavar="QUESTION", help='default: "Describe the picture."')
-    walk.add_argument("--scene", type=int, metavar="N", help="which scene to draw, if none is given (default 0)")
-    walk.add_argument("--step", action="store_true", help="wait at every step: look, explain, change, go on, go back")
-    return add_run_options(walk)
+    parser = subparsers.add_parser("walk", help="show every step from an image or video to the answer")
+    add_image_and_question(parser)
+    add_options(parser, OPTIONS)
+    return add_run_options(parser)
+
+
+def add_image_and_question(parser):
+    parser.add_argument("image", nargs="?", metavar="IMAGE", help="an image or a video; without one, a scene is drawn")
+    parser.add_argument("question", nargs="?", metavar="QUESTION", help=f'default: "{DEFAULT_QUESTION}"')
 
 
 def run(options):
-    from minivl.cli.walk_terminal import stepped
+    from minivl.cli.walk_terminal import walk_by_commands
     from minivl.processing.load_image import open_image
     from minivl.processing.load_video import open_video
     from minivl.stream import each
     from minivl.walk.walk import narrate
 
-    shown, question, truth = options.image, options.question or "Describe the picture.", None
-    if shown is None:
-        picture, question, truth = drawn_scene(0 if options.scene is None else options.scene)
-        shown = {"type": "image", "image": picture}
+    question, truth = options.question or DEFAULT_QUESTION, None
+    if options.image is None:
+        image, question, truth = draw_scene(0 if options.scene is None else options.scene)
+        item = {"type": "image", "image": image}
     elif options.scene is not None:
-        raise Error(f"--scene {options.scene} draws a picture, and {shown} is one: leave one of them out.")
+        raise Error(f"--scene {options.scene} draws an image, and {options.image} is one: leave one of them out.")
     else:
-        shown = item(shown)
-        check = open_video if shown["type"] == "video" else open_image
-        check(options.image)  # before anything is printed
+        item = media_item(options.image)
+        open_media = open_video if item["type"] == "video" else open_image
+        open_media(options.image)  # its errors come before anything is printed
     vlm = load_model(options)
     print(f"Question: {question}\n")
-    messages = messages_of([shown], question)
+    messages = messages_of([item], question)
     if options.step:
-        answer = stepped(vlm.walk(messages, level="block", **answer_options(options)))
+        answer = walk_by_commands(vlm.walk(messages, level="block", **answer_options(options)))
     else:
         answer = each(narrate(vlm, messages, **answer_options(options)), lambda line: print(line, flush=True))
     if answer is None:
@@ -44,8 +53,8 @@ def run(options):
         print(f"Truth:  {truth}   ({'right' if answer == truth else 'wrong'})")
 
 
-def drawn_scene(seed):
-    """A picture of coloured shapes, a question about it, and the true answer."""
+def draw_scene(seed):
+    """An image of coloured shapes, a question about it, and the true answer."""
     from minivl.tiny import scene
 
     if seed < 0:

@@ -1,6 +1,6 @@
-"""`minivl walk --step`: a walk in a terminal, a key at a time. Without a terminal, commands are read line by line.
+"""`minivl walk --step`: a walk driven by commands, one a line, from a terminal or from stdin.
 
-stepped(vlm.walk(..., level="block"))
+walk_by_commands(vlm.walk(..., level="block"))
 """
 
 import sys
@@ -13,16 +13,16 @@ from minivl.tensors.catalogue import LEVELS, level
 from minivl.walk.walk import format_step
 
 HELP = """\
-Enter    on to the next stop               e        explain: formula, shapes, why
+Enter    go on to the next stop            e        explain: formula, shapes, why
 s        skip to the next stage            v        value: statistics and some numbers
-u NAME   on until this tensor, or a glob   z        zero: put zeros in its place
+u NAME   go on until this tensor or glob   z        replace the tensor by zeros
 b [NAME] back to the last stop, or to one  l LEVEL  stop at every stage, block or tensor
-f        finish: on to the answer          q        quit"""
+f        finish: go on to the answer       q        quit"""
 
 
-def stepped(walk, lines=None):
-    """Walk as the lines say, until they end or the answer is there. Returns the `Answer`, or None if it was not reached."""
-    lines = typed() if lines is None else iter(lines)
+def walk_by_commands(walk, lines=None):
+    """Run the commands in `lines` (default: stdin) until they end. -> the `Answer`, or None if it was not reached"""
+    lines = read_commands() if lines is None else iter(lines)
     print("Enter goes on, e explains, ? lists all commands.", flush=True)
     show(next(walk, None))
     for entered in lines:
@@ -30,7 +30,7 @@ def stepped(walk, lines=None):
         if command == "q":
             return None
         try:
-            obey(walk, command, argument.strip())
+            run_command(walk, command, argument.strip())
         except Error as error:
             print(f"  {error}", flush=True)
         if walk.answer is not None:
@@ -38,8 +38,8 @@ def stepped(walk, lines=None):
     return None
 
 
-def typed():
-    """Lines from stdin, with a prompt if somebody sits there."""
+def read_commands():
+    """Yield lines from stdin, with a prompt on a terminal."""
     while True:
         if sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)
@@ -49,13 +49,13 @@ def typed():
         yield entered
 
 
-def obey(walk, command, argument):
+def run_command(walk, command, argument):
     if command == "":
         show(next(walk, None))
     elif command == "s":
         show(next_stage(walk))
     elif command == "u":
-        show(walk.until(needed(argument, "u visual.merger")))
+        show(walk.until(require_name(argument, "u visual.merger")))
     elif command == "b":
         show(walk.back(argument or None))
     elif command == "f":
@@ -67,14 +67,14 @@ def obey(walk, command, argument):
     elif command == "e":
         print(textwrap.indent(textwrap.fill(walk.here().explain(), 96), "  "), flush=True)
     elif command == "v":
-        print(textwrap.indent(described(walk.here()), "  "), flush=True)
+        print(textwrap.indent(describe(walk.here()), "  "), flush=True)
     elif command == "z":
         show(walk.replace(np.zeros(walk.here().shape, dtype=walk.here().dtype)))
     else:
         print(HELP, flush=True)
 
 
-def needed(argument, example):
+def require_name(argument, example):
     if not argument:
         raise Error(f"which tensor? Give its name, such as: {example}")
     return argument
@@ -92,12 +92,12 @@ def show(step):
         print(format_step(step) + "  (replaced)" * step.replaced, flush=True)
 
 
-def described(step):
-    """A tensor's statistics and its first numbers."""
-    found = step.stats()
+def describe(step):
+    """Statistics of a tensor and its first numbers."""
+    stats = step.stats()
     numbers = " ".join(
-        f"{name} {value:.4g}" for name in ("min", "max", "mean", "rms") if (value := getattr(found, name)) is not None
+        f"{name} {value:.4g}" for name in ("min", "max", "mean", "rms") if (value := getattr(stats, name)) is not None
     )
-    odd = f", {found.nan} NaN, {found.inf} infinite" if found.nan or found.inf else ""
+    odd = f", {stats.nan} NaN, {stats.inf} infinite" if stats.nan or stats.inf else ""
     array = np.array2string(step.value, precision=3, threshold=60, edgeitems=3, max_line_width=96)
     return f"{step!r}{' built now' * step.lazy}: {numbers}{odd}\n{array}"

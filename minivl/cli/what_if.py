@@ -1,24 +1,21 @@
-"""`minivl what-if`: a known bug of ports, and what becomes of the answer."""
+"""`minivl what-if`: run the model with a known porting bug, and compare."""
 
-from minivl.cli.options import add_run_options, answer_options, item, load_model, messages_of
+from minivl.cli.options import add_options, add_run_options, answer_options, load_model, media_item, messages_of
+from minivl.cli.walk import DEFAULT_QUESTION, add_image_and_question
 from minivl.errors import Error
+
+OPTIONS = (
+    ("--scenes N", int, "instead, ask about N drawn scenes, without and with the fault, and print the scores"),
+    ("-o --output FILE.md", str, "write the table of --scenes here too; rows that it already has are not run again"),
+)
 
 
 def add(subparsers):
-    what_if = subparsers.add_parser("what-if", help="a known bug of ports: what moves, what becomes of the answer")
-    what_if.add_argument("fault", nargs="?", metavar="FAULT", help='without one, all are listed; "all" with --scenes')
-    what_if.add_argument(
-        "image", nargs="?", metavar="IMAGE", help="a picture or a video; without one, a scene is drawn"
-    )
-    what_if.add_argument("question", nargs="?", metavar="QUESTION", help='default: "Describe the picture."')
-    what_if.add_argument("--scenes", type=int, metavar="N", help="ask about N drawn scenes instead, right and with it")
-    what_if.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE.md",
-        help="write the table of --scenes here too; rows that it has are not made again",
-    )
-    return add_run_options(what_if)
+    parser = subparsers.add_parser("what-if", help="run with a known porting bug: what changes first, and the answer")
+    parser.add_argument("fault", nargs="?", metavar="FAULT", help='without one, all are listed; "all" with --scenes')
+    add_image_and_question(parser)
+    add_options(parser, OPTIONS)
+    return add_run_options(parser)
 
 
 def run(options):
@@ -27,27 +24,28 @@ def run(options):
 
     if options.fault is None:
         print(list_faults(all_faults().values()))
+        print("\nminivl what-if FAULT [IMAGE QUESTION] shows one; --scenes 100 scores it.")
         return
-    bugs = list(all_faults().values()) if options.fault == "all" else [fault(options.fault)]
+    faults = list(all_faults().values()) if options.fault == "all" else [fault(options.fault)]
     if options.scenes is not None:
         from minivl.faults.score import check_scenes, table
 
         if options.image is not None:
-            raise Error("--scenes draws its own pictures and asks its own questions: leave IMAGE and QUESTION out.")
-        given = [name for name, value in answer_options(options).items() if value is not None]
-        if given:
-            raise Error(f"--scenes asks with the model's own settings: leave --{given[0].replace('_', '-')} out.")
+            raise Error("--scenes draws its own images and asks its own questions: leave IMAGE and QUESTION out.")
+        settings = [name for name, value in answer_options(options).items() if value is not None]
+        if settings:
+            raise Error(f"--scenes asks with the model's own settings: leave --{settings[0].replace('_', '-')} out.")
         check_scenes(options.scenes)
-        for line in table(load_model(options), bugs, options.scenes, options.output):
+        for line in table(load_model(options), faults, options.scenes, options.output):
             print(line, flush=True)
     elif options.output is not None:
         raise Error("-o writes the table of --scenes: give --scenes 100, or leave it out.")
     elif options.fault == "all":
         raise Error(
-            "all faults are for --scenes N, which makes a table of them. Name one of them, or give --scenes 100."
+            "all faults are for --scenes N, which prints a table of them. Name one fault, or give --scenes 100."
         )
     elif options.image is None:
-        print(load_model(options).what_if(bugs[0], **answer_options(options)))
+        print(load_model(options).what_if(faults[0], **answer_options(options)))
     else:
-        messages = messages_of([item(options.image)], options.question or "Describe the picture.")
-        print(load_model(options).what_if(bugs[0], messages, **answer_options(options)))
+        messages = messages_of([media_item(options.image)], options.question or DEFAULT_QUESTION)
+        print(load_model(options).what_if(faults[0], messages, **answer_options(options)))

@@ -14,9 +14,7 @@ WIDTH = 110
 
 def list_faults(faults):
     """A line for each fault."""
-    rows = [(fault.name, fault.sentence + (" (of videos)" if fault.shows == "video" else "")) for fault in faults]
-    hint = "minivl what-if NAME [IMAGE QUESTION] shows one of them; --scenes 100 scores it."
-    return "\n".join([*format_table(rows), "", hint])
+    return "\n".join(format_table((f.name, f.sentence + " (of videos)" * (f.shows == "video")) for f in faults))
 
 
 def text(what_if):

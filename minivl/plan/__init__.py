@@ -1,4 +1,4 @@
-"""What a run of any size takes, computed without weights."""
+"""Cost of a run of any size, computed without weights."""
 
 from minivl.helpers import lazy_names
 

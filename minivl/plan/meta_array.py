@@ -1,11 +1,11 @@
-"""The model without its numbers: the engine's own stages run over arrays that have a shape and nothing else.
+"""Meta arrays: shape and dtype, no data (like PyTorch's meta device), and kernels that count instead of computing.
 
-    x = outline((10764, 1280), meter=Meter())            # 55 MB of activations, none of them made
-    x.reshape(-1, 4, 1280).swapaxes(0, 1) * 2            # an outline too, and the meter knows of the product
+    x = meta_array((10764, 1280), kernels=MetaKernels())  # 55 MB of activations, none of them allocated
+    x.reshape(-1, 4, 1280).swapaxes(0, 1) * 2             # a meta array too; the kernels have counted the product
 
-An `Outline` is an array all of whose elements are one number in one place. Views, elementwise arithmetic and joins of it are
-again outlines; a `Meter` stands in for the kernels: it notes what each would have done and returns an outline of its result.
-The model that is made of them is in outlined.py.
+All elements of a `MetaArray` are one number in one place. Views, elementwise arithmetic and concatenation give meta arrays
+again. `MetaKernels` has the interface of `kernels.Kernels`: each method notes what the kernel would do and returns a meta array
+of the result's shape. meta_model.py makes an engine of them.
 """
 
 from dataclasses import dataclass
@@ -18,33 +18,36 @@ from minivl.model.kv_cache import KVCache
 from minivl.stream import Lazy
 
 
-class Outline(np.ndarray):
-    """An array with a shape and a dtype that takes no memory, whatever is written into it. `outline` makes one.
+class MetaArray(np.ndarray):
+    """An array that takes no memory and ignores what is written into it. Make one with `meta_array` or `MetaKernels.array`.
 
-    Made by a `Meter`, it counts as held for as long as somebody refers to it or to a view of it.
+    subtle: an array made by `MetaKernels.array` counts as held until `__del__` runs. CPython runs it as soon as the last
+    reference to the array, or to a view of it, is gone; so the peak follows the lifetimes in the stages themselves, and no list
+    of temporaries has to be kept beside them. Another Python, which frees later, would overstate the peak.
     """
 
-    meter, owner = None, False
+    kernels, counts_as_held = None, False
 
     def __array_finalize__(self, source):
-        self.meter = getattr(source, "meter", None)
+        self.kernels = getattr(source, "kernels", None)
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
-        plain = [np.asarray(one) for one in inputs]
+        plain = [np.asarray(value) for value in inputs]
         if method != "__call__" or options:
             return getattr(ufunc, method)(*plain, **options)
-        one = ufunc(*(array[(slice(1),) * array.ndim] for array in plain))  # as all elements are equal, so are these
-        made = self.meter.array(np.broadcast_shapes(*(array.shape for array in plain)), one.dtype, one.flat[0])
-        self.meter.note(ufunc.__name__, moved=sum(array.nbytes for array in (*plain, made)))
-        return made
+        element = ufunc(*(array[(slice(1),) * array.ndim] for array in plain))  # all elements of each array are equal
+        shape = np.broadcast_shapes(*(array.shape for array in plain))
+        result = self.kernels.array(shape, element.dtype, element.flat[0])
+        self.kernels.note(ufunc.__name__, moved=sum(array.nbytes for array in (*plain, result)))
+        return result
 
     def __array_function__(self, function, types, args, kwargs):
         """np.stack and np.concatenate along the first axis; other functions as they are."""
         if function not in (np.stack, np.concatenate):
             return super().__array_function__(function, types, args, kwargs)
-        (parts,) = args
-        first = next(part for part in parts if isinstance(part, Outline))
-        rows = (len(parts), *first.shape) if function is np.stack else (sum(map(len, parts)), *first.shape[1:])
+        (arrays,) = args
+        first = next(array for array in arrays if isinstance(array, MetaArray))
+        rows = (len(arrays), *first.shape) if function is np.stack else (sum(map(len, arrays)), *first.shape[1:])
         return first._another(rows, first.dtype)
 
     def __getitem__(self, index):
@@ -57,8 +60,8 @@ class Outline(np.ndarray):
         pass
 
     def __del__(self):
-        if self.owner:
-            self.meter.held -= self.nbytes
+        if self.counts_as_held:
+            self.kernels.held -= self.nbytes
 
     def copy(self, order="C"):
         return self._another(self.shape, self.dtype)
@@ -67,32 +70,32 @@ class Outline(np.ndarray):
         return self._another(self.shape, dtype)
 
     def _another(self, shape, dtype):
-        make = outline if self.meter is None else self.meter.array
+        make = meta_array if self.kernels is None else self.kernels.array
         return make(shape, dtype, self.flat[0] if self.size else 0)
 
     def tobytes(self, order="C"):
         return str(self.shape).encode()
 
 
-def outline(shape, dtype=np.float32, value=0, meter=None):
-    """An `Outline` that does not count as held."""
-    one = np.full((), value, dtype=dtype)
-    made = np.ndarray.__new__(Outline, shape, dtype, one, 0, (0,) * len(shape))
-    made.meter = meter
-    return made
+def meta_array(shape, dtype=np.float32, value=0, kernels=None):
+    """A `MetaArray` that does not count as held."""
+    element = np.full((), value, dtype=dtype)
+    array = np.ndarray.__new__(MetaArray, shape, dtype, element, 0, (0,) * len(shape))
+    array.kernels = kernels
+    return array
 
 
 @dataclass(frozen=True)
-class Call:
-    """What one call of a kernel does at least.
+class KernelCall:
+    """The least that one call of a kernel does.
 
-    kernel      "linear", "attention", or that of another kernel or NumPy function
-    operations  two (multiply, add) for each weight and row, four for each (query, visible key, value of the width)
+    kernel      "linear", "attention", or the name of another kernel or NumPy function
+    operations  2 (multiply, add) per weight and row; 4 per (query, visible key, channel)
     weights     bytes of the matrix, read once
-    cache       bytes of keys and values, read for every query that sees them, as decoding does; 0 in a prefill
-    moved       bytes of activations read and written by what does no products
-    rows        that were multiplied with the matrix; queries
-    times       calls for which this one stands: see `Outlined.passes`
+    cache       bytes of keys and values, read for every query that sees them, as in decoding; 0 in a prefill
+    moved       bytes of activations read and written by kernels without products
+    rows        rows of x, or queries
+    times       number of calls that this one stands for: see `MetaModel.costs`
     """
 
     kernel: str
@@ -105,12 +108,12 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A tensor that has passed.
+class TensorCost:
+    """What it takes to compute one tensor of the stream.
 
-    nbytes  its own; 0 if it is lazy
-    calls   of the kernels, since the tensor before
-    peak    most bytes of activations that were held meanwhile
+    nbytes  bytes of the tensor itself; 0 if it is lazy
+    calls   kernel calls since the tensor before it
+    peak    most bytes of activations held meanwhile
     """
 
     name: str
@@ -119,34 +122,34 @@ class Made:
     peak: int
 
 
-class Meter:
-    """The kernels of an outlined model: each notes what it would do.
+class MetaKernels:
+    """The interface of `kernels.Kernels`; each method notes what the kernel would do.
 
-    held  bytes of all outlines that are alive, and of the compiled kernels' own arrays while they run
-    peak  the largest `held` since the last tensor was made
+    held  bytes of all meta arrays that are alive, and of the compiled kernels' own buffers while they run
+    peak  the largest `held` since the last tensor of the stream
     """
 
-    name = "outline"
+    name = "meta"
 
     def __init__(self):
         self.held, self.peak, self._calls = 0, 0, []
 
     def array(self, shape, dtype=np.float32, value=0):
-        """An outline that counts as held while it lives."""
-        made = outline(shape, dtype, value, self)
-        made.owner = True
-        self.held += made.nbytes
+        """A meta array that counts as held while it lives."""
+        array = meta_array(shape, dtype, value, self)
+        array.counts_as_held = True
+        self.held += array.nbytes
         self.peak = max(self.peak, self.held)
-        return made
+        return array
 
     def note(self, kernel, **amounts):
-        self._calls.append(Call(kernel, **amounts))
+        self._calls.append(KernelCall(kernel, **amounts))
 
-    def made(self, name, tensor):
-        """This tensor has been made: what was noted since the last one was for it."""
+    def take_cost(self, name, tensor):
+        """The `TensorCost` of the tensor that has just come: everything noted since the last one."""
         calls, peak = tuple(self._calls), self.peak
         self._calls, self.peak = [], self.held
-        return Made(name, 0 if isinstance(tensor, Lazy) else tensor.nbytes, calls, peak)
+        return TensorCost(name, 0 if isinstance(tensor, Lazy) else tensor.nbytes, calls, peak)
 
     # ---- the kernels, as in kernels/__init__.py ----
 
@@ -155,11 +158,11 @@ class Meter:
         self.note("linear", operations=2 * M * N * K, weights=weight.nbytes, rows=M)
         out = self.array((M, N))
         if M > FEW:
-            self.array((-(-M // COLUMNS), K, COLUMNS))  # x, packed: gone when the call returns
+            self.array((-(-M // COLUMNS), K, COLUMNS))  # x, packed: freed when the call returns
         return out
 
     def segment_attention(self, q, k, v, bounds):
-        dense = [self.array(part.shape) for part in (q, k, v) if not part.owner]  # noqa: F841, gone when the call returns
+        contiguous = [self.array(x.shape) for x in (q, k, v) if not x.counts_as_held]  # noqa: F841, freed on return
         return self._attention(q, k, v, sum((bounds[1:] - bounds[:-1]) ** 2))
 
     def causal_attention(self, q, k, v, window=None):
@@ -190,9 +193,9 @@ class Meter:
         return self.array(x.shape)
 
 
-class OutlinedCache(KVCache):
-    """A cache without keys and values: it grows as the real one does."""
+class MetaCache(KVCache):
+    """A KV cache without data, which grows as the real one does."""
 
     def _buffer(self, capacity):
         KV, K = self._heads
-        return outline((KV, capacity, K))
+        return meta_array((KV, capacity, K))

@@ -1,4 +1,4 @@
-"""The plan of `minivl plan` for people.
+"""`minivl plan` as text.
 
 print(text(plan("72B", [Size(1080, 1920)], tokens=200)))
 """
@@ -8,62 +8,62 @@ from minivl.helpers import format_bytes, format_operations, format_seconds
 LINE = "{:<22} {:>14} {:>14} {:>14}"
 
 
-def text(found):
-    """The plan for people."""
-    lines = [f"{found['model']}, weights as {found['weights']}", "", *prompt_lines(found), "", *parameter_lines(found)]
-    lines += ["", *operation_lines(found), "", *memory_lines(found)]
-    return "\n".join([*lines, "", *speed_lines(found)] if "speeds" in found else lines)
+def text(plan):
+    """The plan as text."""
+    lines = [f"{plan['model']}, weights as {plan['weights']}", "", *prompt_lines(plan), "", *parameter_lines(plan)]
+    lines += ["", *operation_lines(plan), "", *memory_lines(plan)]
+    return "\n".join([*lines, "", *speed_lines(plan)] if "speeds" in plan else lines)
 
 
-def prompt_lines(found):
-    for i, one in enumerate(found["pictures"]):
-        (height, width), (rows, columns) = one["given"], one["resized"]
+def prompt_lines(plan):
+    for i, image in enumerate(plan["pictures"]):
+        (height, width), (rows, columns) = image["given"], image["resized"]
         yield (
-            f"picture {i}: {height} x {width} pixels (height x width), resized to {rows} x {columns}: {one['patches']:,} "
-            f"patches, {one['windows']:,} windows, {one['tokens']:,} tokens"
+            f"picture {i}: {height} x {width} pixels (height x width), resized to {rows} x {columns}: {image['patches']:,} "
+            f"patches, {image['windows']:,} windows, {image['tokens']:,} tokens"
         )
-    for i, one in enumerate(found["videos"]):
-        (height, width, frames), (rows, columns) = one["given"], one["resized"]
-        rate = f" at {one['fps']:g} a second" if one["fps"] else ""
+    for i, video in enumerate(plan["videos"]):
+        (height, width, frames), (rows, columns) = video["given"], video["resized"]
+        rate = f" at {video['fps']:g} a second" if video["fps"] else ""
         yield f"video {i}: {frames:,} frames of {height} x {width} pixels (height x width){rate}"
         yield (
-            f"  in {one['steps']:,} pairs, {one['seconds']:.3g} s apart, resized to {rows} x {columns}: {one['patches']:,} "
-            f"patches, {one['windows']:,} windows, {one['tokens']:,} tokens"
+            f"  in {video['steps']:,} pairs, {video['seconds']:.3g} s apart, resized to {rows} x {columns}: "
+            f"{video['patches']:,} patches, {video['windows']:,} windows, {video['tokens']:,} tokens"
         )
-    asked = found["prompt"]
-    played = f", {asked['videos']:,} of videos and theirs" if asked["videos"] else ""
+    prompt = plan["prompt"]
+    videos = f", {prompt['videos']:,} of videos and theirs" if prompt["videos"] else ""
     yield (
-        f"prompt: {asked['together']:,} tokens, {asked['pictures']:,} of pictures and their marks{played}, {asked['text']:,} "
-        f"of text; the answer: {found['tokens']:,} tokens"
+        f"prompt: {prompt['together']:,} tokens, {prompt['pictures']:,} of pictures and their marks{videos}, "
+        f"{prompt['text']:,} of text; the answer: {plan['tokens']:,} tokens"
     )
 
 
-def parameter_lines(found):
+def parameter_lines(plan):
     yield LINE.format("parameters", "", "", "").rstrip()
-    for row, number in found["parameters"].items():
+    for row, number in plan["parameters"].items():
         label = {"visual.blocks.0": "  each block", "model.layers.0": "  each layer"}.get(row, row)
         yield LINE.format(label, f"{number:,}" if number else "tied", "", "").rstrip()
 
 
-def operation_lines(found):
-    """Rows of modules, columns of the three parts; then seconds, if they are known."""
-    parts = found["operations"]
+def operation_lines(plan):
+    """Rows of modules, columns of vision, prefill and decode; then seconds, if there are any."""
+    parts = plan["operations"]
     rows = dict.fromkeys(row for part in parts.values() for row in part)
-    yield LINE.format("operations", "vision", "prefill", f"decode, {found['tokens'] - 1:,}x")
+    yield LINE.format("operations", "vision", "prefill", f"decode, {plan['tokens'] - 1:,}x")
     for row in rows:
         yield LINE.format(f"  {row}", *(format_operations(part.get(row, 0)) for part in parts.values())).rstrip()
     yield LINE.format("together", *(format_operations(sum(part.values())) for part in parts.values()))
-    if "seconds" in found:
-        yield LINE.format("expected here", *(format_seconds(value) for value in found["seconds"].values()))
+    if "seconds" in plan:
+        yield LINE.format("expected here", *(format_seconds(value) for value in plan["seconds"].values()))
 
 
-def memory_lines(found):
-    memory, read = found["memory"], found["read"]
-    if found["tokens"] > 1:
+def memory_lines(plan):
+    memory, read = plan["memory"], plan["read"]
+    if plan["tokens"] > 1:
         weights, cache = format_bytes(read["weights"]), format_bytes(read["cache"])
         yield f"read for a token of the answer: weights {weights}, keys and values {cache} on average"
     yield f"weights in memory: {format_bytes(memory['weights'])}" + ", mapped from the file" * (
-        found["weights"] == "bfloat16"
+        plan["weights"] == "bfloat16"
     )
     yield f"keys and values: {format_bytes(memory['cache'])}"
     peaks, largest = memory["activations"], memory["largest"]
@@ -78,10 +78,10 @@ def memory_lines(found):
         )
 
 
-def speed_lines(found):
-    speeds, taken, later = found["speeds"], found["seconds"], found["tokens"] - 1
-    each = f", {format_seconds(taken['decode'] / later)} a token" if later else ""
-    first, last = format_seconds(taken["vision"] + taken["prefill"]), format_seconds(sum(taken.values()))
+def speed_lines(plan):
+    speeds, seconds, later = plan["speeds"], plan["seconds"], plan["tokens"] - 1
+    each = f", {format_seconds(seconds['decode'] / later)} a token" if later else ""
+    first, last = format_seconds(seconds["vision"] + seconds["prefill"]), format_seconds(sum(seconds.values()))
     yield f"expected here: first token after {first}{each}, all after {last}"
     giga = {name: speed / 1e9 for name, speed in speeds.items()}
     yield (

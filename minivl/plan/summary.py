@@ -1,12 +1,12 @@
 """`minivl summary`: the module tree, as PyTorch prints it for the published model, and the table of parameters.
 
     print(tree(config))           # every module with its shapes and its number of parameters
-    print(table(config))          # parameters module by module, and what they take
+    print(table(config))          # parameters and bytes, module by module
 
-The leaves are those of parameters.py, which says what a checkpoint must hold; here stands only what a checkpoint does not say:
-class names, the order in which PyTorch defines the parts, and the modules without parameters. The tree is that of the published
-names, with `visual` and `model` side by side, for so weights and tensors are called; class names are those of transformers
-at launch, the attention's without the word for its backend ("Sdpa").
+The leaves are those of parameters.py, the list of a checkpoint's weights; here is only what a checkpoint does not contain:
+class names, the order in which PyTorch defines the submodules, and the modules without parameters. The tree has the published
+names, with `visual` and `model` side by side, as weights and tensors have; class names are those of transformers at launch,
+without the word for the attention's backend ("Sdpa").
 """
 
 import math
@@ -15,7 +15,7 @@ from minivl.checkpoint.parameters import parameter_shapes
 from minivl.helpers import format_bytes
 from minivl.model.vision import EPS
 
-# {module: (class, its parts in order)}; block 0 stands for all blocks, layer 0 for all layers
+# {module: (class, its submodules in order)}; block 0 stands for all blocks, layer 0 for all layers
 MODULES = {
     "": ("Qwen2_5_VLForConditionalGeneration", "visual model lm_head"),
     "visual": ("Qwen2_5_VisionTransformerPretrainedModel", "patch_embed rotary_pos_emb blocks merger"),
@@ -46,22 +46,22 @@ REPEATED = ("visual.blocks.0", "model.layers.0")
 
 
 def tree(config, depth=None):
-    """The module tree as text. depth: levels below the whole model that are shown; None: all."""
-    return "\n".join(lines(config, "", parameter_shapes(config), depth, ""))
+    """The module tree as text. depth: levels to show below the whole model; None: all."""
+    return "\n".join(tree_lines(config, "", parameter_shapes(config), depth, ""))
 
 
-def lines(config, module, shapes, depth, indent):
-    """The lines of one module: its head, its parts, its closing bracket."""
+def tree_lines(config, module, shapes, depth, indent):
+    """The lines of one module: its head, its submodules, its closing bracket."""
     head, note = heading(config, module), note_of(config, module, shapes)
     if module not in MODULES:
         return [f"{indent}{head}{leaf(config, module, shapes)}{note}"]
-    name, parts = MODULES[module]
+    name, children = MODULES[module]
     if depth == 0:
         return [f"{indent}{head}{name}(...){note}"]
     inner = []
-    for part in parts.split():
-        path = f"{module}.{part}" if module else part
-        inner += lines(config, path, shapes, None if depth is None else depth - 1, indent + "  ")
+    for child in children.split():
+        path = f"{module}.{child}" if module else child
+        inner += tree_lines(config, path, shapes, None if depth is None else depth - 1, indent + "  ")
     return [f"{indent}{head}{name}({note}", *inner, f"{indent})"]
 
 
@@ -74,14 +74,14 @@ def heading(config, module):
 
 
 def repeats(config, module):
-    """How many of it there are."""
+    """Number of equal modules."""
     if module.startswith("visual.blocks."):
         return config.vision.depth
     return config.text.num_hidden_layers if module.startswith("model.layers.") else 1
 
 
 def leaf(config, module, shapes):
-    """A module without parts, as PyTorch writes it."""
+    """A module without submodules, as PyTorch prints it."""
     if module in WITHOUT_PARAMETERS:
         return WITHOUT_PARAMETERS[module]
     if module == "lm_head":
@@ -100,18 +100,18 @@ def leaf(config, module, shapes):
 
 
 def note_of(config, module, shapes):
-    """Number of parameters behind a line: of one, and of all where there are several equal ones."""
+    """The comment of a line: parameters of one module, and of all if there are several equal ones."""
     if module == "lm_head" and config.tie_word_embeddings:
         return "  # tied: the weight of model.embed_tokens"
-    number = within(module, shapes)
+    number = count_parameters(module, shapes)
     times = repeats(config, module) if module in REPEATED else 1
     if not number:
         return ""
     return f"  # {number:,} each, {number * times:,} together" if times > 1 else f"  # {number:,}"
 
 
-def within(module, shapes):
-    """Parameters of a module with all its parts."""
+def count_parameters(module, shapes):
+    """Parameters of a module, including its submodules."""
     return sum(math.prod(s) for name, s in shapes.items() if not module or f"{name}.".startswith(f"{module}."))
 
 
@@ -119,11 +119,11 @@ def within(module, shapes):
 
 
 def counts(config):
-    """Parameters module by module, {row of the table: number}: the parts of the two halves, each half, the whole."""
+    """{row of the table: number of parameters}: the modules of tower and decoder, each of the two, the whole."""
     shapes = parameter_shapes(config)
     rows = ["visual.patch_embed", "visual.blocks.0", "visual.blocks", "visual.merger", "visual", "model.embed_tokens"]
     rows += ["model.layers.0", "model.layers", "model.norm", "model", "lm_head"]
-    return {row: within(row, shapes) for row in rows} | {"total": within("", shapes)}
+    return {row: count_parameters(row, shapes) for row in rows} | {"total": count_parameters("", shapes)}
 
 
 LABELS = {"visual.blocks.0": "  each of {depth} blocks", "model.layers.0": "  each of {layers} layers"}
@@ -132,13 +132,13 @@ LINE = "{:<26} {:>16} {:>12} {:>12} {:>7}"
 
 def table(config):
     """The table as text: parameters, bytes as bfloat16 and as float32, share of the whole."""
-    found = counts(config)
+    numbers = counts(config)
     text = [LINE.format("module", "parameters", "bfloat16", "float32", "share")]
-    for row, number in found.items():
+    for row, number in numbers.items():
         label = LABELS.get(row, row).format(depth=config.vision.depth, layers=config.text.num_hidden_layers)
         if row == "lm_head" and config.tie_word_embeddings:
             text.append(f"{label:<26} {'tied':>16}    the weight of model.embed_tokens, counted there")
             continue
-        share = f"{number / found['total']:.1%}"
+        share = f"{number / numbers['total']:.1%}"
         text.append(LINE.format(label, f"{number:,}", format_bytes(2 * number), format_bytes(4 * number), share))
     return "\n".join(text)

@@ -16,7 +16,7 @@ from minivl.checkpoint.memory import available_memory
 from minivl.checkpoint.safetensors import write_tensors
 from minivl.errors import Error
 from minivl.helpers import format_bytes, parse_bytes
-from minivl.plan.forecast import Foreseen
+from minivl.plan.meta_model import TensorShape
 from minivl.stream import read_only, run, value_of
 from minivl.tensors import catalogue
 from minivl.trace.maps import MAPPED
@@ -35,7 +35,7 @@ def record(stage, keep="*", edit=None, stop=None, limit=None, spill=None, foreca
     limit  upper limit on the bytes kept, or "2GB". None: half of the free memory; with spill=, the free space of the disk
     spill  a safetensors file to write them to during the run; in the trace they are memory-mapped. It appears under its name
            when it is complete: an error or an interrupt leaves nothing
-    forecast  function of the prompt's tensors, {name: tensor} -> `Foreseen`s of all later tensors
+    forecast  function of the prompt's tensors, {name: tensor} -> `TensorShape`s of all later tensors
     about     function of the finished trace -> more `info`
     config    of the model that runs, for `Trace.maps`
 
@@ -124,7 +124,7 @@ class Recorder:
             self.trace.info["generated_ids"] += tensor.tolist()
 
     def _take(self, name, tensor):
-        self._check([Foreseen(name, tuple(tensor.shape), tensor.dtype)])
+        self._check([TensorShape(name, tuple(tensor.shape), tensor.dtype)])
         array = read_only(value_of(tensor))
         if self.file is None:
             self.trace._tensors[name] = array

@@ -12,9 +12,9 @@ from conftest import SMALL, random_weights, small_inputs, small_model
 
 import minivl
 from minivl.bench import programs, report, workloads
-from minivl.bench import run as room
+from minivl.bench import run as bench_run
 from minivl.bench.peers import Peer
-from minivl.bench.programs import OURS, Limits, Minivl, Process, clocked, measured
+from minivl.bench.programs import OURS, Limits, Minivl, Process, measure, time_stage
 from minivl.bench.workloads import operations, stored_config, weight_bytes, write_checkpoint
 from minivl.checkpoint.config import Config
 from minivl.checkpoint.parameters import parameter_shapes
@@ -34,7 +34,8 @@ def small_workloads(config):
     """Vision, prefill and decode, alone and at once, of two pictures with partial windows."""
     inputs = small_inputs(config)
     rng = np.random.default_rng(0)
-    return {one.kind: one for one in [workloads.vision(config, inputs), *workloads.reading(config, inputs, rng)]}
+    every = [workloads.vision_workload(config, inputs), *workloads.decoder_workloads(config, inputs, rng)]
+    return {workload.kind: workload for workload in every}
 
 
 # ---- the command ----
@@ -109,7 +110,7 @@ def test_table_and_picture_of_a_peer(written, tmp_path):
     [
         (["--rounds", "0"], "must be at least 1"),
         (["--threads", "0"], "must be at least 1"),
-        (["--only", "nothing"], "--only nothing: there is no such name. There are: vision 336x224, prefill, decode"),
+        (["--only", "nothing"], "only='nothing': there is no such name. There are: vision 336x224, prefill, decode"),
         (["--folder", "somewhere"], "the tiny model ships with its own"),
         (["--json", "no/such/folder/b.json"], "cannot write no/such/folder/b.json"),
     ],
@@ -140,7 +141,7 @@ def test_rounds_are_interleaved_and_the_first_is_not_counted():
     log = []
     running = {name: Fake(name, log) for name in (OURS, "a", "b")}
     limits = Fake("limits", [], times=[9.0, 9.0, 1.0])
-    of_limits, times, results, peaks = room.interleaved(limits, running, {}, {"decode": None}, 2)
+    of_limits, times, results, peaks = bench_run.run_rounds(limits, running, {}, {"decode": None}, 2)
     assert log == [OURS, "a", "b", "b", "a", OURS, OURS, "a", "b"]
     assert of_limits == {"read": [[1.0], [1.0]], "sgemm": [[1.0], [1.0]]}
     assert times == {("decode", name): [[1.0], [1.0]] for name in running}
@@ -150,10 +151,10 @@ def test_rounds_are_interleaved_and_the_first_is_not_counted():
 def test_a_peer_that_fails_is_left_out_and_minivl_must_not():
     left_out, log = {}, []
     running = {OURS: Fake(OURS, log), "a": Fake("a", log, fails=True)}
-    room.interleaved(Fake("limits", []), running, left_out, {"prefill": None, "decode": None}, 1)
+    bench_run.run_rounds(Fake("limits", []), running, left_out, {"prefill": None, "decode": None}, 1)
     assert left_out == {"a": "it broke"} and [*running] == [OURS] and log == [OURS] * 4
     with pytest.raises(Error, match="it broke"):
-        room.interleaved(Fake("limits", []), {OURS: Fake(OURS, log, fails=True)}, {}, {"decode": None}, 1)
+        bench_run.run_rounds(Fake("limits", []), {OURS: Fake(OURS, log, fails=True)}, {}, {"decode": None}, 1)
 
 
 class Countdown:
@@ -186,19 +187,19 @@ class Waking(Countdown):
 
 def test_short_work_is_repeated_after_a_first_time():
     short, long = programs.LEAST / 3.5, programs.LONG
-    times, _ = measured(Waking({"a": short + 0.001}), "a")
+    times, _ = measure(Waking({"a": short + 0.001}), "a")
     assert len(times) == 4 and times[0] == pytest.approx(short)
-    assert measured(Waking({"a": long}), "a")[0] == [long]
+    assert measure(Waking({"a": long}), "a")[0] == [long]
 
 
 def test_peers_without_room_are_left_out(monkeypatch):
-    monkeypatch.setattr(room, "memory", lambda: 3 * 10**9)
-    monkeypatch.setattr(room, "Process", lambda *arguments, threads: contextlib.nullcontext("a process"))
+    monkeypatch.setattr(bench_run, "system_memory", lambda: 3 * 10**9)
+    monkeypatch.setattr(bench_run, "Process", lambda *arguments, threads: contextlib.nullcontext("a process"))
     peers = {"large": Peer(Countdown, (), 4, ()), "small": Peer(Countdown, (), 2, ())}
     for needed, fitting in ((3 * 10**8, ["small", "large"]), (4 * 10**8, ["small"]), (6 * 10**8, [])):
         left_out = {}
         with contextlib.ExitStack() as stack:
-            running = room.started(stack, peers, left_out, Path(), {}, 1, needed)
+            running = bench_run.start_programs(stack, peers, left_out, Path(), {}, 1, needed)
         assert [*running] == [OURS, *fitting] and sorted([*fitting, *left_out]) == ["large", "small"]
         assert all("too little memory beside minivl" in why for why in left_out.values())
 
@@ -231,7 +232,7 @@ def test_operations_are_those_of_the_kernels(changes):
     program = Minivl.__new__(Minivl)
     work = small_workloads(vlm.config)
     program.vlm, program.workloads, program.caches = watching, work, {}
-    program.seen = programs.Seen(watching.config, watching.weights, watching.kernels)
+    program.model = programs.WithFeatures(watching.config, watching.weights, watching.kernels)
     for kind in ("vision", "prefill", "decode", "together"):
         program.run(kind)
         counted.clear()  # decode runs its prompt the first time
@@ -339,7 +340,7 @@ def test_too_little_disk_or_memory(tmp_path, monkeypatch, capsys):
     with pytest.raises(Error, match="7.5 GB are needed, 5.0 GB are free. Give another folder="):
         write_checkpoint(tmp_path, stored_config("3B"))
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(room, "memory", lambda: 10**8)
+    monkeypatch.setattr(bench_run, "system_memory", lambda: 10**8)
     assert main(["bench", "--no-peers"]) == 1
     assert "too little memory" in capsys.readouterr().err
 
@@ -352,7 +353,7 @@ def test_the_clock_starts_where_it_is_told():
         order.append((yield "inputs_embeds", 2))
         return "end"
 
-    seconds, result = clocked(stage(), after="inputs_embeds")
+    seconds, result = time_stage(stage(), after="inputs_embeds")
     assert result == "end" and order == [1, 2] and seconds > 0
 
 

@@ -12,7 +12,7 @@ from test_bench import Countdown, Fake, small_workloads
 
 from minivl.bench import gguf as gguf_file
 from minivl.bench import peers
-from minivl.bench import run as room
+from minivl.bench import run as bench_run
 from minivl.bench.gguf import write_gguf
 from minivl.bench.peers import KINDS, PEERS, Peer
 from minivl.bench.programs import OURS, Minivl, Process
@@ -50,16 +50,16 @@ def stored(folder, **changes):
 
 def test_absent_peers_are_left_out_with_advice(monkeypatch):
     absent = {"absent": Peer(Countdown, (), 4, ("no_such_module", "nor_this"), "bench")}
-    monkeypatch.setattr(room, "PEERS", absent)
-    _, others, left_out = room.chosen("tiny", None, [], True)
+    monkeypatch.setattr(bench_run, "PEERS", absent)
+    _, others, left_out = bench_run.choose_work("tiny", None, [], True)
     assert others == {}
     assert left_out == {"absent": 'no_such_module and nor_this not installed: pip install "minivl[bench]"'}
-    monkeypatch.setattr(room, "PEERS", {**absent, "other": Peer(Countdown, (), 4, ())})
-    _, others, left_out = room.chosen("tiny", None, ["abs*"], True)
+    monkeypatch.setattr(bench_run, "PEERS", {**absent, "other": Peer(Countdown, (), 4, ())})
+    _, others, left_out = bench_run.choose_work("tiny", None, ["abs*"], True)
     assert others == {} and [*left_out] == ["absent"]  # the other one was not asked for
-    _, others, left_out = room.chosen("tiny", None, ["other"], True)
+    _, others, left_out = bench_run.choose_work("tiny", None, ["other"], True)
     assert [*others] == ["other"] and left_out == {}
-    assert room.chosen("tiny", None, [], False)[1:] == ({}, {})
+    assert bench_run.choose_work("tiny", None, [], False)[1:] == ({}, {})
 
 
 WHY = "it is given the text decoder only, one prompt at a time"
@@ -67,20 +67,20 @@ WHY = "it is given the text decoder only, one prompt at a time"
 
 def test_a_peer_without_a_tower(monkeypatch):
     """It is skipped where it cannot, the report says so, and it is not started for nothing."""
-    monkeypatch.setattr(room, "PEERS", {"blind": Peer(Countdown, (), 2, (), kinds=("prefill", "decode"))})
+    monkeypatch.setattr(bench_run, "PEERS", {"blind": Peer(Countdown, (), 2, (), kinds=("prefill", "decode"))})
     for only, there, words in (
         ([], ["blind"], {"blind": f"vision 336x224 and decode 4 at once: {WHY}"}),
         (["decode"], ["blind"], {}),
         (["vision*"], [], {"blind": f"vision 336x224: {WHY}"}),
     ):
-        work, others, left_out = room.chosen("tiny", None, only, True)
+        work, others, left_out = bench_run.choose_work("tiny", None, only, True)
         assert [*others] == there and left_out == words
-    work, others, _ = room.chosen("tiny", None, [], True)
+    work, others, _ = bench_run.choose_work("tiny", None, [], True)
     log, running = [], {}
     running |= {name: Fake(name, log) for name in (OURS, "blind")}
-    seen = room.interleaved(Fake("limits", []), running, {}, work, 1, room.unable(work, others))
+    seen = bench_run.run_rounds(Fake("limits", []), running, {}, work, 1, bench_run.unable_pairs(work, others))
     assert log == [OURS, OURS, "blind", OURS, "blind", OURS, OURS, "blind", OURS, "blind", OURS, OURS]
-    report = room.summary(Config.read(CHECKPOINT), work, [*running], *seen)
+    report = bench_run.summarize(Config.read(CHECKPOINT), work, [*running], *seen)
     assert [(one["workload"], one["program"]) for one in report["results"]] == [
         ("vision 336x224", OURS),
         ("prefill", OURS),
@@ -121,21 +121,21 @@ def test_a_converted_file_is_deleted(tmp_path, monkeypatch, end):
             raise end
         return contextlib.nullcontext("a process")
 
-    monkeypatch.setattr(room, "Process", process)
+    monkeypatch.setattr(bench_run, "Process", process)
     some, left_out = {"some": Peer(Countdown, (), 2, (), convert=copied)}, {}
     expected = pytest.raises(KeyboardInterrupt) if end is KeyboardInterrupt else contextlib.nullcontext()
     with contextlib.ExitStack() as stack, expected:
-        running = room.started(stack, some, left_out, tmp_path, {}, 1, 0)
+        running = bench_run.start_programs(stack, some, left_out, tmp_path, {}, 1, 0)
         assert [*running] == ([OURS, "some"] if end is None else [OURS])
         assert left_out == ({} if end is None else {"some": "too little memory"})
     assert seen == [str(tmp_path)] and not list(tmp_path.iterdir())
 
 
 def test_a_peer_whose_file_cannot_be_written_is_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "Process", lambda *arguments, threads: contextlib.nullcontext("a process"))
+    monkeypatch.setattr(bench_run, "Process", lambda *arguments, threads: contextlib.nullcontext("a process"))
     some, left_out = {"some": Peer(Countdown, (), 2, (), convert=lambda folder, path: {}["gone"])}, {}
     with contextlib.ExitStack() as stack:
-        assert [*room.started(stack, some, left_out, tmp_path, {}, 1, 0)] == [OURS]
+        assert [*bench_run.start_programs(stack, some, left_out, tmp_path, {}, 1, 0)] == [OURS]
     assert left_out == {"some": "its file was not written: KeyError: 'gone'"} and not list(tmp_path.iterdir())
 
 

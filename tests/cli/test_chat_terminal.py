@@ -14,8 +14,8 @@ from PIL import Image
 import minivl
 from minivl import Error
 from minivl.cli import main
-from minivl.cli.chat import completed
-from minivl.cli.chat_terminal import Console, attached, content_of
+from minivl.cli.chat import complete
+from minivl.cli.chat_terminal import ChatTerminal, attach_file, parse_question
 from minivl.model.kv_cache import KVCache
 from minivl.tiny import scene
 from minivl.vlm import VLM
@@ -69,26 +69,26 @@ def answers(console):
 )
 def test_files_in_a_line(line, expected, files):
     found = []
-    for part in content_of(line):
+    for part in parse_question(line):
         source = part[part["type"]]
         found.append(source if part["type"] == "text" else (part["type"], getattr(source, "path", source)))
     assert found == [one if isinstance(one, str) else (one[0], str(files / one[1])) for one in expected]
 
 
 def test_files_that_are_not_there():
-    with pytest.raises(Error, match="there is no file nothing.png: .*@@ is the sign itself"):
-        content_of("What is @nothing.png?")
+    with pytest.raises(Error, match="there is no file nothing.png: .*write @@ for the character"):
+        parse_question("What is @nothing.png?")
     with open("text.png", "w") as file:
         file.write("no picture")
     with pytest.raises(Error, match="text.png is not a picture"):
-        attached("text.png")
+        attach_file("text.png")
 
 
 def test_completion(files):
-    assert completed("@sc", 0) == "@scene.png" and completed("@sc", 1) is None
-    assert completed("@an", 0) == '@"another one.png"' and completed("sc", 0) is None
+    assert complete("@sc", 0) == "@scene.png" and complete("@sc", 1) is None
+    assert complete("@an", 0) == '@"another one.png"' and complete("sc", 0) is None
     (files / "folder").mkdir()
-    assert completed("@fo", 0) == "@folder/"
+    assert complete("@fo", 0) == "@folder/"
 
 
 # ---- turns ----
@@ -98,7 +98,7 @@ def test_a_conversation_is_that_of_the_library(vlm, capsys, monkeypatch):
     """Two pictures and three questions; each picture goes through the tower once."""
     towers, tower = [], minivl.model.engine.vision_tower
     monkeypatch.setattr("minivl.model.engine.vision_tower", lambda *a: towers.append(len(a[1])) or tower(*a))
-    console = Console(vlm)
+    console = ChatTerminal(vlm)
     for line in (f"@scene.png {HOW_MANY}", DESCRIBE, f'@"another one.png" {DESCRIBE}'):
         assert console.say(line)
     out = capsys.readouterr().out
@@ -119,16 +119,16 @@ def picture(seed):
 
 
 def test_a_file_without_a_question_waits_for_one(vlm, capsys):
-    console = Console(vlm, waiting=[attached("scene.png")])
+    console = ChatTerminal(vlm, waiting=[attach_file("scene.png")])
     console.say('@"another one.png"')
-    assert "part of the next question" in capsys.readouterr().err and console.messages == []
+    assert "put before the next question" in capsys.readouterr().err and console.messages == []
     console.say(DESCRIBE)
     assert [part["type"] for part in console.messages[0]["content"]] == ["image", "image", "text"]
     assert console.waiting == [] and [p.resized_size for p in console.last.pictures] == [(336, 224), (168, 224)]
 
 
 def test_a_file_that_is_overwritten_does_not_change_what_was_said(vlm):
-    console = Console(vlm)
+    console = ChatTerminal(vlm)
     console.say(f"@scene.png {DESCRIBE}")
     scene(3).image.save("scene.png")
     console.say(f"@scene.png {DESCRIBE}")
@@ -141,7 +141,7 @@ def test_a_file_that_is_overwritten_does_not_change_what_was_said(vlm):
 
 
 def test_an_error_takes_back_the_question_only(vlm, capsys):
-    console = Console(vlm, waiting=[attached("scene.png")])
+    console = ChatTerminal(vlm, waiting=[attach_file("scene.png")])
     with pytest.raises(Error, match="must not contain the placeholder"):
         console.say("What is <|image_pad|>?")
     with pytest.raises(Error, match="the model's context is 4096"):
@@ -172,9 +172,9 @@ class Interrupted:
 # linear layers: 23 of a picture (patches, 4 blocks of 5, merger), then 36 of the prompt and of each token (5 layers of 7, head)
 @pytest.mark.parametrize("at", [1, 12, 25, 45, 62, 80, 100])
 def test_interrupted_anywhere(vlm, at, capsys):
-    """What was said so far is the answer; then the conversation goes on as if that had been all of it."""
+    """The text so far is the answer; the conversation goes on as if that had been all of it."""
     kernels = dataclasses.replace(vlm.kernels, linear=Interrupted(vlm.kernels.linear, at))
-    console = Console(VLM(vlm.config, vlm.weights, kernels, vlm.folder))
+    console = ChatTerminal(VLM(vlm.config, vlm.weights, kernels, vlm.folder))
     console.say(f"@scene.png {DESCRIBE}")
     captured = capsys.readouterr()
     first = answers(console)
@@ -193,15 +193,15 @@ def test_interrupted_anywhere(vlm, at, capsys):
 @pytest.mark.parametrize("at", [1, 2, 3, 8])
 def test_interrupted_while_the_cache_grows(vlm, at, monkeypatch, capsys):
     """Between keys and values of a layer too: afterwards every buffer is as long as it must be."""
-    console = Console(
+    console = ChatTerminal(
         vlm, options={"max_new_tokens": 1}
     )  # room is made for the longest answer: the next turn needs more
     console.say("Hello")
     del console.options["max_new_tokens"]
-    grown = KVCache._grown
+    grown = KVCache._enlarge
     with monkeypatch.context() as patch:
         interrupted = Interrupted(grown, at)
-        patch.setattr(KVCache, "_grown", lambda *arguments: interrupted(*arguments))
+        patch.setattr(KVCache, "_enlarge", lambda *arguments: interrupted(*arguments))
         console.say(f"@scene.png {DESCRIBE}")
     assert "taken back" in capsys.readouterr().err
     console.say(f"@scene.png {DESCRIBE}")
@@ -210,7 +210,7 @@ def test_interrupted_while_the_cache_grows(vlm, at, monkeypatch, capsys):
 
 def test_an_interrupt_ends_a_filter(vlm):
     kernels = dataclasses.replace(vlm.kernels, linear=Interrupted(vlm.kernels.linear, 5))
-    console = Console(VLM(vlm.config, vlm.weights, kernels, vlm.folder), interactive=False)
+    console = ChatTerminal(VLM(vlm.config, vlm.weights, kernels, vlm.folder), interactive=False)
     with pytest.raises(KeyboardInterrupt):
         console.say("Hello")
 
@@ -219,7 +219,7 @@ def test_an_interrupt_ends_a_filter(vlm):
 
 
 def test_undo_and_new(vlm):
-    console = Console(vlm, system="Be short.")
+    console = ChatTerminal(vlm, system="Be short.")
     for line in (f"@scene.png {HOW_MANY}", DESCRIBE):
         console.say(line)
     kept = console.messages[:3]
@@ -229,12 +229,12 @@ def test_undo_and_new(vlm):
     assert answers(console)[-1] == fresh(vlm, console.messages[:-1])
     console.say("/new")
     assert console.messages == [{"role": "system", "content": "Be short."}] and len(console.cache) == 0
-    with pytest.raises(Error, match="nothing to take back"):
+    with pytest.raises(Error, match="no question to take back"):
         console.say("/undo")
 
 
 def test_system_prompt(vlm):
-    console = Console(vlm)
+    console = ChatTerminal(vlm)
     console.say(f"@scene.png {DESCRIBE}")
     console.say("/system Answer with one word.")
     console.say(DESCRIBE)
@@ -245,7 +245,7 @@ def test_system_prompt(vlm):
 
 
 def test_saved_and_loaded(vlm, capsys, files):
-    console = Console(vlm)
+    console = ChatTerminal(vlm)
     console.say(f"Bitte: @scene.png {DESCRIBE} größer?")
     console.say(f"@clip.gif {DESCRIBE}")
     console.say("/save talk.json")
@@ -254,7 +254,7 @@ def test_saved_and_loaded(vlm, capsys, files):
     assert "größer" in (files / "talk.json").read_text(encoding="utf-8")
     assert stored[0]["content"][1] == {"type": "image", "image": str(files / "scene.png")}
     assert stored[2]["content"][0] == {"type": "video", "video": str(files / "clip.gif")}
-    other = Console(vlm)
+    other = ChatTerminal(vlm)
     other.say("/load talk.json")
     (files / "scene.png").unlink()
     (files / "clip.gif").unlink()
@@ -264,18 +264,18 @@ def test_saved_and_loaded(vlm, capsys, files):
 
 
 def test_long_files_stay_where_they_are(vlm, files, monkeypatch):
-    monkeypatch.setattr("minivl.cli.chat_terminal.LONGEST", 10)
-    assert attached("clip.gif") == {"type": "video", "video": str(files / "clip.gif")}
+    monkeypatch.setattr("minivl.cli.chat_terminal.LARGEST_SNAPSHOT", 10)
+    assert attach_file("clip.gif") == {"type": "video", "video": str(files / "clip.gif")}
     (files / "talk.json").write_text(
         '[{"role": "user", "content": [{"type": "video", "video": ["scene.png", "scene.png"]}]}]'
     )
-    console = Console(vlm)
+    console = ChatTerminal(vlm)
     console.say("/load talk.json")
     assert console.messages[0]["content"][0]["video"] == ["scene.png", "scene.png"]
 
 
 def test_tokens(vlm, capsys):
-    console = Console(vlm, waiting=[attached("scene.png")])
+    console = ChatTerminal(vlm, waiting=[attach_file("scene.png")])
     console.say(DESCRIBE)
     capsys.readouterr()
     console.say("/tokens")
@@ -284,7 +284,7 @@ def test_tokens(vlm, capsys):
     held = len(console.cache)
     assert f"prompt {total} tokens (picture 1: 96 at 224 x 336; text {total - 96}), of them {held} in the cache" in out
     assert "the context is 4,096" in out and f"last answer {len(console.last.ids)} tokens" in out
-    again = Console(vlm, tokens=True)
+    again = ChatTerminal(vlm, tokens=True)
     again.say("Hello")
     again.say("Hello")
     err = capsys.readouterr().err.splitlines()
@@ -295,8 +295,8 @@ def test_tokens(vlm, capsys):
     "line, words",
     [
         ("/nothing", "there is no command /nothing: /help lists them"),
-        ("/undo 3", "/undo stands alone"),
-        ("/undo", "nothing to take back"),
+        ("/undo 3", "/undo takes no argument"),
+        ("/undo", "no question to take back"),
         ("/save talk.json", "nothing to save"),
         ("/save scene.png", "ends in .json"),
         ("/load", "no file: give a file whose name ends in .json"),
@@ -308,11 +308,11 @@ def test_commands_that_cannot_be_done(vlm, line, words):
     with open("bad.json", "w") as file:
         file.write('[{"role": "user"}]')
     with pytest.raises(Error, match=words):
-        Console(vlm).say(line)
+        ChatTerminal(vlm).say(line)
 
 
 def test_help_lists_every_command(vlm, capsys):
-    console = Console(vlm)
+    console = ChatTerminal(vlm)
     console.say("/help")
     out = capsys.readouterr().out
     assert all(name in out for name in ("/tokens", "/undo", "/new", "/system", "/save", "/load", "/quit", "@@"))
@@ -330,7 +330,7 @@ def test_as_a_filter(vlm):
         [sys.executable, "-m", "minivl", "chat", "--max-new-tokens", "30"],
         input=lines, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT},
     )  # fmt: skip
-    console = Console(vlm, options={"max_new_tokens": 30})
+    console = ChatTerminal(vlm, options={"max_new_tokens": 30})
     console.say(f"@scene.png {HOW_MANY}")
     console.say(DESCRIBE)
     assert run.returncode == 1 and run.stdout == "".join(f"{answer}\n" for answer in answers(console))
@@ -414,7 +414,7 @@ def test_counting_decodes_one_frame_and_resizes_nothing(vlm, monkeypatch):
     frames = minivl.processing.load_video.decode_animation
     monkeypatch.setattr(
         "minivl.processing.load_video.decode_animation",
-        lambda s, indices: decoded.extend(indices) or frames(s, indices),
+        lambda s, indices, **more: decoded.extend(indices) or frames(s, indices, **more),
     )
     monkeypatch.setattr(
         "minivl.processing.image_processor.ImageProcessor.resize", lambda *a, **k: pytest.fail("resized")

@@ -2,9 +2,12 @@
 
 import dataclasses
 import gc
+import inspect
 import json
+import sys
 import tempfile
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +19,14 @@ import minivl
 from minivl.checkpoint.config import Config
 from minivl.checkpoint.weights import Weights
 from minivl.cli import main
+from minivl.cli.plan import parse_image_size, parse_video_size
 from minivl.errors import Error
+from minivl.kernels import Kernels, choose
 from minivl.kernels.speeds import calibrate
 from minivl.model.sampling import Sampling
-from minivl.plan.cost import footage_of, module, outlined, plan, size_of, tensors, total
-from minivl.plan.meta_array import Outline, outline
-from minivl.plan.meta_model import Footage, Outlined, Size
+from minivl.plan.cost import load_meta_model, module_row, plan, tensors, total
+from minivl.plan.meta_array import MetaArray, MetaKernels, meta_array
+from minivl.plan.meta_model import Footage, MetaModel, Size
 from minivl.plan.render import text
 from minivl.processing.image_processor import ImageProcessor, smart_resize
 from minivl.stream import Lazy, drive, run
@@ -32,7 +37,7 @@ LIMITED = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers":
 SPEEDS = dict.fromkeys(("read", "linear", "attention", "look_back", "rows", "move"), 1e9) | {"call": 0.0}
 
 
-# ---- the stages over outlines ----
+# ---- the stages on meta arrays ----
 
 
 def described(stage):
@@ -50,8 +55,8 @@ def generated(vlm, inputs, tokens):
 def test_tensors_are_those_of_a_run(changes, grids):
     vlm = small_model("numpy", **changes)
     inputs = small_inputs(vlm.config, grids)
-    without = Outlined(vlm.config, ImageProcessor())
-    pixels = outline(inputs.pixel_values.shape)
+    without = MetaModel(vlm.config, ImageProcessor())
+    pixels = meta_array(inputs.pixel_values.shape)
     expected = described(generated(vlm, inputs, 3))
     assert described(generated(without, dataclasses.replace(inputs, pixel_values=pixels), 3)) == expected
     assert expected[-1][0] == "steps.2.next_token"
@@ -78,7 +83,7 @@ def test_tensors_of_the_shipped_model_from_videos_on(tmp_path, asked):
     picture, edit = Image.new("RGB", (220, 330), "white"), {"*next_token": np.array([1])}
     trace = minivl.load().trace("What?", images=picture, videos=str(path), max_new_tokens=2, edit=edit, **asked)
     words = len(trace["input_ids"]) - len(trace["visual"]) - 4
-    video = footage_of(str(path))
+    video = parse_video_size(str(path))
     assert video == Footage(120, 150, 11, 5.0)
     found = list(tensors(None, [Size(330, 220)], words, 2, videos=[video], **asked))
     assert found == [(name, trace[name].shape, str(trace[name].dtype)) for name in trace.names]
@@ -101,11 +106,11 @@ def test_a_list_of_frames_is_taken_whole():
 
 
 def test_footage(tmp_path, capsys):
-    assert footage_of("720x1280x900") == Footage(720, 1280, 900, 30.0)
-    assert footage_of("720x1280x900@23.976") == Footage(720, 1280, 900, 23.976)
+    assert parse_video_size("720x1280x900") == Footage(720, 1280, 900, 30.0)
+    assert parse_video_size("720x1280x900@23.976") == Footage(720, 1280, 900, 23.976)
     for asked, words in (("720x1280", "neither height x width x frames"), ("9x9x0", "above 0"), ("9x9x5@0", "above 0")):
         with pytest.raises(Error, match=words):
-            footage_of(asked)
+            parse_video_size(asked)
     assert main(["plan", "7B", "--video", "720x1280x900", "--tokens", "9", "--no-seconds"]) == 0
     out = capsys.readouterr().out
     assert "video 0: 900 frames of 720 x 1280 pixels (height x width) at 30 a second" in out
@@ -124,37 +129,60 @@ def test_tensors_of_the_72b():
     assert found["steps.1.lm_head"] == ((1, 152064), "float32")
 
 
-def test_an_outline_takes_no_memory():
+def test_a_meta_array_takes_no_memory():
     tracemalloc.start()
     try:
-        wide = outline((10**6, 10**5), value=2)
+        wide = meta_array((10**6, 10**5), value=2)
         views = wide.reshape(10**5, -1), wide.T, wide[5:], wide.reshape(10**6, 10, -1).swapaxes(0, 1), wide[-1:]
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < 10**4 and wide.nbytes == 4 * 10**11
-    assert all(isinstance(view, Outline) for view in views) and views[3].shape == (10, 10**6, 10**4)
+    assert all(isinstance(view, MetaArray) for view in views) and views[3].shape == (10, 10**6, 10**4)
 
 
-def test_an_outline_is_held_as_long_as_a_view_of_it():
-    vlm = Outlined(Config.from_dict(SMALL), ImageProcessor())
-    meter = vlm.kernels
-    x = meter.array((6, 4), value=2)
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Kernels) if field.type is Callable])
+def test_meta_kernels_have_the_interface_of_kernels(name):
+    """The same parameters as the NumPy kernel, and a result of the same shape and dtype."""
+    rng, meta = np.random.default_rng(0), MetaKernels()
+    arrays = {
+        "linear": [(5, 8), (6, 8), (6,)],
+        "rms_norm": [(5, 8), (8,)],
+        "rotate": [(5, 2, 4), (5, 4), (5, 4)],
+        "segment_attention": [(2, 5, 4), (2, 5, 4), (2, 5, 4)],
+        "causal_attention": [(4, 5, 4), (2, 9, 4), (2, 9, 4)],
+        "silu_multiply": [(5, 8), (5, 8)],
+        "gelu": [(5, 8)],
+    }[name]
+    more = {"rms_norm": [1e-6], "segment_attention": [np.array([0, 2, 5])]}.get(name, [])
+    kernel, counted = getattr(choose("numpy"), name), getattr(meta, name)
+    assert list(inspect.signature(counted).parameters) == list(inspect.signature(kernel).parameters)
+    expected = kernel(*(rng.standard_normal(shape, dtype=np.float32) for shape in arrays), *more)
+    result = counted(*map(meta.array, arrays), *more)
+    assert isinstance(result, MetaArray) and (result.shape, result.dtype) == (expected.shape, expected.dtype)
+    assert len(meta.take_cost(name, result).calls) == 1
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts on CPython's reference counting")
+def test_a_meta_array_is_held_as_long_as_a_view_of_it():
+    vlm = MetaModel(Config.from_dict(SMALL), ImageProcessor())
+    kernels = vlm.kernels
+    x = kernels.array((6, 4), value=2)
     view = x.reshape(3, 8)[1:].swapaxes(0, 1)
     del x
-    assert meter.held == 96 and view.shape == (8, 2)
+    assert kernels.held == 96 and view.shape == (8, 2)
     y = view * view  # [8, 2]
-    assert meter.held == 96 + 64 and float(y[0, 0]) == 4
+    assert kernels.held == 96 + 64 and float(y[0, 0]) == 4
     z = y[np.array([1, 1, 0])]  # [3, 2]
     del view, y
-    assert meter.held == 24 and z.shape == (3, 2) and float(z[0, 0]) == 4
+    assert kernels.held == 24 and z.shape == (3, 2) and float(z[0, 0]) == 4
     assert np.all(np.isfinite(z)) and float(z.copy()[0, 0]) == 4 and z.astype(np.uint16).nbytes == 12
     del z
-    assert meter.held == 0
+    assert kernels.held == 0
     gc.disable()
     try:  # nothing of a run waits for the collector: lifetimes are those of the stages
-        run(vlm.whole([Size(40, 60)], tokens=2))
-        assert meter.held == 0 and meter.peak > 0
+        run(vlm.whole_run([Size(40, 60)], tokens=2))
+        assert kernels.held == 0 and kernels.peak > 0
     finally:
         gc.enable()
 
@@ -197,7 +225,7 @@ def test_operations_module_by_module(changes):
     inputs, tokens = small_inputs(vlm.config), 6
     done = Watched(vlm)
     done = done.run(generated(done.vlm, inputs, tokens))
-    parts = Outlined(vlm.config, ImageProcessor()).passes(inputs, tokens)
+    parts = MetaModel(vlm.config, ImageProcessor()).costs(inputs, tokens)
     full = {"visual.blocks.1."}
     kinds = {"mlp": ".mlp.", "projections": "_proj", "attention": ".context", "lm_head": "lm_head"}
 
@@ -218,7 +246,7 @@ def test_operations_module_by_module(changes):
         for one in made:
             number = sum(call.operations for call in one.calls)
             if number:
-                key = module(one.name, vlm.config.vision)
+                key = module_row(one.name, vlm.config.vision)
                 found[part][key] = found[part].get(key, 0) + number
     assert found == expected and all(expected.values())
 
@@ -226,12 +254,12 @@ def test_operations_module_by_module(changes):
 @pytest.mark.parametrize("changes", [{}, LIMITED])
 def test_one_pass_counts_what_single_tokens_do(changes):
     """Operations, weights, keys and values of five decoded tokens, in one pass and one after the other."""
-    vlm = Outlined(Config.from_dict({**SMALL, **changes}), ImageProcessor())
+    vlm = MetaModel(Config.from_dict({**SMALL, **changes}), ImageProcessor())
     inputs, cache = vlm.inputs([(1, 6, 10)], 7), vlm.new_cache()
-    decoded = vlm.passes(inputs, 6)["decode"]
+    decoded = vlm.costs(inputs, 6)["decode"]
     run(vlm.prefill(inputs, cache))
-    vlm.kernels.made("", outline(()))  # what the prefill noted is not theirs
-    steps = [made for _ in range(5) for made in vlm.counted(vlm.decode(np.array([1], dtype=np.int64), cache))]
+    vlm.kernels.take_cost("", meta_array(()))  # what the prefill noted is not theirs
+    steps = [made for _ in range(5) for made in vlm.costs_of(vlm.decode(np.array([1], dtype=np.int64), cache))]
     for field in ("operations", "weights", "cache"):
         assert total(decoded, field) == total(steps, field) > 0
     calls = [call for made in steps for call in made.calls if call.operations]
@@ -336,10 +364,10 @@ def test_activations_of_pictures_and_videos():
     videos = inputs.pixel_values_videos, inputs.video_grid_thw
     stage = lambda: vlm.embed_image(inputs.pixel_values, inputs.image_grid_thw, *videos)  # noqa: E731
     peak, tables = measured(stage)
-    without = Outlined(config, ImageProcessor())
+    without = MetaModel(config, ImageProcessor())
     planned = without.inputs([(1, 36, 24)], 5, [((3, 60, 28), 1.0)])
     assert np.array_equal(planned.video_grid_thw, inputs.video_grid_thw)
-    found = max(made.peak for made in without.passes(planned, 1)["vision"])
+    found = max(made.peak for made in without.costs(planned, 1)["vision"])
     given = inputs.pixel_values.nbytes + inputs.pixel_values_videos.nbytes
     assert 0.98 < (found - given + tables) / peak <= 1.001
 
@@ -367,7 +395,7 @@ def test_largest_tensor():
     found = plan("3B", [Size(1080, 1920)])["memory"]
     assert found["largest"] == {"name": "visual.blocks.0.attn.qkv", "bytes": 10764 * 3840 * 4}
     assert found["activations"]["vision"] > 4 * 10764 * 3420 * 4  # gate, up, their product, and that once more, packed
-    lazy = [t for _, t in drive(outlined("3B").whole([Size(56, 56)])) if isinstance(t, Lazy)]
+    lazy = [t for _, t in drive(load_meta_model("3B").whole_run([Size(56, 56)])) if isinstance(t, Lazy)]
     assert len(lazy) == 2 * (32 + 36)
 
 
@@ -411,12 +439,12 @@ def test_calibration_measures_every_speed():
 
 
 def test_sizes_of_pictures(tmp_path):
-    assert size_of("1080x1920") == Size(1080, 1920)
+    assert parse_image_size("1080x1920") == Size(1080, 1920)
     Image.new("RGB", (90, 60)).save(tmp_path / "a.png")
-    assert size_of(str(tmp_path / "a.png")) == Size(60, 90)
+    assert parse_image_size(str(tmp_path / "a.png")) == Size(60, 90)
     for asked in ("0x5", "99999x99999"):
         with pytest.raises(Error, match="give height x width"):
-            size_of(asked)
+            parse_image_size(asked)
 
 
 def test_limits():
@@ -461,7 +489,7 @@ def test_what_the_docs_show():
 def test_what_the_docs_show_of_a_video():
     docs = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
     shown = docs.split("--nframes 16` says")[1].split("```")[1].strip().splitlines()
-    lines = text(plan("7B", videos=[footage_of("720x1280x900")], nframes=16)).splitlines()
+    lines = text(plan("7B", videos=[parse_video_size("720x1280x900")], nframes=16)).splitlines()
     assert shown == lines[2:5]
 
 
@@ -487,7 +515,7 @@ def test_command_that_lists_tensors(capsys):
         (["9B"], "9B is neither a size (3B, 7B, 32B, 72B) nor a folder with a config.json"),
         (
             ["3B", "--image", "1080p"],
-            "1080p is neither height x width in pixels, such as 1080x1920, nor a picture file",
+            "1080p is neither height x width in pixels, such as 1080x1920, nor an image file",
         ),
         (["3B", "--image", "10x3000"], "more than 200 times as long as wide"),
         (["3B", "--tokens", "0"], "both must be at least 1"),
@@ -503,4 +531,4 @@ def test_errors_come_before_the_measuring(arguments, words, monkeypatch, capsys)
     captured = capsys.readouterr()
     assert words in captured.err and captured.err.count("\n") == 1 and not captured.out
     with pytest.raises(Error, match="weights='int4'"):
-        outlined("3B", "int4")
+        load_meta_model("3B", "int4")

@@ -20,7 +20,7 @@ from minivl.checkpoint.safetensors import read_header
 from minivl.cli import main
 from minivl.errors import Error
 from minivl.kernels import attention
-from minivl.plan.forecast import forecast
+from minivl.plan.meta_model import forecast
 from minivl.processing.inputs import Inputs
 from minivl.stream import Lazy, run
 from minivl.tensors.catalogue import CATALOGUE

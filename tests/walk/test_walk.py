@@ -12,7 +12,7 @@ from PIL import Image
 
 import minivl
 from minivl.cli import main
-from minivl.cli.walk_terminal import stepped
+from minivl.cli.walk_terminal import walk_by_commands
 from minivl.errors import Error
 from minivl.stream import Lazy
 from minivl.studies.attention import attention_received
@@ -387,7 +387,7 @@ def test_commands_of_a_terminal(capsys):
         "?",
         "f",
     ]
-    answer = stepped(walked("block"), [one + "\n" for one in lines])
+    answer = walk_by_commands(walked("block"), [one + "\n" for one in lines])
     out = capsys.readouterr().out
     names = [line.split()[0] for line in out.splitlines() if line and not line.startswith(" ")]
     assert names[1:8] == [
@@ -404,8 +404,8 @@ def test_commands_of_a_terminal(capsys):
 
 def test_a_terminal_may_stop_early():
     walk = walked("block")
-    assert stepped(walk, ["\n", "q\n", "f\n"]) is None and len(walk.steps) == 3
-    assert stepped(walked(), []) is None
+    assert walk_by_commands(walk, ["\n", "q\n", "f\n"]) is None and len(walk.steps) == 3
+    assert walk_by_commands(walked(), []) is None
 
 
 def test_the_command_reads_lines(monkeypatch, capsys):

@@ -107,7 +107,7 @@ def guesses(step):
                 "wrong resize",
                 (
                     f"it is the same picture resized otherwise: off by {off.mean():.2g} of 255 levels in the mean, "
-                    f"{off.max():.0f} at most. Is it bicubic, antialiased, by the same Pillow? Give the picture (--image)"
+                    f"{off.max():.0f} at most. Is it bicubic, antialiased, by the same Pillow? Give the picture (pictures=)"
                 ),
             )
     elif step.word in ("normalized", "patches", "pixel_values") and x.shape == y.shape and is_similar(x, y):
