@@ -198,7 +198,7 @@ def test_a_page_of_a_prompt_in_parts(monkeypatch):
     for most in (4096, 60):
         vlm.prefill_chunk = most
         page(vlm.trace("How many shapes are there?", scene(5).image, keep=page_needs, max_new_tokens=2), vlm)
-    assert all(said[0][key] == said[1][key] for key in ("words", "looks", "prompt", "pictures", "answer"))
+    assert all(said[0][key] == said[1][key] for key in ("tokens", "attention", "prompt", "pictures", "answer"))
 
 
 class Bar:
