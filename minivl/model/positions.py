@@ -166,9 +166,11 @@ def rope_frequencies(rope, head_dim):
     frequencies = inverse_frequencies(rope.rope_theta, head_dim)
     if rope.rope_type == "default":
         return frequencies, np.float32(1)
-    low = max(math.floor(_turns_to_pair(rope.beta_fast, rope, head_dim)), 0)
-    high = min(math.ceil(_turns_to_pair(rope.beta_slow, rope, head_dim)), head_dim - 1)
-    width = max(high - low, 0.001)
+    low, high = (_turns_to_pair(turns, rope, head_dim) for turns in (rope.beta_fast, rope.beta_slow))
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    width = 0.001 if low == high else high - low
     ramp = np.clip(
         (np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(width), 0, 1, dtype=np.float32
     )

@@ -173,7 +173,7 @@ def attention_steps(trace, layer, head=None, image=0, frame=0, vlm=None, columns
     shares = [shares_on_picture(trace, layer, head, k, None, image, frame) for k in steps]
     cells = [shares[i : i + columns] for i in range(0, len(shares), columns)]
     title = (
-        f"model.layers.{layer}.self_attn, {head_name(head)}: attention to the picture before each token of the answer\n"
+        f"model.layers.{layer}.self_attn, {head_name(head)}: attention before each token of the answer\n"
     )
     figure, panels = small_multiples(trace, title, cells, image, frame, scale)
     for axes in panels.reshape(-1)[len(shares) :]:

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from fnmatch import fnmatchcase
 
 import numpy as np
-from matplotlib import font_manager
+from matplotlib import font_manager, rcParams
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
@@ -68,8 +68,7 @@ def plot(title, width=None, height=4.5, layout="constrained"):
     """
     wide, tall, fine = SIZES[_size.get()]
     width = wide if width is None else min(width, wide) if fine > 1 else width
-    figure = Plot(figsize=(width, min(height, tall)), layout=layout)
-    figure.set_dpi(figure.get_dpi() * fine)
+    figure = Plot(figsize=(width, min(height, tall)), dpi=rcParams["figure.dpi"] * fine, layout=layout)
     lines = [textwrap.fill(line, int(width * 72 / 6.3)) for line in title.split("\n")]  # 6.3 points: a letter of 11
     figure.suptitle("\n".join(lines), fontsize=11)
     return figure

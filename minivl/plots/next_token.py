@@ -36,10 +36,12 @@ def logit_lens(trace, vlm, start=None, end=None):
     figure = plot("Logit lens: the likeliest next token if the model stopped after each layer", *size.tolist())
     axes = figure.subplots()
     image = axes.imshow(probs, cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="lower", interpolation="nearest")
+    # letters of a token that fit into a cell, quotes left out
+    letters = int(np.clip(72 * (figure.get_figwidth() - 1.8) / (end - start) / 4.8 - 2, 3, 9))
     for row in range(len(layers)):
         for column in range(end - start):
             dark = probs[row, column] < 0.55
-            axes.text(column, row, label_token(vlm, top[row, column], 9), ha="center", va="center", fontsize=SMALL,
+            axes.text(column, row, label_token(vlm, top[row, column], letters), ha="center", va="center", fontsize=SMALL,
                       color="white" if dark else "black")  # fmt: skip
     axes.set_yticks(range(len(layers)), [f"layer {i}" for i in layers], fontsize=SMALL)
     turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
@@ -48,7 +50,9 @@ def logit_lens(trace, vlm, start=None, end=None):
     )
     axes.set_xlabel("token at which it is read; from the white line on, the answer is chosen there", fontsize=SMALL)
     above = axes.secondary_xaxis("top")
-    above.set_xticks(range(end - start), [label_token(vlm, ids[i + 1], 9) for i in range(start, end)], fontsize=SMALL)
+    above.set_xticks(
+        range(end - start), [label_token(vlm, ids[i + 1], letters) for i in range(start, end)], fontsize=SMALL
+    )
     above.set_xlabel("token that follows: in the answer, the one that was chosen", fontsize=SMALL)
     if start < T - 1 < end:
         axes.axvline(T - 1 - start - 0.5, color="white", linewidth=2.5)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from minivl.checkpoint.config import Config
-from minivl.checkpoint.presets import PUBLISHED, published
+from minivl.checkpoint.presets import PUBLISHED, published_config
 from minivl.errors import Error
 from minivl.kernels import activations, attention, choose, linear, matmul, norms, rope, set_threads
 from minivl.kernels.bfloat16 import from_float32, to_float32
@@ -120,7 +120,7 @@ def test_the_other_kernels_give_a_row_the_same_bits_alone_and_among_others():
     x, up, scale, heads, angles = normal(M, 61), normal(M, 61), normal(61), normal(M, H, K), normal(M, K)
     cos, sin = np.cos(angles), np.sin(angles)
     published_rope, positions = (
-        Config.from_dict(published(**PUBLISHED["3B"])).text.rope,
+        Config.from_dict(published_config(**PUBLISHED["3B"])).text.rope,
         RNG.integers(0, 30_000, (3, M)),
     )
 

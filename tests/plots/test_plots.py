@@ -1,5 +1,6 @@
 """The plots: each is rendered, nothing is cut off or written over something else, and what is drawn is what the trace holds."""
 
+import io
 import subprocess
 import sys
 from functools import cache
@@ -111,6 +112,50 @@ def test_can_be_read(name, trace, vlm):
     assert {image.get_cmap().name for image in shades} <= SAFE
     bars = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
     assert all(bar.get_ylabel() for bar in bars)
+
+
+@pytest.mark.parametrize("name", ["windows", "attention_heads", "logit_lens", "token_probabilities"])
+def test_on_a_projector(name, trace, vlm):
+    """The shape of a slide at most; letters of 14 points on its 13.3 inches, 12 inside the picture; nothing cut off."""
+    figures = {
+        "windows": lambda: plots.windows(trace, size="projector"),
+        "attention_heads": lambda: plots.attention_heads(trace, vlm=vlm, size="projector"),
+        "logit_lens": lambda: plots.logit_lens(trace, vlm, size="projector"),
+        "token_probabilities": lambda: plots.token_probabilities(trace, vlm, size="projector"),
+    }
+    figure = figures[name]()
+    assert figure._repr_png_()
+    texts, (width, height) = outside_texts(figure), figure.canvas.get_width_height()
+    assert width == 1330 and height <= 753
+    for text, box, _ in texts:
+        assert -1 <= box.x0 and box.x1 <= width + 1 and -1 <= box.y0 and box.y1 <= height + 1, text
+    assert all(text.get_fontsize() * figure.dpi / 100 >= 12 for text in figure.findobj(Text) if text.get_text())
+
+
+def test_every_plot_has_both_sizes(trace):
+    assert all(hasattr(getattr(plots, name), "__wrapped__") for name in plots.__all__)
+    with pytest.raises(Error, match="choose one of notebook, projector"):
+        plots.windows(trace, size="wall")
+    with pytest.raises(Error, match="choose one of fixed, own"):
+        plots.attention(trace, 1, scale="log")
+
+
+def test_the_picture_keeps_its_colours(trace, vlm):
+    """Where a share is 0 nothing is drawn; where it is large, a frame around the token, and the middle is free."""
+    figure = plots.attention(trace, 3, head=2, step=1, vlm=vlm, scale="own")
+    plain, over = figure.axes[:2]
+    pixels = np.asarray(Image.open(io.BytesIO(figure._repr_png_())).convert("RGB"))[::-1].astype(int)
+
+    def sample(axes, x, y):
+        column, row = axes.transData.transform((x, y)).astype(int)
+        return pixels[row - 2 : row + 3, column - 2 : column + 3].mean(axis=(0, 1))
+
+    rows, columns = np.indices(heat(over).shape)
+    middles = [(28 * c + 14, 28 * r + 14) for r, c in zip(rows.reshape(-1), columns.reshape(-1))]
+    assert all(np.abs(sample(plain, *at) - sample(over, *at)).max() < 6 for at in middles)
+    loud = np.argsort(heat(over).reshape(-1))[-2]  # the strongest has an outline on both
+    edge = middles[loud][0] - 12, middles[loud][1] - 5
+    assert np.abs(sample(plain, *edge) - sample(over, *edge)).max() > 30
 
 
 def heat(axes):
