@@ -12,11 +12,16 @@
 ask, stream, chat, trace and walk consume one generator, `VLM.answer`; ask_many its batched twin (model/batch.py).
 """
 
+import dataclasses
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from threading import Lock, current_thread
+from weakref import WeakKeyDictionary
 
 from minivl.answer.answer import Answer, pictures_of_prompt
 from minivl.checkpoint.config import Config
+from minivl.checkpoint.fields import check_video_processor, warn_unknown_fields
 from minivl.checkpoint.hub import resolve
 from minivl.checkpoint.offload import offload_if_needed
 from minivl.checkpoint.weights import open_weights
@@ -42,6 +47,7 @@ from minivl.trace.metadata import describe_run
 from minivl.trace.recorder import record
 from minivl.walk.walk import Walk
 
+HOLDERS, HOLDERS_LOCK = WeakKeyDictionary(), Lock()  # {cache: (thread, answer)} of the answers that run
 PREPARE_OPTIONS = ("min_pixels", "max_pixels", "add_vision_id", "fps", "nframes")  # the options of `VLM.prepare`
 
 
@@ -65,7 +71,11 @@ def load(
     path = Path(CHECKPOINT) if source is None else resolve(source)
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder)
+    check_video_processor(folder)
+    warn_unknown_fields(folder)
     opened = open_weights(path, config, weights, memory_limit)
+    if opened["lm_head.weight"] is not opened["model.embed_tokens.weight"]:  # whatever the file says
+        config = dataclasses.replace(config, tie_word_embeddings=False)
     return VLM(config, opened, kernels, folder, video_positions, offload_if_needed(opened, config, memory_limit))
 
 
@@ -235,9 +245,10 @@ class VLM(Engine):
             raise Error("the cache is not one of this model's. Make it with vlm.new_cache(), of the same vlm.")
         if cache is None:  # a later turn may have a video
             check_has_video([prompt], prepare_options)
-        inputs = yield from self.read(prompt, cache, **prepare_options)
-        stage = self.generate(inputs, self.new_cache() if cache is None else cache, sampling, rng)
-        sequence = yield from self.within_memory(stage)
+        kv_cache = self.new_cache() if cache is None else cache
+        with hold(kv_cache):
+            inputs = yield from self.read(prompt, cache, **prepare_options)
+            sequence = yield from self.within_memory(self.generate(inputs, kv_cache, sampling, rng))
         return self.build_answer(sequence, has_text=not isinstance(prompt, Inputs))
 
     def within_memory(self, stage):
@@ -278,3 +289,26 @@ class VLM(Engine):
         raw = self.tokenizer.decode(ids[:-1] if finished else ids, skip_special=False)
         pictures = pictures_of_prompt(inputs, self.config.vision.patch_size)
         return Answer(self.tokenizer.decode(ids), ids, raw=raw, pictures=pictures, **numbers)
+
+
+@contextmanager
+def hold(cache):
+    """Keep other threads from a cache while an answer uses it: an Error there, where both answers would be wrong.
+
+    A thread may take over from its own earlier answer, or from one of a thread that has ended: it was abandoned half-way.
+    """
+    holder = (current_thread(), object())
+    with HOLDERS_LOCK:
+        other, _ = HOLDERS.get(cache, holder)
+        if other is not current_thread() and other.is_alive():
+            raise Error(
+                "the cache is in use by another thread. Give each conversation a cache of its own, vlm.new_cache(), and answer "
+                "its turns one after the other."
+            )
+        HOLDERS[cache] = holder
+    try:
+        yield
+    finally:
+        with HOLDERS_LOCK:
+            if HOLDERS.get(cache) is holder:
+                del HOLDERS[cache]

@@ -1,6 +1,7 @@
 """The engine on a small random model: observation is neutral, caches are exact, backends agree, edits do what they say."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -316,3 +317,29 @@ def test_trace_saves_and_selects(vlm, inputs, tmp_path):
     assert stored.keys() == seen.keys() and all(np.array_equal(stored[n], seen[n], equal_nan=True) for n in stored)
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
     assert list(seen.select("visual.merger.mlp.*")) == [f"visual.merger.mlp.{i}" for i in range(3)]
+
+
+def test_a_cache_in_use_by_another_thread(vlm, inputs):
+    """An error there; the answer that runs stays right, and afterwards the cache is free."""
+    alone = vlm.trace(inputs, keep="*lm_head", max_new_tokens=3)
+    cache, errors = vlm.new_cache(), []
+
+    def intrude(tensor):
+        def other():
+            try:
+                vlm.trace(inputs, keep="lm_head", cache=cache)
+            except Error as error:
+                errors.append(str(error))
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        return tensor
+
+    stage = vlm.answer(inputs, cache, max_new_tokens=3)
+    ours = record(stage, keep="*lm_head", edit={"model.norm": intrude, "steps.1.model.norm": intrude})
+    assert len(errors) == 2 and all("in use by another thread" in error for error in errors)
+    assert all(np.array_equal(ours[name], alone[name]) for name in alone) and ours.result.ids == alone.result.ids
+    abandoned = vlm.answer(inputs, cache)
+    next(abandoned)
+    assert len(vlm.trace(inputs, keep="lm_head", cache=cache)["lm_head"]) == 1  # the same thread takes over

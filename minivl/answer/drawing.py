@@ -1,9 +1,9 @@
-"""Boxes and points drawn on a picture, so that they are seen on any ground.
+"""Draw boxes, points and labels on a picture, visible on any background.
 
     draw(picture, answer.places).save("found.png")
 
-Lines, dots and letters grow with the picture. Each line has an edge, black or white, that stands out against its own colour;
-a label stands on a plate of that colour, where it covers no other label if there is room. Things with one label have one
+Lines, dots and letters grow with the picture. Each line has an edge, black or white, that contrasts with its own colour; a
+label stands on a plate of that colour, above its box or, at the top of the picture, inside it. Places with one label have one
 colour, of the palette by Okabe and Ito, which people with any colour vision tell apart (https://jfly.uni-koeln.de/color/).
 """
 
@@ -35,19 +35,20 @@ def draw(picture, places, font=None):
     painter, unit = ImageDraw.Draw(image), math.sqrt(image.width * image.height)
     line, letter = max(2, round(unit / 250)), max(12, round(unit / 40))
     labels = list(dict.fromkeys(place.label for place in places))
-    marks = [(mark(place, image.size, line), COLOURS[labels.index(place.label) % len(COLOURS)]) for place in places]
-    for (frame, is_box), colour in sorted(marks, key=lambda one: -area(one[0][0])):  # the small ones on top
-        (outline if is_box else dot)(painter, frame, colour, line)
-    taken = [frame for (frame, is_box), _ in marks if not is_box]
+    marks = [
+        (place_frame(place, image.size, line), COLOURS[labels.index(place.label) % len(COLOURS)]) for place in places
+    ]
+    for (frame, is_box), colour in sorted(marks, key=lambda mark: -area(mark[0][0])):  # the small ones on top
+        (draw_box if is_box else draw_point)(painter, frame, colour, line)
     for place, ((frame, _), colour) in zip(places, marks):
         text = " ".join(place.label.split())
         text = text if len(text) <= LONGEST else text[:LONGEST] + "..."
         if text:
-            taken.append(plate(painter, text, frame, colour, letter, font, taken))
+            draw_label(painter, text, frame, colour, letter, font)
     return image
 
 
-def mark(place, size, line):
+def place_frame(place, size, line):
     """((left, top, right, bottom), is it a box?): the pixels to draw on, the last ones included, all on the picture."""
     if len(place.original) == 4:
         x1, y1, x2, y2 = (round(v) for v in place.original)
@@ -63,22 +64,22 @@ def area(frame):
     return (right - left) * (bottom - top)
 
 
-def outline(painter, frame, colour, line):
+def draw_box(painter, frame, colour, line):
     left, top, right, bottom = frame
     edge = max(1, line // 3)
     painter.rectangle((left - edge, top - edge, right + edge, bottom + edge), None, against(colour), line + 2 * edge)
     painter.rectangle(frame, None, colour, line)
 
 
-def dot(painter, frame, colour, line):
+def draw_point(painter, frame, colour, line):
     left, top, right, bottom = frame
     edge = max(1, line // 2)
     painter.ellipse((left - edge, top - edge, right + edge, bottom + edge), against(colour))
     painter.ellipse(frame, colour)
 
 
-def plate(painter, text, frame, colour, letter, font, taken):
-    """Write a label at a frame, free of the plates in `taken`; returns its own."""
+def draw_label(painter, text, frame, colour, letter, font):
+    """Write a label above its frame, or inside where there is no space above. -> (left, top, right, bottom) of its plate"""
     width, height = painter.im.size
     while True:  # smaller, then shorter, until it fits across
         chosen = font_for(text, letter, font)
@@ -88,32 +89,11 @@ def plate(painter, text, frame, colour, letter, font, taken):
         if w <= width or len(text) < 5:
             break
         letter, text = (letter - 1, text) if letter > SMALLEST else (letter, text.removesuffix("...")[:-1] + "...")
-    x, y = free_spot(around(frame, w, h, pad), w, h, painter.im.size, taken)
+    above, inside = frame[1] - h - pad, frame[1] + pad
+    x, y = min(frame[0], max(width - w, 0)), min(above if above >= 0 else inside, max(height - h, 0))
     painter.rectangle((x, y, x + w - 1, y + h - 1), colour)
     painter.text((x + pad - left, y + pad - top), text, against(colour), chosen)
     return x, y, x + w, y + h
-
-
-def free_spot(spots, w, h, size, taken):
-    """(x, y) of the first spot where a plate covers none in `taken` and need not be moved up or down to stay on the picture."""
-
-    def place(spot):
-        x, y = (min(max(v, 0), max(most, 0)) for v, most in zip(spot, (size[0] - w, size[1] - h)))
-        return any(meet((x, y, x + w, y + h), other) for other in taken), abs(y - spot[1]), x, y
-
-    return min(map(place, spots), key=lambda found: found[:2])[2:]
-
-
-def around(frame, w, h, gap):
-    """Where a plate may stand, the best first: above, below, inside, beside; left and right."""
-    left, top, right, bottom = frame
-    for y in (top - h - gap, bottom + 1 + gap, top + gap, bottom - h - gap):
-        yield from ((left, y), (right - w, y))
-    yield from ((right + gap, top), (left - w - gap, top))
-
-
-def meet(a, b):
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def against(colour):
@@ -137,7 +117,7 @@ def font_for(text, size, path=None):
     best, fewest = None, math.inf
     for name in (None, *FONTS):
         font = ImageFont.load_default(size) if name is None else system_font(name, size)
-        lacking = math.inf if font is None else lacks(font, text)
+        lacking = math.inf if font is None else count_missing(font, text)
         if lacking < fewest:
             best, fewest = font, lacking
         if not fewest:
@@ -153,13 +133,13 @@ def system_font(name, size):
         return None
 
 
-def lacks(font, text):
+def count_missing(font, text):
     """How many characters of the text a font does not have: it draws its sign for "no such character"."""
-    missing = drawn(font, NO_CHARACTER)
-    return sum(drawn(font, character) == missing for character in text if not character.isspace())
+    missing = render_character(font, NO_CHARACTER)
+    return sum(render_character(font, character) == missing for character in text if not character.isspace())
 
 
-def drawn(font, character):
+def render_character(font, character):
     letter = font.getmask(character)
     return letter.size, bytes(letter)
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from minivl.checkpoint.config import Config
 from minivl.checkpoint.parameters import parameter_shapes
-from minivl.checkpoint.presets import PUBLISHED, published
+from minivl.checkpoint.presets import PUBLISHED, published_config
 from minivl.checkpoint.safetensors import encode_header
 from minivl.errors import Error
 from minivl.helpers import cannot_write, read_json, write_json, write_whole
@@ -46,7 +46,7 @@ def stored_config(size):
 
     subtle: of the whole tower's 32 blocks only 4 are full, so its times are not sixteen times those of the two.
     """
-    stored = {**published(**PUBLISHED["3B"]), "torch_dtype": "bfloat16"}
+    stored = {**published_config(**PUBLISHED["3B"]), "torch_dtype": "bfloat16"}
     if size == "3B-layers":
         stored["num_hidden_layers"] = 2
         stored["vision_config"] |= {"depth": 2, "fullatt_block_indexes": [1]}

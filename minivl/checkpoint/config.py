@@ -1,6 +1,6 @@
 """The configuration of a model, as frozen dataclasses with the field names of the checkpoint's config.json.
 
-config = Config.read(folder)                # whatever the layout of its file: see config_file.py
+config = Config.read(folder)                # whatever the layout of its file: see config_json.py
 config.text.num_hidden_layers, config.vision.window_size, config.image_token_id
 Config.named("72B")                         # a published size, without any file
 """
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from minivl.checkpoint.config_json import fields_of
-from minivl.checkpoint.presets import PUBLISHED, VISION_THETA, published
+from minivl.checkpoint.config_json import parse_config
+from minivl.checkpoint.presets import PUBLISHED, VISION_THETA, published_config
 from minivl.checkpoint.unsupported import check_no_adapter
 from minivl.errors import Error
 from minivl.helpers import read_json
@@ -67,6 +67,7 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float = None
+    truncate: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,17 +116,21 @@ class Config:
     def read(cls, path):
         """From a checkpoint folder or a config.json."""
         path = Path(path)
-        if path.is_dir():
-            check_no_adapter(path)
-            path = path / "config.json"
-        if not path.is_file():
+        try:
+            if path.is_dir():
+                check_no_adapter(path)
+                path = path / "config.json"
+            exists = path.is_file()
+        except OSError as cause:
+            raise Error(f"cannot read {path}: {cause.strerror}. Make the folder readable.") from None
+        if not exists:
             raise Error(f"{path} does not exist. A checkpoint folder needs its config.json.")
         return cls.from_dict(read_json(path))
 
     @classmethod
     def from_dict(cls, stored):
         """From the contents of a config.json, in any layout."""
-        fields = fields_of(stored)
+        fields = parse_config(stored)
         text, vision = fields.pop("text"), fields.pop("vision")
         rope, layer_types = RopeConfig(**text.pop("rope")), text.pop("layer_types")
         config = cls(TextConfig(**text, rope=rope), VisionConfig(**vision), **fields)
@@ -137,14 +142,16 @@ class Config:
         """The published configuration of "3B", "7B", "32B" or "72B"."""
         if size not in PUBLISHED:
             raise Error(f"no published size {size!r}. There are: {', '.join(PUBLISHED)}.")
-        return cls.from_dict(published(**PUBLISHED[size]))
+        return cls.from_dict(published_config(**PUBLISHED[size]))
 
 
 def check_layer_types(text, stored):
     """subtle: transformers 5 stores one kind for each layer, which there wins over the three fields it was made from."""
+    if stored is None:
+        return
     windows = [text.layer_window(i) for i in range(text.num_hidden_layers)]
     kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
-    if stored not in (None, kinds):
+    if stored != kinds:
         raise Error(
             f"layer_types is {stored!r}; use_sliding_window ({text.use_sliding_window}), sliding_window "
             f"({text.sliding_window}) and max_window_layers ({text.max_window_layers}) make it {kinds}. "

@@ -1,15 +1,16 @@
-"""config.json of a Qwen2.5-VL checkpoint, in every layout that exists: its fields, checked. config.py says what they mean.
+"""Parse and validate a config.json of Qwen2.5-VL, in every layout that exists. config.py says what the fields mean.
 
 Layouts: flat (published: text fields at the top, `vision_config` beside them), transitional (flat, and a `text_config` copy
 whose entries may be null), nested (transformers 5: text fields in `text_config` only, `rope_parameters` in place of
 `rope_theta` and `rope_scaling`). A field is looked up in `text_config`, then at the top, then in the defaults below, which are
 transformers' own and mostly not the published values. null counts as missing, except where it means something (NULLABLE).
+fields.py lists which fields have an effect.
 """
 
 import math
 
 from minivl.checkpoint.presets import TOKEN_IDS, VISION_THETA
-from minivl.checkpoint.unsupported import check_model_type, check_whole
+from minivl.checkpoint.unsupported import check_model_type, check_not_quantised
 from minivl.errors import Error
 from minivl.helpers import check_kind, object_in
 
@@ -42,24 +43,30 @@ VISION_SIZES = {  # whole numbers above 0
     "out_hidden_size": 3584,
 }
 VISION_OTHERS = {"fullatt_block_indexes": (7, 15, 23, 31), "tokens_per_second": 4, "hidden_act": "silu"}
+VISION_ALIASES = {
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "depth",
+}  # names that transformers takes as well
 NULLABLE = ("num_key_value_heads", "sliding_window")  # null: as many as there are heads; no window
+MOST = {"num_hidden_layers": 4096, "depth": 4096}  # of other sizes 2^31 - 1
+YARN = ("factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
 
 
-def fields_of(stored):
+def parse_config(stored):
     """Every field of a `Config` from the contents of a config.json: {"text": {...}, "vision": {...}, ...}, plain values."""
     check_model_type(stored)
-    check_whole(stored)
+    check_not_quantised(stored)
     nested = object_in(stored, "text_config")
 
     def look_up(field, default):
-        present = [place[field] for place in (nested, stored) if field in place]
-        found = [value for value in present if value is not None]
-        return found[0] if found else None if present and field in NULLABLE else default
+        present = [source[field] for source in (nested, stored) if field in source]
+        values = [value for value in present if value is not None]
+        return values[0] if values else None if present and field in NULLABLE else default
 
-    ties = [place.get("tie_word_embeddings") or False for place in (stored, nested)]
+    ties = [source.get("tie_word_embeddings") or False for source in (stored, nested)]
     check_kind("tie_word_embeddings", ties, bool, "true or false")
-    text, vision = text_of(look_up), vision_of(object_in(stored, "vision_config"))
-    ids = token_ids_of(look_up)
+    text, vision = parse_text(look_up), parse_vision(object_in(stored, "vision_config"))
+    ids = parse_token_ids(look_up)
     if vision["out_hidden_size"] != text["hidden_size"]:
         absent = "" if stored.get("vision_config") else " (vision_config is missing; this is the default)"
         raise Error(
@@ -69,28 +76,37 @@ def fields_of(stored):
     return {"text": text, "vision": vision, "tie_word_embeddings": any(ties), **ids}
 
 
-def text_of(look_up):
-    """Of TextConfig, from whatever `look_up(field, default)` finds; those of the rotary embedding in "rope"."""
+def parse_text(look_up):
+    """Fields of TextConfig, by `look_up(field, default)`; those of the rotary embedding in "rope"."""
     text = {field: look_up(field, default) for field, default in (TEXT_SIZES | TEXT_OTHERS).items()}
     if text["num_key_value_heads"] is None:
         text["num_key_value_heads"] = text["num_attention_heads"]
     check_sizes(text, "text", TEXT_SIZES)
-    head_dim = divided(text, "hidden_size", "num_attention_heads")
-    divided(text, "num_attention_heads", "num_key_value_heads")
-    check_kind("rms_norm_eps", [text["rms_norm_eps"]], (int, float), "a number", least=0)
+    head_dim = divide(text, "hidden_size", "num_attention_heads")
+    divide(text, "num_attention_heads", "num_key_value_heads")
+    if look_up("head_dim", head_dim) != head_dim:
+        raise Error(
+            f"head_dim is {look_up('head_dim', head_dim)!r}; in Qwen2.5-VL it is hidden_size / num_attention_heads, "
+            f"{head_dim}."
+        )
+    check_number("rms_norm_eps", text["rms_norm_eps"])
     check_kind("use_sliding_window", [text["use_sliding_window"]], bool, "true or false")
     check_kind("max_window_layers", [text["max_window_layers"]], int, "a whole number", least=0)
     if text["sliding_window"] is not None:
         check_kind("sliding_window", [text["sliding_window"]], int, "a whole number or null", least=1)
-    return {**text, "rope": rope_of(look_up, head_dim), "layer_types": look_up("layer_types", None)}
+    return {**text, "rope": parse_rope(look_up, head_dim), "layer_types": look_up("layer_types", None)}
 
 
-def vision_of(stored):
-    """Of VisionConfig, from a `vision_config` object; `in_chans` is the published spelling of `in_channels`."""
-    theta = object_in(stored, "rope_parameters").get("rope_theta", VISION_THETA)
-    if theta != VISION_THETA:
+def parse_vision(stored):
+    """Fields of VisionConfig, from a `vision_config` object; `in_chans` is the published spelling of `in_channels`."""
+    rope = object_in(stored, "rope_parameters")
+    if rope.get("rope_theta", VISION_THETA) != VISION_THETA or rope.get("rope_type", "axial") not in (
+        "axial",
+        "default",
+    ):
         raise Error(
-            f"vision config: rope_theta is {theta!r}; every Qwen2.5-VL has {VISION_THETA}, and only it is built."
+            f"vision config: rope_parameters is {rope!r}; every Qwen2.5-VL has axial positions with rope_theta "
+            f"{VISION_THETA}, and only they are supported."
         )
     stored = {**stored, "in_channels": stored.get("in_channels") or stored.get("in_chans")}
     vision = {
@@ -98,31 +114,39 @@ def vision_of(stored):
         for field, default in (VISION_SIZES | VISION_OTHERS).items()
     }
     check_sizes(vision, "vision", VISION_SIZES)
-    check_kind("vision config: tokens_per_second", [vision["tokens_per_second"]], (int, float), "a number", least=0)
-    if divided(vision, "hidden_size", "num_heads") % 4:
+    for alias, field in VISION_ALIASES.items():
+        if stored.get(alias) not in (None, vision[field]):
+            raise Error(
+                f"vision config: {alias} is {stored[alias]!r} and {field} is {vision[field]}. Keep only {field}."
+            )
+    check_number("vision config: tokens_per_second", vision["tokens_per_second"])
+    if divide(vision, "hidden_size", "num_heads") % 4:
         raise Error(
             f"vision config: hidden_size / num_heads is {vision['hidden_size'] // vision['num_heads']}; it must be a "
-            "multiple of 4, for rows and columns take half of its rotary pairs each."
+            "multiple of 4, because rows and columns take half of its rotary pairs each."
         )
     unit = vision["patch_size"] * vision["spatial_merge_size"]
     if vision["window_size"] < unit:
         raise Error(f"vision config: window_size is {vision['window_size']} pixels; one token alone has {unit}.")
-    vision["fullatt_block_indexes"] = full_blocks(vision["fullatt_block_indexes"])
+    vision["fullatt_block_indexes"] = parse_block_indexes(vision["fullatt_block_indexes"])
     return vision
 
 
-def full_blocks(indexes):
-    """subtle: an index beyond the depth is let stand, as in transformers: some models are cut short that way, and
-    then simply have fewer full blocks."""
+def parse_block_indexes(indexes):
+    """subtle: an index beyond the depth is accepted, as in transformers: some models are cut short that way, and then
+    simply have fewer full blocks."""
     if not isinstance(indexes, (list, tuple)) or not all(type(i) is int and i >= 0 for i in indexes):
         raise Error(f"vision config: fullatt_block_indexes is {indexes!r}; it must be a list of block numbers.")
     return tuple(indexes)
 
 
-def rope_of(look_up, head_dim):
-    """Of RopeConfig, from `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta`."""
-    found = {field: look_up(field, None) for field in ("rope_scaling", "rope_parameters")}
-    stored = object_in(found, "rope_scaling") | object_in(found, "rope_parameters")
+def parse_rope(look_up, head_dim):
+    """Fields of RopeConfig, from `rope_scaling` and `rope_theta`, or `rope_parameters` (transformers 5).
+
+    subtle: as in transformers, a `rope_scaling` replaces all of `rope_parameters`, its rope_theta too.
+    """
+    objects = {field: look_up(field, None) for field in ("rope_scaling", "rope_parameters")}
+    stored = object_in(objects, "rope_scaling") or object_in(objects, "rope_parameters")
     kind = stored.get("rope_type") or stored.get("type") or "default"
     kind = "default" if kind == "mrope" else kind
     if kind not in ("default", "yarn"):
@@ -135,54 +159,83 @@ def rope_of(look_up, head_dim):
             f"{head_dim} (hidden_size / num_attention_heads): the shares of time, row and column."
         )
     theta = stored["rope_theta"] if stored.get("rope_theta") is not None else look_up("rope_theta", 1e6)
-    check_kind("rope_theta", [theta], (int, float), "a finite number", least=1)
-    if not math.isfinite(theta):
-        raise Error(f"rope_theta is {theta!r}; it must be a finite number. Published: 1000000.0.")
-    optional = ("beta_fast", "beta_slow", "attention_factor")
-    more = {field: stored[field] for field in optional if stored.get(field) is not None}
-    for field, value in more.items():
-        check_kind(f"rope {field}", [value], (int, float), "a number", least=0)
-    if kind == "yarn":
-        if theta == 1 or 0 in more.values():
-            raise Error(
-                f'rope_theta ({theta}) must be above 1, and {", ".join(more) or "the rest"} above 0, for "yarn".'
-            )
-        more |= yarn_of(stored, look_up("max_position_embeddings", TEXT_SIZES["max_position_embeddings"]))
-    return {"rope_theta": float(theta), "mrope_section": tuple(section), "rope_type": kind, **more}
+    check_number("rope_theta", theta, least=1)
+    for part in (stored.get("partial_rotary_factor"), look_up("partial_rotary_factor", None)):
+        if part not in (None, 1):
+            raise Error(f"partial_rotary_factor is {part!r}; Qwen2.5-VL rotates whole heads, which is 1.")
+    rope = {"rope_theta": float(theta), "mrope_section": tuple(section), "rope_type": kind}
+    return rope | parse_yarn(stored, theta, look_up) if kind == "yarn" else rope
 
 
-def yarn_of(stored, length):
-    original = stored.get("original_max_position_embeddings") or length
-    factor = stored.get("factor")
-    if not isinstance(factor, (int, float)) or factor < 1:
-        raise Error(f'rope_type "yarn" needs a factor of at least 1; it is {factor!r}. The published one is 4.0.')
+def parse_yarn(stored, theta, look_up):
+    """The fields of YaRN; `mscale` and `mscale_all_dim` say what attention_factor is."""
+    given = {field: stored[field] for field in YARN if stored.get(field) is not None}
+    for field, value in given.items():
+        check_number(f"rope {field}", value)
+    scales = given.pop("mscale", 0), given.pop("mscale_all_dim", 0)
+    if given.get("factor", 0) < 1:
+        raise Error(f'rope_type "yarn" needs a factor of at least 1; it is {stored.get("factor")!r}. Published: 4.0.')
+    if theta == 1 or 0 in given.values():
+        raise Error(f'rope_theta ({theta}) must be above 1, and {", ".join(given)} above 0, for "yarn".')
+    if all(scales) and "attention_factor" not in given:
+        over, under = (1 + 0.1 * scale * math.log(given["factor"]) for scale in scales)
+        given["attention_factor"] = over / under
+    original = stored.get("original_max_position_embeddings")
+    original = (
+        look_up("max_position_embeddings", TEXT_SIZES["max_position_embeddings"]) if original is None else original
+    )
     check_kind("original_max_position_embeddings", [original], int, "a number of tokens", least=1)
-    return {"factor": float(factor), "original_max_position_embeddings": original}
+    check_number("original_max_position_embeddings", original)
+    truncate = stored.get("truncate", True)
+    check_kind("rope truncate", [truncate], bool, "true or false")
+    given = {field: float(value) for field, value in given.items()}
+    return {**given, "original_max_position_embeddings": original, "truncate": truncate}
 
 
-def token_ids_of(look_up):
+def parse_token_ids(look_up):
     """The special tokens of a Config. `eos_token_id` may be one or a list."""
     ids = {field: look_up(field, default) for field, default in TOKEN_IDS.items()}
     eos = ids["eos_token_id"]
     ids["eos_token_id"] = tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
-    for field, found in ids.items():
-        check_kind(field, found if field == "eos_token_id" else [found], int, "a token id", least=0)
+    for field, value in ids.items():
+        for token in value if field == "eos_token_id" else [value]:
+            if type(token) is not int or not 0 <= token < 2**31:
+                raise Error(f"{field} is {shorten(token)}; it must be a token id, a whole number from 0.")
     return ids
 
 
-def check_sizes(fields, room, sizes):
-    """Sizes are whole numbers above 0; the activation is the one that is built."""
+def check_sizes(fields, half, sizes):
+    """Check that sizes are whole numbers above 0, and that the activation is the supported one."""
     for field in sizes:
-        value = fields[field]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise Error(f"{room} config: {field} is {value!r}; it must be a whole number above 0.")
+        value, most = fields[field], MOST.get(field, 2**31 - 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise Error(
+                f"{half} config: {field} is {shorten(value)}; it must be a whole number above 0, at most {most}."
+            )
     if fields["hidden_act"] != "silu":
         raise Error(
-            f'{room} config: hidden_act is {fields["hidden_act"]!r}; Qwen2.5-VL uses "silu", and only it is built.'
+            f'{half} config: hidden_act is {fields["hidden_act"]!r}; Qwen2.5-VL uses "silu", the only one supported.'
         )
 
 
-def divided(fields, whole, parts):
-    if fields[whole] % fields[parts]:
-        raise Error(f"{whole} ({fields[whole]}) must be a multiple of {parts} ({fields[parts]}).")
-    return fields[whole] // fields[parts]
+def check_number(field, value, least=0):
+    """Check that a value is a finite number, in float's range and in float32's, from `least` on."""
+    valid = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not valid or not least <= value <= 3e38:
+        raise Error(f"{field} is {shorten(value)}; it must be a finite number, at least {least}.")
+
+
+def shorten(value):
+    """repr of a value from a file, which may be very long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) < 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def divide(fields, dividend, divisor):
+    """fields[dividend] / fields[divisor], an Error if that is no whole number."""
+    if fields[dividend] % fields[divisor]:
+        raise Error(f"{dividend} ({fields[dividend]}) must be a multiple of {divisor} ({fields[divisor]}).")
+    return fields[dividend] // fields[divisor]

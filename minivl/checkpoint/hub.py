@@ -1,4 +1,4 @@
-"""From what a user gives to a folder: a local path, or a repository of the Hugging Face hub."""
+"""Find a checkpoint: a local path, or a repository of the Hugging Face hub."""
 
 import os
 from pathlib import Path
@@ -9,12 +9,16 @@ FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]  # downloaded from 
 
 
 def resolve(source):
-    """A local path as it is; a hub id such as "Qwen/Qwen2.5-VL-3B-Instruct" through huggingface_hub's cache."""
+    """The local path of a model; a hub id such as "Qwen/Qwen2.5-VL-3B-Instruct" is downloaded or found in the hub's cache."""
     if not isinstance(source, (str, os.PathLike)):
         raise Error(f"a model is given as a path or a hub id; this is {source!r}.")
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
+    try:
+        path = Path(source).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError, ValueError) as cause:  # no permission; "~nobody"; a name that no file can have
+        why = getattr(cause, "strerror", None) or cause
+        raise Error(f"cannot read {source}: {why}. Make the folder readable, or give another path.") from None
     parts = str(source).split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
         raise Error(
@@ -34,5 +38,5 @@ def resolve(source):
             f"{source} is neither a local path nor in the hub's cache, and the hub cannot be reached (or HF_HUB_OFFLINE is "
             "set). Go online once, or give the folder of a downloaded checkpoint."
         ) from None
-    except Exception as cause:  # whatever the hub answers: no such repository, no access, no disk
+    except Exception as cause:  # no such repository, no access, no disk
         raise Error(f"the hub did not give {source}: {cause}") from None

@@ -24,7 +24,7 @@ VISION_THETA = 10000.0  # of the tower's rotary positions; transformers 5 stores
 PIXELS = {"min_pixels": 3136, "max_pixels": 12845056}
 
 
-def published(hidden, layers, heads, kv, inner, vocab, vision_inner, windows, tied=False):
+def published_config(hidden, layers, heads, kv, inner, vocab, vision_inner, windows, tied=False):
     """config.json as published for one size."""
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],

@@ -1,4 +1,4 @@
-"""Checkpoints that are not a Qwen2.5-VL of whole weights, and what to do: each is refused with the difference that matters.
+"""Reject unsupported checkpoints: other architectures, quantised weights, LoRA adapters that are not merged.
 
 Fine-tunes load as they are: the names and shapes of their tensors are those of the published model, whatever their tokens,
 chat template or generation_config.json. Not so other models of the family, quantised weights, and LoRA adapters before they
@@ -11,7 +11,7 @@ MODEL_TYPE = "qwen2_5_vl"
 QWEN2_VL = "Qwen2-VL has a tower without windows, with LayerNorm and a plain MLP"
 QWEN3_VL = "Qwen3-VL has learnt positions, deepstack features and q/k norms"
 QWEN3_5 = "Qwen3.5 has linear attention in most of its layers"
-OMNI = "Qwen-Omni wraps such a model in a thinker and a talker, and hears"
+OMNI = "Qwen-Omni wraps such a model in a thinker and a talker, and takes audio"
 TEXT_ONLY = "this is a text-only model: it has no vision tower"
 HALF = "this is one half of such a model alone"
 RELATIVES = {
@@ -27,17 +27,17 @@ MERGE = "Merge it in peft, model.merge_and_unload().save_pretrained(FOLDER), and
 
 
 def check_model_type(stored):
-    """That a config.json is of the one architecture that is built."""
+    """Check that a config.json is of Qwen2.5-VL, the only architecture that is supported."""
     if not isinstance(stored, dict):
         raise Error(f"a config is the object of a config.json, with model_type and so on; this is {stored!r}.")
     found = stored.get("model_type")
     if found != MODEL_TYPE:
-        why = RELATIVES.get(found, "minivl implements that one architecture only")
+        why = RELATIVES.get(str(found), "minivl implements that one architecture only")
         raise Error(f'model_type is {found!r}; it must be "{MODEL_TYPE}": {why}. Use a Qwen2.5-VL checkpoint.')
 
 
-def check_whole(stored):
-    """That its weights are not quantised: AWQ, GPTQ, bitsandbytes, FP8 and others all leave this object."""
+def check_not_quantised(stored):
+    """Check that the weights are not quantised: AWQ, GPTQ, bitsandbytes, FP8 and others all leave this object."""
     found = stored.get("quantization_config")
     if not found:
         return
@@ -45,21 +45,21 @@ def check_whole(stored):
     bits = f", {found['bits']} bits" if isinstance(found, dict) and "bits" in found else ""
     raise Error(
         f"the weights are quantised (quantization_config in config.json: {method}{bits}); minivl reads bfloat16, float16 and "
-        "float32. Use the checkpoint as it was before; if its tensors are whole again, remove that entry."
+        "float32. Use the checkpoint as it was before; if its tensors are not quantised, remove that entry."
     )
 
 
 def check_no_adapter(folder):
-    """That a folder is not, or does not also hold, a LoRA adapter: transformers would put it on top of the model."""
+    """Check that a folder holds no LoRA adapter, not even beside a model: transformers would apply it to the model."""
     if (folder / ADAPTER).is_file():
         raise Error(
-            f"{folder / ADAPTER} says that this is a LoRA adapter, which changes a model and is none. {MERGE} If the folder "
+            f"{folder / ADAPTER} says that this is a LoRA adapter, which changes a model but is not one. {MERGE} If the folder "
             "holds the merged model already, remove the file."
         )
 
 
 def check_merged(path, names):
-    """That a file's tensors are not those of an adapter, or of a model that still has one beside its weights."""
+    """Check that a file's tensors are not those of an adapter, or of a model that still has one beside its weights."""
     apart = [name for name in names if name.startswith("base_model.") or any(part in name for part in UNMERGED)]
     if apart:
         raise Error(f"{path} holds a LoRA adapter that is not merged: {len(apart)} tensors such as {apart[0]}. {MERGE}")

@@ -7,7 +7,12 @@ OPTIONS = (
     ("--tolerance X", float, "largest error, relative to a tensor's largest value (2e-5)"),
     ("--all", bool, "every row of the table"),
     ("--image FILE", list, "an image of the prompt, to explain a resize; may be given several times"),
-    ("--model PATH", str, "the model: if tensors in between were not recorded, it is run with each known mistake"),
+    (
+        "--model PATH",
+        str,
+        "the model: it judges each stage alone, and finds mistakes in tensors that were not recorded",
+    ),
+    ("--require GLOB", list, "our tensors that must be compared ('visual.*'), or the exit status is 3"),
     ("--config PATH", str, "config.json, if the first file does not hold it and --model is not given"),
 )
 
@@ -16,18 +21,19 @@ def add(subparsers):
     parser = subparsers.add_parser(
         "compare",
         help="compare two recordings of one prompt: the first difference, and its cause",
-        epilog="Exit status: 0 if all that was compared agrees, 2 if something differs, 1 on an error.",
+        epilog="Exit status: 0 if all agrees, 2 if something differs, 3 if all that was compared agrees but too little was "
+        "(--require, or many unknown names), 1 on an error.",
     )
     parser.add_argument(
         "ours", metavar="OURS", help=".safetensors or .npz with minivl's names, as `minivl trace` writes it"
     )
-    parser.add_argument("theirs", metavar="THEIRS", help=".safetensors or .npz of the other program")
+    parser.add_argument("theirs", metavar="THEIRS", help=".safetensors, .npz or .pt of the other program")
     add_options(parser, OPTIONS)
     return parser
 
 
 def run(options):
-    """Exit status 2 if something differs."""
+    """Exit status 2 if something differs, 3 if too little was compared."""
     from minivl.compare.comparison import TOLERANCE, compare
     from minivl.compare.render import text
 
@@ -37,6 +43,8 @@ def run(options):
 
         model = load(options.model)
     tolerance = TOLERANCE if options.tolerance is None else options.tolerance
-    comparison = compare(options.ours, options.theirs, options.names, tolerance, options.config, options.image, model)
+    comparison = compare(
+        options.ours, options.theirs, options.names, tolerance, options.config, options.image, model, options.require
+    )
     print(text(comparison, options.all))
-    return 0 if comparison.ok else 2
+    return 2 if not comparison.ok else 0 if comparison.covered else 3

@@ -6,8 +6,11 @@
     comparison.first.causes                       # [Cause("interleaved RoPE", ...)]
     comparison.ok                                 # all that was compared agrees
 
-Status of a row: OK; OK~, equal to within the recording's precision; DIFF, other values; SHAPE, another shape; MISSING,
-recorded on one side only.
+Status of a row: OK; OK~, equal to within the recording's precision; DIFF, other values; INPUT, other values, but only because
+its inputs differ; SHAPE, another shape; MISSING, recorded on one side only.
+
+With a model, each tensor is also computed from THEIR inputs (local.py): a row is DIFF if theirs is further from that than
+rounding explains, whatever came before, so every wrong stage is listed, and no tolerance is guessed for lower precision.
 
 Tolerance. The error of a tensor is its largest difference over its largest value: an entry that is small because large terms
 cancel keeps their absolute error. Two float32 programs differ by the order of summation, 1e-7 to 5e-6 (docs/parity.md); most
@@ -15,18 +18,22 @@ known mistakes give 1e-4 and more. TOLERANCE lies between; mistakes below it are
 Integers must be equal.
 
 A recording in which most tensors hold bfloat16 (or float16) values only was computed in that type. Errors then grow from layer
-to layer: a row is OK~ as long as its root-mean-square error is within ROUNDED times the type's rounding, or within GROWTH times
-the largest of any row before it (rows.py). Mistakes smaller than the rounding cannot be seen in such a recording.
+to layer. Without a model, a row is OK~ as long as its root-mean-square error is within ROUNDED times the type's rounding, or
+within GROWTH times the largest of any row before it, and never above WORST times the rounding (rows.py). Mistakes smaller than
+the rounding cannot be seen in such a recording.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
+import numpy as np
 from tqdm import tqdm
 
 from minivl.checkpoint.config import Config
 from minivl.compare.diagnose import find_causes, find_faint_eps, is_right, of_the_layout, of_the_stage
-from minivl.compare.match_names import match_names
+from minivl.compare.local import Local, fit, judge_from_theirs
+from minivl.compare.match_names import match_names, unmatched
 from minivl.compare.measure import align, axis_orders
 from minivl.compare.mistakes import Step
 from minivl.compare.recordings import Recording, open_recording
@@ -34,6 +41,7 @@ from minivl.compare.render import html, text
 from minivl.compare.rows import (
     CLOSE,
     DIFF,
+    INPUT,
     MISSING,
     OK,
     ROUNDING,
@@ -46,11 +54,15 @@ from minivl.compare.rows import (
 )
 from minivl.errors import Error
 from minivl.helpers import did_you_mean
+from minivl.stream import value_of
 from minivl.tensors import catalogue
 from minivl.tensors.catalogue import in_data_flow
+from minivl.tensors.names import parse
 
 TOLERANCE = 2e-5
 NOISE = 5e-7  # errors that no mistake is searched for
+FAR = 100  # so many tolerances are no rounding
+FEW, SHARE = 3, 0.1  # unmatched tensors of theirs, and their share, that still count as covered
 LAYOUTS = ("transposed", "axes exchanged", "axes in another order", "another shape", "batch axis", "whole rows")
 
 
@@ -60,6 +72,8 @@ class Comparison:
 
     precision  of theirs, judged by its values;  informed  whether a config was known, and a model
     before     the last tensor before `first` that agrees;  between  our tensors between these two that theirs does not have
+    unmatched  their tensors that mean none of ours;  required  ours that had to be compared and were not
+    arithmetic how theirs computes, as far as a model could tell; None without one
     """
 
     rows: list
@@ -67,6 +81,9 @@ class Comparison:
     tolerance: float = TOLERANCE
     precision: str = "float32"
     informed: tuple = (True, True)
+    unmatched: tuple = ()
+    required: tuple = ()
+    arithmetic: str | None = None
 
     @property
     def compared(self):
@@ -75,7 +92,18 @@ class Comparison:
     @property
     def ok(self):
         """Whether something was compared, and all of it agrees."""
-        return bool(self.compared) and all(row.status in (OK, CLOSE) for row in self.compared)
+        return bool(self.compared) and all(row.status in (OK, CLOSE, INPUT) for row in self.compared)
+
+    @property
+    def covered(self):
+        """Whether enough was compared for `ok` to mean something: all that is required, and most of theirs."""
+        theirs = len([row for row in self.rows if row.their_name is not None])
+        return not self.required and (len(self.unmatched) < FEW or len(self.unmatched) <= SHARE * theirs)
+
+    @property
+    def faults(self):
+        """All rows that are wrong by themselves: DIFF, and SHAPE with other values."""
+        return [row for row in self.compared if row.status in (DIFF, SHAPE) and not row.same_values]
 
     @property
     def first(self):
@@ -114,15 +142,17 @@ class Comparison:
         return html(self)
 
 
-def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures=(), model=None):
+def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures=(), model=None, require=()):
     """Compare two recordings. -> Comparison
 
-    ours, theirs  a Trace, a dict {name: array}, or the path of a .safetensors or .npz file. Ours has minivl's names
+    ours, theirs  a Trace, a dict {name: array}, or the path of a .safetensors, .npz or .pt file. Ours has minivl's
+                  names
     names      {theirs: ours}, or a JSON file with it, for names that minivl does not recognise (match_names.py)
     tolerance  largest error of an OK; see above
     config     a Config, a config.json or its contents, to find causes; by default the one in our file
     pictures   the images of the prompt, to find mistakes in resizing
-    model      a VLM with the same weights: it is run with each mistake that may lie between two recorded tensors
+    model      a VLM with the same weights: it judges each stage alone, and finds mistakes between two recorded tensors
+    require    names or globs of our tensors that must be compared: "visual.*"; see `Comparison.covered`
     """
     if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
         raise Error(
@@ -134,13 +164,25 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
     if not matches:
         raise Error(nothing_in_common(ours, theirs))
     precision = max(find_precision(theirs, matches), find_precision(ours, {n: n for n in matches}), key=ROUNDING.get)
+    theirs = merge_rope_rows(theirs, matches, config)
     rows = compare_rows(ours, theirs, matches, tolerance, precision)
+    local = None if model is None else judge_from_theirs(model, ours, theirs, matches, precision)
+    if local is not None:
+        rows, local = with_local_errors(rows, local, tolerance)
     rows += [row_without_match(name, theirs, ours) for name in theirs if name not in matches.values()]
-    informed = config is not None, model is not None
-    comparison = Comparison(rows, (ours.label, theirs.label), tolerance, precision, informed)
+    comparison = Comparison(
+        rows,
+        (ours.label, theirs.label),
+        tolerance,
+        precision,
+        informed=(config is not None, model is not None),
+        unmatched=tuple(unmatched(theirs, ours, names)),
+        required=not_compared(require, rows),
+        arithmetic=None if local is None else local.arithmetic,
+    )
     agreeing = {row.name for row in comparison.compared if row.status in (OK, CLOSE)}
     limit = max(tolerance, rounding_limit(precision, 0.0))
-    evidence = Evidence(ours, theirs, matches, agreeing.__contains__, config, open_images(pictures), model, limit)
+    evidence = Evidence(ours, theirs, matches, agreeing.__contains__, config, open_images(pictures), local, limit)
     for add_causes in PASSES:
         comparison = add_causes(comparison, evidence)
     return comparison
@@ -160,6 +202,50 @@ def compare_rows(ours, theirs, matches, tolerance, precision):
                 largest = max(largest, row.rms)
         rows.append(row)
     return rows
+
+
+def merge_rope_rows(theirs, matches, config):
+    """Their recording, with the cos and sin of transformers 4.x, [3, 1, T, K], merged into [T, K] by mrope_section."""
+    merged = {}
+    for name in ("model.rope.cos", "model.rope.sin"):
+        tables = theirs[matches[name]] if name in matches else np.zeros(0)
+        if tables.ndim in (3, 4) and len(tables) == 3 and tables.size and config is not None:
+            tables = tables.reshape(3, *tables.shape[-2:])
+            rows = np.tile(np.repeat(np.arange(3), config.text.rope.mrope_section), 2)
+            if len(rows) == tables.shape[-1]:
+                merged[matches[name]] = np.stack([tables[row, :, j] for j, row in enumerate(rows)], axis=1)
+    return Recording({**theirs, **merged}, theirs.label, theirs.metadata) if merged else theirs
+
+
+def with_local_errors(rows, local, tolerance):
+    """(rows with statuses by their local errors, local); unchanged and None if it is ours that the model does not give."""
+    judged = [judge(row, local, tolerance) for row in rows]
+    wrong = [at for at, row in enumerate(judged) if row.status == DIFF]
+    moved = [row for row in rows if row.status == DIFF and row.name in local.figures]
+    if not wrong and local.arithmetic == "float32" and any(row.error > FAR * tolerance for row in moved):
+        return rows, None
+    first = wrong[0] if wrong else len(rows)
+    return [replace(r, status=CLOSE) if r.status == INPUT and at < first else r for at, r in enumerate(judged)], local
+
+
+def judge(row, local, tolerance):
+    if row.status in (MISSING, SHAPE) or row.name not in local.figures:
+        return row
+    row = replace(row, local=local.figures[row.name]["error"])
+    if local.is_fault(row.name, tolerance):
+        return replace(row, status=DIFF)
+    return replace(row, status=INPUT) if row.status == DIFF else row
+
+
+def not_compared(require, rows):
+    """Our tensors that match a required name or glob and were not compared. Raises an Error for one that matches none."""
+    missing = []
+    for pattern in [require] if isinstance(require, str) else require:
+        matching = [row for row in rows if row.shape is not None and fnmatchcase(row.name, pattern)]
+        if not matching:
+            raise Error(f"require={pattern!r} matches none of our tensors. docs/tensors.md lists the names.")
+        missing += [row.name for row in matching if row.status == MISSING]
+    return tuple(dict.fromkeys(missing))
 
 
 def nothing_in_common(ours, theirs):
@@ -207,7 +293,7 @@ class Evidence:
     """What causes are searched with.
 
     matches  {our name: their name};  agrees  function of a name: whether both have the same values
-    limit    largest error that a cause may leave
+    local    the `Local` errors, if a model could give them;  limit  largest error that a cause may leave
     """
 
     ours: Recording
@@ -216,7 +302,7 @@ class Evidence:
     agrees: Callable
     config: Config | None
     images: list
-    model: object
+    local: Local | None
     limit: float
 
     def known(self, name):
@@ -226,8 +312,21 @@ class Evidence:
             return there if there.shape == self.ours[name].shape else self.ours[name]
         return self.ours.get(name)
 
+    def known_from_theirs(self, name):
+        """What their stage had as its input: theirs, or ours computed from theirs."""
+        return value_of(self.local.known[name]) if name in self.local.known else self.known(name)
+
+    def limit_of(self, row):
+        """Largest error that a cause of this row may leave."""
+        limits = {} if self.local is None else self.local.limits
+        return max(self.limit, limits[row.name][0]) if row.name in limits else self.limit
+
     def step(self, row, turned=False, order=None):
         """The Step of a row; turned: with the two sides exchanged; order: of theirs' axes."""
+        if self.local is not None and row.name in self.local.figures and order is None and not turned:
+            ours = self.local.computed[row.name]
+            theirs = fit(self.local.theirs, row.name, ours.shape)
+            return Step(row.name, ours, theirs, self.known_from_theirs, self.config, self.images)
         ours, theirs, _ = align(self.ours[row.name], self.theirs[row.their_name])
         theirs = theirs if order is None else theirs.transpose(order)
         pair = (theirs, ours) if turned else (ours, theirs)
@@ -273,7 +372,7 @@ def is_made_by(name, *operations):
 
 def add_causes_of_first(comparison, evidence):
     """Mistakes of the first difference's own stage."""
-    return search(comparison, lambda row: find_causes(evidence.step(row), evidence.limit))
+    return search(comparison, lambda row: find_causes(evidence.step(row), evidence.limit_of(row)))
 
 
 def add_causes_in_another_layout(comparison, evidence):
@@ -299,15 +398,44 @@ def add_causes_of_ours(comparison, evidence):
 
 def add_causes_between(comparison, evidence):
     """Mistakes of tensors between the last that agrees and the first difference, if there is a model to run."""
-    if evidence.model is None or not comparison.between:
+    if evidence.local is None:
         return comparison
+    return search(comparison, lambda row: search_between(comparison, row, evidence))
+
+
+def search_between(comparison, row, evidence):
+    """[Cause] among the tensors that theirs does not have, between the row before and this one."""
     from minivl.compare.mistakes.replay import causes_between
 
-    def causes(row):
-        theirs = evidence.theirs[row.their_name]
-        return causes_between(comparison, evidence.ours, theirs, evidence.model, evidence.limit)
+    ahead = comparison.rows[: comparison.rows.index(row)]
+    compared = [at for at, other in enumerate(ahead) if other.status != MISSING]
+    near = ahead[compared[-1] + 1 :] if compared else ahead
+    shared = [other for other in ahead if other not in near and is_shared(other.name, row.name)]
+    names = [other.name for other in [*shared, *near] if other.status == MISSING]
+    if row.name not in evidence.local.figures or not names:
+        return []
+    return causes_between(row.name, names, evidence.local, evidence.limit_of(row), evidence.ours)
 
-    return search(comparison, causes)
+
+def is_shared(name, user):
+    """Whether a tensor is one of the indices and angles that all blocks of a half use."""
+    tensor, other = catalogue.of(name), catalogue.of(user)
+    return is_made_by(name, "", "angles") and other is not None and tensor.section == other.section
+
+
+def add_causes_of_other_faults(comparison, evidence):
+    """The same for every other stage that is wrong by itself, in the first block or layer of its kind."""
+    if evidence.local is None or comparison.first is None:
+        return comparison
+    seen = {parse(comparison.first.name).general}
+    for row in comparison.faults:
+        general = parse(row.name).general
+        if general in seen or row.name not in evidence.local.figures:
+            continue
+        seen.add(general)
+        causes = find_causes(evidence.step(row), evidence.limit_of(row)) or search_between(comparison, row, evidence)
+        comparison = comparison.replace_row(row, with_causes(row, causes))
+    return comparison
 
 
 def search(comparison, causes, whose="theirs"):
@@ -325,4 +453,5 @@ PASSES = (
     add_causes_in_another_layout,
     add_causes_of_ours,
     add_causes_between,
+    add_causes_of_other_faults,
 )

@@ -3,8 +3,10 @@
     match_names(theirs, ours, {"ffn_out-{}": "model.layers.{}.mlp.down_proj"})      # {ours: theirs}
 
 The rules, the surest first: a name map; the same name; the name that transformers has in memory
-(`model.language_model.layers.0`); ours behind a prefix (`base.visual.merger`); the end of exactly one of ours
-(`blocks.0.norm1`). `/` and `:` count as dots.
+(`model.language_model.layers.0`); ours behind a prefix (`base.visual.merger`); a module whose last layer is ours (`mlp` for
+`mlp.down_proj`); the end of exactly one of ours, behind any prefix (`vit.blocks.0.norm1`). All characters but letters and
+digits count as the same separator (`visual_blocks_0_norm1`); the names of operators and outputs that exporters add are
+dropped (`/visual/blocks.0/attn/qkv/Gemm_output_0`).
 """
 
 import json
@@ -13,42 +15,115 @@ import re
 from pathlib import Path
 
 from minivl.errors import Error
-from minivl.tensors.names import parse, published_name
+from minivl.tensors.names import OTHER_NAMES, parse, published_name
+
+LAST_LAYER = {"attn": "attn.proj", "self_attn": "self_attn.o_proj", "mlp": "mlp.down_proj"}
+TOWER = ("vision_tower", "vision_model", "vision", "vit")  # other names of `visual`
+SPELT, ENDING = 1000, 2000  # ranks of the less sure rules
+OUTPUT = re.compile(r"[._]outputs?(_\d+)?$")
+OPERATOR = re.compile(r"[./](Add|Cast|Conv|Gelu|Gemm|MatMul|Mul|Reshape|Sigmoid|Squeeze|Transpose|Unsqueeze)(_\d+)?$")
+NOT_OURS = re.compile(r"\b(act_fn|rotary_emb|rotary_pos_emb|dropout|drop_path)\b|attn\.softmax$|patch_embed\.proj$")
 
 
 def match_names(theirs, ours, names=None):
-    """{our name: their name}. If two of theirs mean the same tensor, the surer rule wins.
+    """{our name: their name}. If two of theirs mean the same tensor, the surer rule wins, then the later one.
 
     names  a name map {theirs: ours}, or the path of a JSON file with one
     """
-    names, ours, matches = read_map(names), list(ours), {}
-    known = set(ours)
+    names, spellings, matches = read_map(names), spell(ours), {}
     for name in theirs:
-        for rank, mine in enumerate(candidates(name, ours, names)):
-            if mine in known:
-                if mine not in matches or rank < matches[mine][0]:
-                    matches[mine] = (rank, name)
-                break
+        rank, mine = recognise(name, spellings, names)
+        if mine is not None and (mine not in matches or rank <= matches[mine][0]):
+            matches[mine] = (rank, name)
     return {mine: name for mine, (_, name) in matches.items()}
 
 
-def candidates(name, ours, names):
+def unmatched(theirs, ours, names=None):
+    """Their names that mean none of our tensors. Modules whose output minivl has no tensor for (`act_fn`) do not count."""
+    names, spellings = read_map(names), spell(ours)
+    return [name for name in theirs if recognise(name, spellings, names)[1] is None and not NOT_OURS.search(name)]
+
+
+def spell(ours):
+    """(our names, {name with one separator: our name}, {end of it: our name, None if several have it})."""
+    whole, ends = {}, {}
+    for mine in ours:
+        for spelling in [mine, *other_spellings(mine)]:
+            whole.setdefault(one_separator(spelling), mine)
+        if not parse(mine).prefix:
+            words = one_separator(mine).split(".")
+            for start in range(1, len(words)):
+                end = ".".join(words[start:])
+                ends[end] = None if end in ends else mine
+    return set(ours), whole, ends
+
+
+def other_spellings(mine):
+    """model.layers.0 -> model.language_model.layers.0 and others."""
+    for other, own in OTHER_NAMES.items():
+        if mine.startswith(f"{own}.") or mine == own:
+            yield other + mine.removeprefix(own)
+
+
+def one_separator(name):
+    return re.sub(r"[^A-Za-z0-9]+", ".", name).strip(".")
+
+
+def recognise(name, spellings, names):
+    """(rank of the rule, our name) of a port's name; (None, None) if it means none of ours."""
+    known, whole, ends = spellings
+    meanings = list(candidates(name, names))
+    for rank, mine in enumerate(meanings):
+        if mine in known:
+            return rank, mine
+    for rank, mine in enumerate(meanings):
+        if mine is not None and (spelt := whole.get(one_separator(mine))):
+            return SPELT + rank, spelt
+    words = one_separator(strip_output(name)).split(".")
+    if "steps" in words:  # subtle: never take a later token's tensor for the prompt's
+        return None, None
+    for start in range(len(words)):
+        for end in with_last_layer(".".join(words[start:])):
+            if start and len(words) - start < 3:  # behind a prefix, "norm" may be anything
+                continue
+            if mine := ends.get(one_separator(end)):
+                return ENDING + start, mine
+    return None, None
+
+
+def candidates(name, names):
     """What a port's name may mean, the surest first; None where a rule does not apply."""
     yield translate(name, names)
     yield name
-    dotted = re.sub(r"[/:]+", ".", name).strip(".")
-    dotted = re.sub(r"[._]outputs?$", "", dotted)
-    yield dotted
-    yield published_name(dotted)
-    parts = dotted.split(".")
-    for start in range(1, len(parts)):
-        if parts[start - 1] == "steps":  # subtle: never take a later token's tensor for the prompt's
+    stripped = strip_output(name)
+    yield from with_last_layer(stripped)
+    yield from with_last_layer(published_name(stripped))
+    words = stripped.split(".")
+    for start in range(len(words)):
+        if start and words[start - 1] == "steps":  # subtle: as above
             return
-        rest = ".".join(parts[start:])
-        yield published_name(rest)
-        yield rest if "steps" not in parts[:start] else None
-    ends = [mine for mine in ours if mine.endswith("." + dotted) and not parse(mine).prefix.startswith("steps")]
-    yield ends[0] if len(ends) == 1 else None
+        rest = ".".join(words[start:])
+        if words[start] in TOWER:
+            yield from with_last_layer(".".join(["visual", *words[start + 1 :]]))
+        if start:
+            yield from with_last_layer(published_name(rest))
+            if "steps" not in words[:start]:
+                yield from with_last_layer(rest)
+
+
+def with_last_layer(name):
+    """The name, then that of its last layer if it is a module: mlp -> mlp.down_proj."""
+    yield name
+    module = re.search(r"\b(self[._]attn|attn|mlp)$", name)
+    if module:
+        yield name[: module.start()] + LAST_LAYER[module[1].replace(".", "_")]
+
+
+def strip_output(name):
+    """A name without what exporters add: "/visual/norm1/Mul_output_0" -> "visual.norm1"."""
+    dotted = re.sub(r"[/:]+", ".", name).strip(".")
+    bare = OUTPUT.sub("", dotted)
+    return OPERATOR.sub("", bare) if bare != dotted else bare
 
 
 def read_map(names):

@@ -3,10 +3,12 @@
 import html as markup
 import math
 
-from minivl.compare.rows import CLOSE, DIFF, MISSING, OK, SHAPE
+from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, OK, SHAPE
 from minivl.helpers import format_table
+from minivl.tensors.names import parse
 
-HEADER = ("", "tensor", "shape", "error", "rms", "cosine", "largest at", "")
+HEADER = ("", "tensor", "shape", "error", "alone", "rms", "cosine", "largest at", "")
+ALONE = HEADER.index("alone")  # a column that only a comparison with a model has
 BEFORE = 6  # agreeing rows shown before the first difference
 AFTER = 12  # rows shown after it
 
@@ -14,11 +16,17 @@ AFTER = 12  # rows shown after it
 def text(comparison, everything=False):
     """The table and the verdict; rows far from the first difference only with `everything`."""
     rows = comparison.rows if everything else rows_to_show(comparison)
-    lines = format_table([HEADER, *[cells(row) for row in rows]])
+    lines = format_table(table(comparison, rows))
     left = len(comparison.rows) - len(rows)
     if left:
         lines.append(f"... and {left} more rows")
     return "\n".join([*lines, "", *verdict(comparison)])
+
+
+def table(comparison, rows):
+    """Header and cells of rows, without the column of local errors if there are none."""
+    lines = [HEADER, *[cells(row) for row in rows]]
+    return lines if comparison.arithmetic else [(*line[:ALONE], *line[ALONE + 1 :]) for line in lines]
 
 
 def rows_to_show(comparison):
@@ -29,14 +37,19 @@ def rows_to_show(comparison):
     at = compared.index(comparison.first)
     early = [row for row in compared[: max(0, at - BEFORE)] if row.status not in (OK, CLOSE)]
     unknown = [row for row in comparison.rows if row.status == MISSING and "mean" in row.note]
-    return early + compared[max(0, at - BEFORE) : at + AFTER] + unknown
+    shown = compared[max(0, at - BEFORE) : at + AFTER]
+    later = [
+        row for row in comparison.faults if comparison.arithmetic and row not in shown and compared.index(row) > at
+    ]
+    unknown = later[: 2 * AFTER] + unknown
+    return early + shown + unknown
 
 
 def cells(row):
     shape = f"[{', '.join(map(str, row.shape))}]" if row.shape is not None else ""
     if row.status == SHAPE:
         shape += f" / [{', '.join(map(str, row.their_shape))}]"
-    figures = [f"{v:.1e}" if not math.isnan(v) else "" for v in (row.error, row.rms)]
+    figures = [f"{v:.1e}" if not math.isnan(v) else "" for v in (row.error, row.local, row.rms)]
     cosine = f"{row.cosine:.6f}" if not math.isnan(row.cosine) else ""
     worst = str(list(row.worst)) if row.status == DIFF else ""
     return row.status, row.name, shape, *figures, cosine, worst, remark(row)
@@ -55,14 +68,18 @@ def remark(row):
 def verdict(comparison):
     """Lines: counts, the first difference, its probable cause."""
     counts = {
-        status: sum(row.status == status for row in comparison.rows) for status in (OK, CLOSE, DIFF, SHAPE, MISSING)
+        status: sum(row.status == status for row in comparison.rows)
+        for status in (OK, CLOSE, DIFF, INPUT, SHAPE, MISSING)
     }
     lines = [", ".join(f"{count} {status}" for status, count in counts.items() if count)]
-    if counts[CLOSE]:
+    lines += [*coverage(comparison), *arithmetic(comparison)]
+    if counts[CLOSE] and comparison.arithmetic is None:
         lines[0] += f" (theirs has {comparison.precision} values: OK~ is within their rounding)"
     if comparison.first is None:
         worst = max((row.error for row in comparison.compared), default=0.0)
-        return [*lines, f"No difference in {len(comparison.compared)} tensors; largest error {worst:.1e}."]
+        count = f"{len(comparison.compared)} tensors"
+        count = count if comparison.covered else f"the {count} that were compared"
+        return [*lines, f"No difference in {count}; largest error {worst:.1e}."]
     lines.append(f"First difference: {comparison.first.name} ({comparison.first.status})")
     if comparison.before is not None:
         lines.append(f"Last that agrees before it: {comparison.before.name}")
@@ -70,7 +87,38 @@ def verdict(comparison):
         names = comparison.between
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         lines.append(f"Between the two, not recorded there: {some}")
-    return [*lines, *why(comparison.first, comparison), *same_prompt(comparison)]
+    return [*lines, *why(comparison.first, comparison), *other_faults(comparison), *same_prompt(comparison)]
+
+
+def coverage(comparison):
+    """Lines: the share of both recordings that was compared; what was not."""
+    theirs = [row for row in comparison.rows if row.their_name is not None]
+    ours = [row for row in comparison.rows if row.shape is not None]
+    count = len(comparison.compared)
+    if len(theirs) > count or comparison.unmatched:
+        yield f"Compared: {count} of their {len(theirs)} tensors and of our {len(ours)}."
+    for names, what in ((comparison.unmatched, "of theirs mean none of ours"), (comparison.required, "are required")):
+        if names and not comparison.covered:
+            some = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+            yield f"NOT COMPARED: {len(names)} tensors {what}: {some}. A name map (names=) may say what they are."
+
+
+def arithmetic(comparison):
+    """A line on the precision of theirs, if a model judged it."""
+    if comparison.arithmetic not in (None, "float32"):
+        yield f"Theirs computes in {comparison.arithmetic}: errors up to what this makes of the same inputs are no fault."
+
+
+def other_faults(comparison):
+    """Lines: every other stage that is wrong by itself, by kind, with its cause."""
+    kinds = {}
+    for row in comparison.faults if comparison.arithmetic else ():
+        kinds.setdefault(parse(row.name).general, []).append(row)
+    kinds.pop(parse(comparison.first.name).general, None)
+    for rows in kinds.values():
+        row, more = rows[0], f" and {len(rows) - 1} more of the kind" if len(rows) > 1 else ""
+        cause = f"{row.causes[0].name}: {row.causes[0].sentence}" if row.causes else "no known mistake"
+        yield f"Also wrong by itself: {row.name}{more} ({cause})"
 
 
 def same_prompt(comparison):
@@ -115,17 +163,19 @@ def advice(comparison):
     return "Its inputs agree: look at its own stage."
 
 
-COLOURS = {DIFF: "#c33", SHAPE: "#c33", CLOSE: "#777", OK: "#383", MISSING: "#777"}
+COLOURS = {DIFF: "#c33", SHAPE: "#c33", INPUT: "#a60", CLOSE: "#777", OK: "#383", MISSING: "#777"}
 
 
 def html(comparison):
     """The table and the verdict for a notebook."""
     lines = []
-    for row in rows_to_show(comparison):
-        status, *rest = (markup.escape(cell) for cell in cells(row))
+    rows = rows_to_show(comparison)
+    header, *cells_of_rows = table(comparison, rows)
+    for row, cells_of_row in zip(rows, cells_of_rows):
+        status, *rest = (markup.escape(cell) for cell in cells_of_row)
         first = ' style="font-weight: bold"' if row is comparison.first else ""
         lines.append(f'<tr{first}><td style="color: {COLOURS[row.status]}">{status}</td>{td(rest)}</tr>')
-    head = "".join(f"<th>{markup.escape(cell)}</th>" for cell in HEADER)
+    head = "".join(f"<th>{markup.escape(cell)}</th>" for cell in header)
     said = "<br>".join(markup.escape(line) for line in verdict(comparison))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table><p>{said}</p>"
 

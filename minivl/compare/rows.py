@@ -7,9 +7,9 @@ import numpy as np
 
 from minivl.compare.measure import align, count_nans, measure
 
-OK, CLOSE, DIFF, SHAPE, MISSING = "OK", "OK~", "DIFF", "SHAPE", "MISSING"
+OK, CLOSE, DIFF, INPUT, SHAPE, MISSING = "OK", "OK~", "DIFF", "INPUT", "SHAPE", "MISSING"
 
-ROUNDED, GROWTH = 5, 4  # see comparison.py
+ROUNDED, GROWTH, WORST = 5, 4, 64  # see comparison.py
 FEW = 64  # so few values may fit into a narrower type by chance
 ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # largest rounding, relative
 
@@ -23,7 +23,7 @@ class Row:
     worst   index of the largest difference;  nans  their number in theirs
     shape, their_shape  None where it was not recorded;  their_name  its name in the other recording
     note    how the two were aligned;  causes  of the first difference and of every SHAPE, the likeliest first
-    same_values  the same values in another layout
+    same_values  the same values in another layout;  local  error of theirs against ours computed from their inputs
     """
 
     name: str
@@ -39,12 +39,14 @@ class Row:
     note: str = ""
     causes: tuple = ()
     same_values: bool = False
+    local: float = math.nan
 
 
 def rounding_limit(precision, largest, name=""):
     """Largest root-mean-square error of an OK~ after rows with at most `largest`. Softmax multiplies rounding."""
     usual = max(ROUNDED * ROUNDING[precision], GROWTH * largest if ROUNDING[precision] else 0.0)
-    return GROWTH * usual if name.endswith(".probs") else usual
+    usual = GROWTH * usual if name.endswith(".probs") else usual
+    return min(usual, WORST * ROUNDING[precision])
 
 
 def softmax_error(name, ours, before):

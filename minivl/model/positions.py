@@ -66,7 +66,9 @@ def vision_rope(places, head_dim, theta):
 def inverse_frequencies(theta, dim):
     """theta^(-2j/dim) for j = 0 .. dim/2 - 1, float32: radians by which a pair turns from one position to the next."""
     exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    return np.float32(1) / np.power(np.float32(theta), exponent, dtype=np.float32)
+    # subtle: NumPy's float32 power depends on the processor, in the last place; float64's does too, and is rounded away
+    power = np.power(np.float64(np.float32(theta)), exponent.astype(np.float64)).astype(np.float32)
+    return np.float32(1) / power
 
 
 def prompt_positions(
@@ -166,9 +168,11 @@ def rope_frequencies(rope, head_dim):
     frequencies = inverse_frequencies(rope.rope_theta, head_dim)
     if rope.rope_type == "default":
         return frequencies, np.float32(1)
-    low = max(math.floor(_turns_to_pair(rope.beta_fast, rope, head_dim)), 0)
-    high = min(math.ceil(_turns_to_pair(rope.beta_slow, rope, head_dim)), head_dim - 1)
-    width = max(high - low, 0.001)
+    low, high = (_turns_to_pair(turns, rope, head_dim) for turns in (rope.beta_fast, rope.beta_slow))
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    width = 0.001 if low == high else high - low
     ramp = np.clip(
         (np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(width), 0, 1, dtype=np.float32
     )

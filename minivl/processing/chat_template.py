@@ -14,15 +14,14 @@ with another default system prompt, none at all, or other headers, and answers w
 not a known one is therefore run through jinja2, in its sandbox, as transformers does.
 """
 
-import datetime
 import hashlib
-import json
-import re
 from pathlib import Path
 
 from minivl.errors import Error
 from minivl.helpers import read_json
 from minivl.processing.messages import PLACEHOLDERS, parse
+from minivl.processing.template_sandbox import compile_template
+from minivl.processing.tokenizer_files import read_token_names
 
 SYSTEM = "You are a helpful assistant."
 
@@ -34,14 +33,17 @@ KNOWN = (
 # searched in this order, as by transformers' processor; a tokenizer's own template comes last
 FILES = ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json")
 
-# marks the text that is trained on; without effect on a prompt
-GENERATION = re.compile(r"(\{%[-+]?)\s*(end)?generation\s*([-+]?%\})")
-
 
 class Template:
-    """A checkpoint's chat template. source: its text, None for the published one; path: the file it was read from."""
+    """A checkpoint's chat template.
 
-    def __init__(self, source=None, path=None):
+    source       its text, None for the published one
+    path         the file it was read from
+    token_names  {"eos_token": "<|im_end|>", ...}: the tokens that it may name
+    """
+
+    def __init__(self, source=None, path=None, token_names=()):
+        self.token_names = dict(token_names)
         self.path, self.source = path, None if source is None or hash_source(source) in KNOWN else source
         self._program = None if self.source is None else compile_template(self.source, path)
 
@@ -51,7 +53,7 @@ class Template:
         for path in () if folder is None else (Path(folder) / name for name in FILES):
             source = read_source(path) if path.is_file() else None
             if source is not None:
-                return cls(source, path)
+                return cls(source, path, read_token_names(folder))
         return cls()
 
     def render(self, messages, add_generation_prompt=True, add_vision_id=False):
@@ -59,8 +61,11 @@ class Template:
         if self._program is None:
             return render(messages, add_generation_prompt, add_vision_id)
         try:
-            return self._program.render(
+            return self._program(
                 messages=plain_messages(messages),
+                tools=None,
+                documents=None,
+                **self.token_names,
                 add_generation_prompt=add_generation_prompt,
                 add_vision_id=add_vision_id,
             )
@@ -118,7 +123,10 @@ def hash_source(source):
 def read_source(path):
     """The text of the template in one of FILES, None if there is none. Of several, the one named "default"."""
     if path.suffix == ".jinja":
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as cause:
+            raise Error(f"{path} is not text in UTF-8 ({cause}). Download it again.") from None
     source = read_json(path).get("chat_template")
     if isinstance(source, list):
         named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
@@ -126,31 +134,3 @@ def read_source(path):
     if source is not None and not isinstance(source, str):
         raise Error(f"{path}: chat_template is a {type(source).__name__}; it must be text. Download it again.")
     return source
-
-
-def compile_template(source, path):
-    """A jinja2 template, with the settings and functions that transformers gives one."""
-    try:
-        from jinja2.exceptions import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError:
-        raise Error(
-            f"{path} is not the published chat template, and running another one takes jinja2: pip install 'jinja2>=3.1.6'. "
-            "Or remove the template from the file, for the published one."
-        ) from None
-
-    def raise_exception(message):
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False} | options)
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    try:
-        return environment.from_string(
-            GENERATION.sub(lambda tag: f"{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}", source)
-        )
-    except TemplateError as cause:
-        raise Error(f"the chat template of {path} is not valid Jinja: {cause}. Use the one of its model.") from None

@@ -9,6 +9,7 @@
 The rules are those of transformers 5 (`Qwen2Tokenizer`, `_from_pretrained`).
 """
 
+import json
 from pathlib import Path
 
 from minivl.errors import Error
@@ -17,6 +18,10 @@ from minivl.helpers import object_in, read_json
 WORDS = (  # what BPE never merges across. Source: Qwen2's tokenizer
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+FLAGS = {"special", "lstrip", "rstrip", "normalized", "single_word"}  # of an added token
+DEFAULT_NAMES = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")  # Source: `Qwen2Tokenizer`
 
 
 def load_library(folder):
@@ -34,8 +39,7 @@ def load_library(folder):
     # subtle: a file saved after training may hold the trainer's truncation and padding, which would cut prompts
     library.no_truncation()
     library.no_padding()
-    add_missing(library, path)
-    return library
+    return add_missing(library, path)
 
 
 def load_whole(path):
@@ -67,20 +71,32 @@ def assemble(vocabulary, merges):
 
 
 def add_missing(library, path):
-    """The added tokens of a fine-tune that stand in other files than the tokenizer itself, which is that of `path`."""
-    from tokenizers import AddedToken
+    """The tokenizer with the added tokens that other files of the folder declare, and with the flags that they give them.
+
+    path  the file that `library` was read from
+    """
+    from tokenizers import AddedToken, Tokenizer
 
     where, declared = read_added_tokens(path.parent)
-    known = {token.content for token in library.get_added_tokens_decoder().values()}
+    known = {token.content: token for token in library.get_added_tokens_decoder().values()}
+    changed = {}
     for id, fields in sorted(declared.items()):
         text = fields["content"]
         if text not in known:
-            library.add_tokens([AddedToken(**fields)])
+            library.add_tokens([AddedToken(**{"normalized": True, **fields})])
+        elif any(fields[flag] != getattr(known[text], flag) for flag in FLAGS & fields.keys()):
+            changed[text] = {flag: fields[flag] for flag in FLAGS & fields.keys()}
         if library.token_to_id(text) != id:
             raise Error(
                 f"{where} says that token {text!r} is {id}; with {path.name} it is {library.token_to_id(text)}. Use both "
                 "files from one checkpoint, or save its tokenizer again."
             )
+    if changed:  # subtle: add_tokens passes over a token that is there, whatever its flags
+        stored = json.loads(library.to_str())
+        for token in stored["added_tokens"]:
+            token.update(changed.get(token["content"], {}))
+        library = Tokenizer.from_str(json.dumps(stored))
+    return library
 
 
 def read_added_tokens(folder):
@@ -89,7 +105,15 @@ def read_added_tokens(folder):
     stored = read_json(config) if config.is_file() else {}
     if "added_tokens_decoder" in stored or not legacy.is_file():
         declared = object_in(stored, "added_tokens_decoder")
-        return config, {int(id): fields for id, fields in declared.items()}
+        for id, fields in declared.items():
+            is_token = id.isdecimal() and isinstance(fields, dict) and isinstance(fields.get("content"), str)
+            if not is_token or not all(type(fields[flag]) is bool for flag in FLAGS & fields.keys()):
+                raise Error(
+                    f"{config}: added_tokens_decoder holds {id!r}: {fields!r}; it must be an id and an object with the token's "
+                    '"content". Download it again.'
+                )
+        known = ("content", *FLAGS)
+        return config, {int(id): {k: v for k, v in fields.items() if k in known} for id, fields in declared.items()}
     special, declared = read_special_tokens(folder, stored), read_json(legacy)
     if not all(type(id) is int for id in declared.values()):
         raise Error(f"{legacy} must be an object of tokens and their ids. Download it again.")
@@ -97,6 +121,19 @@ def read_added_tokens(folder):
         id: {"content": text, "special": text in special, "normalized": text not in special}
         for text, id in declared.items()
     }
+
+
+def read_token_names(folder):
+    """{"eos_token": "<|im_end|>", ...} of a checkpoint folder, as chat templates may use them."""
+    names = dict(DEFAULT_NAMES)
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = Path(folder or ".") / name
+        stored = read_json(path) if folder is not None and path.is_file() else {}
+        for key, token in stored.items():
+            token = token.get("content") if isinstance(token, dict) else token
+            if key.endswith("_token") and (token is None or isinstance(token, str)):
+                names[key] = token
+    return {key: token for key, token in names.items() if token is not None}
 
 
 def read_special_tokens(folder, stored):

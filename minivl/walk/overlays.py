@@ -34,7 +34,7 @@ def image_pixels(maps, context, image, frame):
     return context[name] if image < stills else context[name][frame * vision.temporal_patch_size]
 
 
-def scaled(pixels):
+def resize_for_display(pixels):
     """(Pillow image with a longer side of LONGEST, its scale)"""
     H, W, _ = pixels.shape
     scale = LONGEST / max(H, W)
@@ -43,7 +43,7 @@ def scaled(pixels):
 
 def draw_grid(pixels, vision):
     """The resized picture with its patches (thin lines) and tokens (thick ones)."""
-    image, scale = scaled(pixels)
+    image, scale = resize_for_display(pixels)
     pen = ImageDraw.Draw(image, "RGBA")
     draw_lines(pen, image.size, vision.patch_size * scale, (255, 255, 255, 90))
     # a dark line beside the light one, to be seen on a light picture too
@@ -61,7 +61,7 @@ def draw_lines(pen, size, step, colour, shift=0):
 
 def draw_windows(maps, context, image, frame):
     """A picture with each window outlined in its colour, and numbered."""
-    picture, scale = scaled(image_pixels(maps, context, image, frame))
+    picture, scale = resize_for_display(image_pixels(maps, context, image, frame))
     pen = ImageDraw.Draw(picture)
     for window in windows_on(maps, image, frame):
         x0, y0, x1, y1 = (round(scale * side) for side in window.box)
@@ -89,7 +89,7 @@ def frame_cells(pixels, shares):
 
     The middle of each cell stays as it is, so no colour of the picture is hidden.
     """
-    image, _ = scaled(pixels)
+    image, _ = resize_for_display(pixels)
     shares, (W, H) = np.nan_to_num(shares).clip(0, 1), image.size
     (row, down), (column, right) = (cell_of_pixels(size, count) for size, count in zip((H, W), shares.shape))
     edge = np.minimum(down[:, None], right)  # pixels to the nearest edge of the cell

@@ -85,23 +85,20 @@ def test_lines_grow_with_the_picture(side, line):
 
 
 def plates(picture, *objects, monkeypatch):
-    """Where the labels stand: what `plate` returns."""
-    found, real = [], drawing.plate
-    monkeypatch.setattr(drawing, "plate", lambda *arguments: found.append(real(*arguments)) or found[-1])
+    """Where the labels stand: what `draw_label` returns."""
+    found, real = [], drawing.draw_label
+    monkeypatch.setattr(drawing, "draw_label", lambda *arguments: found.append(real(*arguments)) or found[-1])
     drawn_on(picture, *objects)
     return found
 
 
-def test_labels_are_beside_each_other_and_on_the_picture(monkeypatch):
-    objects = [{"bbox_2d": [60 + i, 40 + i, 120, 90], "label": f"thing {i}"} for i in range(5)]
-    objects += [
-        {"bbox_2d": [250, 0, 299, 30], "label": "at the corner"},
-        {"bbox_2d": [-50, 190, 20, 250], "label": "low"},
-    ]
-    found = plates(Image.new("RGB", (300, 200)), *objects, monkeypatch=monkeypatch)
-    assert len(found) == 7 and all(0 <= a < c <= 300 and 0 <= b < d <= 200 for a, b, c, d in found)
-    assert not any(drawing.meet(a, b) for i, a in enumerate(found) for b in found[:i])
-    assert found[5][1] >= 30  # there is no room above: below
+def test_labels_are_above_their_boxes_or_inside_and_on_the_picture(monkeypatch):
+    boxes = [(60, 40, 120, 90), (250, 0, 299, 30), (-50, 190, 20, 250), (150, 100, 200, 120)]
+    objects = [{"bbox_2d": list(box), "label": f"thing {i}"} for i, box in enumerate(boxes)]
+    labels = plates(Image.new("RGB", (300, 200)), *objects, monkeypatch=monkeypatch)
+    assert len(labels) == 4 and all(0 <= a < c <= 300 and 0 <= b < d <= 200 for a, b, c, d in labels)
+    assert [label[3] <= box[1] for label, box in zip(labels, boxes)] == [True, False, True, True]
+    assert labels[0][0] == 60 and 0 < labels[1][1] < 10  # at the top of the picture: inside
 
 
 def test_a_label_too_long_is_made_to_fit(monkeypatch):
@@ -137,10 +134,10 @@ def test_the_picture_itself_stays(mode):
 def test_fonts(tmp_path, monkeypatch):
     """Pillow's own, unless it lacks characters that another font has."""
     own = ImageFont.load_default(20)
-    assert font_for("red circle", 20).getname() == own.getname() and drawing.lacks(own, "a猫 é") == 2
+    assert font_for("red circle", 20).getname() == own.getname() and drawing.count_missing(own, "a猫 é") == 2
     with pytest.raises(Error, match="not a font"):
         drawn_on(Image.new("RGB", (50, 50)), {"bbox_2d": [1, 1, 9, 9], "label": "a"}, font=__file__)
-    monkeypatch.setattr(drawing, "lacks", lambda font, text: int(font is own))
+    monkeypatch.setattr(drawing, "count_missing", lambda font, text: int(font is own))
     monkeypatch.setattr(ImageFont, "load_default", lambda size: own)
     other = ImageFont.TransposedFont(own)
     monkeypatch.setattr(drawing, "system_font", lambda name, size: other if name == drawing.FONTS[-1] else None)
@@ -210,11 +207,11 @@ def test_ask_draws_nothing(folder, capsys):
     "arguments, words",
     [
         (["scene.png", "?", "--draw", "no/out.png"], "cannot write no/out.png: its folder does not exist"),
-        (["scene.png", "?", "--draw", "."], "or it is a folder"),
+        (["scene.png", "?", "--draw", "."], "it is a folder"),
         (["scene.png", "?", "--draw", "out"], "no suffix names no picture format"),
         (["scene.png", "?", "--draw", "out.txt"], ".txt names no picture format"),
         (["scene.png", "?", "--draw", "./scene.png"], "would overwrite"),
-        (["?", "--draw", "out.png"], "--draw needs a picture"),
+        (["?", "--draw", "out.png"], "--draw needs an image"),
         (["scene.png", "?", "--draw-on", "1"], "give --draw FILE.png too"),
         (["scene.png", "?", "--draw", "out.png", "--draw-on", "2"], "numbered from 1 to 1"),
         (["scene.png", "?", "--draw", "out.png", "--draw-on", "0"], "--draw-on 0"),

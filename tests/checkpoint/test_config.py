@@ -2,16 +2,18 @@
 
 import copy
 import json
+import math
 
 import pytest
 
 from minivl import Config, Error
 from minivl.checkpoint.parameters import parameter_shapes
-from minivl.checkpoint.presets import PUBLISHED, published
+from minivl.checkpoint.presets import PUBLISHED, published_config
+from minivl.trace.metadata import to_config_json
 
 
 def flat(**changes):
-    return {**published(**PUBLISHED["3B"]), **changes}
+    return {**published_config(**PUBLISHED["3B"]), **changes}
 
 
 def nested():
@@ -68,6 +70,40 @@ def test_yarn(key):
     rope = Config.from_dict(flat(rope_scaling=scaling)).text.rope
     assert (rope.rope_type, rope.factor, rope.original_max_position_embeddings) == ("yarn", 4.0, 32768)
     assert (rope.beta_fast, rope.beta_slow, rope.attention_factor) == (32.0, 1.0, None)
+
+
+def yarn(**more):
+    return {
+        "type": "yarn",
+        "mrope_section": [16, 24, 24],
+        "factor": 4,
+        "original_max_position_embeddings": 32768,
+        **more,
+    }
+
+
+@pytest.mark.parametrize("place", ["text_config", "top"])
+def test_rope_scaling_replaces_rope_parameters(place):
+    """As transformers has it, its rope_theta too; the README of the models says to add it, and not where."""
+    stored = nested()
+    (stored["text_config"] if place == "text_config" else stored)["rope_scaling"] = yarn()
+    stored["text_config"]["rope_parameters"]["rope_theta"] = 5e5
+    rope = Config.from_dict(stored).text.rope
+    assert (rope.rope_type, rope.factor, rope.rope_theta) == ("yarn", 4.0, 1e6)
+
+
+def test_fields_of_yarn():
+    rope = Config.from_dict(flat(rope_scaling=yarn(truncate=False, mscale=0.5, mscale_all_dim=1))).text.rope
+    assert not rope.truncate
+    assert rope.attention_factor == pytest.approx((0.05 * math.log(4) + 1) / (0.1 * math.log(4) + 1))
+    assert Config.from_dict(flat(rope_scaling=yarn(mscale=0.5))).text.rope.attention_factor is None
+    both = Config.from_dict(flat(rope_scaling=yarn(mscale=0.5, mscale_all_dim=1, attention_factor=2))).text.rope
+    assert both.attention_factor == 2.0
+
+
+def test_a_config_survives_the_way_through_a_trace():
+    config = Config.from_dict(flat(rope_scaling=yarn(truncate=False, mscale=0.5, mscale_all_dim=1)))
+    assert Config.from_dict(to_config_json(config)) == config
 
 
 def test_missing_fields_have_transformers_defaults():
@@ -143,6 +179,36 @@ def broken(**changes):
         (broken(rope_scaling={"type": "mrope", "mrope_section": [16, 24, 20]}), "add up to half"),
         (broken(rope_scaling={"type": "linear", "factor": 2}), "rope_type is 'linear'"),
         (broken(rope_scaling={"type": "yarn"}), "factor"),
+        (broken(rope_scaling=yarn(factor=float("inf"))), "rope factor is inf; it must be a finite number"),
+        (broken(rope_scaling=yarn(factor=True)), "rope factor is True"),
+        (broken(rope_scaling=yarn(factor=10**400)), "rope factor is 1000.*401 characters"),
+        (broken(rope_scaling=yarn(attention_factor=float("nan"))), "attention_factor is nan"),
+        (broken(rope_scaling=yarn(mscale="1")), "mscale is '1'"),
+        (broken(rope_scaling=yarn(truncate="no")), "truncate is 'no'"),
+        (broken(rope_scaling=yarn(original_max_position_embeddings=0)), "original_max_position_embeddings is 0"),
+        (
+            broken(rope_scaling=yarn(original_max_position_embeddings=10**400)),
+            "original_max_position_embeddings is 100",
+        ),
+        (broken(rope_theta=float("inf")), "rope_theta is inf"),
+        (broken(rope_theta=10**400), "rope_theta is 1000"),
+        (broken(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
+        (broken(rope_scaling={"type": "default", "partial_rotary_factor": 0.5}), "partial_rotary_factor is 0.5"),
+        (broken(head_dim=64), "head_dim is 64"),
+        (broken(rms_norm_eps=float("inf")), "rms_norm_eps is inf"),
+        (broken(rms_norm_eps=10**400), "rms_norm_eps is 1000"),
+        (broken(rms_norm_eps=10**5000), "rms_norm_eps is a number of thousands of digits"),
+        (broken(rms_norm_eps=float("nan")), "rms_norm_eps is nan"),
+        (broken(num_hidden_layers=10**9), "num_hidden_layers is 1000000000; .* at most 4096"),
+        (broken(vision_depth=10**9), "depth is 1000000000"),
+        (broken(hidden_size=10**400), "hidden_size is 1000"),
+        (broken(image_token_id=10**400), "image_token_id is 1000"),
+        (broken(eos_token_id=[1, "2"]), "eos_token_id is '2'"),
+        (broken(vision_tokens_per_second=float("inf")), "tokens_per_second is inf"),
+        (broken(vision_num_attention_heads=8), "num_attention_heads is 8 and num_heads is 16"),
+        (broken(vision_rope_parameters={"rope_type": "linear"}), "axial positions"),
+        (broken(model_type=[]), "model_type is .*one architecture only"),
+        (broken(model_type={"a": 1}), "one architecture only"),
         (broken(vision_fullatt_block_indexes="all"), "list of block numbers"),
         (broken(vision_out_hidden_size=1024), "decoder's width"),
         (broken(vision_num_heads=640), "must be a multiple of 4"),
@@ -150,14 +216,19 @@ def broken(**changes):
         ([], "model_type|object"),
     ],
 )
-def test_errors_name_the_field(stored, words, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(stored))
+def test_errors_name_the_field(stored, words):
     with pytest.raises(Error, match=words):
-        Config.read(tmp_path)
+        Config.from_dict(stored)
 
 
 def test_files(tmp_path):
     with pytest.raises(Error, match="does not exist"):
+        Config.read(tmp_path)
+    (tmp_path / "config.json").write_text('{"rms_norm_eps": ' + 5000 * "9" + "}")
+    with pytest.raises(Error, match="not valid JSON"):
+        Config.read(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(flat(hidden_size=2050)))
+    with pytest.raises(Error, match="multiple of num_attention_heads"):
         Config.read(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(Error, match="not valid JSON"):

@@ -65,7 +65,9 @@ def calls(monkeypatch):
 def limited(folder, room, **options):
     """The model, with so many bytes for its weights beside what the process takes already."""
     vlm = minivl.load(folder, **options)
-    vlm.resident = Offloader(vlm.weights, vlm.config, offload.resident_memory() + offload.SLACK + room, drop_file_pages=False)
+    vlm.resident = Offloader(
+        vlm.weights, vlm.config, offload.resident_memory() + offload.SLACK + room, drop_file_pages=False
+    )
     return vlm
 
 
@@ -203,9 +205,7 @@ def test_what_is_not_an_amount(text):
 
 @LINUX
 def test_too_little_is_said_at_once(folder):
-    with pytest.raises(
-        Error, match=r"the largest matrix, model.embed_tokens.weight, 30.7 MB. Allow at least \d+ MB"
-    ):
+    with pytest.raises(Error, match=r"the largest matrix, model.embed_tokens.weight, 30.7 MB. Allow at least \d+ MB"):
         minivl.load(folder, memory_limit="100MB")
 
 

@@ -1,6 +1,7 @@
 """Weights: layouts, names, dtypes, mapping, and what is said when a file is not right."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -135,11 +136,96 @@ def test_a_single_file_by_any_name(tmp_path):
     check(open_weights(tmp_path / "mine.safetensors", CONFIG))
 
 
-def test_tied_head(tmp_path):
-    write(tmp_path / "model.safetensors", ARRAYS)  # with a stored head, which is then ignored
+TABLE = ARRAYS["model.embed_tokens.weight"]
+
+
+@pytest.mark.parametrize("stored", ["model.embed_tokens.weight", "lm_head.weight", "both"])
+def test_tied_head(tmp_path, stored):
+    """One table, under either name or both: it is embedding and head."""
+    arrays = {**ARRAYS, "model.embed_tokens.weight": TABLE, "lm_head.weight": TABLE}
+    if stored != "both":
+        del arrays[({"model.embed_tokens.weight", "lm_head.weight"} - {stored}).pop()]
+    write(tmp_path / "model.safetensors", arrays)
     weights = open_weights(tmp_path, TIED)
     assert weights["lm_head.weight"] is weights["model.embed_tokens.weight"]
+    np.testing.assert_array_equal(weights["lm_head.weight"], TABLE)
     assert len(weights.names()) == len(parameter_shapes(CONFIG))
+
+
+def test_a_head_of_its_own_counts_whatever_the_config_says(tmp_path):
+    arrays = {**ARRAYS, "lm_head.weight": TABLE[::-1].copy()}
+    write(tmp_path / "model.safetensors", arrays)
+    with pytest.warns(UserWarning, match="two different tables"):
+        check(open_weights(tmp_path, TIED), arrays)
+
+
+def test_a_head_alone_is_not_enough_unless_tied(tmp_path):
+    write(
+        tmp_path / "model.safetensors", {name: a for name, a in ARRAYS.items() if name != "model.embed_tokens.weight"}
+    )
+    with pytest.raises(Error, match="1 missing: model.embed_tokens.weight"):
+        open_weights(tmp_path, CONFIG)
+
+
+def test_tensors_that_are_not_used(tmp_path):
+    more = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, dtype=np.float32),
+        "model.visual.rotary_pos_emb.inv_freq": np.ones(8, dtype=np.float32),
+        "model.rotary_emb.original_inv_freq": np.ones(8, dtype=np.float32),
+    }
+    write(tmp_path / "model.safetensors", ARRAYS | more)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(open_weights(tmp_path, CONFIG))
+    write(tmp_path / "model.safetensors", ARRAYS | {"v_head.summary.weight": np.ones((1, 8), dtype=np.float32)})
+    with pytest.warns(UserWarning, match="not used: v_head.summary.weight"):
+        check(open_weights(tmp_path, CONFIG))
+
+
+def test_of_two_checkpoints_in_a_folder_the_single_file_counts(tmp_path):
+    write(tmp_path / "model.safetensors", ARRAYS)
+    write(tmp_path / "model-00001-of-00001.safetensors", stored_as(lambda x: x * 2))
+    weight_map = dict.fromkeys(ARRAYS, "model-00001-of-00001.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.warns(UserWarning, match="model.safetensors is used, as in transformers"):
+        check(open_weights(tmp_path, CONFIG))
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.safetensors", "x/../../a.safetensors", "{}", "C:\\a.safetensors", "..\\a.safetensors"]
+)
+def test_weights_outside_the_folder_are_not_read(tmp_path, name):
+    write(tmp_path / "a.safetensors", ARRAYS)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    name = name.format(tmp_path / "a.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(ARRAYS, name)}))
+    with pytest.raises(Error, match="names files outside its folder"):
+        open_weights(folder, CONFIG)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": [1]}}', "[" * 100000,
+             "\xff", "9" * 5000,
+             '{"weight_map": {"a": "\\u0000"}}', '{"weight_map": {"a": "' + "x" * 5000 + '"}}'])  # fmt: skip
+def test_damaged_indices(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text, encoding="latin-1")
+    with pytest.raises(Error, match="not a safetensors index|lacks 1 of 1"):
+        open_weights(tmp_path, CONFIG)
+
+
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    with pytest.raises(Error, match="cannot read .*: Permission denied. Make the folder readable"):
+        open_weights(tmp_path, CONFIG)
+    for method in ("stat", "is_dir", "is_file", "exists"):
+        monkeypatch.setattr(f"pathlib.Path.{method}", refuse)
+    for read in (Config.read, resolve):
+        with pytest.raises(Error, match="cannot read .*: Permission denied. Make the folder readable"):
+            read(tmp_path)
 
 
 def test_prefixes(tmp_path):

@@ -398,6 +398,14 @@ def test_the_recipe_runs(files, tmp_path, monkeypatch):
     for name, tensor in trace.items():
         names["record"](f"model.{name}", np.array(tensor)[None])
     names["record"]("model.half", np.ones(3, dtype=np.float16))
+    names["record"]("model.tuple", (np.ones(3, dtype=np.float16), None))
+    try:
+        import torch
+
+        names["record"]("model.bfloat16", torch.ones(3, dtype=torch.bfloat16, requires_grad=True))
+        names["record"]("model.integers", torch.arange(3))
+    except ImportError:
+        pass
     names["write_npz"]("port.npz")
     names["write_safetensors"]("port.safetensors")
     for file in ("port.npz", "port.safetensors"):

@@ -1,4 +1,4 @@
-"""Long prompts go through the decoder in parts: the same bits as all at once, and memory that does not grow with them."""
+"""Long prompts go through the decoder in chunks: the same bits as all at once, and memory that does not grow with them."""
 
 import re
 import tracemalloc
@@ -25,7 +25,7 @@ YARN = {"type": "yarn", "mrope_section": [1, 2, 1], "factor": 4, "original_max_p
 
 
 def in_parts(vlm, inputs, most, cache=None):
-    """The trace of a prefill in parts of at most `most` tokens."""
+    """The trace of a prefill in chunks of at most `most` tokens."""
     vlm.prefill_chunk = most
     return record(vlm.prefill(inputs, vlm.new_cache() if cache is None else cache), keep="*")
 
@@ -170,7 +170,7 @@ def test_the_parts_put_together():
     with pytest.raises(Error, match=r"has 56 rows \(prompt\); the values are \[18\].*trace.whole"):
         trace.maps.on_image(np.zeros(len(trace["model.norm"])), "model.norm")
     assert trace.maps.on_image(found["model.norm"], "model.norm").shape[:2] == (5, 7)
-    with pytest.raises(Error, match="was run in parts .chunks.1.model.rope.cos.*give trace.whole"):
+    with pytest.raises(Error, match="was run in chunks .chunks.1.model.rope.cos.*give trace.whole"):
         require(trace, "model.norm")
     some = vlm.trace(inputs, keep=["model.norm", "*model.layers.1"]).whole()
     assert list(some) == ["model.layers.1"] and len(some["model.layers.1"]) == 56
@@ -183,7 +183,7 @@ def test_a_walk_through_parts_explains_them():
     walk = vlm.walk(small_inputs(vlm.config))
     for name in ("model.layers.1", "chunks.1.model.layers.0.self_attn.probs", "chunks.2.model.layers.1"):
         step = walk.until(name)
-        assert step._repr_html_().count("<img") == 2 and ("Part" in step.explain()) == ("chunks" in name)
+        assert step._repr_html_().count("<img") == 2 and ("Chunk" in step.explain()) == ("chunks" in name)
     assert (
         level(step.name) == "block" and step.sentence() == "chunk 3: each token looks back at those before it, then MLP"
     )
@@ -198,7 +198,7 @@ def test_a_page_of_a_prompt_in_parts(monkeypatch):
     for most in (4096, 60):
         vlm.prefill_chunk = most
         page(vlm.trace("How many shapes are there?", scene(5).image, keep=page_needs, max_new_tokens=2), vlm)
-    assert all(said[0][key] == said[1][key] for key in ("words", "looks", "prompt", "pictures", "answer"))
+    assert all(said[0][key] == said[1][key] for key in ("tokens", "attention", "prompt", "pictures", "answer"))
 
 
 class Bar:
@@ -218,7 +218,7 @@ class Bar:
 def test_bars_end_where_they_said(monkeypatch, tokens):
     """Three blocks, three parts of three layers; then three layers for each later token. With a cache, no blocks."""
     bars, vlm = [], small_model()
-    monkeypatch.setattr("minivl.model.progress.layers_of", lambda *arguments: bars.append(Bar(*arguments)) or bars[-1])
+    monkeypatch.setattr("minivl.model.progress.layer_bar", lambda *arguments: bars.append(Bar(*arguments)) or bars[-1])
     inputs, cache, vlm.prefill_chunk = small_inputs(vlm.config), vlm.new_cache(), 20
     for _ in range(2):
         run(show_layers(vlm.answer(inputs, cache, max_new_tokens=3), vlm, tokens))

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
 from minivl.checkpoint.config import Config  # noqa: E402
-from minivl.checkpoint.presets import PUBLISHED, published  # noqa: E402
+from minivl.checkpoint.presets import PUBLISHED, published_config  # noqa: E402
 from minivl.plan.summary import counts, tree  # noqa: E402
 
 # transformers 5 has the names that came later; the sizes, eps and biases inside the brackets are compared as they are
@@ -31,7 +31,7 @@ def theirs(model):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_tree_and_counts(name):
-    stored = published(**PUBLISHED[name])
+    stored = published_config(**PUBLISHED[name])
     with torch.device("meta"):
         model = transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**stored))
     config = Config.named(name)

@@ -24,7 +24,7 @@ from minivl.tensors.names import parse
 from minivl.tiny import scene
 from minivl.trace.maps import MAPPED, Maps
 from minivl.walk.notebook import place_rows, row_norms
-from minivl.walk.overlays import draw_heat, draw_window_order, heat_colours, image_pixels, scaled
+from minivl.walk.overlays import draw_heat, draw_window_order, heat_colours, image_pixels, resize_for_display
 
 VLM = small_model()
 INPUTS = small_inputs(VLM.config)
@@ -325,7 +325,7 @@ def test_heat_is_where_the_row_is():
     loud[slot] = 9
     (picture,) = images_in(walk.replace(loud)._repr_html_())
     side = picture.shape[0] / h
-    plain = np.asarray(scaled(walk.context["image.0.resized"])[0])
+    plain = np.asarray(resize_for_display(walk.context["image.0.resized"])[0])
     bright = np.abs(picture.astype(int) - plain).sum(axis=2)
     y, x = np.unravel_index(bright.reshape(-1).argsort()[-50:], bright.shape)
     assert (
@@ -341,7 +341,7 @@ def test_heat_of_the_decoder_is_of_its_own_tokens():
     values[maps.prompt_of_token(maps.token_of_pixel(100, 60))] = 1
     (picture,), low, high = draw_heat(maps, values, "model.layers.0", walk.context)
     assert (low, high) == (0, 1)
-    plain, scale = scaled(image_pixels(maps, walk.context, 0, 0))
+    plain, scale = resize_for_display(image_pixels(maps, walk.context, 0, 0))
     y, x = np.nonzero((np.asarray(picture) != np.asarray(plain)).any(axis=2))
     assert set((x / scale // 28).astype(int)) == {100 // 28} and set((y / scale // 28).astype(int)) == {60 // 28}
     middle = (

@@ -12,33 +12,30 @@ import numpy as np
 from tqdm import tqdm
 
 from minivl.compare.diagnose import functions_for
-from minivl.compare.measure import align, distance
+from minivl.compare.local import fit, run_from_theirs
+from minivl.compare.measure import distance
 from minivl.compare.mistakes import RIGHT, Cause, Step, Unknown
 from minivl.compare.mistakes.attention import IN_BOTH
 from minivl.compare.mistakes.layers import bias
-from minivl.compare.mistakes.text_positions import seconds_per_grid
 from minivl.errors import Error
-from minivl.processing.inputs import Inputs
-from minivl.stream import run, value_of
+from minivl.stream import value_of
 from minivl.tensors.names import parse
 
 SKIPPED = (".scores", ".probs")  # mistakes in them are found in the context
 
 
-def causes_between(comparison, ours, theirs, model, limit):
-    """[Cause] of `comparison.first`, among the mistakes of the tensors in `comparison.between`."""
-    first = comparison.first
-    try:
-        inputs = inputs_of(ours, model.config)
-    except (KeyError, Unknown):
-        return []
-    rows = [row.name for row in comparison.rows]
-    right = set(rows[: rows.index(comparison.before.name) + 1]) if comparison.before is not None else set()
-    mistakes, causes = mistakes_of(comparison.between, ours, model), []
+def causes_between(wanted, names, local, limit, ours):
+    """[Cause] of the tensor `wanted`, among the mistakes of `names`, which theirs does not have and goes through before it."""
+    theirs = fit(local.theirs, wanted, local.computed[wanted].shape)
+    before, causes = distance(local.computed[wanted], theirs), []
+    values = {name: value_of(local.known[name]) for name in names if name in local.known and not name.endswith(SKIPPED)}
+    known = lambda name: value_of(local.known[name]) if name in local.known else ours.get(name)  # noqa: E731
+    mistakes = mistakes_of(values, known, local.model)
     for mistake in tqdm(mistakes, desc="trying", unit="run", leave=False, delay=1, disable=None):
-        wrong = run_with(mistake, model, inputs, first.name, right)
-        left = np.inf if wrong is None else distance(*align(wrong, theirs)[:2])
-        if left <= min(limit, first.error / 10):
+        left = (
+            distance(wrong, theirs) if (wrong := run_with(mistake, local, set(values), wanted)) is not None else np.inf
+        )
+        if left <= min(limit, before / 10):
             causes.append(Cause(mistake.name, f"at {mistake.where}: {mistake.sentence}", left))
         if left <= limit / 20:  # nothing can explain it better
             break
@@ -71,25 +68,14 @@ class Mistake:
         return None
 
 
-def inputs_of(ours, config):
-    """The `Inputs` of a recording. Raises KeyError or Unknown if a tensor is missing."""
-    patches, grids = np.zeros((0, config.vision.patch_dim), dtype=np.float32), np.zeros((0, 3), dtype=np.int64)
-    ids, videos = ours["input_ids"], ours.get("video_grid_thw", grids)
-    step = Step("position_ids", ours.get("position_ids"), None, ours.get, config)
-    return Inputs(
-        ids, ours.get("pixel_values", patches), ours.get("image_grid_thw", grids), ours.get("pixel_values_videos", patches),
-        videos, np.array(seconds_per_grid(step, ids, videos), dtype=np.float32),
-    )  # fmt: skip
-
-
-def mistakes_of(names, ours, model):
-    """[Mistake] of these tensors, each once, in the order of the data flow.
+def mistakes_of(tensors, known, model):
+    """[Mistake] of these {name: array}, each once, in the order of the data flow.
 
     A mistake that tower and decoder can have is tried in both, and in each alone: they are often written by different people.
     """
     mistakes, asked = {}, set()
-    for name in names:
-        step = Step(name, ours[name], ours[name], ours.get, model.config, weights=model.weights)
+    for name, array in tensors.items():
+        step = Step(name, array, array, known, model.config, weights=model.weights)
         for make in functions_to_run(name):
             kind = make, step.in_tower, without_number(name) if make is bias else step.word
             if kind in asked:
@@ -117,29 +103,20 @@ def names_and_sentences(make, step):
     return pairs
 
 
-def run_with(mistake, model, inputs, wanted, right=()):
-    """The tensor `wanted` of a run with a mistake in all but the tensors `right`; None if it cannot be run."""
-    seen = {}
+def run_with(mistake, local, names, wanted):
+    """The tensor `wanted` computed from their inputs with a mistake in the tensors `names`; None if it cannot be run."""
 
-    def known(name):
-        return None if name not in seen else value_of(seen[name])
-
-    def see(name, tensor):
-        seen[name] = tensor
-        if name in right or mistake.make not in functions_to_run(name):
-            return tensor
+    def change(name, tensor, known):
+        if name not in names or mistake.make not in functions_to_run(name):
+            return None
         value = value_of(tensor)
-        wrong = mistake.wrong(Step(name, value, value, known, model.config, weights=model.weights))
-        if wrong is not None:
-            seen[name] = pad_bounds(wrong.astype(tensor.dtype), tensor.shape)
-        return seen[name]
+        wrong = mistake.wrong(Step(name, value, value, known, local.model.config, weights=local.model.weights))
+        return None if wrong is None else pad_bounds(wrong, tensor.shape)
 
     try:
-        with np.errstate(all="ignore"):  # a mistake may make anything of the rest
-            run(model.answer(inputs, max_new_tokens=tokens_up_to(wanted)), see, lambda name: name == wanted)
+        return run_from_theirs(local.model, local.inputs, local.theirs, None, change, wanted)[0].get(wanted)
     except (Error, Unknown, ValueError, IndexError, ArithmeticError):  # the rest cannot run on such a tensor
         return None
-    return known(wanted)
 
 
 @functools.cache
@@ -158,7 +135,3 @@ def pad_bounds(array, shape):
 def without_number(name):
     """A name without the number of its layer."""
     return parse(name).general.replace(".blocks.{i}", "").replace(".layers.{i}", "")
-
-
-def tokens_up_to(name):
-    return parse(name).step + 1

@@ -1,0 +1,186 @@
+"""Judge each stage alone: compute every recorded tensor from THEIR inputs, and see how far theirs is from that.
+
+    computed, rounded, known = run_from_theirs(model, inputs, theirs, "bfloat16")
+    computed["visual.blocks.1.attn.proj"]      # ours, from their visual.blocks.1.attn.qkv
+
+A run in which each tensor that theirs has is replaced by theirs as it passes (an edit of the stream), so an error does not
+travel on: a second mistake shows beside the first, and what lower precision adds up over many layers disappears.
+
+How much error rounding explains is measured, not guessed: the same run is done once more with every tensor rounded to the type
+of their values, or with the inputs of all products rounded to it (ARITHMETICS), and the largest error that this makes of the
+same inputs, times SLACK, is what a stage may have.
+"""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+
+from minivl.compare.measure import align, axis_orders, measure
+from minivl.compare.mistakes import Step, Unknown
+from minivl.compare.mistakes.text_positions import seconds_per_grid
+from minivl.errors import Error
+from minivl.kernels.bfloat16 import from_float32, to_float32
+from minivl.processing.inputs import Inputs
+from minivl.stream import run, value_of
+from minivl.tensors.names import parse
+
+SLACK = 5  # rounded twice, or in another order: a few times the error of the simulated rounding
+NOISE = 2e-6  # relative: what the order of summation makes of a product in float32
+ARITHMETICS = {  # name: (are all tensors rounded, are the inputs of products, to which type)
+    "float32": (False, False, "float32"),
+    "bfloat16": (True, False, "bfloat16"),
+    "float16": (True, False, "float16"),
+    "float32 with products of bfloat16": (False, True, "bfloat16"),
+    "float32 with products of float16": (False, True, "float16"),
+}
+
+
+def inputs_of(ours, config):
+    """The `Inputs` of a recording. Raises KeyError or Unknown if a tensor is missing."""
+    patches, grids = np.zeros((0, config.vision.patch_dim), dtype=np.float32), np.zeros((0, 3), dtype=np.int64)
+    ids, videos = ours["input_ids"], ours.get("video_grid_thw", grids)
+    step = Step("position_ids", ours.get("position_ids"), None, ours.get, config)
+    return Inputs(
+        ids, ours.get("pixel_values", patches), ours.get("image_grid_thw", grids), ours.get("pixel_values_videos", patches),
+        videos, np.array(seconds_per_grid(step, ids, videos), dtype=np.float32),
+    )  # fmt: skip
+
+
+def round_to(array, kind, seed=0):
+    """The array rounded to a type; to float32: with noise of the size of another order of summation."""
+    if array.dtype != np.float32 or not array.size:
+        return array
+    if kind == "bfloat16":
+        return to_float32(from_float32(array))
+    with np.errstate(over="ignore"):
+        if kind == "float16":
+            return array.astype(np.float16).astype(np.float32)
+    finite = np.where(np.isfinite(array), array, 0)
+    scale = NOISE * np.float32(np.sqrt(np.mean(finite * finite, dtype=np.float64)))
+    noise = np.random.default_rng(seed).standard_normal(array.shape, dtype=np.float32)
+    return array + np.float32(scale) * noise
+
+
+def with_rounded_products(model, kind):
+    """The model with the inputs of all linear layers rounded."""
+    other, linear = copy.copy(model), model.kernels.linear
+    other.kernels = replace(model.kernels, linear=lambda x, *weights: linear(round_to(x, kind), *weights))
+    return other
+
+
+def fit(theirs, name, shape):
+    """Their array in our shape, its axes reordered if there is one way to; None if it cannot be."""
+    array = theirs[name]
+    if array.shape == shape:
+        return array
+    squeezed = align(np.empty(shape, dtype=np.bool_), array)[1]
+    if squeezed.shape == shape:
+        return squeezed
+    orders = axis_orders(shape, squeezed.shape)
+    return squeezed.transpose(orders[0]) if len(orders) == 1 else None
+
+
+def tokens_up_to(names):
+    return max((parse(name).step for name in names), default=0) + 1
+
+
+def run_from_theirs(model, inputs, theirs, arithmetic="float32", change=None, stop=None):
+    """(computed, known): our tensors, each from their inputs; and the tensors that went on, theirs where they have them.
+
+    theirs      {our name: array}
+    arithmetic  one of ARITHMETICS: how to round what theirs does not have, and the results; None for no rounding at all
+    change(name, array, known)  an array to go on with in the place of one that theirs does not have, or None
+    stop        the last tensor that is wanted
+    """
+    all_rounded, products, kind = ARITHMETICS[arithmetic] if arithmetic else (False, False, None)
+    model = with_rounded_products(model, kind) if products else model
+    simulate = arithmetic is not None and not products
+    computed, known = {}, {}
+
+    def see(name, tensor):
+        known[name] = tensor
+        if name not in theirs:
+            made = (
+                change(name, tensor, lambda other: value_of(known[other]) if other in known else None)
+                if change
+                else None
+            )
+            if made is not None:
+                known[name] = made.astype(tensor.dtype)
+            elif simulate and not callable(tensor):
+                known[name] = round_to(tensor, kind, len(known))
+            return known[name]
+        value = value_of(tensor)
+        computed[name] = round_to(value, kind, len(known)) if simulate else np.array(value)
+        there = fit(theirs, name, value.shape)
+        if there is not None and np.isfinite(there[np.isfinite(value)]).all():
+            known[name] = np.ascontiguousarray(there, dtype=value.dtype)
+        return known[name]
+
+    with np.errstate(all="ignore"):
+        run(model.answer(inputs, max_new_tokens=tokens_up_to(theirs)), see, lambda name: name == stop)
+    return computed, known
+
+
+class Local:
+    """The local errors of a comparison.
+
+    computed    {name: ours from their inputs};  known  {name: what went on}
+    figures     {name: `measure` of theirs and that};  limits  {name: (error, rms) that rounding explains}
+    arithmetic  the one of ARITHMETICS that their values come from
+    """
+
+    def __init__(self, model, inputs, theirs, precision):
+        self.model, self.inputs, self.theirs = model, inputs, theirs
+        self.computed, self.known = run_from_theirs(model, inputs, theirs, None)
+        self.figures = {}
+        for name, ours in self.computed.items():
+            there = fit(theirs, name, ours.shape)
+            if there is not None:
+                self.figures[name] = measure(ours, there)
+        self.arithmetic, rounded = self.find_arithmetic(precision)
+        self.limits = {name: self.limit(name, rounded[name]) for name in self.figures}
+
+    def limit(self, name, rounded):
+        figures = measure(self.computed[name], rounded)
+        return SLACK * figures["error"], SLACK * figures["rms"]
+
+    def find_arithmetic(self, precision):
+        """(arithmetic, its run), by the median distance of their tensors from those of a run in it."""
+        names = [precision] if precision != "float32" else [n for n in ARITHMETICS if n.startswith("float32")]
+        runs = {name: run_from_theirs(self.model, self.inputs, self.theirs, name)[0] for name in names}
+        left = {name: self.median(run) for name, run in runs.items()}
+        plain = self.median(self.computed)
+        best = min(left, key=left.get)
+        best = best if best == names[0] or left[best] < plain / 4 else names[0]
+        return best, runs[best]
+
+    def median(self, run):
+        errors = [measure(run[name], fit(self.theirs, name, run[name].shape))["rms"] for name in self.figures]
+        errors = [error for name, error in zip(self.figures, errors) if self.figures[name]["rms"] > 0]
+        return float(np.median(errors)) if errors else 0.0
+
+    def is_fault(self, name, tolerance):
+        """Whether theirs is further from ours than rounding explains."""
+        figures, (error, rms) = self.figures[name], self.limits[name]
+        if self.computed[name].dtype.kind in "iub":
+            return bool(figures["error"])
+        exact = self.arithmetic == "float32" and figures["error"] <= tolerance and figures["rms"] <= tolerance
+        return not exact and (figures["rms"] > max(rms, NOISE) or figures["error"] > max(error, tolerance))
+
+
+def judge_from_theirs(model, ours, theirs, matches, precision):
+    """The `Local` errors of a recording, or None if ours lacks the inputs of a run."""
+    try:
+        inputs = inputs_of(ours, model.config)
+    except (KeyError, Unknown):
+        return None
+    arrays = {mine: theirs[name] for mine, name in matches.items()}
+    numbers = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
+    for tensors in (arrays, numbers):  # subtle: a run cannot go on from every wrong index
+        try:
+            return Local(model, inputs, tensors, precision)
+        except (Error, ValueError, IndexError, ArithmeticError):
+            continue
+    return None

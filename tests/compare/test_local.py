@@ -1,0 +1,146 @@
+"""Each stage judged alone, from their inputs: no wrong port passes in lower precision, no right one raises an alarm."""
+
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+from conftest import small_inputs, small_model
+
+from minivl.compare.comparison import compare
+from minivl.compare.local import round_to, with_rounded_products
+from minivl.faults import fault
+from minivl.faults.what_if import with_fresh_kernels
+from minivl.stream import run, value_of
+from minivl.tensors import catalogue
+
+
+def is_module(name):
+    """What forward hooks on the modules of a port record."""
+    tensor = catalogue.of(name)
+    return tensor is not None and (tensor.made_by in ("norm", "linear") or tensor.level == "block")
+
+
+def is_block(name):
+    tensor = catalogue.of(name)
+    return tensor is not None and (tensor.level == "block" or name in ("visual.patch_embed", "visual", "lm_head"))
+
+
+RECORDED = {"everything": lambda name: True, "modules": is_module, "blocks": is_block}
+
+
+@pytest.fixture(scope="module")
+def right():
+    vlm = small_model("numpy")
+    inputs = small_inputs(vlm.config, grids=((1, 6, 10), (1, 4, 4)), text=2)
+    return vlm, inputs, dict(vlm.trace(inputs, max_new_tokens=1))
+
+
+def port_of(model, inputs, kind, recorded=RECORDED["everything"], faults=()):
+    """A port that holds every tensor in a type, each computed from the rounded ones before it."""
+    tensors = {}
+
+    def see(name, tensor):
+        tensors[name] = round_to(value_of(tensor), kind)
+        return tensors[name]
+
+    with ExitStack() as stack:
+        for name in faults:
+            stack.enter_context(fault(name).inject())
+        run(with_fresh_kernels(model).answer(inputs, max_new_tokens=1), see)
+    return {name: tensor for name, tensor in tensors.items() if recorded(name)}
+
+
+@pytest.mark.parametrize("recorded", RECORDED)
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+def test_right_ports_raise_no_alarm(right, kind, recorded):
+    vlm, inputs, trace = right
+    found = compare(trace, port_of(vlm, inputs, kind, RECORDED[recorded]), model=vlm)
+    assert found.ok and found.covered and found.arithmetic == kind, f"\n{found}"
+
+
+@pytest.mark.parametrize(
+    "name", ["unscaled-scores", "layer-norm", "gate-up-exchanged", "no-qkv-bias", "no-causal-mask"]
+)
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_wrong_ports_do_not_pass_in_lower_precision(right, kind, name):
+    """In every recording, and far beyond what rounding explains."""
+    vlm, inputs, trace = right
+    wrong = with_fresh_kernels(vlm)
+    for recorded in RECORDED.values():
+        port = port_of(wrong, inputs, kind, recorded, [name])
+        # without the search for the cause, which has tests of its own: it runs the model for each mistake
+        comparison = compare(trace, port, model=vlm) if recorded is RECORDED["everything"] else judged(trace, port, vlm)
+        assert not comparison.ok and len(comparison.faults) >= 3, f"\n{comparison}"
+        if recorded is RECORDED["everything"]:
+            assert comparison.first.causes[0].name == fault(name).cause, f"\n{comparison}"
+
+
+def judged(trace, port, vlm):
+    from minivl.compare import comparison
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "PASSES", ())
+        return compare(trace, port, model=vlm)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_both_of_two_mistakes_are_named(right, kind):
+    vlm, inputs, trace = right
+    port = port_of(vlm, inputs, kind, is_module, ["no-qkv-bias", "swapped-mrope-hw"])
+    found = compare(trace, port, model=vlm)
+    assert found.first.name == "visual.blocks.0.attn.qkv" and found.first.causes[0].name == "no bias", f"\n{found}"
+    second = found["model.layers.0.self_attn.o_proj"]
+    assert second.status == "DIFF" and second.causes[0].name == "height and width swapped", f"\n{found}"
+    assert "at position_ids" in second.causes[0].sentence and "Also wrong by itself: model.layers.0" in str(found)
+    assert found["model.layers.0.mlp.down_proj"].status == "INPUT"
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_products_of_a_lower_type_are_named(right, kind):
+    """Values are float32; what goes into each product was rounded, as in llama.cpp."""
+    vlm, inputs, trace = right
+    tensors = {}
+    other = with_rounded_products(vlm, kind)
+    run(other.answer(inputs, max_new_tokens=1), lambda name, tensor: tensors.update({name: np.array(value_of(tensor))}))
+    found = compare(trace, tensors, model=vlm)
+    assert found.ok and found.arithmetic == f"float32 with products of {kind}" and kind in str(found), f"\n{found}"
+    tensors["model.layers.1.mlp.act"] = tensors["model.layers.1.mlp.act"] * np.float32(1.01)
+    found = compare(trace, tensors, model=vlm)
+    faults = ["model.layers.1.mlp.act", "model.layers.1.mlp.down_proj"]  # which was made from the right one
+    assert [row.name for row in found.faults] == faults, f"\n{found}"
+
+
+def test_one_wrong_weight_is_one_row(right):
+    vlm, inputs, trace = right
+    port = {name: np.array(tensor) for name, tensor in trace.items()}
+    port["model.layers.1.mlp.up_proj"][:, 7] += np.float32(0.5)  # as of a corrupted bias
+    found = compare(trace, port, model=vlm)
+    assert [row.name for row in found.faults] == ["model.layers.1.mlp.up_proj", "model.layers.1.mlp.act"], f"\n{found}"
+    del port["model.layers.1.mlp.act"], port["model.layers.1.mlp.down_proj"]
+    found = compare(trace, port, model=vlm)
+    assert [row.name for row in found.faults] == ["model.layers.1.mlp.up_proj", "model.layers.1"], f"\n{found}"
+
+
+def test_ours_may_be_the_wrong_one(right):
+    """The model agrees with theirs: then it is ours that is wrong."""
+    vlm, inputs, trace = right
+    with fault("interleaved-rope").inject():
+        wrong = dict(with_fresh_kernels(vlm).trace(inputs, max_new_tokens=1))
+    found = compare(wrong, trace, model=vlm)
+    assert not found.ok and found.first.causes[0].name == "interleaved RoPE" and found.first.causes[0].whose == "ours"
+
+
+def test_without_a_model_the_largest_rms_has_a_limit(right):
+    """An OK~ never exceeds 64 roundings, however much the rows before it are off."""
+    vlm, inputs, trace = right
+    port = port_of(vlm, inputs, "bfloat16", is_module, ["unscaled-scores"])
+    assert not compare(trace, port, config=vlm.config).ok
+    assert all(row.rms <= 64 / 256 for row in compare(trace, port).rows if row.status == "OK~")
+
+
+@pytest.mark.parametrize("wrong", ["window_index", "position_ids"])
+def test_indices_that_no_run_can_use(right, wrong):
+    vlm, inputs, trace = right
+    name = "visual.window_index" if wrong == "window_index" else wrong
+    port = {**trace, name: np.array(trace[name]) + 10**6}
+    assert compare(trace, port, model=vlm).first.name == name
