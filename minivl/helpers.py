@@ -109,11 +109,11 @@ def check_writable(path):
 
 def cannot_write(path, cause):
     """The Error for an OSError while writing."""
-    advice = {
-        errno.ENOSPC: "Free some space, or give a file on another disk.",
-        errno.EDQUOT: "Free some space, or give a file on another disk.",
-        errno.EISDIR: "Give the name of a file.",
-    }.get(cause.errno, "Give a file in a folder that can be written.")
+    advice = "Give a file in a folder that can be written."
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        advice = "Free some space, or give a file on another disk."
+    elif cause.errno == errno.EISDIR:
+        advice = "Give the name of a file."
     reason = "its folder does not exist" if cause.errno == errno.ENOENT else cause.strerror or cause
     return Error(f"cannot write {path}: {reason}. {advice}")
 

@@ -1,4 +1,4 @@
-"""The face of minivl: load a model, ask it about pictures and videos, watch and change what runs inside.
+"""The public API: load a model, ask it about pictures and videos, trace and edit what it computes.
 
     vlm = minivl.load()
     vlm.ask("How many circles?", images="scene.png")    # -> Answer, a str; videos="clip.mp4" likewise
@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 
 from minivl.answer.answer import Answer, pictures_of_prompt
 from minivl.checkpoint.config import Config
+from minivl.checkpoint.fields import check_video_processor, warn_unknown_fields
 from minivl.checkpoint.hub import resolve
 from minivl.checkpoint.offload import offload_if_needed
 from minivl.checkpoint.weights import open_weights
@@ -70,6 +71,8 @@ def load(
     path = Path(CHECKPOINT) if source is None else resolve(source)
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder)
+    check_video_processor(folder)
+    warn_unknown_fields(folder)
     opened = open_weights(path, config, weights, memory_limit)
     if opened["lm_head.weight"] is not opened["model.embed_tokens.weight"]:  # whatever the file says
         config = dataclasses.replace(config, tie_word_embeddings=False)

@@ -220,7 +220,7 @@ except Error as error:
     path = tmp_path / "run.json"
     path.write_text("old")
     run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
-    assert run.stdout.startswith(f"cannot write {path}: File too large.")
+    assert run.stdout.startswith(f"cannot write {path}: File too large. Free some space")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["run.json"]
 
 

@@ -1,6 +1,14 @@
 """`minivl what-if`: run the model with a known porting bug, and compare."""
 
-from minivl.cli.options import add_options, add_run_options, answer_options, load_model, media_item, messages_of
+from minivl.cli.options import (
+    add_options,
+    add_run_options,
+    answer_options,
+    check_output,
+    load_model,
+    media_item,
+    messages_of,
+)
 from minivl.cli.walk import DEFAULT_QUESTION, add_image_and_question
 from minivl.errors import Error
 
@@ -11,7 +19,7 @@ OPTIONS = (
 
 
 def add(subparsers):
-    parser = subparsers.add_parser("what-if", help="run with a known porting bug: what changes first, and the answer")
+    parser = subparsers.add_parser("what-if", help="run with a known porting mistake: what changes first, both answers")
     parser.add_argument("fault", nargs="?", metavar="FAULT", help='without one, all are listed; "all" with --scenes')
     add_image_and_question(parser)
     add_options(parser, OPTIONS)
@@ -36,6 +44,7 @@ def run(options):
         if settings:
             raise Error(f"--scenes asks with the model's own settings: leave --{settings[0].replace('_', '-')} out.")
         check_scenes(options.scenes)
+        check_output("-o", options.output, [], options.model)
         for line in table(load_model(options), faults, options.scenes, options.output):
             print(line, flush=True)
     elif options.output is not None:

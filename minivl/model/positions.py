@@ -1,4 +1,4 @@
-"""Where each patch and each token stands, and the cos/sin tables that tell attention so.
+"""Positions of patches and tokens, and their rotary cos/sin tables.
 
 The tower rotates by (row, column) of the patch. The decoder rotates by three positions for each token, (t, h, w),
 "M-RoPE": text counts up on all three at once; an image's tokens spread over a grid that starts where the text stopped;
@@ -66,7 +66,9 @@ def vision_rope(places, head_dim, theta):
 def inverse_frequencies(theta, dim):
     """theta^(-2j/dim) for j = 0 .. dim/2 - 1, float32: radians by which a pair turns from one position to the next."""
     exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    return np.float32(1) / np.power(np.float32(theta), exponent, dtype=np.float32)
+    # subtle: NumPy's float32 power depends on the processor, in the last place; float64's does too, and is rounded away
+    power = np.power(np.float64(np.float32(theta)), exponent.astype(np.float64)).astype(np.float32)
+    return np.float32(1) / power
 
 
 def prompt_positions(

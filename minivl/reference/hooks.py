@@ -236,7 +236,8 @@ def watch_attention(model, found, watch):
         context, probs = eager(module, query, key, value, attention_mask, scaling, **kwargs)
         scores = query @ modeling.repeat_kv(key, module.num_key_value_groups).transpose(2, 3) * scaling
         if attention_mask is not None:
-            scores = scores.masked_fill(attention_mask < -1e30, -np.inf)  # transformers adds the lowest float32 instead
+            lowest = np.finfo(np.float16).min if str(scores.dtype) == "torch.float16" else -1e30
+            scores = scores.masked_fill(attention_mask <= lowest, -np.inf)  # transformers adds its type's lowest number
         seen = {"q_rope": query, "k_rope": key, "scores": scores, "probs": probs}
         pieces.setdefault(names[id(module)], []).append({kind: to_numpy(tensor[0]) for kind, tensor in seen.items()})
         return context, probs

@@ -319,9 +319,9 @@ def test_decoding_again_is_the_same_token(folder):
     program = Minivl(folder, work)
     first, second = program.run("decode")[1], program.run("decode")[1]
     np.testing.assert_array_equal(first, second)
-    cache, inputs = program.seen.new_cache(), work["decode"].inputs
-    run(program.seen.prefill(inputs, cache))
-    np.testing.assert_array_equal(first, run(program.seen.decode(inputs.input_ids[-1:], cache)))
+    cache, inputs = program.model.new_cache(), work["decode"].inputs
+    run(program.model.prefill(inputs, cache))
+    np.testing.assert_array_equal(first, run(program.model.decode(inputs.input_ids[-1:], cache)))
     for _ in range(2):
         np.testing.assert_array_equal(np.repeat(first, 4, axis=0), program.run("together")[1])
 
@@ -330,7 +330,7 @@ def test_a_checkpoint_is_used_again_or_refused(folder):
     before = (folder / "model.safetensors").stat().st_mtime_ns
     workloads.random_checkpoint(folder, STORED)
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(Error, match="holds a checkpoint of another kind"):
+    with pytest.raises(Error, match="has a checkpoint of another kind"):
         workloads.random_checkpoint(folder, stored_config("3B"))
 
 
@@ -361,9 +361,9 @@ def test_prefill_starts_from_the_given_features(folder):
     """The tower does not run; its tokens are in the prompt."""
     work = small_workloads(Config.from_dict(STORED))["prefill"]
     program = Minivl(folder, {"prefill": work})
-    program.seen.features = work.features
+    program.model.features = work.features
     names = []
-    for name, tensor in drive(program.seen.prefill(work.inputs, program.seen.new_cache())):
+    for name, tensor in drive(program.model.prefill(work.inputs, program.model.new_cache())):
         names.append(name)
         if name == "inputs_embeds":
             where = work.inputs.input_ids == program.vlm.config.image_token_id

@@ -62,7 +62,7 @@ def test_absent_peers_are_left_out_with_advice(monkeypatch):
     assert bench_run.choose_work("tiny", None, [], False)[1:] == ({}, {})
 
 
-WHY = "it is given the text decoder only, one prompt at a time"
+WHY = "it has only the text decoder, one prompt at a time"
 
 
 def test_a_peer_without_a_tower(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from minivl import Config, Error
 from minivl.checkpoint.parameters import parameter_shapes
 from minivl.checkpoint.presets import PUBLISHED, published_config
-from minivl.trace.metadata import config_json
+from minivl.trace.metadata import to_config_json
 
 
 def flat(**changes):
@@ -103,7 +103,7 @@ def test_fields_of_yarn():
 
 def test_a_config_survives_the_way_through_a_trace():
     config = Config.from_dict(flat(rope_scaling=yarn(truncate=False, mscale=0.5, mscale_all_dim=1)))
-    assert Config.from_dict(config_json(config)) == config
+    assert Config.from_dict(to_config_json(config)) == config
 
 
 def test_missing_fields_have_transformers_defaults():

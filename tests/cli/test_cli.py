@@ -1,6 +1,7 @@
 """The command line as a process: files that it must not overwrite, streams that fail, interrupts, its own texts."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -69,7 +70,10 @@ def test_the_model_is_not_overwritten(name, tmp_path, capsys):
 
 
 @POSIX
-@pytest.mark.parametrize("line", ["trace What? -o", "report What? -o", "plan --no-seconds --json", "bench --json"])
+@pytest.mark.parametrize(
+    "line",
+    ["trace What? -o", "report What? -o", "plan --no-seconds --json", "bench --json"] + ["what-if bgr --scenes 1 -o"],
+)
 @pytest.mark.parametrize("out", ["/dev/full", "/proc/run.html", "{folder}", "{folder}/no/run.html"])
 def test_outputs_are_checked_before_the_run(line, out, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("minivl.vlm.load", lambda *_, **__: pytest.fail("the model was loaded"))
@@ -158,8 +162,6 @@ def test_errors_name_the_option(capsys):
 
 def test_the_library_does_not_name_options():
     """Options of the command line stand in minivl/cli and in scripts of their own."""
-    import re
-
     scripts = {"train.py", "evaluate.py"}
     for path in (ROOT / "minivl").rglob("*.py"):
         if path.parent.name != "cli" and path.name not in scripts:

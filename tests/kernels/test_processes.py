@@ -10,7 +10,7 @@ import pytest
 
 from minivl.kernels import FUNCTIONS, MODULES, Kernels, choose
 from minivl.kernels.warm_up import calls
-from minivl.plan.meta_array import Meter
+from minivl.plan.meta_array import MetaKernels
 
 ROOT = Path(__file__).parents[2]
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
@@ -25,7 +25,7 @@ def run(script, *arguments, **environment):
 def test_backends_have_one_interface():
     """Plain, compiled and metered functions take the same arguments; all compiled ones are called before they are needed."""
     assert tuple(MODULES) == FUNCTIONS
-    plain, compiled, meter = choose("numpy"), choose("numba"), Meter()
+    plain, compiled, meter = choose("numpy"), choose("numba"), MetaKernels()
     for name in FUNCTIONS:
         expected = [*inspect.signature(getattr(plain, name)).parameters]
         assert [*inspect.signature(getattr(compiled, name)).parameters] == expected, name

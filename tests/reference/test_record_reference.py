@@ -56,6 +56,31 @@ def test_bfloat16_agrees_within_its_rounding(pictures, tmp_path):
     assert found.first.name == "visual" and found.first.causes[0].name == "window order not undone", f"\n{found}"
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_lower_precision_is_judged_stage_by_stage(pictures, tmp_path, dtype):
+    """transformers itself, right and without the scale of the tower's scores: with the model no alarm, and no false pass."""
+    from minivl.reference import record
+
+    load, vlm = record.load_reference, minivl.load()
+    trace = vlm.trace(QUESTION, images=pictures[:1], max_new_tokens=1)
+
+    def load_wrong(*args, **options):
+        model = load(*args, **options)
+        for block in model.model.visual.blocks:
+            block.attn.scaling = 1.0
+        return model
+
+    for wrong in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(record, "load_reference", load_wrong if wrong else load)
+            record_reference(CHECKPOINT, QUESTION, pictures[:1], tmp_path / "low.safetensors", dtype=dtype)
+        found = compare(trace, tmp_path / "low.safetensors", model=vlm)
+        scores = [f"visual.blocks.{i}.attn.scores" for i in range(vlm.config.vision.depth)] if wrong else []
+        assert [row.name for row in found.faults] == scores and found.ok != wrong, f"\n{found}"
+        assert found.arithmetic == dtype
+    assert found.first.causes[0].name == "unscaled scores"
+
+
 def test_a_folder_that_is_missing(tmp_path):
     with pytest.raises(minivl.Error, match="does not exist"):
         record_reference(CHECKPOINT, "Hello", [], tmp_path / "no" / "a.safetensors")

@@ -104,10 +104,10 @@ def test_the_limit_counts_what_is_kept_only():
 
 
 def test_the_limit_comes_from_the_memory_there_is(monkeypatch):
-    monkeypatch.setattr(recorder, "available", lambda: 20_000)
+    monkeypatch.setattr(recorder, "available_memory", lambda: 20_000)
     with pytest.raises(Error, match="memory may take 10.0 kB"):
         VLM.trace(INPUTS)
-    monkeypatch.setattr(recorder, "available", lambda: None)
+    monkeypatch.setattr(recorder, "available_memory", lambda: None)
     assert len(VLM.trace(INPUTS, keep="lm_head")) == 1
 
 
@@ -372,4 +372,4 @@ def test_the_command(tmp_path, capsys):
     found = Trace.load(out)
     assert len(found) == 4 * 15 + 1 and f"{len(found)} of {len(found.names)} tensors" in shown
     assert all(f"\n{name} " in shown for name in found) and f"Answer: {found.result}" in shown
-    assert main(["trace", "Hello"]) == 1 and "nothing to do" in capsys.readouterr().err
+    assert main(["trace", "Hello"]) == 1 and "give -o FILE.safetensors" in capsys.readouterr().err
