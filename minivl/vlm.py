@@ -1,4 +1,4 @@
-"""The face of minivl: load a model, ask it about pictures and videos, watch and change what runs inside.
+"""The public API: load a model, ask it about pictures and videos, trace and edit what it computes.
 
     vlm = minivl.load()
     vlm.ask("How many circles?", images="scene.png")    # -> Answer, a str; videos="clip.mp4" likewise

@@ -1,4 +1,4 @@
-"""Parse and validate a config.json of Qwen2.5-VL, in every layout that exists. config.py says what the fields mean.
+"""Parse and validate a config.json of Qwen2.5-VL, in the old and new layouts. config.py says what the fields mean.
 
 Layouts: flat (published: text fields at the top, `vision_config` beside them), transitional (flat, and a `text_config` copy
 whose entries may be null), nested (transformers 5: text fields in `text_config` only, `rope_parameters` in place of

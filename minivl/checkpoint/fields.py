@@ -1,4 +1,4 @@
-"""Every field of a checkpoint's JSON files: obeyed, without effect, or refused. One that is in none of the three is reported.
+"""Known fields of a checkpoint's JSON files: used, without effect, or refused; an unknown one gives a warning.
 
     warn_unknown_fields("Qwen2.5-VL-3B-Instruct")
 

@@ -1,4 +1,4 @@
-"""The checkpoint's tensors: memory-mapped, by their published names, checked strictly both ways.
+"""The checkpoint's tensors, memory-mapped, by published names; missing and unexpected ones are errors.
 
     weights = open_weights("Qwen2.5-VL-3B-Instruct", config)
     weights["model.layers.0.self_attn.q_proj.weight"]         # uint16 [2048, 2048]: bfloat16 bits, mapped from the file

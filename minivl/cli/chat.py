@@ -11,9 +11,7 @@ OPTIONS = (("--system TEXT", str, "the system prompt (default: that of the model
 
 
 def add(subparsers):
-    parser = subparsers.add_parser(
-        "chat", help="talk about images and videos: questions line by line, @photo.jpg anywhere"
-    )
+    parser = subparsers.add_parser("chat", help="chat about images and videos; @photo.jpg in a line attaches a file")
     parser.add_argument("files", nargs="*", metavar="FILE", help="images and videos before the first question")
     add_options(parser, OPTIONS)
     return add_run_options(parser)

@@ -21,9 +21,7 @@ OPTIONS = (
 
 
 def add(subparsers):
-    parser = subparsers.add_parser(
-        "plan", help="what a run of any size takes: operations, memory, seconds; without weights"
-    )
+    parser = subparsers.add_parser("plan", help="estimate operations, memory and time of a run; needs no weights")
     add_source(parser)
     parser.add_argument(
         "--prompt-tokens", type=int, default=40, metavar="N", help="tokens of text, including the chat template (40)"

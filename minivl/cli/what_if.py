@@ -19,7 +19,7 @@ OPTIONS = (
 
 
 def add(subparsers):
-    parser = subparsers.add_parser("what-if", help="run with a known porting bug: what changes first, and the answer")
+    parser = subparsers.add_parser("what-if", help="run with a known porting mistake: what changes first, both answers")
     parser.add_argument("fault", nargs="?", metavar="FAULT", help='without one, all are listed; "all" with --scenes')
     add_image_and_question(parser)
     add_options(parser, OPTIONS)

@@ -1,4 +1,4 @@
-"""Judge each stage alone: compute every recorded tensor from THEIR inputs, and see how far theirs is from that.
+"""Judge each stage alone: recompute every recorded tensor from the port's own inputs, and compare.
 
     computed, rounded, known = run_from_theirs(model, inputs, theirs, "bfloat16")
     computed["visual.blocks.1.attn.proj"]      # ours, from their visual.blocks.1.attn.qkv

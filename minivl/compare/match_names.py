@@ -1,4 +1,4 @@
-"""Which of our tensors a port's tensor is, by its name.
+"""Match a port's tensor names to minivl's.
 
     match_names(theirs, ours, {"ffn_out-{}": "model.layers.{}.mlp.down_proj"})      # {ours: theirs}
 

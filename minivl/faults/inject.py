@@ -1,4 +1,6 @@
-"""Replace a function, method or constant of the engine for a while: monkey-patching of every alias.
+"""Replace a function, method or constant of the engine for a while, by monkey-patching every alias.
+
+The faults that use it are in processing.py, vision.py and decoder.py.
 
     with patch("minivl.model.positions.mrope", lambda original: wrong_mrope):
         ...

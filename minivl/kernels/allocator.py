@@ -1,4 +1,4 @@
-"""How much memory there is, and keeping that of large arrays for the next ones.
+"""Reuse the memory of large arrays.
 
 The C library asks the system for every array over 32 MB and gives it back at once. The system hands out memory page by page,
 when it is first touched, and clears each: for a tower's largest tensors that takes longer than the arithmetic on them.

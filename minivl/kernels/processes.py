@@ -1,4 +1,4 @@
-"""Numba's threads in forked processes, and under several Python threads: an Error or a lock, where Numba ends the process.
+"""Make Numba's threads safe: after a fork, and under several Python threads, where Numba would abort the process.
 
 Numba's threading layers differ: OpenMP, which is usual, aborts a process that was forked after its threads had started;
 "workqueue", the layer of last resort, aborts if two Python threads call it at once.

@@ -1,4 +1,4 @@
-"""Where each patch and each token stands, and the cos/sin tables that tell attention so.
+"""Positions of patches and tokens, and their rotary cos/sin tables.
 
 The tower rotates by (row, column) of the patch. The decoder rotates by three positions for each token, (t, h, w),
 "M-RoPE": text counts up on all three at once; an image's tokens spread over a grid that starts where the text stopped;

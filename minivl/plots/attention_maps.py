@@ -172,9 +172,7 @@ def attention_steps(trace, layer, head=None, image=0, frame=0, vlm=None, columns
     require(trace, *[f"{step_prefix(k)}model.layers.{layer}.self_attn.probs" for k in steps], *tokens)
     shares = [shares_on_picture(trace, layer, head, k, None, image, frame) for k in steps]
     cells = [shares[i : i + columns] for i in range(0, len(shares), columns)]
-    title = (
-        f"model.layers.{layer}.self_attn, {head_name(head)}: attention before each token of the answer\n"
-    )
+    title = f"model.layers.{layer}.self_attn, {head_name(head)}: attention before each token of the answer\n"
     figure, panels = small_multiples(trace, title, cells, image, frame, scale)
     for axes in panels.reshape(-1)[len(shares) :]:
         axes.remove()

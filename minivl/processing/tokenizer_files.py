@@ -1,4 +1,4 @@
-"""The files that a checkpoint's tokenizer stands in, whichever there are, as one `tokenizers.Tokenizer`.
+"""Load a `tokenizers.Tokenizer` from the files that a checkpoint has.
 
     tokenizer.json                    the whole of it
     vocab.json, merges.txt            the vocabulary and merges alone, as older programs wrote them: how text is cut into

@@ -101,11 +101,11 @@ def arguments(
     pixel_values_videos=(),
     video_grid_thw=(),
     second_per_grid_ts=(),
-    image_sizes=(),
+    **of_prepare,
 ):
     """Keyword arguments of transformers' forward and generate for one prompt. Without pictures and videos: text alone.
 
-    image_sizes  not passed on: they are for the boxes of an answer
+    of_prepare  the other fields of `Inputs`, such as image_sizes: the model does without
     """
     torch, _ = import_torch()
     ids = torch.from_numpy(input_ids)[None]

@@ -1,4 +1,4 @@
-"""Attention maps of the report: the rows that chose each token of the answer, small enough to stand in a page.
+"""Attention maps of the report: the rows that chose each token of the answer, packed for the page; page.js draws them.
 
 A map is one byte a token, 255 for its largest: one scale for the tokens of pictures and one for those of text, for the first
 token of a prompt often takes most of the attention and would leave the picture dark.

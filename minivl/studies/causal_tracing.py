@@ -1,4 +1,4 @@
-"""Causal tracing: where, and after which layer, the information sits that makes the difference between two prompts.
+"""Causal tracing: locate the tokens and layers that carry the difference between two prompts.
 
     clean      a picture with a red ring     "What colour is the ring?"  red
     corrupted  the same with a blue one                                  blue

@@ -1,4 +1,4 @@
-"""Token ids for people: their text, the likeliest ones, the runs of a prompt. Plots, pages and walks all show these.
+"""Token ids as readable text: of one token, of the likeliest, of a prompt. Plots, page and walk all use these.
 
 token_text(vlm, [17])                   # " red"; "#17" without a tokenizer
 quote_tokens(vlm, [17, 2])              # "' red<|im_end|>'"

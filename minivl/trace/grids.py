@@ -1,4 +1,4 @@
-"""On the picture: from pixels to patches and tokens, and back, arrays at once. The part of maps.py that needs no prompt.
+"""Convert between pixels, patches and tokens, arrays at once. The part of maps.py that needs no prompt.
 
     grids = Grids(config, [(1, 4, 12)])                # or Maps, which are these and more
     grids.token_of_pixel(100, 50)                       # 9

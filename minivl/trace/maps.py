@@ -1,4 +1,4 @@
-"""Where things are: pixel, patch, window slot, token, prompt, position; from each to the next and back, arrays at once.
+"""Convert between pixels, patches, window slots, tokens, prompt and M-RoPE positions, arrays at once.
 
     maps = vlm.trace("How many shapes are there?", images="scene.png").maps     # or Maps.of(inputs, vlm.config)
     token = maps.token_of_pixel(100, 50)        # which token shows this pixel of the resized picture

@@ -1,5 +1,5 @@
 """Every cause that `compare` may name, and how to really make that mistake: in the engine where one of its functions can be
-swapped for it, else by hand from what goes into the tensor. Nothing here is taken from minivl/causes.
+swapped for it, else by hand from what goes into the tensor. Nothing here is taken from minivl/compare/mistakes.
 
     (cause, words of its sentence, tensor, function of a Port that gives what comes out)
 """
@@ -31,7 +31,7 @@ class Port:
     def __getitem__(self, name):
         return np.array(self.trace[name])
 
-    def patch(self, where, make, name):
+    def run_with(self, where, make, name):
         """The tensor of a run with make(function) in the place of a function of the engine."""
         with patch(where, make):
             return self.edited({}, name)
@@ -85,7 +85,7 @@ def normalised(change):
         def normalize(_):
             return lambda self, pixels: np.ascontiguousarray(change(pixels).transpose(2, 0, 1), dtype=np.float32)
 
-        return port.swapped("minivl.processing.image_processor.ImageProcessor.normalize", normalize, COLOURS)
+        return port.run_with("minivl.processing.image_processor.ImageProcessor.normalize", normalize, COLOURS)
 
     return run
 
@@ -93,7 +93,7 @@ def normalised(change):
 def resized(change):
     def run(port):
         make = lambda original: lambda self, picture, **_: np.asarray(change(picture))  # noqa: E731
-        return port.swapped("minivl.processing.image_processor.ImageProcessor.resize", make, "image.0.resized")
+        return port.run_with("minivl.processing.image_processor.ImageProcessor.resize", make, "image.0.resized")
 
     return run
 
@@ -260,8 +260,8 @@ TOWER_PLACES = [
     ("positions not in window order", "", COS, tables(lambda p: p[PLACES])),
     ("inverse of the window order", "sorted by argsort", COS, tables(
         lambda p: to_window_order(p[PLACES], np.argsort(p[INDEX]), 4))),
-    ("wrong theta", "1e+06", COS, lambda p: p.swapped("minivl.checkpoint.config.VisionConfig.rope_theta", lambda _: 1e6, COS)),
-    ("frequencies of the whole head", "", COS, lambda p: p.swapped(
+    ("wrong theta", "1e+06", COS, lambda p: p.run_with("minivl.checkpoint.config.VisionConfig.rope_theta", lambda _: 1e6, COS)),
+    ("frequencies of the whole head", "", COS, lambda p: p.run_with(
         "minivl.model.positions.inverse_frequencies", of_whole_head, COS)),
     ("rows and columns interleaved", "", COS, angles(
         lambda r, c: np.tile(np.stack([r, c], axis=2).reshape(len(r), -1), 2))),
@@ -345,9 +345,9 @@ TOKENS = [
     ("units for patches", "", "video_grid_thw", lambda p: p["video_grid_thw"] // np.array([1, 2, 2])),
     ("pixels for patches", "", "image_grid_thw", lambda p: p["image_grid_thw"] * np.array([1, 4, 4])),
     ("frames for pairs", "", "video_grid_thw", lambda p: p["video_grid_thw"] * np.array([2, 1, 1])),
-    ("window order not undone", "", "visual", lambda p: p.swapped(
+    ("window order not undone", "", "visual", lambda p: p.run_with(
         "minivl.model.windows.to_raster_order", lambda _: lambda x, index: x, "visual")),
-    ("inverse of the window order", "indexed by window_index", "visual", lambda p: p.swapped(
+    ("inverse of the window order", "indexed by window_index", "visual", lambda p: p.run_with(
         "minivl.model.windows.to_raster_order", lambda _: lambda x, index: x[index], "visual")),
     ("window order twice", "put back", "visual", lambda p: p["visual"][np.argsort(p[INDEX])]),
     ("pictures not put in", "", "inputs_embeds", lambda p: p["model.embed_tokens"]),

@@ -45,7 +45,9 @@ def test_linear(M, K, N, stored, with_bias):
     stored_weight = bits if stored == "bfloat16" else weight
     bias = normal(N) if with_bias else None
     expected = x.astype(np.float64) @ exact_weight.T.astype(np.float64) + (0 if bias is None else bias)
-    tolerance = max(1e-6, 2**-24 * np.sqrt(K))  # rounding of K terms in any order: that of the BLAS, and of the registers
+    tolerance = max(
+        1e-6, 2**-24 * np.sqrt(K)
+    )  # rounding of K terms in any order: that of the BLAS, and of the registers
     for function in (linear.linear_numpy, linear.linear_numba):
         close(function(x, stored_weight, bias), expected, tolerance)
 

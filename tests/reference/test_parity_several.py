@@ -48,7 +48,7 @@ def padded(config, prompts):
     media = {
         field.name: np.concatenate([getattr(prompt, field.name) for prompt in prompts])
         for field in dataclasses.fields(Inputs)
-        if field.init and field.name not in ("input_ids", "image_sizes")
+        if field.init and field.name not in ("input_ids", "image_sizes", "images", "cached")
     }
     given = arguments(config, ids.reshape(-1), **media)
     rows = {name: given[name].reshape(ids.shape) for name in ("input_ids", "mm_token_type_ids")}
