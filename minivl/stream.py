@@ -1,13 +1,13 @@
 """The protocol of the forward pass: a generator of named tensors.
 
     def double_then_add(x):                     # a stage is a plain function that is also a generator
-        y = yield "double", x * 2               # here is a tensor worth seeing; go on with what comes back
+        y = yield "double", x * 2               # yield a tensor; go on with what comes back
         return y + 1
 
-    run(double_then_add(x))                     # nobody looks
-    run(double_then_add(x), see=print_shape)    # somebody does
+    run(double_then_add(x))                     # no observer
+    run(double_then_add(x), see=print_shape)    # with an observer
 
-A stage names its tensors as seen from inside; whoever calls it says where it stands:
+A stage names its tensors relative to itself; its caller adds the prefix:
 
     x = yield "blocks.7", (yield from under("blocks.7", vision_block(x, ...)))
 
@@ -23,7 +23,7 @@ from minivl.errors import Error
 class Lazy:
     """A tensor that the fast path never builds, such as attention scores inside a fused kernel.
 
-    It is yielded in the tensor's place and built, once, when somebody calls it. If an array comes back instead of
+    It is yielded in the tensor's place and built, once, when it is called. If an array comes back instead of
     this object, the stage goes on from that array; otherwise it stays on the fused path.
     """
 
@@ -73,7 +73,7 @@ def drive(stage, see=None):
     """Iterate over the (name, tensor) pairs of a stage, as they went back into it, and return its result.
 
     see(name, tensor)  is shown every tensor, an array (read-only) or a `Lazy`. What it returns replaces the tensor;
-                       None, or the same object, leaves it as it is: bit for bit the result of nobody looking.
+                       None, or the same object, leaves it as it is: bit for bit the result without an observer.
     """
     reply = None
     while True:

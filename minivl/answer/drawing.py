@@ -151,10 +151,10 @@ def picture_format(path):
     """Pillow's name of the format to write a file in; an Error if it cannot be written, before minutes are spent on it."""
     path = Path(path)
     check_writable(path)
-    found = Image.registered_extensions().get(path.suffix.lower())
-    if found not in Image.SAVE:
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
         raise Error(f"cannot write {path}: {path.suffix or 'no suffix'} names no picture format. Call it .png or .jpg.")
-    return found
+    return kind
 
 
 def write(image, path):

@@ -30,19 +30,19 @@ def check_model_type(stored):
     """Check that a config.json is of Qwen2.5-VL, the only architecture that is supported."""
     if not isinstance(stored, dict):
         raise Error(f"a config is the object of a config.json, with model_type and so on; this is {stored!r}.")
-    found = stored.get("model_type")
-    if found != MODEL_TYPE:
-        why = RELATIVES.get(str(found), "minivl implements that one architecture only")
-        raise Error(f'model_type is {found!r}; it must be "{MODEL_TYPE}": {why}. Use a Qwen2.5-VL checkpoint.')
+    stated = stored.get("model_type")
+    if stated != MODEL_TYPE:
+        why = RELATIVES.get(str(stated), "minivl implements that one architecture only")
+        raise Error(f'model_type is {stated!r}; it must be "{MODEL_TYPE}": {why}. Use a Qwen2.5-VL checkpoint.')
 
 
 def check_not_quantised(stored):
     """Check that the weights are not quantised: AWQ, GPTQ, bitsandbytes, FP8 and others all leave this object."""
-    found = stored.get("quantization_config")
-    if not found:
+    stated = stored.get("quantization_config")
+    if not stated:
         return
-    method = found.get("quant_method", "unnamed") if isinstance(found, dict) else found
-    bits = f", {found['bits']} bits" if isinstance(found, dict) and "bits" in found else ""
+    method = stated.get("quant_method", "unnamed") if isinstance(stated, dict) else stated
+    bits = f", {stated['bits']} bits" if isinstance(stated, dict) and "bits" in stated else ""
     raise Error(
         f"the weights are quantised (quantization_config in config.json: {method}{bits}); minivl reads bfloat16, float16 and "
         "float32. Use the checkpoint as it was before; if its tensors are not quantised, remove that entry."

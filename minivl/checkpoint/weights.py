@@ -199,11 +199,11 @@ def find_files(source):
         return [single]
     if index.name in names:
         return read_index(index)
-    found = sorted(source / name for name in names if name.endswith(".safetensors"))
-    if len(found) != 1:
-        what = "no .safetensors file" if not found else f"{len(found)} .safetensors files and no index"
+    files_here = sorted(source / name for name in names if name.endswith(".safetensors"))
+    if len(files_here) != 1:
+        what = "no .safetensors file" if not files_here else f"{len(files_here)} .safetensors files and no index"
         raise Error(f"{source} holds {what}. It needs model.safetensors, or shards and model.safetensors.index.json.")
-    return found
+    return files_here
 
 
 def read_index(index):

@@ -13,8 +13,8 @@ Decoder: a token sees itself and what came before, over the cache; query heads s
     2 new tokens after 3 cached       x x x x .      query head h reads key head h // (H / KV)
                                       x x x x x
 
-The fused kernels never keep scores. `segment_scores`, `causal_scores` and `softmax` build them for whoever looks, and
-`segment_context`, `causal_context` go on from probabilities that somebody changed.
+The fused kernels never keep scores. `segment_scores`, `causal_scores` and `softmax` build them on request, and
+`segment_context`, `causal_context` go on from edited probabilities.
 Shapes: q [H, N, K], k and v [KV, S, K] -> context [N, H*K], the heads side by side.
 """
 
@@ -143,7 +143,7 @@ def _attend(q, k, v, first, last, starts):
 
 def _buffer(rows):
     """The first rows of each head in a cache, [KV, S, K] -> the cache [KV, capacity, K] that holds them, without a copy.
-    What is behind S there belongs to nobody, and is not read.
+    Entries behind S are unused and not read.
 
     Where there are gaps between the heads' rows, Numba does not know them to be dense, and cannot take whole registers.
     """

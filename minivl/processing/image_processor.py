@@ -88,11 +88,19 @@ class ImageProcessor:
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise Error(f"image processor: {name} is {getattr(self, name)!r}; it must be a whole number above 0.")
         for name in COLOURS:
-            found = getattr(self, name)
-            if not isinstance(found, tuple) or len(found) != 3 or not all(isinstance(v, (int, float)) for v in found):
-                raise Error(f"image processor: {name} is {found!r}; it must be three numbers, for red, green and blue.")
-            if not all(math.isfinite(v) and (v > 0 or name == "image_mean") for v in found):
-                raise Error(f"image processor: {name} is {found!r}; its numbers must be finite, and image_std above 0.")
+            setting = getattr(self, name)
+            if (
+                not isinstance(setting, tuple)
+                or len(setting) != 3
+                or not all(isinstance(v, (int, float)) for v in setting)
+            ):
+                raise Error(
+                    f"image processor: {name} is {setting!r}; it must be three numbers, for red, green and blue."
+                )
+            if not all(math.isfinite(v) and (v > 0 or name == "image_mean") for v in setting):
+                raise Error(
+                    f"image processor: {name} is {setting!r}; its numbers must be finite, and image_std above 0."
+                )
 
     def check_matches(self, vision):
         """The same processor, if the tower (a VisionConfig) expects such patches; an Error if not."""
@@ -196,9 +204,9 @@ def read_fields(folder):
 def check_steps(stored):
     """The steps that are always done here, and cannot be left out or done otherwise."""
     for field, done in STEPS.items():
-        found = stored.get(field)
-        if found is not None and found != done:
+        setting = stored.get(field)
+        if setting is not None and setting != done:
             raise Error(
-                f"image processor: {field} is {found!r}; minivl prepares pictures as all published Qwen2.5-VL do, with "
+                f"image processor: {field} is {setting!r}; minivl prepares pictures as all published Qwen2.5-VL do, with "
                 f"{done!r}. Use the preprocessor_config.json that came with the weights."
             )

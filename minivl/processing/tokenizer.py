@@ -52,10 +52,10 @@ class Tokenizer:
 
     def id(self, token):
         """The id of a token by its name, such as "<|image_pad|>"."""
-        found = self._library.token_to_id(token)
-        if found is None:
+        token_id = self._library.token_to_id(token)
+        if token_id is None:
             raise Error(f"tokenizer.json has no token {token!r}. Is it the tokenizer of a Qwen2.5-VL checkpoint?")
-        return found
+        return token_id
 
     def token(self, id):
         """What one token says, for display; special tokens by name."""

@@ -139,9 +139,9 @@ def read_token_names(folder):
 def read_special_tokens(folder, stored):
     """The tokens that stand for no text, by tokenizer_config.json (`stored`) and special_tokens_map.json."""
     path = folder / "special_tokens_map.json"
-    found = []
+    entries = []
     for fields in (stored, read_json(path) if path.is_file() else {}):
-        found += [named for key, named in fields.items() if key.endswith("_token") and isinstance(named, (str, dict))]
+        entries += [named for key, named in fields.items() if key.endswith("_token") and isinstance(named, (str, dict))]
         more = fields.get("extra_special_tokens") or fields.get("additional_special_tokens") or []
-        found += more.values() if isinstance(more, dict) else more
-    return {token["content"] if isinstance(token, dict) else token for token in found}
+        entries += more.values() if isinstance(more, dict) else more
+    return {token["content"] if isinstance(token, dict) else token for token in entries}

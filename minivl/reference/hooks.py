@@ -78,19 +78,19 @@ def run_reference(model, input_ids, pixel_values, image_grid_thw, position_ids=N
     position_ids  int64 [3, T], to run with other positions than transformers' own
     """
     torch, _ = import_torch()
-    found = {"input_ids": input_ids}
+    recorded = {"input_ids": input_ids}
     prompt = arguments(model.config, input_ids, pixel_values, image_grid_thw, **videos)
     if position_ids is not None:
         prompt["position_ids"] = torch.from_numpy(position_ids)[:, None]
     with contextlib.ExitStack() as watch, torch.no_grad():
-        watch_media(model, found, watch)
-        watch_modules(model, found, watch)
-        watch_attention(model, found, watch)
-        watch_windows(found, watch)
+        watch_media(model, recorded, watch)
+        watch_modules(model, recorded, watch)
+        watch_attention(model, recorded, watch)
+        watch_windows(recorded, watch)
         model(**prompt, logits_to_keep=1, use_cache=False)
         if len(prompt) > 1 and position_ids is None:
-            found["rope_delta"] = model.model.rope_deltas[0].numpy()
-    return found
+            recorded["rope_delta"] = model.model.rope_deltas[0].numpy()
+    return recorded
 
 
 def arguments(
@@ -123,14 +123,14 @@ def arguments(
 # ---- the tower, which transformers runs for the images, then for the videos ----
 
 
-def watch_media(model, found, watch):
+def watch_media(model, recorded, watch):
     """The tower's inputs, under the names of images or of videos."""
 
     def spy(function, names):
         original = getattr(model.model, function)
 
         def watched(*args, **kwargs):
-            found.update({name: without_batch(tensor) for name, tensor in zip(names, args)})
+            recorded.update({name: without_batch(tensor) for name, tensor in zip(names, args)})
             return original(*args, **kwargs)
 
         watch.enter_context(mock.patch.object(model.model, function, watched))
@@ -139,32 +139,32 @@ def watch_media(model, found, watch):
     spy("get_video_features", ["pixel_values_videos", "video_grid_thw"])
 
 
-def keep_tower(found, tensors):
+def keep_tower(recorded, tensors):
     """Append the tensors of one run of the tower to those of an earlier one, as if it had run once."""
     for name, new in tensors.items():
-        if name in found:
-            old, index = found[name], found["visual.window_index"]
+        if name in recorded:
+            old, index = recorded[name], recorded["visual.window_index"]
             if name == "visual.window_index":
                 new = np.concatenate([old, new + len(index)])
             elif name.startswith("visual.cu_"):
                 new = np.concatenate([old, new[1:] + old[-1]])
             else:
                 new = np.concatenate([old, new])
-        found[name] = new
+        recorded[name] = new
 
 
 # ---- modules: their outputs, and the inputs that are no other module's output ----
 
 
-def watch_modules(model, found, watch):
+def watch_modules(model, recorded, watch):
     for name, module in model.named_modules():
         if name in ("", "model"):  # the wrappers around tower and decoder; the published "model" is the decoder
             continue
-        hook = module.register_forward_hook(make_hook(published_name(name), found), with_kwargs=True)
+        hook = module.register_forward_hook(make_hook(published_name(name), recorded), with_kwargs=True)
         watch.callback(hook.remove)
 
 
-def make_hook(name, found):
+def make_hook(name, recorded):
     """The forward hook of a module: keep its inputs and output under minivl's names."""
 
     def keep(module, args, kwargs, output):
@@ -181,9 +181,9 @@ def make_hook(name, found):
             tensors[name] = output
         tensors = {name: without_batch(tensor) for name, tensor in tensors.items()}
         if name.startswith("visual"):
-            keep_tower(found, tensors)
+            keep_tower(recorded, tensors)
         else:
-            found.update(tensors)
+            recorded.update(tensors)
 
     return keep
 
@@ -225,7 +225,7 @@ def to_numpy(tensor):
 # ---- attention: arguments and results of transformers' own function ----
 
 
-def watch_attention(model, found, watch):
+def watch_attention(model, recorded, watch):
     """Wrap the eager attention function: keep its arguments and results, piece by piece."""
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
 
@@ -243,7 +243,7 @@ def watch_attention(model, found, watch):
         return context, probs
 
     watch.enter_context(mock.patch.object(modeling, "eager_attention_forward", watched))
-    watch.callback(lambda: found.update(join_pieces(pieces)))
+    watch.callback(lambda: recorded.update(join_pieces(pieces)))
 
 
 def join_pieces(pieces):
@@ -266,7 +266,7 @@ def pad(piece, length, empty):
 # ---- windows: the results of transformers' own functions ----
 
 
-def watch_windows(found, watch):
+def watch_windows(recorded, watch):
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
 
     def spy(function, names):
@@ -274,7 +274,7 @@ def watch_windows(found, watch):
 
         def watched(*args, **kwargs):
             result = original(*args, **kwargs)
-            keep_tower(found, {name: tensor.numpy() for name, tensor in zip(names, result)})
+            keep_tower(recorded, {name: tensor.numpy() for name, tensor in zip(names, result)})
             return result
 
         watch.enter_context(mock.patch.object(modeling, function, watched))

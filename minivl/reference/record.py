@@ -83,9 +83,9 @@ def prepare_prompt(folder, messages, pictures, clips):
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     text = tokenizer.apply_chat_template(plain_messages(messages), tokenize=False, add_generation_prompt=True)
-    found = {}
-    still = [prepare_image(folder, picture, f"image.{i}", found) for i, picture in enumerate(pictures)]
-    moving = [prepare_video(folder, *clip, f"video.{i}", found) for i, clip in enumerate(clips)]
+    recorded = {}
+    still = [prepare_image(folder, picture, f"image.{i}", recorded) for i, picture in enumerate(pictures)]
+    moving = [prepare_video(folder, *clip, f"video.{i}", recorded) for i, clip in enumerate(clips)]
     prompt = {"pixel_values": np.zeros((0, 0), dtype=np.float32), "image_grid_thw": np.zeros((0, 3), dtype=np.int64)}
     if still:
         prompt |= {"pixel_values": np.concatenate([patches for patches, _ in still])}
@@ -94,14 +94,14 @@ def prepare_prompt(folder, messages, pictures, clips):
         prompt |= {"pixel_values_videos": np.concatenate([patches for patches, _ in moving])}
         prompt |= {"video_grid_thw": np.array([grid for _, grid in moving])}
         prompt |= {
-            "second_per_grid_ts": np.concatenate([found[f"video.{i}.second_per_grid_t"] for i in range(len(clips))])
+            "second_per_grid_ts": np.concatenate([recorded[f"video.{i}.second_per_grid_t"] for i in range(len(clips))])
         }
     unit = processor_of(folder).merge_size ** 2
     for placeholder, media in ((IMAGE, still), (VIDEO, moving)):
         for _, grid in media:
             text = text.replace(placeholder, "<|placeholder|>" * (int(np.prod(grid)) // unit), 1)
         text = text.replace("<|placeholder|>", placeholder)
-    return {"input_ids": np.array(tokenizer(text)["input_ids"], dtype=np.int64), **prompt}, found
+    return {"input_ids": np.array(tokenizer(text)["input_ids"], dtype=np.int64), **prompt}, recorded
 
 
 def processor_of(folder):
@@ -110,15 +110,15 @@ def processor_of(folder):
     return Qwen2VLImageProcessorPil.from_pretrained(folder)
 
 
-def prepare_image(folder, picture, name, found, **limits):
-    """(patches, grid) of an image or a frame; `found` gets the results of the processor's own steps."""
+def prepare_image(folder, picture, name, recorded, **limits):
+    """(patches, grid) of an image or a frame; `recorded` gets the results of the processor's own steps."""
     processor = processor_of(folder)
-    with watch_processor(processor, name, found):
+    with watch_processor(processor, name, recorded):
         made = processor(images=[picture], return_tensors="np", **limits)
     return np.asarray(made["pixel_values"]), np.asarray(made["image_grid_thw"])[0]
 
 
-def prepare_video(folder, clip, indices, asked, name, found):
+def prepare_video(folder, clip, indices, asked, name, recorded):
     """(patches, grid) of a video: the processor doubles each frame; a pair takes one copy of each of its two frames."""
     processor = ImageProcessor.read(folder)
     low, high = frame_limits(processor, clip, len(indices))
@@ -129,31 +129,31 @@ def prepare_video(folder, clip, indices, asked, name, found):
         singles.append(patches.reshape(h * w, 3, 2, -1))
     singles += singles[-1:] * (len(singles) % 2)
     pairs = [np.stack([a[:, :, 0], b[:, :, 1]], axis=2).reshape(h * w, -1) for a, b in zip(singles[::2], singles[1::2])]
-    found[f"{name}.frame_indices"] = indices
-    found[f"{name}.second_per_grid_t"] = seconds_per_grid(clip, len(indices), 2, asked.get("fps"))
+    recorded[f"{name}.frame_indices"] = indices
+    recorded[f"{name}.second_per_grid_t"] = seconds_per_grid(clip, len(indices), 2, asked.get("fps"))
     for word in ("resized", "normalized"):
-        found[f"{name}.{word}"] = np.stack([frames[f"frame.{i}.{word}"] for i in range(len(indices))])
-    found[f"{name}.patches"] = np.concatenate(pairs)
-    return found[f"{name}.patches"], [len(pairs), h, w]
+        recorded[f"{name}.{word}"] = np.stack([frames[f"frame.{i}.{word}"] for i in range(len(indices))])
+    recorded[f"{name}.patches"] = np.concatenate(pairs)
+    return recorded[f"{name}.patches"], [len(pairs), h, w]
 
 
 @contextlib.contextmanager
-def watch_processor(processor, name, found):
+def watch_processor(processor, name, recorded):
     """Keep the results of the image processor's own steps, under this name."""
     steps = {"resize": ("resized", lambda x: x.transpose(1, 2, 0)), "normalize": ("normalized", np.asarray)}
     steps["patchify"] = ("patches", lambda result: result[0])
     with contextlib.ExitStack() as watch:
         for step, (word, shown) in steps.items():
             watch.enter_context(
-                mock.patch.object(processor, step, spy(getattr(processor, step), word, shown, name, found))
+                mock.patch.object(processor, step, spy(getattr(processor, step), word, shown, name, recorded))
             )
         yield
 
 
-def spy(original, word, shown, name, found):
+def spy(original, word, shown, name, recorded):
     def watched(*args, **kwargs):
         result = original(*args, **kwargs)
-        found[f"{name}.{word}"] = np.array(shown(result))
+        recorded[f"{name}.{word}"] = np.array(shown(result))
         return result
 
     return watched

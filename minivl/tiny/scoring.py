@@ -1,7 +1,7 @@
 """Score a model on the task families: by task, in trained and in held-out wordings, with confidence intervals.
 
-    found = score_families(vlm, examples=20)       # [Scored("colour", held_out=False, score=1.0, confidence=0.98), ...]
-    print(render_table(found))
+    results = score_families(vlm, examples=20)       # [Scored("colour", held_out=False, score=1.0, confidence=0.98), ...]
+    print(render_table(results))
 
 Examples come from a branch of the generator that training never draws from; printed text has Pillow's own font, and
 handwritten digits are held-out ones. Boxes score by their overlap with the true ones, everything else is right or wrong.
@@ -50,7 +50,7 @@ class Scored:
 
 def score_families(vlm, examples=20, seconds=None, seed=0, families=FAMILIES):
     """A list of Scored. examples: units of FAMILIES for each wording; seconds: stop then, with all families equally far."""
-    started, found = time.time(), []
+    started, results = time.time(), []
     planned = [
         ((number + 0.5) / (examples * units), family, number, most)
         for family, (units, most) in families.items()
@@ -61,22 +61,22 @@ def score_families(vlm, examples=20, seconds=None, seed=0, families=FAMILIES):
             break
         for held_out in (False, True):
             example = draw_example(family, (seed, number), held_out=held_out, most=most)
-            found += score_example(vlm, example, held_out)
-    return found
+            results += score_example(vlm, example, held_out)
+    return results
 
 
 def score_example(vlm, example, held_out=False):
     """The answers to all questions of an example; later turns of a conversation see the true answers to earlier ones."""
-    found = []
+    results = []
     for turns in example.conversations:
         messages = []
         for turn in turns:
             media = media_items(example) if not messages else []
             messages.append({"role": "user", "content": [*media, {"type": "text", "text": turn.question}]})
             answer, confidence = answer_with_confidence(vlm, messages)
-            found.append(Scored(turn.task, held_out, score_answer(turn, answer), confidence))
+            results.append(Scored(turn.task, held_out, score_answer(turn, answer), confidence))
             messages.append({"role": "assistant", "content": turn.answer})
-    return found
+    return results
 
 
 def media_items(example):
@@ -163,12 +163,12 @@ def interval_of(task, values):
     return mean, *(bootstrap(values) if task in BOXES else wilson(sum(values), len(values)))
 
 
-def calibration_error(found, bins=10):
+def calibration_error(results, bins=10):
     """Expected calibration error: mean gap, over bins of equal width, between confidence and share of right answers.
 
     C. Guo et al. (2017), "On calibration of modern neural networks". Tasks whose score is an overlap are left out.
     """
-    chosen = [one for one in found if one.task not in BOXES]
+    chosen = [one for one in results if one.task not in BOXES]
     confidence = np.array([one.confidence for one in chosen], dtype=np.float64)
     score = np.array([one.score for one in chosen], dtype=np.float64)
     number = np.minimum((confidence * bins).astype(np.int64), bins - 1)
@@ -176,7 +176,7 @@ def calibration_error(found, bins=10):
     return float(sum(abs(confidence[bin].mean() - score[bin].mean()) * bin.mean() for bin in chosen))
 
 
-def render_table(found):
+def render_table(results):
     """Scores in Markdown: a row for each task, trained wordings beside held-out ones; what misses its goal says so."""
     lines = [
         "| task | asked | trained wordings | asked | held-out wordings | goal | |",
@@ -184,7 +184,7 @@ def render_table(found):
     ]
     for task in TASKS:
         known, new = (
-            [one.score for one in found if one.task == task and one.held_out is held] for held in (False, True)
+            [one.score for one in results if one.task == task and one.held_out is held] for held in (False, True)
         )
         if not known and not new:
             continue
@@ -197,7 +197,7 @@ def render_table(found):
             remark = ", ".join(missed + ([f"wordings differ by {100 * gap:.0f} points"] if gap > WORDING_GOAL else []))
         text = "" if goal is None else f"{goal:.2f} IoU" if task in BOXES else f"{100 * goal:.0f} %"
         lines.append(f"| {task} | {' | '.join(cells)} | {text} | {remark} |")
-    error = calibration_error([one for one in found if one.task not in UNCERTAIN])
+    error = calibration_error([one for one in results if one.task not in UNCERTAIN])
     missed = "" if error <= CALIBRATION_GOAL else ": missed"
     lines += ["", f"Expected calibration error {100 * error:.1f} % (goal {100 * CALIBRATION_GOAL:.0f} %{missed})."]
     return "\n".join(lines)

@@ -29,7 +29,7 @@ class Grids:
 
     grids        int64 [images + videos, 3]: frames, patch rows, patch columns of each
     places       int64 [N, 4]: (image, frame, row, column) of each patch
-    image_sizes  (height, width) of each picture as it was given; () if nobody knows
+    image_sizes  (height, width) of each picture as it was given; () if unknown
     """
 
     def __init__(self, config, grids, image_sizes=()):
@@ -154,10 +154,10 @@ class Grids:
 
 def numbers(values):
     """As an array of numbers."""
-    found = np.asarray(values)
-    if found.dtype.kind not in "iuf":
+    array = np.asarray(values)
+    if array.dtype.kind not in "iuf":
         raise Error(f"{values!r} is no place on a picture: give pixels, numbers or arrays of them.")
-    return found
+    return array
 
 
 def shapes_fit(**arrays):
@@ -171,7 +171,7 @@ def shapes_fit(**arrays):
 
 def within(values, count, what, things, kinds="iu"):
     """As int64, if all of them count from 0 to count - 1; fractions, where they are allowed, are cut off."""
-    found = np.asarray(values)
-    if found.size and (found.dtype.kind not in kinds or not np.all((found >= 0) & (found < count))):
+    array = np.asarray(values)
+    if array.size and (array.dtype.kind not in kinds or not np.all((array >= 0) & (array < count))):
         raise Error(f"{what} {values} is outside: there are {count} {things}, counted from 0 in whole numbers.")
-    return np.floor(found).astype(np.int64)
+    return np.floor(array).astype(np.int64)

@@ -121,11 +121,11 @@ class Maps(Grids):
 
     def pixels_of_window(self, window):
         """(x0, y0, x1, y1) on its resized picture, the last two exclusive: int64 [..., 4]."""
-        windows, found = within(window, len(self.windows) - 1, "window", "windows"), []
+        windows, boxes_of = within(window, len(self.windows) - 1, "window", "windows"), []
         for one in windows.reshape(-1):
             boxes = self.pixels_of_patch(self.patches_of_window(one))
-            found.append([*boxes.min(axis=0)[:2], *boxes.max(axis=0)[2:]])
-        return np.array(found, dtype=np.int64).reshape(*windows.shape, 4)
+            boxes_of.append([*boxes.min(axis=0)[:2], *boxes.max(axis=0)[2:]])
+        return np.array(boxes_of, dtype=np.int64).reshape(*windows.shape, 4)
 
     def bounds(self, block):
         """Boundaries of what sees each other in a block of the tower, in slots of patches: windows, or whole frames."""
@@ -150,9 +150,9 @@ class Maps(Grids):
         if not np.all(self.shown[prompt]):
             text = np.atleast_1d(prompt)[~np.atleast_1d(self.shown[prompt])][0]
             raise Error(f"token {text} of the prompt is text, no part of a picture. `maps.shown` tells which are.")
-        found = np.full(len(self.input_ids), -1, dtype=np.int64)
-        found[self._prompt] = np.arange(self.tokens)
-        return found[prompt]
+        token_at = np.full(len(self.input_ids), -1, dtype=np.int64)
+        token_at[self._prompt] = np.arange(self.tokens)
+        return token_at[prompt]
 
     @property
     def shown(self):
