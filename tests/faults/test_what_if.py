@@ -217,7 +217,7 @@ def test_the_command_lists_shows_and_scores(tmp_path, capsys, monkeypatch):
     "arguments, words",
     [
         (["all"], "for --scenes N"),
-        (["bgr", "a.png", "--scenes", "3"], "draws its own pictures"),
+        (["bgr", "a.png", "--scenes", "3"], "draws its own images"),
         (["bgr", "--scenes", "0"], "scenes=0"),
         (["bgr", "--scenes", "1", "--temperature", "1"], "leave --temperature out"),
         (["bgr", "-o", "table.md"], "give --scenes"),

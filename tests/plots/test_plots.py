@@ -411,7 +411,7 @@ def test_what_is_missing_is_named(name, vlm):
 
 
 def test_a_trace_without_a_model(trace):
-    with pytest.raises(Error, match="does not know its model"):
+    with pytest.raises(Error, match="lacks its config"):
         plots.windows(type(trace)())
 
 

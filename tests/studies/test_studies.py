@@ -178,11 +178,11 @@ def test_what_does_not_fit_is_named(make, words):
         make()
 
 
-def test_a_prompt_in_parts_is_refused_with_the_remedy(monkeypatch):
+def test_a_prompt_in_chunks_is_refused_with_the_remedy(monkeypatch):
     monkeypatch.setattr(VLM, "prefill_chunk", 30)
     trace = VLM.trace(INPUTS)
     for study in (studies.attention_to_image, lambda made: studies.logit_lens(made, VLM)):
-        with pytest.raises(Error, match=r"the prompt was run in parts .* give trace\.whole\(\)"):
+        with pytest.raises(Error, match=r"the prompt was run in chunks .* give trace\.whole\(\)"):
             study(trace)
     assert studies.attention_to_image(trace.whole()).values.size
     studies.attention_rollout(trace)  # the tower is in one piece
