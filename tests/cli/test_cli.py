@@ -135,6 +135,9 @@ def test_interrupt(arguments, stdin, start):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests run in the background
     ) as process:
         if stdin is not None:
             process.stdin.write(stdin.encode())
@@ -162,7 +165,7 @@ def test_errors_name_the_option(capsys):
 
 def test_the_library_does_not_name_options():
     """Options of the command line stand in minivl/cli and in scripts of their own."""
-    scripts = {"train.py", "evaluate.py"}
+    scripts = {"train.py", "evaluate.py", "long_run.py"}
     for path in (ROOT / "minivl").rglob("*.py"):
         if path.parent.name != "cli" and path.name not in scripts:
             code = path.read_text(encoding="utf-8")
