@@ -12,6 +12,7 @@
     bfloat16.py    bfloat16 as its 16 bits
     jit_cache.py   the folder of compiled code
     warm_up.py     compiles all kernels before they are needed
+    first_run.py   NumPy kernels for the small model until the compiled ones are there
     processes.py   Numba in forked processes and in several Python threads
     allocator.py   keeps freed memory for the next large arrays
     speeds.py      measures this machine: reading memory for the benchmark, the kernels for the plan
