@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "vlm": "answer checkpoint faults kernels model plan processing report tiny trace walk",
     "plots": "kernels processing studies tensors tiny",
     "report": "kernels model processing studies tensors tiny trace walk",
-    "reference": "checkpoint processing tensors",
+    "record": "checkpoint tensors",
+    "reference": "checkpoint processing record tensors",
     "bench": "checkpoint kernels model plan processing tiny vlm",
     "cli": "answer bench compare faults kernels plan processing reference report tensors tiny vlm walk",
     "__main__": "cli",
@@ -51,9 +52,12 @@ EXCEPTIONS = {
 LIBRARIES = {  # the only folders that may import these
     "numba": {"kernels"},
     "llvmlite": {"kernels"},
-    "torch": {"reference", "tiny/training", "bench"},
+    "torch": {"record", "reference", "tiny/training", "bench"},
     "transformers": {"reference", "tiny/training", "bench"},
     "matplotlib": {"plots", "bench"},
+    "mlx": {"record"},
+    "onnxruntime": {"record"},
+    "openvino": {"record"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

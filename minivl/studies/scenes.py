@@ -35,7 +35,8 @@ def scenes(count=200, task=None, family=None, seed=0, held_out=False):
     if family is None:
         if held_out or (task or "colour") not in ASK:
             raise Error(
-                f"task={task!r}: scenes have {', '.join(ASK)}, in their usual wording. Other tasks, and held_out=, need a family=."
+                f"task={task!r}: scenes have {', '.join(ASK)}, in their usual wording. "
+                "Other tasks, and held_out=, need a family=."
             )
         return with_rivals(list(draw_scenes(count, ASK[task or "colour"], seed)))
     if family not in FAMILIES:
