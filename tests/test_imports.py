@@ -38,9 +38,10 @@ MAY_IMPORT = {
     "plots": "kernels processing studies tensors",
     "report": "kernels model processing studies tensors tiny trace walk",
     "record": "checkpoint tensors",
+    "make": "tiny",
     "reference": "checkpoint processing record tensors",
     "bench": "checkpoint kernels model plan processing tiny vlm",
-    "cli": "answer bench compare faults kernels plan processing reference report tensors tiny vlm walk",
+    "cli": "answer bench compare faults kernels make plan processing reference report tensors tiny vlm walk",
     "__main__": "cli",
     "__init__": "",
 }
