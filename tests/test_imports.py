@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "report": "kernels model processing studies tensors tiny trace walk",
     "reference": "checkpoint processing tensors",
     "bench": "checkpoint kernels model plan processing tiny vlm",
-    "cli": "answer bench compare faults kernels plan processing reference report tensors tiny vlm walk",
+    "lab": "checkpoint compare kernels model processing tiny trace vlm",
+    "cli": "answer bench compare faults kernels lab plan processing reference report tensors tiny vlm walk",
     "__main__": "cli",
     "__init__": "",
 }
