@@ -28,6 +28,7 @@ from minivl.checkpoint.weights import open_weights
 from minivl.errors import Error
 from minivl.faults.what_if import what_if
 from minivl.kernels import choose
+from minivl.kernels.first_run import choose_at_once
 from minivl.model.batch import answer_many
 from minivl.model.engine import Engine
 from minivl.model.kv_cache import KVCache
@@ -51,15 +52,15 @@ HOLDERS, HOLDERS_LOCK = WeakKeyDictionary(), Lock()  # {cache: (thread, answer)}
 PREPARE_OPTIONS = ("min_pixels", "max_pixels", "add_vision_id", "fps", "nframes")  # the options of `VLM.prepare`
 
 
-def load(
-    source=None, weights="bfloat16", backend="numba", video_positions="launch", memory_limit=None, matmul="float32"
-):
+def load(source=None, weights="bfloat16", backend=None, video_positions="launch", memory_limit=None, matmul="float32"):
     """Load a model. -> VLM
 
     source   a checkpoint folder, a .safetensors file with its config.json beside it, or a hub id such as
              "Qwen/Qwen2.5-VL-3B-Instruct"; None is the small trained model that ships with minivl
     weights  "bfloat16": mapped from the file as they are stored; "float32": upcast now, twice the memory
-    backend  "numba": compiled kernels; "numpy": the plain reference, to read and to step through
+    backend  "numba": compiled kernels; "numpy": the plain reference, to read and to step through. Default: "numba"; but where
+             they are not compiled yet, the small model starts on "numpy" at once, and each answer after their compilation
+             in the background uses "numba" (kernels/first_run.py)
     video_positions  where text goes on after a video: "launch", as in training, or "transformers5" (see positions.py)
     memory_limit  most resident memory of the process, in bytes or as "4GB": weights are dropped and read again as needed.
              Without it, that happens where they exceed nine tenths of the available memory (checkpoint/offload.py)
@@ -67,7 +68,8 @@ def load(
     """
     from minivl.tiny import CHECKPOINT
 
-    kernels = choose(backend, matmul)
+    at_once = source is None and backend is None and matmul == "float32"
+    kernels, compilation = choose_at_once() if at_once else (choose(backend or "numba", matmul), None)
     path = Path(CHECKPOINT) if source is None else resolve(source)
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder)
@@ -76,7 +78,8 @@ def load(
     opened = open_weights(path, config, weights, memory_limit)
     if opened["lm_head.weight"] is not opened["model.embed_tokens.weight"]:  # whatever the file says
         config = dataclasses.replace(config, tie_word_embeddings=False)
-    return VLM(config, opened, kernels, folder, video_positions, offload_if_needed(opened, config, memory_limit))
+    resident = offload_if_needed(opened, config, memory_limit)
+    return VLM(config, opened, kernels, folder, video_positions, resident, compilation)
 
 
 class VLM(Engine):
@@ -93,9 +96,11 @@ class VLM(Engine):
     `prefill_chunk`, and the stages from `Inputs` on (prefill, decode, embed_image, ...), are those of the `Engine`.
     """
 
-    def __init__(self, config, weights, kernels, folder=None, video_positions="launch", resident=None):
+    def __init__(
+        self, config, weights, kernels, folder=None, video_positions="launch", resident=None, compilation=None
+    ):
         super().__init__(config, weights, kernels, video_positions)
-        self.folder, self.resident = folder, resident
+        self.folder, self.resident, self.compilation = folder, resident, compilation
 
     @cached_property
     def tokenizer(self):
@@ -146,6 +151,7 @@ class VLM(Engine):
         """
         prompts = parse_prompts(prompts, kept=Inputs)
         check_has_video(prompts, options if prompts else {})
+        self.use_compiled_kernels()
         stage = self.within_memory(answer_many(self, prompts, **options))
         return run(show_answers(stage, len(prompts)))
 
@@ -239,6 +245,7 @@ class VLM(Engine):
 
     def answer(self, prompt, cache=None, seed=None, **options):
         """Stage: messages (or `Inputs`) -> `Answer`."""
+        self.use_compiled_kernels()
         prepare_options, sampling = self.split_options(options)
         rng = make_rng(seed)
         if cache is not None and not (isinstance(cache, KVCache) and cache.of is self):
@@ -250,6 +257,11 @@ class VLM(Engine):
             inputs = yield from self.read(prompt, cache, **prepare_options)
             sequence = yield from self.within_memory(self.generate(inputs, kv_cache, sampling, rng))
         return self.build_answer(sequence, has_text=not isinstance(prompt, Inputs))
+
+    def use_compiled_kernels(self):
+        """Change from the NumPy kernels, with which a first run began, to the compiled ones once these are there."""
+        if self.compilation is not None and self.compilation.take().name == "numba":
+            self.kernels, self.compilation = self.compilation.take(), None
 
     def within_memory(self, stage):
         """The same stage; where the weights do not fit in memory, they are paged as its tensors pass."""

@@ -43,6 +43,12 @@ SMALL = {
 }
 
 
+def pytest_sessionstart():
+    choose(
+        "numba"
+    )  # subtle: on a fresh installation minivl.load() would start on the NumPy kernels (kernels/first_run.py)
+
+
 def random_weights(config, seed=0):
     """Values that keep activations near 1: normal over sqrt(fan-in); norms around 1; biases that matter."""
     rng = np.random.default_rng(seed)

@@ -164,11 +164,10 @@ def test_other_number_types_are_brought_to_the_right_ones(vlm, inputs):
 def test_a_trace_has_a_limit(vlm, inputs, tmp_path):
     with pytest.raises(Error, match="raise limit="):
         vlm.trace(inputs, limit=10_000)
-    with pytest.raises(Error, match="does not exist") as caught:
+    with pytest.raises(Error, match="does not exist"):
         vlm.trace(inputs, keep="lm_head").save(tmp_path / "no" / "run.safetensors")
-    with pytest.raises(Error, match="no tensor of this run") as caught:
+    with pytest.raises(Error, match="no tensor of this run"):
         vlm.trace(inputs, keep=["lm_head", "video.*"])
-    assert list(caught.value.trace) == ["lm_head"]
 
 
 def test_a_shorter_prompt_forgets_the_rest(vlm, inputs):

@@ -7,6 +7,7 @@ Qwen2.5-VL counts in pixels of the *resized* picture, from the upper left corner
 with any text around them:
 
     [{"bbox_2d": [x1, y1, x2, y2], "label": "a cat"}]   or "text_content", the text that is there; fenced or bare
+    [{"bbox": [x1, y1, x2, y2], "category": "Title"}]         of some fine-tunes
     [{"point_2d": [x, y], "label": "a cat"}]
     {"name": "computer_use", "arguments": {"action": "left_click", "coordinate": [x, y]}}     the action is the label
     <points x1="10" y1="20" x2="30" y2="40" alt="cats">cats</points>
@@ -29,11 +30,11 @@ from dataclasses import dataclass
 from minivl.errors import Error
 
 FARTHEST = 10**9  # pixels: what lies beyond is no place
-BOX, POINTS, LABELS = "bbox_2d", ("point_2d", "coordinate"), ("label", "text_content", "action")
+BOXES, POINTS, LABELS = ("bbox_2d", "bbox"), ("point_2d", "coordinate"), ("label", "text_content", "action", "category")
 
 # The patterns never try the same text from two places, so that the time is linear in its length.
 NUMBER = r"(?<![\w.])[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?(?![\w.])"
-PLACE_KEY = "|".join((BOX, *POINTS))
+PLACE_KEY = "|".join((*BOXES, *POINTS))
 KNOWN = rf"(?:{PLACE_KEY}|label|text_content)[\"']\s*:"
 # what follows the quote that ends a string, and not one inside it
 CLOSED = rf"\s*(?:[}}\]]|\Z|[\"']{KNOWN}|,\s*(?:[\"'{{\[}}\]]|\Z))"
@@ -139,9 +140,9 @@ def match_json(text):
     """Objects with a key of places. Lists may be nested: each innermost one is a place, or a corner of a box."""
     for item in json_objects(text):
         label = next((item[key] for key in LABELS if item.get(key)), "")
-        for key in (BOX, *POINTS):
+        for key in (*BOXES, *POINTS):
             position, lists = item.get(key, (0, []))
-            numbers_of = pair_corners if key == BOX else pairs_only
+            numbers_of = pair_corners if key in BOXES else pairs_only
             yield from ((position, label, numbers, False) for numbers in numbers_of(lists))
 
 

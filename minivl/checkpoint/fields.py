@@ -59,7 +59,7 @@ NO_EFFECT = {
         return_dict_in_generate is_assistant num_assistant_tokens num_assistant_tokens_schedule
         assistant_confidence_threshold prompt_lookup_num_tokens max_matching_ngram_size assistant_early_exit
         assistant_lookbehind target_lookbehind assistant_ensemble_weight speculation_type attn_implementation
-        early_stopping max_length""",
+        early_stopping length_penalty diversity_penalty renormalize_logits remove_invalid_values max_length""",
     "tokenizer_config.json": """add_prefix_space add_bos_token add_eos_token clean_up_tokenization_spaces errors
         split_special_tokens model_max_length tokenizer_class processor_class auto_map padding_side truncation_side
         backend is_local use_fast legacy tokenizer_file vocab_file merges_file name_or_path special_tokens_map_file
@@ -74,12 +74,11 @@ REFUSED = {
     "rope": "partial_rotary_factor",
     "preprocessor_config.json": "",
     "video_preprocessor_config.json": "",
-    "generation_config.json": """num_beams num_beam_groups num_return_sequences penalty_alpha dola_layers diversity_penalty
-        constraints force_words_ids min_p top_h typical_p epsilon_cutoff eta_cutoff encoder_repetition_penalty
-        length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids renormalize_logits
-        forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
-        begin_suppress_tokens sequence_bias token_healing guidance_scale watermarking_config min_length min_new_tokens
-        max_time stop_strings""",
+    "generation_config.json": """num_beams num_beam_groups num_return_sequences penalty_alpha dola_layers constraints
+        force_words_ids min_p top_h typical_p epsilon_cutoff eta_cutoff encoder_repetition_penalty no_repeat_ngram_size
+        encoder_no_repeat_ngram_size bad_words_ids forced_bos_token_id forced_eos_token_id
+        exponential_decay_length_penalty suppress_tokens begin_suppress_tokens sequence_bias token_healing guidance_scale
+        watermarking_config min_length min_new_tokens max_time stop_strings""",
     "tokenizer_config.json": "",
 }
 PIXELS = {  # the published values, which transformers takes where a file has none

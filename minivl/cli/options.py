@@ -23,7 +23,7 @@ WEIGHTS = ("--weights", ("bfloat16", "float32"), "weights as stored (default), o
 MODEL = (
     ("--model PATH", str, "a checkpoint folder, a .safetensors file, or a hub id org/name"),
     WEIGHTS,
-    ("--backend", ("numba", "numpy"), "compiled kernels (default) or the plain NumPy reference"),
+    ("--backend", (None, "numba", "numpy"), "compiled kernels (default) or the plain NumPy reference"),
     ("--memory-limit SIZE", str, "upper limit, such as 4GB: weights that do not fit are read when they are needed"),
 )
 ANSWER = (
@@ -51,7 +51,7 @@ def add_options(parser, rows, title=None):
         elif kind is list:
             settings = {"action": "append", "default": []}
         elif isinstance(kind, tuple):
-            settings = {"choices": kind, "default": kind[0]}
+            settings = {"choices": [choice for choice in kind if choice is not None], "default": kind[0]}
         group.add_argument(*flags, help=text, **metavar, **settings)
 
 

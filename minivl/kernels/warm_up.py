@@ -16,25 +16,50 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from numba.core.dispatcher import Dispatcher
+from numba.core.event import Listener, install_listener
 from tqdm import tqdm
 
-from minivl.kernels import activations, attention, linear, norms, rope
+from minivl.kernels import activations, attention, linear, matmul, norms, rope
+from minivl.kernels.first_run import record_compiled
 from minivl.kernels.jit_cache import remove_compiled
 
+MODULES = norms, linear, matmul, rope, attention, activations
 LATER = ("attention", "silu", "silu, few rows", "gelu")  # what the second process compiles
 
 
 def compile_kernels():
     """Call each kernel once on small arrays of the types that the model passes, with a progress bar if it takes a while."""
     second, before = None, norms.count_compilations()
-    with tqdm(calls(), desc="compiling", unit="kernel", leave=False, delay=1, disable=None) as bar:
-        for number, (name, function, *arguments) in enumerate(bar):
-            bar.set_postfix_str(name)
+    functions = [item for module in MODULES for item in vars(module).values() if isinstance(item, Dispatcher)]
+    bar = tqdm(total=len(functions), desc="compiling, once", unit="function", leave=False, delay=1, disable=None)
+    with bar, install_listener("numba:compile", Compiled(bar, functions)) as progress:
+        for number, (name, function, *arguments) in enumerate(calls()):
             if second is not None and name in LATER:
                 second.wait()
             call_or_recompile(function, arguments)
+            progress.show(function.__module__)
             if number == 0 and norms.count_compilations() > before:
                 second = start_second_process(*LATER)
+    record_compiled(norms._rms_norm.stats.cache_path)
+
+
+class Compiled(Listener):
+    """Moves a progress bar when Numba has compiled one of `functions`."""
+
+    def __init__(self, bar, functions):
+        self.bar, self.functions, self.done = bar, functions, set()
+
+    def on_start(self, event):
+        self.bar.set_postfix_str(event.data["dispatcher"].__name__.lstrip("_"))
+
+    def on_end(self, event):
+        self.show()
+
+    def show(self, module=None):
+        """Count what is compiled, and all of a module whose kernel has run: the rest of it was read from the cache."""
+        self.done |= {f for f in self.functions if f.overloads or f.__module__ == module}
+        self.bar.update(len(self.done) - self.bar.n)
 
 
 def call_or_recompile(function, arguments):

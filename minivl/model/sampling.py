@@ -20,6 +20,8 @@ NOT_BUILT = {  # fields of generation_config.json that change any answer, with t
     "min_length": (0,), "min_new_tokens": (0,), "encoder_repetition_penalty": (1,), "encoder_no_repeat_ngram_size": (0,),
     "forced_bos_token_id": (), "forced_eos_token_id": (), "suppress_tokens": ([],), "begin_suppress_tokens": ([],),
     "sequence_bias": (), "guidance_scale": (1,), "exponential_decay_length_penalty": (), "stop_strings": (),
+    "num_return_sequences": (1,), "dola_layers": (), "constraints": (), "force_words_ids": (), "token_healing": (False,),
+    "watermarking_config": (), "max_time": (),
 }  # fmt: skip
 NOT_BUILT_IN_SAMPLING = {  # without effect on greedy decoding
     "min_p": (0,), "typical_p": (1,), "top_h": (), "epsilon_cutoff": (0,), "eta_cutoff": (0,),

@@ -23,6 +23,8 @@ from minivl.helpers import object_in, read_json
 
 MOST_PIXELS = 10**9  # a larger picture would take 12 GB as float32
 LIMITS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}  # transformers' own, where the file gives none
+EDGES = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}  # their names inside `size`
+MOST_LIMIT = 10**18
 COLOURS = ("image_mean", "image_std")
 STEPS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
 
@@ -76,10 +78,8 @@ class ImageProcessor:
         """From a checkpoint folder; without the file, transformers' defaults."""
         stored = read_fields(Path(folder)) if folder is not None else {}
         check_steps(stored)
-        size = object_in(stored, "size")  # transformers 5 writes the limits there; "edge" means pixels all the same
-        limits = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
-        fields = {**{k: v for k, v in limits.items() if v}, **{k: v for k, v in stored.items() if v is not None}}
-        fields = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        fields = {name: stored[name] for name in cls.__dataclass_fields__ if stored.get(name) is not None}
+        fields |= stored_limits(stored)
         fields |= {name: tuple(fields[name]) for name in COLOURS if isinstance(fields.get(name), list)}
         return cls(**fields)
 
@@ -87,6 +87,10 @@ class ImageProcessor:
         for name in ("patch_size", "temporal_patch_size", "merge_size"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise Error(f"image processor: {name} is {getattr(self, name)!r}; it must be a whole number above 0.")
+        for name in LIMITS:
+            value = getattr(self, name)
+            if not isinstance(value, Real) or isinstance(value, bool) or not 1 <= value <= MOST_LIMIT:
+                raise Error(f"image processor: {name} is {value!r}; it must be a number of pixels, from 1.")
         for name in COLOURS:
             setting = getattr(self, name)
             if (
@@ -199,6 +203,24 @@ def read_fields(folder):
     files = (folder / "processor_config.json", folder / "preprocessor_config.json")
     whole, own = (read_json(path) if path.is_file() else {} for path in files)
     return object_in(whole, "image_processor") or own
+
+
+def stored_limits(stored):
+    """{"min_pixels": ..., "max_pixels": ...} of preprocessor_config.json: two fields, or the edges of `size`.
+
+    transformers 5 writes them as edges, which count pixels all the same; the fields win. Any other `size` is refused, as
+    there: version 4.49 passed over it, so that one may say anything.
+    """
+    limits = {name: stored[name] for name in LIMITS if stored.get(name) is not None}
+    if stored.get("size") is None:
+        return limits
+    size = {name: value for name, value in object_in(stored, "size").items() if value is not None}
+    if not size.keys() <= {*EDGES.values(), *LIMITS} or not all(n in limits or EDGES[n] in size for n in LIMITS):
+        raise Error(
+            f"image processor: size is {size!r}; it must give shortest_edge and longest_edge, both in pixels of area. Replace "
+            "it by min_pixels and max_pixels; Qwen2.5-VL's are 3136 and 12845056."
+        )
+    return {name: limits.get(name, size.get(EDGES[name])) for name in LIMITS}
 
 
 def check_steps(stored):

@@ -39,8 +39,8 @@ def record(stage, keep="*", edit=None, stop=None, limit=None, spill=None, foreca
     about     function of the finished trace -> more `info`
     config    of the model that runs, for `Trace.maps`
 
-    What will not fit is refused before the run, and so is an edit= or stop= that will match nothing. A pattern that matched
-    nothing is an Error at the end; its attribute `trace` has what was recorded.
+    What will not fit is refused before the run, and so is a keep=, edit= or stop= that cannot match any tensor. A pattern that
+    matched nothing, because the answer ended before, is an Error at the end; its attribute `trace` has what was recorded.
     """
     if stop is not None and not isinstance(stop, str):
         raise Error(f'stop={stop!r}: give a name or a glob, such as "model.layers.5".')
@@ -112,8 +112,7 @@ class Recorder:
             coming = list(self.forecast(self.prompt))
             wanted = [one for one in coming if self.keep(one.name, one.shape)]
             self.prompt = self.forecast = None
-            if self.changes:
-                check_matched(self.changes, [*self.trace.names, *(one.name for one in coming)])
+            check_matched({*self.patterns, *self.changes}, [*self.trace.names, *(one.name for one in coming)])
             self._check(wanted)
 
     def _note(self, name, tensor):

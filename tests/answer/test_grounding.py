@@ -59,6 +59,9 @@ A, B = ("a", (1, 2, 3, 4)), ("b", (5, 6, 7, 8))
         ('```json\n[\n\t{"bbox_2d": [1, 2, 3, 4], "label": "a"},\n\t{"label": "b", "bbox_2d": [5,6,7,8]}\n]\n```', [A, B]),
         ('It\'s 5" high: {"bbox_2d": [1, 2, 3, 4], "label": "a"}. So "there"; and {"bbox_2d":[5,6,7,8],"label":"b"}!', [A, B]),
         ('{"bbox_2d": [1, 2, 3, 4], "text_content": "a"}', [A]),
+        ('[{"bbox": [1, 2, 3, 4], "label": "a"}, {"bbox": [[5, 6], [7, 8]], "category": "b"}]', [A, B]),
+        ('{"bbox": [1, 2, 3, 4], "label": "a, "bbox": [5, 6, 7, 8], "label": "b"}', [("a,", A[1]), B]),
+        ('{"label": "a", "bbox": [1, 2, 3, 4], "parts": [{"bbox_2d": [5, 6, 7, 8], "label": "b"}]}', [A, B]),
         ('{"objects": [{"bbox_2d": [1, 2, 3, 4], "score": 0.9, "label": "a", "sub_label": "}{"}], "n": [5, 6, 7, 8]}', [A]),
         ('{"point_2d": [7, 8.5], "label": "p", "bbox_2d": [1, 2, 3, 4]}', [("p", (7, 8.5)), ("p", (1, 2, 3, 4))]),
         # nested lists, numbers as strings, other brackets, corners the wrong way round

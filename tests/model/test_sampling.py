@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 
 from minivl import Error
-from minivl.model.sampling import Sampling, draw, keep_top_k, keep_top_p, make_rng, next_token, penalize_repetition
+from minivl.checkpoint.fields import OBEYED, REFUSED
+from minivl.model.sampling import (
+    FIELDS,
+    NOT_BUILT,
+    NOT_BUILT_IN_SAMPLING,
+    Sampling,
+    draw,
+    keep_top_k,
+    keep_top_p,
+    make_rng,
+    next_token,
+    penalize_repetition,
+)
 
 FACTS = {
     fact["id"]: fact for fact in json.loads((Path(__file__).parents[1] / "known_answers.json").read_text())["facts"]
@@ -190,6 +202,24 @@ def test_options_without_effect_on_greedy_decoding(field, value, tmp_path):
         Sampling.read(tmp_path, (7,))
 
 
-def test_length_penalty_is_of_beams_only(tmp_path):
-    (tmp_path / "generation_config.json").write_text(json.dumps({"length_penalty": 2.0, "early_stopping": True}))
-    assert Sampling.read(tmp_path, (7,)) == Sampling(eos_token_id=(7,))
+@pytest.mark.parametrize("field, value", [
+    ("length_penalty", 2.0), ("diversity_penalty", 0.5), ("early_stopping", True),  # of beams
+    ("renormalize_logits", True),  # the probabilities are normalised in any case
+    ("remove_invalid_values", True),  # scores that are not finite are an Error
+])  # fmt: skip
+def test_options_without_effect_on_any_decoding(field, value, tmp_path):
+    for do_sample in (False, True):
+        (tmp_path / "generation_config.json").write_text(json.dumps({field: value, "do_sample": do_sample}))
+        assert Sampling.read(tmp_path, (7,)) == Sampling(do_sample, eos_token_id=(7,))
+
+
+@pytest.mark.parametrize("field", NOT_BUILT)
+def test_options_that_change_any_answer_are_refused(field, tmp_path):
+    (tmp_path / "generation_config.json").write_text(json.dumps({field: 3}))
+    with pytest.raises(Error, match=f"{field} is 3, and minivl has no {field}"):
+        Sampling.read(tmp_path, (7,))
+
+
+def test_what_is_refused_is_in_the_table_of_fields():
+    assert {*NOT_BUILT, *NOT_BUILT_IN_SAMPLING} == set(REFUSED["generation_config.json"].split())
+    assert set(FIELDS) <= set(OBEYED["generation_config.json"].split())

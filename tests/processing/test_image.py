@@ -303,3 +303,40 @@ def test_processor_files(tmp_path, name, stored):
 
 def test_processor_without_a_file(tmp_path):
     assert ImageProcessor.read(tmp_path) == ImageProcessor() and ImageProcessor().max_pixels == 1003520
+
+
+SIZES = [  # (fields of preprocessor_config.json, the limits; None where transformers 5 refuses them, and minivl does)
+    ({"size": {"shortest_edge": 784, "longest_edge": 7840}}, (784, 7840)),
+    ({"size": None}, (3136, 1003520)),
+    ({"min_pixels": 784, "max_pixels": 7840, "size": {"min_pixels": 1, "max_pixels": 2}}, (784, 7840)),  # of 4.49
+    ({"max_pixels": 7840, "size": {"shortest_edge": 784, "longest_edge": 1}}, (784, 7840)),
+    ({"max_pixels": 7840, "size": {"shortest_edge": 784, "longest_edge": 1, "max_pixels": 5}}, (784, 7840)),
+    ({"max_pixels": 1003520}, (3136, 1003520)),
+    ({"size": {"min_pixels": 12544, "max_pixels": 200704}}, None),
+    ({"size": {"height": 280, "width": 280}}, None),
+    ({"size": {"shortest_edge": 784, "longest_edge": 7840, "height": 280, "width": 280}}, None),
+    ({"min_pixels": 784, "max_pixels": 7840, "size": {"height": 280, "width": 280}}, None),
+    ({"size": {"longest_edge": 200704}}, None),
+    ({"max_pixels": 200704, "size": {}}, None),
+    ({"size": 448}, None),
+    ({"size": [448, 448]}, None),
+    ({"min_pixels": 784, "max_pixels": 7840, "size": {"edge": 1}}, None),
+]
+
+
+@pytest.mark.parametrize("stored, limits", SIZES)
+def test_size_in_all_spellings(tmp_path, stored, limits):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored))
+    if limits is None:
+        with pytest.raises(Error, match="size is "):
+            ImageProcessor.read(tmp_path)
+    else:
+        processor = ImageProcessor.read(tmp_path)
+        assert (processor.min_pixels, processor.max_pixels) == limits
+
+
+@pytest.mark.parametrize("value", ["3136", True, 0, -1, 1e300, float("nan"), [3136]])
+def test_a_stored_limit_is_a_number_of_pixels(tmp_path, value):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"min_pixels": value}))
+    with pytest.raises(Error, match="min_pixels is .*; it must be a number of pixels"):
+        ImageProcessor.read(tmp_path)

@@ -2,16 +2,20 @@
 
 import dataclasses
 import inspect
+import json
 import re
 
+import numpy as np
 import pytest
 
 transformers = pytest.importorskip("transformers")
 
+from test_image import SIZES  # noqa: E402
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase, Qwen2_5_VLConfig  # noqa: E402
 from transformers.processing_utils import ImagesKwargs, VideosKwargs  # noqa: E402
 
 from minivl.checkpoint.fields import PIXELS, known_fields  # noqa: E402
+from minivl.processing.image_processor import smart_resize  # noqa: E402
 
 qwen = pytest.importorskip("transformers.models.qwen2_5_vl.configuration_qwen2_5_vl")
 
@@ -65,6 +69,23 @@ def test_processors():
     assert set(VideosKwargs.__annotations__) <= videos
     for field, value in PIXELS.items():
         assert getattr(images, field) == pytest.approx(value), field
+
+
+@pytest.mark.parametrize("stored, limits", SIZES)
+def test_size_in_all_spellings(tmp_path, stored, limits):
+    """Where minivl's test expects limits, transformers has the same; where it expects an Error, transformers refuses."""
+    name = "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl"
+    processor_class = pytest.importorskip(name).Qwen2VLImageProcessorPil
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored))
+    image = np.zeros((300, 100, 3), dtype=np.uint8)
+    try:
+        grid = processor_class.from_pretrained(tmp_path)(image, return_tensors="np")["image_grid_thw"][0]
+    except (ValueError, TypeError):
+        grid = None
+    assert (grid is None) == (limits is None)
+    if limits is not None:
+        height, width = smart_resize(300, 100, 28, *limits)
+        assert grid.tolist() == [1, height // 14, width // 14]
 
 
 def test_tokenizer():

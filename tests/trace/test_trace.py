@@ -111,8 +111,9 @@ def test_the_limit_comes_from_the_memory_there_is(monkeypatch):
     assert len(VLM.trace(INPUTS, keep="lm_head")) == 1
 
 
-def test_a_change_of_nothing_is_refused_before_the_run():
-    for wrong in ({"edit": {"model.layers.1.mlp.akt": np.zeros(3)}}, {"stop": "visual.bloks.*"}):
+def test_a_name_that_matches_nothing_is_refused_before_the_run():
+    edit = {"model.layers.1.mlp.akt": np.zeros(3)}
+    for wrong in ({"edit": edit}, {"stop": "visual.bloks.*"}, {"keep": ["lm_head", "model.norn"]}):
         with pytest.raises(Error, match="no tensor of this run is called") as caught:
             VLM.trace(INPUTS, **wrong)
         assert caught.value.trace is None
@@ -228,9 +229,13 @@ def test_an_interrupted_run_leaves_no_file(tmp_path, error):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_finished_run_with_a_misspelt_name_is_there(tmp_path):
+def test_a_finished_run_that_did_not_reach_a_name_is_there(tmp_path):
     with pytest.raises(Error, match="no tensor of this run") as caught:
-        VLM.trace(INPUTS, keep=["lm_head", "model.norn"], spill=tmp_path / "run.safetensors")
+        VLM.trace(INPUTS, keep=["lm_head", "model.norm"], stop="model.layers.0", spill=tmp_path / "run.safetensors")
+    assert list(caught.value.trace) == list(Trace.load(tmp_path / "run.safetensors")) == []
+    with pytest.raises(Error, match="no tensor of this run") as caught:
+        stage = VLM.prefill(INPUTS, VLM.new_cache())  # without a forecast
+        record(stage, keep=["lm_head", "model.norn"], spill=tmp_path / "run.safetensors")
     assert list(caught.value.trace) == ["lm_head"] == list(Trace.load(tmp_path / "run.safetensors"))
 
 

@@ -1,0 +1,94 @@
+"""Answer at once where the kernels are not compiled yet: on the NumPy kernels, while another process compiles.
+
+Compilation takes 12 to 16 seconds on two cores, once for a version of minivl, Numba and Python on a machine. A record on disk
+says that it has been done, so that a program can find out without importing Numba, which takes longer than a small answer.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from minivl.kernels import choose
+from minivl.kernels.records import find_folder, read_record, write_record
+
+RECORD, RUNNING = "minivl-compiled.json", "minivl-compiling"
+TOO_OLD = 180  # seconds after which a process that compiles is taken for dead
+COMPILE = (
+    "import os, sys\n"
+    "if hasattr(os, 'nice'): os.nice(10)\n"
+    "sys.path.insert(0, sys.argv[1])\n"
+    "from minivl.kernels.warm_up import compile_kernels\n"
+    "compile_kernels()\n"
+)
+MESSAGE = (
+    "minivl: the kernels are compiled in the background, once (12 to 16 s); until then the plain NumPy kernels run, and "
+    "results differ by float32 rounding."
+)
+
+
+class Compilation:
+    """The kernels in compilation by another process; `take` returns them when they are there."""
+
+    def __init__(self, kernels, folder):
+        self.plain, self.running, self.kernels = kernels, folder / RUNNING, None
+
+    def take(self):
+        """The compiled `Kernels` if they are on disk by now, else the NumPy ones."""
+        if self.kernels is None and is_compiled():
+            self.kernels = choose("numba")
+        return self.kernels or self.plain
+
+
+def choose_at_once():
+    """(`Kernels`, None) if the compiled ones are on disk, else the NumPy ones and the `Compilation` that has been started.
+
+    Without a folder to keep compiled code in, they are compiled here, in every process.
+    """
+    folder = None if is_compiled() or os.environ.get("NUMBA_DISABLE_JIT", "0") != "0" else find_folder()
+    if folder is None or not _start(folder):
+        return choose("numba"), None
+    plain = choose("numpy")
+    return plain, Compilation(plain, folder)
+
+
+def is_compiled():
+    """Whether the kernels were compiled with these versions on this machine, and the files are still there."""
+    files = read_record(RECORD)
+    return isinstance(files, list) and all(os.path.isfile(path) for path in files)
+
+
+def record_compiled(cache_path):
+    """Record that all kernels are compiled; cache_path: the folder that Numba keeps them in, or None."""
+    folder = find_folder()
+    if cache_path is None or folder is None:
+        return
+    with suppress(OSError):
+        (folder / RUNNING).unlink(missing_ok=True)
+    files = sorted(str(path) for path in Path(cache_path).glob("*.nbi"))
+    if files and not is_compiled():
+        write_record(RECORD, files)
+
+
+def _start(folder):
+    """Start the process that compiles, unless one is at it. -> whether one is"""
+    running = folder / RUNNING
+    with suppress(OSError):
+        if time.time() - running.stat().st_mtime < TOO_OLD:
+            return True
+        running.unlink()
+    if not sys.executable:
+        return False
+    nowhere = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        running.touch()
+        subprocess.Popen(
+            [sys.executable, "-c", COMPILE, str(Path(__file__).parents[2])], start_new_session=True, **nowhere
+        )
+    except OSError:
+        return False
+    if sys.stderr is not None:
+        print(MESSAGE, file=sys.stderr, flush=True)
+    return True

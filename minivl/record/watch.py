@@ -1,0 +1,236 @@
+"""What the recorders of modules share: which tensors of a module's call are kept, under which names.
+
+    watch = Watch(recording, to_numpy)
+    watch.enter(module, "visual.blocks.0.norm2", args, kwargs)           # before the module runs
+    watch.leave(module, "visual.blocks.0.norm2", args, kwargs, output)   # keeps it, and visual.blocks.0.attn_residual
+    watch.attend(query, key)                                             # attention inside the innermost module
+
+A module's output has the module's name. Tensors that are no module's output are taken where a module gets them as input: the
+residual stream before a norm, the product before down_proj, the attention's result before its projection. All are observed,
+none computed.
+"""
+
+import re
+
+import numpy as np
+
+from minivl.errors import Error
+from minivl.tensors import catalogue
+
+ARGUMENTS = ("input_ids", "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+WITHOUT_STEP = (*ARGUMENTS, "inputs_embeds")  # minivl has them for the prompt only
+INPUTS = {  # last word of a module's name: the tensor beside it that is its input
+    "norm2": "attn_residual",
+    "post_attention_layernorm": "attn_residual",
+    "down_proj": "act",
+    "o_proj": "context",
+    "proj": "context",
+}
+NO_TENSOR = re.compile(
+    r"\b(act_fn|rotary_pos_emb|dropout|drop_path|patch_embed\.proj)$"
+)  # modules without one in minivl
+BATCH = 3  # axes of a tensor whose first one, if it is 1, is the batch
+
+
+class Watch:
+    """Names and keeps the tensors of the calls that it is told of.
+
+    to_numpy  function: a tensor of the framework -> NumPy array, bfloat16 as float32
+    """
+
+    def __init__(self, recording, to_numpy):
+        self.recording, self.to_numpy = recording, to_numpy
+        self.running, self.prefix = [], ""  # (module, name) of the modules that run now, the outermost first
+        self.passes = {}  # name of an outermost module: tokens of its last pass
+        self.step = self.chunk = 0
+        self.last, self.seen = None, set()  # the last tensor that a module returned; names kept in this pass
+
+    def enter(self, module, name, args, kwargs):
+        self.forget(module)
+        if not self.running:
+            self.begin_pass(name, args, kwargs)
+        self.running.append((module, name))
+
+    def leave(self, module, name, args, kwargs, output):
+        self.forget(module)
+        for own, tensor in {**inputs_of(name, args, kwargs), **self.outputs_of(name, output)}.items():
+            self.keep(own, tensor)
+
+    def forget(self, module):
+        """Drop a module and those inside it from the running ones, also after an exception in an earlier call."""
+        at = next((i for i, (one, _) in enumerate(self.running) if one is module), len(self.running))
+        del self.running[at:]
+
+    # ---- passes ----
+
+    def begin_pass(self, name, args, kwargs):
+        """The prefix of what follows: none for the prompt, `steps.N.` for a token of the answer, `chunks.N.`."""
+        if is_tower(name):  # runs once for the images, once for the videos
+            return
+        tokens, cached = count_tokens(args, kwargs), is_cache_filled(kwargs)
+        if name in self.passes:
+            if tokens == 1 or not cached and tokens == self.passes[name] + 1:
+                self.step += 1
+                self.prefix = f"steps.{self.step}."
+            elif cached and not self.step:
+                self.chunk += 1
+                self.prefix = f"chunks.{self.chunk}."
+            else:
+                raise Error(
+                    f"another prompt begins, of {tokens} tokens: a recording holds one. Record it in a `with` of its own."
+                )
+            self.seen = set()
+        self.passes[name] = tokens
+
+    # ---- tensors ----
+
+    def outputs_of(self, name, output):
+        last = name.rpartition(".")[2]
+        if last == "rotary_emb" and is_pair(output):
+            return {"model.rope.cos": output[0], "model.rope.sin": output[1]}
+        logits = getattr(output, "logits", output if name == "" else None)
+        if is_tensor(logits) and not name.startswith("visual") and self.prefix + "lm_head" not in self.seen:
+            return {"lm_head": logits}  # a head that is no module, or tied
+        tensor = first_tensor(output, "pooler_output" if name == "visual" else "last_hidden_state")
+        is_last_part = tensor is self.last  # as mlp returns what mlp.down_proj returned
+        self.last = tensor
+        if tensor is None or not name or NO_TENSOR.search(name) or (is_last_part and catalogue.of(name) is None):
+            return {}
+        return {name: tensor}
+
+    def keep(self, name, tensor):
+        """Keep a tensor, by its name in this pass."""
+        full = name
+        if self.prefix and not is_tower(name):
+            if name in WITHOUT_STEP and self.step:
+                return
+            full = self.prefix + name
+        self.seen.add(full)
+        if not self.recording.wants(full):
+            return
+        if name == "lm_head":
+            tensor = tensor[..., -1:, :]
+        array = without_batch(name, np.array(self.to_numpy(tensor)))
+        if is_tower(name):
+            array = append_to_tower(self.recording, name, array)
+        self.recording.add(full, array)
+
+    def attend(self, query, key):
+        """Keep queries and keys, [..., heads, rows, K], of an attention inside the module that runs now."""
+        name = self.running[-1][1] if self.running else ""
+        if "attn" not in name.rpartition(".")[2]:
+            return
+        arrays = [np.array(self.to_numpy(tensor)) for tensor in (query, key)]
+        while all(array.ndim > 3 and len(array) == 1 for array in arrays):
+            arrays = [array[0] for array in arrays]
+        if any(array.ndim != 3 for array in arrays):
+            return
+        q, k = arrays
+        if not is_tower(name):
+            k = k[:: self.repeats(name, k)][:, -q.shape[1] :]  # without the cached rows
+        for own, array in ((f"{name}.q_rope", q), (f"{name}.k_rope", k)):
+            full = own if is_tower(name) else self.prefix + own
+            if not self.recording.wants(full):
+                continue
+            if full in self.seen:  # a further segment of the same run
+                array = np.concatenate([self.recording[full], array], axis=1)
+            self.seen.add(full)
+            self.recording.add(full, array)
+
+    def repeats(self, name, keys):
+        """How many times in a row each key head stands in `keys`, [heads, rows, K]."""
+        width = self.recording.get(f"{self.prefix}{name}.k_proj", keys[:0]).shape[-1]
+        heads, _, K = keys.shape
+        return heads * K // width if width and heads * K % width == 0 else 1
+
+
+def inputs_of(name, args, kwargs):
+    """Tensors that are no module's output, from the inputs of the module `name`."""
+    found = {own: kwargs[own] for own in ARGUMENTS if is_tensor(kwargs.get(own))}
+    tensors = [tensor for tensor in args if is_tensor(tensor)]
+    if name in ("", "model") and "input_ids" not in found and tensors and is_integer(tensors[0]):
+        found["input_ids"] = tensors[0]
+    block, _, last = name.rpartition(".")
+    if last in INPUTS and "patch_embed" not in block and len(tensors) == 1:  # subtle: fused norms get two
+        found[f"{block}.{INPUTS[last]}"] = tensors[0]
+    hidden = tensors[0] if tensors else kwargs.get("hidden_states")
+    if name in ("visual.blocks.0", "model.layers.0") and is_tensor(hidden):
+        found["visual.window_order" if is_tower(name) else "inputs_embeds"] = hidden
+    if name == "visual.blocks.0" and is_pair(kwargs.get("position_embeddings")):
+        found["visual.rope.cos"], found["visual.rope.sin"] = kwargs["position_embeddings"]
+    if last == "rotary_pos_emb" and len(tensors) == 2:
+        found["visual.patch_positions"] = tensors[1]
+    if last == "rotary_emb" and is_tensor(positions := kwargs.get("position_ids", (*args, None, None)[1])):
+        if positions.ndim == 3 and len(positions) == 3:
+            found["position_ids"] = positions[:, 0]  # [3, 1, T] -> [3, T]
+    return found
+
+
+def append_to_tower(recording, name, new):
+    """A tensor of the tower behind that of an earlier run of it, as if images and videos had been run at once."""
+    if name not in recording:
+        return new
+    old = recording[name]
+    if name == "visual.window_index":
+        new = new + len(old)
+    elif name.startswith("visual.cu_"):
+        old, new = old, new[1:] + old[-1]
+    return np.concatenate([old, new]) if old.shape[1:] == new.shape[1:] else new
+
+
+def without_batch(name, array):
+    if array.ndim == BATCH and len(array) == 1 or (name == "input_ids" and array.ndim == 2):
+        return array[0]
+    return array
+
+
+def is_tower(name):
+    return name == "visual" or name.startswith("visual.")
+
+
+def is_tensor(value):
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def is_integer(tensor):
+    return "int" in str(tensor.dtype)
+
+
+def is_pair(value):
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_tensor, value))
+
+
+def first_tensor(output, field):
+    """The tensor of a module's output: itself, the first in a tuple, or a field of transformers' and MLX's outputs."""
+    if is_tensor(output):
+        return output
+    for name in (field, "last_hidden_state"):
+        if is_tensor(getattr(output, name, None)):
+            return getattr(output, name)
+    if isinstance(output, (tuple, list)):
+        return next((first_tensor(one, field) for one in output[:1]), None)
+    return None
+
+
+def count_tokens(args, kwargs):
+    """Tokens of a pass of the model, or of a part of it; 0 if its arguments do not tell."""
+    given = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args, *kwargs.values()]
+    tensor = next((value for value in given if is_tensor(value) and value.ndim), None)
+    if tensor is None:
+        return 0
+    if is_integer(tensor):
+        if tensor.ndim == 2 and len(tensor) > 1:
+            raise Error(f"a recording holds one prompt; this batch has {len(tensor)}. Run one of them.")
+        return tensor.shape[-1]
+    return tensor.shape[-2] if tensor.ndim > 1 else 1
+
+
+def is_cache_filled(kwargs):
+    """Whether a pass gets keys and values of earlier tokens, as transformers and MLX hand them on."""
+    cache = next((kwargs[name] for name in ("past_key_values", "cache", "kv_cache") if kwargs.get(name)), None)
+    if cache is None:
+        return False
+    if hasattr(cache, "get_seq_length"):
+        return cache.get_seq_length() > 0
+    first = cache[0] if isinstance(cache, (list, tuple)) else cache
+    return getattr(first, "offset", 1) > 0
