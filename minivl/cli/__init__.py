@@ -15,6 +15,7 @@ from minivl.cli import (
     bench,
     chat,
     compare,
+    lab,
     make_checkpoint,
     plan,
     record_reference,
@@ -38,7 +39,7 @@ examples:
 ships with minivl: it knows coloured shapes and digits.
 """
 COMMANDS = (
-    walk, ask, chat, trace, report, what_if, compare, record_reference, make_checkpoint, bench, plan, summary,
+    walk, ask, chat, trace, report, what_if, compare, record_reference, make_checkpoint, bench, plan, summary, lab,
 )  # fmt: skip
 RENAMED = {
     "spill": "-o",
