@@ -4,7 +4,7 @@
     few_rows.py    the innermost loop of linear.py, in the processor's registers
     matmul.py      the same for many rows: bound by arithmetic
     tile.py        the innermost loop of matmul.py and attention.py, in the processor's registers
-    amx.py         the work of matmul.py on the matrix instructions of some processors, if MINIVL_AMX=1; amx_tile.py: these
+    amx.py         the work of matmul.py on the matrix instructions of some processors; amx_tile.py: these instructions
     norms.py       RMSNorm
     rope.py        rotary position embedding
     attention.py   softmax(q k.T) v within segments (tower) and causal over a cache (decoder)
@@ -13,8 +13,10 @@
     jit_cache.py   the folder of compiled code
     warm_up.py     compiles all kernels before they are needed
     first_run.py   NumPy kernels for the small model until the compiled ones are there
+    records.py     small files of what was found out about this machine
     processes.py   Numba in forked processes and in several Python threads
     allocator.py   keeps freed memory for the next large arrays
+    naive.py       a product as one writes it first, for comparison
     speeds.py      measures this machine: reading memory for the benchmark, the kernels for the plan
 
 `choose` is the only place where a backend is picked; a stage takes the result and calls `kernels.linear(...)`.
@@ -44,7 +46,7 @@ if re.fullmatch(r"\s*(-\d+|\+?0+)\s*", os.environ.get("NUMBA_NUM_THREADS", "")):
 class Kernels:
     """One backend: the functions that the stages call. The plain versions, such as `linear.linear_numpy`, say what each does.
 
-    matmul  how products of many rows with bfloat16 weights are computed
+    matmul  how products of many rows with bfloat16 weights are computed; "on AMX": where its check passes
     """
 
     name: str
@@ -99,10 +101,10 @@ def _choose_compiled(matmul):
     keep_freed_memory()
     compile_kernels()
     functions = _functions("numba")
-    if runs_on_amx(matmul):
-        from minivl.kernels.amx import compile_linear
+    if _may_run_on_amx(matmul):
+        from minivl.kernels.amx import linear_amx
 
-        functions["linear"] = compile_linear(terms=3 if matmul == "float32" else 2)
+        functions["linear"] = functools.partial(linear_amx, terms=3 if matmul == "float32" else 2)
         matmul += " on AMX"
     return protect(Kernels("numba", **functions, matmul=matmul))
 
@@ -118,18 +120,29 @@ def _is_jit_disabled():
     return bool(numba.config.DISABLE_JIT)
 
 
-def runs_on_amx(matmul="float32"):
-    """Whether MINIVL_AMX=1 and this machine has AMX. If it has not: an error for "bf16x2", else a warning, once."""
-    why = "MINIVL_AMX=1 is not set"
-    if os.environ.get("MINIVL_AMX") == "1":
-        from minivl.kernels.amx import find_obstacle
+def _may_run_on_amx(matmul):
+    """Whether products may run on AMX: unless MINIVL_AMX=0, where the processor has it.
 
-        why = find_obstacle()
-        if why and matmul == "float32":
-            _warn(f"MINIVL_AMX=1, but AMX is not used: {why}. The portable kernels run.")
+    It is checked when the first large product comes; now, if MINIVL_AMX=1 or matmul="bf16x2" ask for it. If it then cannot be
+    used: a warning, or for "bf16x2" an error.
+    """
+    why, asked = "MINIVL_AMX=0 turns it off", os.environ.get("MINIVL_AMX")
+    if asked != "0":
+        from minivl.kernels import amx
+
+        why = amx.find_obstacle() if asked == "1" or matmul != "float32" else amx.find_missing_hardware()
     if why and matmul != "float32":
         raise Error(f'matmul="{matmul}" needs AMX, which is not used: {why}. Leave matmul= out for float32 arithmetic.')
+    if why and asked == "1":
+        _warn(f"MINIVL_AMX=1, but AMX is not used: {why}. The portable kernels run.")
     return why is None
+
+
+def runs_on_amx():
+    """Whether large products of many rows run on AMX in this process."""
+    from minivl.kernels import amx
+
+    return os.environ.get("MINIVL_AMX") != "0" and amx.find_obstacle() is None
 
 
 @functools.cache

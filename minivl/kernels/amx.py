@@ -20,8 +20,9 @@ What lies in one 32-bit word of an x tile are two values of k, one above the oth
 Unlike float32 arithmetic these instructions take what is smaller than 2^-126 for 0: a weight, a term, a sum. An infinite weight
 may give NaN, and a sum that only just fits into float32 infinity. Infinities and NaN in x go where matmul.py lets them go.
 
-Never run on such a processor by the authors yet, only in emulation (tests/kernels/test_amx.py): hence off unless MINIVL_AMX=1,
-and checked in another process before the first use. `find_obstacle` says why it is not used.
+It is used where the processor has it and a check in other processes passes; MINIVL_AMX=0 turns it off. The check is made when
+the first product comes that gains by it, and its verdict is kept on disk until the machine starts again. `find_obstacle` says
+why it is not used.
 """
 
 import ctypes
@@ -32,6 +33,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import llvmlite.binding
 import numba
@@ -42,30 +45,24 @@ from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.kernels.jit_cache import CACHE
 from minivl.kernels.linear import linear_numba
 from minivl.kernels.matmul import transpose_into
+from minivl.kernels.records import read_record, write_record
 
 SIDE = 2 * TILE  # of the square of sums; also values of k in a row of a tile
 DEPTH = 6  # most tiles along k before sums are put away: a panel of x, 36 KB, stays in the first-level cache of 48 KB
 TILES = 16  # most squares along W in a task: what it holds stays in the second-level cache of 2 MB
 BLOCK = 8  # most panels of x in a task
+LARGE = 1 << 19  # weights in a matrix from which a product gains, as in k_proj of the 3B; the model that ships has none
+RECORD = "minivl-amx.json"
 SECONDS = 1.0  # that the check goes on for
 CHECK = "from minivl.kernels import amx; amx.check()"
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # of Linux on x86-64
 
 
 def linear_amx(x, weight, bias=None, terms=3):
-    """As `linear_numba`, which it leaves float32 weights and few rows to: those are bound by memory."""
-    if weight.dtype != np.uint16 or len(x) < TILE:
+    """As `linear_numba`, which it leaves float32 weights, few rows (bound by memory) and small matrices to."""
+    if weight.dtype != np.uint16 or len(x) < TILE or weight.size < LARGE or find_obstacle() is not None:
         return linear_numba(x, weight, bias)
     return matmul_amx(x, weight, bias, terms)
-
-
-def compile_linear(terms):
-    """`linear_amx` with so many terms, and ready to run."""
-    function = functools.partial(linear_amx, terms=terms)
-    stored = np.ones((8, 8), dtype=np.uint16)
-    stored.flags.writeable = False  # as weights mapped from a file are
-    function(np.ones((TILE, 8), dtype=np.float32), stored)
-    return function
 
 
 def matmul_amx(x, weight, bias=None, terms=3):
@@ -218,7 +215,7 @@ def _multiply_square(w, w_row, x, deep, terms, sums):
 @functools.cache
 def find_obstacle():
     """Why AMX is not used in this process, as part of a sentence; None if it is. Determined once."""
-    return find_missing_hardware() or request_permission() or check_in_processes()
+    return find_missing_hardware() or request_permission() or recall_check()
 
 
 def find_missing_hardware():
@@ -235,6 +232,25 @@ def request_permission():
     system, words = ctypes.CDLL(None, use_errno=True), (ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA)
     if system.syscall(*map(ctypes.c_long, words)):
         return f"Linux refuses it ({os.strerror(ctypes.get_errno())}; 5.16 is the first that knows it)"
+
+
+def recall_check():
+    """The verdict of `check_in_processes` since the machine started, from the disk or new. -> what went wrong, or None
+
+    With MINIVL_AMX=1 a verdict against it is not believed, and the check is made again.
+    """
+    boot = [platform.release(), _boot_id()]
+    verdict = read_record(RECORD, *boot)
+    if verdict == "works" or verdict and os.environ.get("MINIVL_AMX") != "1":
+        return None if verdict == "works" else verdict
+    why = check_in_processes()
+    write_record(RECORD, why or "works", *boot)
+    return why
+
+
+def _boot_id():
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def check_in_processes():

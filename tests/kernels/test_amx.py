@@ -282,9 +282,10 @@ def test_code_for_a_processor_that_has_it(made):
 
 
 @pytest.fixture
-def wanted(monkeypatch):
+def wanted(monkeypatch, tmp_path):
     """MINIVL_AMX=1 on a machine with AMX, as far as can be told; nothing of it is run."""
     monkeypatch.setenv("MINIVL_AMX", "1")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))  # for the verdict
     monkeypatch.setattr(amx, "find_missing_hardware", lambda: None)
     monkeypatch.setattr(amx, "request_permission", lambda: None)
     monkeypatch.setattr(amx, "CHECK", "")
@@ -294,29 +295,76 @@ def wanted(monkeypatch):
     amx.find_obstacle.cache_clear()
 
 
-def test_off_unless_asked_for():
-    script = """
-import os, sys, minivl
-for value in ("", "0"):
-    os.environ["MINIVL_AMX"] = value
-    print(minivl.load().kernels.matmul, "minivl.kernels.amx" in sys.modules)
-"""
-    assert run(script, cache="") == 2 * "float32 False\n"
+LARGE = (16, 800, 656)  # rows of x, values of k, rows of W: just large enough
 
 
-def test_chosen_if_asked_for(wanted):
+def test_off_if_the_machine_or_the_user_says_so(wanted):
+    wanted.setenv("MINIVL_AMX", "0")
+    assert choose("numba").linear is linear.linear_numba and not kernels.runs_on_amx()
+    wanted.setattr(amx, "find_missing_hardware", lambda: "there is none")
+    wanted.delenv("MINIVL_AMX")
+    assert choose("numba").linear is linear.linear_numba
+    assert choose("numpy").matmul == "float32"
+
+
+@pytest.mark.parametrize("asked", [None, "1"])
+def test_used_for_large_products(wanted, asked):
+    wanted.delenv("MINIVL_AMX") if asked is None else None
     calls = []
     wanted.setattr(amx, "matmul_amx", lambda x, weight, bias, terms: calls.append((x.shape, terms)))
+    assert LARGE[1] * LARGE[2] >= amx.LARGE > (LARGE[1] - 1) * LARGE[2]
+    x, stored, bias = inputs(*LARGE)
     for matmul, terms in (("float32", 3), ("bf16x2", 2)):
-        found = choose("numba", matmul)
-        assert found.matmul == f"{matmul} on AMX" and found.name == "numba"
-        assert calls.pop() == ((16, 8), terms)  # compiled
-        x, stored, bias = inputs(16, 32, 17)
-        found.linear(x, stored, bias)
-        assert calls.pop() == ((16, 32), terms)
-        for rows, weight in ((x[:15], stored), (x, to_float32(stored))):  # few rows, float32 weights
-            np.testing.assert_array_equal(found.linear(rows, weight, bias), linear.linear_numba(rows, weight, bias))
-    assert choose("numpy").matmul == "float32" and not calls
+        chosen = choose("numba", matmul)
+        assert chosen.matmul == f"{matmul} on AMX" and chosen.name == "numba"
+        chosen.linear(x, stored, bias)
+        assert calls.pop() == (x.shape, terms)
+        for rows, weight in ((x[:15], stored), (x, to_float32(stored)), (x, stored[1:])):  # few rows, float32, small
+            part = None if bias is None else bias[: len(weight)]
+            np.testing.assert_array_equal(chosen.linear(rows, weight, part), linear.linear_numba(rows, weight, part))
+    assert not calls
+
+
+def test_the_check_waits_for_the_first_large_product_and_is_remembered(wanted):
+    checks, works = [], []
+    wanted.delenv("MINIVL_AMX")
+    wanted.setattr(amx, "check_in_processes", lambda: checks.append(1))
+    wanted.setattr(amx, "matmul_amx", lambda x, weight, bias, terms: works.append(1))
+    x, stored, _ = inputs(*LARGE)
+    chosen = choose("numba")
+    chosen.linear(x[:15], stored)
+    assert not checks
+    chosen.linear(x, stored)
+    amx.find_obstacle.cache_clear()  # as in another process
+    chosen.linear(x, stored)
+    assert len(checks) == 1 and len(works) == 2
+    wanted.setattr(platform, "release", lambda: "another kernel")
+    amx.find_obstacle.cache_clear()
+    chosen.linear(x, stored)
+    assert len(checks) == 2
+
+
+def test_a_verdict_against_it_is_kept_unless_it_is_asked_for(wanted):
+    checks = []
+    wanted.delenv("MINIVL_AMX")
+    wanted.setattr(amx, "check_in_processes", lambda: checks.append(1) or "it was late")
+    for _ in range(2):
+        amx.find_obstacle.cache_clear()
+        assert amx.find_obstacle() == "it was late"
+    assert len(checks) == 1
+    wanted.setenv("MINIVL_AMX", "1")
+    amx.find_obstacle.cache_clear()
+    assert amx.find_obstacle() == "it was late" and len(checks) == 2
+
+
+def test_a_damaged_verdict_is_a_new_check(wanted, tmp_path):
+    checks = []
+    wanted.setattr(amx, "check_in_processes", lambda: checks.append(1))
+    for text in ("", "[]", '{"for": 3}', "\x00"):
+        (tmp_path / amx.RECORD).write_text(text)
+        amx.find_obstacle.cache_clear()
+        assert amx.find_obstacle() is None
+    assert len(checks) == 4
 
 
 @pytest.mark.parametrize(
@@ -359,8 +407,8 @@ def test_portable_without_the_processor(wanted):
 
 
 def test_wrong_words(monkeypatch):
-    monkeypatch.delenv("MINIVL_AMX", raising=False)
-    with pytest.raises(Error, match="MINIVL_AMX=1 is not set"):
+    monkeypatch.setenv("MINIVL_AMX", "0")
+    with pytest.raises(Error, match="MINIVL_AMX=0 turns it off"):
         choose("numba", "bf16x2")
     for backend, matmul in (("numpy", "bf16x2"), ("numba", "float16")):
         with pytest.raises(Error, match='use "float32"'):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import minivl
-from minivl.kernels import choose, first_run, norms
+from minivl.kernels import choose, first_run, norms, records
 from minivl.tiny import scene
 
 
@@ -83,9 +83,9 @@ def test_a_record_of_other_code_does_not_count(uncompiled, monkeypatch, change):
     assert first_run.is_compiled()
     record = uncompiled / first_run.RECORD
     if change == "version":
-        monkeypatch.setattr(first_run, "version", lambda name: importlib.metadata.version(name) + "1")
+        monkeypatch.setattr(records, "version", lambda name: importlib.metadata.version(name) + "1")
     elif change == "processor":
-        monkeypatch.setattr(first_run, "_processor", lambda: "another")
+        monkeypatch.setattr(records, "_processor", lambda: "another")
     elif change == "file":
         record.write_text(record.read_text().replace(".nbi", ".gone"))
     else:
@@ -94,6 +94,6 @@ def test_a_record_of_other_code_does_not_count(uncompiled, monkeypatch, change):
 
 
 def test_without_a_folder_the_kernels_are_compiled_here(uncompiled, monkeypatch, capfd):
-    monkeypatch.setattr(first_run, "_writable_folder", lambda: None)
+    monkeypatch.setattr(first_run, "find_folder", lambda: None)
     assert minivl.load().kernels.name == "numba"
     assert capfd.readouterr().err == ""
