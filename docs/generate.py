@@ -27,6 +27,7 @@ STATIONS = {
     "answer": "boxes and points",
     "compare": "two recordings compared",
     "tiny": "the model that ships",
+    "record": "record a port",
     "reference": "record transformers",
     "plan": "cost without weights",
     "trace": "record and edit",

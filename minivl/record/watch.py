@@ -10,6 +10,8 @@ residual stream before a norm, the product before down_proj, the attention's res
 none computed.
 """
 
+import re
+
 import numpy as np
 
 from minivl.errors import Error
@@ -24,6 +26,9 @@ INPUTS = {  # last word of a module's name: the tensor beside it that is its inp
     "o_proj": "context",
     "proj": "context",
 }
+NO_TENSOR = re.compile(
+    r"\b(act_fn|rotary_pos_emb|dropout|drop_path|patch_embed\.proj)$"
+)  # modules without one in minivl
 BATCH = 3  # axes of a tensor whose first one, if it is 1, is the batch
 
 
@@ -64,7 +69,7 @@ class Watch:
             return
         tokens, cached = count_tokens(args, kwargs), is_cache_filled(kwargs)
         if name in self.passes:
-            if tokens in (1, self.passes[name] + 1):  # with and without a cache of keys and values
+            if tokens == 1 or not cached and tokens == self.passes[name] + 1:
                 self.step += 1
                 self.prefix = f"steps.{self.step}."
             elif cached and not self.step:
@@ -89,7 +94,9 @@ class Watch:
         tensor = first_tensor(output, "pooler_output" if name == "visual" else "last_hidden_state")
         is_last_part = tensor is self.last  # as mlp returns what mlp.down_proj returned
         self.last = tensor
-        return {} if tensor is None or not name or (is_last_part and catalogue.of(name) is None) else {name: tensor}
+        if tensor is None or not name or NO_TENSOR.search(name) or (is_last_part and catalogue.of(name) is None):
+            return {}
+        return {name: tensor}
 
     def keep(self, name, tensor):
         """Keep a tensor, by its name in this pass."""
