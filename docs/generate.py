@@ -37,6 +37,7 @@ STATIONS = {
     "vlm": "load, ask, trace, walk",
     "plots": "matplotlib figures",
     "report": "one HTML page",
+    "dataset": "rows of many prompts",
     "bench": "speed",
     "cli": "command line",
 }
@@ -56,6 +57,9 @@ def floors(rules):
     below = {own: set(rules[own]) for own in STATIONS}
     while below:
         floor = [own for own in below if not below[own]]
+        if not floor:
+            missing = {other for row in below.values() for other in row} - set(STATIONS)
+            sys.exit(f"these import each other in a circle, or STATIONS lacks {sorted(missing)}: {sorted(below)}")
         yield floor
         below = {own: row - set(floor) for own, row in below.items() if own not in floor}
 

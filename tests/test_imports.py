@@ -39,8 +39,9 @@ MAY_IMPORT = {
     "report": "kernels model processing studies tensors tiny trace walk",
     "record": "checkpoint tensors",
     "reference": "checkpoint processing record tensors",
+    "dataset": "checkpoint kernels plan processing tensors trace vlm",
     "bench": "checkpoint kernels model plan processing tiny vlm",
-    "cli": "answer bench compare faults kernels plan processing reference report tensors tiny vlm walk",
+    "cli": "answer bench compare dataset faults kernels plan processing reference report tensors tiny vlm walk",
     "__main__": "cli",
     "__init__": "",
 }
@@ -55,6 +56,10 @@ LIBRARIES = {  # the only folders that may import these
     "transformers": {"reference", "tiny/training", "bench"},
     "matplotlib": {"plots", "bench"},
     "mlx": {"record"},
+    "zarr": {"dataset"},
+    "pyarrow": {"dataset"},
+    "dask": {"dataset"},
+    "sklearn": {"studies"},
     "onnxruntime": {"record"},
     "openvino": {"record"},
 }

@@ -20,18 +20,32 @@ def run_on_workers(job, blocks, bar, scheduler, workers, vlm):
     if scheduler is None:
         count = workers if workers != "auto" else count_workers(vlm)
         threads = max(1, (os.cpu_count() or 1) // count)
-        environment = {"NUMBA_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+        environment = {
+            "NUMBA_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": str(threads),
+            "OPENBLAS_NUM_THREADS": str(threads),
+        }
         cluster = LocalCluster(
-            n_workers=count, threads_per_worker=1, memory_limit=0, dashboard_address=None, env=environment, silence_logs=50
+            n_workers=count,
+            threads_per_worker=1,
+            memory_limit=0,
+            dashboard_address=None,
+            env=environment,
+            silence_logs=50,
         )
     else:
         cluster = scheduler
     try:
         client = Client(cluster, timeout=20)
     except (OSError, TimeoutError) as cause:
-        raise Error(f"scheduler={scheduler!r} does not answer ({cause}). Is it running, and can it be reached?") from None
+        raise Error(
+            f"scheduler={scheduler!r} does not answer ({cause}). Is it running, and can it be reached?"
+        ) from None
     try:
-        tasks = [client.submit(run_task, job, number, prompts, key=f"minivl-{job.out}-{number}") for number, prompts in blocks.items()]
+        tasks = [
+            client.submit(run_task, job, number, prompts, key=f"minivl-{job.out}-{number}")
+            for number, prompts in blocks.items()
+        ]
         for task in as_completed(tasks):
             task.result()
             bar.update(len(blocks[int(task.key.rpartition("-")[2])]))

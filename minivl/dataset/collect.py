@@ -5,7 +5,7 @@
     store.zarr/
         collection.json          model and prompts (digests), tensors, rows, options, versions
         blocks/000012/           zarr group: an array [rows, ...] for each tensor
-        index/prompt/000012.parquet     a line for each of these rows: prompt, kind, number, text, pixels; `patch`, `token` likewise
+        index/prompt/000012.parquet     a line for each of these rows: prompt, kind, number, text, pixels; patch, token too
         prompts/000012.parquet   a line for each prompt: question, answer, labels, error
 
 A block is there whole or not at all, so a run that was killed goes on where it was, and several processes can share the work.
@@ -144,7 +144,9 @@ def load_model(model, needs_source=False):
         return load(**arguments), arguments
     model.use_compiled_kernels()
     if needs_source and model.folder is None:
-        raise Error("model= was made in memory; several workers load it from a folder. Give workers=1, or a checkpoint.")
+        raise Error(
+            "model= was made in memory; several workers load it from a folder. Give workers=1, or a checkpoint."
+        )
     weights = {str(model.weights[name].dtype) for name in model.weights.names() if model.weights[name].ndim > 1}
     arguments = {
         "source": None if model.folder is None else str(model.folder),
@@ -300,8 +302,8 @@ def check_space(path, nbytes):
     free = shutil.disk_usage(folder).free
     if nbytes > free:
         raise Error(
-            f"the rows take about {format_bytes(nbytes)}, and {folder} has {format_bytes(free)} free. Keep fewer tensors or rows, "
-            'reduce them, use dtype="float16", or give another disk.'
+            f"the rows take about {format_bytes(nbytes)}, and {folder} has {format_bytes(free)} free. Keep fewer tensors or "
+            'rows, reduce them, use dtype="float16", or give another disk.'
         )
 
 
@@ -338,8 +340,7 @@ def run_block(job, vlm, prompts, bar=None):
         append(table, {
             "prompt": [prompt.number], "id": [prompt.id], "question": [prompt.question], "answer": [str(answer)],
             "labels": [json.dumps(prompt.labels, ensure_ascii=False, default=plain)],
-            "sources": [json.dumps([source if isinstance(source, str) else str(source) if isinstance(source, Path) else None
-                                    for source in prompt.sources])],
+            "sources": [json.dumps([str(s) if isinstance(s, (str, Path)) else None for s in prompt.sources])],
             "sizes": [json.dumps(sizes)], "thumbnail": [small], "error": [error],
         })  # fmt: skip
         if bar is not None:
@@ -387,7 +388,11 @@ def run_prompt(job, vlm, prompt):
                 parts.setdefault(choice, []).append(rows[here])
 
     last = next(reversed(job.tensors))
-    stop = (lambda name: parse(name).own == last and is_last_chunk(started, last, maps)) if not job.max_new_tokens else None
+    stop = (
+        (lambda name: parse(name).own == last and is_last_chunk(started, last, maps))
+        if not job.max_new_tokens
+        else None
+    )
     answer = run(vlm.answer(inputs, max_new_tokens=max(1, job.max_new_tokens), seed=prompt.number), see, stop)
     text = "" if answer is None or not has_tokenizer(vlm) else vlm.tokenizer.decode(answer.ids)
     tensors = {

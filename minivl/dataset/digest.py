@@ -16,7 +16,7 @@ WHOLE, PIECE = 1 << 20, 1 << 14  # bytes: tensors up to this size count whole, o
 
 
 def digest_model(vlm):
-    """SHA-256 of the configuration, of the files for preparation, and of all weights; of large ones 16 pieces of 16 KiB each."""
+    """SHA-256 of the configuration, the files for preparation and all weights; of large ones 16 pieces of 16 KiB each."""
     digest = hashlib.sha256(json.dumps(to_config_json(vlm.config), sort_keys=True).encode())
     digest.update(f"{vlm.video_positions} {vlm.kernels.name}".encode())
     for name in PREPARATION:

@@ -1,7 +1,7 @@
 """Prompts of a data set, checked before the first one runs.
 
-A prompt is what `VLM.ask_many` takes, a question or {"question": ..., "images": ..., "videos": ...} or {"messages": [...]}, with more
-entries, all optional:
+A prompt is what `VLM.ask_many` takes, a question or {"question": ..., "images": ..., "videos": ...}, or {"messages": [...]},
+with more entries, all optional:
 
     id       a name to find its rows by; its number otherwise
     labels   {"colour": "red", ...}: what is known about it, kept in the index, for probes
@@ -10,11 +10,12 @@ entries, all optional:
     word     a word, or some, of the question
     image    which image box and mask lie in, counted from 0 (default: the last)
 
-In a file of JSON lines, each line is such an object; paths of images and videos are relative to the file, and a mask is the path
-of an image, white where it holds.
+In a file of JSON lines, each line is such an object; paths of images and videos are relative to the file, and a mask is the
+path of an image, white where it holds.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 
 from minivl.errors import Error
 from minivl.processing.load_image import open_image
-from minivl.processing.messages import Media, find_media, parse, parse_prompts, user
+from minivl.processing.messages import Media, find_media, parse, parse_prompts, prompt_messages
 
 MORE = ("id", "labels", "box", "boxes", "mask", "masks", "word", "image")
 
@@ -81,7 +82,9 @@ def read_prompts(prompts):
     seen = {}
     for prompt in built:
         if seen.setdefault(prompt.id, prompt.number) != prompt.number:
-            raise Error(f"prompts {seen[prompt.id]} and {prompt.number} have the same id, {prompt.id!r}. Give each its own.")
+            raise Error(
+                f"prompts {seen[prompt.id]} and {prompt.number} have the same id, {prompt.id!r}. Give each its own."
+            )
     return built
 
 
@@ -107,18 +110,21 @@ def build_prompt(number, prompt, folder):
         more = {key: value for key, value in prompt.items() if key in MORE and value is not None}
         if "messages" in entries:
             if entries.keys() - {"messages"}:
-                raise Error(f"prompt {number} has messages and {', '.join(entries.keys() - {'messages'})}: give one of them.")
+                raise Error(
+                    f"prompt {number} has messages and {', '.join(entries.keys() - {'messages'})}: give one of them."
+                )
             prompt = entries["messages"]
         else:
             prompt = entries
     else:
         more = {}
     try:
-        messages = parse(prompt) if isinstance(prompt, (list, tuple)) else parse_prompts([text_first(prompt)])[0]
+        messages = parse(prompt_messages(number, prompt))
+        if folder is not None:
+            messages = [relative_to(message, folder) for message in messages]
+        parse_prompts([messages])  # that files are there
     except Error as error:
-        raise Error(f"prompt {number}: {str(error).removeprefix('prompt 0: ')}") from None
-    if folder is not None:
-        messages = [relative_to(message, folder) for message in messages]
+        raise Error(f"prompt {number}: {re.sub(r'^prompt [0-9]+:? ', '', str(error))}") from None
     images = len(find_media(messages)[0])
     image = more.get("image", images - 1)
     if not isinstance(image, int) or isinstance(image, bool) or (images and not 0 <= image < images):
@@ -140,11 +146,6 @@ def build_prompt(number, prompt, folder):
     if word is not None and (not isinstance(word, str) or not word.strip()):
         raise Error(f'prompt {number}: "word" is {word!r}; give a word of the question.')
     return Prompt(number, str(more.get("id", number)), messages, dict(labels), places, word, image)
-
-
-def text_first(prompt):
-    """A question in text as messages; other prompts as they are."""
-    return user(prompt) if isinstance(prompt, str) else prompt
 
 
 def relative_to(message, folder):

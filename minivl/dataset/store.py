@@ -66,7 +66,7 @@ class Store:
 
     @cached_property
     def prompts(self):
-        """{column: array} of the prompts that have run: prompt, id, question, answer, error ("" if it ran); and as Python values
+        """{column: array} of the prompts that have run: prompt, id, question, answer, error ("" if it ran); as Python values
         labels, sources (paths of images and videos), sizes ((height, width) of each after resizing), thumbnail (JPEG)."""
         columns = self._read("prompts")
         for name in ("labels", "sources", "sizes"):
@@ -117,10 +117,11 @@ class Store:
     def select(self, tensor, **where):
         """(rows, index) of the rows whose columns have these values: kind="answer", id="scene 17", text=" red", ..."""
         lines = self.index(tensor)
-        rows = np.flatnonzero(self._where(lines, where))
+        rows = np.flatnonzero(self.matching(lines, where))
         return self[tensor][rows], {name: values[rows] for name, values in lines.items()}
 
-    def _where(self, lines, where):
+    def matching(self, lines, where):
+        """Which lines of an index have these values, {column: value or values}: bool [rows]."""
         chosen = np.ones(len(lines.get("prompt", ())), dtype=bool)
         for name, value in where.items():
             if name not in lines:
@@ -133,7 +134,9 @@ class Store:
         known = {int(p): labels.get(name) for p, labels in zip(self.prompts["prompt"], self.prompts["labels"])}
         if all(value is None for value in known.values()):
             names = sorted({key for labels in self.prompts["labels"] for key in labels})
-            raise Error(f"no prompt has a label {name!r}.{did_you_mean(name, names)} Labels here: {', '.join(names) or 'none'}.")
+            raise Error(
+                f"no prompt has a label {name!r}.{did_you_mean(name, names)} Labels here: {', '.join(names) or 'none'}."
+            )
         values = np.empty(len(self.index(tensor)["prompt"]), dtype=object)
         values[:] = [known[int(p)] for p in self.index(tensor)["prompt"]]
         return values
@@ -147,14 +150,16 @@ class Store:
         rows, lines = self[tensor], self.index(tensor)
         own = None
         if query is None:
-            chosen = np.flatnonzero(self._where(lines, where))
+            chosen = np.flatnonzero(self.matching(lines, where))
             if len(chosen) != 1:
                 shown = ", ".join(f"{name}={value!r}" for name, value in where.items())
-                advice = 'Add a column, such as kind="answer" or number=12.' if len(chosen) else "Look at store.index()."
+                advice = (
+                    'Add a column, such as kind="answer" or number=12.' if len(chosen) else "Look at store.index()."
+                )
                 raise Error(f"{len(chosen)} rows of {tensor} have {shown or 'no condition'}; one is needed. {advice}")
             own = int(chosen[0])
             query = rows[own : own + 1][0]
-        allowed = self._where(lines, among or {})
+        allowed = self.matching(lines, among or {})
         if own is not None:
             allowed &= lines["prompt"] != lines["prompt"][own]
         likeness = rows.cosine(np.asarray(query, dtype=np.float32).reshape(-1))
@@ -232,7 +237,9 @@ class Neighbours:
         self.lines = {name: values[rows] for name, values in store.index(tensor).items()}
 
     def __repr__(self):
-        return "\n".join(format_table([("cosine", "prompt", "row", "labels"), *map(self._describe, range(len(self.rows)))]))
+        return "\n".join(
+            format_table([("cosine", "prompt", "row", "labels"), *map(self._describe, range(len(self.rows)))])
+        )
 
     def _describe(self, at):
         line = {name: values[at] for name, values in self.lines.items()}

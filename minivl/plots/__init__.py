@@ -31,6 +31,7 @@ _HOMES = {
     "ablate_heads": "studies",
     "patch_grid": "studies",
     "occlusion": "studies",
+    "probes": "linear_probes",
     "residual_norms": "norms",
     "kv_cache": "norms",
 }

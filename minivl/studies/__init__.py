@@ -12,6 +12,7 @@
     occlusion.py        occlusion: the part of the picture that the answer needs
     attention.py        attention_to_image, attention_rollout
     logit_lens.py       logit_lens: the next token if the model stopped after each layer
+    linear_probe.py     probe: from which tensors of a store (minivl.collect) a label can be read
     windows.py          the tower's windows over a picture
     from_trace.py       read tensors of a trace, or say what to keep
 
@@ -21,11 +22,12 @@ Plots, walks and the report page draw the numbers that are computed here. Edits 
 from minivl.studies.attention import AttentionToImage, Rollout, attention_rollout, attention_to_image
 from minivl.studies.causal_tracing import PatchGrid, patch_grid
 from minivl.studies.head_ablation import HeadAblation, ablate_heads
+from minivl.studies.linear_probe import Probes, probe
 from minivl.studies.logit_lens import LogitLens, logit_lens
 from minivl.studies.occlusion import Occlusion, occlusion
 from minivl.studies.teacher_forcing import Forced, force
 
 __all__ = [
-    "AttentionToImage", "Forced", "HeadAblation", "LogitLens", "Occlusion", "PatchGrid", "Rollout", "ablate_heads",
-    "attention_rollout", "attention_to_image", "force", "logit_lens", "occlusion", "patch_grid",
+    "AttentionToImage", "Forced", "HeadAblation", "LogitLens", "Occlusion", "PatchGrid", "Probes", "Rollout", "ablate_heads",
+    "attention_rollout", "attention_to_image", "force", "logit_lens", "occlusion", "patch_grid", "probe",
 ]  # fmt: skip
