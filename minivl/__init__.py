@@ -26,7 +26,7 @@ _HOMES = {
     "set_threads": "minivl.kernels",
     "Error": "minivl.errors",
 }
-_MODULES = ("record",)  # attributes that are packages
+_MODULES = ("lab", "record")  # attributes that are packages
 __all__ = ["__version__", *_HOMES, *_MODULES]
 
 

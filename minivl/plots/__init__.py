@@ -32,6 +32,10 @@ _HOMES = {
     "patch_grid": "studies",
     "occlusion": "studies",
     "probes": "linear_probes",
+    "averages": "over",
+    "head_atlas": "over",
+    "calibration": "over",
+    "over_training": "over",
     "residual_norms": "norms",
     "kv_cache": "norms",
 }
