@@ -17,6 +17,7 @@ from minivl.cli import (
     collect,
     compare,
     lab,
+    make_checkpoint,
     plan,
     record_reference,
     report,
@@ -24,7 +25,8 @@ from minivl.cli import (
     trace,
     walk,
     what_if,
-)  # fmt: skip
+    collect,
+)
 from minivl.errors import Error
 
 DESCRIPTION = "Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood."
@@ -38,7 +40,9 @@ examples:
 `minivl COMMAND --help` describes a command. Without --model, the commands that run a model use the small trained one that
 ships with minivl: it knows coloured shapes and digits.
 """
-COMMANDS = (walk, ask, chat, trace, report, collect, what_if, compare, record_reference, bench, plan, summary, lab)
+COMMANDS = (
+    walk, ask, chat, trace, report, collect, what_if, compare, record_reference, make_checkpoint, bench, plan, summary, lab,
+)  # fmt: skip
 RENAMED = {
     "spill": "-o",
     "images": "--image",
