@@ -208,8 +208,8 @@ def compare_rows(ours, theirs, matches, tolerance, precision):
 def merge_rope_rows(theirs, matches, config):
     """Their recording, with the cos and sin of transformers 4.x, [3, 1, T, K], merged into [T, K] by mrope_section."""
     merged = {}
-    for name in ("model.rope.cos", "model.rope.sin"):
-        tables = theirs[matches[name]] if name in matches else np.zeros(0)
+    for name in [name for name in matches if parse(name).own in ("model.rope.cos", "model.rope.sin")]:
+        tables = theirs[matches[name]]
         if tables.ndim in (3, 4) and len(tables) == 3 and tables.size and config is not None:
             tables = tables.reshape(3, *tables.shape[-2:])
             rows = np.tile(np.repeat(np.arange(3), config.text.rope.mrope_section), 2)
