@@ -25,7 +25,6 @@ from minivl.cli import (
     trace,
     walk,
     what_if,
-    collect,
 )
 from minivl.errors import Error
 

@@ -34,6 +34,7 @@ _HOMES = {
     "probes": "linear_probes",
     "averages": "over",
     "head_atlas": "over",
+    "share_and_effect": "over",
     "calibration": "over",
     "over_training": "over",
     "residual_norms": "norms",

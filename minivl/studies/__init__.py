@@ -15,6 +15,7 @@
     linear_probe.py     probe: from which tensors of a store (minivl.collect) a label can be read
     head_atlas.py       head_atlas: what each head attends to, by role of the tokens
     architecture.py     without_windows, without_time: what these parts carry
+    edge_probe.py       edge_probe: how exactly each stage of the tower knows where an edge lies
     over.py             any of these over many cases: mean logit difference, 95 % intervals
     scenes.py           scenes: cases with a known truth, drawn
     over_training.py    over_training: skills and heads of the checkpoints of a run
@@ -27,6 +28,7 @@ Plots, walks and the report page draw the numbers that are computed here. Edits 
 from minivl.studies.architecture import without_time, without_windows
 from minivl.studies.attention import AttentionToImage, Rollout, attention_rollout, attention_to_image
 from minivl.studies.causal_tracing import PatchGrid, patch_grid, patch_heads
+from minivl.studies.edge_probe import edge_probe
 from minivl.studies.head_ablation import HeadAblation, ablate_heads
 from minivl.studies.head_atlas import head_atlas, heads_on
 from minivl.studies.linear_probe import Probes, probe
@@ -39,7 +41,7 @@ from minivl.studies.teacher_forcing import Forced, force
 
 __all__ = [
     "AttentionToImage", "Averages", "Case", "Forced", "HeadAblation", "LogitLens", "Occlusion", "PatchGrid", "Probes",
-    "Rollout", "Training", "ablate_heads", "attention_rollout", "attention_to_image", "force", "head_atlas", "heads_on",
-    "logit_lens", "occlusion", "over_training", "patch_grid", "patch_heads", "probe", "scenes", "without_time",
+    "Rollout", "Training", "ablate_heads", "attention_rollout", "attention_to_image", "edge_probe", "force", "head_atlas",
+    "heads_on", "logit_lens", "occlusion", "over_training", "patch_grid", "patch_heads", "probe", "scenes", "without_time",
     "without_windows",
 ]  # fmt: skip
