@@ -1,4 +1,4 @@
-"""Generate what the docs take from the code: the tables of tensors.md, the drawing and the import table of architecture.md.
+"""Generate what the docs take from the code: the tables of tensors.md and lab.md, drawing and imports of architecture.md.
 
     python docs/generate.py             # write them
     python docs/generate.py --check     # exit with 1 if a page is out of date; the tests do that
@@ -15,6 +15,8 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))
 
+from minivl.lab.catalogue import NOTEBOOKS, all_exercises  # noqa: E402
+from minivl.lab.course import LEVELS  # noqa: E402
 from minivl.tensors.catalogue import CATALOGUE, SECTIONS  # noqa: E402
 
 # a word or two on each station, as the drawing shows it
@@ -27,6 +29,8 @@ STATIONS = {
     "answer": "boxes and points",
     "compare": "two recordings compared",
     "tiny": "the model that ships",
+    "record": "record a port",
+    "make": "random checkpoint",
     "reference": "record transformers",
     "plan": "cost without weights",
     "trace": "record and edit",
@@ -37,6 +41,7 @@ STATIONS = {
     "plots": "matplotlib figures",
     "report": "one HTML page",
     "bench": "speed",
+    "lab": "exercises, checked",
     "cli": "command line",
 }
 GROUND = ("stream", "helpers", "errors", "palette")
@@ -55,6 +60,7 @@ def floors(rules):
     below = {own: set(rules[own]) for own in STATIONS}
     while below:
         floor = [own for own in below if not below[own]]
+        assert floor, f"STATIONS lacks {set().union(*below.values()) - set(STATIONS)}, which tests/test_imports.py has"
         yield floor
         below = {own: row - set(floor) for own, row in below.items() if own not in floor}
 
@@ -91,9 +97,21 @@ def tensor_table(section):
             yield f"| `{tensor.name}` | [{shape}] | {tensor.dtype} | {tensor.rows} | {tensor.meaning}{lazy} |"
 
 
+def exercise_table():
+    yield "| notebook | number | function | goal | minutes | | model |"
+    yield "|---|---|---|---|---|---|---|"
+    before = None
+    for e in all_exercises().values():
+        notebook = f"{e.notebook} {NOTEBOOKS[e.notebook]}" if e.notebook != before else ""
+        model = "the small one" if e.uses_model else ""
+        yield f"| {notebook} | {e.number} | `{e.name}` | {e.goal} | {e.minutes} | {LEVELS[e.difficulty]} | {model} |"
+        before = e.notebook
+
+
 GENERATED = {
     "stations": drawing,
     "imports": import_table,
+    "exercises": exercise_table,
     **{f"tensors of {section}": lambda section=section: tensor_table(section) for section in SECTIONS},
 }
 

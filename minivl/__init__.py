@@ -24,14 +24,17 @@ _HOMES = {
     "set_threads": "minivl.kernels",
     "Error": "minivl.errors",
 }
-__all__ = ["__version__", *_HOMES]
+_MODULES = ("lab", "record")  # attributes that are packages
+__all__ = ["__version__", *_HOMES, *_MODULES]
 
 
 def __getattr__(name):
+    if name in _MODULES:
+        return importlib.import_module(f"minivl.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'minivl' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__():
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, *_MODULES])

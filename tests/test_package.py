@@ -86,7 +86,7 @@ def test_ask_with_several_pictures_and_options(tmp_path, capsys):
         (["ask", "What?", "--model", "/no/such/model"], "/no/such/model does not exist"),
         (["ask", "What?", "--temperature", "-1"], "temperature=-1.0"),
         (["walk", "no.png"], "no.png does not exist"),
-        (["ask", "<|image_pad|>"], "has 1 <|image_pad|> and there are 0 pictures"),
+        (["ask", "<|image_pad|>"], "has 1 <|image_pad|> and there are 0 images"),
         (["ask", __file__], "put a question behind it"),
         (["ask", "What?", "--seed", "-1"], "seed=-1"),
         (["ask", "\udcff?"], "not valid Unicode"),
@@ -107,7 +107,7 @@ def test_module_runs():
 
 
 @pytest.mark.parametrize(
-    "command", "walk ask chat trace report what-if compare record-reference bench plan summary".split()
+    "command", "walk ask chat trace report what-if compare record-reference bench plan summary lab".split()
 )
 def test_every_command_says_what_it_does(command, capsys):
     with pytest.raises(SystemExit) as ended:

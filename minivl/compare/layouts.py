@@ -14,6 +14,7 @@ import numpy as np
 from minivl.compare.recordings import Recording
 from minivl.tensors import catalogue
 from minivl.tensors.catalogue import in_data_flow
+from minivl.tensors.names import parse
 
 MOST_AXES = 4
 CLOSE = 0.03  # relative distance within which theirs may be ours
@@ -142,8 +143,8 @@ def find_processor_rows(ours, theirs, matches, left):
 def merge_rope_rows(theirs, matches, config):
     """Their recording, with the cos and sin of transformers 4.x, [3, 1, T, K], merged into [T, K] by mrope_section."""
     merged = {}
-    for name in ("model.rope.cos", "model.rope.sin"):
-        tables = theirs[matches[name]] if name in matches else np.zeros(0)
+    for name in [name for name in matches if parse(name).own in ("model.rope.cos", "model.rope.sin")]:
+        tables = theirs[matches[name]]
         if tables.ndim in (3, 4) and len(tables) == 3 and tables.size and config is not None:
             tables = tables.reshape(3, *tables.shape[-2:])
             rows = np.tile(np.repeat(np.arange(3), config.text.rope.mrope_section), 2)

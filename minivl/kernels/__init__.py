@@ -16,6 +16,7 @@
     records.py     small files of what was found out about this machine
     processes.py   Numba in forked processes and in several Python threads
     allocator.py   keeps freed memory for the next large arrays
+    naive.py       a product as one writes it first, for comparison
     speeds.py      measures this machine: reading memory for the benchmark, the kernels for the plan
 
 `choose` is the only place where a backend is picked; a stage takes the result and calls `kernels.linear(...)`.

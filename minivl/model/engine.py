@@ -55,7 +55,7 @@ class Engine:
         if free < 1:
             raise Error(
                 f"the prompt has {len(inputs.input_ids)} tokens; the model's context is "
-                f"{self.config.text.max_position_embeddings}. Lower max_pixels, send fewer pictures or frames, or shorten "
+                f"{self.config.text.max_position_embeddings}. Lower max_pixels, send fewer images or frames, or shorten "
                 "the text."
             )
         sequence = Sequence(inputs, cache, sampling, rng, min(sampling.max_new_tokens, free))
@@ -155,7 +155,7 @@ class Engine:
 
 
 def scatter(x, features, where, kind="image"):
-    """Put the tokens of the pictures (or videos), [U, D] in order, where their placeholders are. x [T, D], where bool [T]"""
+    """Put the tokens of the images (or videos), [U, D] in order, where their placeholders are. x [T, D], where bool [T]"""
     if where.sum() != len(features):
         raise Error(
             f"the prompt has {where.sum()} {kind} placeholders and the {kind}s have {len(features)} tokens. "

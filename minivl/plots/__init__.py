@@ -31,6 +31,10 @@ _HOMES = {
     "ablate_heads": "studies",
     "patch_grid": "studies",
     "occlusion": "studies",
+    "averages": "over",
+    "head_atlas": "over",
+    "calibration": "over",
+    "over_training": "over",
     "residual_norms": "norms",
     "kv_cache": "norms",
 }

@@ -1,4 +1,7 @@
-"""Plots of study results: head ablation, causal tracing, occlusion, rollout. Each takes what the study returned."""
+"""Plots of study results: head ablation, causal tracing, occlusion, rollout. Each takes what the study returned.
+
+What a study returned over many cases, a `studies.Averages`, is drawn by plots/over.py.
+"""
 
 import numpy as np
 
@@ -16,12 +19,16 @@ from minivl.plots.figure import (
     resizable,
     two_panels,
 )
+from minivl.plots.over import averages
 from minivl.plots.positions import SIGNED
+from minivl.studies.over import Averages
 
 
 @resizable
 def ablate_heads(found):
     """The change of the answer's log-probability without each head: decoder and tower, a `studies.HeadAblation`."""
+    if isinstance(found, Averages):
+        return averages.__wrapped__(found)
     tables = [("decoder", "layer", found.layers, found.decoder), ("tower", "block", found.blocks, found.tower)]
     tables = [table for table in tables if table[3].size]
     if not tables:
@@ -70,6 +77,8 @@ def mark_columns(axes, names, most=20):
 @resizable
 def patch_grid(found):
     """The logit difference that patching recovers, by layer and group of tokens: a `studies.PatchGrid`."""
+    if isinstance(found, Averages):
+        return averages.__wrapped__(found)
     values, labels = found.recovered, [legible(label) for label in found.groups]
     size = float(np.clip(0.5 * len(labels) + 3, 7, 20)), float(np.clip(0.3 * len(values) + 2.8, 3.8, 16))
     clean, corrupted = (legible(answer) for answer in found.answers)
@@ -94,6 +103,8 @@ def patch_grid(found):
 @resizable
 def occlusion(found):
     """The log-probability that hiding each part of the picture costs, over the picture: a `studies.Occlusion`."""
+    if isinstance(found, Averages):
+        return averages.__wrapped__(found)
     pixels = picture(found.trace, found.image, found.frame)
     tokens = "each token" if found.size == 1 else f"each {found.size} x {found.size} tokens"
     most = float(np.abs(found.drop).max()) or 1.0

@@ -1,4 +1,4 @@
-"""Chat template: messages to the prompt text, with one placeholder for each picture and video.
+"""Chat template: messages to the prompt text, with one placeholder for each image and video.
 
     template = Template.read(folder)
     print(template.render(messages))
@@ -79,7 +79,7 @@ def render(messages, add_generation_prompt=True, add_vision_id=False):
     """The prompt text, by the published template.
 
     add_generation_prompt  end with the header of the assistant's answer
-    add_vision_id          number pictures and videos: "Picture 1: ", "Video 1: "; counted over the whole conversation
+    add_vision_id          number images and videos: "Picture 1: ", "Video 1: "; counted over the whole conversation
     """
     messages, parts, counts = parse(messages), [], {"image": 0, "video": 0}
     if messages and messages[0].role != "system":
@@ -93,7 +93,7 @@ def render(messages, add_generation_prompt=True, add_vision_id=False):
 
 
 def render_item(item, counts, numbered):
-    """One item of a message: its text, or the placeholder of its picture or video."""
+    """One item of a message: its text, or the placeholder of its image or video."""
     if isinstance(item, str):
         return item
     counts[item.kind] += 1

@@ -1,7 +1,7 @@
 """Load frames of a video: from a list or array, an animated GIF, WebP, PNG or AVIF (Pillow), or mp4, webm, ... (PyAV).
 
     clip = open_video("clip.mp4")              # clip.total 300, clip.fps 30.0: counted, nothing is decoded yet
-    for picture in clip.pictures([0, 16, 31]): ...     # PIL images in mode RGB
+    for image in clip.pictures([0, 16, 31]): ...     # PIL images in mode RGB
 
 All frames up to the last one asked for are decoded, because later ones build on them. The rate is the mean over the times of
 the frames, which may be as uneven as they like; where the file's own rate agrees with them, it is that, exactly. A list has no
@@ -9,6 +9,7 @@ rate: its fps is None.
 """
 
 import io
+import itertools
 import struct
 import warnings
 from collections.abc import Callable
@@ -35,7 +36,7 @@ class Clip:
 
     total     how many frames it has
     fps       frames a second; None for a list or an array
-    pictures  function of rising indices that yields these frames, PIL images in mode RGB
+    images  function of rising indices that yields these frames, PIL images in mode RGB
     """
 
     total: int
@@ -45,7 +46,7 @@ class Clip:
 
 def open_video(source):
     """A `Clip`, from a path, file: or data: URI, base64 text, or bytes of a film or animation; a PIL image with frames; a list
-    of pictures, each as in `open_image`; or an array of them, [F, H, W, 3], uint8 or floats from 0 to 1. A `Clip` is itself."""
+    of images, each as in `open_image`; or an array of them, [F, H, W, 3], uint8 or floats from 0 to 1. A `Clip` is itself."""
     if isinstance(source, Clip):
         return source
     with reading_errors(source):
@@ -64,7 +65,7 @@ def is_video(path):
     try:
         with Image.open(locate(path)) as image:
             return image.format in ANIMATED and getattr(image, "is_animated", False)
-    except Exception:  # no picture, or no file: opening it raises the error
+    except Exception:  # no image, or no file: opening it raises the error
         return False
 
 
@@ -73,7 +74,7 @@ def reading_errors(source):
     """Turn whatever goes wrong while a video is read into an Error that names it."""
     try:
         yield
-    except Error:
+    except (Error, Warning):  # a warning that the caller has made an error of
         raise
     except FileNotFoundError:
         raise Error(f"the video {describe_source(source)} does not exist. Check the path.") from None
@@ -107,7 +108,7 @@ def warn_cut(source, frames, total):
 
 
 def open_list(frames):
-    """A list of pictures, or an array whose first axis counts them."""
+    """A list of images, or an array whose first axis counts them."""
     if isinstance(frames, np.ndarray) and frames.ndim != 4:
         raise Error(f"an array {list(frames.shape)} is not a video. Give [F, H, W, 3]: frames, rows, columns, colours.")
     if not len(frames):
@@ -125,23 +126,42 @@ def open_animation(source):
             raise UnidentifiedImageError
         # subtle: the default image of a PNG, for programs that know no animations, may be none of its frames
         first = int(bool(getattr(image, "default_image", False)))
-        total = getattr(image, "n_frames", 1) - first
-        if total < 2 or image.format not in ANIMATED:
+        total = declared_frames(image)
+        if total is not None and total - first < 2 or image.format not in ANIMATED:
             raise Error(
-                f"the video {describe_source(source)} is a picture that does not move: give it in images=. A video made of "
+                f"the video {describe_source(source)} is an image that does not move: give it in images=. A video made of "
                 "several is a list of them: videos=[[first, second, ...]]."
             )
-        milliseconds = []
-        for i in range(first, first + total):
+        milliseconds, cut = [], image.format == "GIF" and not has_trailer(source)
+        for i in itertools.count(first) if total is None else range(first, total):
             try:
                 milliseconds.append(frame_milliseconds(image, i))
             except Exception:  # each format raises its own kinds
                 if len(milliseconds) < 2:
                     raise
-                warn_cut(source, len(milliseconds), total)
+                cut = True
                 break
+        if cut:
+            warn_cut(source, len(milliseconds), total and total - first)
     count = len(milliseconds)
     return Clip(count, 1000 * count / sum(milliseconds), partial(decode_animation, source, first=first))
+
+
+def declared_frames(image):
+    """Number of frames, the default image of a PNG included; None if the file is cut where it cannot be told."""
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception:  # a GIF has no count: Pillow goes through the file, and each damage raises its own kind
+        return None
+
+
+def has_trailer(source):
+    """Whether a GIF ends as it should, with ";": if it is cut between two frames, nothing else tells."""
+    if isinstance(source, Image.Image):
+        return True
+    file = to_file(source)
+    data = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
+    return data.rstrip(b"\0\r\n").endswith(b";")
 
 
 def frame_milliseconds(image, index):
@@ -182,12 +202,8 @@ def open_film(source):
         times, damaged = packet_times(container, stream)
         header_rate, tick, listed = stream.average_rate or stream.guessed_rate, float(stream.time_base), stream.frames
         seconds = (stream.duration or 0) * tick
-        if "matroska" in container.format.name:  # its duration is that of the whole file, from time 0
+        if container.format.name in ("matroska,webm", "flv"):  # their duration is that of the whole file, from time 0
             seconds = max(seconds, (container.duration or 0) / 1e6 - (times[0] or 0 if times else 0))
-    if damaged or 0 < len(times) < listed:
-        decoded = sum(1 for _ in decode_pictures(source, range(len(times)), convert=lambda frame: None))
-        damaged |= decoded < len(times)
-        times = times[:decoded]
     if not times:
         raise Error(
             f"the video {describe_source(source)} has no frames. Convert it to mp4, or give its frames as a list."
@@ -198,9 +214,15 @@ def open_film(source):
             f"the video {describe_source(source)} has no frame rate and no times. Convert it to mp4, or give its frames as a "
             "list."
         )
-    if damaged or times[0] is not None and times[-1] - times[0] + 1.5 / fps + 0.05 * seconds < seconds:
-        warn_cut(source, len(times), listed)
-    return Clip(len(times), fps, partial(decode_film, source))
+    damaged |= times[0] is not None and times[-1] - times[0] + 1.5 / fps + 0.05 * seconds < seconds
+    # an edit list may leave frames out, so that fewer than listed need not be damage
+    total = count_frames(source) if damaged or len(times) < listed else len(times)
+    damaged |= total < len(times)
+    if not total:
+        raise Error(f"no frame of the video {describe_source(source)} can be decoded. Is the file whole?")
+    if damaged:
+        warn_cut(source, total, listed)
+    return Clip(total, frame_rate(times[:total], tick, header_rate) or fps, partial(decode_film, source))
 
 
 def packet_times(container, stream):
@@ -233,33 +255,41 @@ def frame_rate(times, tick, header_rate):
 
 
 def decode_film(source, indices):
-    wanted, given = [int(i) for i in indices], 0
-    with reading_errors(source):
-        for picture in decode_pictures(source, wanted, turn_upright):
-            given += 1
-            yield picture
-    if given < len(wanted):
+    """Yield the images at rising indices; a warning if the decoder had to patch up frames, an Error if it has to give up."""
+    wanted, patched = [int(i) for i in indices], []
+    waiting = iter(wanted)
+    index = next(waiting, None)
+    with reading_errors(source), open_container(source) as (container, stream):
+        for i, frame in enumerate(decode_stream(container, stream)):
+            if index is None:
+                break
+            if frame.is_corrupt:
+                patched.append(i)
+            if i == index:
+                yield turn_upright(frame)
+                index = next(waiting, None)
+    if index is not None:
         raise Error(
-            f"the video {describe_source(source)} breaks off before frame {wanted[given]}. Is the file whole? Give its first "
-            "frames as a list."
+            f"the video {describe_source(source)} is damaged: frame {index} cannot be decoded. Give the frames before it as a "
+            "list, or write those that can be decoded to a new file: ffmpeg -i damaged.mp4 repaired.mp4"
+        )
+    if patched:
+        frames = f"frame {patched[0]} is" if len(patched) == 1 else f"{len(patched)} frames from {patched[0]} on are"
+        warnings.warn(
+            f"the video {describe_source(source)} is damaged: {frames} patched up by the decoder, and later ones may build on "
+            "that.",
+            stacklevel=2,
         )
 
 
-def decode_pictures(source, indices, convert):
-    """Yield convert(frame) of the frames at rising indices, as far as they can be decoded."""
+def count_frames(source):
+    """How many frames can be decoded, one after the other from the first."""
     with open_container(source) as (container, stream):
-        wanted = iter(indices)
-        index = next(wanted, None)
-        for i, frame in enumerate(decode_stream(container, stream)):
-            if index is None:
-                return
-            if i == index:
-                yield convert(frame)
-                index = next(wanted, None)
+        return sum(1 for _ in decode_stream(container, stream))
 
 
 def decode_stream(container, stream):
-    """Yield PyAV's frames; those before the damage, where there is some."""
+    """Yield PyAV's frames, up to the first that cannot be decoded."""
     import av
 
     decoder = stream.codec_context
@@ -281,18 +311,18 @@ def turn_upright(frame):
     The matrix of a track is [a b; c d]: a stored pixel (x, y) is shown at (a x + c y, b x + d y). Source: ISO 14496-12, tkhd.
     """
     has_alpha = any(component.is_alpha for component in frame.format.components)
-    picture = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"))) if has_alpha else frame.to_image()
+    image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"))) if has_alpha else frame.to_image()
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
-        return picture
+        return image
     a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
-    pixels = np.asarray(picture)
+    pixels = np.asarray(image)
     if a == d == 0 and b and c:
         pixels, flip_columns, flip_rows = pixels.swapaxes(0, 1), c < 0, b < 0
     elif b == c == 0 and a and d:
         flip_columns, flip_rows = a < 0, d < 0
     else:  # by an angle: players do not turn it either
-        return picture
+        return image
     return Image.fromarray(np.ascontiguousarray(pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]))
 
 

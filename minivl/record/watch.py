@@ -10,6 +10,8 @@ residual stream before a norm, the product before down_proj, the attention's res
 none computed.
 """
 
+import re
+
 import numpy as np
 
 from minivl.errors import Error
@@ -24,6 +26,9 @@ INPUTS = {  # last word of a module's name: the tensor beside it that is its inp
     "o_proj": "context",
     "proj": "context",
 }
+NO_TENSOR = re.compile(
+    r"\b(act_fn|rotary_pos_emb|dropout|drop_path|patch_embed\.proj)$"
+)  # modules without one in minivl
 BATCH = 3  # axes of a tensor whose first one, if it is 1, is the batch
 
 
@@ -36,7 +41,7 @@ class Watch:
     def __init__(self, recording, to_numpy):
         self.recording, self.to_numpy = recording, to_numpy
         self.running, self.prefix = [], ""  # (module, name) of the modules that run now, the outermost first
-        self.passes = {}  # name of an outermost module: tokens of its last pass
+        self.called, self.tokens = set(), 0  # names of the modules called in this pass, and its tokens
         self.step = self.chunk = 0
         self.last, self.seen = None, set()  # the last tensor that a module returned; names kept in this pass
 
@@ -45,6 +50,8 @@ class Watch:
         if not self.running:
             self.begin_pass(name, args, kwargs)
         self.running.append((module, name))
+        if not is_tower(name):
+            self.called.add(name)
 
     def leave(self, module, name, args, kwargs, output):
         self.forget(module)
@@ -63,8 +70,8 @@ class Watch:
         if is_tower(name):  # runs once for the images, once for the videos
             return
         tokens, cached = count_tokens(args, kwargs), is_cache_filled(kwargs)
-        if name in self.passes:
-            if tokens in (1, self.passes[name] + 1):  # with and without a cache of keys and values
+        if name in self.called:
+            if tokens == 1 or not cached and tokens == self.tokens + 1:
                 self.step += 1
                 self.prefix = f"steps.{self.step}."
             elif cached and not self.step:
@@ -74,8 +81,8 @@ class Watch:
                 raise Error(
                     f"another prompt begins, of {tokens} tokens: a recording holds one. Record it in a `with` of its own."
                 )
-            self.seen = set()
-        self.passes[name] = tokens
+            self.called, self.seen = set(), set()
+        self.tokens = tokens if not self.called else self.tokens
 
     # ---- tensors ----
 
@@ -89,7 +96,9 @@ class Watch:
         tensor = first_tensor(output, "pooler_output" if name == "visual" else "last_hidden_state")
         is_last_part = tensor is self.last  # as mlp returns what mlp.down_proj returned
         self.last = tensor
-        return {} if tensor is None or not name or (is_last_part and catalogue.of(name) is None) else {name: tensor}
+        if tensor is None or not name or NO_TENSOR.search(name) or (is_last_part and catalogue.of(name) is None):
+            return {}
+        return {name: tensor}
 
     def keep(self, name, tensor):
         """Keep a tensor, by its name in this pass."""

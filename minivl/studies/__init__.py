@@ -8,24 +8,35 @@
 
     teacher_forcing.py  Forced: prompt and answer in one prefill, from any layer on
     head_ablation.py    ablate_heads: the heads that the answer needs
-    causal_tracing.py   patch_grid: the tokens and layers that carry the difference between two prompts
+    causal_tracing.py   patch_grid, patch_heads: tokens, layers, heads that carry the difference between two prompts
     occlusion.py        occlusion: the part of the picture that the answer needs
     attention.py        attention_to_image, attention_rollout
     logit_lens.py       logit_lens: the next token if the model stopped after each layer
+    head_atlas.py       head_atlas: what each head attends to, by role of the tokens
+    architecture.py     without_windows, without_time: what these parts carry
+    over.py             any of these over many cases: mean logit difference, 95 % intervals
+    scenes.py           scenes: cases with a known truth, drawn
+    over_training.py    over_training: skills and heads of the checkpoints of a run
     windows.py          the tower's windows over a picture
     from_trace.py       read tensors of a trace, or say what to keep
 
 Plots, walks and the report page draw the numbers that are computed here. Edits of your own: minivl/trace/edits.py.
 """
 
+from minivl.studies.architecture import without_time, without_windows
 from minivl.studies.attention import AttentionToImage, Rollout, attention_rollout, attention_to_image
-from minivl.studies.causal_tracing import PatchGrid, patch_grid
+from minivl.studies.causal_tracing import PatchGrid, patch_grid, patch_heads
 from minivl.studies.head_ablation import HeadAblation, ablate_heads
+from minivl.studies.head_atlas import head_atlas, heads_on
 from minivl.studies.logit_lens import LogitLens, logit_lens
 from minivl.studies.occlusion import Occlusion, occlusion
+from minivl.studies.over import Averages, Case
+from minivl.studies.over_training import Training, over_training
+from minivl.studies.scenes import scenes
 from minivl.studies.teacher_forcing import Forced, force
 
 __all__ = [
-    "AttentionToImage", "Forced", "HeadAblation", "LogitLens", "Occlusion", "PatchGrid", "Rollout", "ablate_heads",
-    "attention_rollout", "attention_to_image", "force", "logit_lens", "occlusion", "patch_grid",
+    "AttentionToImage", "Averages", "Case", "Forced", "HeadAblation", "LogitLens", "Occlusion", "PatchGrid", "Rollout",
+    "Training", "ablate_heads", "attention_rollout", "attention_to_image", "force", "head_atlas", "heads_on", "logit_lens",
+    "occlusion", "over_training", "patch_grid", "patch_heads", "scenes", "without_time", "without_windows",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ In the corrupted run, the residual stream of some tokens after some layer is rep
 answer become red? 0: no; 1: as if the whole run were clean.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,13 @@ import numpy as np
 from minivl.errors import Error
 from minivl.processing.inputs import Inputs
 from minivl.processing.messages import parse_prompts
+from minivl.studies.head_ablation import head_groups
+from minivl.studies.over import ROLES, CaseRun, average, check_no_prompt, encode_with_end
 from minivl.studies.teacher_forcing import Forced, check_numbers, force, progress_bar
 from minivl.tensors.tokens import quote_tokens
+from minivl.trace.edits import head_columns
 
+RECOVERED = "recovered share of the logit difference"
 START = "inputs_embeds"  # the first row: the input of the first layer
 
 
@@ -54,7 +59,9 @@ class PatchGrid:
         return f"What makes the answer {self.answers[0]} and not {self.answers[1]} sits from {path}."
 
 
-def patch_grid(vlm, clean, corrupted, answers=None, layers=None, groups=None, **options):
+def patch_grid(
+    vlm, clean=None, corrupted=None, answers=None, layers=None, groups=None, over=None, **options
+):  # fmt: skip
     """Patch the residual stream of a corrupted run from a clean one, layer by layer and token by token. -> PatchGrid
 
     clean, corrupted  two prompts of one length, pictures of one size: each as one of `vlm.ask_many`, such as
@@ -65,8 +72,16 @@ def patch_grid(vlm, clean, corrupted, answers=None, layers=None, groups=None, **
     groups   {label: positions in the prompt}, patched together; `token_groups` if not given
     options  as of `vlm.ask`
     The tower runs once for each prompt; a patched run starts after its layer.
+
+    over     cases with `corrupted` pictures instead of two prompts: the recovered share by layer and role of the tokens
+             (over.py). -> Averages. Cases whose two pictures do not get their true answers are left out: NaN
     Source: Meng et al. 2022 (arXiv:2202.05262); the logit difference as the measure: Wang et al. 2022 (arXiv:2211.00593).
     """
+    if over is not None:
+        check_no_prompt(clean=clean, corrupted=corrupted, answers=answers, groups=groups)
+        return patch_over(vlm, over, layers, options)
+    if clean is None or corrupted is None:
+        raise Error("patch_grid takes two prompts, or over= with cases.")
     given = answers or (None, None)
     prompts = parse_prompts([clean, corrupted], kept=Inputs)
     runs = [force(vlm, prompt, answer=answer, **options) for prompt, answer in zip(prompts, given)]
@@ -159,3 +174,94 @@ def token_groups(forced, single=24):
         kind = "picture" if shown[piece[0]] else "text"
         groups[f"{kind} {piece[0]}–{piece[-1]}"] = piece
     return groups | {f"{i} {quote_tokens(forced.vlm, ids[[i]])}": np.array([i]) for i in last}
+
+
+# ---- over many cases ----
+
+
+def patch_over(vlm, over, layers, options):
+    """Patch each role's rows, layer by layer, in every case. -> Averages of the recovered share"""
+    layers = check_numbers(layers, vlm.config.text.num_hidden_layers, "layers:")
+    axes = {"patched after": [START, *[f"model.layers.{i}" for i in layers]], "tokens": list(ROLES)}
+
+    def measure(case_run):
+        return recovered_shares(case_run, [0, *[i + 1 for i in layers]], options)
+
+    return average(vlm, over, "patching", axes, measure, RECOVERED, **options)
+
+
+def recovered_shares(case_run, firsts, options):
+    """Recovered share for each layer that a run starts at and each role, float64 [layers, roles]; NaN if not known."""
+    shares, pair = np.full((len(firsts), len(ROLES)), np.nan, dtype=np.float64), corrupt(case_run, options)
+    if pair is None:
+        return shares
+    clean, corrupted, share_of = pair
+    for number, first in enumerate(firsts):
+        for column, rows in enumerate(corrupted.roles.values()):
+            if len(rows):
+                x = corrupted.streams[first].copy()
+                x[rows] = clean.streams[first][rows]
+                shares[number, column] = share_of(corrupted.logits(x, first, int(rows.min())))
+    return shares
+
+
+def corrupt(clean, options):
+    """(clean, corrupted, function of logits -> recovered share) of a case's two runs, one answer token forced in both.
+
+    None if the two pictures do not get their true answers.
+    """
+    vlm, case = clean.vlm, clean.case
+    if case.corrupted is None:
+        raise Error(
+            "the case has no corrupted picture. Give Case(corrupted=(images, answer)); studies.scenes draws them."
+        )
+    images, answer = case.corrupted
+    shared, tokens = first_difference(*[np.array(encode_with_end(vlm, text)) for text in (case.answer, answer)])
+    if len(clean.forced.ids) != len(shared) + 1:
+        clean = CaseRun(vlm, case, [*shared, tokens[0]], **options)
+    corrupted = CaseRun(vlm, dataclasses.replace(case, images=images), [*shared, tokens[1]], **options)
+    check_alike(clean.forced, corrupted.forced)
+    whole, none = (difference(run.unchanged, tokens) for run in (clean, corrupted))
+    if not whole > 0 > none:
+        return None
+    return clean, corrupted, lambda logits: (difference(logits, tokens) - none) / (whole - none)
+
+
+def patch_heads(vlm, over, heads=None, **options):
+    """Patch the output of each head at the answering tokens from the clean run: which heads bring what is asked for?
+    -> Averages of the recovered share, [layers, heads]
+
+    over   cases with `corrupted` pictures: see over.py
+    heads  {label: [(layer, head), ...]}, heads to patch together, instead of each by itself
+    The attention pattern of the later layers is that of the patched run.
+    Source: K. Wang et al. 2022 (arXiv:2211.00593), whose path patching goes on to follow single paths.
+    """
+    axes, groups = head_groups(vlm, heads)
+
+    def measure(case_run):
+        pair = corrupt(case_run, options)
+        if pair is None:
+            return np.full(len(groups), np.nan)
+        clean, corrupted, share_of = pair
+        contexts = {}
+        clean.logits(start=clean.answering, see=lambda name, value: contexts.update({name: value}))
+        return [share_of(logits_with_heads(corrupted, contexts, group)) for group in groups]
+
+    return average(vlm, over, "patching heads", axes, measure, RECOVERED, **options)
+
+
+def logits_with_heads(corrupted, contexts, heads):
+    """Logits of the answer's tokens with the output of these heads taken from `contexts`, {name: tensor}."""
+    parts = [head_columns(corrupted.vlm.config, f"model.layers.{layer}", head) for layer, head in heads]
+
+    def see(name, tensor):
+        columns = [columns for part, columns in parts if part == name]
+        if not columns:
+            return None
+        tensor = tensor.copy()
+        for one in columns:
+            tensor[:, one] = contexts[name][:, one]
+        return tensor
+
+    first = min((layer for layer, _ in heads), default=corrupted.vlm.config.text.num_hidden_layers)
+    return corrupted.logits(first=first, start=corrupted.answering, see=see)

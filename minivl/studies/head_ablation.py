@@ -6,8 +6,9 @@ import numpy as np
 
 from minivl.errors import Error
 from minivl.stream import run
+from minivl.studies.over import average, check_no_prompt
 from minivl.studies.teacher_forcing import check_numbers, force, progress_bar
-from minivl.trace.edits import ablate_head, as_observer
+from minivl.trace.edits import Edits, ablate_head, as_observer
 from minivl.trace.recorder import record
 
 
@@ -51,7 +52,8 @@ class HeadAblation:
 
 
 def ablate_heads(
-    vlm, question, images=None, videos=None, answer=None, layers=None, blocks=None, by="zero", **options
+    vlm, question=None, images=None, videos=None, answer=None, layers=None, blocks=None, by="zero", over=None,
+    heads=None, at="everywhere", **options,
 ):  # fmt: skip
     """Run the model without each head in turn and measure the answer's log-probability. -> HeadAblation
 
@@ -59,10 +61,20 @@ def ablate_heads(
     layers  of the decoder, numbers; all if not given, [] for none;  blocks  of the tower, likewise
     by      "zero", or "mean": the head's context is replaced by its mean over the rows of this same run
     A run without a decoder head starts at its layer; only the tower's own heads make the tower run again.
+
+    over    cases instead of a question: the change of the logit difference without each head of the decoder, [layers, heads].
+            -> Averages (over.py)
+    heads   with over=: {label: [(layer, head), ...]}, heads to ablate together, instead of each by itself
+    at      with over=: "everywhere", or "answer": only at the tokens where the answer is chosen, which is many times faster
     Source: Michel et al. 2019 (arXiv:1905.10650).
     """
     if by not in ("zero", "mean"):
         raise Error(f'by={by!r}: choose "zero" or "mean".')
+    if over is not None:
+        check_no_prompt(question=question, images=images, videos=videos, answer=answer, blocks=blocks)
+        return ablate_over(vlm, over, layers, by, heads, at, options)
+    if question is None or heads is not None or at != "everywhere":
+        raise Error("ablate_heads takes a question, or over= with cases; heads= and at= go with over=.")
     text, vision = vlm.config.text, vlm.config.vision
     layers = check_numbers(layers, text.num_hidden_layers, "layers:")
     blocks = check_numbers(blocks, vision.depth, "blocks:")
@@ -117,11 +129,11 @@ def record_context(stage, name):
     return record(stage, keep=name, stop=name)
 
 
-def run_tower(forced):
-    """Stage: the vision tower on the prompt's pictures and videos -> their tokens."""
+def run_tower(forced, vlm=None):
+    """Stage: the vision tower on the prompt's pictures and videos -> their tokens. vlm: another model's tower."""
     trace, none = forced.trace, ()
     names = "pixel_values image_grid_thw pixel_values_videos video_grid_thw".split()
-    return forced.vlm.embed_image(*[trace[name] if name in trace else none for name in names])
+    return (vlm or forced.vlm).embed_image(*[trace[name] if name in trace else none for name in names])
 
 
 def replace_features(forced, features):
@@ -130,3 +142,55 @@ def replace_features(forced, features):
     x = trace["inputs_embeds"].copy()
     x[maps.prompt_of_token(np.arange(maps.tokens))] = features
     return forced.append_answer(x)
+
+
+# ---- over many cases ----
+
+
+def ablate_over(vlm, over, layers, by, heads, at, options):
+    """Ablate each head, or each group of heads, in every case. -> Averages"""
+    if at not in ("everywhere", "answer"):
+        raise Error(f'at={at!r}: choose "everywhere" or "answer".')
+    axes, groups = head_groups(vlm, heads, layers)
+
+    def measure(case_run):
+        usual = context_means(case_run) if by == "mean" else None
+        return [case_run.difference(logits_without(case_run, group, at, usual)) for group in groups]
+
+    return average(vlm, over, "ablating heads", axes, measure, **options)
+
+
+def head_groups(vlm, heads=None, layers=None):
+    """(axes, [[(layer, head), ...], ...]): each head of these layers by itself, or the groups {label: [(layer, head), ...]}."""
+    text = vlm.config.text
+    layers = check_numbers(layers, text.num_hidden_layers, "layers:")
+    if heads is None:
+        numbers = range(text.num_attention_heads)
+        axes = {"layer": [f"layer {i}" for i in layers], "head": [f"head {head}" for head in numbers]}
+        return axes, [[(i, head)] for i in layers for head in numbers]
+    groups = [[(int(layer), int(head)) for layer, head in group] for group in heads.values()]
+    for label, group in zip(heads, groups):
+        check_numbers([layer for layer, _ in group], text.num_hidden_layers, f"heads[{label!r}], layer")
+        check_numbers([head for _, head in group], text.num_attention_heads, f"heads[{label!r}], head")
+    return {"heads": list(heads)}, groups
+
+
+def logits_without(case_run, heads, at="everywhere", usual=None):
+    """Logits of the answer's tokens without these heads, [(layer, head), ...].
+
+    at     "everywhere", or "answer": only at the tokens where the answer is chosen
+    usual  {name of a context: values} whose mean takes the place of a head's output; zeros if not given
+    """
+    edits = Edits()
+    for layer, head in heads:
+        edits = edits | ablate_head(case_run.vlm, f"model.layers.{layer}", head, usual)
+    first = min((layer for layer, _ in heads), default=case_run.vlm.config.text.num_hidden_layers)
+    start = case_run.answering if at == "answer" else 0
+    return case_run.logits(first=first, start=start, see=as_observer(edits))
+
+
+def context_means(case_run):
+    """{name: context of each layer} in the unchanged run."""
+    contexts = {}
+    case_run.logits(see=lambda name, tensor: contexts.update({name: tensor}) if name.endswith(".context") else None)
+    return contexts

@@ -7,6 +7,7 @@ import numpy as np
 from minivl.errors import Error
 from minivl.kernels.attention import softmax
 from minivl.studies.from_trace import find_kept, find_numbers, require, select_rows, token_ids
+from minivl.studies.over import average
 from minivl.tensors.tokens import likeliest, quote_tokens
 
 
@@ -42,7 +43,7 @@ class LogitLens:
         )
 
 
-def logit_lens(trace, vlm, start=None, end=None, most=5):
+def logit_lens(trace=None, vlm=None, start=None, end=None, most=5, over=None, **options):
     """The likeliest next tokens if the model stopped after each layer: final norm and lm_head of the residual stream there.
     -> LogitLens
 
@@ -50,8 +51,15 @@ def logit_lens(trace, vlm, start=None, end=None, most=5):
                 twelve at most
     most        how many candidates at each of them
     Needs model.layers.* (each layer's output) and, of an answer with several tokens, steps.*.model.layers.*.
+
+    over        cases instead of a trace, logit_lens(vlm=vlm, over=cases): the logit difference after each layer, at the tokens
+                where the answer is chosen. -> Averages (over.py); options as of `vlm.prepare`
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
+    if vlm is None or (trace is None) == (over is None) or (over is None and options):
+        raise Error("logit_lens takes a trace and a model, or vlm= and over= with cases.")
+    if over is not None:
+        return lens_over(vlm, over, options)
     ids, T = token_ids(trace)
     # rows of the residual stream: the last token of the answer is chosen and never run
     rows = T + len(find_numbers(trace, "steps.{i}.next_token"))
@@ -81,3 +89,15 @@ def lens_logits(hidden, model):
     """Final norm and lm_head of rows of the residual stream, [rows, D] -> float32 [rows, V]. model: an `Engine`."""
     normed = model.kernels.rms_norm(hidden, model.weights["model.norm.weight"], model.config.text.rms_norm_eps)
     return model.kernels.linear(normed, model.weights["lm_head.weight"])
+
+
+def lens_over(vlm, over, options):
+    """The logit difference after each layer, in every case. -> Averages"""
+    layers = range(vlm.config.text.num_hidden_layers)
+
+    def measure(case_run):
+        A = len(case_run.forced.ids)
+        return [case_run.difference(lens_logits(x[-A:], vlm)) for x in case_run.streams[1:]]
+
+    axes = {"after": [f"layer {i}" for i in layers]}
+    return average(vlm, over, "logit lens", axes, measure, "logit difference", **options)

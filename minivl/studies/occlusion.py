@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minivl.errors import Error
+from minivl.studies.over import ASKED, BACKGROUND, OTHERS, average, check_no_prompt
 from minivl.studies.teacher_forcing import force, progress_bar
 from minivl.trace.trace import Trace
 
@@ -43,7 +44,7 @@ class Occlusion:
 
 
 def occlusion(
-    vlm, question, images=None, videos=None, answer=None, size=1, by="mean", image=0, frame=0, **options
+    vlm, question=None, images=None, videos=None, answer=None, size=1, by="mean", image=0, frame=0, over=None, **options
 ):  # fmt: skip
     """Hide each window of size x size tokens of a picture from the decoder. -> Occlusion
 
@@ -52,10 +53,20 @@ def occlusion(
     image, frame   which picture (pictures first, then videos), and which frame of a video
     Tokens are hidden after the tower, which has mixed their neighbours into each: the remaining tokens may still carry
     information about hidden ones. One run of the decoder for each position of the window; the tower runs once.
+
+    over    cases instead of a question: the change of the logit difference with all tokens of the asked object, of the other
+            objects, and of the background hidden. -> Averages (over.py)
     Source: Zeiler and Fergus 2013 (arXiv:1311.2901), who hide pixels.
     """
     if by not in ("mean", "zero"):
         raise Error(f'by={by!r}: choose "mean" or "zero".')
+    if over is not None:
+        check_no_prompt(question=question, images=images, videos=videos, answer=answer)
+        if (size, image, frame) != (1, 0, 0):
+            raise Error("over= hides whole objects: leave size=, image= and frame= out.")
+        return occlude_over(vlm, over, by, options)
+    if question is None:
+        raise Error("occlusion takes a question, or over= with cases.")
     forced = force(vlm, question, images, videos, answer, **options)
     maps = forced.trace.maps
     positions = maps.raster("prompt", image, frame)
@@ -95,3 +106,26 @@ def average_windows(windows, size):
         sums[r : r + size, c : c + size] += windows[r, c]
         counts[r : r + size, c : c + size] += 1
     return sums / counts
+
+
+# ---- over many cases ----
+
+
+def occlude_over(vlm, over, by, options):
+    """Hide the tokens of each role from the decoder, in every case. -> Averages"""
+    roles = (ASKED, OTHERS, BACKGROUND)
+
+    def measure(case_run):
+        x, shown = case_run.forced.x, case_run.maps.shown
+        if not shown.any():
+            raise Error("the case has no picture to hide.")
+        usual = x[: len(shown)][shown].mean(axis=0) if by == "mean" else np.float32(0)
+        differences = []
+        for role in roles:
+            rows, changed = case_run.roles[role], x.copy()
+            changed[rows] = usual
+            logits = case_run.logits(changed, start=int(rows.min())) if len(rows) else None
+            differences.append(np.nan if logits is None else case_run.difference(logits))
+        return differences
+
+    return average(vlm, over, "hiding tokens", {"hidden": list(roles)}, measure, **options)

@@ -54,11 +54,22 @@ class Forced:
         """The answer as text in quotes."""
         return quote_tokens(self.vlm, self.ids)
 
-    def stage(self, x=None, first=0):
-        """Stage: the decoder from layer `first` on, with x [T + A - 1, D] as its input -> hidden states."""
-        vlm, x = self.vlm, self.x if x is None else x
-        return under("model", decoder(x, self.position_ids, vlm.new_cache(), vlm.weights.at("model"), vlm.config.text,
-                                      vlm.kernels, first))  # fmt: skip
+    @property
+    def row_ids(self):
+        """Token ids of the rows of x, int64 [T + A - 1]."""
+        return np.concatenate([self.trace["input_ids"], self.ids[:-1]])
+
+    def stage(self, x=None, first=0, cache=None, position_ids=None):
+        """Stage: the decoder from layer `first` on, with x [T + A - 1, D] as its input -> hidden states.
+
+        cache         with the first rows' keys and values; x is then the rows behind them. An empty one if not given
+        position_ids  other positions than the prompt's, int64 [3, T + A - 1]
+        """
+        vlm, x, cache = self.vlm, self.x if x is None else x, self.vlm.new_cache() if cache is None else cache
+        positions = (self.position_ids if position_ids is None else position_ids)[:, len(cache) :]
+        return under(
+            "model", decoder(x, positions, cache, vlm.weights.at("model"), vlm.config.text, vlm.kernels, first)
+        )
 
     def through(self, x, layer):
         """Run one layer on x [T + A - 1, D], its input -> the residual stream after it."""

@@ -163,17 +163,27 @@ def interval_of(task, values):
     return mean, *(bootstrap(values) if task in BOXES else wilson(sum(values), len(values)))
 
 
-def calibration_error(results, bins=10):
-    """Expected calibration error: mean gap, over bins of equal width, between confidence and share of right answers.
+def calibration_bins(results, bins=10):
+    """[(mean confidence, share of right answers, number of answers)] of each bin of confidence that has answers.
 
-    C. Guo et al. (2017), "On calibration of modern neural networks". Tasks whose score is an overlap are left out.
+    The bins have equal width. Tasks whose score is an overlap are left out.
     """
     chosen = [one for one in results if one.task not in BOXES]
     confidence = np.array([one.confidence for one in chosen], dtype=np.float64)
     score = np.array([one.score for one in chosen], dtype=np.float64)
     number = np.minimum((confidence * bins).astype(np.int64), bins - 1)
-    chosen = [number == i for i in range(bins) if (number == i).any()]
-    return float(sum(abs(confidence[bin].mean() - score[bin].mean()) * bin.mean() for bin in chosen))
+    members = [number == i for i in range(bins) if (number == i).any()]
+    return [(float(confidence[bin].mean()), float(score[bin].mean()), int(bin.sum())) for bin in members]
+
+
+def calibration_error(results, bins=10):
+    """Expected calibration error: mean gap, over bins of equal width, between confidence and share of right answers.
+
+    C. Guo et al. (2017), "On calibration of modern neural networks". Tasks whose score is an overlap are left out.
+    """
+    table = calibration_bins(results, bins)
+    answers = sum(count for *_, count in table)
+    return float(sum(abs(confidence - score) * count for confidence, score, count in table) / max(answers, 1))
 
 
 def render_table(results):

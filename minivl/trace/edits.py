@@ -85,7 +85,7 @@ def copy_rows(name, source, positions):
         if tensor.shape != source.shape:
             raise Error(
                 f"{name} is {list(tensor.shape)} here and {list(source.shape)} in the run that it is patched from. "
-                "Give both runs prompts of one length with pictures of one size."
+                "Give both runs prompts of one length with images of one size."
             )
         rows, tensor = row_index(name, tensor, positions), tensor.copy()
         tensor[rows] = source[rows]

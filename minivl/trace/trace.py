@@ -50,7 +50,7 @@ class Trace(Mapping):
     """Named tensors of one run, in the order in which they were made.
 
     names   the names of all tensors made, kept or not
-    result  what the run returned; None if it was stopped. Of a file, the `Answer` as it was, without its pictures
+    result  what the run returned; None if it was stopped. Of a file, the `Answer` as it was, without its images
     info    metadata, plain values: input_ids, image_grid_thw, window_index, ..., generated_ids, edited; of a
             model's run also config, versions, backend, prompt, answer
     config  the `Config` of the model that ran; None if unknown

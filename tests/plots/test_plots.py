@@ -17,6 +17,7 @@ import minivl
 from minivl import Error, plots, studies
 from minivl.kernels.attention import softmax
 from minivl.tiny import scene
+from minivl.tiny.scoring import Scored, wilson
 
 SAFE = {"viridis", "cividis", "RdBu"}
 PACKAGE = Path(minivl.__file__).parent
@@ -46,6 +47,22 @@ def studied(vlm):
     )
 
 
+@cache
+def averaged(vlm):
+    """Studies over two cases, and what they are drawn from otherwise."""
+    cases = studies.scenes(2)
+    steps = tuple(range(0, 2400, 400))
+    curves = {name: [(0.1 * i, 0.1 * i - 0.05, 0.1 * i + 0.05) for i in range(6)] for name in ("colour", "corner")}
+    scored = [Scored("colour", False, float(i % 10 < 10 * i / 40), i / 40) for i in range(40)]
+    return (
+        studies.patch_grid(vlm, over=cases),
+        studies.head_atlas(vlm, cases),
+        scored,
+        studies.Training(steps, curves, curves, {name: [(0, 1)] * 6 for name in curves}),
+        studies.occlusion(vlm, over=cases),
+    )
+
+
 ALL = {
     "patches": lambda t, vlm: plots.patches(t),
     "windows": lambda t, vlm: plots.windows(t),
@@ -64,8 +81,20 @@ ALL = {
     "ablate_heads": lambda t, vlm: plots.ablate_heads(studied(vlm)[0]),
     "patch_grid": lambda t, vlm: plots.patch_grid(studied(vlm)[1]),
     "occlusion": lambda t, vlm: plots.occlusion(studied(vlm)[2]),
+    "averages": lambda t, vlm: plots.averages(averaged(vlm)[0]),
+    "head_atlas": lambda t, vlm: plots.head_atlas(averaged(vlm)[1]),
+    "calibration": lambda t, vlm: plots.calibration(averaged(vlm)[2]),
+    "over_training": lambda t, vlm: plots.over_training(averaged(vlm)[3]),
 }
-STUDIES = ("ablate_heads", "patch_grid", "occlusion")  # their plots ask no trace
+STUDIES = (
+    "ablate_heads",
+    "patch_grid",
+    "occlusion",
+    "averages",
+    "head_atlas",
+    "calibration",
+    "over_training",
+)  # their plots ask no trace
 
 
 def outside_texts(figure):
@@ -439,3 +468,39 @@ def test_needs_no_pyplot_and_says_what_to_install():
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.returncode == 1 and run.stderr.strip().endswith("pip install 'minivl[notebooks]'.")
+
+
+# ---- over many cases ----
+
+
+def test_averages_are_drawn_as_they_are(vlm):
+    patched, atlas, scored, _, hidden = averaged(vlm)
+    kept = ~np.isnan(patched.mean).all(axis=0)
+    np.testing.assert_array_equal(
+        np.ma.getdata(plots.averages(patched).axes[0].images[0].get_array()), patched.mean[:, kept]
+    )
+    panels = [axes for axes in plots.head_atlas(atlas).axes if axes.images]
+    for panel, role in zip(panels, [role for role in atlas.axes["role"] if role != "earlier answer"]):
+        assert panel.get_title() == role
+        shown = np.ma.getdata(panel.images[0].get_array())
+        np.testing.assert_array_equal(shown, atlas.mean[..., list(atlas.axes["role"]).index(role)])
+    bars = plots.averages(hidden).axes[0].patches
+    np.testing.assert_allclose([bar.get_width() for bar in bars], hidden.mean)
+    # the plots of these names draw what their studies returned over cases, too
+    assert plots.occlusion(hidden).get_suptitle() == plots.averages(hidden).get_suptitle()
+    assert plots.averages(atlas).get_suptitle() == plots.head_atlas(atlas).get_suptitle()
+
+
+def test_calibration_is_the_scores(vlm):
+    scored = averaged(vlm)[2]
+    axes = plots.calibration([*scored, Scored("where", False, 0.2, 0.9), Scored("ambiguous", False, 0, 0.9)]).axes
+    confidence, right = axes[0].lines[1].get_data()
+    for bin in range(10):
+        members = [one for one in scored if bin <= one.confidence * 10 < bin + 1]
+        assert confidence[bin] == pytest.approx(np.mean([one.confidence for one in members]))
+        assert right[bin] == pytest.approx(np.mean([one.score for one in members]))
+    low, high = axes[0].collections[0].get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx(wilson(right[0] * 4, 4))
+    assert [bar.get_height() for bar in axes[1].patches] == [4] * 10
+    with pytest.raises(Error, match="right or wrong"):
+        plots.calibration([Scored("where", False, 0.2, 0.9)])

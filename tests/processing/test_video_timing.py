@@ -2,6 +2,7 @@
 
 import itertools
 import struct
+import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -163,18 +164,20 @@ def test_display_matrices(name, quarters):
 
 
 @pytest.mark.parametrize(
-    "name, codec, pix_fmt",
+    "name, codec, pix_fmt, options",
     [
-        ("a.webm", "libvpx-vp9", "yuva420p"),
-        ("a.mov", "qtrle", "argb"),
-        ("a.mkv", "ffv1", "bgra"),
-        ("a.mov", "png", "rgba"),
+        ("a.webm", "libvpx-vp9", "yuva420p", {}),
+        ("a.webm", "libvpx", "yuva420p", {"auto-alt-ref": "0"}),  # VP8's encoder has either alpha or hidden frames
+        ("a.mkv", "libvpx", "yuva420p", {"auto-alt-ref": "0"}),
+        ("a.mov", "qtrle", "argb", {}),
+        ("a.mkv", "ffv1", "bgra", {}),
+        ("a.mov", "png", "rgba", {}),
     ],
 )
-def test_films_with_alpha_are_over_white(name, codec, pix_fmt, tmp_path):
+def test_films_with_alpha_are_over_white(name, codec, pix_fmt, options, tmp_path):
     pixels = np.zeros((32, 48, 4), np.uint8)
     pixels[:, 24:] = (200, 0, 0, 255)  # the left half: black, and transparent
-    path = film(tmp_path / name, even(10, 4), codec, Fraction(1, 10), 10, pix_fmt, [pixels] * 4)
+    path = film(tmp_path / name, even(10, 4), codec, Fraction(1, 10), 10, pix_fmt, [pixels] * 4, options)
     shown = np.asarray(list(open_video(path).pictures([0, 3]))[-1], dtype=np.float32)
     assert shown[:, :16].min() > 240 and np.abs(shown[:, 32:] - (200, 0, 0)).max() < 25
 
@@ -194,8 +197,42 @@ def test_a_film_that_breaks_off_gives_what_it_has(name, codec, options, share, t
     with pytest.warns(UserWarning, match="breaks off or is damaged: its first"):
         clip = open_video(data[: int(len(data) * share)])
     assert 3 < clip.total < 40 * share + 4 and clip.fps == 10.0
-    # subtle: pictures after a missing one may be patched up by the decoder; the first ones are exact
+    # subtle: images after a missing one may be patched up by the decoder; the first ones are exact
     assert levels(clip)[: clip.total // 2] == pytest.approx(whole[: clip.total // 2])
+
+
+@pytest.mark.parametrize("name, codec", [
+    ("a.mp4", "mpeg4"), ("a.avi", "mpeg4"), ("a.ts", "libx264"),
+])  # fmt: skip
+def test_damage_in_the_middle_is_told(name, codec, tmp_path):
+    """A frame that cannot be decoded is an Error; a shorter film, or one that the decoder patches up, is a warning."""
+    path = film(tmp_path / name, even(10, 40), codec, Fraction(1, 10), 10, frames=noise(40))
+    data, whole = bytearray(path.read_bytes()), levels(open_video(path))
+    middle = len(data) // 2
+    data[middle : middle + 400] = bytes(400)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            clip = open_video(bytes(data))
+            shown = levels(clip)
+        except Error as error:
+            assert "is damaged: frame" in str(error) and "ffmpeg -i" in str(error)
+            with pytest.raises(Error):
+                list(clip.pictures([clip.total - 1]))
+            shown = levels_before(clip)
+        else:
+            assert told and all("is damaged" in str(warning.message) for warning in told)
+    assert shown[:5] == pytest.approx(whole[:5]) and clip.total > 20
+
+
+def levels_before(clip):
+    """Mean grey of the frames before the one that cannot be decoded."""
+    shown = []
+    try:
+        for picture in clip.pictures(range(clip.total)):
+            shown.append(float(np.asarray(picture).mean()))
+    except Error:
+        return shown
 
 
 def test_nothing_but_a_header_is_no_film(tmp_path):
@@ -232,10 +269,13 @@ def test_a_default_image_is_no_frame(tmp_path):
     assert [picture.getpixel((5, 5)) for picture in clip.pictures([0, 2])] == [(255, 0, 0), (0, 0, 255)]
 
 
-def test_an_animation_that_breaks_off(tmp_path):
+@pytest.mark.parametrize("after", [0, 4, 10, 500, 1000])  # bytes: between two frames, and inside one
+def test_an_animation_that_breaks_off(after, tmp_path):
     frames = [Image.fromarray(pixels) for pixels in noise(20)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=100)
     data = (tmp_path / "a.gif").read_bytes()
+    assert open_video(data).total == 20
+    end = data.index(b"\x21\xf9\x04", len(data) // 2)  # the start of a frame: its control extension
     with pytest.warns(UserWarning, match="breaks off"):
-        clip = open_video(data[: len(data) // 2])
-    assert 5 < clip.total < 12 and clip.fps == 10 and len(list(clip.pictures(range(clip.total)))) == clip.total
+        clip = open_video(data[: end + after])
+    assert 5 < clip.total < 15 and clip.fps == 10 and len(list(clip.pictures(range(clip.total)))) == clip.total

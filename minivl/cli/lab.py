@@ -1,0 +1,77 @@
+"""`minivl lab`: exercises that check themselves."""
+
+from minivl.errors import Error
+
+ACTIONS = """\
+  minivl lab                       list the exercises and which are done
+  minivl lab show NUMBER           the task, the signature, what is given
+  minivl lab hint NUMBER           the next of three hints
+  minivl lab check FILE.py [NUMBER]  check the functions of a file that are named like exercises
+"""
+
+
+def add(subparsers):
+    from argparse import RawDescriptionHelpFormatter
+
+    parser = subparsers.add_parser(
+        "lab",
+        help="exercises that check themselves: list, show, hint, check",
+        formatter_class=RawDescriptionHelpFormatter,
+        epilog=ACTIONS,
+    )
+    parser.add_argument(
+        "action", nargs="?", default="list", choices=("list", "show", "hint", "check"), help="see below"
+    )
+    parser.add_argument("target", nargs="?", metavar="NUMBER|FILE.py", help="an exercise, or a file to check")
+    parser.add_argument("number", nargs="?", metavar="NUMBER", help="of `check`: this exercise of the file alone")
+    parser.add_argument("--stage", type=int, metavar="N", help="of `hint`: this one, 1 to 3")
+    return parser
+
+
+def run(options):
+    from minivl import lab
+
+    check_arguments(options)
+    if options.action == "list":
+        print(lab.exercises())
+    elif options.action == "show":
+        print(lab.show(options.target))
+    elif options.action == "hint":
+        print(lab.hint(options.target, options.stage))
+    else:
+        return check_file(options)
+
+
+def check_arguments(options):
+    """Refuse what an action does not take, and say what it lacks."""
+    if options.stage is not None and options.action != "hint":
+        raise Error("--stage belongs to `minivl lab hint NUMBER`.")
+    if options.number is not None and options.action != "check":
+        raise Error(f"`minivl lab {options.action}` takes one argument at most; leave {options.number} out.")
+    if options.action == "list" and options.target is not None:
+        raise Error(f"`minivl lab list` takes nothing more. For one exercise: minivl lab show {options.target}.")
+    if options.action != "list" and options.target is None:
+        what = "FILE.py" if options.action == "check" else "NUMBER"
+        raise Error(f"give the {what}: minivl lab {options.action} {what}. `minivl lab` lists the exercises.")
+
+
+def check_file(options):
+    """Check a file; the exit status is 1 if something in it is not right."""
+    from minivl import lab
+    from minivl.lab.catalogue import find
+    from minivl.lab.submission import load_submissions
+
+    exercise = None if options.number is None else find(options.number)
+    submissions = load_submissions(options.target)
+    if exercise is not None:
+        if exercise.number not in submissions:
+            raise Error(
+                f"{options.target} has no {exercise.name}: exercise {exercise.number} is the function of that name."
+            )
+        submissions = {exercise.number: submissions[exercise.number]}
+    results = []
+    for number, submission in submissions.items():
+        results.append(lab.check(number, submission))
+        print(results[-1], end="\n\n", flush=True)
+    print(f"{sum(map(bool, results))} of {len(results)} right")
+    return 0 if all(results) else 1

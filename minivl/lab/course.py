@@ -1,0 +1,129 @@
+"""What a student calls: check, hint, show, given, exercises."""
+
+import html
+from functools import cache
+from weakref import WeakKeyDictionary
+
+from minivl.errors import Error
+from minivl.helpers import format_table
+from minivl.lab import progress
+from minivl.lab.catalogue import NOTEBOOKS, all_exercises, find
+from minivl.lab.grade import grade, right_results
+
+LEVELS = {1: "easy", 2: "middling", 3: "hard"}
+HEADER = ("number", "name", "title", "minutes", "difficulty", "done")
+_solved_by_model = WeakKeyDictionary()  # {VLM: {number: (cases, right results)}}
+
+
+def check(number, submission, vlm=None):
+    """Check a function, or a value, against an exercise. -> Result, true if it is right
+
+    number      "02.1", or the name of the exercise
+    submission  the function that the exercise asks for; or its result for what `given` shows
+    vlm         the model, for the exercises that use one; the small one that ships if not given
+    """
+    exercise = find(number)
+    result = grade(exercise, submission, *solve(exercise, vlm))
+    if result.ok and result.whole:
+        progress.mark_done(exercise.number)
+    return result
+
+
+def solve(exercise, vlm=None):
+    """(cases, right results) of an exercise, computed once for each model."""
+    if not exercise.uses_model:
+        if vlm is not None:
+            raise Error(f"exercise {exercise.number} needs no model: leave vlm= out.")
+        return solve_without_model(exercise.number)
+    vlm = load_small_model() if vlm is None else vlm
+    solved = _solved_by_model.setdefault(vlm, {})
+    if exercise.number not in solved:
+        cases = exercise.cases(vlm)
+        solved[exercise.number] = cases, right_results(exercise, cases)
+    return solved[exercise.number]
+
+
+@cache
+def solve_without_model(number):
+    exercise = all_exercises()[number]
+    cases = exercise.cases()
+    return cases, right_results(exercise, cases)
+
+
+@cache
+def load_small_model():
+    from minivl.vlm import load
+
+    return load()
+
+
+def given(number, vlm=None):
+    """The arguments of an exercise's first case, {parameter: value}: `my_function(*lab.given("02.1").values())`."""
+    case = solve(find(number), vlm)[0][0]
+    return dict(zip(case.arguments, case.copies()))
+
+
+class Text(str):
+    """Text that a notebook shows as it is."""
+
+    __slots__ = ()
+
+    def __repr__(self):
+        return str(self)
+
+
+def show(number):
+    """The task of an exercise: what is asked for, the signature, what is given. -> text"""
+    exercise = find(number)
+    head = f"{exercise.number} {exercise.title}"
+    about = (
+        f"{exercise.goal} Notebook {exercise.notebook}, {NOTEBOOKS[exercise.notebook]}; {exercise.minutes} minutes; "
+        f"{LEVELS[exercise.difficulty]}."
+    )
+    return Text(f"{head}\n{about}\n\n    {exercise.signature}\n\n{exercise.text.strip()}")
+
+
+def hint(number, stage=None):
+    """The next hint of an exercise: one more at each call, up to three. -> text
+
+    stage  1, 2 or 3: this one
+    """
+    exercise, most = find(number), 3
+    if stage is None:
+        stage = min(progress.read()["hints"].get(exercise.number, 0) + 1, most)
+        progress.count_hint(exercise.number, stage)
+    elif stage not in range(1, most + 1) or isinstance(stage, bool):
+        raise Error(f"stage={stage!r}: there are the hints 1, 2 and 3.")
+    return Text(f"{exercise.number} {exercise.name}, hint {stage} of {most}: {exercise.hints[stage - 1]}")
+
+
+class Overview(tuple):
+    """The exercises, as a table in a terminal and in a notebook."""
+
+    __slots__ = ()
+
+    def rows(self):
+        """[(number, name, title, minutes, difficulty, done), ...] as text."""
+        done = progress.read()["done"]
+        return [
+            (e.number, e.name, e.title, str(e.minutes), LEVELS[e.difficulty], "done" if e.number in done else "")
+            for e in self
+        ]
+
+    def __repr__(self):
+        lines = format_table([HEADER, *self.rows()], right=(3,))
+        return "\n".join([*lines, f"{sum(bool(row[-1]) for row in self.rows())} of {len(self)} done"])
+
+    __str__ = __repr__
+
+    def _repr_html_(self):
+        rows = [
+            "".join(f'<td style="text-align:left">{html.escape(cell)}</td>' for cell in row)
+            for row in [HEADER, *self.rows()]
+        ]
+        return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+
+def exercises():
+    """All exercises: number, name, title, minutes, difficulty, done or not. -> a tuple of `Exercise`, shown as a table"""
+    return Overview(all_exercises().values())

@@ -1,0 +1,96 @@
+"""Name the known mistake that gives a wrong result.
+
+Two sources: the exercise's own wrong functions, and the mistakes that `compare` knows for a tensor of ports, computed here
+from the arguments of a case. A mistake is named if it gives the submitted values in every case that is wrong; else, as there
+may be two mistakes, if it gives all values of the first one.
+"""
+
+import numpy as np
+
+from minivl.compare.diagnose import find_causes
+from minivl.compare.mistakes import Step
+from minivl.lab.values import as_array
+
+EXACT = 2e-5  # how near the values of a known mistake must come, over the largest value
+MANY = 8  # numbers
+MOST = 4  # wrong cases that a mistake of `compare` has to explain
+
+
+def find_mistake(exercise, triples, is_right):
+    """(name, sentence) or None.
+
+    triples   [(case, right results, submitted results)], a tuple of results for each;  is_right  bool for each, not all true
+    """
+    wrong = [triple for triple, right in zip(triples, is_right) if not right]
+    return (
+        find_own(exercise, triples)
+        or find_untouched(wrong)
+        or find_in_compare(exercise, wrong[:MOST])
+        or (is_telling(wrong[0][2]) and (find_own(exercise, wrong[:1]) or find_in_compare(exercise, wrong[:1])))
+        or None
+    )
+
+
+def is_telling(results):
+    """Whether results of one case are so many that a mistake does not give them by chance."""
+    arrays = [as_array(result) for result in results]
+    return sum(array.size for array in arrays if array is not None) > MANY
+
+
+def find_own(exercise, triples):
+    """Of the exercise's own mistakes, the one that gives all these results."""
+    for mistake in exercise.mistakes:
+        if all(gives(mistake.function, case, submitted) for case, _, submitted in triples):
+            return mistake.name, mistake.sentence
+    return None
+
+
+def gives(function, case, submitted):
+    """Whether a wrong function gives the submitted results."""
+    try:
+        with np.errstate(all="ignore"):
+            results = function(*case.copies())
+    except Exception:  # a mistake may have no result for some case
+        return False
+    results = results if isinstance(results, tuple) else (results,)
+    return len(results) == len(submitted) and all(map(is_same, results, submitted))
+
+
+def is_same(a, b):
+    """Equal, or numbers that are equal but for rounding; NaN and infinities in the same entries."""
+    x, y = as_array(a), as_array(b)
+    if x is None or y is None:
+        return type(a) is type(b) and a == b
+    if x.shape != y.shape:
+        return False
+    with np.errstate(all="ignore"):
+        x, y = x.astype(np.float64), y.astype(np.float64)
+        largest = np.abs(x[np.isfinite(x)]).max(initial=0) or 1.0
+        return bool(np.all((np.abs(x - y) <= EXACT * largest) | (x == y) | (np.isnan(x) & np.isnan(y))))
+
+
+def find_untouched(wrong):
+    """Whether it only returns one of its arguments."""
+    case, _, submitted = wrong[0]
+    for name, value in case.arguments.items():
+        if isinstance(value, np.ndarray) and len(submitted) == 1 and is_same(value, submitted[0]):
+            if all(is_same(other.arguments[name], results[0]) for other, _, results in wrong):
+                return "nothing done", f"it is the argument {name}, unchanged"
+    return None
+
+
+def find_in_compare(exercise, wrong):
+    """Of those that `compare` knows for the first output that differs."""
+    for i, tensor in enumerate(exercise.tensors):
+        steps = [
+            Step(tensor, np.asarray(right[i]), as_array(submitted[i]), case.known.get, case.config)
+            for case, right, submitted in wrong
+            if as_array(submitted[i]) is not None and not is_same(right[i], submitted[i])
+        ]
+        if steps:
+            first, *others = [find_causes(step, EXACT) for step in steps]
+            for cause in first:
+                if cause.exact and all(cause.name in {other.name for other in causes} for causes in others):
+                    return cause.name, cause.sentence
+            return None
+    return None

@@ -1,0 +1,134 @@
+"""Run a submission on the cases of an exercise, and say what is wrong first."""
+
+import inspect
+import traceback
+from pathlib import Path
+
+import numpy as np
+
+from minivl.errors import Error
+from minivl.lab.diagnose import find_mistake, is_same
+from minivl.lab.pictures import draw_grid
+from minivl.lab.result import Result
+from minivl.lab.values import find_difference
+
+PACKAGE = str(Path(__file__).parents[1])
+
+
+class Failure(Exception):
+    """A submitted function that gives no result to compare; the message is a sentence for its author."""
+
+
+def grade(exercise, submission, cases, rights):
+    """Compare a function on all cases, or a value with the first one's result. -> Result
+
+    cases   of the exercise;  rights  the right results, a tuple for each case
+    """
+    pairs = []
+    for case, right in zip(cases, rights) if callable(submission) else [(cases[0], rights[0])]:
+        try:
+            pairs.append((case, right, results_of(exercise, submission, case)))
+        except Failure as failure:
+            return Result(exercise.number, exercise.name, False, str(failure), case.label)
+    for case, right, submitted in pairs:
+        for i, name in enumerate(exercise.outputs):
+            difference = find_difference(name, right[i], submitted[i], exercise.tolerance)
+            if difference is not None:
+                return explain(exercise, case, difference, i, pairs)
+    return finish(exercise, submission, cases, rights)
+
+
+def finish(exercise, submission, cases, rights):
+    """The Result of a submission whose results are all right. A value is right for one case, and there may be more."""
+    if not callable(submission) and len(cases) > 1:
+        shown = f'Right, for what lab.given("{exercise.number}") shows.'
+        sentence = f"{shown} Submit the function: it is run on {len(cases)} cases."
+        return Result(exercise.number, exercise.name, True, sentence, whole=False)
+    value = f"All {len(cases)} cases are right." if len(cases) > 1 else "The result is right."
+    ok, sentence = exercise.finish(submission, cases, rights) if exercise.finish else (True, "")
+    return Result(exercise.number, exercise.name, ok, f"{value} {sentence}".strip())
+
+
+def explain(exercise, case, difference, output, pairs):
+    """The Result for the first case that is wrong."""
+    mistake = find_mistake(exercise, pairs, [is_right(exercise, *pair[1:]) for pair in pairs])
+    grid = None
+    if difference.index and case.places is not None and output == 0:
+        axis, index = case.axis, difference.index[case.axis]
+        others = tuple(i for i in range(difference.wrong.ndim) if i != axis)
+        grid = draw_grid(case.places, difference.wrong.any(axis=others), index)
+    name, sentence = mistake or ("", "")
+    return Result(exercise.number, exercise.name, False, difference.sentence, case.label, name, sentence, grid)
+
+
+def is_right(exercise, right, submitted):
+    return all(
+        find_difference(name, *values, exercise.tolerance) is None
+        for name, *values in zip(exercise.outputs, right, submitted)
+    )
+
+
+def results_of(exercise, submission, case):
+    """The submitted results of one case, a tuple; raises Failure."""
+    value = call(submission, case) if callable(submission) else submission
+    if len(exercise.outputs) == 1:
+        return (value,)
+    if value is None:
+        raise Failure("The function returns nothing (None). Is there a `return`?")
+    if not isinstance(value, (tuple, list)) or len(value) != len(exercise.outputs):
+        given = f"{len(value)} results" if isinstance(value, (tuple, list)) else f"a {type(value).__name__}"
+        raise Failure(f"It returns {given}, and {len(exercise.outputs)} are expected: {', '.join(exercise.outputs)}.")
+    return tuple(value)
+
+
+def call(function, case):
+    """What a submitted function returns; raises Failure with the line of an exception."""
+    arguments = case.copies()
+    check_parameters(function, case)
+    try:
+        with np.errstate(all="ignore"):
+            value = function(*arguments)
+    except Exception as error:
+        raise Failure(f"{type(error).__name__}: {error}{line_of(error, function)}") from error
+    for (name, before), after in zip(case.arguments.items(), arguments):
+        if isinstance(before, np.ndarray) and not (before.shape == after.shape and is_same(before, after)):
+            raise Failure(f"The function changes its argument {name}. Work on a copy: {name} = {name}.copy().")
+    return value
+
+
+def check_parameters(function, case):
+    """Raise Failure if a function cannot be called with the arguments of the exercise."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*case.arguments.values())
+    except TypeError as error:
+        wanted = ", ".join(case.arguments)
+        raise Failure(f"The function is called with ({wanted}), and it takes {signature}: {error}.") from None
+
+
+def line_of(error, function):
+    """ ", in line 7 of windows.py: `x = 1 / 0`": the last line of the submission's own file in a traceback."""
+    code = getattr(inspect.unwrap(getattr(function, "py_func", function)), "__code__", None)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
+    own = own or [frame for frame in frames if not frame.filename.startswith(PACKAGE)]
+    if not own:
+        return "."
+    last = own[-1]
+    is_file = Path(last.filename).is_file() and "ipykernel" not in last.filename
+    where = f" of {Path(last.filename).name}" if is_file else ""
+    return f", in line {last.lineno}{where}: `{last.line}`" if last.line else f", in line {last.lineno}{where}."
+
+
+def right_results(exercise, cases):
+    """The right results of each case, a tuple each."""
+    rights = []
+    for case in cases:
+        value = exercise.reference(*case.copies())
+        rights.append(value if len(exercise.outputs) > 1 else (value,))
+        if len(rights[-1]) != len(exercise.outputs):
+            raise Error(f"exercise {exercise.number}: its reference returns {len(rights[-1])} results.")
+    return rights

@@ -1,0 +1,66 @@
+"""Where the first wrong row lies on the grid of its picture: as text, and as a drawing for a notebook."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minivl.palette import COLOURS
+
+VERMILION, _, _, GREEN = COLOURS[:4]
+MOST = 30  # rows and columns that are drawn
+SIDE = 14  # pixels of a cell in a notebook
+RIGHT, WRONG, FIRST = ".", "x", "X"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One picture's units or patches; cells [rows, columns] of RIGHT, WRONG, FIRST and " " for those of no row.
+
+    caption  which picture, and which part of it if it is large
+    """
+
+    cells: np.ndarray
+    caption: str
+
+    def __str__(self):
+        return "\n".join([f"{self.caption}:", *("  " + " ".join(row) for row in self.cells)])
+
+    def to_svg(self):
+        rows, columns = self.cells.shape
+        fills = {RIGHT: GREEN, WRONG: VERMILION, FIRST: VERMILION, " ": "none"}
+        boxes = []
+        for (row, column), cell in np.ndenumerate(self.cells):
+            frame = ("black", 2) if cell == FIRST else ("white", 1)
+            boxes.append(
+                f'<rect x="{column * SIDE + 1}" y="{row * SIDE + 1}" width="{SIDE - 1}" height="{SIDE - 1}" '
+                f'fill="{fills[cell]}" fill-opacity="0.7" stroke="{frame[0]}" stroke-width="{frame[1]}"/>'
+            )
+        size = f'width="{columns * SIDE + 2}" height="{rows * SIDE + 2}"'
+        return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(boxes)}</svg>'
+
+
+def draw_grid(places, wrong, index):
+    """The `Grid` of the picture on which the first wrong row lies.
+
+    places  int64 [rows, 4]: (image, frame, row, column);  wrong  bool [rows];  index  of the first wrong one
+    """
+    image, frame, row, column = (int(n) for n in places[index])
+    here = (places[:, 0] == image) & (places[:, 1] == frame)
+    rows, columns = places[here, 2:].max(axis=0) + 1
+    cells = np.full((rows, columns), " ")
+    cells[places[here, 2], places[here, 3]] = RIGHT
+    bad = here & wrong
+    cells[places[bad, 2], places[bad, 3]] = WRONG
+    cells[row, column] = FIRST
+    top, left = start_of_part(row, rows), start_of_part(column, columns)
+    cells = cells[top : top + MOST, left : left + MOST]
+    part = "" if (rows, columns) == cells.shape else f", from row {top} and column {left}"
+    caption = (
+        f"picture {image}, frame {frame}{part} (X the first wrong one: row {row}, column {column}; x wrong, . right)"
+    )
+    return Grid(cells, caption)
+
+
+def start_of_part(at, count):
+    """The first of MOST rows (or columns) around `at`."""
+    return 0 if count <= MOST else min(max(at - MOST // 2, 0), count - MOST)

@@ -1,0 +1,60 @@
+"""Which exercises are done and how many hints were read: a small JSON file in the user's cache folder.
+
+It is never required: where it cannot be read or written, progress lasts as long as the process.
+"""
+
+import json
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from minivl.errors import Error
+from minivl.helpers import write_json
+
+_unsaved = {"done": [], "hints": {}}  # of this process
+
+
+def path():
+    """XDG_CACHE_HOME/minivl/lab.json, or where the system keeps such files."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    if not home:
+        home = os.path.expanduser("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
+    return Path(home) / "minivl" / "lab.json"
+
+
+def read():
+    """{"done": [numbers], "hints": {number: how many were read}}, of the file and of this process."""
+    stored = {}
+    with suppress(OSError, ValueError, RuntimeError):
+        stored = json.loads(path().read_text(encoding="utf-8"))
+    done, hints = (stored.get(name) if isinstance(stored, dict) else None for name in ("done", "hints"))
+    done = [number for number in done if isinstance(number, str)] if isinstance(done, list) else []
+    hints = {k: v for k, v in hints.items() if isinstance(v, int)} if isinstance(hints, dict) else {}
+    return {"done": sorted({*done, *_unsaved["done"]}), "hints": {**hints, **_unsaved["hints"]}}
+
+
+def mark_done(number):
+    _unsaved["done"].append(number)
+    save()
+
+
+def count_hint(number, stage):
+    """Note that the hints of an exercise were read up to this stage."""
+    _unsaved["hints"][number] = stage
+    save()
+
+
+def save():
+    progress = read()
+    with suppress(OSError, Error):
+        path().parent.mkdir(parents=True, exist_ok=True)
+        write_json(progress, path())
+        _unsaved.update(done=[], hints={})
+
+
+def forget():
+    """Start again: no exercise is done."""
+    _unsaved.update(done=[], hints={})
+    with suppress(OSError):
+        path().unlink(missing_ok=True)

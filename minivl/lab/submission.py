@@ -1,0 +1,42 @@
+"""Load a file of solutions: the functions and values that are named like exercises."""
+
+import importlib.util
+import traceback
+from pathlib import Path
+
+from minivl.errors import Error
+from minivl.helpers import did_you_mean
+from minivl.lab.catalogue import all_exercises
+
+
+def load_submissions(path):
+    """{number: function or value} of a Python file, by the names of the exercises, in order."""
+    namespace = run_file(Path(path))
+    names = {exercise.name: number for number, exercise in all_exercises().items()}
+    found = {number: namespace[name] for name, number in names.items() if name in namespace}
+    if not found:
+        own = [name for name, value in namespace.items() if callable(value) and not name.startswith("_")]
+        close = did_you_mean(own[-1], names) if own else ""
+        raise Error(f"{path} defines nothing that is named like an exercise.{close} `minivl lab` lists the names.")
+    return found
+
+
+def run_file(path):
+    """The names that a Python file defines."""
+    if path.is_dir() or not path.exists():
+        raise Error(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}. Give a Python file of your own.")
+    spec = importlib.util.spec_from_loader(path.stem, loader=None)
+    module = importlib.util.module_from_spec(spec)
+    module.__file__ = str(path)
+    try:
+        code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+    except OSError as cause:
+        raise Error(f"cannot read {path}: {cause.strerror}.") from None
+    except (SyntaxError, ValueError) as cause:
+        raise Error(f"{path} is not Python: {cause}.") from None
+    try:
+        exec(code, vars(module))
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        raise Error(f"{path} fails in line {lines[-1]}: {type(error).__name__}: {error}") from None
+    return vars(module)

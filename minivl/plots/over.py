@@ -1,0 +1,193 @@
+"""Plots of studies over many cases: means with their 95 % intervals, the head atlas, calibration, skills over training."""
+
+import numpy as np
+
+from minivl.errors import Error
+from minivl.plots.figure import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    SMALL,
+    VERMILION,
+    colour_bar,
+    legible,
+    plot,
+    resizable,
+)
+from minivl.plots.positions import SIGNED
+from minivl.studies.over import CHANGE
+from minivl.tiny.scoring import UNCERTAIN, calibration_bins, calibration_error, wilson
+
+
+@resizable
+def averages(result):
+    """A study over many cases, a `studies.Averages`: bars with intervals, or a table of means."""
+    count = len(result.axes)
+    if count > 2:
+        return head_atlas.__wrapped__(result)
+    return draw_bars(result) if count == 1 else draw_table(result)
+
+
+def title_of(result):
+    known = result.baseline[~np.isnan(result.baseline)]
+    return (
+        f"{result.study.capitalize()} over {len(result.values)} cases: {result.what}\n"
+        f"(without changes {float(known.mean()):.3g}, {int((known > 0).sum())} answered right)"
+    )
+
+
+def draw_bars(result):
+    """A bar for each label, with the mean's interval; of changes, with the share that is still answered right."""
+    ((name, labels),) = result.axes.items()
+    mean, (low, high) = result.mean, result.interval()
+    figure = plot(title_of(result), height=0.36 * len(labels) + 1.5)
+    axes = figure.subplots()
+    rows = np.arange(len(labels))
+    axes.barh(rows, mean, color=SKY, height=0.6)
+    axes.errorbar(mean, rows, xerr=np.abs(np.stack([low, high]) - mean), fmt="none", ecolor="black", capsize=3)
+    names = [legible(label, 60) for label in labels]
+    if result.what == CHANGE:
+        names = [f"{label}\n{right:.0%} right" for label, right in zip(names, result.right)]
+    axes.set_yticks(rows, names, fontsize=SMALL)
+    axes.invert_yaxis()
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.tick_params(labelsize=SMALL)
+    axes.set_ylabel(name, fontsize=SMALL)
+    axes.set_xlabel(f"{result.what}: mean, 95 % interval", fontsize=SMALL)
+    return figure
+
+
+def draw_table(result):
+    """A cell for each mean; those whose 95 % interval contains 0 are grey."""
+    (row_name, rows), (column_name, columns) = result.axes.items()
+    kept = [at for at in range(len(columns)) if not np.isnan(result.mean[:, at]).all()]
+    mean, (low, high) = result.mean[:, kept], result.interval()[..., kept]
+    names = [columns[at] for at in kept]
+    figure = plot(title_of(result), height=float(np.clip(0.42 * len(rows) + 2.2, 3.2, 16)))
+    axes = figure.subplots()
+    most = float(np.nanmax(np.abs(mean))) or 1.0
+    image = axes.imshow(mean, cmap=SIGNED, vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
+    for (row, column), value in np.ndenumerate(mean):
+        sure = not low[row, column] <= 0 <= high[row, column]
+        dark = abs(value) > 0.6 * most
+        text = "0" if abs(value) < 0.005 else f"{value:.2f}" if abs(value) < 9.95 else f"{value:.1f}"
+        axes.text(
+            column, row, "" if np.isnan(value) else text, ha="center", va="center", fontsize=SMALL,
+            color="white" if dark else "black" if sure else GREY,
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [str(row).removeprefix("model.") for row in rows], fontsize=SMALL)
+    turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 9 else {}
+    axes.set_xticks(range(len(names)), names, fontsize=SMALL, **turned)
+    axes.set_ylabel(row_name, fontsize=SMALL)
+    axes.set_xlabel(column_name, fontsize=SMALL)
+    colour_bar(figure, image, axes, "mean (grey: 0 is in its 95 % interval)")
+    return figure
+
+
+@resizable
+def head_atlas(atlas):
+    """Where each head reads when the answer is chosen, a panel for each role of tokens: what `studies.head_atlas` returned."""
+    layers, heads, roles = (list(labels) for labels in atlas.axes.values())
+    mean = atlas.mean
+    shown = [at for at, _ in enumerate(roles) if not np.isnan(mean[..., at]).all()]
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = plot(
+        f"Head atlas over {len(atlas.values)} cases: share of attention where the answer is chosen, by role of the tokens",
+        height=float(np.clip(rows * (0.26 * len(layers) + 0.8) + 0.9, 3, 16)),
+    )
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).reshape(-1)
+    for panel in panels[len(shown) :]:
+        panel.set_axis_off()
+    for panel, at in zip(panels, shown):
+        image = panel.imshow(mean[..., at], cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        panel.set_title(roles[at], fontsize=SMALL)
+        for (row, column), value in np.ndenumerate(mean[..., at]):
+            if value >= 0.095:
+                colour = "black" if value > 0.6 else "white"
+                panel.text(
+                    column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=SMALL - 1, color=colour
+                )
+        panel.set_yticks(range(len(layers)), layers, fontsize=SMALL)
+        panel.set_xticks(range(len(heads)), [name.removeprefix("head ") for name in heads], fontsize=SMALL)
+    for panel in panels[max(0, len(shown) - columns) : len(shown)]:
+        panel.set_xlabel("head", fontsize=SMALL)
+        panel.tick_params(labelbottom=True)
+    colour_bar(figure, image, panels.tolist(), "share of attention, mean (numbers: %, from 10 on)")
+    return figure
+
+
+@resizable
+def calibration(results, bins=10):
+    """Confidence against share of right answers, with 95 % intervals: what `minivl.tiny.scoring.score_families` returned.
+
+    Tasks of which an answer may be true and another one too are left out, as in the score table; and so are boxes.
+    """
+    chosen = [scored for scored in results if scored.task not in UNCERTAIN]
+    table = calibration_bins(chosen, bins)
+    if not table:
+        raise Error("no answer is right or wrong: calibration needs results of other tasks than boxes.")
+    confidence, right, counts = (np.array(column, dtype=np.float64) for column in zip(*table))
+    ends = np.array([wilson(share * count, count) for share, count in zip(right, counts)], dtype=np.float64).T
+    figure = plot(
+        f"Calibration of {int(counts.sum())} answers: expected calibration error {calibration_error(chosen, bins):.1%}",
+        6.5,
+        5.5,
+    )
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="calibrated")
+    upper.errorbar(
+        confidence, right, yerr=np.abs(ends - right), fmt="o-", color=BLUE, ecolor=BLUE, capsize=3, label="this model"
+    )
+    upper.set_ylabel("share answered right\n(95 % interval, Wilson)", fontsize=SMALL)
+    upper.set_ylim(-0.03, 1.03)
+    upper.legend(fontsize=SMALL)
+    edges = np.linspace(0, 1, bins + 1)
+    lower.bar(
+        edges[np.minimum((confidence * bins).astype(int), bins - 1)],
+        counts,
+        1 / bins,
+        align="edge",
+        color=SKY,
+        edgecolor=GREY,
+    )
+    lower.set_ylabel("answers", fontsize=SMALL)
+    lower.set_xlabel("confidence: the probability of the answer's tokens together", fontsize=SMALL)
+    lower.set_xlim(0, 1)
+    for axes in (upper, lower):
+        axes.tick_params(labelsize=SMALL)
+    return figure
+
+
+@resizable
+def over_training(history):
+    """Skills and heads over the steps of a training run: what `studies.over_training` returned."""
+    colours, marks = (BLUE, VERMILION, GREEN, ORANGE, PINK, SKY, GREY, "black"), "osv^DPX*"
+    figure = plot("Skills and heads over training: means with 95 % intervals", height=7.5)
+    panels = figure.subplots(2, 1, sharex=True)
+    for panel, curves, label in (
+        (panels[0], history.skills, "score"),
+        (panels[1], history.heads, "largest share of attention of any head"),
+    ):
+        for number, (name, values) in enumerate(curves.items()):
+            style = {"color": colours[number % len(colours)], "marker": marks[number // len(colours) % len(marks)]}
+            mean, low, high = np.array(values, dtype=np.float64).T
+            panel.errorbar(
+                history.steps,
+                mean,
+                yerr=[mean - low, high - mean],
+                label=name,
+                capsize=2,
+                markersize=4,
+                linewidth=1.2,
+                **style,
+            )
+        panel.set_ylim(-0.03, 1.03)
+        panel.set_ylabel(label, fontsize=SMALL)
+        panel.tick_params(labelsize=SMALL)
+        panel.legend(fontsize=SMALL - 1, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    panels[1].set_xlabel("training step", fontsize=SMALL)
+    return figure

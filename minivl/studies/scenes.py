@@ -1,0 +1,175 @@
+"""Cases with a known truth, drawn by minivl.tiny: what the `over=` of a study takes.
+
+    scenes(200)                             # "What colour is the ring?" about 200 scenes
+    scenes(200, task="count")               # "How many shapes are there?"
+    scenes(200, family="pair", task="more") # a task family of minivl.tiny.tasks
+
+Of the scenes' own tasks, a case knows the boxes of the objects and a corrupted picture, which differs in one object only. The
+same numbers give the same cases, and none that training has seen.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from minivl.errors import Error
+from minivl.helpers import did_you_mean
+from minivl.studies.over import Case
+from minivl.tiny.scenes import COLOUR, COLOURS, COUNT, COUNT_KIND, DESCRIBE, Shape, background, describe, paint, scene
+from minivl.tiny.tasks import FAMILIES, draw_example
+
+FIRST = 2_000_000  # number of the first scene: evaluate.py scores a million earlier
+OPEN = 30  # more different answers than this: a task without a list of wrong ones
+
+
+def scenes(count=200, task=None, family=None, seed=0, held_out=False):
+    """Draw cases. -> [Case, ...], `count` of them
+
+    task      without a family: "colour" (the default), "count", "count kind" or "describe", in their usual wording; with
+              one: a task of the family, any if not given
+    family    of minivl.tiny.tasks.FAMILIES, in varied wordings; held_out: in wordings that training never sees
+    Wrong answers are the other answers that the drawn cases of the task have, unless there are very many.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise Error(f"count={count!r}: give a whole number, at least 1.")
+    if family is None:
+        if held_out or (task or "colour") not in ASK:
+            raise Error(
+                f"task={task!r}: scenes have {', '.join(ASK)}, in their usual wording. "
+                "Other tasks, and held_out=, need a family=."
+            )
+        return with_rivals(list(draw_scenes(count, ASK[task or "colour"], seed)))
+    if family not in FAMILIES:
+        raise Error(f"family={family!r} is none of {', '.join(FAMILIES)}.{did_you_mean(family, FAMILIES)}")
+    return with_rivals(list(draw_from_family(count, family, task, seed, held_out)))
+
+
+def draw_scenes(count, ask, seed):
+    """Yield (task, Case, accepted answers) of scenes whose shapes allow the question."""
+    number, drawn = FIRST + 1_000_000 * seed, 0
+    while drawn < count:
+        case = ask(np.random.default_rng([3, number]), number)
+        number += 1
+        if case is not None:
+            drawn += 1
+            yield ask, case, (case.answer,)
+
+
+def with_rivals(drawn):
+    """The cases, each with the other answers to its task as wrong ones."""
+    answers = {}
+    for task, case, _ in drawn:
+        answers.setdefault(task, {})[case.answer] = None
+    return [
+        replace(case, wrong=tuple(text for text in answers[task] if text not in accepted))
+        if len(answers[task]) <= OPEN
+        else case
+        for task, case, accepted in drawn
+    ]
+
+
+# ---- scenes ----
+
+
+class Ground:
+    """The shapes of a scene, to be painted on a plain ground of their own, all or some, in other colours."""
+
+    def __init__(self, rng, number):
+        drawn = scene(number)
+        self.shapes, self.ground = list(drawn.shapes), background(rng, drawn.image.size[::-1])
+
+    def picture(self, shapes):
+        image = self.ground.copy()
+        for shape in shapes:
+            paint(np.random.default_rng(list(shape.box)), image, shape)  # one tone in every picture
+        return image
+
+    def case(self, question, answer, word, asked, corrupted=None):
+        """corrupted: (shapes, answer)"""
+        others = tuple(shape.box for shape in self.shapes if shape not in asked)
+        if corrupted is not None:
+            corrupted = self.picture(corrupted[0]), corrupted[1]
+        boxes = tuple(shape.box for shape in asked)
+        return Case(self.picture(self.shapes), question, answer, (), word, boxes, others, corrupted)
+
+
+def ask_colour(rng, number):
+    """The colour of a shape whose kind is there once; corrupted: that shape in a colour that no shape has."""
+    ground = Ground(rng, number)
+    kinds = [shape.kind for shape in ground.shapes]
+    single = [shape for shape in ground.shapes if kinds.count(shape.kind) == 1]
+    if not single or len(kinds) < 2:
+        return None
+    asked = single[rng.integers(len(single))]
+    free = [colour for colour in COLOURS if colour not in {shape.colour for shape in ground.shapes}]
+    other = Shape(asked.kind, free[rng.integers(len(free))], asked.box)
+    changed = [other if shape is asked else shape for shape in ground.shapes]
+    return ground.case(COLOUR[0].format(asked.kind), asked.colour, asked.kind, (asked,), (changed, other.colour))
+
+
+def ask_count(rng, number):
+    """How many shapes there are; asked: one of them, which the corrupted picture lacks."""
+    ground = Ground(rng, number)
+    if len(ground.shapes) < 2:
+        return None
+    asked = ground.shapes[rng.integers(len(ground.shapes))]
+    rest = [shape for shape in ground.shapes if shape is not asked]
+    return ground.case(COUNT[0], str(len(ground.shapes)), "shapes", (asked,), (rest, str(len(rest))))
+
+
+def ask_count_kind(rng, number):
+    """How many shapes of a kind there are; asked: one of them, which the corrupted picture lacks."""
+    ground = Ground(rng, number)
+    asked = ground.shapes[rng.integers(len(ground.shapes))]
+    if len(ground.shapes) < 2:
+        return None
+    rest = [shape for shape in ground.shapes if shape is not asked]
+    word = "crosses" if asked.kind == "cross" else f"{asked.kind}s"
+    before, after = (str(sum(shape.kind == asked.kind for shape in shapes)) for shapes in (ground.shapes, rest))
+    return ground.case(COUNT_KIND[0].replace("{}s", "{}").format(word), before, word, (asked,), (rest, after))
+
+
+def ask_describe(rng, number):
+    ground = Ground(rng, number)
+    return ground.case(DESCRIBE[0], describe(ground.shapes), None, tuple(ground.shapes))
+
+
+ASK = {"colour": ask_colour, "count": ask_count, "count kind": ask_count_kind, "describe": ask_describe}
+
+
+# ---- task families ----
+
+
+def draw_from_family(count, family, task, seed, held_out):
+    """Yield (task, Case, accepted answers) of the first questions of conversations."""
+    drawn = 0
+    for number in range(50 * count):
+        example = draw_example(family, (1000 + seed, number), held_out=held_out, most=4)
+        turn = next((turns[0] for turns in example.conversations if task in (None, turns[0].task)), None)
+        if turn is None:
+            continue
+        drawn += 1
+        yield turn.task, case_of_turn(example, turn), (turn.answer, *turn.accepted)
+        if drawn == count:
+            return
+    raise Error(f"task={task!r}: family {family!r} asks it in {drawn} of {50 * count} examples. Choose another family.")
+
+
+def case_of_turn(example, turn):
+    about = tuple(turn.about) if turn.about else None
+    shapes = [(shape, (*shape.box, *view)) for view, shapes in views(example) for shape in shapes]
+    asked = [(shape, box) for shape, box in shapes if shape.box == about and box[4] == 0]
+    others = tuple(box for shape, box in shapes if (shape, box) not in asked)
+    words = [word for shape, _ in asked[:1] for word in (shape.kind, shape.colour) if word in turn.question]
+    boxes = tuple(box for _, box in asked) or ((about,) if about else ())
+    return Case(
+        example.images, turn.question, turn.answer, (), words[0] if words else None, boxes, others, None, example.videos
+    )
+
+
+def views(example):
+    """((image, frame), shapes on it) of each picture and pair of frames; pictures are counted first, then videos."""
+    media = sorted(example.media, key=lambda medium: medium.is_video)
+    return [
+        ((image, frame), shapes) for image, medium in enumerate(media) for frame, shapes in enumerate(medium.shapes)
+    ]

@@ -1,0 +1,194 @@
+"""What recorders keep of the calls of modules: names, passes over prompt and answer, inputs; without a framework."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import minivl
+from minivl.checkpoint.safetensors import read_header
+from minivl.compare.recordings import open_recording
+from minivl.record.recording import Recording, module_name, to_storable
+from minivl.record.watch import Watch
+
+
+def rows(count, width=4, start=0):
+    return np.arange(start, start + count * width, dtype=np.float32).reshape(1, count, width)
+
+
+class Port:
+    """Calls of modules by name, as a framework would report them."""
+
+    def __init__(self, keep="*"):
+        self.recording = Recording(keep)
+        self.watch = Watch(self.recording, np.asarray)
+
+    def call(self, name, *args, returns=None, inside=(), **kwargs):
+        module = object()
+        self.watch.enter(module, name, args, kwargs)
+        for step in inside:
+            step()
+        self.watch.leave(module, name, args, kwargs, returns)
+
+    def answer(self, tokens, **kwargs):
+        """A pass of a decoder of one layer."""
+        x = rows(tokens)
+        layer = lambda: self.call("model.layers.0", x, returns=(x + 1, None))  # noqa: E731
+        head = lambda: self.call("lm_head", x, returns=x * 2)  # noqa: E731
+        self.call("", returns=SimpleNamespace(logits=x * 2), inside=[layer, head], **kwargs)
+
+
+def ids(count):
+    return np.arange(count)[None]
+
+
+def test_names_of_modules():
+    assert module_name("model.language_model.layers.0") == "model.layers.0"
+    assert module_name("base_model.model.model.visual.blocks.0") == "visual.blocks.0"
+    assert module_name("vision_tower.merger.mlp.0") == "visual.merger.mlp.0"
+    assert module_name("language_model.model.layers.3.mlp") == "model.layers.3.mlp"
+    assert module_name("_orig_mod.model.norm") == "model.norm"
+    assert module_name("blocks.0.norm1", "visual") == "visual.blocks.0.norm1"
+    assert module_name("", "visual") == "visual" and module_name("") == ""
+
+
+def test_inputs_and_outputs_of_modules():
+    port, x, y = Port(), rows(3), rows(3, 8)
+    port.call("model.layers.0.post_attention_layernorm", x, returns=x + 1)
+    port.call("model.layers.0.mlp", x, returns=y, inside=[lambda: port.call("model.layers.0.mlp.act_fn", y, returns=y)])
+    port.call("model.layers.0.mlp.down_proj", y, returns=x + 2)
+    port.call("model.layers.0.self_attn.o_proj", y + 1, returns=x + 3)
+    found = port.recording
+    assert list(found) == [
+        "model.layers.0.self_attn.context",
+        "model.layers.0.self_attn.o_proj",
+        "model.layers.0.attn_residual",
+        "model.layers.0.post_attention_layernorm",
+        "model.layers.0.mlp.act",
+        "model.layers.0.mlp.down_proj",
+    ]
+    assert np.array_equal(found["model.layers.0.attn_residual"], x[0]) and found["model.layers.0.mlp.act"].shape == (
+        3,
+        8,
+    )
+
+
+def test_a_norm_that_adds_is_no_witness_of_the_residual():
+    port, x = Port(), rows(3)
+    port.call("model.layers.0.post_attention_layernorm", x, x, returns=(x, x))
+    assert list(port.recording) == ["model.layers.0.post_attention_layernorm"]
+
+
+def test_passes_over_prompt_and_answer():
+    port = Port()
+    for tokens in (5, 1, 1):
+        port.answer(tokens, input_ids=ids(tokens))
+    shapes = {name: tensor.shape for name, tensor in port.recording.items()}
+    assert shapes == {
+        "input_ids": (5,),
+        "inputs_embeds": (5, 4),
+        "model.layers.0": (5, 4),
+        "lm_head": (1, 4),
+        "steps.1.model.layers.0": (1, 4),
+        "steps.1.lm_head": (1, 4),
+        "steps.2.model.layers.0": (1, 4),
+        "steps.2.lm_head": (1, 4),
+    }
+
+
+def test_passes_without_a_cache_grow_by_a_token():
+    port = Port()
+    for tokens in (5, 6, 7):
+        port.answer(tokens, input_ids=ids(tokens))
+    assert port.recording["steps.2.model.layers.0"].shape == (7, 4)
+
+
+def test_chunks_of_a_prompt():
+    port = Port()
+    for tokens, seen in ((4, 0), (4, 4), (2, 8), (1, 10)):
+        cache = SimpleNamespace(get_seq_length=lambda seen=seen: seen)
+        port.answer(tokens, input_ids=ids(tokens), past_key_values=cache)
+    assert open_recording(port.recording)["model.layers.0"].shape == (10, 4)
+    assert "chunks.2.model.layers.0" in port.recording and "steps.1.model.layers.0" in port.recording
+
+
+def test_a_second_prompt_is_refused():
+    port = Port()
+    port.answer(5, input_ids=ids(5))
+    with pytest.raises(minivl.Error, match="another prompt begins, of 9 tokens"):
+        port.answer(9, input_ids=ids(9))
+    with pytest.raises(minivl.Error, match="one prompt; this batch has 2"):
+        Port().answer(5, input_ids=np.zeros((2, 5), dtype=np.int64))
+
+
+def test_the_tower_runs_for_images_then_for_videos():
+    port = Port()
+    for at in (0, 100):
+        port.watch.keep("visual.window_index", np.array([1, 0]))
+        port.watch.keep("visual.cu_seqlens", np.array([0, 8]))
+        port.call("visual", rows(2, start=at), returns=SimpleNamespace(pooler_output=rows(2, start=at)))
+    assert port.recording["visual"].tolist() == [*rows(2)[0].tolist(), *rows(2, start=100)[0].tolist()]
+    assert port.recording["visual.window_index"].tolist() == [1, 0, 3, 2]
+    assert port.recording["visual.cu_seqlens"].tolist() == [0, 8, 16]
+
+
+def test_queries_and_keys():
+    """Segments of the tower are joined; repeated key heads count once, cached rows not at all."""
+    port, q, k = Port(), np.zeros((1, 4, 2, 8)), np.arange(64.0).reshape(1, 2, 4, 8)
+    repeated = k.repeat(2, axis=1)
+    segments = [lambda: port.watch.attend(q, q), lambda: port.watch.attend(q + 1, q + 1)]
+    port.call("visual.blocks.0.attn", rows(4), returns=rows(4), inside=segments)
+    project = lambda: port.call("model.layers.0.self_attn.k_proj", rows(2), returns=rows(2, 16))  # noqa: E731
+    port.call("model.layers.0.self_attn", rows(2), inside=[project, lambda: port.watch.attend(q, repeated)])
+    port.call("model.other", rows(2), inside=[lambda: port.watch.attend(q, q)])
+    assert port.recording["visual.blocks.0.attn.q_rope"].shape == (4, 4, 8)
+    assert np.array_equal(port.recording["model.layers.0.self_attn.k_rope"], k[0, :, 2:])
+    assert not any("other" in name and "rope" in name for name in port.recording)
+
+
+def test_after_an_exception_it_goes_on():
+    """A module that raised is never left; its caller is, or is called again."""
+    port = Port()
+    failing = lambda: port.watch.enter("attention", "model.layers.0.self_attn", (rows(2),), {})  # noqa: E731
+    port.call("model.layers.0", rows(2), returns=rows(2), inside=[failing])
+    assert port.watch.running == [] and "model.layers.0" in port.recording
+
+
+def test_a_file_is_what_was_recorded(tmp_path):
+    port = Port(keep=["lm_head", "*.layers.*", "extra"])
+    port.answer(5, input_ids=ids(5))
+    port.recording.add("extra", np.array(2))
+    path = tmp_path / "port.safetensors"
+    port.recording.save(path)
+    found = open_recording(path)
+    assert list(found) == ["model.layers.0", "lm_head", "extra"]
+    assert all(np.array_equal(found[name], port.recording[name]) for name in found)
+    assert read_header(path)[0]["__metadata__"]["format"] == "minivl-recording"
+    assert dict(minivl.Trace.load(path)).keys() == set(found)
+
+
+def test_nothing_recorded_is_an_error(tmp_path):
+    with pytest.raises(minivl.Error, match="nothing was recorded.*keep='visual'"):
+        Recording("visual").save(tmp_path / "port.safetensors")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(KeyError, match="Did you mean lm_head"):
+        port = Port()
+        port.answer(2, input_ids=ids(2))
+        port.recording["lm.head"]
+
+
+@pytest.mark.parametrize(
+    "array, kind",
+    [
+        (np.ones((2, 3), dtype=np.complex64), "float32"),
+        (np.ones(3, dtype=np.uint32), "int64"),
+        (np.ones(3, dtype=np.uint8), "uint8"),
+        (np.ones(3, dtype=bool), "bool"),
+        (np.ones(3, dtype=np.float16), "float16"),
+    ],
+)
+def test_types_that_a_file_has(array, kind):
+    stored = to_storable(array)
+    assert stored.dtype == kind and stored.shape[:1] == array.shape[:1]
+    if array.dtype.kind == "c":
+        assert stored.shape == (2, 3, 2) and stored[0, 0].tolist() == [1, 0]
