@@ -51,6 +51,8 @@ EXCEPTIONS = {
     ("trace/trace.py", "compare"),  # Trace.compare, imported inside the method: a face on a low floor
     ("tiny/evaluate.py", "minivl"),  # likewise
     ("studies/over_training.py", "minivl"),  # likewise
+    ("studies/findings.py", "minivl"),  # likewise
+    ("studies/findings.py", "plots"),  # a program: measures and draws
 }
 LIBRARIES = {  # the only folders that may import these
     "numba": {"kernels"},

@@ -53,6 +53,7 @@ from minivl.compare.rows import (
 from minivl.compare.search import Evidence, add_all_causes
 from minivl.compare.shipped import find_model
 from minivl.errors import Error
+from minivl.helpers import plain_number
 from minivl.tensors.catalogue import in_data_flow
 
 TOLERANCE = 2e-5
@@ -151,6 +152,7 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
                between two recorded tensors. Default: the model that ships, if ours is a run of it; False for none
     require    names or globs of our tensors that must be compared: "visual.*"; see `Comparison.covered`
     """
+    tolerance = plain_number(tolerance)
     if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
         raise Error(
             f"tolerance={tolerance!r}; it must be a number from 0 to below 1, relative to a tensor's largest value."
