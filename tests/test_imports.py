@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "record": "checkpoint tensors",
     "reference": "checkpoint processing record tensors",
     "bench": "checkpoint kernels model plan processing tiny vlm",
-    "lab": "checkpoint compare kernels model processing tiny trace vlm",
+    "lab": "checkpoint compare faults kernels model processing studies tiny trace vlm",
     "cli": "answer bench compare faults kernels lab plan processing reference report tensors tiny vlm walk",
     "__main__": "cli",
     "__init__": "",
