@@ -30,6 +30,7 @@ STATIONS = {
     "compare": "two recordings compared",
     "tiny": "the model that ships",
     "record": "record a port",
+    "make": "random checkpoint",
     "reference": "record transformers",
     "plan": "cost without weights",
     "trace": "record and edit",
@@ -59,6 +60,7 @@ def floors(rules):
     below = {own: set(rules[own]) for own in STATIONS}
     while below:
         floor = [own for own in below if not below[own]]
+        assert floor, f"STATIONS lacks {set().union(*below.values()) - set(STATIONS)}, which tests/test_imports.py has"
         yield floor
         below = {own: row - set(floor) for own, row in below.items() if own not in floor}
 

@@ -1,4 +1,4 @@
-"""The public API: load a model, ask it about pictures and videos, trace and edit what it computes.
+"""The public API: load a model, ask it about images and videos, trace and edit what it computes.
 
     vlm = minivl.load()
     vlm.ask("How many circles?", images="scene.png")    # -> Answer, a str; videos="clip.mp4" likewise
@@ -87,9 +87,9 @@ def load(source=None, weights="bfloat16", backend=None, video_positions="launch"
 class VLM(Engine):
     """A loaded Qwen2.5-VL. Its methods `ask`, `ask_many`, `stream`, `chat` and `trace` take the same options:
 
-    min_pixels, max_pixels   limits on each resized picture or frame, in pixels, unless its own item has them
+    min_pixels, max_pixels   limits on each resized image or frame, in pixels, unless its own item has them
     fps, nframes             frames to take of a video file, per second or in all, unless its own item has them
-    add_vision_id            number the pictures and videos in the prompt: "Picture 1: "
+    add_vision_id            number the images and videos in the prompt: "Picture 1: "
     max_new_tokens           most tokens in the answer
     temperature, top_k, top_p, repetition_penalty, do_sample
                              as in generation_config.json, which holds the defaults
@@ -137,19 +137,19 @@ class VLM(Engine):
     # ---- questions ----
 
     def ask(self, question, images=None, videos=None, **options):
-        """Answer one question about pictures and videos: one, a list of several, or none. -> Answer
+        """Answer one question about images and videos: one, a list of several, or none. -> Answer
 
-        A video made of pictures is a list within the list: videos=[[first, second, ...]].
+        A video made of images is a list within the list: videos=[[first, second, ...]].
         """
         return self.chat(user(question, images, videos), **options)
 
     def ask_many(self, prompts, **options):
         """Answer several prompts, decoded together: each step reads the weights once for all of them. -> [Answer, ...]
 
-        prompts  a list. A prompt is a question in text; with pictures or videos, a dict of what `ask` takes, {"question": ...,
+        prompts  a list. A prompt is a question in text; with images or videos, a dict of what `ask` takes, {"question": ...,
                  "images": ..., "videos": ...}; or, as `chat` takes it, a list of messages
         Each answer is the one that `ask` gives with these options (bit for bit, with compiled kernels). At most 8 prompts
-        are decoded together; when one ends, the next takes its place. Pictures are opened when their prompt starts.
+        are decoded together; when one ends, the next takes its place. Images are opened when their prompt starts.
         """
         prompts = parse_prompts(prompts, kept=Inputs)
         check_has_video(prompts, options if prompts else {})
@@ -250,7 +250,7 @@ class VLM(Engine):
     ):  # fmt: skip
         """Count the tokens of a prompt by kind, without running the model. -> TokenCount
 
-        question  text, or a list of messages. Pictures that the cache of their conversation knows are not opened.
+        question  text, or a list of messages. Images that the cache of their conversation knows are not opened.
         """
         sizes, sampling = {"min_pixels": min_pixels, "max_pixels": max_pixels}, {"fps": fps, "nframes": nframes}
         messages = build_messages(question, images, videos)
@@ -300,7 +300,7 @@ class VLM(Engine):
     def prepare(
         self, messages, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None, nframes=None, cache=None
     ):
-        """Stage: messages with pictures and videos -> `Inputs`, without the patches of those that the cache holds."""
+        """Stage: messages with images and videos -> `Inputs`, without the patches of those that the cache holds."""
         sizes, sampling = {"min_pixels": min_pixels, "max_pixels": max_pixels}, {"fps": fps, "nframes": nframes}
         if cache is None:
             return prepare(self._processor(), messages, sizes, sampling, add_vision_id)

@@ -71,7 +71,7 @@ def small_model(backend="numba", video_positions="launch", **changes):
 
 
 def small_inputs(config, grids=((1, 10, 14), (1, 6, 4)), text=5, seed=0):
-    """Text, image, text, image, text: two pictures with partial windows."""
+    """Text, image, text, image, text: two images with partial windows."""
     rng = np.random.default_rng(seed)
     ids = list(rng.integers(0, 100, text))
     for t, h, w in grids:
@@ -84,7 +84,7 @@ def small_inputs(config, grids=((1, 10, 14), (1, 6, 4)), text=5, seed=0):
 def random_video_inputs(
     config, images=((1, 10, 14), (1, 6, 4)), videos=((3, 4, 6), (2, 6, 4)), seconds=(0.75, 1.3), seed=0
 ):
-    """Text, picture, text, video, text, picture, text, video, ...: time in fractions of a position, partial windows."""
+    """Text, image, text, video, text, image, text, video, ...: time in fractions of a position, partial windows."""
     rng = np.random.default_rng(seed)
     ids, kinds = list(rng.integers(0, 100, 5)), [(101, grid) for grid in images]
     for i, grid in enumerate(videos):

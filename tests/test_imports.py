@@ -38,10 +38,11 @@ MAY_IMPORT = {
     "plots": "kernels processing studies tensors tiny",
     "report": "kernels model processing studies tensors tiny trace walk",
     "record": "checkpoint tensors",
+    "make": "tiny",
     "reference": "checkpoint processing record tensors",
     "bench": "checkpoint kernels model plan processing tiny vlm",
     "lab": "checkpoint compare faults kernels model processing studies tiny trace vlm",
-    "cli": "answer bench compare faults kernels lab plan processing reference report tensors tiny vlm walk",
+    "cli": "answer bench compare faults kernels lab make plan processing reference report tensors tiny vlm walk",
     "__main__": "cli",
     "__init__": "",
 }
@@ -49,6 +50,8 @@ EXCEPTIONS = {
     ("trace/trace.py", "compare"),  # Trace.compare, imported inside the method: a face on a low floor
     ("tiny/evaluate.py", "minivl"),  # loads models as a user does
     ("studies/over_training.py", "minivl"),  # likewise
+    ("studies/findings.py", "minivl"),  # likewise
+    ("studies/findings.py", "plots"),  # a program: measures and draws
 }
 LIBRARIES = {  # the only folders that may import these
     "numba": {"kernels"},

@@ -86,7 +86,7 @@ def test_ask_with_several_pictures_and_options(tmp_path, capsys):
         (["ask", "What?", "--model", "/no/such/model"], "/no/such/model does not exist"),
         (["ask", "What?", "--temperature", "-1"], "temperature=-1.0"),
         (["walk", "no.png"], "no.png does not exist"),
-        (["ask", "<|image_pad|>"], "has 1 <|image_pad|> and there are 0 pictures"),
+        (["ask", "<|image_pad|>"], "has 1 <|image_pad|> and there are 0 images"),
         (["ask", __file__], "put a question behind it"),
         (["ask", "What?", "--seed", "-1"], "seed=-1"),
         (["ask", "\udcff?"], "not valid Unicode"),

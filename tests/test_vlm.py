@@ -82,7 +82,7 @@ def test_another_picture_is_not_taken_for_the_cached_one(vlm, inputs):
     cache = vlm.new_cache()
     run(vlm.prefill(inputs, cache))
     changed = inputs.pixel_values.copy()
-    changed[-1] += 1  # in the second picture
+    changed[-1] += 1  # in the second image
     other = Inputs(inputs.input_ids, changed, inputs.image_grid_thw)
     seen = record(vlm.prefill(other, cache), keep=["input_ids", "image_grid_thw"])
     assert seen["image_grid_thw"].tolist() == [[1, 6, 4]]
@@ -102,7 +102,7 @@ def test_pages_of_one_colour_differ_by_their_grid(vlm):
 
 
 def test_a_prompt_may_end_in_a_picture(vlm, inputs):
-    """Run twice, it starts again at the picture: half a picture cannot be run."""
+    """Run twice, it starts again at the image: half an image cannot be run."""
     last = int(np.flatnonzero(inputs.input_ids == vlm.config.image_token_id)[-1]) + 1
     ends = Inputs(inputs.input_ids[:last], inputs.pixel_values, inputs.image_grid_thw)
     cache = vlm.new_cache()
@@ -179,7 +179,7 @@ def test_a_shorter_prompt_forgets_the_rest(vlm, inputs):
 
 
 def test_images_do_not_see_each_other(vlm, inputs):
-    """Editing the second picture leaves the first one's tokens bit-identical."""
+    """Editing the second image leaves the first one's tokens bit-identical."""
     changed = inputs.pixel_values.copy()
     changed[140:] += 1
     first = run(vlm.embed_image(inputs.pixel_values, inputs.image_grid_thw))

@@ -1,9 +1,9 @@
-"""Answers: text that knows how it was generated, and which boxes and points it names in which picture.
+"""Answers: text that knows how it was generated, and which boxes and points it names in which image.
 
 answer = vlm.ask("Where is the red circle?", images="scene.png")
 answer.boxes[0].original                    # (x1, y1, x2, y2) in pixels of scene.png
 answer.draw().save("found.png")
-vlm.ask("Compare them.", images=["a.png", "b.png"]).on(0).boxes     # those of a.png; without on(), of the last picture
+vlm.ask("Compare them.", images=["a.png", "b.png"]).on(0).boxes     # those of a.png; without on(), of the last image
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from minivl.errors import Error
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the conversation: its source, and its (height, width) before and after it was resized."""
+    """An image of the conversation: its source, and its (height, width) before and after it was resized."""
 
     source: object
     original_size: tuple
@@ -36,7 +36,7 @@ class Answer(str):
     finished       True if the model ended the answer, False if max_new_tokens or the context did
     raw            the text with special tokens such as <|box_start|>, without the one that ended it
     pictures       a `Picture` for each one in the conversation
-    image          index of the picture that boxes and points refer to; `on` sets another
+    image          index of the image that boxes and points refer to; `on` sets another
     """
 
     def __new__(cls, text, ids, *, prompt_tokens, finished, raw="", pictures=(), cached_tokens=0, image=None):
@@ -54,8 +54,8 @@ class Answer(str):
     def places(self):
         """Boxes and points in the order of the text, a list. Formats: see grounding.py.
 
-        subtle: the model's format does not name the picture; it is taken to be the last of the conversation. Places in a
-        video are not marked as such: beside a picture they are read in that picture, without one there are none.
+        subtle: the model's format does not name the image; it is taken to be the last of the conversation. Places in a
+        video are not marked as such: beside an image they are read in that image, without one there are none.
         """
         if not self.pictures:
             return []
@@ -73,15 +73,15 @@ class Answer(str):
         return [place for place in self.places if isinstance(place, grounding.Point)]
 
     def on(self, image):
-        """The same answer, its boxes and points read in another picture: 0 is the first of the conversation."""
+        """The same answer, its boxes and points read in another image: 0 is the first of the conversation."""
         if image not in range(len(self.pictures)):
             raise Error(
-                f"there is no picture {image!r}: the conversation has {len(self.pictures)}, the first of which is 0."
+                f"there is no image {image!r}: the conversation has {len(self.pictures)}, the first of which is 0."
             )
         return type(self)(str(self), **{**vars(self), "image": image})
 
     def draw(self, font=None):
-        """The picture at its original size with boxes, points and labels on it, a PIL image in mode RGB.
+        """The image at its original size with boxes, points and labels on it, a PIL image in mode RGB.
 
         font  a TrueType file for the labels; by default Pillow's own, or one of the system's that has the characters
         """
@@ -89,13 +89,13 @@ class Answer(str):
         from minivl.processing.load_image import open_image
 
         if not self.pictures:
-            raise Error("there is no picture to draw on: the conversation has none.")
+            raise Error("there is no image to draw on: the conversation has none.")
         picture = self.pictures[self.image]
         image = open_image(picture.source)
         if (image.height, image.width) != picture.original_size:
             height, width = picture.original_size
             raise Error(
-                f"the picture is {image.width} x {image.height} pixels now and was {width} x {height} when the question was "
+                f"the image is {image.width} x {image.height} pixels now and was {width} x {height} when the question was "
                 "asked. Ask again."
             )
         return draw(image, self.places, font)

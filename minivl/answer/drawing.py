@@ -1,9 +1,9 @@
-"""Draw boxes, points and labels on a picture, visible on any background.
+"""Draw boxes, points and labels on an image, visible on any background.
 
-    draw(picture, answer.places).save("found.png")
+    draw(image, answer.places).save("found.png")
 
-Lines, dots and letters grow with the picture. Each line has an edge, black or white, that contrasts with its own colour; a
-label stands on a plate of that colour, above its box or, at the top of the picture, inside it. Places with one label have one
+Lines, dots and letters grow with the image. Each line has an edge, black or white, that contrasts with its own colour; a
+label stands on a plate of that colour, above its box or, at the top of the image, inside it. Places with one label have one
 colour, of the palette by Okabe and Ito, which people with any colour vision tell apart (https://jfly.uni-koeln.de/color/).
 """
 
@@ -26,12 +26,12 @@ LONGEST = 60  # characters of a label
 NO_CHARACTER = "\U0010ffff"
 
 
-def draw(picture, places, font=None):
-    """A copy of a PIL picture, in mode RGB, with boxes, points and their labels. font: a TrueType file for the labels.
+def draw(image, places, font=None):
+    """A copy of a PIL image, in mode RGB, with boxes, points and their labels. font: a TrueType file for the labels.
 
-    What lies beyond the picture is drawn at its edge.
+    What lies beyond the image is drawn at its edge.
     """
-    image = picture.convert("RGB")
+    image = image.convert("RGB")
     painter, unit = ImageDraw.Draw(image), math.sqrt(image.width * image.height)
     line, letter = max(2, round(unit / 250)), max(12, round(unit / 40))
     labels = list(dict.fromkeys(place.label for place in places))
@@ -49,7 +49,7 @@ def draw(picture, places, font=None):
 
 
 def place_frame(place, size, line):
-    """((left, top, right, bottom), is it a box?): the pixels to draw on, the last ones included, all on the picture."""
+    """((left, top, right, bottom), is it a box?): the pixels to draw on, the last ones included, all on the image."""
     if len(place.original) == 4:
         x1, y1, x2, y2 = (round(v) for v in place.original)
         frame = x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)
@@ -153,12 +153,12 @@ def picture_format(path):
     check_writable(path)
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE:
-        raise Error(f"cannot write {path}: {path.suffix or 'no suffix'} names no picture format. Call it .png or .jpg.")
+        raise Error(f"cannot write {path}: {path.suffix or 'no suffix'} names no image format. Call it .png or .jpg.")
     return kind
 
 
 def write(image, path):
-    """A picture as a file: complete or not at all."""
+    """An image as a file: complete or not at all."""
     kind = picture_format(path)
     with write_whole(path) as partial:
         try:

@@ -1,9 +1,9 @@
-"""Read boxes and points in an answer, and convert them to pixels of the original picture.
+"""Read boxes and points in an answer, and convert them to pixels of the original image.
 
     answer = '[{"bbox_2d": [966, 546, 1932, 1092], "label": "a cat"}]'
     places(answer, resized_size=(1092, 1932), original_size=(1080, 1920))[0].original     # (960, 540, 1920, 1080)
 
-Qwen2.5-VL counts in pixels of the *resized* picture, from the upper left corner. These formats are read, any number of times,
+Qwen2.5-VL counts in pixels of the *resized* image, from the upper left corner. These formats are read, any number of times,
 with any text around them:
 
     [{"bbox_2d": [x1, y1, x2, y2], "label": "a cat"}]   or "text_content", the text that is there; fenced or bare
@@ -14,7 +14,7 @@ with any text around them:
     <p data-bbox="x1 y1 x2 y2">text</p>                 documents as HTML
     <|object_ref_start|>a cat<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>
 
-The last is Qwen2-VL's, and counts from 0 to 1000 across the picture, whatever its size (arXiv:2409.12191). Its marks are
+The last is Qwen2-VL's, and counts from 0 to 1000 across the image, whatever its size (arXiv:2409.12191). Its marks are
 special tokens: they are in `Answer.raw`, not in the answer's text.
 
 Answers of a model may be cut or broken, in ways at which a JSON parser gives up: commas and braces are missing, quotes inside
@@ -26,6 +26,7 @@ import html
 import json
 import re
 from dataclasses import dataclass
+from numbers import Real
 
 from minivl.errors import Error
 
@@ -62,13 +63,13 @@ TOKENS = re.compile(
 
 @dataclass(frozen=True)
 class Place:
-    """A box or point in a picture.
+    """A box or point in an image.
 
     label          the model's name for it, or the text that is there; "" if it gives none
-    resized        in pixels of the picture as the model saw it
-    original       in pixels of the picture as it was given (upright, if its file says so); not rounded
-    image          index of the picture in the conversation, from 0
-    resized_size, original_size    (height, width) of that picture
+    resized        in pixels of the image as the model saw it
+    original       in pixels of the image as it was given (upright, if its file says so); not rounded
+    image          index of the image in the conversation, from 0
+    resized_size, original_size    (height, width) of that image
     """
 
     label: str
@@ -80,7 +81,7 @@ class Place:
 
     @property
     def inside(self):
-        """Whether all of it is on the picture. Coordinates beyond it are kept as the model gave them."""
+        """Whether all of it is on the image. Coordinates beyond it are kept as the model gave them."""
         height, width = self.resized_size
         return all(0 <= x <= width for x in self.resized[::2]) and all(0 <= y <= height for y in self.resized[1::2])
 
@@ -94,7 +95,7 @@ class Point(Place):
 
 
 def places(text, resized_size, original_size, image=0):
-    """Every `Box` and `Point` in a text, in its order. Sizes are (height, width); `image` is the index of the picture."""
+    """Every `Box` and `Point` in a text, in its order. Sizes are (height, width); `image` is the index of the image."""
     sizes = validate_size(resized_size), validate_size(original_size)
     matches = sorted([*match_json(text), *match_tags(text), *match_tokens(text)], key=lambda match: match[0])
     return [
@@ -105,13 +106,18 @@ def places(text, resized_size, original_size, image=0):
 
 
 def validate_size(size):
-    if len(size) != 2 or not all(side >= 1 for side in size):
-        raise Error(f"{size!r} is not the size of a picture. Give (height, width), in pixels.")
-    return tuple(int(side) for side in size)
+    try:
+        height, width = size
+        valid = all(isinstance(side, Real) and 1 <= side <= FARTHEST for side in (height, width))
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise Error(f"{size!r} is not the size of an image. Give (height, width), in pixels.")
+    return int(height), int(width)
 
 
 def build_place(label, numbers, size, image, resized_size, original_size):
-    """A `Box` or `Point` from numbers that count in a picture of `size`."""
+    """A `Box` or `Point` from numbers that count in an image of `size`."""
     if len(numbers) == 4:
         (x1, x2), (y1, y2) = sorted(numbers[::2]), sorted(numbers[1::2])
         numbers = x1, y1, x2, y2
@@ -122,7 +128,7 @@ def build_place(label, numbers, size, image, resized_size, original_size):
 
 
 def rescale(numbers, size, to):
-    """x, y, ... of a picture of one (height, width) in another: whole numbers stay exact."""
+    """x, y, ... of an image of one (height, width) in another: whole numbers stay exact."""
     return tuple(n if size == to else n * to[1 - i % 2] / size[1 - i % 2] for i, n in enumerate(numbers))
 
 

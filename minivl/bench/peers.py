@@ -142,8 +142,8 @@ class LlamaCpp:
 
     def prefill(self, workload):
         inputs = workload.inputs
-        pictures = inputs.input_ids == self.config.image_token_id
-        x = scatter(to_float32(self.table[inputs.input_ids]), workload.features, pictures)  # [T, D]
+        is_image = inputs.input_ids == self.config.image_token_id
+        x = scatter(to_float32(self.table[inputs.input_ids]), workload.features, is_image)  # [T, D]
         positions = np.zeros((4, len(x)), dtype=np.int32)  # t, h, w, and a fourth that Qwen does not use
         positions[:3], self.after = prompt_positions(inputs.input_ids, self.config, inputs.image_grid_thw)
         self.library.llama_memory_clear(self.memory, False)

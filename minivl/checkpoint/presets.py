@@ -20,7 +20,7 @@ TOKEN_IDS = {
 
 VISION_THETA = 10000.0  # of the tower's rotary positions; transformers 5 stores it, the published files do not
 
-# preprocessor_config.json of all of them: limits on a resized picture, in pixels
+# preprocessor_config.json of all of them: limits on a resized image, in pixels
 PIXELS = {"min_pixels": 3136, "max_pixels": 12845056}
 
 

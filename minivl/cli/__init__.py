@@ -10,7 +10,21 @@ import re
 import sys
 import warnings
 
-from minivl.cli import ask, bench, chat, compare, lab, plan, record_reference, report, summary, trace, walk, what_if
+from minivl.cli import (
+    ask,
+    bench,
+    chat,
+    compare,
+    lab,
+    make_checkpoint,
+    plan,
+    record_reference,
+    report,
+    summary,
+    trace,
+    walk,
+    what_if,
+)
 from minivl.errors import Error
 
 DESCRIPTION = "Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood."
@@ -24,7 +38,9 @@ examples:
 `minivl COMMAND --help` describes a command. Without --model, the commands that run a model use the small trained one that
 ships with minivl: it knows coloured shapes and digits.
 """
-COMMANDS = (walk, ask, chat, trace, report, what_if, compare, record_reference, bench, plan, summary, lab)
+COMMANDS = (
+    walk, ask, chat, trace, report, what_if, compare, record_reference, make_checkpoint, bench, plan, summary, lab,
+)  # fmt: skip
 RENAMED = {
     "spill": "-o",
     "images": "--image",

@@ -1,4 +1,4 @@
-"""`minivl chat`: a conversation, line by line; pictures and videos wherever a line says @file.
+"""`minivl chat`: a conversation, line by line; images and videos wherever a line says @file.
 
     > What is in @photo.jpg and what in @"another photo.jpg"?
     > /tokens

@@ -53,7 +53,7 @@ from minivl.compare.rows import (
     softmax_error,
 )
 from minivl.errors import Error
-from minivl.helpers import did_you_mean
+from minivl.helpers import did_you_mean, plain_number
 from minivl.stream import value_of
 from minivl.tensors import catalogue
 from minivl.tensors.catalogue import in_data_flow
@@ -154,6 +154,7 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
     model      a VLM with the same weights: it judges each stage alone, and finds mistakes between two recorded tensors
     require    names or globs of our tensors that must be compared: "visual.*"; see `Comparison.covered`
     """
+    tolerance = plain_number(tolerance)
     if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
         raise Error(
             f"tolerance={tolerance!r}; it must be a number from 0 to below 1, relative to a tensor's largest value."

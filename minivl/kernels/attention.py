@@ -133,7 +133,7 @@ def _attend(q, k, v, first, last, starts):
 
     starts  int64 [panels + 1]: where each panel of at most COLUMNS queries begins, and the end. The queries of a group are
             counted token by token: number i is token i // group, head i % group. A panel's patches are of one segment,
-            so that the results of a picture do not depend on its neighbours
+            so that the results of an image do not depend on its neighbours
     """
     H, N, K = q.shape
     out = np.empty((N, H, K), dtype=np.float32)

@@ -60,8 +60,8 @@ def calibrate(seconds=2.0):
     """
     compile_kernels()
     work = tasks()
-    found = {name: (cost, median_time(function, seconds / len(work))) for name, cost, function in work}
-    return {name: cost / took if cost else took for name, (cost, took) in found.items()}
+    times = {name: (cost, median_time(function, seconds / len(work))) for name, cost, function in work}
+    return {name: cost / took if cost else took for name, (cost, took) in times.items()}
 
 
 def tasks():

@@ -95,7 +95,7 @@ class KVCache:
         """Keep the first `length` tokens only. The next prompt sets `next_position`."""
         self.reused = length
         self.input_ids = self.input_ids[:length]
-        self.pictures = [picture for picture in self.pictures if picture[0] < length]
+        self.pictures = [media for media in self.pictures if media[0] < length]
 
     def _buffer(self, capacity):
         KV, K = self._heads

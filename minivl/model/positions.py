@@ -9,8 +9,8 @@ the text after it goes on from the largest position used so far, plus one:
     h        0  1  2    3 3 3 4 4 4  6     7
     w        0  1  2    3 4 5 3 4 5  6     7
 
-so a picture of 1,000 tokens costs the text only as many positions as its longer side. Causality is by place in the
-sequence, never by position. A video's frames (pairs of pictures) stand at t = 0, then as many positions later as seconds
+so an image of 1,000 tokens costs the text only as many positions as its longer side. Causality is by place in the
+sequence, never by position. A video's frames (pairs of images) stand at t = 0, then as many positions later as seconds
 have passed, times `tokens_per_second`; 4 frames of 1 x 2 tokens, 0.5 s apart, at 2 positions a second:
 
     tokens   a  <v>  V V  V V  V V  V V  </v>  b
@@ -18,7 +18,7 @@ have passed, times `tokens_per_second`; 4 frames of 1 x 2 tokens, 0.5 s apart, a
     h        0  1    2 2  2 2  2 2  2 2  6     7
     w        0  1    2 3  2 3  2 3  2 3  6     7          with "transformers5": 4 and 5 instead of 6 and 7
 
-Versions disagree about the text after a video; VIDEO_POSITIONS names the two rules. Pictures are the same in both.
+Versions disagree about the text after a video; VIDEO_POSITIONS names the two rules. Images are the same in both.
 Source: `get_rope_index` of transformers 4.49, with which the model was launched, and of transformers 5.
 """
 
@@ -31,7 +31,7 @@ from minivl.errors import Error
 # where the text goes on after a video
 VIDEO_POSITIONS = {
     "launch": "after the video's largest position, time included; what the model was trained with",
-    "transformers5": "after its longer side, as after a picture: a long video overlaps the text in time",
+    "transformers5": "after its longer side, as after an image: a long video overlaps the text in time",
 }
 
 

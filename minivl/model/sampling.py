@@ -103,7 +103,7 @@ class Sampling:
         if unknown:
             raise Error(
                 f"unknown generation option {', '.join(sorted(unknown))}. There are: {', '.join(FIELDS)}, seed; and of "
-                "pictures (images=) and videos (videos=): min_pixels, max_pixels, fps, nframes, add_vision_id."
+                "images (images=) and videos (videos=): min_pixels, max_pixels, fps, nframes, add_vision_id."
             )
         if "do_sample" not in options and options.keys() & {"temperature", "top_k", "top_p"}:
             options["do_sample"] = options.get("temperature") != 0
@@ -175,7 +175,7 @@ def next_token(logits, seen, sampling, rng):
     if not np.all(np.isfinite(logits)):
         raise Error(
             f"{np.sum(~np.isfinite(logits))} of {len(logits)} scores of the next token are not finite: the weights, the "
-            "picture's normalisation or an edit broke them. vlm.trace(...) shows the first tensor that is not finite."
+            "image's normalisation or an edit broke them. vlm.trace(...) shows the first tensor that is not finite."
         )
     logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
     if not sampling.do_sample:

@@ -3,7 +3,7 @@
     pixel_values [N, 1176] -> patch_embed [N, D] -> window order -> blocks -> merger [N/4, D_text] -> raster order
 
 Everything between `window_index` and the end of the merger is in window order (see windows.py).
-Axes: N patches of all pictures and videos, U = N/4 units, D width of the tower, H heads, K = D/H, L the longest segment.
+Axes: N patches of all images and videos, U = N/4 units, D width of the tower, H heads, K = D/H, L the longest segment.
 Source: arXiv:2502.13923, section 2.1; names are the checkpoint's, below `visual.`.
 """
 
@@ -17,10 +17,10 @@ EPS = 1e-6  # subtle: fixed in the reference, never taken from config.json
 
 
 def vision_tower(pixel_values, grid_thw, weights, config, kernels):
-    """Image features, float32 [U, out_hidden_size], in raster order, pictures first, then videos.
+    """Image features, float32 [U, out_hidden_size], in raster order, images first, then videos.
 
     pixel_values  float32 [N, C*T*P*P], rows in the image processor's order (unit by unit)
-    grid_thw      int [pictures + videos, 3]: frames, patch rows, patch columns
+    grid_thw      int [images + videos, 3]: frames, patch rows, patch columns
     weights       those below `visual.`;  config  the VisionConfig
     """
     index, windows = window_index(grid_thw, config)

@@ -49,7 +49,7 @@ def window_index(grid_thw, vision):
 def frame_segments(grid_thw):
     """Boundaries of full attention, int64 [frames + 1]: one segment for each frame of each image, in patches.
 
-    subtle: "full" is full within a frame. A video's frames (pairs of pictures) never see each other in the tower.
+    subtle: "full" is full within a frame. A video's frames (pairs of images) never see each other in the tower.
     """
     grid_thw = np.asarray(grid_thw, dtype=np.int64)
     lengths = np.repeat(grid_thw[:, 1] * grid_thw[:, 2], grid_thw[:, 0])

@@ -19,7 +19,7 @@ def prompt_lines(plan):
     for i, image in enumerate(plan["pictures"]):
         (height, width), (rows, columns) = image["given"], image["resized"]
         yield (
-            f"picture {i}: {height} x {width} pixels (height x width), resized to {rows} x {columns}: {image['patches']:,} "
+            f"image {i}: {height} x {width} pixels (height x width), resized to {rows} x {columns}: {image['patches']:,} "
             f"patches, {image['windows']:,} windows, {image['tokens']:,} tokens"
         )
     for i, video in enumerate(plan["videos"]):
@@ -33,7 +33,7 @@ def prompt_lines(plan):
     prompt = plan["prompt"]
     videos = f", {prompt['videos']:,} of videos and theirs" if prompt["videos"] else ""
     yield (
-        f"prompt: {prompt['together']:,} tokens, {prompt['pictures']:,} of pictures and their marks{videos}, "
+        f"prompt: {prompt['together']:,} tokens, {prompt['pictures']:,} of images and their marks{videos}, "
         f"{prompt['text']:,} of text; the answer: {plan['tokens']:,} tokens"
     )
 
@@ -93,4 +93,4 @@ def speed_lines(plan):
         f"attention {giga['attention']:.0f}, of a single token {giga['look_back']:.1f} GFLOP/s; values moved at "
         f"{giga['rows']:.1f} GB/s by one thread, {giga['move']:.1f} by all"
     )
-    yield "assuming that the weights are in memory already; preparing pictures and compiling are not counted"
+    yield "assuming that the weights are in memory already; preparing images and compiling are not counted"

@@ -33,6 +33,7 @@ _HOMES = {
     "occlusion": "studies",
     "averages": "over",
     "head_atlas": "over",
+    "share_and_effect": "over",
     "calibration": "over",
     "over_training": "over",
     "residual_norms": "norms",

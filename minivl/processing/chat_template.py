@@ -1,4 +1,4 @@
-"""Chat template: messages to the prompt text, with one placeholder for each picture and video.
+"""Chat template: messages to the prompt text, with one placeholder for each image and video.
 
     template = Template.read(folder)
     print(template.render(messages))
@@ -72,14 +72,17 @@ class Template:
         except Error:
             raise
         except Exception as cause:  # a template may raise anything, some on purpose
-            raise Error(f"the chat template of {self.path} refuses these messages: {cause}.") from None
+            raise Error(
+                f"the chat template of {self.path} refuses these messages: {str(cause).rstrip('.')}. Write them as it "
+                "expects them, or use the template that came with the model."
+            ) from None
 
 
 def render(messages, add_generation_prompt=True, add_vision_id=False):
     """The prompt text, by the published template.
 
     add_generation_prompt  end with the header of the assistant's answer
-    add_vision_id          number pictures and videos: "Picture 1: ", "Video 1: "; counted over the whole conversation
+    add_vision_id          number images and videos: "Picture 1: ", "Video 1: "; counted over the whole conversation
     """
     messages, parts, counts = parse(messages), [], {"image": 0, "video": 0}
     if messages and messages[0].role != "system":
@@ -93,7 +96,7 @@ def render(messages, add_generation_prompt=True, add_vision_id=False):
 
 
 def render_item(item, counts, numbered):
-    """One item of a message: its text, or the placeholder of its picture or video."""
+    """One item of a message: its text, or the placeholder of its image or video."""
     if isinstance(item, str):
         return item
     counts[item.kind] += 1

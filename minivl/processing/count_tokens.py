@@ -2,9 +2,9 @@
 
     count = vlm.count_tokens("What has changed?", images=["a.png", "b.png"])
     count.total, count.text, count.images[0].tokens         # 812, 30, 391: the text's include those of the template
-    print(count)                      # prompt 812 tokens (picture 1: 391 at 644 x 476; picture 2: 391 at ...; text 30)
+    print(count)                      # prompt 812 tokens (image 1: 391 at 644 x 476; image 2: 391 at ...; text 30)
 
-A picture is opened for its size, unless the conversation's cache knows it; of a video one frame is decoded. Nothing is
+An image is opened for its size, unless the conversation's cache knows it; of a video one frame is decoded. Nothing is
 resized and no weight is touched.
 """
 
@@ -19,7 +19,7 @@ from minivl.processing.video_processor import measure_video
 
 @dataclass(frozen=True)
 class MediaTokens:
-    """Tokens of a picture, or of a video with this many frames, and the size in pixels to which it is resized."""
+    """Tokens of an image, or of a video with this many frames, and the size in pixels to which it is resized."""
 
     tokens: int
     height: int
@@ -33,7 +33,7 @@ class MediaTokens:
 
 @dataclass(frozen=True)
 class TokenCount:
-    """Tokens of a prompt: `text` includes the template and the marks around pictures; one `MediaTokens` for each medium."""
+    """Tokens of a prompt: `text` includes the template and the marks around images; one `MediaTokens` for each medium."""
 
     text: int
     images: tuple = ()
@@ -44,7 +44,7 @@ class TokenCount:
         return self.text + sum(media.tokens for media in (*self.images, *self.videos))
 
     def __str__(self):
-        parts = [f"picture {i}: {image}" for i, image in enumerate(self.images, start=1)]
+        parts = [f"image {i}: {image}" for i, image in enumerate(self.images, start=1)]
         parts += [f"video {i}: {video}" for i, video in enumerate(self.videos, start=1)]
         return f"prompt {self.total:,} tokens ({'; '.join([*parts, f'text {self.text:,}'])})"
 
@@ -53,11 +53,11 @@ def count_tokens(processor, messages, sizes=None, sampling=None, add_vision_id=F
     """The `TokenCount` of messages. sizes and sampling: see `find_media`; known: `prepared` of the conversation's cache."""
     messages = parse(messages)
     images, videos = find_media(messages, sizes, sampling)
-    pictures = tuple(count_image(image, processor.image_processor, known or {}) for image in images)
-    clips = tuple(count_video(video, processor.image_processor) for video in videos)
+    image_tokens = tuple(count_image(image, processor.image_processor, known or {}) for image in images)
+    video_tokens = tuple(count_video(video, processor.image_processor) for video in videos)
     text = processor.template.render(messages, add_vision_id=add_vision_id)
     text = expand(text, [0] * len(images), [0] * len(videos))
-    return TokenCount(len(processor.tokenizer.encode(text)), pictures, clips)
+    return TokenCount(len(processor.tokenizer.encode(text)), image_tokens, video_tokens)
 
 
 def count_image(image, image_processor, known):
@@ -65,8 +65,8 @@ def count_image(image, image_processor, known):
     if processed:
         H, W = (side * image_processor.patch_size for side in processed.grid[1:])
     else:
-        picture = open_image(image.source)
-        H, W = image_processor.size(picture.height, picture.width, **image.options)
+        opened = open_image(image.source)
+        H, W = image_processor.size(opened.height, opened.width, **image.options)
     return MediaTokens(H * W // image_processor.merged_size**2, H, W)
 
 

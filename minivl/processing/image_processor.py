@@ -1,11 +1,11 @@
-"""Pictures to patches: resize, normalise, cut. The same bits as transformers' processor with Pillow.
+"""Images to patches: resize, normalise, cut. The same bits as transformers' processor with Pillow.
 
     processor = ImageProcessor.read(folder)
     pixels = processor.resize(open_image("cat.png"))            # uint8 [H, W, 3], both sides multiples of 28
     patches, grid = processor.patchify(processor.normalize(pixels)[None])     # float32 [N, 1176], (1, H/14, W/14)
 
 Where implementations differ, this is what is done here:
-  size            smart_resize as in transformers 5 (no side below 28; very thin pictures may exceed max_pixels)
+  size            smart_resize as in transformers 5 (no side below 28; very thin images may exceed max_pixels)
   resampling      the installed Pillow's bicubic. Pillow 13 changed the order of its two passes (vertical first where the
                   height shrinks the more), and with it some pixels
 """
@@ -21,7 +21,7 @@ from PIL import Image
 from minivl.errors import Error
 from minivl.helpers import object_in, read_json
 
-MOST_PIXELS = 10**9  # a larger picture would take 12 GB as float32
+MOST_PIXELS = 10**9  # a larger image would take 12 GB as float32
 LIMITS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}  # transformers' own, where the file gives none
 EDGES = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}  # their names inside `size`
 MOST_LIMIT = 10**18
@@ -30,7 +30,7 @@ STEPS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample"
 
 
 def requested_size(height, width):
-    """(H, W), about the size that a picture's message asks for: both sides to the nearest multiple of 28.
+    """(H, W), about the size that an image's message asks for: both sides to the nearest multiple of 28.
 
     Source: qwen-vl-utils, `fetch_image`, which does this before the processor resizes by its own limits.
     """
@@ -48,7 +48,7 @@ def smart_resize(height, width, factor=28, min_pixels=LIMITS["min_pixels"], max_
     """
     if max(height, width) / min(height, width) > 200:
         raise Error(
-            f"a picture of {width} x {height} pixels is more than 200 times as long as wide. Cut it into pieces."
+            f"an image of {width} x {height} pixels is more than 200 times as long as wide. Cut it into pieces."
         )
     H, W = round(height / factor) * factor, round(width / factor) * factor  # subtle: halves go to the even multiple
     if H * W > max_pixels:
@@ -63,7 +63,7 @@ def smart_resize(height, width, factor=28, min_pixels=LIMITS["min_pixels"], max_
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """preprocessor_config.json. Limits in pixels of the resized picture; mean and std of colours in 0..1."""
+    """preprocessor_config.json. Limits in pixels of the resized image; mean and std of colours in 0..1."""
 
     min_pixels: int = LIMITS["min_pixels"]
     max_pixels: int = LIMITS["max_pixels"]
@@ -134,7 +134,7 @@ class ImageProcessor:
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
     def size(self, height, width, min_pixels=None, max_pixels=None, resized_height=None, resized_width=None):
-        """The size to which `resize` scales a picture of this size, (H, W)."""
+        """The size to which `resize` scales an image of this size, (H, W)."""
         if resized_height is not None or resized_width is not None:
             height, width = requested_size(resized_height, resized_width)
         return smart_resize(height, width, self.merged_size, *self.limits(min_pixels, max_pixels))
@@ -179,7 +179,7 @@ class ImageProcessor:
         return np.ascontiguousarray(x).reshape(-1, C * (T // t) * P * P), (t, H // P, W // P)
 
     def unpatchify(self, patches, grid):
-        """The inverse of `patchify`: patches of one picture and its grid -> frames [T, C, H, W]."""
+        """The inverse of `patchify`: patches of one image and its grid -> frames [T, C, H, W]."""
         t, h, w = grid
         P, M, F = self.patch_size, self.merge_size, self.temporal_patch_size
         C = patches.shape[1] // (F * P * P)
@@ -187,9 +187,9 @@ class ImageProcessor:
         return x.transpose(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * F, C, h * P, w * P)
 
 
-def prepare_image(picture, processor, **sizes):
-    """Stage: a PIL picture -> patches float32 [N, 1176] and its grid (1, rows, columns). sizes: as of `resize`."""
-    resized = yield "resized", processor.resize(picture, **sizes)  # [H, W, 3] uint8
+def prepare_image(image, processor, **sizes):
+    """Stage: a PIL image -> patches float32 [N, 1176] and its grid (1, rows, columns). sizes: as of `resize`."""
+    resized = yield "resized", processor.resize(image, **sizes)  # [H, W, 3] uint8
     pixels = yield "normalized", processor.normalize(resized)  # [3, H, W] float32
     patches, grid = processor.patchify(pixels[None])
     return (yield "patches", patches), grid
@@ -229,6 +229,6 @@ def check_steps(stored):
         setting = stored.get(field)
         if setting is not None and setting != done:
             raise Error(
-                f"image processor: {field} is {setting!r}; minivl prepares pictures as all published Qwen2.5-VL do, with "
+                f"image processor: {field} is {setting!r}; minivl prepares images as all published Qwen2.5-VL do, with "
                 f"{done!r}. Use the preprocessor_config.json that came with the weights."
             )

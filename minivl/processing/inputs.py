@@ -1,9 +1,10 @@
-"""What the model takes, once text, pictures and videos are prepared.
+"""What the model takes, once text, images and videos are prepared.
 
 inputs = run(vlm.prepare(messages))           # or made by hand, to run the model on any token ids and patches
 vlm.trace(inputs)
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,17 +16,17 @@ from minivl.errors import Error
 class Inputs:
     """A prompt.
 
-    input_ids            int64 [T], the placeholder of each picture and video expanded
-    pixel_values         float32 [N, 1176], the patches of all pictures
+    input_ids            int64 [T], the placeholder of each image and video expanded
+    pixel_values         float32 [N, 1176], the patches of all images
     image_grid_thw       int64 [images, 3]: frames, patch rows, patch columns of each
     pixel_values_videos  float32 [N, 1176], the patches of all videos
     video_grid_thw       int64 [videos, 3]: pairs of frames, patch rows, patch columns of each
     second_per_grid_ts   float32 [videos]: seconds from one pair of frames to the next; 1.0 if not given
 
     The model does without these, which `prepare` fills in:
-    images               the source of each picture, such as a path, and
+    images               the source of each image, such as a path, and
     image_sizes          its (height, width) before it was resized, for the boxes of the answer
-    cached               (digests of pictures, digests of videos): the first of them, which have no patches here because a
+    cached               (digests of images, digests of videos): the first of them, which have no patches here because a
                          KV cache holds their tokens; see reuse.py
     """
 
@@ -55,19 +56,19 @@ def validate(inputs, config):
     if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
         raise Error(f"input_ids is {ids.dtype} {list(ids.shape)}; it must be whole numbers [T], at least one.")
     images, videos = map(len, inputs.cached)
-    pictures = validate_media(inputs, "pixel_values", "image_grid_thw", images, config)
-    clips = validate_media(inputs, "pixel_values_videos", "video_grid_thw", videos, config)
-    if seconds.shape != (len(clips[1]),) or not np.all(np.isfinite(seconds) & (seconds > 0)):
+    pixels = validate_media(inputs, "pixel_values", "image_grid_thw", images, config)
+    frames = validate_media(inputs, "pixel_values_videos", "video_grid_thw", videos, config)
+    if seconds.shape != (len(frames[1]),) or not np.all(np.isfinite(seconds) & (seconds > 0)):
         raise Error(
             f"second_per_grid_ts is {seconds.tolist()}; it must be a number of seconds above 0 for each of the "
-            f"{len(clips[1])} videos."
+            f"{len(frames[1])} videos."
         )
     seconds, rest = seconds.astype(np.float32), (inputs.image_sizes, inputs.images, inputs.cached)
-    return Inputs(ids.astype(np.int64), *pictures, *clips, seconds, *rest)
+    return Inputs(ids.astype(np.int64), *pixels, *frames, seconds, *rest)
 
 
 def validate_media(inputs, pixels, grid_thw, cached, config):
-    """Patches and grids of the pictures, or of the videos, by their names in `Inputs`; the first `cached` have no patches."""
+    """Patches and grids of the images, or of the videos, by their names in `Inputs`; the first `cached` have no patches."""
     patches, grids = np.asarray(getattr(inputs, pixels)), np.asarray(getattr(inputs, grid_thw))
     merge, width = config.vision.spatial_merge_size, config.vision.patch_dim
     if grids.ndim != 2 or grids.shape[1] != 3 or grids.dtype.kind not in "iu" or np.any(grids < 1):
@@ -75,7 +76,7 @@ def validate_media(inputs, pixels, grid_thw, cached, config):
         raise Error(f"{grid_thw} is {grids.dtype} {list(grids.shape)}; it must be whole numbers above 0, [{kind}s, 3].")
     if np.any(grids[:, 1:] % merge):
         raise Error(f"{grid_thw} holds {grids.tolist()}; rows and columns must be multiples of {merge}.")
-    rows = int(grids[cached:].prod(axis=1).sum())
+    rows = sum(math.prod(grid) for grid in grids[cached:].tolist())  # subtle: NumPy's product of 2^32 * 2^32 is 0
     if patches.dtype.kind != "f" or patches.shape != (rows, width):
         raise Error(
             f"{pixels} is {patches.dtype} {list(patches.shape)}; for this {grid_thw} it must be float32 {[rows, width]}: a "

@@ -1,4 +1,4 @@
-"""Load a picture from a path, URI, bytes or array: mode RGB, upright, transparency over white.
+"""Load an image from a path, URI, bytes or array: mode RGB, upright, transparency over white.
 
 Where implementations differ, this is what is done here:
   transparency    composited over white, whatever the mode
@@ -34,20 +34,20 @@ def open_image(source):
     except Error:
         raise
     except FileNotFoundError:
-        raise Error(f"the picture {describe_source(source)} does not exist. Check the path.") from None
+        raise Error(f"the image {describe_source(source)} does not exist. Check the path.") from None
     except UnidentifiedImageError:
         raise Error(
-            f"{describe_source(source)} is not a picture that Pillow can read. Convert it to PNG or JPEG; a film is a video."
+            f"{describe_source(source)} is not an image that Pillow can read. Convert it to PNG or JPEG; a film is a video."
         ) from None
     except Image.DecompressionBombError as cause:
         raise Error(
-            f"the picture {describe_source(source)} is too large to open ({cause}). Scale it down before."
+            f"the image {describe_source(source)} is too large to open ({cause}). Scale it down before."
         ) from None
     except PermissionError:
-        raise Error(f"the picture {describe_source(source)} may not be read. Change its permissions.") from None
+        raise Error(f"the image {describe_source(source)} may not be read. Change its permissions.") from None
     except Exception as cause:  # of a damaged file: each of Pillow's formats raises its own kinds
         raise Error(
-            f"cannot read the picture {describe_source(source)}: {describe_cause(cause)}. Is the file whole?"
+            f"cannot read the image {describe_source(source)}: {describe_cause(cause)}. Is the file whole?"
         ) from None
 
 
@@ -63,7 +63,7 @@ def open_pillow(source):
         with Image.open(io.BytesIO(place) if isinstance(place, bytes) else place) as image:
             yield image
     else:
-        raise Error(f"a {type(source).__name__} is not a picture. Give a path, bytes, a PIL image or a NumPy array.")
+        raise Error(f"a {type(source).__name__} is not an image. Give a path, bytes, a PIL image or a NumPy array.")
 
 
 def to_uint8(array):
@@ -71,14 +71,14 @@ def to_uint8(array):
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
-        raise Error(f"an array of shape {list(array.shape)} is not a picture. Give [H, W], [H, W, 3] or [H, W, 4].")
+        raise Error(f"an array of shape {list(array.shape)} is not an image. Give [H, W], [H, W, 3] or [H, W, 4].")
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     if array.dtype.kind != "f":
-        raise Error(f"an array of {array.dtype} is not a picture. Give uint8 from 0 to 255, or floats from 0 to 1.")
+        raise Error(f"an array of {array.dtype} is not an image. Give uint8 from 0 to 255, or floats from 0 to 1.")
     if not (np.all(np.isfinite(array)) and array.min() >= 0 and array.max() <= 1):
         raise Error(
-            f"floats of a picture must lie in 0..1; these go from {array.min()} to {array.max()}. Divide by 255?"
+            f"floats of an image must lie in 0..1; these go from {array.min()} to {array.max()}. Divide by 255?"
         )
     return np.round(array * 255).astype(np.uint8)
 
@@ -87,7 +87,7 @@ def to_rgb(image):
     """Mode RGB, transparency over white."""
     image.load()
     if 0 in image.size:
-        raise Error(f"the picture has {image.width} x {image.height} pixels. Give one with at least 1 x 1.")
+        raise Error(f"the image has {image.width} x {image.height} pixels. Give one with at least 1 x 1.")
     if image.mode in (*SIXTEEN_BITS, "I", "F"):
         image = grey_to_8_bits(image)
     if image.mode == "La":  # premultiplied grey, which Pillow converts to this alone
@@ -111,7 +111,7 @@ def grey_to_8_bits(image):
         low, high = values.min(), values.max()
         if not (0 <= low and high <= 255) or (image.mode == "F" and 0 < high <= 1):
             raise Error(
-                f"the picture has grey values from {low} to {high} (mode {image.mode}), and nothing says which is white. Give "
+                f"the image has grey values from {low} to {high} (mode {image.mode}), and nothing says which is white. Give "
                 "values from 0 to 255 in mode L, or an array of floats from 0 to 1."
             )
         grey = values.astype(np.uint8)

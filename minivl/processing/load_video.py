@@ -1,7 +1,7 @@
 """Load frames of a video: from a list or array, an animated GIF, WebP, PNG or AVIF (Pillow), or mp4, webm, ... (PyAV).
 
     clip = open_video("clip.mp4")              # clip.total 300, clip.fps 30.0: counted, nothing is decoded yet
-    for picture in clip.pictures([0, 16, 31]): ...     # PIL images in mode RGB
+    for image in clip.pictures([0, 16, 31]): ...     # PIL images in mode RGB
 
 All frames up to the last one asked for are decoded, because later ones build on them. The rate is the mean over the times of
 the frames, which may be as uneven as they like; where the file's own rate agrees with them, it is that, exactly. A list has no
@@ -36,7 +36,7 @@ class Clip:
 
     total     how many frames it has
     fps       frames a second; None for a list or an array
-    pictures  function of rising indices that yields these frames, PIL images in mode RGB
+    images  function of rising indices that yields these frames, PIL images in mode RGB
     """
 
     total: int
@@ -46,7 +46,7 @@ class Clip:
 
 def open_video(source):
     """A `Clip`, from a path, file: or data: URI, base64 text, or bytes of a film or animation; a PIL image with frames; a list
-    of pictures, each as in `open_image`; or an array of them, [F, H, W, 3], uint8 or floats from 0 to 1. A `Clip` is itself."""
+    of images, each as in `open_image`; or an array of them, [F, H, W, 3], uint8 or floats from 0 to 1. A `Clip` is itself."""
     if isinstance(source, Clip):
         return source
     with reading_errors(source):
@@ -65,7 +65,7 @@ def is_video(path):
     try:
         with Image.open(locate(path)) as image:
             return image.format in ANIMATED and getattr(image, "is_animated", False)
-    except Exception:  # no picture, or no file: opening it raises the error
+    except Exception:  # no image, or no file: opening it raises the error
         return False
 
 
@@ -108,7 +108,7 @@ def warn_cut(source, frames, total):
 
 
 def open_list(frames):
-    """A list of pictures, or an array whose first axis counts them."""
+    """A list of images, or an array whose first axis counts them."""
     if isinstance(frames, np.ndarray) and frames.ndim != 4:
         raise Error(f"an array {list(frames.shape)} is not a video. Give [F, H, W, 3]: frames, rows, columns, colours.")
     if not len(frames):
@@ -129,7 +129,7 @@ def open_animation(source):
         total = declared_frames(image)
         if total is not None and total - first < 2 or image.format not in ANIMATED:
             raise Error(
-                f"the video {describe_source(source)} is a picture that does not move: give it in images=. A video made of "
+                f"the video {describe_source(source)} is an image that does not move: give it in images=. A video made of "
                 "several is a list of them: videos=[[first, second, ...]]."
             )
         milliseconds, cut = [], image.format == "GIF" and not has_trailer(source)
@@ -255,7 +255,7 @@ def frame_rate(times, tick, header_rate):
 
 
 def decode_film(source, indices):
-    """Yield the pictures at rising indices; a warning if the decoder had to patch up frames, an Error if it has to give up."""
+    """Yield the images at rising indices; a warning if the decoder had to patch up frames, an Error if it has to give up."""
     wanted, patched = [int(i) for i in indices], []
     waiting = iter(wanted)
     index = next(waiting, None)
@@ -311,18 +311,18 @@ def turn_upright(frame):
     The matrix of a track is [a b; c d]: a stored pixel (x, y) is shown at (a x + c y, b x + d y). Source: ISO 14496-12, tkhd.
     """
     has_alpha = any(component.is_alpha for component in frame.format.components)
-    picture = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"))) if has_alpha else frame.to_image()
+    image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"))) if has_alpha else frame.to_image()
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
-        return picture
+        return image
     a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
-    pixels = np.asarray(picture)
+    pixels = np.asarray(image)
     if a == d == 0 and b and c:
         pixels, flip_columns, flip_rows = pixels.swapaxes(0, 1), c < 0, b < 0
     elif b == c == 0 and a and d:
         flip_columns, flip_rows = a < 0, d < 0
     else:  # by an angle: players do not turn it either
-        return picture
+        return image
     return Image.fromarray(np.ascontiguousarray(pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]))
 
 

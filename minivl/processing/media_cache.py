@@ -1,11 +1,11 @@
-"""Cache of processed pictures and videos: each is processed once per conversation.
+"""Cache of processed images and videos: each is processed once per conversation.
 
     inputs = run(prepare_with_cache(processor, messages, cache))
 
-Every turn's messages hold all pictures from the first on. Of each, the cache remembers the grid, the size and a digest, a few
+Every turn's messages hold all images from the first on. Of each, the cache remembers the grid, the size and a digest, a few
 hundred bytes, under a digest of its content and options; its tokens are in the KV cache. Patches (24 bytes per pixel) are not
-cached: where the conversation was changed before a picture, the picture is processed again. A changed file counts as another
-picture.
+cached: where the conversation was changed before an image, the image is processed again. A changed file counts as another
+image.
 """
 
 import hashlib
@@ -28,15 +28,15 @@ def prepare_with_cache(processor, messages, cache, sizes=None, sampling=None, ad
     """Stage: as `prepare`, but what `cache.prepared` knows is not processed again, and what the KV cache holds has no
     patches."""
     messages = parse(messages)
-    images, videos = find_media(messages, sizes, sampling)
-    pictures = yield from process_new("image", images, processor.image_processor, cache.prepared)
-    clips = yield from process_new("video", videos, processor.image_processor, cache.prepared)
-    input_ids = tokenize(processor, messages, pictures, clips, add_vision_id)
-    without_patches = build_inputs(input_ids, images, pictures, clips, processor.config, (len(pictures), len(clips)))
-    held = count_cached_media(without_patches, cache, processor.config)
-    pictures = yield from add_patches("image", images, pictures, held[0], processor.image_processor)
-    clips = yield from add_patches("video", videos, clips, held[1], processor.image_processor)
-    return build_inputs(input_ids, images, pictures, clips, processor.config, held)
+    media, config = find_media(messages, sizes, sampling), processor.config
+    images = yield from process_new("image", media[0], processor.image_processor, cache.prepared)
+    videos = yield from process_new("video", media[1], processor.image_processor, cache.prepared)
+    input_ids = tokenize(processor, messages, images, videos, add_vision_id)
+    without_patches = build_inputs(input_ids, media[0], images, videos, config, (len(images), len(videos)))
+    cached = count_cached_media(without_patches, cache, config)
+    images = yield from add_patches("image", media[0], images, cached[0], processor.image_processor)
+    videos = yield from add_patches("video", media[1], videos, cached[1], processor.image_processor)
+    return build_inputs(input_ids, media[0], images, videos, config, cached)
 
 
 def process_new(kind, media, image_processor, known):
@@ -66,7 +66,7 @@ def add_patches(kind, media, processed, first, image_processor):
 
 
 def hash_origin(kind, source, options):
-    """A digest of the content and options of a picture or video, 64 letters; None if that takes decoding it."""
+    """A digest of the content and options of an image or video, 64 letters; None if that takes decoding it."""
     digest = hashlib.sha256(repr((kind, sorted(options.items()))).encode())
     try:
         for block in read_content(source):

@@ -1,4 +1,4 @@
-"""The message format: what a prompt may say, parsed into texts, pictures and videos.
+"""The message format: what a prompt may say, parsed into texts, images and videos.
 
     [{"role": "user", "content": [{"type": "image", "image": "cat.png"}, {"type": "text", "text": "What is it?"}]}]
 
@@ -25,17 +25,16 @@ PLACEHOLDERS = {"image": IMAGE, "video": VIDEO}
 SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 SAMPLING = ("fps", "nframes", "min_frames", "max_frames", "total_pixels")  # of videos only
 SOURCES = {"image": ("image", "image_url", "url", "path", "base64"), "video": ("video", "video_url", "url", "path")}
-NOUNS = {"image": "picture", "video": "video"}
 FASTEST, MOST = 100_000, 10**18  # frames a second; of anything else
 NOT_BUILT = ("video_start", "video_end")
 PROMPT_KEYS = {"question", "images", "videos"}  # of a prompt in `VLM.ask_many`, as `VLM.ask` takes them
 
 
 class Media(NamedTuple):
-    """A picture or video in a message.
+    """An image or video in a message.
 
     kind     "image" or "video"
-    source   as it was given: a path, an array, a PIL image; None where a template is rendered without pictures
+    source   as it was given: a path, an array, a PIL image; None where a template is rendered without images
     options  those of SIZES, and of SAMPLING for a video, that stand beside it
     """
 
@@ -61,7 +60,7 @@ class Message(NamedTuple):
 
 
 def user(question, images=None, videos=None):
-    """Messages with one question about pictures and videos: none, one or several, which come before the text."""
+    """Messages with one question about images and videos: none, one or several, which come before the text."""
     content = [{"type": "image", "image": image} for image in as_list(images)]
     content += [{"type": "video", "video": video} for video in as_list(videos)]
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
@@ -75,10 +74,10 @@ def as_list(sources):
 
 
 def build_messages(question, images=None, videos=None):
-    """Messages of a question in text about pictures and videos. Messages (and `Inputs`) are returned as they are."""
+    """Messages of a question in text about images and videos. Messages (and `Inputs`) are returned as they are."""
     if isinstance(question, str):
         return user(question, images, videos)
-    for name, sources, noun in (("images", images, "picture"), ("videos", videos, "video")):
+    for name, sources, noun in (("images", images, "image"), ("videos", videos, "video")):
         if sources is not None:
             raise Error(
                 f'{name}= goes with a question in text; in messages, put each {noun} into a message\'s "content".'
@@ -163,7 +162,7 @@ def parse_item(item):
     if "text" not in item:
         what = f"of type {item['type']!r}" if "type" in item else f"with {', '.join(item) or 'nothing in it'}"
         raise Error(
-            f'an item {what} has no text, picture or video: {{"type": "text", "text": "..."}}, likewise image, video.'
+            f'an item {what} has no text, image or video: {{"type": "text", "text": "..."}}, likewise image, video.'
         )
     if not isinstance(item["text"], str):
         raise Error(
@@ -176,7 +175,7 @@ def item_source(item, kind):
     """What an item shows, None if it does not say. `image_url` may be a string or, as in other APIs, {"url": ...}."""
     keys = [key for key in SOURCES[kind] if key in item]
     if len(keys) > 1:
-        raise Error(f"an item has {' and '.join(keys)}: one {NOUNS[kind]} to an item.")
+        raise Error(f"an item has {' and '.join(keys)}: one {kind} to an item.")
     source = item[keys[0]] if keys else None
     source = source.get("url") if isinstance(source, Mapping) else source
     if keys == ["base64"] and source is not None and str(source)[:5].lower() != "data:":
@@ -185,14 +184,15 @@ def item_source(item, kind):
 
 
 def item_options(item, kind):
-    """The options that stand beside a picture or video."""
+    """The options that stand beside an image or video."""
     known = SIZES if kind == "image" else (*SIZES, *SAMPLING)
     for key in item:
         if key in NOT_BUILT and kind == "video":
             raise Error(f'"{key}": {item[key]!r}: minivl takes videos from the first frame to the last. Cut it before.')
         if key not in ("type", *SOURCES[kind], *known):
+            noun = "an image" if kind == "image" else "a video"
             raise Error(
-                f'"{key}" is unknown beside a {NOUNS[kind]}: there are {", ".join(known)}. A text is an item of its own.'
+                f'"{key}" is unknown beside {noun}: there are {", ".join(known)}. A text is an item of its own.'
             )
     return {key: item[key] for key in known if key in item}
 
@@ -205,7 +205,7 @@ def find_media(messages, sizes=None, sampling=None):
     media = {"image": [], "video": []}
     for kind, source, own in (item for m in parse(messages) for item in m.items if isinstance(item, Media)):
         if source is None:
-            raise Error(f'an item of type "{kind}" has no {NOUNS[kind]}: give {{"type": "{kind}", "{kind}": ...}}.')
+            raise Error(f'an item of type "{kind}" has no {kind}: give {{"type": "{kind}", "{kind}": ...}}.')
         defaults = {} if kind == "image" or {"fps", "nframes"} & own.keys() else sampling or {}
         media[kind].append(Media(kind, source, check_options({**(sizes or {}), **defaults, **own})))
     return media["image"], media["video"]
@@ -243,7 +243,7 @@ def shorten(value):
 
 def expand(text, images=(), videos=()):
     """Repeat every placeholder, once for each token: images and videos are token counts, in order."""
-    for placeholder, counts, noun in ((IMAGE, images, "pictures"), (VIDEO, videos, "videos")):
+    for placeholder, counts, noun in ((IMAGE, images, "images"), (VIDEO, videos, "videos")):
         occurrences = text.count(placeholder)
         if occurrences != len(counts):
             raise Error(

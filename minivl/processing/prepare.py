@@ -1,4 +1,4 @@
-"""Messages to `Inputs`: pictures and videos to patches, text to token ids, a placeholder for each token of a picture.
+"""Messages to `Inputs`: images and videos to patches, text to token ids, a placeholder for each token of an image.
 
 processor = Processor(image_processor, template, tokenizer, config)
 inputs = run(prepare(processor, messages))      # names: image.0.resized, image.0.normalized, image.0.patches, ...
@@ -30,11 +30,11 @@ class Processor:
 
 @dataclass(frozen=True)
 class Processed:
-    """A picture or video as the model takes it.
+    """An image or video as the model takes it.
 
     patches  float32 [N, 1176]; None if only the rest is known (media_cache.py)
     grid     frames, patch rows, patch columns
-    size     (height, width) of a picture before it was resized
+    size     (height, width) of an image before it was resized
     seconds  of a video, from one pair of frames to the next
     digest   of the patches (reuse.py), where there is a cache
     """
@@ -49,14 +49,13 @@ class Processed:
 def prepare(processor, messages, sizes=None, sampling=None, add_vision_id=False):
     """Stage: messages -> `Inputs`. sizes and sampling: see `find_media`."""
     messages = parse(messages)
-    images, videos = find_media(messages, sizes, sampling)
-    pictures, clips = [], []
-    for i, image in enumerate(images):
-        pictures.append((yield from under(f"image.{i}", process(image, processor.image_processor))))
-    for i, video in enumerate(videos):
-        clips.append((yield from under(f"video.{i}", process(video, processor.image_processor))))
-    input_ids = tokenize(processor, messages, pictures, clips, add_vision_id)
-    return build_inputs(input_ids, images, pictures, clips, processor.config)
+    media, images, videos = find_media(messages, sizes, sampling), [], []
+    for i, image in enumerate(media[0]):
+        images.append((yield from under(f"image.{i}", process(image, processor.image_processor))))
+    for i, video in enumerate(media[1]):
+        videos.append((yield from under(f"video.{i}", process(video, processor.image_processor))))
+    input_ids = tokenize(processor, messages, images, videos, add_vision_id)
+    return build_inputs(input_ids, media[0], images, videos, processor.config)
 
 
 def process(media, image_processor):
@@ -64,25 +63,28 @@ def process(media, image_processor):
     if media.kind == "video":
         patches, grid, seconds = yield from prepare_video(media.source, image_processor, **media.options)
         return Processed(patches, grid, seconds=seconds)
-    picture = open_image(media.source)
-    patches, grid = yield from prepare_image(picture, image_processor, **media.options)
-    return Processed(patches, grid, size=(picture.height, picture.width))
+    image = open_image(media.source)
+    patches, grid = yield from prepare_image(image, image_processor, **media.options)
+    return Processed(patches, grid, size=(image.height, image.width))
 
 
-def tokenize(processor, messages, pictures, clips, add_vision_id):
+def tokenize(processor, messages, images, videos, add_vision_id):
     """Token ids of the prompt, int64 [T], each placeholder expanded."""
     if not messages:
         raise Error('there are no messages to answer. Give at least one, {"role": "user", "content": "..."}.')
     unit = processor.config.vision.merge_unit
-    counts = [[math.prod(p.grid) // unit for p in processed] for processed in (pictures, clips)]
+    counts = [[math.prod(p.grid) // unit for p in processed] for processed in (images, videos)]
     text = processor.template.render(messages, add_vision_id=add_vision_id)
     return processor.tokenizer.encode(expand(text, *counts))
 
 
-def build_inputs(input_ids, images, pictures, clips, config, cached=(0, 0)):
-    """`Inputs` from a `Processed` for each picture and clip, without the patches of the first, which a KV cache holds."""
+def build_inputs(input_ids, image_media, images, videos, config, cached=(0, 0)):
+    """`Inputs` from a `Processed` for each image and video, without the patches of the first, which a KV cache holds.
+
+    image_media  the `Media` of each image, for its source
+    """
     patches, grids, digests = [], [], []
-    for processed, first in zip((pictures, clips), cached):
+    for processed, first in zip((images, videos), cached):
         rows = [p.patches for p in processed[first:]]
         empty = np.zeros((0, config.vision.patch_dim), dtype=np.float32)
         patches.append(rows[0] if len(rows) == 1 else np.concatenate([empty, *rows]))
@@ -94,8 +96,8 @@ def build_inputs(input_ids, images, pictures, clips, config, cached=(0, 0)):
         image_grid_thw=grids[0],
         pixel_values_videos=patches[1],
         video_grid_thw=grids[1],
-        second_per_grid_ts=np.array([clip.seconds for clip in clips], dtype=np.float32),
-        image_sizes=tuple(picture.size for picture in pictures),
-        images=tuple(image.source for image in images),
+        second_per_grid_ts=np.array([video.seconds for video in videos], dtype=np.float32),
+        image_sizes=tuple(image.size for image in images),
+        images=tuple(image.source for image in image_media),
         cached=tuple(digests),
     )

@@ -1,10 +1,10 @@
-"""Which tokens of a prompt a KV cache holds already, and which pictures and videos still have to run.
+"""Which tokens of a prompt a KV cache holds already, and which images and videos still have to run.
 
-    media = locate_media(inputs, config)          # [(first token, number of tokens, digest), ...]: pictures, then videos
+    media = locate_media(inputs, config)          # [(first token, number of tokens, digest), ...]: images, then videos
     reused = count_reusable(cache, inputs.input_ids, media)
     patches, grids, patches_of_videos, grids_of_videos = media_after(inputs, media, reused)
 
-Placeholder tokens of any two pictures are alike, so a digest of the patches tells whether the cache holds this picture.
+Placeholder tokens of any two images are alike, so a digest of the patches tells whether the cache holds this image.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from minivl.errors import Error
 
 
 def hash_patches(patches, grid, seconds=0.0):
-    """A digest of a picture or video, 64 letters.
+    """A digest of an image or video, 64 letters.
 
     subtle: pages of one colour differ in their grids only, and a video played faster in its seconds only
     """
@@ -25,7 +25,7 @@ def hash_patches(patches, grid, seconds=0.0):
 
 
 def locate_media(inputs, config):
-    """(first token, number of tokens, digest) of each picture, then of each video."""
+    """(first token, number of tokens, digest) of each image, then of each video."""
     still, media = np.zeros(len(inputs.image_grid_thw), dtype=np.float32), []
     for token_id, patches, grids, seconds, cached in (
         (config.image_token_id, inputs.pixel_values, inputs.image_grid_thw, still, inputs.cached[0]),
@@ -41,7 +41,7 @@ def locate_media(inputs, config):
 
 
 def count_reusable(cache, input_ids, media):
-    """How many tokens at the start of the prompt the cache holds: all but one at most, no part of a picture."""
+    """How many tokens at the start of the prompt the cache holds: all but one at most, no part of an image."""
     length = min(len(cache), len(input_ids) - 1)
     differing = np.flatnonzero(cache.input_ids[:length] != input_ids[:length])
     reused = int(differing[0]) if len(differing) else length
@@ -53,14 +53,14 @@ def count_reusable(cache, input_ids, media):
 
 
 def count_cached_media(inputs, cache, config):
-    """(pictures, videos): how many of the first need not run, because the cache holds their tokens."""
+    """(images, videos): how many of the first need not run, because the cache holds their tokens."""
     media, images = locate_media(inputs, config), len(inputs.image_grid_thw)
     reused = count_reusable(cache, inputs.input_ids, media)
     return tuple(sum(start < reused for start, _, _ in kind) for kind in (media[:images], media[images:]))
 
 
 def media_after(inputs, media, reused):
-    """Patches and grids of the pictures, then of the videos, behind the first `reused` tokens."""
+    """Patches and grids of the images, then of the videos, behind the first `reused` tokens."""
     images, (stills, films) = len(inputs.image_grid_thw), map(len, inputs.cached)
     return (
         *_rows_after(inputs.pixel_values, inputs.image_grid_thw, stills, media[:images], reused),
@@ -72,7 +72,7 @@ def _rows_after(patches, grids, cached, media, reused):
     first = sum(start < reused for start, _, _ in media)
     if first < cached:
         raise Error(
-            f"the first {cached} of the prompt's pictures (or videos) were prepared for another cache, which holds them, and "
+            f"the first {cached} of the prompt's images (or videos) were prepared for another cache, which holds them, and "
             "have no patches. Prepare the messages with this cache, or with none."
         )
     return patches[int(grids[cached:first].prod(axis=1).sum()) :], grids[first:]

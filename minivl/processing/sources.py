@@ -1,4 +1,4 @@
-"""Where a picture or video comes from: a path, a file: or data: URI, base64 text, or bytes.
+"""Where an image or video comes from: a path, a file: or data: URI, base64 text, or bytes.
 
 locate("photo.png"), locate("file:///my%20photo.png"), locate(path)     # a Path, of a regular file
 locate("data:image/png;base64,iVBOR..."), locate("iVBOR..."), locate(data)     # bytes
@@ -29,8 +29,8 @@ SIGNATURES = (
 KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
 
 
-def locate(source, noun="picture"):
-    """The Path of a regular file, or bytes. noun: "picture" or "video", for errors. May raise a FileNotFoundError."""
+def locate(source, noun="image"):
+    """The Path of a regular file, or bytes. noun: "image" or "video", for errors. May raise a FileNotFoundError."""
     if isinstance(source, (bytes, bytearray)):
         return bytes(source)
     if isinstance(source, Path):
@@ -78,7 +78,7 @@ def decode_data_uri(text, noun):
     head, _, body = text.partition(",")
     if not head.lower().endswith(";base64"):
         raise Error(
-            f"a data URI of a {noun} must be base64: data:{'image/png' if noun == 'picture' else 'video/mp4'};base64,..."
+            f"the data URI of the {noun} must be base64: data:{'image/png' if noun == 'image' else 'video/mp4'};base64,..."
         )
     try:
         return base64.b64decode("".join(body.split()), validate=True)
@@ -87,7 +87,7 @@ def decode_data_uri(text, noun):
 
 
 def decode_base64(text):
-    """The bytes of a picture or video in base64; None if the text is none."""
+    """The bytes of an image or video in base64; None if the text is none."""
     text = "".join(text.split())
     if len(text) < 40 or not re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", text):
         return None

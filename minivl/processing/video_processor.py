@@ -85,7 +85,7 @@ def smart_nframes(total, video_fps, fps=None, nframes=None, min_frames=None, max
     if not FRAME_FACTOR <= count <= total:
         raise Error(
             f"of {total} frames, {count} would be taken; their number is even, at least {FRAME_FACTOR}, and no more than "
-            "there are. Choose it with nframes=, or give a single frame as a picture."
+            "there are. Choose it with nframes=, or give a single frame as an image."
         )
     return count
 
@@ -151,7 +151,7 @@ def frame_limits(processor, clip, taken, min_pixels=None, max_pixels=None, total
     """(fewest, most) pixels of each of `taken` frames, which share `total_pixels`, two at a time.
 
     A file's frames have the published limits of videos, inside the checkpoint's own; those of a list the limits of
-    pictures. Source: qwen-vl-utils, `fetch_video`.
+    images. Source: qwen-vl-utils, `fetch_video`.
     """
     low, high = processor.limits(min_pixels, max_pixels)
     share = positive_number("total_pixels", total_pixels, TOTAL_PIXELS) / taken * FRAME_FACTOR
@@ -172,6 +172,6 @@ def resize_frames(clip, indices, fit):
     resized = [fit(frame) for frame in bar]
     sizes = sorted({frame.shape[:2] for frame in resized})
     if len(sizes) > 1:
-        found = ", ".join(f"{width} x {height}" for height, width in sizes)
-        raise Error(f"the frames of a video must have one size; these, when scaled, have {found}. Scale them before.")
+        listed = ", ".join(f"{width} x {height}" for height, width in sizes)
+        raise Error(f"the frames of a video must have one size; these, when scaled, have {listed}. Scale them before.")
     return np.stack(resized)

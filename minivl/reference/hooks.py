@@ -99,7 +99,7 @@ def arguments(
     second_per_grid_ts=(),
     **of_prepare,
 ):
-    """Keyword arguments of transformers' forward and generate for one prompt. Without pictures and videos: text alone.
+    """Keyword arguments of transformers' forward and generate for one prompt. Without images and videos: text alone.
 
     of_prepare  the other fields of `Inputs`, such as image_sizes: the model does without
     """

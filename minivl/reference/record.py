@@ -33,8 +33,8 @@ from minivl.tensors.catalogue import in_data_flow
 def record_reference(source, question, images, path, dtype="float32", videos=None, fps=None, nframes=None):
     """Run a question in transformers and write every tensor to a safetensors file. -> number of tensors
 
-    source    a checkpoint folder or hub id;  question  text, or messages, which name their pictures and videos themselves
-    images    a picture or a list of them, as of `open_image`;  videos  as of `open_video`;  path  of the file
+    source    a checkpoint folder or hub id;  question  text, or messages, which name their images and videos themselves
+    images    an image or a list of them, as of `open_image`;  videos  as of `open_video`;  path  of the file
     fps, nframes  which frames to take, as of `VLM.ask`
 
     subtle: after a video transformers 5 counts positions by another rule than minivl's default (positions.py). To compare
@@ -44,9 +44,9 @@ def record_reference(source, question, images, path, dtype="float32", videos=Non
     path = Path(path)
     check_writable(path)
     messages = build_messages(question, images or None, videos) if isinstance(question, str) else question
-    pictures, clips = open_media(messages, {"fps": fps, "nframes": nframes})
+    images, clips = open_media(messages, {"fps": fps, "nframes": nframes})
     folder = resolve(source)
-    prompt, tensors = prepare_prompt(folder, messages, pictures, clips)
+    prompt, tensors = prepare_prompt(folder, messages, images, clips)
     tensors |= run_reference(load_reference(folder, dtype=dtype), **prompt)
     tensors["next_token"] = np.argmax(tensors["lm_head"], axis=1)
     tensors = {name: np.ascontiguousarray(tensors[name]) for name in in_data_flow(tensors)}
@@ -55,14 +55,14 @@ def record_reference(source, question, images, path, dtype="float32", videos=Non
 
 
 def open_media(messages, sampling):
-    """(pictures as PIL images, (`Clip`, which frames, how) of each video), in the order of their placeholders."""
+    """(images as PIL images, (`Clip`, which frames, how) of each video), in the order of their placeholders."""
     images, videos = find_media(messages, sampling=sampling)
     for _, _, asked in images + videos:
         if more := [name for name, value in asked.items() if value is not None and name not in sampling]:
-            raise Error(f"record-reference does not take {more[0]}: give the picture in the size that you want.")
+            raise Error(f"record-reference does not take {more[0]}: give the image in the size that you want.")
     clips = [(open_video(source), asked) for _, source, asked in videos]
-    pictures = [open_image(source) for _, source, _ in images]
-    return pictures, [(clip, sample_frames(clip, **asked), asked) for clip, asked in clips]
+    clips = [(clip, sample_frames(clip, **asked), asked) for clip, asked in clips]
+    return [open_image(source) for _, source, _ in images], clips
 
 
 def write(tensors, path, folder, versions):
@@ -74,7 +74,7 @@ def write(tensors, path, folder, versions):
             file.add(name, tensor)
 
 
-def prepare_prompt(folder, messages, pictures, clips):
+def prepare_prompt(folder, messages, images, clips):
     """(arguments of `run_reference`, tensors of the preparation), by the processors of transformers.
 
     Done as its Qwen2_5_VLProcessor does it, which cannot be made without torchvision.
@@ -84,7 +84,7 @@ def prepare_prompt(folder, messages, pictures, clips):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     text = tokenizer.apply_chat_template(plain_messages(messages), tokenize=False, add_generation_prompt=True)
     recorded = {}
-    still = [prepare_image(folder, picture, f"image.{i}", recorded) for i, picture in enumerate(pictures)]
+    still = [prepare_image(folder, image, f"image.{i}", recorded) for i, image in enumerate(images)]
     moving = [prepare_video(folder, *clip, f"video.{i}", recorded) for i, clip in enumerate(clips)]
     prompt = {"pixel_values": np.zeros((0, 0), dtype=np.float32), "image_grid_thw": np.zeros((0, 3), dtype=np.int64)}
     if still:
@@ -110,11 +110,11 @@ def processor_of(folder):
     return Qwen2VLImageProcessorPil.from_pretrained(folder)
 
 
-def prepare_image(folder, picture, name, recorded, **limits):
+def prepare_image(folder, image, name, recorded, **limits):
     """(patches, grid) of an image or a frame; `recorded` gets the results of the processor's own steps."""
     processor = processor_of(folder)
     with watch_processor(processor, name, recorded):
-        made = processor(images=[picture], return_tensors="np", **limits)
+        made = processor(images=[image], return_tensors="np", **limits)
     return np.asarray(made["pixel_values"]), np.asarray(made["image_grid_thw"])[0]
 
 
@@ -123,9 +123,9 @@ def prepare_video(folder, clip, indices, asked, name, recorded):
     processor = ImageProcessor.read(folder)
     low, high = frame_limits(processor, clip, len(indices))
     frames, singles = {}, []
-    for i, picture in enumerate(clip.pictures(indices)):
+    for i, frame in enumerate(clip.pictures(indices)):
         size = {"shortest_edge": int(low), "longest_edge": int(high)}
-        patches, (_, h, w) = prepare_image(folder, picture, f"frame.{i}", frames, size=size)
+        patches, (_, h, w) = prepare_image(folder, frame, f"frame.{i}", frames, size=size)
         singles.append(patches.reshape(h * w, 3, 2, -1))
     singles += singles[-1:] * (len(singles) % 2)
     pairs = [np.stack([a[:, :, 0], b[:, :, 1]], axis=2).reshape(h * w, -1) for a, b in zip(singles[::2], singles[1::2])]

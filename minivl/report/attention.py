@@ -1,7 +1,7 @@
 """Attention maps of the report: the rows that chose each token of the answer, packed for the page; page.js draws them.
 
-A map is one byte a token, 255 for its largest: one scale for the tokens of pictures and one for those of text, for the first
-token of a prompt often takes most of the attention and would leave the picture dark.
+A map is one byte a token, 255 for its largest: one scale for the tokens of images and one for those of text, for the first
+token of a prompt often takes most of the attention and would leave the image dark.
 """
 
 import base64
@@ -78,7 +78,7 @@ class AttentionMaps:
             if self.reduction == names[-1]:
                 raise Error(
                     f"the attention of {len(self)} tokens of the answer to {self.T} of the prompt is more than a page should "
-                    "hold. Lower max_new_tokens, or max_pixels, which makes the picture fewer tokens."
+                    "hold. Lower max_new_tokens, or max_pixels, which makes the image fewer tokens."
                 )
             self.reduction = names[names.index(self.reduction) + 1]
             self.steps = [REDUCTIONS[self.reduction][0](maps) for maps in self.steps]
@@ -90,9 +90,9 @@ class AttentionMaps:
         return len(self) * maps[0] * maps[1] * (self.T + len(self))
 
     def pack(self, media):
-        """The maps as base64, with what is needed to read them. media: int [U], prompt positions of the pictures' tokens.
+        """The maps as base64, with what is needed to read them. media: int [U], prompt positions of the images' tokens.
 
-        A map has U + (T - U) + n columns: pictures, the prompt's text in order, the answer of n tokens so far. `layers` and
+        A map has U + (T - U) + n columns: images, the prompt's text in order, the answer of n tokens so far. `layers` and
         `heads` are their names, the mean first.
         """
         maps = np.stack([self._with_means(step) for step in self.steps])  # [n, layers + 1, heads + 1, C]

@@ -49,7 +49,7 @@ def page(trace, vlm):
 def page_of_run(vlm, messages, **options):
     """Answer messages (options as of `vlm.chat`) -> (the page's text, the `Answer`). No tensors are kept.
 
-    A question about a small blank picture is answered first, so that the times are those of a model that has run before; not if
+    A question about a small blank image is answered first, so that the times are those of a model that has run before; not if
     the weights do not fit in memory, for that would read all of them once more.
     """
     import numpy as np

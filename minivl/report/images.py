@@ -1,4 +1,4 @@
-"""Pictures of the report: as the model saw them, with the boxes of their windows."""
+"""Images of the report: as the model saw them, with the boxes of their windows."""
 
 from PIL import Image
 
@@ -6,13 +6,13 @@ from minivl.palette import TINTS
 from minivl.studies.windows import window_of_tokens, windows_on
 from minivl.walk.overlays import data_uri, encode, image_pixels
 
-LONGEST, SMALLER = 1024, 512  # pixels of the longer side in the page: of one picture or two, of more
+LONGEST, SMALLER = 1024, 512  # pixels of the longer side in the page: of one image or two, of more
 PNG_BYTES = 300_000  # of all together; a PNG that is larger than its share becomes a JPEG
-MOST = 12  # pictures and pairs of frames in a page, evenly spread over all
+MOST = 12  # images and pairs of frames in a page, evenly spread over all
 
 
 def pictures(maps, resized, answer):
-    """{"pictures": a dict for each picture or pair of frames in the page, "hidden": number of the others}. See `picture`."""
+    """{"pictures": a dict for each image or pair of frames in the page, "hidden": number of the others}. See `picture`."""
     stills, videos = maps.images, len(maps.grids) - maps.images
     context = {
         "image_grid_thw": maps.grids[:stills],
@@ -29,13 +29,13 @@ def pictures(maps, resized, answer):
 
 
 def latest(resized, kind, count):
-    """The last so many, numbered from 0: with a cache the earlier pictures of a conversation are not run again."""
+    """The last so many, numbered from 0: with a cache the earlier images of a conversation are not run again."""
     names = sorted((name for name in resized if name.startswith(kind)), key=lambda name: int(name.split(".")[1]))
     return {f"{kind}.{i}.resized": resized[name] for i, name in enumerate(names[len(names) - count :])}
 
 
 def picture(maps, context, answer, image, frame, count):
-    """One picture or pair of frames, of so many in the page; pixels are those of the resized picture.
+    """One image or pair of frames, of so many in the page; pixels are those of the resized image.
 
     src, name, width, height, rows, columns   first: number of its first token
     window   of each token, row by row;  windows  [number, (x0, y0, x1, y1), colour as RGB] of each
@@ -57,17 +57,17 @@ def picture(maps, context, answer, image, frame, count):
 
 
 def describe(maps, answer, image, frame):
-    """The caption of a picture."""
+    """The caption of an image."""
     height, width = maps.size(image)
     if image >= maps.images:
         return f"video {image - maps.images}, pair of frames {frame}: {width} x {height}"
     given = maps.image_sizes[image] if image < len(maps.image_sizes) else None
     was = "" if given is None or tuple(given) == (height, width) else f", given as {given[1]} x {given[0]}"
-    return f"picture {image}: {width} x {height} pixels{was}"
+    return f"image {image}: {width} x {height} pixels{was}"
 
 
 def source(pixels, count=1):
-    """A data: address of pixels, uint8 [H, W, 3], one of so many pictures: PNG where that is small, else JPEG."""
+    """A data: address of pixels, uint8 [H, W, 3], one of so many images: PNG where that is small, else JPEG."""
     image, longest = Image.fromarray(pixels), LONGEST if count <= 2 else SMALLER
     image.thumbnail((longest, longest))
     png = encode(image, "PNG", optimize=True)

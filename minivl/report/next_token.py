@@ -15,7 +15,7 @@ MEDIA = ("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video
 
 
 def question_of(info):
-    """The user's last turn without the placeholders of pictures; "" where the prompt was given as tokens."""
+    """The user's last turn without the placeholders of images; "" where the prompt was given as tokens."""
     turn = info.get("prompt", "").rpartition(TURN)[2].partition(END)[0]
     for placeholder in MEDIA:
         turn = turn.replace(placeholder, "")
@@ -23,9 +23,9 @@ def question_of(info):
 
 
 def prompt_tokens(maps, vlm):
-    """The prompt in runs: each token of text, and all tokens of a picture as one. [{text, id, at, count, text_at}]
+    """The prompt in runs: each token of text, and all tokens of an image as one. [{text, id, at, count, text_at}]
 
-    at  index in the prompt of the first;  text_at  index among the prompt's text, None for pictures
+    at  index in the prompt of the first;  text_at  index among the prompt's text, None for images
     """
     runs, text = [], 0
     for start, count in token_runs(maps.input_ids, maps.input_ids[maps.shown]):

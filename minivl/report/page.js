@@ -34,7 +34,7 @@ const word = () => state.hovered ?? state.pinned;
 const quoted = (one) => (one.ends ? "the end" : `“${visible(one.text.trim() || one.text)}”`);
 const place = (k, layer, head) => (k * maps.layers.length + layer) * maps.heads.length + head;
 
-/** Attention before token k of the answer: shares of each picture token and each text token, and of all pictures together. */
+/** Attention before token k of the answer: shares of each image token and each text token, and of all images together. */
 function sharesOf(k, layer, head) {
   const map = place(k, layer, head), start = map * maps.columns;
   const of = (from, to, top) => Array.from(bytes.subarray(start + from, start + to), (b) => (b / 255) * top);
@@ -73,9 +73,9 @@ function pin(k, focus = false) {
   if (focus) document.querySelector(`[data-word="${state.pinned}"]`).focus();
 }
 
-// ---- the picture ----
+// ---- the images ----
 
-/** The page opens with the picture as it is; the first choice of a token, layer or head turns attention on. */
+/** The page opens with the image as it is; the first choice of a token, layer or head turns attention on. */
 function touch() {
   if (!state.touched) at("heat").checked = true;
   state.touched = true;
@@ -91,7 +91,7 @@ function drawPictures() {
   at("heads").hidden ||= maps.layers.length * maps.heads.length < 2;
   at("omitted").textContent = maps.omitted;
   at("omitted").hidden = !maps.omitted;
-  at("hidden").textContent = `${data.hidden} more pictures or pairs of frames are not shown; shares and words count them.`;
+  at("hidden").textContent = `${data.hidden} more images or pairs of frames are not shown; shares and words count them.`;
   at("hidden").hidden = !data.hidden;
   box.classList.toggle("many", data.pictures.length > 1);
   data.pictures.forEach((one, i) => {
@@ -148,7 +148,7 @@ function showPictures() {
 
 const cellSize = (one) => clamp(Math.floor(2400 / Math.max(one.rows, one.columns)), 6, CELL);
 
-/** A frame inside a token's square: the middle stays as the picture is. Little attention is transparent, none is no frame. */
+/** A frame inside a token's square: the middle of the image stays as it is. Little attention is transparent, none is no frame. */
 function frame(pen, size, column, row, share, top) {
   const x = own() ? (top > 0 ? share / top : 0) : share, alpha = clamp(2.2 * Math.sqrt(x) - 0.1, 0, 1);
   if (alpha <= 0) return;
@@ -201,7 +201,7 @@ function describe(one, cell) {
 }
 
 function readout(seen, best, top) {
-  if (!data.pictures.length) return "There is no picture in this part of the prompt. The prompt below is shaded by attention.";
+  if (!data.pictures.length) return "There is no image in this part of the prompt. The prompt below is shaded by attention.";
   if (cursor.cell !== null) {
     const one = data.pictures[cursor.picture];
     return `${describe(one, cursor.cell)}: ${percent(seen.pictures[one.first + cursor.cell])} of the attention`;
@@ -209,7 +209,7 @@ function readout(seen, best, top) {
   const home = data.pictures.find((one) => best >= one.first && best < one.first + one.rows * one.columns);
   const many = data.pictures.length > 1, where = many && home ? ` of ${home.name.split(":")[0]}` : "";
   const most = top > 0 && home ? `; most on ${describe(home, best - home.first)}${where}, ${percent(top)}` : "";
-  return `${maps.layers[state.layer]}, ${maps.heads[state.head]}: ${percent(seen.share)} of the attention is on the picture${many ? "s" : ""}${most}.`;
+  return `${maps.layers[state.layer]}, ${maps.heads[state.head]}: ${percent(seen.share)} of the attention is on the image${many ? "s" : ""}${most}.`;
 }
 
 // ---- likeliest tokens ----
@@ -261,7 +261,7 @@ function showMatrix() {
 // ---- the prompt ----
 
 function drawPrompt() {
-  let first = 0; // of a picture's tokens among all of pictures
+  let first = 0; // of an image's tokens among those of all images
   const runs = data.prompt.map((one) => (one.text_at === null ? { ...one, from: first, to: (first += one.count) } : one));
   const own = data.tokens.slice(0, -1).map((one, k) => ({ text: one.text, at: null, text_at: maps.columns - maps.tokens - data.tokens.length + k, count: 1, own: k }));
   at("prompt").replaceChildren(...[...runs, ...own].map((one) => make("span", {

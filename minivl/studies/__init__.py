@@ -14,6 +14,7 @@
     logit_lens.py       logit_lens: the next token if the model stopped after each layer
     head_atlas.py       head_atlas: what each head attends to, by role of the tokens
     architecture.py     without_windows, without_time: what these parts carry
+    edge_probe.py       edge_probe: how exactly each stage of the tower knows where an edge lies
     over.py             any of these over many cases: mean logit difference, 95 % intervals
     scenes.py           scenes: cases with a known truth, drawn
     over_training.py    over_training: skills and heads of the checkpoints of a run
@@ -26,6 +27,7 @@ Plots, walks and the report page draw the numbers that are computed here. Edits 
 from minivl.studies.architecture import without_time, without_windows
 from minivl.studies.attention import AttentionToImage, Rollout, attention_rollout, attention_to_image
 from minivl.studies.causal_tracing import PatchGrid, patch_grid, patch_heads
+from minivl.studies.edge_probe import edge_probe
 from minivl.studies.head_ablation import HeadAblation, ablate_heads
 from minivl.studies.head_atlas import head_atlas, heads_on
 from minivl.studies.logit_lens import LogitLens, logit_lens
@@ -37,6 +39,6 @@ from minivl.studies.teacher_forcing import Forced, force
 
 __all__ = [
     "AttentionToImage", "Averages", "Case", "Forced", "HeadAblation", "LogitLens", "Occlusion", "PatchGrid", "Rollout",
-    "Training", "ablate_heads", "attention_rollout", "attention_to_image", "force", "head_atlas", "heads_on", "logit_lens",
-    "occlusion", "over_training", "patch_grid", "patch_heads", "scenes", "without_time", "without_windows",
+    "Training", "ablate_heads", "attention_rollout", "attention_to_image", "edge_probe", "force", "head_atlas", "heads_on",
+    "logit_lens", "occlusion", "over_training", "patch_grid", "patch_heads", "scenes", "without_time", "without_windows",
 ]  # fmt: skip

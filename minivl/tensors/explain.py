@@ -50,8 +50,8 @@ def facts(config, name, tensor):
         khalf=half.head_dim // 2, kv=text.num_key_value_heads, group=text.num_attention_heads // text.num_key_value_heads,
         depth=vision.depth if tower else text.num_hidden_layers,
         blocks=sum(block < vision.depth for block in vision.fullatt_block_indexes), kind="full" if full else "windowed",
-        segment="its whole picture (or pair of frames)" if full else "its own window", unit=vision.merged_size,
-        reach="over the whole picture or frame" if full else "inside each window",
+        segment="its whole image (or pair of frames)" if full else "its own window", unit=vision.merged_size,
+        reach="over the whole image or frame" if full else "inside each window",
         p=vision.patch_size, frames=vision.temporal_patch_size, patch=vision.patch_dim, window=vision.window_size, w=w,
         windows=max(shape[0] - 1, 0) if shape[0] != "" else 0, full=w * w * vision.merge_unit,
         merged=vision.hidden_size * vision.merge_unit, v=text.vocab_size, eps=text.rms_norm_eps, theta=text.rope.rope_theta,
@@ -62,7 +62,7 @@ def facts(config, name, tensor):
 
 
 def tokens_of(shape, unit):
-    """Rows, columns and number of the tokens of a resized picture."""
+    """Rows, columns and number of the tokens of a resized image."""
     if not all(isinstance(side, int) for side in shape[:2]):
         return {"rows": "", "columns": "", "tokens": ""}
     rows, columns = shape[0] // unit, shape[1] // unit
@@ -122,9 +122,9 @@ SENTENCES = {
     "visual.patch_embed": "each patch becomes {m} numbers: one matrix product",
     "visual.blocks.{i}": "attention {reach}, then MLP",
     "visual.merger": "four patches become one token of the decoder's width",
-    "visual": "the tokens put back in the order of pictures and videos, row by row",
+    "visual": "the tokens put back in the order of images and videos, row by row",
     "model.embed_tokens": "each token id looks up its row of the embedding table",
-    "inputs_embeds": "the tokens of pictures and videos take the places of their placeholders",
+    "inputs_embeds": "the tokens of images and videos take the places of their placeholders",
     "position_ids": Narrator.position_ids,
     "model.layers.{i}": "each token looks back at those before it, then MLP",
     "model.norm": "final RMSNorm",

@@ -15,12 +15,12 @@ TEXTS = {
     ),
     "position_ids": (
         "M-RoPE gives each token three positions, the rows t, h, w of {shape}. Text counts up on all three at "
-        "once; a picture that starts at position s has t = s, h = s + row, w = s + column; the text behind it goes on "
+        "once; an image that starts at position s has t = s, h = s + row, w = s + column; the text behind it goes on "
         "from the largest position so far + 1. In a video the pair of frames number k has t = s + k · seconds · {tps:g}, "
-        "rounded down. A picture of 1,000 tokens costs the text only as many positions as its longer side."
+        "rounded down. An image of 1,000 tokens costs the text only as many positions as its longer side."
     ),
     "rope_delta": (
-        "Position of the next token minus the number of tokens: never above 0 for pictures, whose tokens share "
+        "Position of the next token minus the number of tokens: never above 0 for images, whose tokens share "
         "positions. While decoding, token number c stands at c + delta. Counting tokens instead is a classic bug: the "
         "first token is right, the later ones drift."
     ),
@@ -62,12 +62,12 @@ TEXTS = {
     "model.layers.{i}.self_attn.scores": (
         "scores = q'·k'ᵀ / sqrt({k}), {shape} = [heads, new tokens, all tokens]; query head a reads key head a // "
         "{group}. A token sees itself and what came before; -inf stands at later ones. Before means earlier in the "
-        "sequence, not a smaller position: the tokens of a picture, too, see only those before them in raster order. "
+        "sequence, not a smaller position: the tokens of an image, too, see only those before them in raster order. "
         "Built because you look."
     ),
     "model.layers.{i}.self_attn.probs": (
         "probs = softmax(scores) over the {l} tokens so far: each row of each of the {n} heads adds up to 1. The last "
-        "row says what the next word rests on; its columns at the picture's tokens say where the model looks. Built "
+        "row says what the next word rests on; its columns at the image's tokens say where the model looks. Built "
         "because you look."
     ),
     "model.layers.{i}.self_attn.context": (
@@ -104,7 +104,7 @@ TEXTS = {
     ),
     "model.layers.{i}": (
         "Layer {i} of {depth} is done: attn_residual + mlp(norm(attn_residual)), {shape}. Tokens of text and of "
-        "pictures went through the very same weights."
+        "images went through the very same weights."
     ),
     "model.norm": (
         "The final RMSNorm, eps {eps:g}: {shape}. Only its last row goes on: what the last token holds decides the "

@@ -1,4 +1,4 @@
-"""What happens at each tensor from the picture to its tokens: a paragraph each, with the sizes of a run to be filled in.
+"""What happens at each tensor from the image to its tokens: a paragraph each, with the sizes of a run to be filled in.
 
 {n}, {m}, {l} are the tensor's own sizes, the first, second and third; the others are those of the model: see explain.py.
 Source: arXiv:2502.13923, section 2.1, and the reference's code where the paper is silent.
@@ -6,24 +6,24 @@ Source: arXiv:2502.13923, section 2.1, and the reference's code where the paper 
 
 PICTURE = {
     "image.{i}.resized": (
-        "Picture {i} is scaled with Pillow's bicubic filter to {n} x {m} pixels, {l} colours of 0..255: each side "
+        "Image {i} is scaled with Pillow's bicubic filter to {n} x {m} pixels, {l} colours of 0..255: each side "
         "becomes round(side / {unit})·{unit}; if the two then multiply to more than max_pixels, each is side / β "
         "instead, rounded down, with β = sqrt(height·width / max_pixels) (below min_pixels: enlarged, rounded up). "
-        "Sides must be multiples of {unit} because a token is 2 x 2 patches of {p} x {p} pixels; the picture is never "
+        "Sides must be multiples of {unit} because a token is 2 x 2 patches of {p} x {p} pixels; the image is never "
         "cropped or padded, so boxes in an answer are in these pixels. The result is {rows} x {columns} = {tokens} "
         "tokens."
     ),
     "image.{i}.normalized": (
         "Each colour c of the three becomes (x/255 - mean_c) / std_c, float32, and the axes turn from [rows, columns, "
-        "colours] to {shape}. mean and std are those of CLIP's training pictures, from preprocessor_config.json: the "
+        "colours] to {shape}. mean and std are those of CLIP's training images, from preprocessor_config.json: the "
         "weights were trained on values near 0 with deviation near 1. A port that forgets this, or swaps red and "
         "blue, still answers, only worse."
     ),
     "image.{i}.patches": (
-        "The picture is cut into {n} patches of {p} x {p} pixels, {m} = 3 colours · {frames} frames · {p} · {p} "
+        "The image is cut into {n} patches of {p} x {p} pixels, {m} = 3 colours · {frames} frames · {p} · {p} "
         "values each: reshape to (R, r, S, s) unit and patch rows and columns, transpose, flatten, so that row 4u + "
         "2r + s is patch (r, s) of unit u. The order is unit by unit (2 x 2 patches), not row by row, so that the "
-        "merger finds its four patches side by side. Columns run (colour, time, y, x); a still picture stands "
+        "merger finds its four patches side by side. Columns run (colour, time, y, x); a still image stands "
         "{frames} times in time, because the same weights also read pairs of a video's frames."
     ),
     "video.{i}.frame_indices": (
@@ -37,15 +37,15 @@ PICTURE = {
         "fast from slow."
     ),
     "video.{i}.resized": (
-        "All {n} frames, scaled like pictures to {m} x {l} pixels, one size for all. The limits are those of videos: "
+        "All {n} frames, scaled like images to {m} x {l} pixels, one size for all. The limits are those of videos: "
         "the frames share a budget of pixels, two at a time, so a longer film has smaller frames."
     ),
     "video.{i}.normalized": (
         "(x/255 - mean_c) / std_c for each colour c, float32, axes [frames, colours, rows, columns] = {shape}: "
-        "exactly as for a picture."
+        "exactly as for an image."
     ),
     "video.{i}.patches": (
-        "Each pair of consecutive frames is cut like a picture: {n} patches of 3 colours · {frames} frames · {p} · "
+        "Each pair of consecutive frames is cut like an image: {n} patches of 3 colours · {frames} frames · {p} · "
         "{p} = {m} values, pair by pair, unit by unit inside. Here the two slots in time hold two different frames "
         "(an odd last frame stands twice), so a patch sees motion."
     ),
@@ -54,25 +54,25 @@ PICTURE = {
 PROMPT = {
     "input_ids": (
         "The chat template writes the conversation as text, with <|vision_start|><|image_pad|><|vision_end|> for each "
-        "picture; each <|image_pad|> is repeated once for each token of its picture (t·h·w / 4 of the grid), and the "
+        "image; each <|image_pad|> is repeated once for each token of its image (t·h·w / 4 of the grid), and the "
         "byte-level BPE of tokenizer.json turns all of it into {n} ids. The placeholders only hold places: their "
-        "embeddings will be replaced by what the tower makes of the picture."
+        "embeddings will be replaced by what the tower makes of the image."
     ),
 }
 
 TOWER = {
     "pixel_values": (
-        "The patches of all pictures, one picture behind the other: {shape}. The tower runs once over all of them; "
+        "The patches of all images, one image behind the other: {shape}. The tower runs once over all of them; "
         "image_grid_thw says where one ends."
     ),
     "image_grid_thw": (
-        "For each picture, {n} in all: frames (always 1), patch rows h, patch columns w. Its patches are t·h·w, its "
+        "For each image, {n} in all: frames (always 1), patch rows h, patch columns w. Its patches are t·h·w, its "
         "tokens t·h·w / 4. All that follows, windows, rotary angles, M-RoPE, is computed from these three numbers, "
         "never from pixels."
     ),
     "pixel_values_videos": (
         "The patches of all videos, one behind the other: {shape}. They go through the tower behind those of the "
-        "pictures, with the same weights."
+        "images, with the same weights."
     ),
     "video_grid_thw": (
         "For each video, {n} in all: pairs of frames, patch rows, patch columns. Attention in the tower never crosses "
@@ -80,7 +80,7 @@ TOWER = {
     ),
     "visual.window_index": (
         "An order of the {n} units (2 x 2 patches), window by window: entry i is the raster index of the unit that "
-        "stands i-th. It is a stable sort by (picture, frame, window row, window column), a window being {window} "
+        "stands i-th. It is a stable sort by (image, frame, window row, window column), a window being {window} "
         "pixels, {w} x {w} units. Most blocks attend inside windows only, and after this sort a window is one run of "
         "rows: no mask, no gather. The decoder wants raster order, so the merger's output is sorted back with "
         "argsort(window_index)."
@@ -92,13 +92,13 @@ TOWER = {
     ),
     "visual.cu_seqlens": (
         "Where each frame starts and ends, in patches: the segments of the few blocks with full attention ({blocks} "
-        "of {depth}). 'Full' is full inside a frame: two pictures, or two pairs of frames of a video, never see each "
+        "of {depth}). 'Full' is full inside a frame: two images, or two pairs of frames of a video, never see each "
         "other in the tower."
     ),
     "visual.patch_positions": (
         "Row and column of each of the {n} patches in its frame, in the order of the patches, unit by unit: (0,0) "
         "(0,1) (1,0) (1,1) (0,2) ... They will turn queries and keys; the tower has no learnt position embedding, "
-        "which is why it takes pictures of any size."
+        "which is why it takes images of any size."
     ),
     "visual.patch_embed": (
         "x = patches · Wᵀ: [N, {patch}] · [{patch}, {m}] = {shape}, without a bias. The checkpoint stores W as a "
@@ -137,7 +137,7 @@ TOWER = {
     ),
     "visual.blocks.{i}.attn.k_rope": (
         "The keys by heads, {shape}, turned in the same way as the queries. q'·k' then depends on how far apart two "
-        "patches are, not on where they are: a picture may be larger than any in training. Values are not turned."
+        "patches are, not on where they are: an image may be larger than any in training. Values are not turned."
     ),
     "visual.blocks.{i}.attn.scores": (
         "scores = q'·k'ᵀ / sqrt({k}), {shape} = [heads, patches, keys of its segment]: attention is {kind} here, so a "
@@ -148,7 +148,7 @@ TOWER = {
     "visual.blocks.{i}.attn.probs": (
         "probs = softmax(scores), over the last axis: e^(s - max) / sum, so that each row of each of the {n} heads "
         "adds up to 1. It says which patches of {segment} this patch listens to; both directions, no causal mask, "
-        "since a picture has no before and after. Built because you look."
+        "since an image has no before and after. Built because you look."
     ),
     "visual.blocks.{i}.attn.context": (
         "context = probs · v for each head, heads side by side again: [{h} heads, N, {k}] -> {shape}. Each patch now "
@@ -204,11 +204,11 @@ TOWER = {
     ),
     "visual.merger": (
         "One vector for each unit of {unit} x {unit} pixels, as wide as a word's embedding, {shape}. A quarter of the "
-        "rows: the decoder's cost grows with them. No language has been seen so far: this depends on the picture "
+        "rows: the decoder's cost grows with them. No language has been seen so far: this depends on the image "
         "alone."
     ),
     "visual": (
-        "The units back in raster order: merger[argsort(window_index)], {shape}, row by row, picture after picture, "
+        "The units back in raster order: merger[argsort(window_index)], {shape}, row by row, image after image, "
         "video after video. These rows take the places of the placeholders in the prompt, in this order."
     ),
 }

@@ -27,7 +27,7 @@ def likeliest(logits, most):
 
 
 def token_runs(ids, placeholders):
-    """[(start, count)] of a prompt: single tokens, and runs of the same placeholder (one picture or video)."""
+    """[(start, count)] of a prompt: single tokens, and runs of the same placeholder (one image or video)."""
     media = np.isin(ids, placeholders)
     starts = [i for i in range(len(ids)) if not (i and media[i] and ids[i] == ids[i - 1])]
     return [(start, end - start) for start, end in zip(starts, [*starts[1:], len(ids)])]

@@ -85,7 +85,7 @@ def copy_rows(name, source, positions):
         if tensor.shape != source.shape:
             raise Error(
                 f"{name} is {list(tensor.shape)} here and {list(source.shape)} in the run that it is patched from. "
-                "Give both runs prompts of one length with pictures of one size."
+                "Give both runs prompts of one length with images of one size."
             )
         rows, tensor = row_index(name, tensor, positions), tensor.copy()
         tensor[rows] = source[rows]
@@ -121,7 +121,9 @@ def steer(pattern, direction, strength=1.0, positions=None):
     try:
         direction = np.asarray(direction, dtype=np.float32) * np.float32(strength)
     except (TypeError, ValueError):
-        raise Error(f"steer needs numbers: a direction [D] and one strength, not {strength!r}.") from None
+        raise Error(
+            f"steer needs numbers: a direction [D], not {direction!r:.60}, and one strength, not {strength!r:.60}."
+        ) from None
 
     def change(tensor):
         if direction.shape != tensor.shape[-1:]:

@@ -5,13 +5,13 @@
     grids.pixels_of_token(9)                            # [84, 28, 112, 56]: x0, y0, x1, y1, the last two exclusive
 
     4 x 12 patches              tokens
-     0  1   4  5   8 ...         0  1  2  3  4  5       of all pictures and then all videos, as the tower takes them:
-     2  3   6  7  10 ...         6  7  8  9 10 11       picture by picture, frame by frame, token by token
+     0  1   4  5   8 ...         0  1  2  3  4  5       of all images and then all videos, as the tower takes them:
+     2  3   6  7  10 ...         6  7  8  9 10 11       image by image, frame by frame, token by token
     24 25  28 ...
     26 27  30 ...
 
-Pixels are those of the resized picture, x to the right, y down; pixel (3, 5) is 3 <= x < 4, 5 <= y < 6. Where a method takes
-`image` it counts pictures, then videos; `frame` counts pairs of a video's frames and is 0 for a picture. Whole numbers and
+Pixels are those of the resized image, x to the right, y down; pixel (3, 5) is 3 <= x < 4, 5 <= y < 6. Where a method takes
+`image` it counts images, then videos; `frame` counts pairs of a video's frames and is 0 for an image. Whole numbers and
 arrays of them are taken alike; what lies outside is an Error.
 """
 
@@ -25,11 +25,11 @@ from minivl.model.windows import unit_grid
 
 
 class Grids:
-    """The patches of pictures and videos.
+    """The patches of images and videos.
 
     grids        int64 [images + videos, 3]: frames, patch rows, patch columns of each
     places       int64 [N, 4]: (image, frame, row, column) of each patch
-    image_sizes  (height, width) of each picture as it was given; () if unknown
+    image_sizes  (height, width) of each image as it was given; () if unknown
     """
 
     def __init__(self, config, grids, image_sizes=()):
@@ -46,7 +46,7 @@ class Grids:
 
     @property
     def patches(self):
-        """How many there are, of all pictures and videos."""
+        """How many there are, of all images and videos."""
         return int(self.grids.prod(axis=1).sum())
 
     @property
@@ -56,21 +56,21 @@ class Grids:
     # ---- pixels ----
 
     def size(self, image=0):
-        """(height, width) of the resized picture."""
+        """(height, width) of the resized image."""
         return tuple(int(n) * self.config.vision.patch_size for n in self.grids[self._image(image), 1:])
 
     def resized(self, x, y, image=0):
-        """(x, y) on the picture as it was given -> on the resized one. Corners stay corners; not rounded."""
+        """(x, y) on the image as it was given -> on the resized one. Corners stay corners; not rounded."""
         (h, w), (H, W) = self._original_size(image), self.size(image)
         return numbers(x) * (W / w), numbers(y) * (H / h)
 
     def original(self, x, y, image=0):
-        """(x, y) on the resized picture -> on the one that was given; not rounded. Source: as boxes, grounding.py."""
+        """(x, y) on the resized image -> on the one that was given; not rounded. Source: as boxes, grounding.py."""
         (h, w), (H, W) = self._original_size(image), self.size(image)
         return numbers(x) * (w / W), numbers(y) * (h / H)
 
     def patch_of_pixel(self, x, y, image=0, frame=0):
-        """The patch that holds a pixel of the resized picture; x and y may have fractions."""
+        """The patch that holds a pixel of the resized image; x and y may have fractions."""
         P = self.config.vision.patch_size
         H, W = np.moveaxis(self.grids[self._image(image), 1:] * P, -1, 0)
         shapes_fit(x=x, y=y, image=image)
@@ -78,26 +78,26 @@ class Grids:
         return self.patch_at(row // P, column // P, image, frame)
 
     def pixels_of_patch(self, patch):
-        """(x0, y0, x1, y1) on its resized picture, the last two exclusive: int64 [..., 4]."""
+        """(x0, y0, x1, y1) on its resized image, the last two exclusive: int64 [..., 4]."""
         row, column = np.moveaxis(self.places[self._patch(patch)], -1, 0)[2:]
         corner = np.stack([column, row, column + 1, row + 1], axis=-1)
         return corner * self.config.vision.patch_size
 
     def token_of_pixel(self, x, y, image=0, frame=0):
-        """The token that shows a pixel of the resized picture; of one as it was given: token_of_pixel(*maps.resized(x, y))."""
+        """The token that shows a pixel of the resized image; of one as it was given: token_of_pixel(*maps.resized(x, y))."""
         return self.token_of_patch(self.patch_of_pixel(x, y, image, frame))
 
     def pixels_of_token(self, token):
-        """(x0, y0, x1, y1) on its resized picture, the last two exclusive: int64 [..., 4]."""
+        """(x0, y0, x1, y1) on its resized image, the last two exclusive: int64 [..., 4]."""
         boxes = self.pixels_of_patch(self.patches_of_token(token))
         return np.concatenate([boxes[..., 0, :2], boxes[..., -1, 2:]], axis=-1)
 
     def tokens_of_box(self, box, image=0, frame=0):
-        """All tokens that a box (x0, y0, x1, y1) on the resized picture touches, row by row."""
+        """All tokens that a box (x0, y0, x1, y1) on the resized image touches, row by row."""
         return np.unique(self.token_of_patch(self.patches_of_box(box, image, frame)))
 
     def patches_of_box(self, box, image=0, frame=0):
-        """All patches that a box (x0, y0, x1, y1) on the resized picture touches, in their order."""
+        """All patches that a box (x0, y0, x1, y1) on the resized image touches, in their order."""
         if np.shape(box) != (4,):
             raise Error(f"the box {box} is none: give one (x0, y0, x1, y1).")
         x0, y0, x1, y1 = box
@@ -135,14 +135,14 @@ class Grids:
 
     def _image(self, image):
         if np.size(image) and not len(self.grids):
-            raise Error("there is no picture or video in this prompt.")
-        return within(image, len(self.grids), "image", "pictures and videos")
+            raise Error("there is no image or video in this prompt.")
+        return within(image, len(self.grids), "image", "images and videos")
 
     def _patch(self, patch):
         return within(patch, self.patches, "patch", "patches")
 
     def _token(self, token):
-        return within(token, self.tokens, "token", "tokens of pictures and videos")
+        return within(token, self.tokens, "token", "tokens of images and videos")
 
     def _original_size(self, image):
         if self._image(image) >= len(self.image_sizes):
@@ -156,7 +156,7 @@ def numbers(values):
     """As an array of numbers."""
     array = np.asarray(values)
     if array.dtype.kind not in "iuf":
-        raise Error(f"{values!r} is no place on a picture: give pixels, numbers or arrays of them.")
+        raise Error(f"{values!r} is no place on an image: give pixels, numbers or arrays of them.")
     return array
 
 

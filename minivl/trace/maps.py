@@ -1,13 +1,13 @@
 """Convert between pixels, patches, window slots, tokens, prompt and M-RoPE positions, arrays at once.
 
     maps = vlm.trace("How many shapes are there?", images="scene.png").maps     # or Maps.of(inputs, vlm.config)
-    token = maps.token_of_pixel(100, 50)        # which token shows this pixel of the resized picture
+    token = maps.token_of_pixel(100, 50)        # which token shows this pixel of the resized image
     maps.pixels_of_token(token)                 # [84, 28, 112, 56]: x0, y0, x1, y1, the last two exclusive
-    maps.on_image(trace["visual.blocks.2"].std(axis=1), "visual.blocks.2")      # [rows, columns], as on the picture
+    maps.on_image(trace["visual.blocks.2"].std(axis=1), "visual.blocks.2")      # [rows, columns], as on the image
 
-Each is counted from 0, over all pictures and then all videos, in the order in which the tower takes them:
+Each is counted from 0, over all images and then all videos, in the order in which the tower takes them:
 
-    pixel      x to the right, y down, on the resized picture; pixel (3, 5) is 3 <= x < 4, 5 <= y < 6
+    pixel      x to the right, y down, on the resized image; pixel (3, 5) is 3 <= x < 4, 5 <= y < 6
     patch      14 x 14 pixels, two frames of a video: rows of visual.patch_embed
     slot       of a patch, in window order: rows of visual.blocks.*
     token      2 x 2 patches, also called unit: rows of visual
@@ -18,7 +18,7 @@ Each is counted from 0, over all pictures and then all videos, in the order in w
     tokens of 4 x 12 patches    slots of the tokens, windows of 4 x 4 tokens
      0  1  2  3 |  4  5          0  1  2  3 |  8  9
      6  7  8  9 | 10 11          4  5  6  7 | 10 11
-                                the picture's tokens stand at start + (0, row, column) in M-RoPE
+                                the image's tokens stand at start + (0, row, column) in M-RoPE
 
 Pixels, patches and tokens, and what `image` and `frame` count: see grids.py.
 """
@@ -36,7 +36,7 @@ MAPPED = "input_ids image_grid_thw video_grid_thw visual.window_index visual.cu_
 
 
 class Maps(Grids):
-    """The maps of one prompt: what `Grids` know of its pictures and videos, their order in the tower, their places in the text.
+    """The maps of one prompt: what `Grids` know of its images and videos, their order in the tower, their places in the text.
 
     grids, places, image_sizes  as of `Grids`;  windows, frames  the tower's segments, in slots of patches: int64 [n + 1]
     """
@@ -52,7 +52,7 @@ class Maps(Grids):
         self._prompt = np.concatenate([np.flatnonzero(self.input_ids == kind) for kind in kinds])
         if len(self._prompt) != self.tokens:
             raise Error(
-                f"the prompt has {len(self._prompt)} placeholders and its pictures and videos have {self.tokens} tokens. "
+                f"the prompt has {len(self._prompt)} placeholders and its images and videos have {self.tokens} tokens. "
                 "Give the input_ids and the grids of one prompt, placeholders expanded."
             )
 
@@ -65,9 +65,9 @@ class Maps(Grids):
 
     @classmethod
     def from_tensors(cls, config, tensors, pictures=()):
-        """Of a run's tensors (MAPPED names those that are needed), and the conversation's pictures, an `answer.Picture` each.
+        """Of a run's tensors (MAPPED names those that are needed), and the conversation's images, an `answer.Picture` each.
 
-        subtle: with a cache they are of the prompt's new part alone, and of its new pictures, the last ones.
+        subtle: with a cache they are of the prompt's new part alone, and of its new images, the last ones.
         """
         none = np.zeros((0, 3), dtype=np.int64)
         images, videos = (tensors.get(name, none) for name in ("image_grid_thw", "video_grid_thw"))
@@ -83,7 +83,7 @@ class Maps(Grids):
 
     @property
     def images(self):
-        """How many of the grids are pictures; the others are videos."""
+        """How many of the grids are images; the others are videos."""
         patches = self.grids.prod(axis=1)
         first = (np.cumsum(patches) - patches) // self.config.vision.merge_unit
         return int((self.input_ids[self._prompt[first]] == self.config.image_token_id).sum())
@@ -120,7 +120,7 @@ class Maps(Grids):
         return self.patch_of_slot(np.arange(*self.windows[window : window + 2]))
 
     def pixels_of_window(self, window):
-        """(x0, y0, x1, y1) on its resized picture, the last two exclusive: int64 [..., 4]."""
+        """(x0, y0, x1, y1) on its resized image, the last two exclusive: int64 [..., 4]."""
         windows, boxes_of = within(window, len(self.windows) - 1, "window", "windows"), []
         for one in windows.reshape(-1):
             boxes = self.pixels_of_patch(self.patches_of_window(one))
@@ -149,14 +149,14 @@ class Maps(Grids):
         prompt = within(prompt, len(self.input_ids), "prompt", "tokens in the prompt")
         if not np.all(self.shown[prompt]):
             text = np.atleast_1d(prompt)[~np.atleast_1d(self.shown[prompt])][0]
-            raise Error(f"token {text} of the prompt is text, no part of a picture. `maps.shown` tells which are.")
+            raise Error(f"token {text} of the prompt is text, no part of an image. `maps.shown` tells which are.")
         token_at = np.full(len(self.input_ids), -1, dtype=np.int64)
         token_at[self._prompt] = np.arange(self.tokens)
         return token_at[prompt]
 
     @property
     def shown(self):
-        """Which tokens of the prompt stand for pictures and videos, bool [T]."""
+        """Which tokens of the prompt stand for images and videos, bool [T]."""
         return np.isin(np.arange(len(self.input_ids)), self._prompt)
 
     def position_of_prompt(self, prompt):
@@ -173,7 +173,7 @@ class Maps(Grids):
     # ---- whole tensors ----
 
     def raster(self, name, image=0, frame=0):
-        """Which row of a tensor stands where on the picture: int64 [rows, columns], of patches or of tokens."""
+        """Which row of a tensor stands where on the image: int64 [rows, columns], of patches or of tokens."""
         order, (_, H, W) = row_kind(name), self.grids[self._image(image)]
         patches = self.patch_at(np.arange(H)[:, None], np.arange(W), image, frame)
         if order == "patches":
@@ -185,7 +185,7 @@ class Maps(Grids):
         return {"tokens": np.asarray, "token slots": self.slot_of_token, "prompt": self.prompt_of_token}[order](tokens)
 
     def on_image(self, values, name, image=0, frame=0):
-        """Values of a tensor's rows, [rows, ...], laid out as on the picture: [patch or token rows, columns, ...].
+        """Values of a tensor's rows, [rows, ...], laid out as on the image: [patch or token rows, columns, ...].
 
         name  the tensor's, or what its rows are (`catalogue.ROW_KINDS`). Of several heads, [H, rows, K], choose one before.
         """

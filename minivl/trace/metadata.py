@@ -1,7 +1,7 @@
 """Metadata of a trace, in plain values: enough to run it again, and to read its tensors without minivl.
 
 trace.info["config"]        # a config.json
-trace.info["prompt"]        # "<|im_start|>system\\n...", each picture one <|image_pad|>
+trace.info["prompt"]        # "<|im_start|>system\\n...", each image one <|image_pad|>
 """
 
 import importlib.metadata
@@ -19,7 +19,7 @@ def describe_run(vlm, trace):
     """Metadata of a run of this model, more entries for `Trace.info`.
 
     config, versions, backend       the model, and what ran it
-    prompt                          text with special tokens, one placeholder for each picture or video; with a tokenizer
+    prompt                          text with special tokens, one placeholder for each image or video; with a tokenizer
     answer, raw, prompt_tokens, finished   of an answer that was not stopped
     """
     about = {"config": to_config_json(vlm.config), "versions": versions(), "backend": vlm.kernels.name}
@@ -53,7 +53,7 @@ def to_config_json(config):
     rope = {key: value for key, value in text.pop("rope").items() if value is not None}
     theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
     ids = {key: value for key, value in whole.items() if key not in ("text", "vision")}
-    found = {
+    stored = {
         "model_type": "qwen2_5_vl",
         **text,
         "rope_theta": theta,
@@ -61,12 +61,12 @@ def to_config_json(config):
         **ids,
         "vision_config": whole["vision"],
     }
-    return json.loads(json.dumps(found))  # lists, as a file has them
+    return json.loads(json.dumps(stored))  # lists, as a file has them
 
 
 def versions():
     """Versions of everything that can change a bit of the result."""
     from minivl import __version__
 
-    found = {"minivl": __version__, "python": platform.python_version()}
-    return found | {name: importlib.metadata.version(name) for name in LIBRARIES}
+    numbers = {"minivl": __version__, "python": platform.python_version()}
+    return numbers | {name: importlib.metadata.version(name) for name in LIBRARIES}

@@ -1,6 +1,6 @@
-"""Steps of a walk in a notebook: tensors drawn on the picture, tokens, logits and positions as HTML.
+"""Steps of a walk in a notebook: tensors drawn on the image, tokens, logits and positions as HTML.
 
-render_step(step, walk)     # the step's name, what happened, and its picture if it has one
+render_step(step, walk)     # the step's name, what happened, and a picture of it if there is one
 """
 
 import html
@@ -60,8 +60,8 @@ def render_value(step, walk):
         maps = Maps.from_tensors(config, {**context, "visual.cu_window_seqlens": maps.windows})
         return [
             img(draw_window_order(maps)),
-            "<p>Above: the tokens as on the picture, each with its slot in window order; below: in window order, each with "
-            "its number on the picture. One colour is one window.</p>",
+            "<p>Above: the tokens as on the image, each with its slot in window order; below: in window order, each with "
+            "its number on the image. One colour is one window.</p>",
         ]
     if known == "visual.cu_window_seqlens":
         images = [img(draw_windows(maps, context, *view)) for view in views(maps)]
@@ -81,7 +81,7 @@ def img(image):
 
 
 def render_heat(step, maps, context, most):
-    """A tensor's rows on the picture, with a legend; nothing for tensors whose rows are not on the picture.
+    """A tensor's rows on the image, with a legend; nothing for tensors whose rows are not on the image.
 
     most  tokens of a prompt that are run together: a tensor may hold one chunk of them
     """
@@ -125,7 +125,7 @@ def row_norms(value):
 
 
 def tokens_table(ids, vlm):
-    """The prompt token by token, each picture or video as one."""
+    """The prompt token by token, each image or video as one."""
     cells = []
     for start, count in token_runs(ids, (vlm.config.image_token_id, vlm.config.video_token_id)):
         text = html.escape(repr(token_text(vlm, ids[start]))[1:-1]) + (f" × {count}" if count > 1 else "")
@@ -147,10 +147,10 @@ def logits_table(logits, vlm, most=5):
 
 
 def positions_table(positions, maps):
-    """Text and pictures of the prompt with the ranges of their positions in time, row and column."""
+    """Text and images of the prompt with the ranges of their positions in time, row and column."""
     rows, edges = [], np.flatnonzero(np.diff(maps.shown.astype(np.int64))) + 1
     for start, end in zip([0, *edges], [*edges, len(maps.input_ids)]):
-        kind = "picture" if maps.shown[start] else "text"
+        kind = "image" if maps.shown[start] else "text"
         spans = (f"{int(row.min())}..{int(row.max())}" for row in positions[:, start:end])
         cells = "".join(f"<td>{cell}</td>" for cell in (kind, f"{start}..{end - 1}", *spans))
         rows.append(f"<tr>{cells}</tr>")

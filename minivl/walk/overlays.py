@@ -3,7 +3,7 @@
     image = draw_grid(pixels, config.vision)                            # a Pillow image
     images, low, high = draw_heat(maps, values, "visual.blocks.2", context)
 
-Rows of the tower are in window order, rows of the decoder are text and pictures mixed: trace/maps.py leads both back to pixels.
+Rows of the tower are in window order, rows of the decoder are text and images mixed: trace/maps.py leads both back to pixels.
 """
 
 import base64
@@ -16,16 +16,16 @@ from minivl.palette import HEAT, TINTS
 from minivl.studies.windows import window_colours, windows_on
 
 LONGEST = 336  # pixels of the longer side of an image
-MOST = 8  # pictures and pairs of frames that are shown
+MOST = 8  # images and pairs of frames that are shown
 
 
 def views(maps):
-    """(image, frame) of the pictures and pairs of frames that are shown."""
+    """(image, frame) of the images and pairs of frames that are shown."""
     return [(i, frame) for i, (t, _, _) in enumerate(maps.grids) for frame in range(t)][:MOST]
 
 
 def image_pixels(maps, context, image, frame):
-    """The resized picture uint8 [H, W, 3], or the first of a pair of frames; grey where only patches were given."""
+    """The resized image uint8 [H, W, 3], or the first of a pair of frames; grey where only patches were given."""
     stills, vision = len(context.get("image_grid_thw", ())), maps.config.vision
     name = f"image.{image}.resized" if image < stills else f"video.{image - stills}.resized"
     _, h, w = maps.grids[image]
@@ -42,11 +42,11 @@ def resize_for_display(pixels):
 
 
 def draw_grid(pixels, vision):
-    """The resized picture with its patches (thin lines) and tokens (thick ones)."""
+    """The resized image with its patches (thin lines) and tokens (thick ones)."""
     image, scale = resize_for_display(pixels)
     pen = ImageDraw.Draw(image, "RGBA")
     draw_lines(pen, image.size, vision.patch_size * scale, (255, 255, 255, 90))
-    # a dark line beside the light one, to be seen on a light picture too
+    # a dark line beside the light one, to be seen on a light image too
     draw_lines(pen, image.size, vision.merged_size * scale, (0, 0, 0, 150), 1)
     draw_lines(pen, image.size, vision.merged_size * scale, (255, 255, 255, 230))
     return image
@@ -60,7 +60,7 @@ def draw_lines(pen, size, step, colour, shift=0):
 
 
 def draw_windows(maps, context, image, frame):
-    """A picture with each window outlined in its colour, and numbered."""
+    """An image with each window outlined in its colour, and numbered."""
     picture, scale = resize_for_display(image_pixels(maps, context, image, frame))
     pen = ImageDraw.Draw(picture)
     for window in windows_on(maps, image, frame):
@@ -73,7 +73,7 @@ def draw_windows(maps, context, image, frame):
 
 
 def draw_heat(maps, values, name, context):
-    """One number for each row of a tensor, float [rows], as coloured frames on each picture: (images, least, most)."""
+    """One number for each row of a tensor, float [rows], as coloured frames on each image: (images, least, most)."""
     grids = [maps.on_image(values, name, *view) for view in views(maps)]
     finite = np.concatenate([grid[np.isfinite(grid)] for grid in grids])
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
@@ -85,9 +85,9 @@ def draw_heat(maps, values, name, context):
 
 
 def frame_cells(pixels, shares):
-    """A picture with a frame inside each cell of a grid: shares float [rows, columns], 0 (or NaN) nothing, 1 brightest.
+    """An image with a frame inside each cell of a grid: shares float [rows, columns], 0 (or NaN) nothing, 1 brightest.
 
-    The middle of each cell stays as it is, so no colour of the picture is hidden.
+    The middle of each cell stays as it is, so no colour of the image is hidden.
     """
     image, _ = resize_for_display(pixels)
     shares, (W, H) = np.nan_to_num(shares).clip(0, 1), image.size
@@ -116,7 +116,7 @@ def heat_colours(shares):
 
 
 def draw_window_order(maps):
-    """Above, the tokens as on the picture, each with its slot in window order; below, in that order, with their raster number.
+    """Above, the tokens as on the image, each with its slot in window order; below, in that order, with their raster number.
     Windows differ in colour."""
     grids = [(maps.raster("tokens", *view), maps.raster("token slots", *view)) for view in views(maps)]
     columns = max(max(tokens.shape[1] for tokens, _ in grids), 12)

@@ -198,7 +198,7 @@ class Walk:
         return self.step
 
     def _remember(self, name, tensor):
-        """Keep the pictures, and the tensors that map rows to them."""
+        """Keep the images, and the tensors that map rows to them."""
         if name in MAPPED or name.endswith(".resized"):
             self.context[name] = tensor
 

@@ -1,4 +1,4 @@
-"""Boxes and points drawn on pictures, and `minivl ask --draw`."""
+"""Boxes and points drawn on images, and `minivl ask --draw`."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ QUESTION = "Where is the yellow square?"  # of scene 5
 
 
 def drawn_on(picture, *objects, font=None):
-    """The drawing as an array [H, W, 3], and the picture's."""
+    """The drawing as an array [H, W, 3], and the image's."""
     size = picture.height, picture.width
     image = draw(picture, places(json.dumps(objects), size, size), font)
     assert image.size == picture.size and image.mode == "RGB"
@@ -98,7 +98,7 @@ def test_labels_are_above_their_boxes_or_inside_and_on_the_picture(monkeypatch):
     labels = plates(Image.new("RGB", (300, 200)), *objects, monkeypatch=monkeypatch)
     assert len(labels) == 4 and all(0 <= a < c <= 300 and 0 <= b < d <= 200 for a, b, c, d in labels)
     assert [label[3] <= box[1] for label, box in zip(labels, boxes)] == [True, False, True, True]
-    assert labels[0][0] == 60 and 0 < labels[1][1] < 10  # at the top of the picture: inside
+    assert labels[0][0] == 60 and 0 < labels[1][1] < 10  # at the top of the image: inside
 
 
 def test_a_label_too_long_is_made_to_fit(monkeypatch):
@@ -168,7 +168,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder to stand in, with scene 5 at twice its size, and a picture without anything."""
+    """A folder to stand in, with scene 5 at twice its size, and an image without anything."""
     monkeypatch.chdir(tmp_path)
     image = scene(5).image
     image.resize((image.width * 2, image.height * 2)).save("scene.png")
@@ -208,8 +208,8 @@ def test_ask_draws_nothing(folder, capsys):
     [
         (["scene.png", "?", "--draw", "no/out.png"], "cannot write no/out.png: its folder does not exist"),
         (["scene.png", "?", "--draw", "."], "it is a folder"),
-        (["scene.png", "?", "--draw", "out"], "no suffix names no picture format"),
-        (["scene.png", "?", "--draw", "out.txt"], ".txt names no picture format"),
+        (["scene.png", "?", "--draw", "out"], "no suffix names no image format"),
+        (["scene.png", "?", "--draw", "out.txt"], ".txt names no image format"),
         (["scene.png", "?", "--draw", "./scene.png"], "would overwrite"),
         (["?", "--draw", "out.png"], "--draw needs an image"),
         (["scene.png", "?", "--draw-on", "1"], "give --draw FILE.png too"),

@@ -1,4 +1,4 @@
-"""Boxes and points: every way of writing them, cut and broken answers, and back to the original picture."""
+"""Boxes and points: every way of writing them, cut and broken answers, and back to the original image."""
 
 import copy
 import json
@@ -123,7 +123,7 @@ def test_xml(text, expected):
 
 
 def test_special_tokens_count_to_a_thousand():
-    """Qwen2-VL's convention, whatever the size of the picture."""
+    """Qwen2-VL's convention, whatever the size of the image."""
     text = "<|object_ref_start|>an eye<|object_ref_end|><|box_start|>(250,500),(1000,0)<|box_end|>"
     (box,) = places(text, RESIZED, ORIGINAL)
     assert box == Box("an eye", (21, 0, 84, 28), (42, 0, 168, 14), 0, RESIZED, ORIGINAL)
@@ -210,7 +210,7 @@ def test_beyond_the_picture(numbers, inside):
 
 @pytest.mark.parametrize("size", [(0, 5), (5,), (5, -1)])
 def test_sizes(size):
-    with pytest.raises(Error, match="not the size of a picture"):
+    with pytest.raises(Error, match="not the size of an image"):
         places("", size, RESIZED)
     with pytest.raises(Error, match="Give \\(height, width\\)"):
         places("", RESIZED, size)
@@ -238,7 +238,7 @@ def saying(vlm, text, images, **options):
 
 
 def test_the_shipped_model_in_original_pixels(vlm):
-    """Pictures that have to be resized: boxes that are not converted would hardly meet the true ones."""
+    """Images that have to be resized: boxes that are not converted would hardly meet the true ones."""
     found, unconverted = [], []
     for drawn in map(scene, range(12)):
         picture = drawn.image.resize((drawn.image.width * 3 + 5, drawn.image.height * 3 + 2))

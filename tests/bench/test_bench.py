@@ -31,7 +31,7 @@ KEYS = "date size rounds machine versions left_out limits peak_memory results".s
 
 
 def small_workloads(config):
-    """Vision, prefill and decode, alone and at once, of two pictures with partial windows."""
+    """Vision, prefill and decode, alone and at once, of two images with partial windows."""
     inputs = small_inputs(config)
     rng = np.random.default_rng(0)
     every = [workloads.vision_workload(config, inputs), *workloads.decoder_workloads(config, inputs, rng)]

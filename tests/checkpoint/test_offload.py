@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 
 
 def answered(vlm, tokens=4):
-    """Logits of every token of an answer about two pictures, as bytes."""
+    """Logits of every token of an answer about two images, as bytes."""
     trace = vlm.trace(small_inputs(vlm.config), keep="*lm_head", max_new_tokens=tokens)
     return [logits.tobytes() for logits in trace.values()]
 

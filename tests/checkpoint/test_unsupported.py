@@ -136,7 +136,7 @@ def test_marks_of_training_say_nothing(tmp_path):
     "source, words",
     [
         ("{% for %}", "is not valid Jinja"),
-        ("{{ raise_exception('no pictures, please') }}", "refuses these messages: no pictures, please"),
+        ("{{ raise_exception('no images, please') }}", "refuses these messages: no images, please"),
         ("{{ messages.__class__.__mro__ }}", "refuses these messages"),
     ],
 )

@@ -79,8 +79,8 @@ def test_files_that_are_not_there():
     with pytest.raises(Error, match="there is no file nothing.png: .*write @@ for the character"):
         parse_question("What is @nothing.png?")
     with open("text.png", "w") as file:
-        file.write("no picture")
-    with pytest.raises(Error, match="text.png is not a picture"):
+        file.write("no image")
+    with pytest.raises(Error, match="text.png is not an image"):
         attach_file("text.png")
 
 
@@ -95,7 +95,7 @@ def test_completion(files):
 
 
 def test_a_conversation_is_that_of_the_library(vlm, capsys, monkeypatch):
-    """Two pictures and three questions; each picture goes through the tower once."""
+    """Two images and three questions; each image goes through the tower once."""
     towers, tower = [], minivl.model.engine.vision_tower
     monkeypatch.setattr("minivl.model.engine.vision_tower", lambda *a: towers.append(len(a[1])) or tower(*a))
     console = ChatTerminal(vlm)
@@ -169,7 +169,7 @@ class Interrupted:
         return self.kernel(*arguments)
 
 
-# linear layers: 23 of a picture (patches, 4 blocks of 5, merger), then 36 of the prompt and of each token (5 layers of 7, head)
+# linear layers: 23 of an image (patches, 4 blocks of 5, merger), then 36 of the prompt and of each token (5 layers of 7, head)
 @pytest.mark.parametrize("at", [1, 12, 25, 45, 62, 80, 100])
 def test_interrupted_anywhere(vlm, at, capsys):
     """The text so far is the answer; the conversation goes on as if that had been all of it."""
@@ -282,7 +282,7 @@ def test_tokens(vlm, capsys):
     out = capsys.readouterr().out
     total = console.last.prompt_tokens + len(console.last.ids) + 4  # a line's end, and the next answer's three
     held = len(console.cache)
-    assert f"prompt {total} tokens (picture 1: 96 at 224 x 336; text {total - 96}), of them {held} in the cache" in out
+    assert f"prompt {total} tokens (image 1: 96 at 224 x 336; text {total - 96}), of them {held} in the cache" in out
     assert "the context is 4,096" in out and f"last answer {len(console.last.ids)} tokens" in out
     again = ChatTerminal(vlm, tokens=True)
     again.say("Hello")
@@ -374,7 +374,7 @@ def test_mistakes_before_a_model_is_loaded(capsys, monkeypatch):
 def test_ask_says_tokens(capsys):
     assert main(["ask", "scene.png", "clip.gif", HOW_MANY, "--tokens", "--nframes", "4"]) == 0
     captured = capsys.readouterr()
-    assert "picture 1: 96 at 224 x 336; video 1: " in captured.err and " at 4 frames of " in captured.err
+    assert "image 1: 96 at 224 x 336; video 1: " in captured.err and " at 4 frames of " in captured.err
     assert captured.out == minivl.load().ask(HOW_MANY, "scene.png", "clip.gif", nframes=4) + "\n"
 
 
@@ -385,7 +385,7 @@ def test_ask_says_tokens(capsys):
     "options", [{}, dict(max_pixels=30000), dict(min_pixels=18000), dict(fps=1, add_vision_id=True)]
 )
 def test_counts_are_those_of_a_run(vlm, options):
-    """Of pictures and videos with sizes of their own, against what is prepared for the model."""
+    """Of images and videos with sizes of their own, against what is prepared for the model."""
     pixels = np.full((90, 130, 3), 40, dtype=np.uint8)
     content = [
         {"type": "image", "image": "scene.png"},

@@ -1,4 +1,4 @@
-"""Several prompts at once: the same answers as one by one, whatever their lengths, pictures and ends are."""
+"""Several prompts at once: the same answers as one by one, whatever their lengths, images and ends are."""
 
 import dataclasses
 import io
@@ -28,7 +28,7 @@ def text_inputs(length, seed=0):
 
 @pytest.fixture(scope="module")
 def prompts(vlm):
-    """Without a picture, with two, with videos; of 4 to 109 tokens."""
+    """Without an image, with two, with videos; of 4 to 109 tokens."""
     config = vlm.config
     return [
         text_inputs(4),

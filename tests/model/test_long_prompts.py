@@ -47,7 +47,7 @@ def test_parts_are_even(length, most, parts):
 @pytest.mark.parametrize("rope", [{}, {"rope_scaling": YARN}], ids=["plain", "yarn"])
 @pytest.mark.parametrize("most", [10, 20, 31, 60])
 def test_in_parts_as_all_at_once(most, rope):
-    """Every tensor, bit for bit; 35 + 6 tokens of pictures lie across the borders, 20 and 31 cut the first in two. With YaRN
+    """Every tensor, bit for bit; 35 + 6 tokens of images lie across the borders, 20 and 31 cut the first in two. With YaRN
     the 56 tokens go beyond the 32 of the original context."""
     vlm = small_model(**rope)
     inputs = small_inputs(vlm.config)
@@ -121,7 +121,7 @@ def test_a_run_that_was_stopped_leaves_a_cache_that_can_be_used():
     run(vlm.prefill(inputs, cache), stop=lambda name: name == "chunks.2.model.layers.1")
     assert len(cache) == 37  # two parts of three
     again = in_parts(vlm, inputs, 20, cache)
-    assert len(again["input_ids"]) == 56 - 6  # from the first picture on: nobody said what it showed
+    assert len(again["input_ids"]) == 56 - 6  # from the first image on: nobody said what it showed
     assert np.array_equal(again.result, in_parts(vlm, inputs, 1000).result)
 
 
@@ -177,7 +177,7 @@ def test_the_parts_put_together():
 
 
 def test_a_walk_through_parts_explains_them():
-    """In words, and on the picture: the rows of other parts are left dark."""
+    """In words, and on the image: the rows of other parts are left dark."""
     vlm = small_model()
     vlm.prefill_chunk = 20
     walk = vlm.walk(small_inputs(vlm.config))

@@ -76,7 +76,7 @@ def test_tensors_of_the_shipped_model_from_pictures_on():
 
 @pytest.mark.parametrize("asked", [dict(nframes=4), dict(fps=5), dict(nframes=2, max_pixels=20000), {}])
 def test_tensors_of_the_shipped_model_from_videos_on(tmp_path, asked):
-    """A film or animation of which only size, length and rate are known, beside a picture."""
+    """A film or animation of which only size, length and rate are known, beside an image."""
     frames = [Image.new("RGB", (150, 120), (20 * i, 0, 200)) for i in range(11)]
     path = tmp_path / "a.gif"
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=200)
@@ -267,7 +267,7 @@ def test_one_pass_counts_what_single_tokens_do(changes):
 
 
 def test_operations_of_the_3b_by_hand():
-    """A picture of 1092 x 1932: 78 x 138 patches, 10 x 18 windows; the last ones are 6 patches high and 2 wide."""
+    """An image of 1092 x 1932: 78 x 138 patches, 10 x 18 windows; the last ones are 6 patches high and 2 wide."""
     found, N, T = plan("3B", [Size(1080, 1920)], 40, 200), 78 * 138, 2733
     assert found["pictures"] == [
         {"given": [1080, 1920], "resized": [1092, 1932], "patches": N, "windows": 180, "tokens": 2691}

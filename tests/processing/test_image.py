@@ -1,4 +1,4 @@
-"""Pictures: sources and modes, sizes, pixels and patches."""
+"""Images: sources and modes, sizes, pixels and patches."""
 
 import base64
 import io
@@ -71,12 +71,12 @@ def test_grey_arrays():
     "source, words",
     [
         ("no/such.png", "does not exist"),
-        (b"not a picture", "not a picture that Pillow can read"),
+        (b"not a picture", "not an image that Pillow can read"),
         (png(Image.fromarray(PIXELS))[:900], "cannot read"),
-        ("https://example.org/a.png", "Download the picture"),
+        ("https://example.org/a.png", "Download the image"),
         ("data:image/png,abc", "must be base64"),
         ("data:image/png;base64,@", "not valid base64"),
-        (5, "a int is not a picture"),
+        (5, "a int is not an image"),
         (np.zeros((3, 4, 5), dtype=np.uint8), r"\[3, 4, 5\]"),
         (np.zeros((0, 4, 3), dtype=np.uint8), r"\[0, 4, 3\]"),
         (np.zeros((4, 4), dtype=np.int32), "array of int32"),
@@ -143,7 +143,7 @@ def test_errors_do_not_repeat_megabytes(form):
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
 def test_grey_of_16_bits(name, tmp_path):
-    """All 256 levels, each the high byte (PNG specification, 13.12): the same picture as in 8 bits."""
+    """All 256 levels, each the high byte (PNG specification, 13.12): the same image as in 8 bits."""
     grey = np.arange(256, dtype=np.uint16)[None].repeat(8, 0)
     Image.fromarray(grey * 257).save(tmp_path / name)
     for source in (tmp_path / name, Image.fromarray(grey * 257), Image.fromarray(grey * 256 + 200)):

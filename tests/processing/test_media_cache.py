@@ -1,4 +1,4 @@
-"""Pictures and videos of a conversation are prepared once: the same bits as at every turn anew, and little to keep."""
+"""Images and videos of a conversation are prepared once: the same bits as at every turn anew, and little to keep."""
 
 from fnmatch import fnmatch
 
@@ -43,7 +43,7 @@ def made(monkeypatch):
 
 
 def conversation():
-    """Messages turn by turn: a picture, a video and another picture; the answers are not the model's own."""
+    """Messages turn by turn: an image, a video and another image; the answers are not the model's own."""
     shown = [("image", "scene.png")], [("video", "clip.gif"), ("image", "other.png")], []
     messages = []
     for question, media in zip(TURNS, shown):
@@ -54,7 +54,7 @@ def conversation():
 
 
 def ran(vlm, messages, cache):
-    """What a turn made of its pictures and of its prompt."""
+    """What a turn made of its images and of its prompt."""
     keep = ["input_ids", "*_thw", "pixel_values*", "visual", "model.norm", "*lm_head"]
     trace = vlm.trace(
         messages, cache=cache, max_new_tokens=2, keep=lambda name, _: any(fnmatch(name, one) for one in keep)

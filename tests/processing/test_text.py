@@ -130,7 +130,7 @@ def test_template():
 def test_template_corners():
     assert render([]) == "<|im_start|>assistant\n" and render([], add_generation_prompt=False) == ""
     assert render([{"role": "user", "content": []}], False).endswith("user\n<|im_end|>\n")
-    with pytest.raises(Error, match="an item of type 'sound' has no text, picture or video"):
+    with pytest.raises(Error, match="an item of type 'sound' has no text, image or video"):
         render([{"role": "user", "content": [{"type": "sound"}]}])
 
 
@@ -150,7 +150,7 @@ def test_expansion():
 
 @pytest.mark.parametrize("images", [[], [4], [4, 4, 4]])
 def test_as_many_placeholders_as_pictures(images):
-    with pytest.raises(Error, match=f"has 2 <.image_pad.> and there are {len(images)} pictures"):
+    with pytest.raises(Error, match=f"has 2 <.image_pad.> and there are {len(images)} images"):
         expand("<|image_pad|><|image_pad|>", images)
 
 
@@ -164,7 +164,7 @@ def test_media_in_order():
         },
     ]
     assert find_media(messages) == ([("image", "a", {}), ("image", "b", {})], [("video", "c", {})])
-    with pytest.raises(Error, match="has no picture"):
+    with pytest.raises(Error, match="has no image"):
         find_media([{"role": "user", "content": [{"type": "image"}]}])
 
 
@@ -184,7 +184,7 @@ def test_a_picture_may_say_its_size():
 def test_pictures_beside_messages_are_not_dropped():
     messages = user("q", "a")
     assert build_messages(messages) is messages and build_messages("q", "a") == messages
-    with pytest.raises(Error, match="put each picture into"):
+    with pytest.raises(Error, match="put each image into"):
         build_messages(messages, "b")
 
 

@@ -68,7 +68,7 @@ def filmed(path, frames, codec="libx264", rate=10):
 
 
 def difference(one, other):
-    """Mean distance of two pictures' colours, 0 to 255."""
+    """Mean distance of two images' colours, 0 to 255."""
     return np.abs(np.asarray(one, dtype=np.float32) - np.asarray(other, dtype=np.float32)).mean()
 
 
@@ -317,7 +317,7 @@ def size(source, **options):
 
 
 def test_limits(gif):
-    """A file's frames of 80 x 60 become those of a video, a list's those of a picture."""
+    """A file's frames of 80 x 60 become those of a video, a list's those of an image."""
     frames = pictures(4)
     assert size(gif) >= 128 * 28 * 28 and size(frames) == 84 * 56
     assert size(gif, max_pixels=9000) <= 9000 and size(frames, min_pixels=50000) >= 50000
@@ -373,7 +373,7 @@ def test_items_say_how_to_take_a_video():
         ({"video": "a", "video_start": 2.0}, "first frame to the last"),
         ({"type": "video"}, "has no video"),
         ({"video": "a", "fsp": 2.0}, '"fsp" is unknown beside a video'),
-        ({"image": "a", "fps": 2.0}, '"fps" is unknown beside a picture'),
+        ({"image": "a", "fps": 2.0}, '"fps" is unknown beside an image'),
     ):
         with pytest.raises(Error, match=words):
             find_media([{"role": "user", "content": [item]}])
@@ -390,7 +390,7 @@ def test_user_and_conversation():
 
 
 def test_mixed_and_several(tiny, gif):
-    """Two pictures and two videos in turn: each placeholder is as long as what it stands for, in its own order."""
+    """Two images and two videos in turn: each placeholder is as long as what it stands for, in its own order."""
     still = Image.new("RGB", (112, 140), "navy")
     content = [
         {"type": "video", "video": str(gif), "nframes": 4, "max_pixels": 30000},
@@ -512,7 +512,7 @@ def test_frames_do_not_see_each_other_in_the_tower():
 @pytest.mark.parametrize("rule", ["launch", "transformers5"])
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
 def test_a_video_in_a_later_turn_equals_one_prompt(backend, rule):
-    """First a picture, then a video and another picture, then a question about nothing new."""
+    """First an image, then a video and another image, then a question about nothing new."""
     vlm = small_model(backend, video_positions=rule)
     whole = random_video_inputs(vlm.config)
     ends = np.flatnonzero(whole.input_ids == vlm.config.vision_end_token_id) + 1
@@ -570,7 +570,7 @@ def test_inputs_made_by_hand_are_checked(change, words):
 
 
 def test_too_many_frames_for_the_context(tiny):
-    with pytest.raises(Error, match="send fewer pictures or frames"):
+    with pytest.raises(Error, match="send fewer images or frames"):
         tiny.ask("?", videos=[pictures(60, 336, 336)])
 
 

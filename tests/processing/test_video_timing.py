@@ -197,7 +197,7 @@ def test_a_film_that_breaks_off_gives_what_it_has(name, codec, options, share, t
     with pytest.warns(UserWarning, match="breaks off or is damaged: its first"):
         clip = open_video(data[: int(len(data) * share)])
     assert 3 < clip.total < 40 * share + 4 and clip.fps == 10.0
-    # subtle: pictures after a missing one may be patched up by the decoder; the first ones are exact
+    # subtle: images after a missing one may be patched up by the decoder; the first ones are exact
     assert levels(clip)[: clip.total // 2] == pytest.approx(whole[: clip.total // 2])
 
 

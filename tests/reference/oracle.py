@@ -17,13 +17,13 @@ __all__ = [
 
 def unknown_to_reference(inputs):
     """Names of minivl's run that transformers has no counterpart of: the chosen token, and the delta of a prompt without
-    pictures, which it does not compute, or with videos, where its forward and its generate disagree."""
+    images, which it does not compute, or with videos, where its forward and its generate disagree."""
     computed = len(inputs.pixel_values) and not len(inputs.pixel_values_videos)
     return {"next_token"} | (set() if computed else {"rope_delta"})
 
 
 def launch_positions(model, inputs):
-    """Positions by the launch version's rule, int64 [3, T]: transformers' own of each picture and video, and each run of
+    """Positions by the launch version's rule, int64 [3, T]: transformers' own of each image and video, and each run of
     the prompt one behind the largest of those before it."""
     config, runs, start = model.config, [], 0
     grids = {config.image_token_id: [(grid, 1) for grid in inputs.image_grid_thw]}

@@ -89,7 +89,7 @@ def test_cached_decoding_equals_the_references_full_pass(cached_case, backend):
 
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
 def test_two_turns_equal_one_prompt(case_of_two_turns, backend):
-    """The first picture in one turn, the rest in the next: every decoder tensor of the second turn is the tail of that
+    """The first image in one turn, the rest in the next: every decoder tensor of the second turn is the tail of that
     of transformers' single pass over everything."""
     case, inputs = case_of_two_turns, case_of_two_turns.inputs
     vlm = minivl.load(case.folder, backend=backend)
@@ -106,7 +106,7 @@ def test_two_turns_equal_one_prompt(case_of_two_turns, backend):
     assert row("visual", tail(case.tensors["visual"], trace["visual"]), trace["visual"], TOLERANCE).verdict == "OK"
 
 
-NOT_TOKENS = ("pixel_values", "image_grid_thw")  # of the second picture alone; `visual` stands for them
+NOT_TOKENS = ("pixel_values", "image_grid_thw")  # of the second image alone; `visual` stands for them
 
 
 def tail(whole, part):

@@ -32,7 +32,7 @@ def joined(trace, name):
     return np.concatenate([trace[part] for part in parts], axis=1 if name.endswith(("q_rope", "k_rope")) else 0)
 
 
-@pytest.mark.parametrize("most", [50, 128])  # both borders and ends of pictures
+@pytest.mark.parametrize("most", [50, 128])  # both borders and ends of images
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
 def test_every_tensor(setting, backend, most):
     folder, inputs, expected = setting

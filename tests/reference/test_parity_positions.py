@@ -28,7 +28,7 @@ def random_grid(rng, frames=1):
 
 
 def random_prompt(rng, images, videos):
-    """Text and pictures in random order, each between vision_start and vision_end; a picture may come first or last."""
+    """Text and images in random order, each between vision_start and vision_end; an image may come first or last."""
     kinds = rng.permutation(["image"] * len(images) + ["video"] * len(videos))
     grids, ids = {"image": iter(images), "video": iter(videos)}, []
     for kind in kinds:
@@ -59,7 +59,7 @@ def test_prompts_with_pictures(pair, seed):
 
 @pytest.mark.parametrize("seed", range(PROMPTS // 2))
 def test_prompts_with_videos(pair, seed):
-    """Pictures and videos of any length, by both rules; seconds as cameras and GIFs give them."""
+    """Images and videos of any length, by both rules; seconds as cameras and GIFs give them."""
     model, config = pair
     rng = np.random.default_rng([12, seed])
     images, videos = (

@@ -16,7 +16,7 @@ ENDS = tuple(range(5, WORDS, 17))  # any of these ends an answer
 
 
 class Batch:
-    """A random model and five prompts for it: two of text alone, the others with pictures or videos, or both."""
+    """A random model and five prompts for it: two of text alone, the others with images or videos, or both."""
 
     def __init__(self, name, folder):
         forced, self.folder = CASES[name], folder

@@ -1,4 +1,4 @@
-"""The model that ships, on its own pictures: trained weights, real tokens, the whole way from a picture to an answer.
+"""The model that ships, on its own images: trained weights, real tokens, the whole way from an image to an answer.
 
 transformers' side shares no code with minivl's: its tokenizer, its chat template (the checkpoint's), its image processor.
 """
@@ -37,7 +37,7 @@ def processors():
 
 
 def prepared(processors, question, images):
-    """transformers' input_ids, pixel_values, image_grid_thw of a question about pictures, as NumPy arrays.
+    """transformers' input_ids, pixel_values, image_grid_thw of a question about images, as NumPy arrays.
 
     Done as its Qwen2_5_VLProcessor does it, which cannot be made without torchvision.
     """
@@ -70,7 +70,7 @@ def answer(reference, processors, question, image):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_preparation(vlm, processors, seed):
-    """Prompt, tokens and patches, of two pictures of any size, also such as must be scaled."""
+    """Prompt, tokens and patches, of two images of any size, also such as must be scaled."""
     rng = np.random.default_rng([31, seed])
     pictures = [scene(FIRST + seed).image, scene(FIRST + 100 + seed).image]
     pictures[1] = pictures[1].resize(tuple(int(n) for n in rng.integers(40, 700, 2)))

@@ -1,4 +1,4 @@
-"""`minivl record-reference` beside a trace of the same prompt: every tensor, from the picture file to the logits."""
+"""`minivl record-reference` beside a trace of the same prompt: every tensor, from the image file to the logits."""
 
 import json
 

@@ -354,9 +354,9 @@ def test_command_line(tmp_path, capsys):
     data = content(out.read_text(encoding="utf-8"))
     assert data["measured"] and not data["finished"] and data["question"] == QUESTION and len(data["tokens"]) == 3
     assert str(out) in printed and f"Answer: {data['answer']} ..." in printed
-    assert main(["report", "How many circles?", "-o", str(out), "--max-new-tokens", "2"]) == 0  # no picture at all
+    assert main(["report", "How many circles?", "-o", str(out), "--max-new-tokens", "2"]) == 0  # no image at all
     assert content(out.read_text(encoding="utf-8"))["pictures"] == []
-    assert main(["report", str(tmp_path / "a.png"), "-o", str(out)]) == 1  # a picture and no question
+    assert main(["report", str(tmp_path / "a.png"), "-o", str(out)]) == 1  # an image and no question
     for path in ("no/run.html", "run.txt"):
         assert main(["report", str(tmp_path / "a.png"), QUESTION, "-o", str(tmp_path / path)]) == 1
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "run.html"]

@@ -258,7 +258,7 @@ def test_a_projector_shows_large_letters(tab):
 
 
 def test_two_pictures_and_none(browser, tmp_path):
-    """Each run of picture tokens says its own share; what is about pictures goes where there are none."""
+    """Each run of image tokens says its own share; what is about images goes where there are none."""
     vlm, page = minivl.load(), browser.new_page()
     for pictures in ([scene(5).image, scene(7, size=(196, 308)).image], []):
         messages = user("How many circles?", pictures)
@@ -273,9 +273,9 @@ def test_two_pictures_and_none(browser, tmp_path):
         assert page.locator("#switches").is_visible() == page.locator("#matrix").is_visible() == bool(pictures)
         if pictures:
             whole = float(text.split(": ")[1].split(" %")[0])
-            assert shares[0] != shares[1] and abs(sum(shares) - whole) < 1.1 and "on the pictures" in text
+            assert shares[0] != shares[1] and abs(sum(shares) - whole) < 1.1 and "on the images" in text
         else:
-            assert "no picture" in text
+            assert "no image" in text
     page.close()
 
 
@@ -288,7 +288,7 @@ def test_a_stage_opens(tab):
 
 @pytest.mark.parametrize("width", [400, 768, 1280])
 def test_it_fits_the_screen(tab, width):
-    """Nothing makes the page scroll sideways, and the picture is on it whole."""
+    """Nothing makes the page scroll sideways, and the image is on it whole."""
     tab.set_viewport_size({"width": width, "height": 800})
     wide = tab.evaluate("document.documentElement.scrollWidth")
     box = tab.locator(".view").bounding_box()

@@ -20,7 +20,7 @@ IMAGE, VIDEO, TEXT = CONFIG.image_token_id, CONFIG.video_token_id, 7
 
 
 def maps_of(images=(), videos=(), config=CONFIG, sizes=(), seconds=None):
-    """Maps of a prompt of pictures and videos in turn, text between."""
+    """Maps of a prompt of images and videos in turn, text between."""
     ids = [TEXT, TEXT]
     media = [(config.image_token_id, grid) for grid in images]
     for i, grid in enumerate(videos):
@@ -106,7 +106,7 @@ SIZES = {
 
 
 def run_of(pixels, edit=None, config=SMALL.config):
-    """Trace of a prompt of these pictures, uint8 [H, W, 3] each."""
+    """Trace of a prompt of these images, uint8 [H, W, 3] each."""
     cut = [PROCESSOR.patchify(PROCESSOR.normalize(picture)[None]) for picture in pixels]
     ids = [1, 2]
     for patches, _ in cut:
@@ -143,7 +143,7 @@ def test_bright_square(size, which):
         for name in ("pixel_values", "visual.patch_embed"):
             assert np.array_equal(changed(before, after, name), patches), name
         assert np.array_equal(changed(before, after, "visual.window_order"), np.sort(maps.slot_of_patch(patches)))
-        # block 0 is windowed, block 1 sees all of the picture and nothing of the other one
+        # block 0 is windowed, block 1 sees all of the image and nothing of the other one
         touched = np.unique(maps.window_of_patch(patches))
         seen = np.concatenate([maps.patches_of_window(k) for k in touched])
         assert np.array_equal(changed(before, after, "visual.blocks.0"), np.sort(maps.slot_of_patch(seen)))
@@ -192,7 +192,7 @@ def test_square_in_a_merged_token():
 
 
 def test_square_in_the_picture_as_it_was_given():
-    """A square drawn before the picture is resized, found in the resized one: bicubic reaches two pixels further."""
+    """A square drawn before the image is resized, found in the resized one: bicubic reaches two pixels further."""
     vlm = minivl.load()
     black = Image.new("RGB", (300, 150), "black")
     bright = black.copy()
@@ -267,7 +267,7 @@ def test_edited_order_is_followed():
 def test_text_only():
     trace = minivl.load().trace("Hello", keep="lm_head")
     assert trace.maps.tokens == 0 and not trace.maps.shown.any()
-    with pytest.raises(Error, match="no picture or video"):
+    with pytest.raises(Error, match="no image or video"):
         trace.maps.token_of_pixel(0, 0)
 
 
@@ -277,7 +277,7 @@ def test_text_only():
         (lambda m: m.token_of_pixel(84, 0), "x 84 is outside: there are 84 pixels"),
         (lambda m: m.token_of_pixel(0, -0.1), "y -0.1 is outside: there are 56 pixels"),
         (lambda m: m.token_of_pixel(np.nan, 0), "x nan"),
-        (lambda m: m.token_of_pixel(0, 0, image=1), "image 1 is outside: there are 1 pictures and videos"),
+        (lambda m: m.token_of_pixel(0, 0, image=1), "image 1 is outside: there are 1 images and videos"),
         (lambda m: m.token_of_pixel(0, 0, frame=1), "frame 1 is outside: there are 1 frames"),
         (lambda m: m.pixels_of_token([0, 6]), "token .* there are 6 tokens"),
         (lambda m: m.pixels_of_patch(1.5), "patch 1.5 .* whole numbers"),
@@ -294,7 +294,7 @@ def test_text_only():
         (lambda m: m.resized(1, 1), "size that image 0 was given in is not known"),
         (lambda m: m.raster("lm_head"), "the rows of lm_head"),
         (lambda m: m.on_image(np.zeros(7), "visual"), r"visual has 6 rows \(tokens\); the values are \[7\]"),
-        (lambda m: Maps(CONFIG, [IMAGE], m.grids), "1 placeholders and its pictures and videos have 6 tokens"),
+        (lambda m: Maps(CONFIG, [IMAGE], m.grids), "1 placeholders and its images and videos have 6 tokens"),
         (lambda m: Maps(CONFIG, m.input_ids, m.grids).position_of_prompt(0), "stopped before position_ids"),
     ],
 )

@@ -269,7 +269,7 @@ def test_paragraphs_of_a_whole_run():
 def test_paragraphs_tell_windowed_from_full_and_one_size_from_another():
     x = np.zeros((4, 140, 64), dtype=np.float32)
     windowed, full = (explain(VLM.config, f"visual.blocks.{i}.attn.scores", x) for i in (0, 1))
-    assert "windowed" in windowed and "its own window" in windowed and "is full" in full and "whole picture" in full
+    assert "windowed" in windowed and "its own window" in windowed and "is full" in full and "whole image" in full
     text = explain(VLM.config, "model.layers.0.self_attn.k_proj", np.zeros((7, 16), dtype=np.float32))
     assert "[7, 16]" in text and "2 heads of 8" in text and "3 query heads" in text
     later = explain(VLM.config, "steps.4.model.layers.0", np.zeros((1, 48), dtype=np.float32))
@@ -292,7 +292,7 @@ def test_every_step_has_its_picture():
     count = {name: len(images_in(html)) for name, html in shown.items()}
     assert count["image.0.resized"] == 1 and count["video.0.resized"] == 4  # each frame
     for name in ("visual.cu_window_seqlens", "visual.patch_embed", "visual", "inputs_embeds", "model.layers.4.mlp.act"):
-        assert count[name] == 3, name  # the picture, two pairs of frames
+        assert count[name] == 3, name  # the image, two pairs of frames
     for name in (
         "visual.blocks.1.attn.probs",
         "model.layers.4.self_attn.probs",
@@ -301,19 +301,17 @@ def test_every_step_has_its_picture():
         assert count[name] == 3, name
     assert count["visual.window_index"] == 1 and count["rope_delta"] == count["model.rope.cos"] == 0
     assert shown["input_ids"].count(" × ") == 2 and "How" in shown["input_ids"]
-    assert (
-        shown["lm_head"].count("<tr>") == 6 and "%" in shown["lm_head"] and "<td>picture</td>" in shown["position_ids"]
-    )
+    assert shown["lm_head"].count("<tr>") == 6 and "%" in shown["lm_head"] and "<td>image</td>" in shown["position_ids"]
     assert all(html.startswith("<div>") and name in html for name, html in shown.items())
 
 
 def test_only_patches_are_shown_on_grey():
     step = VLM.walk(INPUTS).until("visual.blocks.0")
-    assert len(images_in(step._repr_html_())) == 2  # one for each picture
+    assert len(images_in(step._repr_html_())) == 2  # one for each image
 
 
 def test_heat_is_where_the_row_is():
-    """One loud patch of the tower, in window order: what changes most on the picture is that patch."""
+    """One loud patch of the tower, in window order: what changes most on the image is that patch."""
     vision, walk = TINY.config.vision, walked()
     step = walk.until("visual.blocks.1")
     index, (_, h, w) = walk.context["visual.window_index"], walk.context["image_grid_thw"][0]
