@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "plan": "checkpoint kernels model processing tiny",
     "trace": "answer checkpoint model plan tensors",
     "walk": "processing studies tensors trace",
-    "studies": "checkpoint kernels model processing tensors tiny trace",
+    "studies": "checkpoint kernels processing tensors tiny trace",
     "faults": "compare kernels model processing tensors tiny trace",
     "vlm": "answer checkpoint faults kernels model plan processing report tiny trace walk",
     "plots": "kernels processing studies tensors tiny",
