@@ -14,6 +14,7 @@ from minivl.cli import (
     ask,
     bench,
     chat,
+    collect,
     compare,
     lab,
     make_checkpoint,
@@ -39,7 +40,7 @@ examples:
 ships with minivl: it knows coloured shapes and digits.
 """
 COMMANDS = (
-    walk, ask, chat, trace, report, what_if, compare, record_reference, make_checkpoint, bench, plan, summary, lab,
+    walk, ask, chat, trace, report, collect, what_if, compare, record_reference, make_checkpoint, bench, plan, summary, lab,
 )  # fmt: skip
 RENAMED = {
     "spill": "-o",
