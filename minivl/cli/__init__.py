@@ -1,4 +1,4 @@
-"""The command line. One module per command: `add` describes its options, `run` runs it.
+"""The command line. One module per command: HELP and OPTIONS describe it, `run` runs it.
 
 Results go to stdout; progress, advice and errors to stderr.
 """
@@ -11,6 +11,7 @@ import sys
 import warnings
 
 from minivl.cli import ask, bench, chat, compare, lab, plan, record_reference, report, summary, trace, walk, what_if
+from minivl.cli.options import add_options
 from minivl.errors import Error
 
 DESCRIPTION = "Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood."
@@ -25,12 +26,8 @@ examples:
 ships with minivl: it knows coloured shapes and digits.
 """
 COMMANDS = (walk, ask, chat, trace, report, what_if, compare, record_reference, bench, plan, summary, lab)
-RENAMED = {
-    "spill": "-o",
-    "images": "--image",
-    "pictures": "--image",
-    "videos": "--video",
-}  # other arguments of the library
+# options of other names than the library's arguments
+RENAMED = {"spill": "-o", "images": "--image", "pictures": "--image", "videos": "--video"}
 
 
 def main(arguments=None):
@@ -80,7 +77,10 @@ def build_parser():
     )
     subparsers = top.add_subparsers(required=True, title="commands", metavar="COMMAND")
     for command in COMMANDS:
-        parser = command.add(subparsers)
+        name, epilog = command.__name__.rpartition(".")[2].replace("_", "-"), getattr(command, "EPILOG", "")
+        layout = argparse.RawDescriptionHelpFormatter if "\n" in epilog else argparse.HelpFormatter
+        parser = subparsers.add_parser(name, help=command.HELP, epilog=epilog, formatter_class=layout)
+        add_options(parser, command.OPTIONS)
         parser.set_defaults(run=command.run, command=parser)
     return top
 

@@ -207,17 +207,12 @@ def text_item(text):
 
 def attach_file(name):
     """A file as a part of a message; an Error if it does not exist or cannot be read."""
-    from minivl.processing.load_image import open_image
-    from minivl.processing.load_video import open_video
-
     path = os.path.abspath(os.path.expanduser(name))
     if not os.path.isfile(path):
         raise Error(
             f"there is no file {name}: @ is followed by the name of an image or video; write @@ for the character @."
         )
-    part = media_item(path)
-    kind = part["type"]
-    (open_video if kind == "video" else open_image)(path)
+    kind = media_item(path)["type"]
     return {"type": kind, kind: Snapshot.of(path)}
 
 
