@@ -75,9 +75,7 @@ class Answer(str):
     def on(self, image):
         """The same answer, its boxes and points read in another image: 0 is the first of the conversation."""
         if image not in range(len(self.pictures)):
-            raise Error(
-                f"there is no image {image!r}: the conversation has {len(self.pictures)}, the first of which is 0."
-            )
+            raise Error(f"there is no image {image!r}: the conversation has {len(self.pictures)}, the first being 0.")
         return type(self)(str(self), **{**vars(self), "image": image})
 
     def draw(self, font=None):

@@ -111,9 +111,7 @@ def font_for(text, size, path=None):
         try:
             return ImageFont.truetype(str(path), size)
         except OSError as cause:
-            raise Error(
-                f"{path} is not a font that Pillow can read ({cause}). Give a .ttf, .otf or .ttc file."
-            ) from None
+            raise Error(f"{path} is not a font that Pillow can read ({cause}). Give a .ttf, .otf or .ttc.") from None
     best, fewest = None, math.inf
     for name in (None, *FONTS):
         font = ImageFont.load_default(size) if name is None else system_font(name, size)

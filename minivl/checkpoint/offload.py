@@ -49,9 +49,7 @@ def offload_if_needed(weights, config, memory_limit=None):
                   if the mapped weights fit into that, everything is left to the system
     """
     if memory_limit is not None and resident_memory() is None:
-        raise Error(
-            "memory_limit= needs Linux, which tells how much is resident. Leave it out: the system pages weights."
-        )
+        raise Error("memory_limit= needs Linux, which tells what is resident. Leave it out: the system pages weights.")
     if memory_limit is not None:
         return Offloader(weights, config, parse_bytes(memory_limit, "memory_limit"), drop_file_pages=False)
     available = available_memory()

@@ -73,9 +73,7 @@ def parse_video_size(text):
     numbers = re.fullmatch(r"(\d+) ?[x×] ?(\d+) ?[x×] ?(\d+)(?: ?@ ?(\d+(?:\.\d+)?))?", text)
     if numbers is None:
         if not os.path.isfile(text):
-            raise Error(
-                f"{text} is neither height x width x frames, such as 720x1280x900 or 720x1280x900@25, nor a video file."
-            )
+            raise Error(f"{text} is neither height x width x frames, such as 720x1280x900@25, nor a video file.")
         clip = open_video(text)
         frame = next(clip.pictures([0]))
         return Footage(frame.height, frame.width, clip.total, clip.fps)

@@ -36,7 +36,7 @@ def requested_size(height, width):
     """
     if not all(type(n) is int and 0 < n <= MOST_PIXELS for n in (height, width)):
         raise Error(
-            f"resized_height={height!r}, resized_width={width!r}: give both, as whole numbers of pixels, or neither."
+            f"resized_height={height!r}, resized_width={width!r}: give both, whole numbers of pixels, or neither."
         )
     return smart_resize(height, width, max_pixels=28 * 28 * 16384)
 
@@ -47,9 +47,7 @@ def smart_resize(height, width, factor=28, min_pixels=LIMITS["min_pixels"], max_
     smart_resize(1080, 1920, max_pixels=12845056) -> (1092, 1932). Source: transformers 5, `Qwen2VLImageProcessor`.
     """
     if max(height, width) / min(height, width) > 200:
-        raise Error(
-            f"an image of {width} x {height} pixels is more than 200 times as long as wide. Cut it into pieces."
-        )
+        raise Error(f"an image of {width} x {height} pixels is more than 200 times as long as wide. Cut it up.")
     H, W = round(height / factor) * factor, round(width / factor) * factor  # subtle: halves go to the even multiple
     if H * W > max_pixels:
         beta = math.sqrt(height * width / max_pixels)
@@ -98,13 +96,9 @@ class ImageProcessor:
                 or len(setting) != 3
                 or not all(isinstance(v, (int, float)) for v in setting)
             ):
-                raise Error(
-                    f"image processor: {name} is {setting!r}; it must be three numbers, for red, green and blue."
-                )
+                raise Error(f"image processor: {name} is {setting!r}; it must be three numbers: red, green, blue.")
             if not all(math.isfinite(v) and (v > 0 or name == "image_mean") for v in setting):
-                raise Error(
-                    f"image processor: {name} is {setting!r}; its numbers must be finite, and image_std above 0."
-                )
+                raise Error(f"image processor: {name} is {setting!r}; it must be finite, and image_std above 0.")
 
     def check_matches(self, vision):
         """The same processor, if the tower (a VisionConfig) expects such patches; an Error if not."""

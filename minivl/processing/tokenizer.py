@@ -31,9 +31,7 @@ class Tokenizer:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as cause:
-            raise Error(
-                f"the text is not valid Unicode ({cause.reason} at {cause.start}). Was it read as UTF-8?"
-            ) from None
+            raise Error(f"the text is not valid Unicode ({cause.reason} at {cause.start}). Read it as UTF-8.") from None
         return np.array(self._library.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def decode(self, ids, skip_special=True):

@@ -58,9 +58,7 @@ def sample_frames(clip, fps=None, nframes=None, min_frames=None, max_frames=None
     if clip.fps is not None:
         return linspace_indices(clip.total, smart_nframes(clip.total, clip.fps, fps, nframes, min_frames, max_frames))
     if (nframes, min_frames, max_frames) != (None, None, None):
-        raise Error(
-            "nframes, min_frames and max_frames choose among a file's frames. Of a list, leave frames out yourself."
-        )
+        raise Error("nframes, min_frames and max_frames choose frames of a file. Of a list, leave out frames yourself.")
     return np.arange(clip.total, dtype=np.int64)
 
 
@@ -74,7 +72,7 @@ def smart_nframes(total, video_fps, fps=None, nframes=None, min_frames=None, max
     if nframes is not None:
         if (fps, min_frames, max_frames) != (None, None, None):
             raise Error(
-                "nframes says how many frames to take; fps, min_frames and max_frames do too. Give one or the other."
+                "nframes is the number of frames to take; fps, min_frames and max_frames give it too. Choose one."
             )
         count = round(positive_integer("nframes", nframes) / FRAME_FACTOR) * FRAME_FACTOR
     else:

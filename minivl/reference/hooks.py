@@ -47,7 +47,7 @@ def import_torch():
         ) from None
     if not hasattr(modeling_qwen2_5_vl, "get_vision_window_index"):
         raise Error(
-            f"transformers {transformers.__version__} is too old. Install 5.23 or later: pip install -U transformers."
+            f"transformers {transformers.__version__} is too old; 5.23 is the oldest: pip install -U transformers."
         )
     return torch, transformers
 

@@ -146,9 +146,7 @@ class Grids:
 
     def _original_size(self, image):
         if self._image(image) >= len(self.image_sizes):
-            raise Error(
-                f"the size that image {image} was given in is not known; videos and `Inputs` made by hand have none."
-            )
+            raise Error(f"the original size of image {image} is unknown; videos and `Inputs` made by hand have none.")
         return self.image_sizes[image]
 
 

@@ -74,7 +74,7 @@ def parse_keep(keep):
     patterns = [keep] if isinstance(keep, str) or not isinstance(keep, Iterable) else list(keep)
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise Error(
-            f'keep={keep!r}: give a glob such as "visual.blocks.*", a list of them, or a function of (name, shape).'
+            f'keep={keep!r}: give a glob such as "visual.blocks.*", a list of globs, or a function of (name, shape).'
         )
     return (lambda name, shape: any(fnmatchcase(name, pattern) for pattern in patterns)), patterns
 

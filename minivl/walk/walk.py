@@ -87,9 +87,7 @@ class Walk:
         if level not in LEVELS:
             raise Error(f"level={level!r}: choose one of {', '.join(LEVELS)}.")
         if options.get("cache") is not None:
-            raise Error(
-                "a walk changes tensors and runs again, and a cache would keep the changed ones: leave cache= out."
-            )
+            raise Error("a walk changes tensors and runs again; a cache would keep what was changed: leave cache= out.")
         if options.get("seed") is None:
             options["seed"] = secrets.randbits(64)  # going back must draw the same tokens again
         self.vlm, self.level, self.narrator = vlm, level, Narrator(vlm)

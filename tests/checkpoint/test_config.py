@@ -199,7 +199,7 @@ def broken(**changes):
         (broken(rms_norm_eps=10**400), "rms_norm_eps is 1000"),
         (broken(rms_norm_eps=10**5000), "rms_norm_eps is a number of thousands of digits"),
         (broken(rms_norm_eps=float("nan")), "rms_norm_eps is nan"),
-        (broken(num_hidden_layers=10**9), "num_hidden_layers is 1000000000; .* at most 4096"),
+        (broken(num_hidden_layers=10**9), "num_hidden_layers is 1000000000; .* from 1 to 4096"),
         (broken(vision_depth=10**9), "depth is 1000000000"),
         (broken(hidden_size=10**400), "hidden_size is 1000"),
         (broken(image_token_id=10**400), "image_token_id is 1000"),

@@ -69,7 +69,7 @@ def test_tokenizer_files(tmp_path):
     older_files(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "merges.txt").write_text("a b\nnot in_it\n")
-    with pytest.raises(Error, match="are not those of one BPE"):
+    with pytest.raises(Error, match="are not of one BPE"):
         Tokenizer.read(tmp_path)
 
 
