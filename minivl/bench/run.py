@@ -10,7 +10,6 @@ and is not counted; nor is, in each turn, a first run of less than a second. The
     max(operations / sgemm, bytes of weights / read)     the "roofline"; workloads.py says what is counted
 
 and minivl's share of the limit is that time over its own. A peer with bfloat16 arithmetic has another limit than sgemm.
-llama.cpp reads a GGUF file, which is written for it and deleted as soon as it has read it.
 """
 
 import contextlib
@@ -70,11 +69,8 @@ def bench(size="tiny", rounds=5, only=(), threads=None, folder=None, peers=True)
         limits = stack.enter_context(Process(Limits, threads=threads))
         running = start_programs(stack, programs, left_out, path, work, threads, needed)
         measurements = run_rounds(limits, running, left_out, work, rounds, unable_pairs(work, programs))
-    report = {
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "size": size,
-        "rounds": rounds,
-    }
+    date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    report = {"date": date, "size": size, "rounds": rounds}
     report |= {"machine": describe_machine(threads), "versions": versions(), "left_out": left_out}
     return report | summarize(config, work, [*running], *measurements)
 
@@ -134,9 +130,7 @@ def start_programs(stack, peers, left_out, path, work, threads, needed):
         try:
             # weights mapped from the file count as available memory, but minivl needs them to stay there
             check_free(system_memory(), needed + needed // 2 * peer.size + SPARE, "memory beside minivl", "")
-            with peer.files(path, None if path == CHECKPOINT else path) as files:
-                process = Process(peer.make, path, work, *peer.arguments, *files, threads=threads)
-                running[name] = stack.enter_context(process)
+            running[name] = stack.enter_context(Process(peer.make, path, work, *peer.arguments, threads=threads))
         except Error as cause:
             left_out[name] = str(cause).strip()
     return running
