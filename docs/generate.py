@@ -30,6 +30,7 @@ STATIONS = {
     "compare": "two recordings compared",
     "tiny": "the model that ships",
     "record": "record a port",
+    "make": "random checkpoint",
     "reference": "record transformers",
     "plan": "cost without weights",
     "trace": "record and edit",

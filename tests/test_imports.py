@@ -38,10 +38,11 @@ MAY_IMPORT = {
     "plots": "kernels processing studies tensors tiny",
     "report": "kernels model processing studies tensors tiny trace walk",
     "record": "checkpoint tensors",
+    "make": "tiny",
     "reference": "checkpoint processing record tensors",
     "bench": "checkpoint kernels model plan processing tiny vlm",
     "lab": "checkpoint compare kernels model processing tiny trace vlm",
-    "cli": "answer bench compare faults kernels lab plan processing reference report tensors tiny vlm walk",
+    "cli": "answer bench compare faults kernels lab make plan processing reference report tensors tiny vlm walk",
     "__main__": "cli",
     "__init__": "",
 }

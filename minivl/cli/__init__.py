@@ -5,12 +5,12 @@ Results go to stdout; progress, advice and errors to stderr.
 
 import argparse
 import contextlib
+import importlib
 import os
 import re
 import sys
 import warnings
 
-from minivl.cli import ask, bench, chat, compare, lab, plan, record_reference, report, summary, trace, walk, what_if
 from minivl.cli.options import add_options
 from minivl.errors import Error
 
@@ -25,7 +25,10 @@ examples:
 `minivl COMMAND --help` describes a command. Without --model, the commands that run a model use the small trained one that
 ships with minivl: it knows coloured shapes and digits.
 """
-COMMANDS = (walk, ask, chat, trace, report, what_if, compare, record_reference, bench, plan, summary, lab)
+COMMANDS = (  # modules of this folder; the command is named like its module, with "-" for "_"
+    "walk", "ask", "chat", "trace", "report", "what_if", "compare", "record_reference", "make_checkpoint", "bench", "plan",
+    "summary", "lab",
+)  # fmt: skip
 # options of other names than the library's arguments
 RENAMED = {"spill": "-o", "images": "--image", "pictures": "--image", "videos": "--video"}
 
@@ -76,10 +79,11 @@ def build_parser():
         "minivl", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subparsers = top.add_subparsers(required=True, title="commands", metavar="COMMAND")
-    for command in COMMANDS:
-        name, epilog = command.__name__.rpartition(".")[2].replace("_", "-"), getattr(command, "EPILOG", "")
+    for name in COMMANDS:
+        command = importlib.import_module(f"minivl.cli.{name}")
+        epilog = getattr(command, "EPILOG", "")
         layout = argparse.RawDescriptionHelpFormatter if "\n" in epilog else argparse.HelpFormatter
-        parser = subparsers.add_parser(name, help=command.HELP, epilog=epilog, formatter_class=layout)
+        parser = subparsers.add_parser(name.replace("_", "-"), help=command.HELP, epilog=epilog, formatter_class=layout)
         add_options(parser, command.OPTIONS)
         parser.set_defaults(run=command.run, command=parser)
     return top

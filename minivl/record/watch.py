@@ -41,7 +41,7 @@ class Watch:
     def __init__(self, recording, to_numpy):
         self.recording, self.to_numpy = recording, to_numpy
         self.running, self.prefix = [], ""  # (module, name) of the modules that run now, the outermost first
-        self.passes = {}  # name of an outermost module: tokens of its last pass
+        self.called, self.tokens = set(), 0  # names of the modules called in this pass, and its tokens
         self.step = self.chunk = 0
         self.last, self.seen = None, set()  # the last tensor that a module returned; names kept in this pass
 
@@ -50,6 +50,8 @@ class Watch:
         if not self.running:
             self.begin_pass(name, args, kwargs)
         self.running.append((module, name))
+        if not is_tower(name):
+            self.called.add(name)
 
     def leave(self, module, name, args, kwargs, output):
         self.forget(module)
@@ -68,8 +70,8 @@ class Watch:
         if is_tower(name):  # runs once for the images, once for the videos
             return
         tokens, cached = count_tokens(args, kwargs), is_cache_filled(kwargs)
-        if name in self.passes:
-            if tokens == 1 or not cached and tokens == self.passes[name] + 1:
+        if name in self.called:
+            if tokens == 1 or not cached and tokens == self.tokens + 1:
                 self.step += 1
                 self.prefix = f"steps.{self.step}."
             elif cached and not self.step:
@@ -79,8 +81,8 @@ class Watch:
                 raise Error(
                     f"another prompt begins, of {tokens} tokens: a recording holds one. Record it in a `with` of its own."
                 )
-            self.seen = set()
-        self.passes[name] = tokens
+            self.called, self.seen = set(), set()
+        self.tokens = tokens if not self.called else self.tokens
 
     # ---- tensors ----
 

@@ -453,3 +453,17 @@ def test_without_transformers_it_says_how_to_get_them(monkeypatch, tmp_path, cap
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(["record-reference", "Hello", "-o", str(tmp_path / "a.safetensors")]) == 1
     assert 'pip install "minivl[reference]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("eps, named", [(1.1e-6, False), (1e-5, True)])
+def test_a_root_that_is_a_bit_off_is_no_other_eps(eps, named):
+    """As MLX's on the CPU, which differ by 1e-7, small rows most."""
+    from minivl.compare.mistakes import Step
+    from minivl.compare.mistakes.layers import faint_eps
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((64, 32)).astype(np.float32) * rng.uniform(0.1, 2, (64, 1)).astype(np.float32)
+    norm = lambda eps: x / np.sqrt((x * x).mean(axis=1, keepdims=True) + eps)  # noqa: E731
+    known = {"visual.window_order": x}.get
+    step = Step("visual.blocks.0.norm1", norm(1e-6), norm(eps), known, None, [])
+    assert bool(faint_eps(step)) == named

@@ -1,0 +1,45 @@
+"""Two prompts with pictures and a video that let every known mistake of ports show, as prompts.json and files beside it.
+
+    {"messages": [{"role": "user", "content": [{"type": "image", "image": "tall.png"}, ...]}], "fps": 3}
+
+Sides are no multiples of 28, so pictures are resized; rows and columns differ, and windows at the edges are partial; there are
+two pictures in one prompt, and a picture before a video whose pairs of frames are 2/3 seconds apart, a fraction of a position.
+Pictures have other contents in each corner and colour.
+"""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+SIZES = {"wide.png": (241, 163), "tall.png": (95, 211)}
+FILM, FILM_SIZE, FRAMES, MILLISECONDS, FPS = "film.png", (151, 117), 8, 250, 3
+PROMPTS = (
+    (("wide.png", "tall.png"), "How do the two pictures differ?", {}),
+    (("tall.png", FILM), "What happens in the film, and what is in the picture?", {"fps": FPS}),
+)
+
+
+def write_prompts(folder, seed=0):
+    """Write prompts.json, the pictures and the film, an animated PNG."""
+    rng = np.random.default_rng([seed, 1])
+    for name, size in SIZES.items():
+        draw_picture(rng, size).save(folder / name)
+    first, *rest = [draw_picture(rng, FILM_SIZE) for _ in range(FRAMES)]
+    first.save(folder / FILM, save_all=True, append_images=rest, duration=MILLISECONDS, default_image=False)
+    prompts = [{"messages": messages(files, question), **options} for files, question, options in PROMPTS]
+    (folder / "prompts.json").write_text(json.dumps(prompts, indent=1), encoding="utf-8")
+
+
+def messages(files, question):
+    items = [{"type": kind, kind: name} for name in files for kind in ["video" if name == FILM else "image"]]
+    return [{"role": "user", "content": [*items, {"type": "text", "text": question}]}]
+
+
+def draw_picture(rng, size):
+    """Coloured squares of 12 pixels, brighter to the right and below, with noise."""
+    width, height = size
+    y, x = np.mgrid[:height, :width]
+    colours = rng.integers(0, 160, (height // 12 + 1, width // 12 + 1, 3))[y // 12, x // 12]
+    slope = (60 * x / width)[..., None] + (30 * y / height)[..., None]
+    return Image.fromarray((colours + slope + rng.integers(0, 6, (height, width, 3))).astype(np.uint8))
