@@ -90,15 +90,13 @@ class ImageProcessor:
             if not isinstance(value, Real) or isinstance(value, bool) or not 1 <= value <= MOST_LIMIT:
                 raise Error(f"image processor: {name} is {value!r}; it must be a number of pixels, from 1.")
         for name in COLOURS:
-            setting = getattr(self, name)
-            if (
-                not isinstance(setting, tuple)
-                or len(setting) != 3
-                or not all(isinstance(v, (int, float)) for v in setting)
-            ):
-                raise Error(f"image processor: {name} is {setting!r}; it must be three numbers: red, green, blue.")
-            if not all(math.isfinite(v) and (v > 0 or name == "image_mean") for v in setting):
-                raise Error(f"image processor: {name} is {setting!r}; it must be finite, and image_std above 0.")
+            colour = getattr(self, name)
+            is_colour = isinstance(colour, tuple) and len(colour) == 3 and all(isinstance(v, Real) for v in colour)
+            if not is_colour or not all(math.isfinite(v) and (v > 0 or name == "image_mean") for v in colour):
+                raise Error(
+                    f"image processor: {name} is {colour!r}; it must be three finite numbers, for red, green and blue; those "
+                    "of image_std above 0."
+                )
 
     def check_matches(self, vision):
         """The same processor, if the tower (a VisionConfig) expects such patches; an Error if not."""
