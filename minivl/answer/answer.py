@@ -1,4 +1,4 @@
-"""Answers: text that knows how it was generated, and which boxes and points it names in which image.
+"""The answer as a `str`, with its token ids, and the boxes and points in it.
 
 answer = vlm.ask("Where is the red circle?", images="scene.png")
 answer.boxes[0].original                    # (x1, y1, x2, y2) in pixels of scene.png

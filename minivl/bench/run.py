@@ -31,9 +31,9 @@ from minivl.bench.workloads import (
     SIZES,
     SPARE,
     check_free,
+    config_of_size,
     operations,
     random_checkpoint,
-    stored_config,
     tiny_workloads,
     weight_bytes,
     workloads,
@@ -61,7 +61,7 @@ def bench(size="tiny", rounds=5, only=(), threads=None, folder=None, peers=True)
     threads = number_of_threads() if threads is None else threads
     if rounds < 1 or threads < 1:
         raise Error(f"rounds={rounds}, threads={threads}: both must be at least 1.")
-    config = Config.read(CHECKPOINT) if size == "tiny" else Config.from_dict(stored_config(size))
+    config = Config.read(CHECKPOINT) if size == "tiny" else Config.from_dict(config_of_size(size))
     work, programs, left_out = choose_work(size, config, only, peers)
     needed = 2 * sum(math.prod(shape) for shape in parameter_shapes(config).values())
     check_free(system_memory(), needed + READ, "memory", "Use a smaller size=.")
@@ -86,11 +86,11 @@ def checkpoint(size, folder):
             raise Error("folder= is for random weights; the tiny model ships with its own. Leave it out.")
         yield CHECKPOINT
     elif folder is not None:
-        random_checkpoint(folder, stored_config(size))
+        random_checkpoint(folder, config_of_size(size))
         yield Path(folder)
     else:
         with tempfile.TemporaryDirectory(prefix="minivl-bench-") as temporary:
-            random_checkpoint(temporary, stored_config(size))
+            random_checkpoint(temporary, config_of_size(size))
             yield Path(temporary)
 
 

@@ -32,7 +32,7 @@ from minivl.checkpoint.memory import available_memory, resident_memory
 from minivl.errors import Error
 from minivl.helpers import format_bytes, parse_bytes
 from minivl.kernels.allocator import give_back_freed_memory
-from minivl.stream import watched
+from minivl.stream import watch
 from minivl.tensors.names import parse
 
 SLACK = 64 * 10**6  # bytes that the interpreter and the kernels' threads take now and then
@@ -147,7 +147,7 @@ class Offloader:
 
     def follow(self, stage):
         """The same stage; as its tensors pass, weights are dropped and read ahead."""
-        return watched(stage, self._see)
+        return watch(stage, self._see)
 
     def _see(self, name, tensor):
         name = parse(name).own

@@ -129,7 +129,7 @@ class Output:
 
 
 def discard_output():
-    """Send what is left in the buffer of stdout nowhere, so that Python does not fail on it once more when it ends."""
+    """Discard what stdout still buffers, so that Python does not fail on it again at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -57,7 +57,7 @@ def run(options):
 
 
 def check_drawing(options, images):
-    """That the answer can be drawn as the options say, before a model is loaded."""
+    """Check that the answer can be drawn as the options say, before a model is loaded."""
     from minivl.answer.drawing import picture_format
 
     if options.draw is None and options.draw_on is not None:

@@ -106,7 +106,7 @@ def load_model(options):
 
 
 def check_output(option, path, inputs, model=None):
-    """That a result can be written to `path` and overwrites nothing that this command reads, before minutes are spent.
+    """Check that a result can be written to `path` and overwrites nothing that this command reads, before minutes are spent.
 
     option  its name for messages;  inputs  files that are read;  model  the --model, a file or a folder
     """

@@ -21,7 +21,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 
-def register_tile():
+def choose_tile():
     """(lanes of a register, ROWS, VECTORS) for this processor: the sums, one spread value and VECTORS of x must fit."""
     features = llvmlite.binding.get_host_cpu_features()
     if features.get("avx512f"):
@@ -34,7 +34,7 @@ def register_tile():
 
 
 # subtle: compiled kernels are kept on disk by the date of their own file: delete __pycache__ here after changing this one
-LANES, ROWS, VECTORS = register_tile()
+LANES, ROWS, VECTORS = choose_tile()
 COLUMNS = LANES * VECTORS
 PADDED = -(-ROWS // LANES) * LANES  # ROWS in whole registers
 

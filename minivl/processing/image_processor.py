@@ -29,7 +29,7 @@ COLOURS = ("image_mean", "image_std")
 STEPS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
 
 
-def requested_size(height, width):
+def round_size(height, width):
     """(H, W), about the size that an image's message asks for: both sides to the nearest multiple of 28.
 
     Source: qwen-vl-utils, `fetch_image`, which does this before the processor resizes by its own limits.
@@ -77,7 +77,7 @@ class ImageProcessor:
         stored = read_fields(Path(folder)) if folder is not None else {}
         check_steps(stored)
         fields = {name: stored[name] for name in cls.__dataclass_fields__ if stored.get(name) is not None}
-        fields |= stored_limits(stored)
+        fields |= parse_limits(stored)
         fields |= {name: tuple(fields[name]) for name in COLOURS if isinstance(fields.get(name), list)}
         return cls(**fields)
 
@@ -120,7 +120,7 @@ class ImageProcessor:
     def resize(self, image, min_pixels=None, max_pixels=None, resized_height=None, resized_width=None):
         """A PIL image scaled to `smart_resize` of its size, or of the one that is asked for: uint8 [H, W, 3]."""
         if resized_height is not None or resized_width is not None:
-            height, width = requested_size(resized_height, resized_width)
+            height, width = round_size(resized_height, resized_width)
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         height, width = self.size(image.height, image.width, min_pixels, max_pixels)
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
@@ -128,7 +128,7 @@ class ImageProcessor:
     def size(self, height, width, min_pixels=None, max_pixels=None, resized_height=None, resized_width=None):
         """The size to which `resize` scales an image of this size, (H, W)."""
         if resized_height is not None or resized_width is not None:
-            height, width = requested_size(resized_height, resized_width)
+            height, width = round_size(resized_height, resized_width)
         return smart_resize(height, width, self.merged_size, *self.limits(min_pixels, max_pixels))
 
     def limits(self, min_pixels, max_pixels):
@@ -197,7 +197,7 @@ def read_fields(folder):
     return object_in(whole, "image_processor") or own
 
 
-def stored_limits(stored):
+def parse_limits(stored):
     """{"min_pixels": ..., "max_pixels": ...} of preprocessor_config.json: two fields, or the edges of `size`.
 
     transformers 5 writes them as edges, which count pixels all the same; the fields win. Any other `size` is refused, as

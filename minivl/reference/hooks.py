@@ -113,7 +113,7 @@ def watch_attention(model):
     names = {id(module): published_name(name) for name, module in model.named_modules()}
     eager, pieces = modeling.eager_attention_forward, {}
 
-    def watched(module, query, key, value, attention_mask, scaling, **kwargs):
+    def attend(module, query, key, value, attention_mask, scaling, **kwargs):
         context, probs = eager(module, query, key, value, attention_mask, scaling, **kwargs)
         scores = query @ modeling.repeat_kv(key, module.num_key_value_groups).transpose(2, 3) * scaling
         if attention_mask is not None:
@@ -124,7 +124,7 @@ def watch_attention(model):
         pieces.setdefault(names[id(module)], []).append(seen)
         return context, probs
 
-    with mock.patch.object(modeling, "eager_attention_forward", watched):
+    with mock.patch.object(modeling, "eager_attention_forward", attend):
         yield pieces
 
 

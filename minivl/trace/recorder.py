@@ -140,7 +140,7 @@ class Recorder:
         where = "memory" if self.file is None else f"{self.file.path}"
         spill = " write them to disk with spill=," if self.file is None else ""
         raise Error(
-            f"to keep this takes {format_bytes(total)}: up to {number:,} tensors, the largest of them {largest.name}, "
+            f"keeping this takes {format_bytes(total)}: up to {number:,} tensors, the largest of them {largest.name}, "
             f"{format_bytes(largest.nbytes)}; {where} may take {format_bytes(self.limit)}. Name fewer in keep= "
             f"(attention scores and probs are the large ones), lower max_new_tokens,{spill} or raise limit=."
         )
