@@ -125,7 +125,7 @@ class ChatTerminal:
             "/system": self.set_system, "/save": self.save, "/load": self.load,
         }  # fmt: skip
         if name not in commands:
-            raise Error(f"there is no command {name}; /help lists them. For a question that begins so, write /{name}.")
+            raise Error(f"there is no command {name}: /help lists them. For a question that begins so, write /{name}.")
         if argument and name not in ("/system", "/save", "/load"):
             raise Error(f"{name} takes no argument; {argument!r} followed it.")
         commands[name](argument)
