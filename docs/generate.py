@@ -40,6 +40,7 @@ STATIONS = {
     "vlm": "load, ask, trace, walk",
     "plots": "matplotlib figures",
     "report": "one HTML page",
+    "dataset": "rows of many prompts",
     "bench": "speed",
     "lab": "exercises, checked",
     "cli": "command line",

@@ -133,7 +133,7 @@ def parse_entry(path, name, entry, dtypes):
         raise Error(f"{path}: {name} has {len(shape)} axes; NumPy has at most {MOST_AXES}. Download the file again.")
     dtype = np.dtype(dtypes[code])
     if end - start != math.prod(shape) * dtype.itemsize:
-        stored = f"{code} {list(shape)}"
+        stored = f"{code} {str(list(shape)):.80}"
         raise Error(f"{path}: {name} has {end - start} bytes, which does not fit {stored}. Download the file again.")
     return dtype, shape, start, end
 

@@ -26,8 +26,8 @@ examples:
 ships with minivl: it knows coloured shapes and digits.
 """
 COMMANDS = (  # modules of this folder; the command is named like its module, with "-" for "_"
-    "walk", "ask", "chat", "trace", "report", "what_if", "compare", "record_reference", "make_checkpoint", "bench", "plan",
-    "summary", "lab",
+    "walk", "ask", "chat", "trace", "report", "collect", "what_if", "compare", "record_reference", "make_checkpoint", "bench",
+    "plan", "summary", "lab",
 )  # fmt: skip
 # options of other names than the library's arguments
 RENAMED = {"spill": "-o", "images": "--image", "pictures": "--image", "videos": "--video"}

@@ -19,6 +19,7 @@ import numpy as np
 from minivl.compare.measure import align, axis_orders, measure
 from minivl.compare.mistakes import Step, Unknown
 from minivl.compare.mistakes.text_positions import seconds_per_grid
+from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, SHAPE
 from minivl.errors import Error
 from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.processing.inputs import Inputs
@@ -27,6 +28,7 @@ from minivl.tensors.names import parse
 
 SLACK = 5  # rounded twice, or in another order: a few times the error of the simulated rounding
 NOISE = 2e-6  # relative: what the order of summation makes of a product in float32
+FAR = 100  # so many tolerances are no rounding
 ARITHMETICS = {  # name: (are all tensors rounded, are the inputs of products, to which type)
     "float32": (False, False, "float32"),
     "bfloat16": (True, False, "bfloat16"),
@@ -45,6 +47,13 @@ def inputs_of(ours, config):
         ids, ours.get("pixel_values", patches), ours.get("image_grid_thw", grids), ours.get("pixel_values_videos", patches),
         videos, np.array(seconds_per_grid(step, ids, videos), dtype=np.float32),
     )  # fmt: skip
+
+
+def inputs_or_none(ours, config):
+    try:
+        return inputs_of(ours, config)
+    except (KeyError, Unknown):
+        return None
 
 
 def round_to(array, kind, seed=0):
@@ -77,6 +86,8 @@ def fit(theirs, name, shape):
     squeezed = align(np.empty(shape, dtype=np.bool_), array)[1]
     if squeezed.shape == shape:
         return squeezed
+    if 1 not in shape:
+        squeezed = squeezed.reshape([size for size in squeezed.shape if size != 1])
     orders = axis_orders(shape, squeezed.shape)
     return squeezed.transpose(orders[0]) if len(orders) == 1 else None
 
@@ -172,9 +183,8 @@ class Local:
 
 def judge_from_theirs(model, ours, theirs, matches, precision):
     """The `Local` errors of a recording, or None if ours lacks the inputs of a run."""
-    try:
-        inputs = inputs_of(ours, model.config)
-    except (KeyError, Unknown):
+    inputs = inputs_or_none(ours, model.config)
+    if inputs is None:
         return None
     arrays = {mine: theirs[name] for mine, name in matches.items()}
     numbers = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
@@ -184,3 +194,23 @@ def judge_from_theirs(model, ours, theirs, matches, precision):
         except (Error, ValueError, IndexError, ArithmeticError):
             continue
     return None
+
+
+def with_local_errors(rows, local, tolerance):
+    """(rows with statuses by their local errors, local); unchanged and None if it is ours that the model does not give."""
+    judged = [judge(row, local, tolerance) for row in rows]
+    wrong = [at for at, row in enumerate(judged) if row.status == DIFF]
+    moved = [row for row in rows if row.status == DIFF and row.name in local.figures]
+    if not wrong and local.arithmetic == "float32" and any(row.error > FAR * tolerance for row in moved):
+        return rows, None
+    first = wrong[0] if wrong else len(rows)
+    return [replace(r, status=CLOSE) if r.status == INPUT and at < first else r for at, r in enumerate(judged)], local
+
+
+def judge(row, local, tolerance):
+    if row.status in (MISSING, SHAPE) or row.name not in local.figures:
+        return row
+    row = replace(row, local=local.figures[row.name]["error"])
+    if local.is_fault(row.name, tolerance):
+        return replace(row, status=DIFF)
+    return replace(row, status=INPUT) if row.status == DIFF else row

@@ -11,6 +11,7 @@ HEADER = ("", "tensor", "shape", "error", "alone", "rms", "cosine", "largest at"
 ALONE = HEADER.index("alone")  # a column that only a comparison with a model has
 BEFORE = 6  # agreeing rows shown before the first difference
 AFTER = 12  # rows shown after it
+MOST_NOTES = 5
 
 
 def text(comparison, everything=False):
@@ -72,7 +73,7 @@ def verdict(comparison):
         for status in (OK, CLOSE, DIFF, INPUT, SHAPE, MISSING)
     }
     lines = [", ".join(f"{count} {status}" for status, count in counts.items() if count)]
-    lines += [*coverage(comparison), *arithmetic(comparison)]
+    lines += [*coverage(comparison), *reading(comparison), *arithmetic(comparison)]
     if counts[CLOSE] and comparison.arithmetic is None:
         lines[0] += f" (theirs has {comparison.precision} values: OK~ is within their rounding)"
     if comparison.first is None:
@@ -101,6 +102,16 @@ def coverage(comparison):
         if names and not comparison.covered:
             some = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
             yield f"NOT COMPARED: {len(names)} tensors {what}: {some}. A name map (names=) may say what they are."
+
+
+def reading(comparison):
+    """Lines: how the names and layouts of theirs were read, and by which model it was judged."""
+    if comparison.names:
+        yield f"Found by their values: {len(comparison.names)} of their tensors (`names`, or --write-names, keeps the map)."
+    for note in comparison.notes[:MOST_NOTES]:
+        yield f"Note: {note}."
+    if len(comparison.notes) > MOST_NOTES:
+        yield f"... and {len(comparison.notes) - MOST_NOTES} more notes"
 
 
 def arithmetic(comparison):

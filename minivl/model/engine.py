@@ -10,6 +10,8 @@
 A method whose docstring begins with "Stage:" is a generator of named tensors (stream.py).
 """
 
+import math
+
 import numpy as np
 
 from minivl.errors import Error
@@ -131,9 +133,11 @@ class Engine:
         if len(image_grid_thw):
             patches.append((yield "pixel_values", pixel_values))
             grids.append((yield "image_grid_thw", image_grid_thw))
+            self._check_grids("image_grid_thw", grids[-1], len(pixel_values))
         if len(video_grid_thw):
             patches.append((yield "pixel_values_videos", pixel_values_videos))
             grids.append((yield "video_grid_thw", video_grid_thw))
+            self._check_grids("video_grid_thw", grids[-1], len(pixel_values_videos))
         patches = (
             patches[0] if len(patches) == 1 else np.concatenate(patches)
         )  # a copy of the pixels only if there are both
@@ -141,6 +145,16 @@ class Engine:
             patches, np.concatenate(grids), self.weights.at("visual"), self.config.vision, self.kernels
         )
         return (yield "visual", (yield from under("visual", tower)))
+
+    def _check_grids(self, name, grids, patches):
+        """Raise an Error if an edit made grids that are not those of so many patches."""
+        rows, merge = grids.tolist(), self.config.vision.spatial_merge_size
+        whole = all(min(row) > 0 and row[1] % merge == row[2] % merge == 0 for row in rows)
+        if not whole or sum(map(math.prod, rows)) != patches:
+            raise Error(
+                f"{name} is {rows}, which does not fit the {patches} patches: frames x rows x columns must be as many, rows "
+                f"and columns multiples of {merge}."
+            )
 
     def embed_tokens(self, input_ids):
         """Rows of the embedding table: int64 [T] -> float32 [T, D]."""

@@ -32,11 +32,7 @@ def averages(result):
 
 
 def title_of(result):
-    known = result.baseline[~np.isnan(result.baseline)]
-    return (
-        f"{result.study.capitalize()} over {len(result.values)} cases: {result.what}\n"
-        f"(without changes {float(known.mean()):.3g}, {int((known > 0).sum())} answered right)"
-    )
+    return f"{result.study.capitalize()}: {result.what}\nover {len(result.values)} cases{result.without_changes()}"
 
 
 def draw_bars(result):
@@ -118,6 +114,54 @@ def head_atlas(atlas):
         panel.tick_params(labelbottom=True)
     colour_bar(figure, image, panels.tolist(), "share of attention, mean (numbers: %, from 10 on)")
     return figure
+
+
+@resizable
+def share_and_effect(atlas, effect, role="asked object"):
+    """Each head's share of attention on a role against what the head does, with 95 % intervals: is attention an explanation?
+
+    atlas   of `studies.head_atlas`;  effect  of `studies.patch_heads` or `ablate_heads` over cases, [layers, heads]
+    """
+    at = list(atlas.axes["role"]).index(role)
+    share, ends = atlas.mean[..., at].reshape(-1), atlas.interval()[..., at].reshape(2, -1)
+    mean, bounds = effect.mean.reshape(-1), effect.interval().reshape(2, -1)
+    figure = plot(f"Attention to the {role} and effect of each head, over {len(effect.values)} cases", 7.5, 5)
+    axes = figure.subplots()
+    layers, heads = atlas.mean.shape[:2]
+    palette = (BLUE, VERMILION, GREEN, ORANGE, PINK, SKY)
+    for layer in range(layers):
+        of = slice(layer * heads, (layer + 1) * heads)
+        axes.errorbar(
+            share[of], mean[of], xerr=np.abs(ends[:, of] - share[of]), yerr=np.abs(bounds[:, of] - mean[of]), fmt="o",
+            color=palette[layer % len(palette)], capsize=2, markersize=4, label=f"layer {layer}",
+        )  # fmt: skip
+    top = float(np.nanmax(np.abs(mean))) or 1.0
+    marked = np.flatnonzero((share >= 0.5) | (np.abs(mean) >= 0.25 * top))
+    for members in near_points(marked[np.argsort(mean[marked], kind="stable")], share, mean / (20 * top)):
+        right = share[members[0]] < 0.5
+        axes.annotate(
+            ", ".join(f"{head // heads}.{head % heads}" for head in members), (share[members[0]], mean[members[0]]),
+            textcoords="offset points", xytext=(6 if right else -6, 4), ha="left" if right else "right", fontsize=SMALL,
+        )  # fmt: skip
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set_xlim(-0.03, 1.05)
+    axes.set_xlabel(f"share of attention on the {role}, where the answer is chosen", fontsize=SMALL)
+    axes.set_ylabel(effect.what, fontsize=SMALL)
+    axes.tick_params(labelsize=SMALL)
+    axes.legend(fontsize=SMALL)
+    return figure
+
+
+def near_points(points, x, y, least=0.004):
+    """Points in order of y, those that are close together in one list: their labels would stand over each other."""
+    groups = []
+    for point in points:
+        last = groups[-1][-1] if groups else None
+        if last is not None and abs(y[point] - y[last]) < least and abs(x[point] - x[last]) < 0.08:
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    return groups
 
 
 @resizable

@@ -78,7 +78,7 @@ def decode_data_uri(text, noun):
     head, _, body = text.partition(",")
     if not head.lower().endswith(";base64"):
         raise Error(
-            f"a data URI of a {noun} must be base64: data:{'image/png' if noun == 'image' else 'video/mp4'};base64,..."
+            f"the data URI of the {noun} must be base64: data:{'image/png' if noun == 'image' else 'video/mp4'};base64,..."
         )
     try:
         return base64.b64decode("".join(body.split()), validate=True)

@@ -139,7 +139,9 @@ def compile_template(source, path):
             GENERATION.sub(lambda tag: f"{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}", source)
         )
     except (TemplateError, RecursionError, TooMuch) as cause:
-        raise Error(f"the chat template of {path} is not valid Jinja: {cause}. Use the one of its model.") from None
+        raise Error(
+            f"the chat template of {path} is not valid Jinja: {str(cause).rstrip('.')}. Use the one of its model."
+        ) from None
     return functools.partial(render_within_limits, program, environment)
 
 

@@ -197,11 +197,16 @@ def recovered_shares(case_run, firsts, options):
         return shares
     clean, corrupted, share_of = pair
     for number, first in enumerate(firsts):
+        before, after = clean.streams[first], corrupted.streams[first]
+        differs = (before != after).any(axis=1)
         for column, rows in enumerate(corrupted.roles.values()):
-            if len(rows):
-                x = corrupted.streams[first].copy()
-                x[rows] = clean.streams[first][rows]
-                shares[number, column] = share_of(corrupted.logits(x, first, int(rows.min())))
+            moved = rows[differs[rows]]
+            if len(moved):
+                x = after.copy()
+                x[moved] = before[moved]
+                shares[number, column] = share_of(corrupted.logits(x, first, int(moved.min())))
+            elif len(rows):
+                shares[number, column] = 0  # both runs are the same there
     return shares
 
 

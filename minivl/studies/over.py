@@ -44,6 +44,7 @@ class Case:
     word               the word of the question that names what is asked for, such as "ring"
     asked, others      boxes of the object that is asked for, and of the other objects: (x0, y0, x1, y1) in pixels of the
                        picture as given, or (x0, y0, x1, y1, image, frame), counted as `Maps` do
+    distractors        wrong answers that are true of another object
     corrupted          (images, answer) of a picture of the same size that differs in what is asked for, for causal tracing
     """
 
@@ -54,6 +55,7 @@ class Case:
     word: str | None = None
     asked: tuple = ()
     others: tuple = ()
+    distractors: tuple = ()
     corrupted: tuple | None = None
     videos: object = None
 
@@ -81,6 +83,10 @@ def check_no_prompt(**given):
         raise Error(f"over= and {', '.join(names)} together: each case has its own. Leave one of them out.")
 
 
+def messages_of(case):
+    return build_messages(case.question, case.images, case.videos)
+
+
 # ---- a case that runs again and again ----
 
 
@@ -94,7 +100,7 @@ class CaseRun:
 
     def __init__(self, vlm, case, ids=None, **options):
         """ids: other answer tokens than the case's, to be forced; options as of `vlm.prepare`"""
-        inputs = run(vlm.read(build_messages(case.question, case.images, case.videos), **options))
+        inputs = run(vlm.read(messages_of(case), **options))
         self.vlm, self.case, self.maps = vlm, case, Maps.of(inputs, vlm.config, vlm.video_positions)
         ids, self.rivals = rival_tokens(vlm, case) if ids is None else (ids, [])
         self.forced = Forced(vlm, vlm.trace(inputs, keep=is_needed, stop="rope_delta"), ids)
@@ -194,10 +200,20 @@ def roles_of(case_run):
 def covered_tokens(maps, box):
     """(tokens that a box touches, pixels of each that it covers)"""
     image, frame = (int(n) for n in box[4:]) if len(box) > 4 else (0, 0)
-    x, y = maps.resized(box[0:4:2], box[1:4:2], image) if maps.image_sizes else (box[0:4:2], box[1:4:2])
-    tokens = maps.tokens_of_box((x[0], y[0], x[1], y[1]), image, frame)
+    left, top, right, bottom = resized_box(maps.image_sizes, maps, box)
+    tokens = maps.tokens_of_box((left, top, right, bottom), image, frame)
     x0, y0, x1, y1 = maps.pixels_of_token(tokens).T
-    return tokens, (np.minimum(x1, x[1]) - np.maximum(x0, x[0])) * (np.minimum(y1, y[1]) - np.maximum(y0, y[0]))
+    return tokens, (np.minimum(x1, right) - np.maximum(x0, left)) * (np.minimum(y1, bottom) - np.maximum(y0, top))
+
+
+def resized_box(image_sizes, maps, box):
+    """A box on the picture as given, of one of these (height, width), -> on the resized picture. A video's: as it is."""
+    image = int(box[4]) if len(box) > 4 else 0
+    x0, y0, x1, y1 = (float(n) for n in box[:4])
+    if image >= len(image_sizes):
+        return x0, y0, x1, y1
+    (h, w), (H, W) = image_sizes[image], maps.size(image)
+    return x0 * W / w, y0 * H / h, x1 * W / w, y1 * H / h
 
 
 def question_rows(case_run):
@@ -302,11 +318,17 @@ class Averages:
             f"{' '.join(map(str, labels))} {value:+.3g} ({low:+.3g} to {high:+.3g})"
             for labels, value, low, high in self.strongest()
         ]
-        known = self.baseline[~np.isnan(self.baseline)]
         return (
-            f"Over {len(self.values)} cases ({int((known > 0).sum())} answered right, logit difference "
-            f"{float(known.mean()):.3g}), the {self.what} is largest with {', '.join(cells)} (mean, 95 % interval)."
+            f"Over {len(self.values)} cases{self.without_changes()}, the {self.what} is largest with {', '.join(cells)} "
+            "(mean, 95 % interval)."
         )
+
+    def without_changes(self):
+        """ " (198 answered right, logit difference 13.9)"; "" of a study that asks nothing."""
+        known = self.baseline[~np.isnan(self.baseline)]
+        if not len(known):
+            return ""
+        return f" ({int((known > 0).sum())} answered right, logit difference {float(known.mean()):.3g})"
 
 
 def divide(sums, counts):

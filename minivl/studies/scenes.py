@@ -84,13 +84,13 @@ class Ground:
             paint(np.random.default_rng(list(shape.box)), image, shape)  # one tone in every picture
         return image
 
-    def case(self, question, answer, word, asked, corrupted=None):
+    def case(self, question, answer, word, asked, corrupted=None, distractors=()):
         """corrupted: (shapes, answer)"""
         others = tuple(shape.box for shape in self.shapes if shape not in asked)
         if corrupted is not None:
             corrupted = self.picture(corrupted[0]), corrupted[1]
         boxes = tuple(shape.box for shape in asked)
-        return Case(self.picture(self.shapes), question, answer, (), word, boxes, others, corrupted)
+        return Case(self.picture(self.shapes), question, answer, (), word, boxes, others, distractors, corrupted)
 
 
 def ask_colour(rng, number):
@@ -104,7 +104,9 @@ def ask_colour(rng, number):
     free = [colour for colour in COLOURS if colour not in {shape.colour for shape in ground.shapes}]
     other = Shape(asked.kind, free[rng.integers(len(free))], asked.box)
     changed = [other if shape is asked else shape for shape in ground.shapes]
-    return ground.case(COLOUR[0].format(asked.kind), asked.colour, asked.kind, (asked,), (changed, other.colour))
+    distractors = tuple({shape.colour: None for shape in ground.shapes if shape.colour != asked.colour})
+    question = COLOUR[0].format(asked.kind)
+    return ground.case(question, asked.colour, asked.kind, (asked,), (changed, other.colour), distractors)
 
 
 def ask_count(rng, number):
@@ -163,7 +165,14 @@ def case_of_turn(example, turn):
     words = [word for shape, _ in asked[:1] for word in (shape.kind, shape.colour) if word in turn.question]
     boxes = tuple(box for _, box in asked) or ((about,) if about else ())
     return Case(
-        example.images, turn.question, turn.answer, (), words[0] if words else None, boxes, others, None, example.videos
+        example.images,
+        turn.question,
+        turn.answer,
+        (),
+        words[0] if words else None,
+        boxes,
+        others,
+        videos=example.videos,
     )
 
 

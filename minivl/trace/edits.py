@@ -119,7 +119,9 @@ def steer(pattern, direction, strength=1.0, positions=None):
     try:
         direction = np.asarray(direction, dtype=np.float32) * np.float32(strength)
     except (TypeError, ValueError):
-        raise Error(f"steer needs numbers: a direction [D] and one strength, not {strength!r}.") from None
+        raise Error(
+            f"steer needs numbers: a direction [D], not {direction!r:.60}, and one strength, not {strength!r:.60}."
+        ) from None
 
     def change(tensor):
         if direction.shape != tensor.shape[-1:]:

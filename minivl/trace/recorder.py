@@ -167,7 +167,15 @@ def apply_edit(name, tensor, change):
     """The array that an edit puts in a tensor's place."""
     if not callable(change):
         return np.asarray(change)
-    changed = change(value_of(tensor))
+    try:
+        changed = change(value_of(tensor))
+    except ValueError as cause:
+        if "read-only" not in str(cause):
+            raise
+        raise Error(
+            f"the edit of {name} writes into the tensor, which is read-only ({cause}). Change a copy, x = x.copy(), and return "
+            "it."
+        ) from cause
     if changed is None:
         raise Error(f"the edit of {name} returned None. Return the array that should take its place.")
     return np.array(changed)

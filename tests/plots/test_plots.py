@@ -60,6 +60,7 @@ def averaged(vlm):
         scored,
         studies.Training(steps, curves, curves, {name: [(0, 1)] * 6 for name in curves}),
         studies.occlusion(vlm, over=cases),
+        studies.patch_heads(vlm, cases),
     )
 
 
@@ -83,18 +84,14 @@ ALL = {
     "occlusion": lambda t, vlm: plots.occlusion(studied(vlm)[2]),
     "averages": lambda t, vlm: plots.averages(averaged(vlm)[0]),
     "head_atlas": lambda t, vlm: plots.head_atlas(averaged(vlm)[1]),
+    "share_and_effect": lambda t, vlm: plots.share_and_effect(averaged(vlm)[1], averaged(vlm)[5]),
     "calibration": lambda t, vlm: plots.calibration(averaged(vlm)[2]),
     "over_training": lambda t, vlm: plots.over_training(averaged(vlm)[3]),
 }
 STUDIES = (
-    "ablate_heads",
-    "patch_grid",
-    "occlusion",
-    "averages",
-    "head_atlas",
-    "calibration",
-    "over_training",
-)  # their plots ask no trace
+    "ablate_heads", "patch_grid", "occlusion", "averages", "head_atlas", "share_and_effect", "calibration", "over_training",
+)  # fmt: skip
+# their plots ask no trace
 
 
 def outside_texts(figure):
@@ -474,7 +471,7 @@ def test_needs_no_pyplot_and_says_what_to_install():
 
 
 def test_averages_are_drawn_as_they_are(vlm):
-    patched, atlas, scored, _, hidden = averaged(vlm)
+    patched, atlas, scored, _, hidden, effect = averaged(vlm)
     kept = ~np.isnan(patched.mean).all(axis=0)
     np.testing.assert_array_equal(
         np.ma.getdata(plots.averages(patched).axes[0].images[0].get_array()), patched.mean[:, kept]
@@ -484,6 +481,11 @@ def test_averages_are_drawn_as_they_are(vlm):
         assert panel.get_title() == role
         shown = np.ma.getdata(panel.images[0].get_array())
         np.testing.assert_array_equal(shown, atlas.mean[..., list(atlas.axes["role"]).index(role)])
+    points = [
+        line.get_xydata() for line in plots.share_and_effect(atlas, effect).axes[0].lines if line.get_marker() == "o"
+    ]
+    shares = atlas.mean[..., list(atlas.axes["role"]).index("asked object")]
+    np.testing.assert_allclose(points, np.stack([shares, effect.mean], axis=-1))
     bars = plots.averages(hidden).axes[0].patches
     np.testing.assert_allclose([bar.get_width() for bar in bars], hidden.mean)
     # the plots of these names draw what their studies returned over cases, too

@@ -1,0 +1,92 @@
+"""Linear probes of the tower: how exactly does each stage know where an object's edge runs through a token?
+
+    errors = studies.edge_probe(vlm, over=studies.scenes(400))
+    errors["merger"]                    # (mean error in pixels, low, high)
+
+For the left and the right edge of the asked object, at half its height, ridge regression reads the edge's place inside its
+token (0 to 28 pixels in the published models) from what a stage holds for this token: its four patches, or the merged token.
+Objects whose edge is not at half height, such as triangles, are better left out.
+Source: probes: Alain and Bengio 2016 (arXiv:1610.01644).
+"""
+
+import numpy as np
+
+from minivl.errors import Error
+from minivl.stream import run
+from minivl.studies.over import Averages, as_cases, messages_of, resized_box
+from minivl.studies.teacher_forcing import progress_bar
+
+NOTHING, PIXELS, EMBEDDED, MERGER = "nothing", "pixels", "patch_embed", "merger"
+STRENGTHS = np.float64(10) ** np.arange(-5, 3)  # of the ridge penalty, as a share of the features' mean square
+
+
+def edge_probe(vlm, over, **options):
+    """Mean error in pixels of an edge's place, by stage of the tower. -> Averages (over.py), axis "stage"
+
+    over  cases with an `asked` box; each is predicted by probes that were fitted to the other half of them
+    Stage "nothing" predicts the mean place.
+    """
+    cases = as_cases(over)
+    stages = [NOTHING, PIXELS, EMBEDDED, *[f"block {i}" for i in range(vlm.config.vision.depth)], MERGER]
+    if len(cases) < 20:
+        raise Error(f"over= has {len(cases)} cases; probes need at least 20, and several hundred to be good.")
+    rows = []
+    with progress_bar(len(cases), "edge probe") as bar:
+        for number, case in enumerate(cases):
+            if not case.asked:
+                raise Error(f"over[{number}]: the case has no asked= box, and so no edge.")
+            rows.append([edge_of(vlm, case, side, options) for side in (0, 2)])
+            bar.update()
+    errors = np.empty((len(cases), len(stages)), dtype=np.float32)
+    for at in range(len(stages)):
+        sides = [
+            errors_of_probe([row[side][1][at] for row in rows], [row[side][0] for row in rows]) for side in range(2)
+        ]
+        errors[:, at] = np.mean(sides, axis=0)
+    unknown = np.full(len(cases), np.nan, dtype=np.float32)
+    return Averages(errors, {"stage": stages}, "edge probe", "error of an edge's place, pixels", unknown, cases)
+
+
+def edge_of(vlm, case, side, options):
+    """(place of an edge inside its token, in pixels, [features of each stage]); side 0: left, 2: right."""
+    inputs = run(vlm.read(messages_of(case), **options))
+    names = ["pixel_values", "visual.patch_embed", *[f"visual.blocks.{i}" for i in range(vlm.config.vision.depth)]]
+    trace = vlm.trace(inputs, keep=[*names, "visual"], stop="visual")
+    maps = trace.maps
+    x0, y0, x1, y1 = resized_box(inputs.image_sizes, maps, case.asked[0])
+    x = x0 if side == 0 else np.nextafter(x1, x0)
+    token = int(maps.token_of_pixel(x, (y0 + y1) / 2))
+    patches = maps.patches_of_token(token)
+    slots = maps.slot_of_patch(patches)
+    features = [np.zeros(1, dtype=np.float32), trace["pixel_values"][patches], trace["visual.patch_embed"][patches]]
+    features += [trace[name][slots] for name in names[2:]]
+    features += [trace["visual"][token]]
+    return x - float(maps.pixels_of_token(token)[0]), [values.reshape(-1) for values in features]
+
+
+def errors_of_probe(features, places):
+    """Absolute error for each case, float64 [cases]: fitted to the cases with even numbers, applied to the odd, and back."""
+    X, y = np.array(features, dtype=np.float64), np.array(places, dtype=np.float64)
+    even, errors = np.arange(len(y)) % 2 == 0, np.empty(len(y), dtype=np.float64)
+    for known in (even, ~even):
+        errors[~known] = np.abs(predict(X[known], y[known], X[~known]) - y[~known])
+    return errors
+
+
+def predict(X, y, others):
+    """Ridge regression, [n, D], [n] -> predictions for `others` [m, D]; the penalty with the smallest leave-one-out error."""
+    mean, spread = X.mean(axis=0), X.std(axis=0)
+    used = spread > 1e-9
+    if not used.any():
+        return np.full(len(others), y.mean())
+    X, others = ((values[:, used] - mean[used]) / spread[used] for values in (X, others))
+    kernel, centre = X @ X.T, y.mean()
+    values, vectors = np.linalg.eigh(kernel)
+    best = None
+    for strength in STRENGTHS * X.shape[1] * len(X):
+        inverse = (vectors / (values + strength)) @ vectors.T
+        dual = inverse @ (y - centre)
+        left_out = float(np.mean((dual / np.diag(inverse)) ** 2))
+        if best is None or left_out < best[0]:
+            best = left_out, dual
+    return others @ (X.T @ best[1]) + centre

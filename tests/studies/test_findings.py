@@ -1,0 +1,134 @@
+"""Findings, probes and checkpoints over training: small runs of the real ones."""
+
+import numpy as np
+import pytest
+
+import minivl
+from minivl import Error, studies
+from minivl.studies import findings
+from minivl.studies.edge_probe import MERGER, NOTHING, edge_of, errors_of_probe, predict
+from minivl.studies.over import ASKED
+from minivl.tiny import CHECKPOINT
+from minivl.tiny.scoring import score_families, wilson
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return minivl.load()
+
+
+def test_a_finding_is_its_study(vlm, tmp_path, capsys):
+    findings.main(["hidden", "--over", "20", "--figures", str(tmp_path)])
+    text = capsys.readouterr().out
+    result = studies.occlusion(vlm, over=studies.scenes(20))
+    (row,) = [line.split(" | ") for line in text.splitlines() if line.startswith(f"| {ASKED}")]
+    low, high = wilson(20 * result.right[0], 20)
+    assert row[1] == f"{100 * result.right[0]:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
+    assert row[2].rstrip(" |") == "{:.1f} ({:.1f} to {:.1f})".format(*result[ASKED])
+    assert "python -m minivl.studies.findings hidden --over 20" in text
+    assert (tmp_path / "finding-hidden.png").stat().st_size > 5000
+
+
+def test_heads_are_chosen_by_what_is_measured(vlm):
+    model = findings.Model(vlm, 3)
+    word = list(model.atlas.axes["role"]).index("question word")
+    assert model.atlas.mean[(*model.reader, word)] == np.nanmax(model.atlas.mean[..., word])
+    assert all(model.patched_heads.mean[head] >= findings.CARRIES for head in model.carriers)
+    lines, figure = findings.FINDINGS["object"][1](model)
+    listed = [line for line in lines if line[:3].strip("| ").isdigit()]
+    assert len(listed) == len({*model.lookers, *model.carriers}) and figure.axes
+    lines, _ = findings.FINDINGS["reader"][1](model)
+    assert lines[0].startswith(f"Head {findings.head_name(model.reader)} has the largest share")
+
+
+def test_rank_correlation():
+    values = np.array([3.0, 1, 2, 8])
+    assert findings.rank_correlation(values, values**3) == pytest.approx(1)
+    assert findings.rank_correlation(values, -values) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["colours"], "no finding 'colours'. Did you mean colour"),
+        (["colour", "--over", "5"], "--over is 5"),
+        (["colour", "--figures", "nowhere/at/all"], "is no folder"),
+        (["colour", "--checkpoint", "/nowhere/at/all"], "nowhere"),
+    ],
+)
+def test_bad_options_are_named(arguments, words):
+    with pytest.raises(SystemExit, match=words):
+        findings.main(arguments)
+
+
+def test_list_of_findings(capsys):
+    findings.main(["--list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(findings.FINDINGS) and len(lines) >= 10
+
+
+# ---- probes ----
+
+
+def test_probe_reads_what_is_linear_and_nothing_else():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(80, 20))
+    y = X @ rng.normal(size=20) + 5
+    np.testing.assert_allclose(predict(X[:50], y[:50], X[50:]), y[50:], atol=0.05)
+    assert np.mean(errors_of_probe(X, y)) < 0.05
+    noise = rng.normal(size=80)
+    assert np.mean(errors_of_probe(X, noise)) > 0.7 * np.mean(np.abs(noise))
+    np.testing.assert_allclose(predict(np.ones((4, 3)), np.arange(4.0), np.ones((2, 3))), 1.5)
+
+
+def test_places_of_edges(vlm):
+    case = studies.scenes(1)[0]
+    x0, y0, x1, y1 = case.asked[0]
+    for side, x in ((0, x0), (2, x1)):
+        place, features = edge_of(vlm, case, side, {})
+        assert place == pytest.approx(x % 28 or 28 * (side == 2), abs=1e-6)
+        assert [len(values) for values in features] == [1, 4 * 1176, *[4 * 128] * 5, 192]
+    with pytest.raises(Error, match="at least 20"):
+        studies.edge_probe(vlm, [case])
+
+
+def test_edges_are_better_known_than_by_chance(vlm):
+    """On plain pictures of one square each."""
+    from PIL import Image
+
+    from minivl.tiny.scenes import COLOURS
+
+    rng, cases = np.random.default_rng(0), []
+    for _ in range(40):
+        image, side = Image.new("RGB", (112, 112), "white"), int(rng.integers(30, 60))
+        x, y = (int(n) for n in rng.integers(2, 110 - side, 2))
+        image.paste(COLOURS["red"], (x, y, x + side, y + side))
+        cases.append(studies.Case(image, "What is it?", "a", asked=((x, y, x + side, y + side),)))
+    errors = studies.edge_probe(vlm, cases)
+    assert errors["block 3"][0] < 0.7 * errors[NOTHING][0] and np.isnan(errors.baseline).all()
+    assert errors[MERGER][1] < errors[MERGER][0] < errors[MERGER][2] and str(errors).startswith(
+        "Over 40 cases, the error"
+    )
+
+
+# ---- training ----
+
+
+def test_checkpoints_of_a_run(vlm, tmp_path):
+    for step in ("000200", "000100"):
+        (tmp_path / step).mkdir()
+        for file in CHECKPOINT.iterdir():
+            (tmp_path / step / file.name).write_bytes(file.read_bytes())
+    cases = studies.scenes(2)
+    history = studies.over_training(tmp_path.iterdir(), cases, tasks=("digit", "word"), families=("digit",))
+    assert history.steps == (100, 200) and str(history).startswith("At step 200, the last of 2: digit")
+    results = score_families(vlm, 1, families={"digit": (2, 1)})
+    scores = [one.score for one in results if one.task == "digit" and not one.held_out]
+    assert [value[0] for value in history.skills["digit"]] == [np.mean(scores)] * 2
+    assert np.isnan(history.skills["word"][0]).all()
+    atlas = studies.head_atlas(vlm, cases)
+    layer, head = history.strongest[ASKED][0]
+    assert atlas[f"layer {layer}", f"head {head}", ASKED] == pytest.approx(history.heads[ASKED][0])
+    for folders, words in (([], "is empty"), ([tmp_path], "named by its step")):
+        with pytest.raises(Error, match=words):
+            studies.over_training(folders, cases)
