@@ -79,7 +79,7 @@ def build_messages(question, images=None, videos=None):
         return user(question, images, videos)
     for name, sources, noun in (("images", images, "image"), ("videos", videos, "video")):
         if sources is not None:
-            raise Error(f'{name}= goes with a question in text; among messages, put each {noun} into one\'s "content".')
+            raise Error(f'{name}= goes with a question in text; in messages, put each {noun} into the "content".')
     return question
 
 
@@ -159,9 +159,7 @@ def parse_item(item):
             return Media(kind, item_source(item, kind), item_options(item, kind))
     if "text" not in item:
         what = f"of type {item['type']!r}" if "type" in item else f"with {', '.join(item) or 'nothing in it'}"
-        raise Error(
-            f'an item {what} has no text, image or video: {{"type": "text", "text": "..."}}, image, video alike.'
-        )
+        raise Error(f'an item {what} has no text, image or video, such as {{"type": "text", "text": "..."}}.')
     if not isinstance(item["text"], str):
         raise Error(f'the text of an item is {shorten(item["text"])}, not a string: {{"type": "text", "text": "..."}}.')
     return item["text"]

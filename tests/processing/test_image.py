@@ -73,7 +73,7 @@ def test_grey_arrays():
         ("no/such.png", "does not exist"),
         (b"not a picture", "not an image that Pillow can read"),
         (png(Image.fromarray(PIXELS))[:900], "cannot read"),
-        ("https://example.org/a.png", "Download the image"),
+        ("https://example.org/a.png", "Give the path of a downloaded image"),
         ("data:image/png,abc", "must be base64"),
         ("data:image/png;base64,@", "not valid base64"),
         (5, "a int is not an image"),
