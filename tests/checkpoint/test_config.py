@@ -205,7 +205,7 @@ def broken(**changes):
         (broken(image_token_id=10**400), "image_token_id is 1000"),
         (broken(eos_token_id=[1, "2"]), "eos_token_id is '2'"),
         (broken(vision_tokens_per_second=float("inf")), "tokens_per_second is inf"),
-        (broken(vision_num_attention_heads=8), "num_attention_heads is 8 and num_heads is 16"),
+        (broken(vision_num_attention_heads=8), "num_attention_heads is 8, num_heads is 16"),
         (broken(vision_rope_parameters={"rope_type": "linear"}), "axial positions"),
         (broken(model_type=[]), "model_type is .*one architecture only"),
         (broken(model_type={"a": 1}), "one architecture only"),

@@ -64,7 +64,7 @@ def test_tokenizer_files(tmp_path):
     with pytest.raises(Error, match="no tokenizer.json"):
         Tokenizer.read(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(Error, match="not a tokenizer"):
+    with pytest.raises(Error, match="no tokenizer"):
         Tokenizer.read(tmp_path)
     older_files(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
