@@ -48,6 +48,12 @@ def table(report):
         *(COLUMNS.format(*cells(row)).rstrip() for row in report["results"]),
         "",
     ]
+    beyond = [row["workload"] for row in report["results"] if row["share"] is not None and row["share"] > 1.02]
+    if beyond:
+        lines.append(
+            f"above 100 % of the limit: {', '.join(beyond)}. The limit is then not one: the machine was busier while it was "
+            "measured, or it can be reached in a faster way than those tried"
+        )
     lines += [f"peak memory, {name}: {size / 1e9:.2f} GB" for name, size in report["peak_memory"].items() if size]
     lines += [f"left out, {name}: {why}" for name, why in report["left_out"].items()]
     return "\n".join(lines)
