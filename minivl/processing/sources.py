@@ -38,7 +38,7 @@ def locate(source, noun="image"):
     scheme = source[: source.find(":")].lower()
     if scheme in ("http", "https"):
         raise Error(
-            f"{describe_source(source)}: minivl does not fetch from the network. Download the {noun} and give its path."
+            f"{describe_source(source)}: minivl fetches nothing from the network. Give the path of a downloaded {noun}."
         )
     if scheme == "data":
         return decode_data_uri(source, noun)
