@@ -21,6 +21,8 @@ _HOMES = {
     "Answer": "minivl.answer.answer",
     "Config": "minivl.checkpoint.config",
     "Trace": "minivl.trace.trace",
+    "collect": "minivl.dataset.collect",
+    "open_store": "minivl.dataset.store",
     "set_threads": "minivl.kernels",
     "Error": "minivl.errors",
 }

@@ -184,6 +184,7 @@ def _flush_to_disk(path):
 
 def parse_bytes(value, argument):
     """Bytes of a number, or of text such as "4GB", "1.5 GiB", "800M"; `argument` is named in the error."""
+    value = plain_number(value)
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?)(I?)B?\s*", value.upper(), re.ASCII)
         if match and (match[2] or not match[3]) and len(match[1]) < 100:

@@ -43,4 +43,5 @@ def names_of(node):
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     node.body = []
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+    names = [inner for target in targets for inner in (target.elts if isinstance(target, ast.Tuple) else [target])]
+    return [name.id for name in names if isinstance(name, ast.Name)]

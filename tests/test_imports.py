@@ -28,11 +28,11 @@ MAY_IMPORT = {
     "model": "kernels processing tensors",
     "answer": "processing",
     "tiny": "answer model",
-    "compare": "checkpoint kernels model processing tensors",
+    "compare": "checkpoint kernels model processing tensors tiny",
     "plan": "checkpoint kernels model processing tiny",
     "trace": "answer checkpoint model plan tensors",
     "walk": "processing studies tensors trace",
-    "studies": "checkpoint kernels model processing tensors tiny trace",
+    "studies": "checkpoint kernels processing tensors tiny trace",
     "faults": "compare kernels model processing tensors tiny trace",
     "vlm": "answer checkpoint faults kernels model plan processing report tiny trace walk",
     "plots": "kernels processing studies tensors tiny",
@@ -40,15 +40,17 @@ MAY_IMPORT = {
     "record": "checkpoint tensors",
     "make": "tiny",
     "reference": "checkpoint processing record tensors",
+    "dataset": "checkpoint kernels plan processing tensors trace vlm",
     "bench": "checkpoint kernels model plan processing tiny vlm",
-    "lab": "checkpoint compare kernels model processing tiny trace vlm",
-    "cli": "answer bench compare faults kernels lab make plan processing reference report tensors tiny vlm walk",
+    "lab": "checkpoint compare faults kernels model processing studies tiny trace vlm",
+    "cli": "answer bench compare dataset faults kernels lab make plan processing reference report tensors tiny vlm walk",
     "__main__": "cli",
     "__init__": "",
 }
 EXCEPTIONS = {
+    ("compare/shipped.py", "minivl"),  # loads models as a user does
     ("trace/trace.py", "compare"),  # Trace.compare, imported inside the method: a face on a low floor
-    ("tiny/evaluate.py", "minivl"),  # loads models as a user does
+    ("tiny/evaluate.py", "minivl"),  # likewise
     ("studies/over_training.py", "minivl"),  # likewise
     ("studies/findings.py", "minivl"),  # likewise
     ("studies/findings.py", "plots"),  # a program: measures and draws
@@ -60,6 +62,10 @@ LIBRARIES = {  # the only folders that may import these
     "transformers": {"reference", "tiny/training", "bench"},
     "matplotlib": {"plots", "bench"},
     "mlx": {"record"},
+    "zarr": {"dataset"},
+    "pyarrow": {"dataset"},
+    "dask": {"dataset"},
+    "sklearn": {"studies"},
     "onnxruntime": {"record"},
     "openvino": {"record"},
 }

@@ -107,7 +107,7 @@ def test_module_runs():
 
 
 @pytest.mark.parametrize(
-    "command", "walk ask chat trace report what-if compare record-reference bench plan summary lab".split()
+    "command", "walk ask chat trace report collect what-if compare record-reference bench plan summary lab".split()
 )
 def test_every_command_says_what_it_does(command, capsys):
     with pytest.raises(SystemExit) as ended:

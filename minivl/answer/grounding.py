@@ -26,10 +26,11 @@ import html
 import json
 import re
 from dataclasses import dataclass
+from numbers import Real
 
 from minivl.errors import Error
 
-FARTHEST = 10**9  # pixels: what lies beyond is no place
+FARTHEST = 10**9  # pixels: a larger coordinate is not read
 BOXES, POINTS, LABELS = ("bbox_2d", "bbox"), ("point_2d", "coordinate"), ("label", "text_content", "action", "category")
 
 # The patterns never try the same text from two places, so that the time is linear in its length.
@@ -105,9 +106,14 @@ def places(text, resized_size, original_size, image=0):
 
 
 def validate_size(size):
-    if len(size) != 2 or not all(side >= 1 for side in size):
+    try:
+        height, width = size
+        valid = all(isinstance(side, Real) and 1 <= side <= FARTHEST for side in (height, width))
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
         raise Error(f"{size!r} is not the size of an image. Give (height, width), in pixels.")
-    return tuple(int(side) for side in size)
+    return int(height), int(width)
 
 
 def build_place(label, numbers, size, image, resized_size, original_size):

@@ -3,17 +3,18 @@
     with Process(Minivl, folder, workloads, threads=2) as program:
         times, result, peak = program.time("decode")
 
-Separate processes, because thread pools wait by spinning: in one process the pools of two programs would slow each other down.
-And because peak memory is a property of a process.
-A program is a class: made from a checkpoint folder and {name: Workload}; run(name) -> (seconds, result). Here are the engine
-and the limits of the machine; other programs are in peers.py.
+Thread pools wait by spinning: in one process, the pools of two programs would slow each other down. Peak memory, too, is a
+property of a process. A program is a class, made from a checkpoint folder and {name: Workload}, with run(name) -> (seconds,
+result). Here are the engine and the limits of the machine; other programs are in peers.py.
 """
 
 import contextlib
+import mmap
 import multiprocessing
 import os
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -28,6 +29,7 @@ LEAST = 0.1  # least seconds of a measurement: short work is repeated
 LONG = 1.0  # seconds from which the first run counts, too
 PAUSE = 0.05  # seconds before a measurement, in which the threads of other programs go to sleep
 READ = 1 << 30  # bytes to read: much more than any cache
+TRIES = 3  # of each way to read
 SIDE = 2048  # of the matrices to multiply
 LIMITS = {"read": READ, "sgemm": 2 * SIDE**3}  # bytes, and operations
 THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -40,8 +42,7 @@ class Minivl:
     """The engine's own stages, timed."""
 
     def __init__(self, folder, workloads):
-        self.vlm, self.workloads, self.caches = load(folder), workloads, {}
-        vlm = self.vlm
+        self.vlm, self.workloads, self.caches = (vlm := load(folder)), workloads, {}
         self.model = WithFeatures(vlm.config, vlm.weights, vlm.kernels, vlm.folder)
 
     def run(self, name):
@@ -100,13 +101,17 @@ def time_stage(stage, after=None):
 
 
 class Limits:
-    """Limits of the machine: "read" READ bytes of memory, "sgemm" multiply two float32 matrices [SIDE, SIDE]."""
+    """Limits of the machine: "read" READ bytes of memory, "sgemm" multiply two float32 matrices [SIDE, SIDE].
+
+    Memory is read in the fastest of several ways, tried out at the start: one stream or several at once, small or large pages.
+    """
 
     def __init__(self):
-        from minivl.kernels.speeds import read_sum_numba
+        from minivl.kernels.speeds import READERS
 
         rng = np.random.default_rng(0)
-        self.sum, self.words = read_sum_numba, np.ones(READ // 8, dtype=np.uint64)
+        ways = [(read, words) for words in memory_to_read() for read in READERS]
+        self.sum, self.words = min(ways, key=lambda way: min(elapsed(*way) for _ in range(TRIES + 1)))
         self.a, self.b = (rng.standard_normal((SIDE, SIDE), dtype=np.float32) for _ in range(2))
         self.product = np.empty((SIDE, SIDE), dtype=np.float32)
 
@@ -114,6 +119,24 @@ class Limits:
         began = time.perf_counter()
         result = self.sum(self.words) if name == "read" else np.matmul(self.a, self.b, out=self.product)
         return time.perf_counter() - began, np.ravel(result)[:1]
+
+
+def memory_to_read():
+    """Arrays uint64 of READ bytes: as NumPy makes them, and where the system offers them, with pages of 2 MB."""
+    yield np.ones(READ // 8, dtype=np.uint64)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            space = mmap.mmap(-1, READ)
+            space.madvise(mmap.MADV_HUGEPAGE)
+            words = np.frombuffer(space, dtype=np.uint64)
+            words[:] = 1
+            yield words
+
+
+def elapsed(function, *arguments):
+    began = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - began
 
 
 # ---- a process for each ----
@@ -126,7 +149,9 @@ class Process:
         context = multiprocessing.get_context("spawn")
         self.make, (self.connection, theirs) = make, context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, make, arguments), daemon=True)
-        with environment(dict.fromkeys(THREADS, str(threads))):
+        with mock.patch.dict(
+            os.environ, dict.fromkeys(THREADS, str(threads))
+        ):  # libraries read them when they are loaded
             self.process.start()
         theirs.close()
 
@@ -195,17 +220,3 @@ def peak_memory():
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
-
-
-@contextlib.contextmanager
-def environment(changes):
-    """Set environment variables for processes started inside the block: libraries read them when they are loaded."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value

@@ -24,7 +24,7 @@ from minivl.helpers import check_writable, format_seconds, write_whole
 
 
 def check_picture(path):
-    """That the roofline can be drawn into a file, before minutes are spent on it."""
+    """Check that the roofline can be drawn into a file, before minutes are spent on it."""
     check_writable(path)
     if importlib.util.find_spec("matplotlib") is None:
         raise Error('drawing the roofline needs matplotlib: pip install "minivl[notebooks]"')
@@ -48,13 +48,19 @@ def table(report):
         *(COLUMNS.format(*cells(row)).rstrip() for row in report["results"]),
         "",
     ]
+    beyond = [row["workload"] for row in report["results"] if row["share"] is not None and row["share"] > 1.02]
+    if beyond:
+        lines.append(
+            f"above 100 % of the limit: {', '.join(beyond)}. The limit is then not one: the machine was busier while it was "
+            "measured, or it can be reached in a faster way than those tried"
+        )
     lines += [f"peak memory, {name}: {size / 1e9:.2f} GB" for name, size in report["peak_memory"].items() if size]
     lines += [f"left out, {name}: {why}" for name, why in report["left_out"].items()]
     return "\n".join(lines)
 
 
 def cells(row):
-    """A row of the report as text. Rate and share of the limit are minivl's alrow; the difference is the others'."""
+    """A row of the report as text. Rate and share of the limit are minivl's alone; the difference is the others'."""
     ours = row["program"] == OURS
     times = format_seconds(row["median"]), " .. ".join(format_seconds(value) for value in row["quartiles"])
     end = (rate(row["rate"], row["bound"]), f"{row['share']:.0%}", "") if ours else ("", "", f"{row['difference']:.0e}")

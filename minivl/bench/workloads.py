@@ -1,6 +1,6 @@
 """What `minivl bench` measures: a model with the real shapes, workloads for it, and the least that each one costs.
 
-    write_checkpoint(folder, stored_config("3B-layers"))      # random weights that look like weights
+    write_checkpoint(folder, config_of_size("3B-layers"))      # random weights that look like weights
     for workload in workloads(config): operations(config, workload), weight_bytes(config, workload, 2)
 
 Operations: two (multiply, add) per weight of a matrix and row it is multiplied with, and four per (query, visible key,
@@ -41,7 +41,7 @@ TOGETHER = 4  # prompts decoded in one step
 # ---- the model ----
 
 
-def stored_config(size):
+def config_of_size(size):
     """config.json of "3B", or of "3B-layers": the same widths and vocabulary, two layers, two blocks, the second full.
 
     subtle: of the whole tower's 32 blocks only 4 are full, so its times are not sixteen times those of the two.

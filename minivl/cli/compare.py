@@ -1,50 +1,55 @@
 """`minivl compare`: two recordings of one prompt."""
 
-from minivl.cli.options import add_options
-
+HELP = "compare two recordings of one prompt: the first difference, and its cause"
+EPILOG = (
+    "Exit status: 0 if all agrees, 2 if something differs, 3 if all that was compared agrees but too little was (--require, "
+    "or many unknown names), 1 on an error."
+)
 OPTIONS = (
+    ("ours OURS", str, ".safetensors or .npz with minivl's names, as `minivl trace` writes it"),
+    ("theirs THEIRS", str, ".safetensors, .npz or .pt of the other program"),
     ("--names MAP.json", str, '{"ffn_out-{}": "model.layers.{}.mlp.down_proj"}: their names to ours'),
+    ("--write-names FILE", str, "write the map of names that were found by their values, for --names"),
     ("--tolerance X", float, "largest error, relative to a tensor's largest value (2e-5)"),
     ("--all", bool, "every row of the table"),
     ("--image FILE", list, "an image of the prompt, to explain a resize; may be given several times"),
     (
         "--model PATH",
         str,
-        "the model: it judges each stage alone, and finds mistakes in tensors that were not recorded",
+        "the model: it judges each stage alone, and finds mistakes in tensors that were not recorded. "
+        "Default: the model that ships, if OURS is a run of it",
     ),
+    ("--no-model", bool, "judge by the recordings alone"),
     ("--require GLOB", list, "our tensors that must be compared ('visual.*'), or the exit status is 3"),
-    ("--config PATH", str, "config.json, if the first file does not hold it and --model is not given"),
+    ("--config PATH", str, "config.json, if the first file does not hold it and there is no model"),
+    ("--json FILE", str, "write the result as JSON: every row, cause and note"),
+    ("--html FILE", str, "write the result as one page: the path as a map, green to red"),
 )
-
-
-def add(subparsers):
-    parser = subparsers.add_parser(
-        "compare",
-        help="compare two recordings of one prompt: the first difference, and its cause",
-        epilog="Exit status: 0 if all agrees, 2 if something differs, 3 if all that was compared agrees but too little was "
-        "(--require, or many unknown names), 1 on an error.",
-    )
-    parser.add_argument(
-        "ours", metavar="OURS", help=".safetensors or .npz with minivl's names, as `minivl trace` writes it"
-    )
-    parser.add_argument("theirs", metavar="THEIRS", help=".safetensors, .npz or .pt of the other program")
-    add_options(parser, OPTIONS)
-    return parser
 
 
 def run(options):
     """Exit status 2 if something differs, 3 if too little was compared."""
     from minivl.compare.comparison import TOLERANCE, compare
+    from minivl.compare.page import to_json, write_page
     from minivl.compare.render import text
+    from minivl.errors import Error
+    from minivl.helpers import check_writable, write_json
 
-    model = None
-    if options.model is not None:
-        from minivl.vlm import load
-
-        model = load(options.model)
+    if options.no_model and options.model is not None:
+        raise Error("--model and --no-model exclude each other. Give one of them.")
+    for path in (options.write_names, options.json, options.html):
+        if path is not None:
+            check_writable(path)
     tolerance = TOLERANCE if options.tolerance is None else options.tolerance
+    model = False if options.no_model else options.model
     comparison = compare(
         options.ours, options.theirs, options.names, tolerance, options.config, options.image, model, options.require
     )
+    if options.write_names is not None:
+        write_json(comparison.names, options.write_names)
+    if options.json is not None:
+        write_json(to_json(comparison), options.json)
+    if options.html is not None:
+        write_page(comparison, options.html)
     print(text(comparison, options.all))
     return 2 if not comparison.ok else 0 if comparison.covered else 3

@@ -23,20 +23,18 @@ within GROWTH times the largest of any row before it, and never above WORST time
 the rounding cannot be seen in such a recording.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 from tqdm import tqdm
 
 from minivl.checkpoint.config import Config
-from minivl.compare.diagnose import find_causes, find_faint_eps, is_right, of_the_layout, of_the_stage
-from minivl.compare.local import Local, fit, judge_from_theirs
+from minivl.compare.coverage import not_compared, nothing_in_common, row_without_match
+from minivl.compare.layouts import find_processor_rows, merge_rope_rows, replace_arrays
+from minivl.compare.local import inputs_or_none, judge_from_theirs, with_local_errors
 from minivl.compare.match_names import match_names, unmatched
-from minivl.compare.measure import align, axis_orders
-from minivl.compare.mistakes import Step
-from minivl.compare.recordings import Recording, open_recording
+from minivl.compare.match_values import match_values
+from minivl.compare.recordings import open_recording
 from minivl.compare.render import html, text
 from minivl.compare.rows import (
     CLOSE,
@@ -52,18 +50,14 @@ from minivl.compare.rows import (
     rounding_limit,
     softmax_error,
 )
+from minivl.compare.search import Evidence, add_all_causes
+from minivl.compare.shipped import find_model
 from minivl.errors import Error
-from minivl.helpers import did_you_mean
-from minivl.stream import value_of
-from minivl.tensors import catalogue
+from minivl.helpers import plain_number
 from minivl.tensors.catalogue import in_data_flow
-from minivl.tensors.names import parse
 
 TOLERANCE = 2e-5
-NOISE = 5e-7  # errors that no mistake is searched for
-FAR = 100  # so many tolerances are no rounding
 FEW, SHARE = 3, 0.1  # unmatched tensors of theirs, and their share, that still count as covered
-LAYOUTS = ("transposed", "axes exchanged", "axes in another order", "another shape", "batch axis", "whole rows")
 
 
 @dataclass(frozen=True)
@@ -74,6 +68,7 @@ class Comparison:
     before     the last tensor before `first` that agrees;  between  our tensors between these two that theirs does not have
     unmatched  their tensors that mean none of ours;  required  ours that had to be compared and were not
     arithmetic how theirs computes, as far as a model could tell; None without one
+    names      {theirs: ours} that were found by their values;  notes  sentences on how theirs was read
     """
 
     rows: list
@@ -84,6 +79,8 @@ class Comparison:
     unmatched: tuple = ()
     required: tuple = ()
     arithmetic: str | None = None
+    names: dict = field(default_factory=dict)
+    notes: tuple = ()
 
     @property
     def compared(self):
@@ -151,45 +148,64 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
     tolerance  largest error of an OK; see above
     config     a Config, a config.json or its contents, to find causes; by default the one in our file
     pictures   the images of the prompt, to find mistakes in resizing
-    model      a VLM with the same weights: it judges each stage alone, and finds mistakes between two recorded tensors
+    model      a VLM with the same weights, or a folder or hub id of one: it judges each stage alone, and finds mistakes
+               between two recorded tensors. Default: the model that ships, if ours is a run of it; False for none
     require    names or globs of our tensors that must be compared: "visual.*"; see `Comparison.covered`
     """
+    tolerance = plain_number(tolerance)
     if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
         raise Error(
             f"tolerance={tolerance!r}; it must be a number from 0 to below 1, relative to a tensor's largest value."
         )
     ours, theirs = open_recording(ours, "the first"), open_recording(theirs, "the second")
+    model, notes = find_model(model, ours)
     config = model.config if config is None and model is not None else find_config(config, ours, theirs)
-    matches = match_names(theirs, ours, names)
+    matches, left = match_names(theirs, ours, names), unmatched(theirs, ours, names)
+    theirs = merge_rope_rows(theirs, matches, config)
+    theirs, by_values = read_by_values(ours, theirs, left, matches, model)
+    matches |= {mine: name for mine, (name, _) in by_values.layouts.items()}
     if not matches:
         raise Error(nothing_in_common(ours, theirs))
     precision = max(find_precision(theirs, matches), find_precision(ours, {n: n for n in matches}), key=ROUNDING.get)
-    theirs = merge_rope_rows(theirs, matches, config)
-    rows = compare_rows(ours, theirs, matches, tolerance, precision)
+    rows = compare_rows(ours, theirs, matches, tolerance, precision, by_values.layouts)
     local = None if model is None else judge_from_theirs(model, ours, theirs, matches, precision)
     if local is not None:
         rows, local = with_local_errors(rows, local, tolerance)
-    rows += [row_without_match(name, theirs, ours) for name in theirs if name not in matches.values()]
+    explained = {*matches.values(), *by_values.equal}
+    rows += [row_without_match(name, theirs, ours) for name in theirs if name not in explained]
     comparison = Comparison(
         rows,
         (ours.label, theirs.label),
         tolerance,
         precision,
         informed=(config is not None, model is not None),
-        unmatched=tuple(unmatched(theirs, ours, names)),
+        unmatched=tuple(name for name in left if name not in explained),
         required=not_compared(require, rows),
         arithmetic=None if local is None else local.arithmetic,
+        names={name: mine for mine, (name, _) in by_values.layouts.items()},
+        notes=(*notes, *by_values.notes),
     )
     agreeing = {row.name for row in comparison.compared if row.status in (OK, CLOSE)}
     limit = max(tolerance, rounding_limit(precision, 0.0))
     evidence = Evidence(ours, theirs, matches, agreeing.__contains__, config, open_images(pictures), local, limit)
-    for add_causes in PASSES:
-        comparison = add_causes(comparison, evidence)
-    return comparison
+    return add_all_causes(comparison, evidence)
 
 
-def compare_rows(ours, theirs, matches, tolerance, precision):
-    """A Row for each tensor of ours."""
+def read_by_values(ours, theirs, left, matches, model):
+    """(their recording in our layouts, `ValueMatches` of their tensors `left`)."""
+    rows = find_processor_rows(ours, theirs, matches, left)
+    inputs = None if model is None else inputs_or_none(ours, model.config)
+    found = match_values(ours, theirs, left, matches, rows is not None, model if inputs is not None else None, inputs)
+    layouts = {**(rows or {}), **found.layouts}
+    if rows is not None:
+        found.notes.append(
+            "theirs keeps the tower's rows in the image processor's order: they are compared in window order"
+        )
+    return replace_arrays(theirs, {name: layout.apply(theirs[name]) for name, layout in layouts.values()}), found
+
+
+def compare_rows(ours, theirs, matches, tolerance, precision, layouts=()):
+    """A Row for each tensor of ours; layouts: of those that were found by their values."""
     rows, largest = [], 0.0
     for name in tqdm(in_data_flow(ours), desc="comparing", unit="tensor", leave=False, delay=1, disable=None):
         row = Row(name, MISSING, shape=ours[name].shape, note=f"not in {theirs.label}")
@@ -198,68 +214,14 @@ def compare_rows(ours, theirs, matches, tolerance, precision):
             row = compare_tensor(name, ours[name], matches[name], theirs[matches[name]], tolerance, rounded)
             if row.status == DIFF and max(row.error, row.rms) <= softmax_error(name, ours, rows):
                 row = replace(row, status=CLOSE)
+            if name in layouts:
+                row = replace(
+                    row, note="; ".join(filter(None, ["found by its values", layouts[name][1].text, row.note]))
+                )
             if row.status == CLOSE and not name.endswith(".probs"):
                 largest = max(largest, row.rms)
         rows.append(row)
     return rows
-
-
-def merge_rope_rows(theirs, matches, config):
-    """Their recording, with the cos and sin of transformers 4.x, [3, 1, T, K], merged into [T, K] by mrope_section."""
-    merged = {}
-    for name in [name for name in matches if parse(name).own in ("model.rope.cos", "model.rope.sin")]:
-        tables = theirs[matches[name]]
-        if tables.ndim in (3, 4) and len(tables) == 3 and tables.size and config is not None:
-            tables = tables.reshape(3, *tables.shape[-2:])
-            rows = np.tile(np.repeat(np.arange(3), config.text.rope.mrope_section), 2)
-            if len(rows) == tables.shape[-1]:
-                merged[matches[name]] = np.stack([tables[row, :, j] for j, row in enumerate(rows)], axis=1)
-    return Recording({**theirs, **merged}, theirs.label, theirs.metadata) if merged else theirs
-
-
-def with_local_errors(rows, local, tolerance):
-    """(rows with statuses by their local errors, local); unchanged and None if it is ours that the model does not give."""
-    judged = [judge(row, local, tolerance) for row in rows]
-    wrong = [at for at, row in enumerate(judged) if row.status == DIFF]
-    moved = [row for row in rows if row.status == DIFF and row.name in local.figures]
-    if not wrong and local.arithmetic == "float32" and any(row.error > FAR * tolerance for row in moved):
-        return rows, None
-    first = wrong[0] if wrong else len(rows)
-    return [replace(r, status=CLOSE) if r.status == INPUT and at < first else r for at, r in enumerate(judged)], local
-
-
-def judge(row, local, tolerance):
-    if row.status in (MISSING, SHAPE) or row.name not in local.figures:
-        return row
-    row = replace(row, local=local.figures[row.name]["error"])
-    if local.is_fault(row.name, tolerance):
-        return replace(row, status=DIFF)
-    return replace(row, status=INPUT) if row.status == DIFF else row
-
-
-def not_compared(require, rows):
-    """Our tensors that match a required name or glob and were not compared. Raises an Error for one that matches none."""
-    missing = []
-    for pattern in [require] if isinstance(require, str) else require:
-        matching = [row for row in rows if row.shape is not None and fnmatchcase(row.name, pattern)]
-        if not matching:
-            raise Error(f"require={pattern!r} matches none of our tensors. docs/tensors.md lists the names.")
-        missing += [row.name for row in matching if row.status == MISSING]
-    return tuple(dict.fromkeys(missing))
-
-
-def nothing_in_common(ours, theirs):
-    """The text of the Error for recordings without a common name."""
-    if not len(theirs) or not len(ours):
-        return (
-            f"{(theirs if not len(theirs) else ours).label} has no tensors. Was it closed before anything was recorded?"
-        )
-    hints = ((name, did_you_mean(name, ours, 1, 0.6)) for name in theirs)
-    name, hint = next((pair for pair in hints if pair[1]), (next(iter(theirs)), ""))
-    return (
-        f"no tensor of {theirs.label} has a name of {ours.label}: the first one there is {name!r}.{hint} docs/tensors.md "
-        'lists the names; names={"theirs-{}": "model.layers.{}.mlp.act"} maps others.'
-    )
 
 
 def find_config(given, *recordings):
@@ -277,181 +239,3 @@ def open_images(pictures):
 
     pictures = pictures if isinstance(pictures, (list, tuple)) else [pictures]
     return [open_image(picture) for picture in pictures]
-
-
-def row_without_match(name, theirs, ours):
-    hint = did_you_mean(name, ours, 1, 0.6)
-    note = f"only in {theirs.label}" + f".{hint}" * bool(hint)
-    return Row(name, MISSING, their_name=name, their_shape=theirs[name].shape, note=note)
-
-
-# ---- causes: passes over a comparison, each of which adds some ----
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What causes are searched with.
-
-    matches  {our name: their name};  agrees  function of a name: whether both have the same values
-    local    the `Local` errors, if a model could give them;  limit  largest error that a cause may leave
-    """
-
-    ours: Recording
-    theirs: Recording
-    matches: dict
-    agrees: Callable
-    config: Config | None
-    images: list
-    local: Local | None
-    limit: float
-
-    def known(self, name):
-        """The values that both agree about, or ours; None if it was not recorded."""
-        if self.agrees(name):
-            there = align(self.ours[name], self.theirs[self.matches[name]])[1]
-            return there if there.shape == self.ours[name].shape else self.ours[name]
-        return self.ours.get(name)
-
-    def known_from_theirs(self, name):
-        """What their stage had as its input: theirs, or ours computed from theirs."""
-        return value_of(self.local.known[name]) if name in self.local.known else self.known(name)
-
-    def limit_of(self, row):
-        """Largest error that a cause of this row may leave."""
-        limits = {} if self.local is None else self.local.limits
-        return max(self.limit, limits[row.name][0]) if row.name in limits else self.limit
-
-    def step(self, row, turned=False, order=None):
-        """The Step of a row; turned: with the two sides exchanged; order: of theirs' axes."""
-        if self.local is not None and row.name in self.local.figures and order is None and not turned:
-            ours = self.local.computed[row.name]
-            theirs = fit(self.local.theirs, row.name, ours.shape)
-            return Step(row.name, ours, theirs, self.known_from_theirs, self.config, self.images)
-        ours, theirs, _ = align(self.ours[row.name], self.theirs[row.their_name])
-        theirs = theirs if order is None else theirs.transpose(order)
-        pair = (theirs, ours) if turned else (ours, theirs)
-        return Step(row.name, *pair, self.known, self.config, self.images)
-
-
-def with_causes(row, causes, whose="theirs"):
-    layout = row.status == SHAPE and bool(causes) and causes[0].exact and causes[0].name in LAYOUTS
-    return replace(row, causes=tuple(replace(cause, whose=whose) for cause in causes), same_values=layout)
-
-
-def add_layouts(comparison, evidence):
-    """The same values in another layout, of every SHAPE row."""
-    for row in [row for row in comparison.rows if row.status == SHAPE]:
-        causes = find_causes(evidence.step(row), evidence.limit, (of_the_layout,))
-        comparison = comparison.replace_row(row, with_causes(row, causes))
-    return comparison
-
-
-def add_faint_mistakes(comparison, evidence):
-    """Mistakes smaller than the tolerance, up to the first difference: another eps may change a norm by 5e-6 of its values.
-
-    Rounding is different in every value: a known mistake that leaves less than a tenth of a difference is no accident.
-    An eps that changes values by less than rounding is found in all rows together.
-    """
-    for row in comparison.rows:
-        if row.status in (DIFF, SHAPE) and not row.same_values:
-            break
-        if row.status != OK or not row.error or not is_made_by(row.name, "norm", "gelu"):
-            continue
-        step = evidence.step(row)
-        causes = find_causes(step, evidence.limit, (of_the_stage,)) if row.error > NOISE else []
-        causes = causes or (find_faint_eps(step) if is_made_by(row.name, "norm") else [])
-        if causes:
-            return comparison.replace_row(row, with_causes(replace(row, status=DIFF), causes))
-    return comparison
-
-
-def is_made_by(name, *operations):
-    tensor = catalogue.of(name)
-    return tensor is not None and tensor.made_by in operations
-
-
-def add_causes_of_first(comparison, evidence):
-    """Mistakes of the first difference's own stage."""
-    return search(comparison, lambda row: find_causes(evidence.step(row), evidence.limit_of(row)))
-
-
-def add_causes_in_another_layout(comparison, evidence):
-    """The same, if the first difference has its axes in another order too."""
-
-    def causes(row):
-        step = evidence.step(row)
-        orders = axis_orders(step.ours.shape, step.theirs.shape)
-        return find_causes(evidence.step(row, order=orders[0]), evidence.limit) if len(orders) == 1 else []
-
-    return search(comparison, causes)
-
-
-def add_causes_of_ours(comparison, evidence):
-    """The same with the sides exchanged, if theirs is right."""
-
-    def causes(row):
-        right = is_right(evidence.step(row), evidence.limit)
-        return find_causes(evidence.step(row, turned=True), evidence.limit) if right else []
-
-    return search(comparison, causes, "ours")
-
-
-def add_causes_between(comparison, evidence):
-    """Mistakes of tensors between the last that agrees and the first difference, if there is a model to run."""
-    if evidence.local is None:
-        return comparison
-    return search(comparison, lambda row: search_between(comparison, row, evidence))
-
-
-def search_between(comparison, row, evidence):
-    """[Cause] among the tensors that theirs does not have, between the row before and this one."""
-    from minivl.compare.mistakes.replay import causes_between
-
-    ahead = comparison.rows[: comparison.rows.index(row)]
-    compared = [at for at, other in enumerate(ahead) if other.status != MISSING]
-    near = ahead[compared[-1] + 1 :] if compared else ahead
-    shared = [other for other in ahead if other not in near and is_shared(other.name, row.name)]
-    names = [other.name for other in [*shared, *near] if other.status == MISSING]
-    if row.name not in evidence.local.figures or not names:
-        return []
-    return causes_between(row.name, names, evidence.local, evidence.limit_of(row), evidence.ours)
-
-
-def is_shared(name, user):
-    """Whether a tensor is one of the indices and angles that all blocks of a half use."""
-    tensor, other = catalogue.of(name), catalogue.of(user)
-    return is_made_by(name, "", "angles") and other is not None and tensor.section == other.section
-
-
-def add_causes_of_other_faults(comparison, evidence):
-    """The same for every other stage that is wrong by itself, in the first block or layer of its kind."""
-    if evidence.local is None or comparison.first is None:
-        return comparison
-    seen = {parse(comparison.first.name).general}
-    for row in comparison.faults:
-        general = parse(row.name).general
-        if general in seen or row.name not in evidence.local.figures:
-            continue
-        seen.add(general)
-        causes = find_causes(evidence.step(row), evidence.limit_of(row)) or search_between(comparison, row, evidence)
-        comparison = comparison.replace_row(row, with_causes(row, causes))
-    return comparison
-
-
-def search(comparison, causes, whose="theirs"):
-    """The comparison with causes(first row), if that has none yet."""
-    row = comparison.first
-    if row is None or row.causes:
-        return comparison
-    return comparison.replace_row(row, with_causes(row, causes(row), whose))
-
-
-PASSES = (
-    add_layouts,
-    add_faint_mistakes,
-    add_causes_of_first,
-    add_causes_in_another_layout,
-    add_causes_of_ours,
-    add_causes_between,
-    add_causes_of_other_faults,
-)

@@ -19,21 +19,27 @@ import numpy as np
 from minivl.compare.measure import align, axis_orders, measure
 from minivl.compare.mistakes import Step, Unknown
 from minivl.compare.mistakes.text_positions import seconds_per_grid
+from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, SHAPE
 from minivl.errors import Error
 from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.processing.inputs import Inputs
 from minivl.stream import run, value_of
+from minivl.tensors import catalogue
 from minivl.tensors.names import parse
 
 SLACK = 5  # rounded twice, or in another order: a few times the error of the simulated rounding
 NOISE = 2e-6  # relative: what the order of summation makes of a product in float32
+FAR = 100  # so many tolerances are no rounding
 ARITHMETICS = {  # name: (are all tensors rounded, are the inputs of products, to which type)
     "float32": (False, False, "float32"),
     "bfloat16": (True, False, "bfloat16"),
     "float16": (True, False, "float16"),
     "float32 with products of bfloat16": (False, True, "bfloat16"),
     "float32 with products of float16": (False, True, "float16"),
+    "float32 with products of int8": (False, True, "int8"),
 }
+LIKE = 3  # errors within this factor of those of an arithmetic, of all products, are of its size
+FEWEST_PRODUCTS, MOST_PRODUCTS = 8, 0.8
 
 
 def inputs_of(ours, config):
@@ -47,10 +53,20 @@ def inputs_of(ours, config):
     )  # fmt: skip
 
 
+def inputs_or_none(ours, config):
+    try:
+        return inputs_of(ours, config)
+    except (KeyError, Unknown):
+        return None
+
+
 def round_to(array, kind, seed=0):
     """The array rounded to a type; to float32: with noise of the size of another order of summation."""
     if array.dtype != np.float32 or not array.size:
         return array
+    if kind == "int8":  # each row by its largest value
+        step = np.abs(array).max(axis=-1, keepdims=True) / np.float32(127)
+        return np.round(array / np.where(step == 0, np.float32(1), step)) * step
     if kind == "bfloat16":
         return to_float32(from_float32(array))
     with np.errstate(over="ignore"):
@@ -77,6 +93,8 @@ def fit(theirs, name, shape):
     squeezed = align(np.empty(shape, dtype=np.bool_), array)[1]
     if squeezed.shape == shape:
         return squeezed
+    if 1 not in shape:
+        squeezed = squeezed.reshape([size for size in squeezed.shape if size != 1])
     orders = axis_orders(shape, squeezed.shape)
     return squeezed.transpose(orders[0]) if len(orders) == 1 else None
 
@@ -134,7 +152,7 @@ class Local:
     def __init__(self, model, inputs, theirs, precision):
         self.model, self.inputs, self.theirs = model, inputs, theirs
         self.computed, self.known = run_from_theirs(model, inputs, theirs, None)
-        self.figures = {}
+        self.figures, self.runs = {}, {}
         for name, ours in self.computed.items():
             there = fit(theirs, name, ours.shape)
             if there is not None:
@@ -149,12 +167,28 @@ class Local:
     def find_arithmetic(self, precision):
         """(arithmetic, its run), by the median distance of their tensors from those of a run in it."""
         names = [precision] if precision != "float32" else [n for n in ARITHMETICS if n.startswith("float32")]
-        runs = {name: run_from_theirs(self.model, self.inputs, self.theirs, name)[0] for name in names}
-        left = {name: self.median(run) for name, run in runs.items()}
         plain = self.median(self.computed)
+        names = names[:1] if plain <= NOISE else names
+        runs = {name: self.run_in(name) for name in names}
+        left = {name: self.median(run) for name, run in runs.items()}
         best = min(left, key=left.get)
-        best = best if best == names[0] or left[best] < plain / 4 else names[0]
+        if left[best] >= plain / 4:
+            best = next((name for name in names[1:] if self.is_of_size(runs[name])), names[0])
         return best, runs[best]
+
+    def run_in(self, arithmetic):
+        """{name: tensor} from their inputs in an arithmetic; run once."""
+        if arithmetic not in self.runs:
+            self.runs[arithmetic] = run_from_theirs(self.model, self.inputs, self.theirs, arithmetic)[0]
+        return self.runs[arithmetic]
+
+    def is_of_size(self, run):
+        """Whether the errors of most recorded products are of the size that this run makes of the same inputs."""
+        names = [name for name in self.figures if (tensor := catalogue.of(name)) and tensor.made_by == "linear"]
+        made = [(self.figures[name]["rms"], measure(self.computed[name], run[name])["rms"]) for name in names]
+        ratios = np.array([theirs / ours for theirs, ours in made if ours and theirs > NOISE])
+        flat = np.mean((1 / LIKE <= ratios) & (ratios <= LIKE)) if len(ratios) else 0.0
+        return len(ratios) >= FEWEST_PRODUCTS and flat >= MOST_PRODUCTS
 
     def median(self, run):
         errors = [measure(run[name], fit(self.theirs, name, run[name].shape))["rms"] for name in self.figures]
@@ -172,9 +206,8 @@ class Local:
 
 def judge_from_theirs(model, ours, theirs, matches, precision):
     """The `Local` errors of a recording, or None if ours lacks the inputs of a run."""
-    try:
-        inputs = inputs_of(ours, model.config)
-    except (KeyError, Unknown):
+    inputs = inputs_or_none(ours, model.config)
+    if inputs is None:
         return None
     arrays = {mine: theirs[name] for mine, name in matches.items()}
     numbers = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
@@ -184,3 +217,23 @@ def judge_from_theirs(model, ours, theirs, matches, precision):
         except (Error, ValueError, IndexError, ArithmeticError):
             continue
     return None
+
+
+def with_local_errors(rows, local, tolerance):
+    """(rows with statuses by their local errors, local); unchanged and None if it is ours that the model does not give."""
+    judged = [judge(row, local, tolerance) for row in rows]
+    wrong = [at for at, row in enumerate(judged) if row.status == DIFF]
+    moved = [row for row in rows if row.status == DIFF and row.name in local.figures]
+    if not wrong and local.arithmetic == "float32" and any(row.error > FAR * tolerance for row in moved):
+        return rows, None
+    first = wrong[0] if wrong else len(rows)
+    return [replace(r, status=CLOSE) if r.status == INPUT and at < first else r for at, r in enumerate(judged)], local
+
+
+def judge(row, local, tolerance):
+    if row.status in (MISSING, SHAPE) or row.name not in local.figures:
+        return row
+    row = replace(row, local=local.figures[row.name]["error"])
+    if local.is_fault(row.name, tolerance):
+        return replace(row, status=DIFF)
+    return replace(row, status=INPUT) if row.status == DIFF else row

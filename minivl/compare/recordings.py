@@ -122,6 +122,8 @@ def recorded_order(names, metadata):
 
 def read_npz(path):
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is not a zip file")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as cause:  # zipfile, zlib and NumPy raise exceptions of their own
@@ -142,10 +144,12 @@ def read_pt(path):
     """A dict of tensors as torch.save writes it. No code in it is run: only tensors, numbers and containers are read."""
     try:
         with zipfile.ZipFile(path) as file:
-            pickled = next(name for name in file.namelist() if name.endswith("/data.pkl"))
+            pickled = next((name for name in file.namelist() if name.endswith("/data.pkl")), None)
+            if pickled is None:
+                raise ValueError("it has no data.pkl")
             with file.open(pickled) as stream:
                 contents = TensorUnpickler(stream, file, pickled.removesuffix("data.pkl")).load()
-    except (zipfile.BadZipFile, StopIteration, KeyError, EOFError, ValueError, pickle.UnpicklingError) as cause:
+    except (zipfile.BadZipFile, KeyError, EOFError, ValueError, pickle.UnpicklingError) as cause:
         raise Error(f"cannot read {path}: {cause}. Write it with torch.save({{name: tensor, ...}}, path).") from None
     if not isinstance(contents, Mapping):
         raise Error(f"{path} is a {type(contents).__name__}. Write it with torch.save({{name: tensor, ...}}, path).")

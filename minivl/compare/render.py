@@ -11,6 +11,7 @@ HEADER = ("", "tensor", "shape", "error", "alone", "rms", "cosine", "largest at"
 ALONE = HEADER.index("alone")  # a column that only a comparison with a model has
 BEFORE = 6  # agreeing rows shown before the first difference
 AFTER = 12  # rows shown after it
+MOST_NOTES = 5
 
 
 def text(comparison, everything=False):
@@ -72,7 +73,7 @@ def verdict(comparison):
         for status in (OK, CLOSE, DIFF, INPUT, SHAPE, MISSING)
     }
     lines = [", ".join(f"{count} {status}" for status, count in counts.items() if count)]
-    lines += [*coverage(comparison), *arithmetic(comparison)]
+    lines += [*coverage(comparison), *reading(comparison), *arithmetic(comparison)]
     if counts[CLOSE] and comparison.arithmetic is None:
         lines[0] += f" (theirs has {comparison.precision} values: OK~ is within their rounding)"
     if comparison.first is None:
@@ -103,10 +104,22 @@ def coverage(comparison):
             yield f"NOT COMPARED: {len(names)} tensors {what}: {some}. A name map (names=) may say what they are."
 
 
+def reading(comparison):
+    """Lines: how the names and layouts of theirs were read, and by which model it was judged."""
+    if comparison.names:
+        yield f"Found by their values: {len(comparison.names)} of their tensors (`names`, or --write-names, keeps the map)."
+    for note in comparison.notes[:MOST_NOTES]:
+        yield f"Note: {note}."
+    if len(comparison.notes) > MOST_NOTES:
+        yield f"... and {len(comparison.notes) - MOST_NOTES} more notes"
+
+
 def arithmetic(comparison):
     """A line on the precision of theirs, if a model judged it."""
     if comparison.arithmetic not in (None, "float32"):
-        yield f"Theirs computes in {comparison.arithmetic}: errors up to what this makes of the same inputs are no fault."
+        alike = " (or TF32, which has as many digits)" if comparison.arithmetic.endswith("products of float16") else ""
+        up_to = "errors up to what this makes of the same inputs are no fault"
+        yield f"Theirs computes in {comparison.arithmetic}{alike}: {up_to}."
 
 
 def other_faults(comparison):

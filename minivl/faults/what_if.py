@@ -95,9 +95,8 @@ def what_if(vlm, name, question=None, images=None, videos=None, keep="*", **opti
     right = vlm.trace(prompt, keep=wanted, **options)
     with wrong.inject():
         other = with_fresh_kernels(vlm).trace(prompt, keep=wanted, **options)
-    comparison = compare(
-        right, other, config=vlm.config, pictures=[] if isinstance(prompt, Inputs) else open_pictures(prompt)
-    )
+    pictures = [] if isinstance(prompt, Inputs) else open_pictures(prompt)
+    comparison = compare(right, other, config=vlm.config, pictures=pictures, model=False)
     return WhatIf(
         wrong,
         question if isinstance(question, str) else None,

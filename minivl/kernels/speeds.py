@@ -3,9 +3,10 @@
     total = words[0] + words[1] + ...        an array much larger than the caches, all threads at once
 
 Whole numbers are added, so that the order does not matter; the additions are far faster than the memory.
-`minivl bench` measures with it. The other limit, arithmetic, is NumPy's own float32 matrix product.
+`minivl bench` measures with the fastest of READERS, in memory with small and with large pages. The other limit, arithmetic, is
+NumPy's own float32 matrix product.
 
-`calibrate` asks less and something else: how fast minivl's own kernels are here, for `minivl plan`.
+`calibrate` measures the speeds of minivl's own kernels on this machine, for `minivl plan`.
 """
 
 import statistics
@@ -21,7 +22,8 @@ from minivl.kernels.linear import linear_numba
 from minivl.kernels.norms import rms_norm_numba
 from minivl.kernels.warm_up import compile_kernels
 
-PIECE = 1 << 15  # words that a thread reads in one go: 256 KB
+PIECE = 1 << 15  # words that a thread reads in one go: 256 KB, in one stream or in STREAMS at once
+STREAMS = 4
 ONE = 0x3F80  # 1.0 as bfloat16 bits
 
 
@@ -32,6 +34,41 @@ def read_sum_numpy(words):
 
 def read_sum_numba(words):
     return int(_read_sum(words))
+
+
+def read_streams_numba(words):
+    return int(_read_streams(words))
+
+
+READERS = read_sum_numba, read_streams_numba  # which is faster depends on the processor: a limit is the fastest
+
+
+@numba.njit(parallel=True, cache=CACHE)
+def _read_streams(words):
+    pieces = len(words) // PIECE
+    total = words[pieces * PIECE :].sum()
+    for piece in numba.prange(pieces):
+        total += _read_piece(words[piece * PIECE : (piece + 1) * PIECE])
+    return total
+
+
+@numba.njit(cache=CACHE)
+def _read_piece(words):
+    """The sum of a piece, read at STREAMS places at once: each is a stream to the processor's prefetching."""
+    length = len(words) // STREAMS
+    first, second, third, fourth = (
+        words[:length],
+        words[length : 2 * length],
+        words[2 * length : 3 * length],
+        words[3 * length :],
+    )
+    a = b = c = d = np.uint64(0)
+    for i in range(length):
+        a += first[i]
+        b += second[i]
+        c += third[i]
+        d += fourth[i]
+    return a + b + c + d
 
 
 @numba.njit(parallel=True, cache=CACHE)

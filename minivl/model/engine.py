@@ -10,6 +10,8 @@
 A method whose docstring begins with "Stage:" is a generator of named tensors (stream.py).
 """
 
+import math
+
 import numpy as np
 
 from minivl.errors import Error
@@ -98,7 +100,7 @@ class Engine:
         delta = yield "rope_delta", np.array([following - T], dtype=np.int64)
         for i, rows in enumerate(split_evenly(len(x), self.prefill_chunk)):
             prefix = f"chunks.{i}.model" if i else "model"
-            hidden = yield from under(prefix, self._decoder(x[rows], position_ids[:, rows], cache))
+            hidden = yield from under(prefix, self.run_decoder(x[rows], position_ids[:, rows], cache))
             cache.commit(input_ids[rows], T + int(delta[0]))
         cache.pictures = media
         return (yield from self._logits(hidden))
@@ -111,12 +113,13 @@ class Engine:
         x = yield "model.embed_tokens", self.embed_tokens(token)
         # subtle: the three positions go on from the largest one used so far, not from the number of tokens
         position_ids = yield "position_ids", np.full((3, len(token)), cache.next_position, dtype=np.int64)
-        hidden = yield from under("model", self._decoder(x, position_ids, cache))
+        hidden = yield from under("model", self.run_decoder(x, position_ids, cache))
         cache.commit(token, cache.next_position + 1)
         return (yield from self._logits(hidden, len(token)))
 
-    def _decoder(self, x, position_ids, cache):
-        return decoder(x, position_ids, cache, self.weights.at("model"), self.config.text, self.kernels)
+    def run_decoder(self, x, position_ids, cache, first=0):
+        """Stage: rows that follow those in the cache, from layer `first` on -> hidden states. Names below `model.`"""
+        return decoder(x, position_ids, cache, self.weights.at("model"), self.config.text, self.kernels, first)
 
     def _logits(self, hidden, rows=1):
         """Stage: logits of the last rows."""
@@ -131,9 +134,11 @@ class Engine:
         if len(image_grid_thw):
             patches.append((yield "pixel_values", pixel_values))
             grids.append((yield "image_grid_thw", image_grid_thw))
+            self._check_grids("image_grid_thw", grids[-1], len(pixel_values))
         if len(video_grid_thw):
             patches.append((yield "pixel_values_videos", pixel_values_videos))
             grids.append((yield "video_grid_thw", video_grid_thw))
+            self._check_grids("video_grid_thw", grids[-1], len(pixel_values_videos))
         patches = (
             patches[0] if len(patches) == 1 else np.concatenate(patches)
         )  # a copy of the pixels only if there are both
@@ -141,6 +146,16 @@ class Engine:
             patches, np.concatenate(grids), self.weights.at("visual"), self.config.vision, self.kernels
         )
         return (yield "visual", (yield from under("visual", tower)))
+
+    def _check_grids(self, name, grids, patches):
+        """Raise an Error if an edit made grids that are not those of so many patches."""
+        rows, merge = grids.tolist(), self.config.vision.spatial_merge_size
+        whole = all(min(row) > 0 and row[1] % merge == row[2] % merge == 0 for row in rows)
+        if not whole or sum(map(math.prod, rows)) != patches:
+            raise Error(
+                f"{name} is {rows}, which does not fit the {patches} patches: frames x rows x columns must be as many, rows "
+                f"and columns multiples of {merge}."
+            )
 
     def embed_tokens(self, input_ids):
         """Rows of the embedding table: int64 [T] -> float32 [T, D]."""

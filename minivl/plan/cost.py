@@ -35,7 +35,7 @@ PARALLEL = ("silu_multiply", "gelu")  # kernels without products that use all th
 
 def plan(
     source=None, pictures=(), prompt_tokens=40, tokens=100, weights="bfloat16", speeds=None, videos=(), fps=None, nframes=None,
-    **limits,
+    min_pixels=None, max_pixels=None,
 ):  # fmt: skip
     """The whole plan as a dict of plain values: bytes, operations, seconds.
 
@@ -47,8 +47,9 @@ def plan(
     speeds         what `kernels.speeds.calibrate` returns, or that function itself: it is called once the arguments are known
                    to be right. None: no seconds.
     fps, nframes   frames to take of each video, per second or in all: see video_processor.py
-    limits         min_pixels, max_pixels of a resized image or frame (default: the model's own)
+    min_pixels, max_pixels   limits on a resized image or frame (default: the model's own)
     """
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     model = load_meta_model(source, weights)
     inputs = build_prompt(model, pictures, prompt_tokens, tokens, videos, fps, nframes, limits)
     parts, length = model.costs(inputs, tokens), len(inputs.input_ids)
@@ -113,8 +114,11 @@ def build_prompt(model, images, text_tokens, tokens, videos=(), fps=None, nframe
     return inputs
 
 
-def tensors(source=None, pictures=(), prompt_tokens=40, tokens=100, videos=(), fps=None, nframes=None, **limits):
+def tensors(
+    source=None, pictures=(), prompt_tokens=40, tokens=100, videos=(), fps=None, nframes=None, min_pixels=None, max_pixels=None
+):  # fmt: skip
     """Yield (name, shape, dtype) of every tensor of the same run, in order."""
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     model = load_meta_model(source)
     build_prompt(model, pictures, prompt_tokens, tokens, videos, fps, nframes, limits)
     stage = model.whole_run(pictures, prompt_tokens, tokens, videos, limits, {"fps": fps, "nframes": nframes})

@@ -31,6 +31,7 @@ _HOMES = {
     "ablate_heads": "studies",
     "patch_grid": "studies",
     "occlusion": "studies",
+    "probes": "linear_probes",
     "averages": "over",
     "head_atlas": "over",
     "share_and_effect": "over",

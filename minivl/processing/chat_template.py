@@ -72,7 +72,10 @@ class Template:
         except Error:
             raise
         except Exception as cause:  # a template may raise anything, some on purpose
-            raise Error(f"the chat template of {self.path} refuses these messages: {cause}.") from None
+            raise Error(
+                f"the chat template of {self.path} refuses these messages: {str(cause).rstrip('.')}. Write them as it "
+                "expects them, or use the template that came with the model."
+            ) from None
 
 
 def render(messages, add_generation_prompt=True, add_vision_id=False):

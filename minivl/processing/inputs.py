@@ -4,6 +4,7 @@ inputs = run(vlm.prepare(messages))           # or made by hand, to run the mode
 vlm.trace(inputs)
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +76,7 @@ def validate_media(inputs, pixels, grid_thw, cached, config):
         raise Error(f"{grid_thw} is {grids.dtype} {list(grids.shape)}; it must be whole numbers above 0, [{kind}s, 3].")
     if np.any(grids[:, 1:] % merge):
         raise Error(f"{grid_thw} holds {grids.tolist()}; rows and columns must be multiples of {merge}.")
-    rows = int(grids[cached:].prod(axis=1).sum())
+    rows = sum(math.prod(grid) for grid in grids[cached:].tolist())  # subtle: NumPy's product of 2^32 * 2^32 is 0
     if patches.dtype.kind != "f" or patches.shape != (rows, width):
         raise Error(
             f"{pixels} is {patches.dtype} {list(patches.shape)}; for this {grid_thw} it must be float32 {[rows, width]}: a "

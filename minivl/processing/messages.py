@@ -79,9 +79,7 @@ def build_messages(question, images=None, videos=None):
         return user(question, images, videos)
     for name, sources, noun in (("images", images, "image"), ("videos", videos, "video")):
         if sources is not None:
-            raise Error(
-                f'{name}= goes with a question in text; in messages, put each {noun} into a message\'s "content".'
-            )
+            raise Error(f'{name}= goes with a question in text; in messages, put each {noun} into the "content".')
     return question
 
 
@@ -161,13 +159,9 @@ def parse_item(item):
             return Media(kind, item_source(item, kind), item_options(item, kind))
     if "text" not in item:
         what = f"of type {item['type']!r}" if "type" in item else f"with {', '.join(item) or 'nothing in it'}"
-        raise Error(
-            f'an item {what} has no text, image or video: {{"type": "text", "text": "..."}}, likewise image, video.'
-        )
+        raise Error(f'an item {what} has no text, image or video, such as {{"type": "text", "text": "..."}}.')
     if not isinstance(item["text"], str):
-        raise Error(
-            f'the text of an item is {shorten(item["text"])}; it must be a string: {{"type": "text", "text": "..."}}.'
-        )
+        raise Error(f'the text of an item is {shorten(item["text"])}, not a string: {{"type": "text", "text": "..."}}.')
     return item["text"]
 
 
@@ -191,9 +185,7 @@ def item_options(item, kind):
             raise Error(f'"{key}": {item[key]!r}: minivl takes videos from the first frame to the last. Cut it before.')
         if key not in ("type", *SOURCES[kind], *known):
             noun = "an image" if kind == "image" else "a video"
-            raise Error(
-                f'"{key}" is unknown beside {noun}: there are {", ".join(known)}. A text is an item of its own.'
-            )
+            raise Error(f'"{key}" is unknown beside {noun}: there are {", ".join(known)}. Text is an item of its own.')
     return {key: item[key] for key in known if key in item}
 
 

@@ -38,7 +38,7 @@ def locate(source, noun="image"):
     scheme = source[: source.find(":")].lower()
     if scheme in ("http", "https"):
         raise Error(
-            f"{describe_source(source)}: minivl does not fetch from the network. Download the {noun} and give its path."
+            f"{describe_source(source)}: minivl fetches nothing from the network. Give the path of a downloaded {noun}."
         )
     if scheme == "data":
         return decode_data_uri(source, noun)
@@ -78,7 +78,7 @@ def decode_data_uri(text, noun):
     head, _, body = text.partition(",")
     if not head.lower().endswith(";base64"):
         raise Error(
-            f"a data URI of a {noun} must be base64: data:{'image/png' if noun == 'image' else 'video/mp4'};base64,..."
+            f"the data URI of the {noun} must be base64: data:{'image/png' if noun == 'image' else 'video/mp4'};base64,..."
         )
     try:
         return base64.b64decode("".join(body.split()), validate=True)

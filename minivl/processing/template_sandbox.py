@@ -139,7 +139,9 @@ def compile_template(source, path):
             GENERATION.sub(lambda tag: f"{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}", source)
         )
     except (TemplateError, RecursionError, TooMuch) as cause:
-        raise Error(f"the chat template of {path} is not valid Jinja: {cause}. Use the one of its model.") from None
+        raise Error(
+            f"the chat template of {path} is not valid Jinja: {str(cause).rstrip('.')}. Use the one of its model."
+        ) from None
     return functools.partial(render_within_limits, program, environment)
 
 
@@ -157,12 +159,12 @@ def render_within_limits(program, environment, **variables):
 
 def limit_filter(name, run, environment):
     @functools.wraps(run)  # with jinja's own marks on it
-    def limited(*args, **options):
+    def run_limited(*args, **options):
         values = [value for value in (*args, *options.values()) if isinstance(value, (int, str, list, tuple))]
         environment.budget.check(name, values)
         return environment.budget.spend(run(*args, **options))
 
-    return limited
+    return run_limited
 
 
 def check_product(left, right):

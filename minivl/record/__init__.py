@@ -38,22 +38,25 @@ def mlx(model, keep="*", name=""):
     return record_modules(model, keep, name)
 
 
-def onnxruntime(path, keep="*", name="", **session):
-    """A `Recording` whose `run(inputs)` runs an ONNX file and keeps every intermediate tensor.
+def onnxruntime(path, keep="*", name="", every=False, **session):
+    """A `Recording` whose `run(inputs)` runs an ONNX file and keeps the output of every module, as torch's exporters name them.
 
-    keep, name  as of `torch`;  session  further arguments of onnxruntime.InferenceSession: providers, sess_options
+    keep, name  as of `torch`
+    every       keep every intermediate tensor, those that are no module's output by the graph's own names; so it is done,
+                too, if the graph names no modules
+    session     further arguments of onnxruntime.InferenceSession: providers, sess_options
     """
     from minivl.record.onnx_graph import OnnxRecording
 
-    return OnnxRecording(path, keep, name, session)
+    return OnnxRecording(path, keep, name, every, session)
 
 
-def openvino(model, keep="*", name="", device="CPU", config=None):
-    """A `Recording` whose `run(inputs)` runs an OpenVINO model and keeps every intermediate tensor.
+def openvino(model, keep="*", name="", every=False, device="CPU", config=None):
+    """A `Recording` whose `run(inputs)` runs an OpenVINO model; otherwise as `onnxruntime`.
 
-    model  an openvino.Model, or the path of an .xml or .onnx file;  keep, name  as of `torch`
+    model  an openvino.Model, or the path of an .xml or .onnx file
     device, config  of openvino.Core.compile_model
     """
     from minivl.record.openvino_graph import OpenvinoRecording
 
-    return OpenvinoRecording(model, keep, name, device, config)
+    return OpenvinoRecording(model, keep, name, every, device, config)

@@ -27,7 +27,7 @@ INPUTS = {  # last word of a module's name: the tensor beside it that is its inp
     "proj": "context",
 }
 NO_TENSOR = re.compile(
-    r"\b(act_fn|rotary_pos_emb|dropout|drop_path|patch_embed\.proj)$"
+    r"\b(act_fn|rotary_emb|rotary_pos_emb|dropout|drop_path|patch_embed\.proj)$"
 )  # modules without one in minivl
 BATCH = 3  # axes of a tensor whose first one, if it is 1, is the batch
 

@@ -151,9 +151,9 @@ def watch_processor(processor, name, recorded):
 
 
 def spy(original, word, shown, name, recorded):
-    def watched(*args, **kwargs):
+    def run_step(*args, **kwargs):
         result = original(*args, **kwargs)
         recorded[f"{name}.{word}"] = np.array(shown(result))
         return result
 
-    return watched
+    return run_step

@@ -12,6 +12,7 @@
     occlusion.py        occlusion: the part of the picture that the answer needs
     attention.py        attention_to_image, attention_rollout
     logit_lens.py       logit_lens: the next token if the model stopped after each layer
+    linear_probe.py     probe: from which tensors of a store (minivl.collect) a label can be read
     head_atlas.py       head_atlas: what each head attends to, by role of the tokens
     architecture.py     without_windows, without_time: what these parts carry
     edge_probe.py       edge_probe: how exactly each stage of the tower knows where an edge lies
@@ -30,6 +31,7 @@ from minivl.studies.causal_tracing import PatchGrid, patch_grid, patch_heads
 from minivl.studies.edge_probe import edge_probe
 from minivl.studies.head_ablation import HeadAblation, ablate_heads
 from minivl.studies.head_atlas import head_atlas, heads_on
+from minivl.studies.linear_probe import Probes, probe
 from minivl.studies.logit_lens import LogitLens, logit_lens
 from minivl.studies.occlusion import Occlusion, occlusion
 from minivl.studies.over import Averages, Case
@@ -38,7 +40,8 @@ from minivl.studies.scenes import scenes
 from minivl.studies.teacher_forcing import Forced, force
 
 __all__ = [
-    "AttentionToImage", "Averages", "Case", "Forced", "HeadAblation", "LogitLens", "Occlusion", "PatchGrid", "Rollout",
-    "Training", "ablate_heads", "attention_rollout", "attention_to_image", "edge_probe", "force", "head_atlas", "heads_on",
-    "logit_lens", "occlusion", "over_training", "patch_grid", "patch_heads", "scenes", "without_time", "without_windows",
+    "AttentionToImage", "Averages", "Case", "Forced", "HeadAblation", "LogitLens", "Occlusion", "PatchGrid", "Probes",
+    "Rollout", "Training", "ablate_heads", "attention_rollout", "attention_to_image", "edge_probe", "force", "head_atlas",
+    "heads_on", "logit_lens", "occlusion", "over_training", "patch_grid", "patch_heads", "probe", "scenes", "without_time",
+    "without_windows",
 ]  # fmt: skip

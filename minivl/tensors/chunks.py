@@ -5,6 +5,7 @@ concatenate({"model.norm": first, "chunks.1.model.norm": second, ...})  # {"mode
 
 import numpy as np
 
+from minivl.errors import Error
 from minivl.tensors.names import parse
 
 
@@ -36,10 +37,14 @@ def concatenate(tensors):
 def _join(tensors, name):
     """Rows below each other: [T, ...] along the first axis, [H, T, ...] along the second. Scores and probabilities cover the
     prompt up to the end of their own chunk: -inf and 0 stand behind it."""
-    if name.endswith((".scores", ".probs")):
-        longest, fill = tensors[-1].shape[-1], -np.inf if name.endswith(".scores") else 0
-        tensors = [np.pad(x, ((0, 0), (0, 0), (0, longest - x.shape[-1])), constant_values=fill) for x in tensors]
-    return np.concatenate(tensors, axis=int(tensors[0].ndim == 3))
+    try:
+        if name.endswith((".scores", ".probs")):
+            longest, fill = tensors[-1].shape[-1], -np.inf if name.endswith(".scores") else 0
+            tensors = [np.pad(x, ((0, 0), (0, 0), (0, longest - x.shape[-1])), constant_values=fill) for x in tensors]
+        return np.concatenate(tensors, axis=int(tensors[0].ndim == 3))
+    except (ValueError, IndexError):
+        shapes = ", ".join(str(list(x.shape)) for x in tensors)
+        raise Error(f"the chunks of {name} do not fit together: {shapes}. Record the run again.") from None
 
 
 def split_evenly(length, most):

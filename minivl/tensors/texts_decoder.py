@@ -63,12 +63,12 @@ TEXTS = {
         "scores = q'·k'ᵀ / sqrt({k}), {shape} = [heads, new tokens, all tokens]; query head a reads key head a // "
         "{group}. A token sees itself and what came before; -inf stands at later ones. Before means earlier in the "
         "sequence, not a smaller position: the tokens of an image, too, see only those before them in raster order. "
-        "Built because you look."
+        "Computed only on request."
     ),
     "model.layers.{i}.self_attn.probs": (
         "probs = softmax(scores) over the {l} tokens so far: each row of each of the {n} heads adds up to 1. The last "
-        "row says what the next word rests on; its columns at the image's tokens say where the model looks. Built "
-        "because you look."
+        "row says what the next word rests on; its columns at the image's tokens say where the model looks. Computed "
+        "only on request."
     ),
     "model.layers.{i}.self_attn.context": (
         "context = probs · v, heads side by side: {shape}. With v of key head a // {group} for query head a. The "

@@ -70,9 +70,7 @@ def patch_from(trace, pattern, positions=None):
         raise Error('patch_from takes a trace and a glob of its tensors: patch_from(vlm.trace(...), "model.layers.5").')
     names = [name for name in trace if fnmatchcase(name, pattern)]
     if not names:
-        raise Error(
-            f"the trace holds no tensor {pattern!r}: record it with keep={pattern!r}{close_names(pattern, trace.names)}"
-        )
+        raise Error(f"the trace has no {pattern!r}: record it with keep={pattern!r}{close_names(pattern, trace.names)}")
     if positions is None:
         return Edits({name: trace[name] for name in names})
     return Edits({name: copy_rows(name, trace[name], positions) for name in names})
@@ -121,7 +119,9 @@ def steer(pattern, direction, strength=1.0, positions=None):
     try:
         direction = np.asarray(direction, dtype=np.float32) * np.float32(strength)
     except (TypeError, ValueError):
-        raise Error(f"steer needs numbers: a direction [D] and one strength, not {strength!r}.") from None
+        raise Error(
+            f"steer needs numbers: a direction [D], not {direction!r:.60}, and one strength, not {strength!r:.60}."
+        ) from None
 
     def change(tensor):
         if direction.shape != tensor.shape[-1:]:

@@ -33,6 +33,7 @@ from minivl.trace.maps import MAPPED, Maps
 from minivl.trace.stats import stats_of, table
 
 FORMAT = "minivl-trace"
+ANSWER = {"answer": str, "generated_ids": [int], "prompt_tokens": int, "finished": bool, "raw": str}  # in `info`
 TEXTS = ("format", "prompt", "answer", "backend")  # of `info`: strings in a file as they are; the others are JSON
 
 
@@ -133,6 +134,7 @@ class Trace(Mapping):
         info = {key: text if key in TEXTS else parse_json(text) for key, text in metadata.items()}
         if info.get("format") != FORMAT:
             return cls(tensors, tensors, info)
+        check_info(path, info)
         names = info.pop("names")
         del info["format"]
         config = Config.from_dict(info["config"]) if "config" in info else None
@@ -186,18 +188,38 @@ def parse_json(text):
     """The value of a string of the header: JSON, or the string itself."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         return text
+
+
+def check_info(path, info):
+    """Check that the metadata of a trace's file is as `to_metadata` writes it."""
+    kinds = ANSWER if "answer" in info else {}
+    kinds = {**kinds, "names": [str], **{name: np.ndarray for name in MAPPED if name in info}}
+    for key, kind in kinds.items():
+        value = info.get(key)
+        if isinstance(kind, list):
+            valid = isinstance(value, list) and all(type(item) is kind[0] for item in value)
+        elif kind is np.ndarray:
+            valid = isinstance(value, list) and is_whole_numbers(value)
+        else:
+            valid = type(value) is kind
+        if not valid:
+            raise Error(f"{path}: the metadata {key!r} is missing or damaged. Record the run again.")
+
+
+def is_whole_numbers(value):
+    """Whether nested lists are an array of int64."""
+    try:
+        array = np.array(value)
+    except (ValueError, OverflowError):
+        return False
+    return array.dtype.kind == "i" or array.size == 0
 
 
 def answer_of(info):
     """The `Answer` of a run that was finished, or None."""
     if "answer" not in info:
         return None
-    return Answer(
-        info["answer"],
-        info["generated_ids"],
-        prompt_tokens=info["prompt_tokens"],
-        finished=info["finished"],
-        raw=info["raw"],
-    )
+    numbers = {name: info[name] for name in ("prompt_tokens", "finished", "raw")}
+    return Answer(info["answer"], info["generated_ids"], **numbers)

@@ -15,16 +15,7 @@ from minivl.tensors.chunks import split_evenly
 from minivl.tensors.names import parse
 from minivl.tensors.tokens import quote_tokens, token_runs, token_text
 from minivl.trace.maps import Maps
-from minivl.walk.overlays import (
-    MOST,
-    data_uri,
-    draw_grid,
-    draw_heat,
-    draw_window_order,
-    draw_windows,
-    encode,
-    views,
-)
+from minivl.walk.overlays import MOST, data_uri, draw_grid, draw_heat, draw_window_order, draw_windows, encode, views
 
 
 def render_step(step, walk):

@@ -253,7 +253,7 @@ minivl.tiny.scenes.task_of(question, truth) names the task.""",
     ("What does a question need: where something is, what shape it has, or its colour?",
      "np.asarray(image)[..., ::-1] is the picture in BGR; Image.fromarray makes a picture again.",
      "Count for each task how often vlm.ask(question, images=picture) differs between the two pictures."),
-    tasks_changed, lambda vlm: [Case({"vlm": vlm, "scenes": [scene(i) for i in SCENES]}, "4 scenes")], ("tasks",),
+    tasks_changed, lambda vlm: [Case({"vlm": vlm, "scenes": [scene(i, size=(112, 168)) for i in SCENES]}, "4 scenes")], ("tasks",),
     (
         Mistake("none for some", "nothing changes, it says: the model has never seen a picture without its colours in order",
                 lambda vlm, scenes: frozenset()),

@@ -1,0 +1,38 @@
+"""How much of two recordings was compared, and which tensors were not."""
+
+from fnmatch import fnmatchcase
+
+from minivl.compare.rows import MISSING, Row
+from minivl.errors import Error
+from minivl.helpers import did_you_mean
+
+
+def not_compared(require, rows):
+    """Our tensors that match a required name or glob and were not compared. Raises an Error for one that matches none."""
+    missing = []
+    for pattern in [require] if isinstance(require, str) else require:
+        matching = [row for row in rows if row.shape is not None and fnmatchcase(row.name, pattern)]
+        if not matching:
+            raise Error(f"require={pattern!r} matches none of our tensors. docs/tensors.md lists the names.")
+        missing += [row.name for row in matching if row.status == MISSING]
+    return tuple(dict.fromkeys(missing))
+
+
+def nothing_in_common(ours, theirs):
+    """The text of the Error for recordings without a common name."""
+    if not len(theirs) or not len(ours):
+        return (
+            f"{(theirs if not len(theirs) else ours).label} has no tensors. Was it closed before anything was recorded?"
+        )
+    hints = ((name, did_you_mean(name, ours, 1, 0.6)) for name in theirs)
+    name, hint = next((pair for pair in hints if pair[1]), (next(iter(theirs)), ""))
+    return (
+        f"no tensor of {theirs.label} has a name of {ours.label}: the first one there is {name!r}.{hint} docs/tensors.md "
+        'lists the names; names={"theirs-{}": "model.layers.{}.mlp.act"} maps others.'
+    )
+
+
+def row_without_match(name, theirs, ours):
+    hint = did_you_mean(name, ours, 1, 0.6)
+    note = f"only in {theirs.label}" + f".{hint}" * bool(hint)
+    return Row(name, MISSING, their_name=name, their_shape=theirs[name].shape, note=note)

@@ -1,0 +1,261 @@
+"""Search for causes: passes over a comparison, each of which adds some."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from minivl.checkpoint.config import Config
+from minivl.compare.diagnose import (
+    CERTAIN,
+    FAINT,
+    LEAST,
+    MOST,
+    find_causes,
+    find_faint,
+    find_faint_eps,
+    fit_mistake,
+    is_right,
+    of_the_layout,
+    of_the_stage,
+)
+from minivl.compare.local import ARITHMETICS, Local, fit
+from minivl.compare.measure import align, axis_orders, distance
+from minivl.compare.mistakes import Cause, Step
+from minivl.compare.mistakes.layers import gelu_tanh
+from minivl.compare.recordings import Recording
+from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, OK, SHAPE
+from minivl.stream import value_of
+from minivl.tensors import catalogue
+from minivl.tensors.names import parse
+
+SAME = 1e-3  # what values in another layout may be off: whether they are wrong too is judged apart
+NOISE = 5e-7  # errors that no mistake is searched for
+LAYOUTS = ("transposed", "axes exchanged", "axes in another order", "another shape", "batch axis", "whole rows")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What causes are searched with.
+
+    matches  {our name: their name};  agrees  function of a name: whether both have the same values
+    local    the `Local` errors, if a model could give them;  limit  largest error that a cause may leave
+    """
+
+    ours: Recording
+    theirs: Recording
+    matches: dict
+    agrees: Callable
+    config: Config | None
+    images: list
+    local: Local | None
+    limit: float
+
+    def known(self, name):
+        """The values that both agree about, or ours; None if it was not recorded."""
+        if self.agrees(name):
+            there = align(self.ours[name], self.theirs[self.matches[name]])[1]
+            return there if there.shape == self.ours[name].shape else self.ours[name]
+        return self.ours.get(name)
+
+    def known_from_theirs(self, name):
+        """What their stage had as its input: theirs, or ours computed from theirs."""
+        return value_of(self.local.known[name]) if name in self.local.known else self.known(name)
+
+    def limit_of(self, row):
+        """Largest error that a cause of this row may leave."""
+        limits = {} if self.local is None else self.local.limits
+        return max(self.limit, limits[row.name][0]) if row.name in limits else self.limit
+
+    def step(self, row, turned=False, order=None):
+        """The Step of a row; turned: with the two sides exchanged; order: of theirs' axes."""
+        if self.local is not None and row.name in self.local.figures and order is None and not turned:
+            ours = self.local.computed[row.name]
+            theirs = fit(self.local.theirs, row.name, ours.shape)
+            weights = self.local.model.weights
+            return Step(row.name, ours, theirs, self.known_from_theirs, self.config, self.images, weights)
+        return self.step_as_recorded(row, turned, order)
+
+    def step_as_recorded(self, row, turned=False, order=None):
+        ours, theirs, _ = align(self.ours[row.name], self.theirs[row.their_name])
+        theirs = theirs if order is None else theirs.transpose(order)
+        pair = (theirs, ours) if turned else (ours, theirs)
+        return Step(row.name, *pair, self.known, self.config, self.images)
+
+
+def with_causes(row, causes, whose="theirs"):
+    layout = row.status == SHAPE and bool(causes) and causes[0].exact and causes[0].name in LAYOUTS
+    return replace(row, causes=tuple(replace(cause, whose=whose) for cause in causes), same_values=layout)
+
+
+def add_layouts(comparison, evidence):
+    """The same values in another layout, of every SHAPE row."""
+    for row in [row for row in comparison.rows if row.status == SHAPE]:
+        causes = find_causes(evidence.step_as_recorded(row), max(evidence.limit, SAME), (of_the_layout,))
+        new = with_causes(row, causes)
+        if new.same_values and evidence.local is not None and row.name in evidence.local.figures:
+            new = replace(new, same_values=not evidence.local.is_fault(row.name, comparison.tolerance))
+        comparison = comparison.replace_row(row, new)
+    return comparison
+
+
+def add_faint_mistakes(comparison, evidence):
+    """Mistakes smaller than the tolerance, up to the first difference: another eps may change a norm by 5e-6 of its values.
+
+    Rounding is different in every value: a known mistake that leaves less than a tenth of a difference is no accident.
+    An eps that changes values by less than rounding is found in all rows together.
+    """
+    for row in comparison.rows:
+        if row.status in (DIFF, SHAPE) and not row.same_values:
+            break
+        if row.status not in (OK, CLOSE) or not row.error or not is_made_by(row.name, "norm", "gelu"):
+            continue
+        step, causes = evidence.step(row), []
+        if row.status == OK and row.error > NOISE:
+            causes = find_causes(step, evidence.limit, (of_the_stage,))
+        if is_made_by(row.name, "norm"):
+            causes = causes or (find_faint_eps(step) if row.status == OK else [])
+        elif row.status == CLOSE and evidence.local is not None:
+            causes = find_faint(step)
+        if causes:
+            return comparison.replace_row(row, with_causes(replace(row, status=DIFF), causes))
+    return comparison
+
+
+def add_faint_gelu(comparison, evidence):
+    """GELU by tanh in the merger, where its own output was not recorded: from the first output after it."""
+    from minivl.compare.mistakes.replay import run_with_function
+
+    local = evidence.local
+    if local is None or GELU in local.figures:
+        return comparison
+    row = next((r for r in comparison.rows if r.name in AFTER_GELU and r.name in local.figures), None)
+    if row is None or row.status not in (OK, CLOSE, INPUT):
+        return comparison
+    step = evidence.step(row)
+    tanh = run_with_function(GELU, lambda step: gelu_tanh(step.near("0").astype(np.float64)), row.name, local)
+    share, errors = (0.0, 0.0) if tanh is None else fit_mistake(step.ours, step.theirs, tanh)
+    if not LEAST < share < MOST or errors < CERTAIN:
+        return comparison
+    text = f"at {GELU}: GELU by its approximation with tanh, instead of the exact one with erf{FAINT}"
+    cause = Cause("tanh GELU", text, distance(tanh, step.theirs), exact=False)
+    return comparison.replace_row(row, with_causes(replace(row, status=DIFF), [cause]))
+
+
+GELU, AFTER_GELU = "visual.merger.mlp.1", ("visual.merger.mlp.2", "visual.merger", "visual")
+
+
+def add_rounded_products(comparison, evidence):
+    """Products whose inputs alone were rounded, where theirs computes in float32 otherwise."""
+    local = evidence.local
+    for row in comparison.faults if local is not None else ():
+        if row.name not in local.figures or not is_made_by(row.name, "linear"):
+            continue
+        theirs = fit(local.theirs, row.name, local.computed[row.name].shape)
+        before = distance(local.computed[row.name], theirs)
+        for arithmetic, (_, products, kind) in ARITHMETICS.items():
+            if products and (left := distance(local.run_in(arithmetic)[row.name], theirs)) <= before / 10:
+                cause = Cause("rounded inputs", f"what goes into this product is rounded to {kind}", left)
+                comparison = comparison.replace_row(row, with_causes(row, [cause]))
+                break
+    return comparison
+
+
+def is_made_by(name, *operations):
+    tensor = catalogue.of(name)
+    return tensor is not None and tensor.made_by in operations
+
+
+def add_causes_of_first(comparison, evidence):
+    """Mistakes of the first difference's own stage."""
+    return search(comparison, lambda row: find_causes(evidence.step(row), evidence.limit_of(row)))
+
+
+def add_causes_in_another_layout(comparison, evidence):
+    """The same, if the first difference has its axes in another order too."""
+
+    def causes(row):
+        step = evidence.step(row)
+        orders = axis_orders(step.ours.shape, step.theirs.shape)
+        return find_causes(evidence.step(row, order=orders[0]), evidence.limit) if len(orders) == 1 else []
+
+    return search(comparison, causes)
+
+
+def add_causes_of_ours(comparison, evidence):
+    """The same with the sides exchanged, if theirs is right."""
+
+    def causes(row):
+        right = is_right(evidence.step(row), evidence.limit)
+        return find_causes(evidence.step(row, turned=True), evidence.limit) if right else []
+
+    return search(comparison, causes, "ours")
+
+
+def add_causes_between(comparison, evidence):
+    """Mistakes of tensors between the last that agrees and the first difference, if there is a model to run."""
+    if evidence.local is None:
+        return comparison
+    return search(comparison, lambda row: search_between(comparison, row, evidence))
+
+
+def search_between(comparison, row, evidence):
+    """[Cause] among the tensors that theirs does not have, between the row before and this one."""
+    from minivl.compare.mistakes.replay import causes_between
+
+    ahead = comparison.rows[: comparison.rows.index(row)]
+    compared = [at for at, other in enumerate(ahead) if other.status != MISSING]
+    near = ahead[compared[-1] + 1 :] if compared else ahead
+    shared = [other for other in ahead if other not in near and is_shared(other.name, row.name)]
+    names = [other.name for other in [*shared, *near] if other.status == MISSING]
+    if row.name not in evidence.local.figures or not names:
+        return []
+    return causes_between(row.name, names, evidence.local, evidence.limit_of(row), evidence.ours)
+
+
+def is_shared(name, user):
+    """Whether a tensor is one of the indices and angles that all blocks of a half use."""
+    tensor, other = catalogue.of(name), catalogue.of(user)
+    return is_made_by(name, "", "angles") and other is not None and tensor.section == other.section
+
+
+def add_causes_of_other_faults(comparison, evidence):
+    """The same for every other stage that is wrong by itself, in the first block or layer of its kind."""
+    if evidence.local is None or comparison.first is None:
+        return comparison
+    seen = {parse(comparison.first.name).general}
+    for row in comparison.faults:
+        general = parse(row.name).general
+        if general in seen or row.name not in evidence.local.figures:
+            continue
+        seen.add(general)
+        causes = find_causes(evidence.step(row), evidence.limit_of(row)) or search_between(comparison, row, evidence)
+        comparison = comparison.replace_row(row, with_causes(row, causes))
+    return comparison
+
+
+def search(comparison, causes, whose="theirs"):
+    """The comparison with causes(first row), if that has none yet."""
+    row = comparison.first
+    if row is None or row.causes:
+        return comparison
+    return comparison.replace_row(row, with_causes(row, causes(row), whose))
+
+
+PASSES = (
+    add_layouts,
+    add_faint_mistakes,
+    add_faint_gelu,
+    add_rounded_products,
+    add_causes_of_first,
+    add_causes_in_another_layout,
+    add_causes_of_ours,
+    add_causes_between,
+    add_causes_of_other_faults,
+)
+
+
+def add_all_causes(comparison, evidence):
+    for add_causes in PASSES:
+        comparison = add_causes(comparison, evidence)
+    return comparison

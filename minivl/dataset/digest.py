@@ -1,0 +1,62 @@
+"""Digests that tell whether a store was made by this model from these prompts."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from minivl.trace.metadata import to_config_json
+
+PREPARATION = (  # files of a checkpoint that decide what a prompt becomes
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json", "chat_template.json",
+    "chat_template.jinja", "preprocessor_config.json", "video_preprocessor_config.json", "generation_config.json",
+)  # fmt: skip
+WHOLE, PIECE = 1 << 20, 1 << 14  # bytes: tensors up to this size count whole, of others 16 pieces
+
+
+def digest_model(vlm):
+    """SHA-256 of the configuration, the files for preparation and all weights; of large ones 16 pieces of 16 KiB each."""
+    digest = hashlib.sha256(json.dumps(to_config_json(vlm.config), sort_keys=True).encode())
+    digest.update(f"{vlm.video_positions} {vlm.kernels.name}".encode())
+    for name in PREPARATION:
+        path = Path(vlm.folder or ".") / name
+        if vlm.folder is not None and path.is_file():
+            digest.update(name.encode() + path.read_bytes())
+    for name in sorted(vlm.weights.names()):
+        array = vlm.weights[name]
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        flat = array.reshape(-1).view(np.uint8)
+        starts = [0] if flat.size <= WHOLE else np.linspace(0, flat.size - PIECE, 16).astype(np.int64)
+        for start in starts:
+            digest.update(flat[start : start + (WHOLE if flat.size <= WHOLE else PIECE)].tobytes())
+    return digest.hexdigest()
+
+
+def digest_prompts(prompts):
+    """SHA-256 of all prompts: texts, labels, places; of files their paths, sizes and times, of arrays their values."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(repr((prompt.id, prompt.labels, prompt.word, prompt.image)).encode())
+        for message in prompt.messages:
+            digest.update(message.role.encode())
+            for item in message.items:
+                digest.update(describe(item if isinstance(item, str) else item.source).encode())
+                digest.update(repr(None if isinstance(item, str) else sorted(item.options.items())).encode())
+        for key, place in sorted(prompt.places.items()):
+            digest.update(key.encode() + describe(place).encode())
+    return digest.hexdigest()
+
+
+def describe(source):
+    """A string that changes with what a source holds."""
+    if isinstance(source, (str, Path)):
+        try:
+            status = Path(source).stat()
+            return f"{source} {status.st_size} {status.st_mtime_ns}"
+        except (OSError, ValueError):
+            return str(source)
+    if isinstance(source, (list, tuple)):
+        return " ".join(map(describe, source))
+    array = np.asarray(source)
+    return f"{array.dtype} {array.shape} {hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}"

@@ -1,0 +1,58 @@
+"""What the recorders of graphs share: the module that a node came from, runs, and the names of what they return."""
+
+from minivl.errors import Error
+from minivl.record.recording import Recording, module_name
+from minivl.record.watch import NO_TENSOR, is_tower, without_batch
+from minivl.tensors import catalogue
+
+
+class GraphRecording(Recording):
+    """A `Recording` that runs a graph. The second run is `steps.1.`, a token of the answer, and so on.
+
+    outputs  {name in the recording: name of the extended graph's output}
+    """
+
+    def __init__(self, keep, versions):
+        super().__init__(keep, versions)
+        self.outputs, self.runs = {}, 0
+
+    def choose(self, nodes, name, every):
+        """Set `outputs`: of each module the output of its last node; every node's, if asked for or if none tells its module.
+
+        nodes  (output, module's path or None), in the order of the computation
+        """
+        last = {}
+        for output, path in nodes:
+            words = module_name(path, name).split(".") if path else []
+            last |= {".".join(words[:end]): output for end in range(1, len(words) + 1)}  # of those around it, too
+        known = {own: output for own, output in last.items() if catalogue.of(own)}
+        rest = {
+            own: output for own, output in last.items() if output not in known.values() and not NO_TENSOR.search(own)
+        }
+        innermost = {output: own for own, output in rest.items()}
+        outputs = known | {own: output for output, own in innermost.items()}
+        if every or not outputs:
+            outputs |= {output: output for output, _ in nodes if output not in outputs.values()}
+        self.outputs = {own: output for own, output in outputs.items() if self.wants(own)}
+        if not self.outputs:
+            raise Error(f"keep={self._globs} matches none of {len(outputs)} tensors, such as {next(iter(outputs))!r}.")
+
+    def keep_run(self, arrays):
+        """Keep the outputs of a run, {output: NumPy array}."""
+        prefix = f"steps.{self.runs}." if self.runs else ""
+        for own, output in self.outputs.items():
+            if output in arrays:
+                array = without_batch(own, arrays[output])
+                array = array[-1:] if own == "lm_head" else array
+                self.add(own if is_tower(own) else prefix + own, array)
+        self.runs += 1
+
+
+def join_scopes(scopes):
+    """The path of the innermost of nested modules: ["merger", "mlp", "mlp.0"] -> "merger.mlp.0"."""
+    path = []
+    for scope in scopes:
+        if path and scope.startswith(path[-1] + "."):
+            path.pop()
+        path.append(scope)
+    return ".".join(path)

@@ -1,0 +1,454 @@
+"""minivl.collect: the rows that it says, whole and exact, whatever stops it and however many work at it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minivl
+from minivl.cli import main
+from minivl.errors import Error
+from minivl.tiny import scene
+
+pytest.importorskip("zarr", minversion="3")
+pytest.importorskip("pyarrow")
+
+from minivl.dataset import collect as collect_module  # noqa: E402
+from minivl.dataset.collect import estimate, finished_blocks  # noqa: E402
+
+KEEP = ["visual.blocks.1", "visual.merger", "visual", "model.layers.{i}", "model.layers.2.self_attn.q_rope", "lm_head"]
+COUNT = 7
+
+
+def prompt(seed):
+    drawn = scene(seed)
+    shape = drawn.shapes[0]
+    return {
+        "id": f"scene {seed}",
+        "question": f"What colour is the {shape.kind}?",
+        "images": drawn.image,
+        "box": shape.box,
+        "word": shape.kind,
+        "labels": {"kind": shape.kind, "colour": shape.colour},
+    }
+
+
+PROMPTS = [prompt(seed) for seed in range(COUNT)]
+
+
+@pytest.fixture(autouse=True)
+def fixed_speeds(monkeypatch):
+    """Speeds of the kernels are not measured: the estimate is not what is tested."""
+    from minivl.kernels import speeds
+
+    known = dict(call=1e-5, read=1e10, linear=1e11, attention=1e11, look_back=1e10, rows=1e10, move=1e10)
+    monkeypatch.setattr(speeds, "calibrate", lambda seconds: known)
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return minivl.load(backend="numba")
+
+
+@pytest.fixture(scope="module")
+def whole(vlm, tmp_path_factory):
+    """One store of all prompts, in blocks of three."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collect_module, "estimate", lambda *_: (1.0, 1.0))
+        out = tmp_path_factory.mktemp("store") / "store.zarr"
+        return minivl.collect(PROMPTS, KEEP, out, rows=["answer", "box", "word"], model=vlm, block=3)
+
+
+def contents(store):
+    """Everything in a store that should be the same however it was made."""
+    values = {f"rows {name}": store[name][:].tobytes() for name in store.tensors}
+    for own in set(store.tensors.values()):
+        values |= {f"{own} {name}": column.tolist() for name, column in store.index(own).items()}
+    return values | {name: column.tolist() for name, column in store.prompts.items()}
+
+
+# ---- what is kept ----
+
+
+def test_rows_are_those_of_a_trace(whole, vlm):
+    """Rows of every kind of tensor against traces of single prompts, placed by their maps."""
+    assert whole.is_complete and len(whole.blocks) == 3
+    for number, given in enumerate(PROMPTS):
+        trace = vlm.trace(given["question"], given["images"])
+        for name in whole.tensors:
+            rows, lines = whole.select(name, prompt=number)
+            array = trace[name]
+            if name == "lm_head":
+                np.testing.assert_array_equal(rows, array)
+                continue
+            if name.endswith("q_rope"):
+                array = np.moveaxis(array, 1, 0)
+            if name == "visual.blocks.1":
+                array = array[trace.maps.slot_of_patch(lines["number"])]
+            elif name == "visual.merger":
+                array = array[trace.maps.slot_of_token(lines["number"])]
+            else:
+                array = array[lines["number"]]
+            np.testing.assert_array_equal(rows, array, err_msg=name)
+
+
+def test_what_a_row_is(whole, vlm):
+    for number, given in enumerate(PROMPTS):
+        maps = vlm.trace(given["question"], given["images"], keep="lm_head").maps
+        lines = whole.select("model.layers.0", prompt=number)[1]
+        kinds = {kind: lines["number"][lines["kind"] == kind] for kind in ("answer", "box", "word")}
+        assert kinds["answer"].tolist() == [len(maps.input_ids) - 1]
+        box = [*maps.resized(*given["box"][:2]), *maps.resized(*given["box"][2:])]
+        assert kinds["box"].tolist() == np.sort(maps.prompt_of_token(maps.tokens_of_box(box))).tolist()
+        word = lines["text"][lines["kind"] == "word"]
+        assert "".join(word).strip() == given["word"]
+        patches = whole.select("visual.blocks.1", prompt=number)[1]
+        assert patches["number"].tolist() == maps.patches_of_box(box).tolist()
+        assert np.stack([patches[name] for name in ("x0", "y0", "x1", "y1")], axis=1).tolist() == (
+            maps.pixels_of_patch(patches["number"]).tolist()
+        )
+        positions = np.stack([lines[name] for name in "thw"], axis=1)
+        np.testing.assert_array_equal(positions, maps.position_of_prompt(lines["number"]))
+    assert set(whole.select("model.layers.0", kind="word")[1]["x0"]) == {-1}
+
+
+def test_prompts_are_kept_with_their_answers(whole, vlm):
+    table = whole.prompts
+    assert table["id"].tolist() == [given["id"] for given in PROMPTS] and not any(table["error"])
+    assert table["labels"].tolist() == [given["labels"] for given in PROMPTS]
+    first = [vlm.ask(given["question"], given["images"], max_new_tokens=1) for given in PROMPTS]
+    assert table["answer"].tolist() == first
+
+
+@pytest.mark.parametrize("own", ["patch", "token", "prompt"])
+def test_masks_windows_and_all(vlm, tmp_path, own):
+    """A mask of exactly one token's square, and of one eighth of it; windows; everything."""
+    drawn = scene(0, size=(112, 168))
+    mask, small = np.zeros((112, 168), dtype=bool), np.zeros((112, 168), dtype=bool)
+    mask[28:56, 56:84], small[28:38, 56:66] = True, True
+    given = {"question": "Describe the picture.", "images": drawn.image, "mask": mask, "masks": {"small": small}}
+    name = {"patch": "visual.blocks.0", "token": "visual", "prompt": "model.layers.0"}[own]
+    rows = ["mask", "mask:small", "all", "image", *(["window:1"] if own == "patch" else [])]
+    store = minivl.collect([given], name, tmp_path / "s", rows=rows, model=vlm)
+    trace = vlm.trace("Describe the picture.", drawn.image)
+    token = int(trace.maps.token_of_pixel(60, 30))
+    numbers = {kind: store.select(name, kind=kind)[1]["number"].tolist() for kind in rows}
+    if own == "patch":
+        assert numbers["mask"] == trace.maps.patches_of_token(token).tolist()
+        assert numbers["mask:small"] == [int(trace.maps.patch_of_pixel(60, 30))]
+        assert numbers["window:1"] == sorted(trace.maps.patches_of_window(1).tolist())
+        assert numbers["all"] == list(range(trace.maps.patches))
+    else:
+        at = token if own == "token" else int(trace.maps.prompt_of_token(token))
+        assert numbers["mask"] == numbers["mask:small"] == [at]
+        assert len(numbers["image"]) == trace.maps.tokens
+        assert len(numbers["all"]) == (len(trace["input_ids"]) if own == "prompt" else trace.maps.tokens)
+
+
+def test_long_prompts_in_chunks_are_whole(whole, tmp_path):
+    pieces = minivl.load(backend="numba")
+    pieces.prefill_chunk = 16
+    store = minivl.collect(PROMPTS[:3], KEEP, tmp_path / "s", rows=["answer", "box", "word"], model=pieces, block=3)
+    for name in KEEP[:3] + ["model.layers.2", "model.layers.2.self_attn.q_rope", "lm_head"]:
+        expected = whole.select(name, prompt=[0, 1, 2])[0]
+        np.testing.assert_allclose(store[name][:], expected, atol=1e-5 * np.abs(expected).max(), err_msg=name)
+    assert (
+        store.index("prompt")["number"].tolist()
+        == whole.select("model.layers.0", prompt=[0, 1, 2])[1]["number"].tolist()
+    )
+
+
+def test_reduced_rows(whole, vlm, tmp_path):
+    store = minivl.collect(PROMPTS, ["visual", "model.layers.1"], tmp_path / "s", "box", reduce="mean", model=vlm)
+    for name in store.tensors:
+        rows, lines = whole.select(name, kind="box")
+        for number in range(COUNT):
+            expected = rows[lines["prompt"] == number]
+            np.testing.assert_array_equal(store[name][number], expected.mean(axis=0))
+            assert store.index(name)["rows"][number] == len(expected)
+
+
+def test_without_an_answer_the_tower_is_enough(vlm, tmp_path, monkeypatch):
+    seen, run = [], collect_module.run
+
+    def watch(stage, see=None, stop=None):
+        return run(stage, see and (lambda name, tensor: (seen.append(name), see(name, tensor))[1]), stop)
+
+    monkeypatch.setattr(collect_module, "run", watch)
+    store = minivl.collect(PROMPTS[:2], "visual.blocks.{i}", tmp_path / "s", "image", model=vlm, max_new_tokens=0)
+    assert list(store.tensors) == [f"visual.blocks.{i}" for i in range(vlm.config.vision.depth)]
+    assert not any(name.startswith("model.") for name in seen) and store.prompts["answer"].tolist() == ["", ""]
+
+
+def test_the_estimate_is_of_the_size_that_it_takes(whole, vlm, tmp_path):
+    job = collect_module.Job("", whole.tensors, ("answer", "box", "word"), None, "float32", 1, 0, {})
+    nbytes, seconds = estimate(vlm, collect_module.read_prompts(PROMPTS), job)
+    taken = sum(whole[name][:].nbytes for name in whole.tensors)
+    assert nbytes * COUNT == pytest.approx(taken) and seconds > 0
+
+
+# ---- files ----
+
+
+def write_files(folder):
+    """PROMPTS as a file of JSON lines, with a picture that is broken in the middle."""
+    lines = []
+    for number, given in enumerate(PROMPTS):
+        given["images"].save(folder / f"{number}.png")
+        lines.append({**given, "images": f"{number}.png"})
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:300])
+    lines.insert(3, {**lines[0], "id": "broken", "images": "broken.png"})
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return folder / "prompts.jsonl"
+
+
+def test_a_broken_picture_is_recorded_and_the_others_run(whole, vlm, tmp_path, capsys):
+    path = write_files(tmp_path)
+    arguments = [word for name in KEEP for word in ("--keep", name)]
+    status = main(
+        ["collect", str(path), *arguments, "--rows", "answer,box,word", "-o", str(tmp_path / "s.zarr"), "--block", "2"]
+    )
+    printed = capsys.readouterr().out
+    assert status == 0 and "prompt broken did not run: " in printed and "broken.png" in printed
+    store = minivl.open_store(tmp_path / "s.zarr")
+    assert [bool(error) for error in store.prompts["error"]] == [number == 3 for number in range(COUNT + 1)]
+    for name in whole.tensors:
+        np.testing.assert_array_equal(store[name][:], whole[name][:])
+    assert store.prompts["sources"][0] == [str(tmp_path / "0.png")]
+
+
+# ---- stopped and gone on with ----
+
+SCRIPT = """
+import sys, minivl
+from minivl.dataset import collect as module
+module.estimate = lambda *_: (1.0, 1.0)
+sys.path.insert(0, sys.argv[2])
+from test_collect import KEEP, PROMPTS
+minivl.collect(PROMPTS, KEEP, sys.argv[1], rows=["answer", "box", "word"], block=1, workers=int(sys.argv[3]))
+"""
+
+
+def start(out, workers=1):
+    command = [sys.executable, "-c", SCRIPT, str(out), str(Path(__file__).parent), str(workers)]
+    paths = os.pathsep.join(
+        [str(Path(minivl.__file__).parents[1]), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    )
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE)
+
+
+def wait_for_blocks(out, count, process):
+    while not (out / "blocks").is_dir() or len(finished_blocks(out)) < count:
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills as POSIX does")
+def test_killed_it_goes_on_without_a_lost_or_doubled_row(whole, vlm, tmp_path):
+    out = tmp_path / "s.zarr"
+    process = start(out)
+    wait_for_blocks(out, 2, process)
+    process.kill()
+    process.wait()
+    done = len(finished_blocks(out))
+    assert 2 <= done
+    (out / "blocks" / ".000005-999999999-aa.partial").mkdir()  # of a process that is gone
+    before = {
+        path: path.stat().st_mtime_ns
+        for number in finished_blocks(out)
+        for path in (out / f"blocks/{number:06d}").rglob("*")
+    }
+    partial = minivl.open_store(out)
+    assert partial.is_complete == (done == COUNT) and len(partial.prompts["id"]) == done
+    store = minivl.collect(PROMPTS, KEEP, out, rows=["answer", "box", "word"], block=1)
+    assert contents(store) == contents(whole)
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    assert not list((out / "blocks").glob(".*"))
+
+
+def test_several_workers_give_the_same_bits_and_one_may_be_lost(whole, tmp_path):
+    pytest.importorskip("distributed")
+    out = tmp_path / "s.zarr"
+    process = start(out, workers=2)
+    wait_for_blocks(out, 1, process)
+    if sys.platform == "linux":
+        workers = [
+            int(path.name)
+            for path in Path("/proc").glob("[0-9]*")
+            if f"{process.pid}" in ancestors(int(path.name)) and b"spawn_main" in read(path / "cmdline")
+        ]
+        os.kill(workers[-1], signal.SIGKILL) if workers else None
+    assert process.wait(timeout=300) == 0, process.stderr.read().decode()
+    assert contents(minivl.open_store(out)) == contents(whole)
+
+
+def read(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def ancestors(pid):
+    """Numbers of the processes above one, as text."""
+    found = []
+    while pid > 1:
+        fields = read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
+        if len(fields) < 2:
+            break
+        pid = int(fields[1])
+        found.append(str(pid))
+    return found
+
+
+def test_a_store_of_something_else_is_refused(whole, vlm, tmp_path):
+    def again(prompts=PROMPTS, keep=KEEP, rows=("answer", "box", "word"), model=vlm, **more):
+        minivl.collect(prompts, keep, whole.path, rows=rows, model=model, **more)
+
+    for change, words in (
+        (dict(prompts=PROMPTS[:-1]), "from other prompts"),
+        (dict(prompts=[{**PROMPTS[0], "labels": {}}, *PROMPTS[1:]]), "from other prompts"),
+        (dict(keep=KEEP[:-1]), "with tensors="),
+        (dict(rows=("answer", "box")), "with rows="),
+        (dict(dtype="float16"), "with dtype="),
+        (dict(max_new_tokens=2), "with max_new_tokens="),
+        (dict(max_pixels=50_000), "with options="),
+        (dict(block=2), "with block="),
+        (dict(model=minivl.load(backend="numpy")), "by another model"),
+    ):
+        with pytest.raises(Error, match=words):
+            again(**change)
+    again()
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("...")
+    with pytest.raises(Error, match="no store of minivl"):
+        minivl.collect(PROMPTS, KEEP, folder, model=vlm)
+    assert os.listdir(folder) == ["thesis.tex"]
+
+
+def test_a_full_disk_loses_nothing(whole, vlm, tmp_path, monkeypatch):
+    out, write = tmp_path / "s.zarr", collect_module.write_table
+    count = iter(range(100))
+
+    def full(columns, path):
+        if next(count) > 6:
+            raise OSError(28, "No space left on device")
+        write(columns, path)
+
+    monkeypatch.setattr(collect_module, "write_table", full)
+    with pytest.raises(Error, match="cannot write block 1.*No space left.*run the same again"):
+        minivl.collect(PROMPTS, KEEP, out, rows=["answer", "box", "word"], model=vlm, block=1)
+    assert finished_blocks(out) == [0] and not list((out / "blocks").glob(".*"))
+    monkeypatch.setattr(collect_module, "write_table", write)
+    assert contents(minivl.collect(PROMPTS, KEEP, out, rows=["answer", "box", "word"], model=vlm)) == contents(whole)
+
+
+# ---- refused before anything runs ----
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(keep="model.layers.9"), "no tensor is called model.layers.9"),
+        (dict(keep="model.layer.*"), "no tensor is called"),
+        (dict(keep="model.layers.0.self_attn.probs"), "as many columns as its prompt has keys"),
+        (dict(keep="image.0.patches"), "names no tensor of the tower or the decoder"),
+        (dict(keep="visual.cu_seqlens"), "neither patches nor tokens"),
+        (dict(rows="answers"), "is unknown.*Did you mean"),
+        (dict(rows="window"), "window:0"),
+        (dict(rows="answer:3"), "unknown"),
+        (dict(rows=[]), "rows= is empty"),
+        (dict(keep="visual", rows="answer"), "means nothing for the tensors of keep="),
+        (dict(rows="box:left"), "7 of 7 prompts have no such entry: scene 0, scene 1, scene 2, ..."),
+        (dict(rows="mask"), "no such entry"),
+        (dict(reduce="median"), 'Use "mean" or "max"'),
+        (dict(dtype="int8"), 'Use "float32" or "float16"'),
+        (dict(workers=0), "workers=0"),
+        (dict(block=0), "block=0"),
+        (dict(max_new_tokens=-1), "max_new_tokens=-1"),
+        (dict(temperature=1), "temperature= is unknown"),
+        (dict(prompts=[]), "at least one prompt"),
+        (dict(prompts="no-such.jsonl"), "no-such.jsonl cannot be read"),
+        (dict(prompts=[PROMPTS[0], PROMPTS[0]]), "prompts 0 and 1 have the same id"),
+        (dict(prompts=[{"question": "?", "box": (0, 0, 1, 1)}]), "no image that it could lie in"),
+        (dict(prompts=[{**PROMPTS[0], "box": (5, 5, 1, 9)}]), "x0 < x1"),
+        (dict(prompts=[{**PROMPTS[0], "labels": ["red"]}]), "labels"),
+        (dict(prompts=[{**PROMPTS[0], "word": ""}]), "give a word"),
+        (dict(prompts=[{**PROMPTS[0], "image": 1}]), "counted from 0"),
+        (dict(prompts=[{**PROMPTS[0], "colour": "red"}]), "prompt 0: .*colour"),
+        (dict(prompts=[{"question": "?", "images": "no-such.png"}]), "no-such.png does not exist"),
+    ],
+)
+def test_refused(change, words, vlm, tmp_path):
+    given = {"prompts": PROMPTS, "keep": "model.layers.{i}", "model": vlm, **change}
+    with pytest.raises(Error, match=words):
+        minivl.collect(given.pop("prompts"), given.pop("keep"), tmp_path / "s", **given)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_line_that_is_no_json(vlm, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"question": "?"}\nWhat is it?\n')
+    with pytest.raises(Error, match="line 2 of .* is not JSON"):
+        minivl.collect(tmp_path / "p.jsonl", "model.norm", tmp_path / "s", model=vlm)
+
+
+def test_values_beyond_float16_are_refused(vlm, tmp_path):
+    changed = minivl.load(backend="numpy")
+    weight = changed.weights._arrays["model.norm.weight"]
+    changed.weights._arrays["model.norm.weight"] = np.full_like(weight, 1e6)
+    with pytest.raises(Error, match='beyond float16. Use dtype="float32"'):
+        minivl.collect(PROMPTS[:1], "model.norm", tmp_path / "s", model=changed, dtype="float16")
+
+
+def test_a_word_that_is_not_asked_for_is_the_prompts_error(vlm, tmp_path):
+    store = minivl.collect(
+        [{**PROMPTS[0], "word": "zebra"}, PROMPTS[1]], "model.norm", tmp_path / "s", "word", model=vlm
+    )
+    assert "'zebra' is not in the question" in store.prompts["error"][0] and not store.prompts["error"][1]
+    assert len(store["model.norm"]) == 1
+
+
+# ---- found again ----
+
+
+def test_nearest_rows(whole):
+    store = whole
+    rows, lines = store["model.layers.4"][:], store.index("model.layers.4")
+    own = int(np.flatnonzero((lines["prompt"] == 2) & (lines["kind"] == "answer"))[0])
+    near = store.nearest("model.layers.4", id="scene 2", kind="answer", most=4, among={"kind": ["answer", "word"]})
+    likeness = rows @ rows[own] / np.linalg.norm(rows, axis=1) / np.linalg.norm(rows[own])
+    likeness[(lines["prompt"] == 2) | (lines["kind"] == "box")] = -1
+    assert near.rows.tolist() == np.argsort(-likeness)[:4].tolist()
+    np.testing.assert_allclose(near.cosine, np.sort(likeness)[::-1][:4], rtol=1e-5)
+    assert "scene" in repr(near) and near.show().width > 500
+    again = store.nearest("model.layers.4", query=rows[own], most=1)
+    assert again.rows.tolist() == [own]
+    for where, words in ((dict(id="scene 2"), "rows of .* one is needed"), (dict(hue=1), "no column 'hue'")):
+        with pytest.raises(Error, match=words):
+            store.nearest("model.layers.4", **where)
+
+
+def test_reading_parts_of_it(whole):
+    rows = whole["model.layers.1"]
+    values = rows[:]
+    assert rows.shape == values.shape and rows.dtype == np.float32 and len(np.asarray(rows)) == len(values)
+    for key in (5, -1, slice(2, 40, 7), [9, 3, 3], np.arange(len(values)) % 2 == 0, (slice(1, 9), slice(0, 3))):
+        np.testing.assert_array_equal(rows[key], values[key])
+    with pytest.raises(Error, match="Did you mean"):
+        whole["model.layer.1"]
+    with pytest.raises(Error, match="no prompt has a label 'hue'.*colour, kind"):
+        whole.labels("visual", "hue")
+    pytest.importorskip("dask.array")
+    np.testing.assert_array_equal(whole.dask("model.layers.1").compute(), values)
+
+
+def test_what_is_no_store(tmp_path):
+    with pytest.raises(Error, match="no store of minivl"):
+        minivl.open_store(tmp_path)
