@@ -1,4 +1,4 @@
-"""Small files on disk of what was found out once about this machine: that kernels are compiled, that AMX works.
+"""Small files on disk of what was determined once about this machine: that kernels are compiled, that AMX works.
 
 They lie beside the compiled code: in NUMBA_CACHE_DIR, in __pycache__ beside the source, or in the user's cache folder. A record
 counts for the code, the versions and the processor that it was made with; one that cannot be read does not count.
@@ -62,10 +62,11 @@ def _key():
     source = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(FOLDER.glob("*.py"))]
     versions = [sys.version, *(version(name) for name in ("numba", "llvmlite", "numpy"))]
     settings = [os.environ.get(name) for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
-    return [source, versions, settings, platform.machine(), _processor()]
+    return [source, versions, settings, platform.machine(), processor_name()]
 
 
-def _processor():
+def processor_name():
+    """Such as "AMD EPYC 7763"; on ARM the number of its part."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith(("model name", "CPU part")):
