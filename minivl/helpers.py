@@ -228,8 +228,10 @@ def format_table(rows, right=(), gap=2):
 
 def shorten(value):
     """The repr of a value for an error message, never at length."""
-    # subtle: Python refuses to write whole numbers of more than 4,300 digits
-    text = f"{value:#x}" if isinstance(value, int) and abs(value) > 10**18 else repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write whole numbers of more than 4,300 digits
+        text = f"{value:#x}" if isinstance(value, int) else f"a {type(value).__name__}"
     return text if len(text) <= 200 else f"{text[:100]}... ({len(text):,} characters)"
 
 

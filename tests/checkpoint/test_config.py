@@ -181,7 +181,7 @@ def broken(**changes):
         (broken(rope_scaling={"type": "yarn"}), "factor"),
         (broken(rope_scaling=yarn(factor=float("inf"))), "rope factor is inf; it must be a finite number"),
         (broken(rope_scaling=yarn(factor=True)), "rope factor is True"),
-        (broken(rope_scaling=yarn(factor=10**400)), "rope factor is 0x.*characters"),
+        (broken(rope_scaling=yarn(factor=10**400)), "rope factor is 1000.*401 characters"),
         (broken(rope_scaling=yarn(attention_factor=float("nan"))), "attention_factor is nan"),
         (broken(rope_scaling=yarn(mscale="1")), "mscale is '1'"),
         (broken(rope_scaling=yarn(truncate="no")), "truncate is 'no'"),
