@@ -1,4 +1,4 @@
-"""What `minivl bench` measures: a model with the real shapes, workloads for it, and the least that each one costs.
+"""The workloads of `minivl bench`: a model with the real shapes, computations to time, and the least that each one costs.
 
     write_checkpoint(folder, config_of_size("3B-layers"))      # random weights that look like weights
     for workload in workloads(config): operations(config, workload), weight_bytes(config, workload, 2)

@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent
 
 
 def read_record(name, *more):
-    """What `write_record` kept under a name with the same `more`, or None."""
+    """Read the value that `write_record` kept under this name with the same `more`; None if there is none."""
     for folder in _folders():
         try:
             record = json.loads((folder / name).read_bytes())
@@ -58,7 +58,7 @@ def _folders():
 
 
 def _key():
-    """What compiled code depends on: the kernels' source, the versions, the processor."""
+    """Everything that compiled code depends on: the kernels' source, the versions, the processor."""
     source = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(FOLDER.glob("*.py"))]
     versions = [sys.version, *(version(name) for name in ("numba", "llvmlite", "numpy"))]
     settings = [os.environ.get(name) for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
@@ -66,7 +66,7 @@ def _key():
 
 
 def processor_name():
-    """Such as "AMD EPYC 7763"; on ARM the number of its part."""
+    """The processor's name, such as "AMD EPYC 7763"; on ARM the number of its part."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith(("model name", "CPU part")):

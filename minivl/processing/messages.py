@@ -166,7 +166,7 @@ def parse_item(item):
 
 
 def item_source(item, kind):
-    """What an item shows, None if it does not say. `image_url` may be a string or, as in other APIs, {"url": ...}."""
+    """The source of an image or video, None if it has none. `image_url` may be text or, as in other APIs, {"url": ...}."""
     keys = [key for key in SOURCES[kind] if key in item]
     if len(keys) > 1:
         raise Error(f"an item has {' and '.join(keys)}: one {kind} to an item.")
