@@ -195,9 +195,7 @@ class VLM(Engine):
         """
         cache = options.pop("cache", None)
         if edit and cache is not None:
-            raise Error(
-                "edit= and cache= together: the cache would keep what the edits changed. Leave one of them out."
-            )
+            raise Error("edit= and cache= together: the cache would keep what the edits changed. Leave one out.")
         prompt = build_messages(question, images, videos)
         if cache is None:
             check_has_video([prompt], options)
