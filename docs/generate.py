@@ -104,7 +104,7 @@ def exercise_table():
     before = None
     for e in all_exercises().values():
         notebook = f"{e.notebook} {NOTEBOOKS[e.notebook]}" if e.notebook != before else ""
-        model = "the small one" if e.uses_model else ""
+        model = "the small one" if e.uses_model else f"`with_parts({e.part}=)`" if e.part else ""
         yield f"| {notebook} | {e.number} | `{e.name}` | {e.goal} | {e.minutes} | {LEVELS[e.difficulty]} | {model} |"
         before = e.notebook
 

@@ -12,7 +12,7 @@ A stage names its tensors relative to itself; its caller adds the prefix:
     x = yield "blocks.7", (yield from under("blocks.7", vision_block(x, ...)))
 
 What an observer may do is decided by the driver alone: send the same tensor back (run), keep it (trace), wait
-(walk), send another one (edit), or stop pulling (stop). A stage never knows.
+(walk), send another one (edit), or stop pulling (stop). The stage is the same for all.
 """
 
 import numpy as np
@@ -42,7 +42,7 @@ class Lazy:
 
 
 def value_of(tensor):
-    """The array behind a yielded tensor: built now if it is lazy."""
+    """The array of a yielded tensor; a lazy one is built now."""
     return tensor() if isinstance(tensor, Lazy) else tensor
 
 
@@ -57,7 +57,7 @@ def under(prefix, stage):
         reply = yield f"{prefix}.{name}", tensor
 
 
-def watched(stage, see):
+def watch(stage, see):
     """The same stage; see(name, tensor) is called for each tensor as it passes, and changes nothing."""
     reply = None
     while True:
@@ -70,7 +70,7 @@ def watched(stage, see):
 
 
 def drive(stage, see=None):
-    """Iterate over the (name, tensor) pairs of a stage, as they went back into it, and return its result.
+    """Yield the (name, tensor) pairs of a stage as they are sent back into it; return its result.
 
     see(name, tensor)  is shown every tensor, an array (read-only) or a `Lazy`. What it returns replaces the tensor;
                        None, or the same object, leaves it as it is: bit for bit the result without an observer.
@@ -81,7 +81,7 @@ def drive(stage, see=None):
             name, tensor = stage.send(reply)
         except StopIteration as finished:
             return finished.value
-        reply = tensor if see is None else _answer(name, tensor, see)
+        reply = tensor if see is None else _show(name, tensor, see)
         yield name, reply
 
 
@@ -111,7 +111,7 @@ def each(items, see):
         see(item)
 
 
-def _answer(name, tensor, see):
+def _show(name, tensor, see):
     shown = tensor if isinstance(tensor, Lazy) else read_only(tensor)
     answer = see(name, shown)
     if answer is None or answer is shown:

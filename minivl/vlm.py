@@ -8,6 +8,7 @@
     vlm.trace(...)                                      # every tensor by name
     vlm.walk(...)                                       # tensor by tensor: look, change, go on, go back
     vlm.what_if("no-window-attention")                  # with a known porting bug: what moves, and the answer then
+    vlm.with_parts(window_index=mine)                   # the same model, running on a function of your own
 
 ask, stream, chat, trace and walk consume one generator, `VLM.answer`; ask_many its batched twin (model/batch.py).
 """
@@ -32,6 +33,7 @@ from minivl.kernels.first_run import choose_at_once
 from minivl.model.batch import answer_many
 from minivl.model.engine import Engine
 from minivl.model.kv_cache import KVCache
+from minivl.model.parts import PICTURE_PARTS, EngineWithParts, check_parts, kernels_with_parts, processor_with_parts
 from minivl.model.progress import show_answers, show_layers
 from minivl.model.sampling import Sampling, make_rng
 from minivl.plan.meta_model import forecast
@@ -193,9 +195,7 @@ class VLM(Engine):
         """
         cache = options.pop("cache", None)
         if edit and cache is not None:
-            raise Error(
-                "edit= and cache= together: the cache would keep what the edits changed. Leave one of them out."
-            )
+            raise Error("edit= and cache= together: the cache would keep what the edits changed. Leave one out.")
         prompt = build_messages(question, images, videos)
         if cache is None:
             check_has_video([prompt], options)
@@ -216,6 +216,22 @@ class VLM(Engine):
     def what_if(self, fault, question=None, images=None, videos=None, keep="*", **options):
         """Run a prompt with a known porting bug, such as "no-window-attention", and compare. -> what_if.WhatIf"""
         return what_if(self, fault, question, images, videos, keep, **options)
+
+    def with_parts(self, **parts):
+        """The same model, running on functions of your own: `vlm.with_parts(window_index=mine).ask(...)`. -> VLM
+
+        parts  functions by the name of what they replace: smart_resize, patchify; window_index, patch_positions,
+               vision_rope, vision_block, patch_merger, to_raster_order; scatter, prompt_positions, mrope; rms_norm,
+               swiglu, gelu, rotate, linear, segment_attention, causal_attention. Their parameters: docs/lab.md
+        This model is not changed. Weights are shared; caches are not.
+        """
+        check_parts(parts)
+        other = object.__new__(VLMWithParts)
+        vars(other).update(vars(self), kernels=kernels_with_parts(self.kernels, parts))
+        other.parts = {**getattr(self, "parts", {}), **parts}
+        if PICTURE_PARTS.keys() & other.parts.keys():
+            other.processor = processor_with_parts(self.processor, other.parts)
+        return other
 
     def report(self, question, images=None, videos=None, **options):
         """Answer a question and browse the run as one HTML page, inline in a notebook. -> html_page.Report
@@ -301,6 +317,16 @@ class VLM(Engine):
         raw = self.tokenizer.decode(ids[:-1] if finished else ids, skip_special=False)
         pictures = pictures_of_prompt(inputs, self.config.vision.patch_size)
         return Answer(self.tokenizer.decode(ids), ids, raw=raw, pictures=pictures, **numbers)
+
+
+class VLMWithParts(EngineWithParts, VLM):
+    """A VLM some of whose functions are another's: see `VLM.with_parts`."""
+
+    def what_if(self, *arguments, **options):
+        raise Error("what_if changes the engine's own functions: call it on the model that with_parts was called on.")
+
+    def __repr__(self):
+        return f"{super().__repr__()[:-1]} with {', '.join(self.parts)}>"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Answers: text that knows how it was generated, and which boxes and points it names in which image.
+"""The answer as a `str`, with its token ids, and the boxes and points in it.
 
 answer = vlm.ask("Where is the red circle?", images="scene.png")
 answer.boxes[0].original                    # (x1, y1, x2, y2) in pixels of scene.png
@@ -75,9 +75,7 @@ class Answer(str):
     def on(self, image):
         """The same answer, its boxes and points read in another image: 0 is the first of the conversation."""
         if image not in range(len(self.pictures)):
-            raise Error(
-                f"there is no image {image!r}: the conversation has {len(self.pictures)}, the first of which is 0."
-            )
+            raise Error(f"there is no image {image!r}: the conversation has {len(self.pictures)}, the first being 0.")
         return type(self)(str(self), **{**vars(self), "image": image})
 
     def draw(self, font=None):

@@ -67,14 +67,16 @@ def area(frame):
 def draw_box(painter, frame, colour, line):
     left, top, right, bottom = frame
     edge = max(1, line // 3)
-    painter.rectangle((left - edge, top - edge, right + edge, bottom + edge), None, against(colour), line + 2 * edge)
+    painter.rectangle(
+        (left - edge, top - edge, right + edge, bottom + edge), None, contrast_to(colour), line + 2 * edge
+    )
     painter.rectangle(frame, None, colour, line)
 
 
 def draw_point(painter, frame, colour, line):
     left, top, right, bottom = frame
     edge = max(1, line // 2)
-    painter.ellipse((left - edge, top - edge, right + edge, bottom + edge), against(colour))
+    painter.ellipse((left - edge, top - edge, right + edge, bottom + edge), contrast_to(colour))
     painter.ellipse(frame, colour)
 
 
@@ -92,12 +94,12 @@ def draw_label(painter, text, frame, colour, letter, font):
     above, inside = frame[1] - h - pad, frame[1] + pad
     x, y = min(frame[0], max(width - w, 0)), min(above if above >= 0 else inside, max(height - h, 0))
     painter.rectangle((x, y, x + w - 1, y + h - 1), colour)
-    painter.text((x + pad - left, y + pad - top), text, against(colour), chosen)
+    painter.text((x + pad - left, y + pad - top), text, contrast_to(colour), chosen)
     return x, y, x + w, y + h
 
 
-def against(colour):
-    """Black or white, whichever stands out the more (relative luminance as in WCAG 2)."""
+def contrast_to(colour):
+    """Black or white: the one that contrasts more with this colour (relative luminance as in WCAG 2)."""
     linear = [((v / 255 + 0.055) / 1.055) ** 2.4 for v in ImageColor.getrgb(colour)]
     return "black" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else "white"
 
@@ -111,9 +113,7 @@ def font_for(text, size, path=None):
         try:
             return ImageFont.truetype(str(path), size)
         except OSError as cause:
-            raise Error(
-                f"{path} is not a font that Pillow can read ({cause}). Give a .ttf, .otf or .ttc file."
-            ) from None
+            raise Error(f"{path} is not a font that Pillow can read ({cause}). Give a .ttf, .otf or .ttc.") from None
     best, fewest = None, math.inf
     for name in (None, *FONTS):
         font = ImageFont.load_default(size) if name is None else system_font(name, size)
@@ -147,7 +147,7 @@ def render_character(font, character):
 # ---- files ----
 
 
-def picture_format(path):
+def image_format(path):
     """Pillow's name of the format to write a file in; an Error if it cannot be written, before minutes are spent on it."""
     path = Path(path)
     check_writable(path)
@@ -159,7 +159,7 @@ def picture_format(path):
 
 def write(image, path):
     """An image as a file: complete or not at all."""
-    kind = picture_format(path)
+    kind = image_format(path)
     with write_whole(path) as partial:
         try:
             image.save(partial, kind)

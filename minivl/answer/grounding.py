@@ -30,7 +30,7 @@ from numbers import Real
 
 from minivl.errors import Error
 
-FARTHEST = 10**9  # pixels: what lies beyond is no place
+FARTHEST = 10**9  # pixels: a larger coordinate is not read
 BOXES, POINTS, LABELS = ("bbox_2d", "bbox"), ("point_2d", "coordinate"), ("label", "text_content", "action", "category")
 
 # The patterns never try the same text from two places, so that the time is linear in its length.

@@ -48,9 +48,7 @@ def check_decoder(text):
     limited = [i for i in range(text.num_hidden_layers) if text.layer_window(i)]
     if limited or text.rope.rope_type != "default":
         what = "sliding windows" if limited else f'rope_type "{text.rope.rope_type}"'
-        raise Error(
-            f"a decoder with {what} cannot be written as GGUF: llama.cpp would compute something else. Leave llama.cpp out."
-        )
+        raise Error(f"a decoder with {what} cannot be written as GGUF: llama.cpp would compute something else.")
 
 
 def decoder_tensors(weights, config):

@@ -7,12 +7,10 @@ All get the same patches, embeddings and positions, and as many threads as miniv
 PEERS.
 """
 
-import contextlib
 import importlib.util
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +20,10 @@ from minivl.bench.gguf import write_gguf
 from minivl.bench.workloads import TOGETHER
 from minivl.checkpoint.config import Config
 from minivl.checkpoint.weights import open_weights
-from minivl.errors import Error
 from minivl.kernels.bfloat16 import to_float32
 from minivl.model.engine import scatter
 from minivl.model.positions import prompt_positions
+from minivl.tiny import CHECKPOINT
 
 KINDS = ("vision", "prefill", "decode", "together")
 
@@ -105,13 +103,13 @@ class Transformers:
 
 
 class LlamaCpp:
-    """llama.cpp through llama-cpp-python: the text decoder, from a GGUF `file` with the checkpoint's own bfloat16 weights.
+    """llama.cpp through llama-cpp-python: the text decoder, with the checkpoint's own bfloat16 weights.
 
     It rounds activations to bfloat16 before each product, and keeps keys and values as float16. On the CPU even if it was built
-    for a GPU. The weights are read into memory and not mapped, so that the file may be deleted.
+    for a GPU. Its GGUF file is written beside the checkpoint, read into memory, not mapped, and deleted at once.
     """
 
-    def __init__(self, folder, workloads, file):
+    def __init__(self, folder, workloads):
         os.environ.pop("GOMP_SPINCOUNT", None)  # minivl's choice for its own threads, not ggml's
         import llama_cpp
 
@@ -120,20 +118,13 @@ class LlamaCpp:
         self.library, self.workloads, self.cached = llama_cpp, workloads, None
         threads = int(os.environ["OMP_NUM_THREADS"])
         length = 1 + max(len(work.inputs.input_ids) for work in workloads.values() if work.kind != "vision")
-        self.llama = llama_cpp.Llama(
-            str(file),
-            n_ctx=length,
-            n_batch=length,
-            n_ubatch=length,  # the prompt in one go
-            n_threads=threads,
-            n_threads_batch=threads,
-            n_gpu_layers=0,
-            offload_kqv=False,
-            op_offload=False,
-            use_mmap=False,
-            flash_attn=True,
-            verbose=False,
-        )
+        parent = None if folder == CHECKPOINT else folder
+        with tempfile.TemporaryDirectory(prefix="minivl-bench-", dir=parent) as temporary:
+            self.llama = llama_cpp.Llama(
+                str(write_gguf(folder, Path(temporary) / "model")), use_mmap=False, flash_attn=True, verbose=False,
+                n_ctx=length, n_batch=length, n_ubatch=length,  # the prompt in one go
+                n_threads=threads, n_threads_batch=threads, n_gpu_layers=0, offload_kqv=False, op_offload=False,
+            )  # fmt: skip
         self.memory = llama_cpp.llama_get_memory(self.llama.ctx)
 
     def run(self, name):
@@ -185,7 +176,6 @@ class Peer:
     needs      modules
     extra      the name under which minivl's setup.cfg lists their packages
     kinds      of workloads that it can run
-    convert    (folder, path) -> the file that it reads instead of the checkpoint, its last argument; None: no file
     """
 
     make: type
@@ -194,7 +184,6 @@ class Peer:
     needs: tuple
     extra: str = ""
     kinds: tuple = KINDS
-    convert: Callable = None
 
     def missing(self):
         """The modules that are not installed."""
@@ -204,30 +193,9 @@ class Peer:
     def advice(self):
         return f'pip install "minivl[{self.extra}]"'
 
-    @contextlib.contextmanager
-    def files(self, folder, parent):
-        """(converted file,) or (), in a temporary folder inside `parent` that is deleted afterwards."""
-        if self.convert is None:
-            yield ()
-            return
-        try:
-            created = tempfile.TemporaryDirectory(prefix="minivl-bench-", dir=parent)
-        except OSError as cause:
-            raise Error(f"no file can be written in {parent}: {cause.strerror}") from None
-        with created as temporary:
-            yield (self.convert_file(folder, Path(temporary) / "model"),)
-
-    def convert_file(self, folder, path):
-        try:
-            return self.convert(folder, path)
-        except Error:
-            raise
-        except Exception as cause:  # of other packages: the program is left out, the benchmark goes on
-            raise Error(f"its file was not written: {type(cause).__name__}: {cause}") from None
-
 
 PEERS = {
     "transformers float32": Peer(Transformers, ("float32",), 4, ("torch", "transformers"), "reference"),
     "transformers bfloat16": Peer(Transformers, ("bfloat16",), 2, ("torch", "transformers"), "reference"),
-    "llama.cpp bfloat16": Peer(LlamaCpp, (), 2, ("llama_cpp", "gguf"), "bench", ("prefill", "decode"), write_gguf),
+    "llama.cpp bfloat16": Peer(LlamaCpp, (), 2, ("llama_cpp", "gguf"), "bench", ("prefill", "decode")),
 }

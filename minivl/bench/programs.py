@@ -3,10 +3,9 @@
     with Process(Minivl, folder, workloads, threads=2) as program:
         times, result, peak = program.time("decode")
 
-Separate processes, because thread pools wait by spinning: in one process the pools of two programs would slow each other down.
-And because peak memory is a property of a process.
-A program is a class: made from a checkpoint folder and {name: Workload}; run(name) -> (seconds, result). Here are the engine
-and the limits of the machine; other programs are in peers.py.
+Thread pools wait by spinning: in one process, the pools of two programs would slow each other down. Peak memory, too, is a
+property of a process. A program is a class, made from a checkpoint folder and {name: Workload}, with run(name) -> (seconds,
+result). Here are the engine and the limits of the machine; other programs are in peers.py.
 """
 
 import contextlib
@@ -15,6 +14,7 @@ import multiprocessing
 import os
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -42,8 +42,7 @@ class Minivl:
     """The engine's own stages, timed."""
 
     def __init__(self, folder, workloads):
-        self.vlm, self.workloads, self.caches = load(folder), workloads, {}
-        vlm = self.vlm
+        self.vlm, self.workloads, self.caches = (vlm := load(folder)), workloads, {}
         self.model = WithFeatures(vlm.config, vlm.weights, vlm.kernels, vlm.folder)
 
     def run(self, name):
@@ -112,7 +111,7 @@ class Limits:
 
         rng = np.random.default_rng(0)
         ways = [(read, words) for words in memory_to_read() for read in READERS]
-        self.sum, self.words = min(ways, key=lambda way: min(elapsed(*way) for _ in range(TRIES + 1)))
+        self.sum, self.words = min(ways, key=lambda way: min(time_call(*way) for _ in range(TRIES + 1)))
         self.a, self.b = (rng.standard_normal((SIDE, SIDE), dtype=np.float32) for _ in range(2))
         self.product = np.empty((SIDE, SIDE), dtype=np.float32)
 
@@ -134,7 +133,8 @@ def memory_to_read():
             yield words
 
 
-def elapsed(function, *arguments):
+def time_call(function, *arguments):
+    """Seconds that a call takes."""
     began = time.perf_counter()
     function(*arguments)
     return time.perf_counter() - began
@@ -150,7 +150,9 @@ class Process:
         context = multiprocessing.get_context("spawn")
         self.make, (self.connection, theirs) = make, context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, make, arguments), daemon=True)
-        with environment(dict.fromkeys(THREADS, str(threads))):
+        with mock.patch.dict(
+            os.environ, dict.fromkeys(THREADS, str(threads))
+        ):  # libraries read them when they are loaded
             self.process.start()
         theirs.close()
 
@@ -219,17 +221,3 @@ def peak_memory():
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
-
-
-@contextlib.contextmanager
-def environment(changes):
-    """Set environment variables for processes started inside the block: libraries read them when they are loaded."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value

@@ -24,7 +24,7 @@ from minivl.helpers import check_writable, format_seconds, write_whole
 
 
 def check_picture(path):
-    """That the roofline can be drawn into a file, before minutes are spent on it."""
+    """Check that the roofline can be drawn into a file, before minutes are spent on it."""
     check_writable(path)
     if importlib.util.find_spec("matplotlib") is None:
         raise Error('drawing the roofline needs matplotlib: pip install "minivl[notebooks]"')
@@ -60,7 +60,7 @@ def table(report):
 
 
 def cells(row):
-    """A row of the report as text. Rate and share of the limit are minivl's alrow; the difference is the others'."""
+    """A row of the report as text. Rate and share of the limit are minivl's alone; the difference is the others'."""
     ours = row["program"] == OURS
     times = format_seconds(row["median"]), " .. ".join(format_seconds(value) for value in row["quartiles"])
     end = (rate(row["rate"], row["bound"]), f"{row['share']:.0%}", "") if ours else ("", "", f"{row['difference']:.0e}")

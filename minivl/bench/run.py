@@ -10,7 +10,6 @@ and is not counted; nor is, in each turn, a first run of less than a second. The
     max(operations / sgemm, bytes of weights / read)     the "roofline"; workloads.py says what is counted
 
 and minivl's share of the limit is that time over its own. A peer with bfloat16 arithmetic has another limit than sgemm.
-llama.cpp reads a GGUF file, which is written for it and deleted as soon as it has read it.
 """
 
 import contextlib
@@ -32,9 +31,9 @@ from minivl.bench.workloads import (
     SIZES,
     SPARE,
     check_free,
+    config_of_size,
     operations,
     random_checkpoint,
-    stored_config,
     tiny_workloads,
     weight_bytes,
     workloads,
@@ -44,6 +43,7 @@ from minivl.checkpoint.memory import system_memory
 from minivl.checkpoint.parameters import parameter_shapes
 from minivl.errors import Error
 from minivl.kernels import runs_on_amx
+from minivl.kernels.records import processor_name
 from minivl.tiny import CHECKPOINT
 from minivl.vlm import load
 
@@ -62,7 +62,7 @@ def bench(size="tiny", rounds=5, only=(), threads=None, folder=None, peers=True)
     threads = number_of_threads() if threads is None else threads
     if rounds < 1 or threads < 1:
         raise Error(f"rounds={rounds}, threads={threads}: both must be at least 1.")
-    config = Config.read(CHECKPOINT) if size == "tiny" else Config.from_dict(stored_config(size))
+    config = Config.read(CHECKPOINT) if size == "tiny" else Config.from_dict(config_of_size(size))
     work, programs, left_out = choose_work(size, config, only, peers)
     needed = 2 * sum(math.prod(shape) for shape in parameter_shapes(config).values())
     check_free(system_memory(), needed + READ, "memory", "Use a smaller size=.")
@@ -70,11 +70,8 @@ def bench(size="tiny", rounds=5, only=(), threads=None, folder=None, peers=True)
         limits = stack.enter_context(Process(Limits, threads=threads))
         running = start_programs(stack, programs, left_out, path, work, threads, needed)
         measurements = run_rounds(limits, running, left_out, work, rounds, unable_pairs(work, programs))
-    report = {
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "size": size,
-        "rounds": rounds,
-    }
+    date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    report = {"date": date, "size": size, "rounds": rounds}
     report |= {"machine": describe_machine(threads), "versions": versions(), "left_out": left_out}
     return report | summarize(config, work, [*running], *measurements)
 
@@ -90,11 +87,11 @@ def checkpoint(size, folder):
             raise Error("folder= is for random weights; the tiny model ships with its own. Leave it out.")
         yield CHECKPOINT
     elif folder is not None:
-        random_checkpoint(folder, stored_config(size))
+        random_checkpoint(folder, config_of_size(size))
         yield Path(folder)
     else:
         with tempfile.TemporaryDirectory(prefix="minivl-bench-") as temporary:
-            random_checkpoint(temporary, stored_config(size))
+            random_checkpoint(temporary, config_of_size(size))
             yield Path(temporary)
 
 
@@ -134,9 +131,7 @@ def start_programs(stack, peers, left_out, path, work, threads, needed):
         try:
             # weights mapped from the file count as available memory, but minivl needs them to stay there
             check_free(system_memory(), needed + needed // 2 * peer.size + SPARE, "memory beside minivl", "")
-            with peer.files(path, None if path == CHECKPOINT else path) as files:
-                process = Process(peer.make, path, work, *peer.arguments, *files, threads=threads)
-                running[name] = stack.enter_context(process)
+            running[name] = stack.enter_context(Process(peer.make, path, work, *peer.arguments, threads=threads))
         except Error as cause:
             left_out[name] = str(cause).strip()
     return running
@@ -238,21 +233,13 @@ def quartiles(rounds):
 
 def describe_machine(threads):
     return {
-        "processor": processor(),
+        "processor": processor_name() or platform.machine(),
         "system": platform.platform(),
         "cores": os.cpu_count(),
         "threads": threads,
         "memory": system_memory("MemTotal"),
         "matmul": "float32 on AMX" if runs_on_amx() else "float32",
     }
-
-
-def processor():
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def versions():

@@ -12,7 +12,7 @@ import math
 from minivl.checkpoint.presets import TOKEN_IDS, VISION_THETA
 from minivl.checkpoint.unsupported import check_model_type, check_not_quantised
 from minivl.errors import Error
-from minivl.helpers import check_kind, object_in
+from minivl.helpers import check_kind, object_in, shorten
 
 TEXT_SIZES = {  # whole numbers above 0
     "vocab_size": 152064,
@@ -116,9 +116,7 @@ def parse_vision(stored):
     check_sizes(vision, "vision", VISION_SIZES)
     for alias, field in VISION_ALIASES.items():
         if stored.get(alias) not in (None, vision[field]):
-            raise Error(
-                f"vision config: {alias} is {stored[alias]!r} and {field} is {vision[field]}. Keep only {field}."
-            )
+            raise Error(f"vision config: {alias} is {stored[alias]!r}, {field} is {vision[field]}. Keep only {field}.")
     check_number("vision config: tokens_per_second", vision["tokens_per_second"])
     if divide(vision, "hidden_size", "num_heads") % 4:
         raise Error(
@@ -209,13 +207,9 @@ def check_sizes(fields, half, sizes):
     for field in sizes:
         value, most = fields[field], MOST.get(field, 2**31 - 1)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise Error(
-                f"{half} config: {field} is {shorten(value)}; it must be a whole number above 0, at most {most}."
-            )
+            raise Error(f"{half} config: {field} is {shorten(value)}; it must be a whole number from 1 to {most}.")
     if fields["hidden_act"] != "silu":
-        raise Error(
-            f'{half} config: hidden_act is {fields["hidden_act"]!r}; Qwen2.5-VL uses "silu", the only one supported.'
-        )
+        raise Error(f'{half} config: hidden_act is {fields["hidden_act"]!r}; only "silu" is supported.')
 
 
 def check_number(field, value, least=0):
@@ -223,15 +217,6 @@ def check_number(field, value, least=0):
     valid = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not valid or not least <= value <= 3e38:
         raise Error(f"{field} is {shorten(value)}; it must be a finite number, at least {least}.")
-
-
-def shorten(value):
-    """repr of a value from a file, which may be very long."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python refuses to write integers of thousands of digits
-        return "a number of thousands of digits"
-    return text if len(text) < 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def divide(fields, dividend, divisor):

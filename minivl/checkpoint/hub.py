@@ -21,15 +21,13 @@ def resolve(source):
         raise Error(f"cannot read {source}: {why}. Make the folder readable, or give another path.") from None
     parts = str(source).split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
-        raise Error(
-            f"{source} does not exist. Give a checkpoint folder, a .safetensors file, or a hub id such as org/name."
-        )
+        raise Error(f"{source} does not exist. Give a checkpoint folder, a .safetensors file, or a hub id org/name.")
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.utils import LocalEntryNotFoundError  # in `errors` only since 0.25
     except ImportError:
         raise Error(
-            f"{source} is not a local path, and hub ids need huggingface_hub: pip install huggingface_hub"
+            f"{source} is no local path, and a hub id needs huggingface_hub: pip install huggingface_hub"
         ) from None
     try:
         return Path(snapshot_download(str(source), allow_patterns=FILES))

@@ -1,6 +1,6 @@
 """How much memory the machine, its control groups and this process have.
 
-available_memory()      # bytes that can still be had, by /proc/meminfo and by the limits of containers; None if unknown
+available_memory()      # bytes that are available, by /proc/meminfo and by the limits of containers; None if unknown
 """
 
 import mmap
@@ -54,7 +54,7 @@ def _free_in_group(folder):
 
 
 def available_memory():
-    """Bytes that this process can still have: of the machine, and of its control groups. None if unknown."""
+    """Bytes that are available to this process: of the machine, and of its control groups. None if unknown."""
     return min((number for number in (system_memory(), cgroup_memory()) if number is not None), default=None)
 
 

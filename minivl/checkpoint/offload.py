@@ -6,18 +6,18 @@ Weights are mapped from their files: the system reads a page when it is first to
 This consumer of the stream gives pages back. Each matrix has the name of the tensor that it makes, so when
 `model.layers.7.mlp.up_proj` passes, that matrix has done its work and `down_proj` is the next to be read:
 
-    do the next matrix and its output fit below the limit?     if not, drop the matrices whose next use is farthest away
+    do the next matrix and its output fit below the limit?     if not, drop the matrix that was used last, and so on
     the one after it?                                          the system is asked to read it from disk meanwhile
 
-Dropping what is needed last is Belady's optimal replacement. It needs to know the future, which is known here: every token
-goes through the decoder in the same order, so the matrix that was just used is needed last. Matrices A to E, memory for three:
+Every token goes through the decoder in the same order, so the matrix used last is needed last: this is Belady's optimal
+replacement. Matrices A to E, memory for three:
 
     used       A      B      C      D      E      A      B      C      D      E      A
     in memory  A      A B    A B C  A B D  A B E  A B E  A B E  A C E  A D E  A D E  A D E
     read       *      *      *      *      *                    *      *
 
-If the least recently used one were dropped, every matrix would be read from disk for every token. The tower's matrices are
-not needed before the next image: they go first. When everything fits, nothing is dropped and nothing is asked for.
+If the one used longest ago were dropped, every matrix would be read from disk for every token. While the decoder runs, the
+tower's matrices go first: no token needs them. When everything fits, nothing is dropped and nothing is asked for.
 """
 
 import math
@@ -32,7 +32,7 @@ from minivl.checkpoint.memory import available_memory, resident_memory
 from minivl.errors import Error
 from minivl.helpers import format_bytes, parse_bytes
 from minivl.kernels.allocator import give_back_freed_memory
-from minivl.stream import watched
+from minivl.stream import watch
 from minivl.tensors.names import parse
 
 SLACK = 64 * 10**6  # bytes that the interpreter and the kernels' threads take now and then
@@ -49,9 +49,7 @@ def offload_if_needed(weights, config, memory_limit=None):
                   if the mapped weights fit into that, everything is left to the system
     """
     if memory_limit is not None and resident_memory() is None:
-        raise Error(
-            "memory_limit= needs Linux, which tells how much is resident. Leave it out: the system pages weights."
-        )
+        raise Error("memory_limit= needs Linux, which tells what is resident. Leave it out: the system pages weights.")
     if memory_limit is not None:
         return Offloader(weights, config, parse_bytes(memory_limit, "memory_limit"), drop_file_pages=False)
     available = available_memory()
@@ -61,14 +59,11 @@ def offload_if_needed(weights, config, memory_limit=None):
 
 
 class Matrix:
-    """A weight matrix in its file.
-
-    uses  indices into the uses in the order of the data flow; a tied embedding table has two
-    """
+    """A weight matrix in its file."""
 
     def __init__(self, name, array, files):
         mapped = array.base
-        self.name, self.nbytes, self.uses = name, array.nbytes, []
+        self.name, self.nbytes = name, array.nbytes
         self._map, self._file = mapped._mmap, files[mapped.filename]
         before = mapped.offset % mmap.ALLOCATIONGRANULARITY  # from the map's first byte to the array's
         start = array.ctypes.data - mapped.ctypes.data + before
@@ -119,7 +114,7 @@ class Offloader:
 
     drop_file_pages  whether what is dropped leaves the system's page cache too, to leave it to the weights that stay
     has_dropped      whether anything had to be dropped so far
-    in_memory        {matrix: whether it was read entirely} of those used and not dropped since
+    in_memory        {matrix: whether it was read entirely} of those used and not dropped since, the last used last
     """
 
     def __init__(self, weights, config, limit, drop_file_pages):
@@ -128,11 +123,8 @@ class Offloader:
         self._uses = self._list_uses(weights, config.vision.merge_unit)
         self._index = {use.name: i for i, use in enumerate(self._uses)}
         self._first = self._index.get("model.embed_tokens", 0)  # where each token starts
-        self._after = {
-            "pixel_values": 0,
-            "pixel_values_videos": 0,
-            "input_ids": self._first,
-        }  # inputs: what is used next
+        # inputs: what is used next
+        self._after = {"pixel_values": 0, "pixel_values_videos": 0, "input_ids": self._first}
         largest = max(self._uses, key=lambda use: use.matrix.nbytes).matrix
         self._check(SLACK + largest.nbytes, f"the largest matrix, {largest.name}, {format_bytes(largest.nbytes)}")
 
@@ -147,7 +139,6 @@ class Offloader:
                     weakref.finalize(self, os.close, files[array.base.filename])
                 if id(array) not in matrices:
                     matrices[id(array)] = Matrix(name, array, files)
-                matrices[id(array)].uses.append(len(uses))
                 uses.append(Use.of(name, matrices[id(array)], array.shape, merge_unit))
         return uses
 
@@ -156,7 +147,7 @@ class Offloader:
 
     def follow(self, stage):
         """The same stage; as its tensors pass, weights are dropped and read ahead."""
-        return watched(stage, self._see)
+        return watch(stage, self._see)
 
     def _see(self, name, tensor):
         name = parse(name).own
@@ -164,7 +155,7 @@ class Offloader:
         if index is not None:
             matrix = self._uses[index].matrix
             # of the embedding table only some rows were read
-            self.in_memory[matrix] = index != self._first or self.in_memory.get(matrix, False)
+            self.in_memory[matrix] = self.in_memory.pop(matrix, False) or index != self._first
             following = self._following(index)
         elif name in self._after:
             following = self._after[name]
@@ -192,21 +183,13 @@ class Offloader:
             if not others:
                 give_back_freed_memory()
                 return self._check(needed, f"{use.name}, with what is made on the way to it, {format_bytes(needed)}")
-            last = max(others, key=lambda matrix: self._uses_until(matrix, following - 1))
+            needless = [matrix for matrix in others if not self.in_memory[matrix]]  # the next token needs other rows
+            if following >= self._first:  # the decoder is next
+                needless = needless or [matrix for matrix in others if matrix.name.startswith("visual.")]
+            last = (needless or others)[-1]
             self.in_memory.pop(last)
             last.drop(self.drop_file_pages)
             self.has_dropped = True
-
-    def _uses_until(self, matrix, now):
-        """How many uses of other matrices come before the next use of this one."""
-        if not self.in_memory[matrix]:
-            return math.inf  # some rows of the embedding table: the next token needs other rows
-        later = [index for index in matrix.uses if index > now]
-        if later:
-            return min(later) - now
-        # no more for this token: the next one starts at the decoder, the next image later still
-        rounds = {index: 2 if index < self._first else 1 for index in matrix.uses}
-        return min(index - now + len(self._uses) * rounds[index] for index in matrix.uses)
 
     def _check(self, needed, what):
         used = resident_memory()

@@ -128,9 +128,7 @@ def parse_entry(path, name, entry, dtypes):
     if not valid:
         raise Error(f"{path}: the header's entry for {name} is damaged. Download the file again.")
     if code not in dtypes:
-        raise Error(
-            f"{path}: {name} is stored as {code}; minivl reads {', '.join(dtypes)}. Quantised weights are not supported."
-        )
+        raise Error(f"{path}: {name} is stored as {code}; minivl reads {', '.join(dtypes)}, no quantised weights.")
     if len(shape) > MOST_AXES:
         raise Error(f"{path}: {name} has {len(shape)} axes; NumPy has at most {MOST_AXES}. Download the file again.")
     dtype = np.dtype(dtypes[code])
@@ -145,9 +143,7 @@ def check_no_gaps(path, ordered, size):
     before, at = "the header", 0
     for name, (_, _, start, end) in ordered:
         if start < at:
-            raise Error(
-                f"{path}: {before} and {name} share {at - start} bytes. The file is damaged: download it again."
-            )
+            raise Error(f"{path}: {before} and {name} share {at - start} bytes. It is damaged: download it again.")
         if end > size:
             raise Error(f"{path} ends in the middle of {name}: {end - size} bytes are missing. Download it again.")
         if start > at:
@@ -194,7 +190,7 @@ class TensorWriter:
 
     @property
     def free_bytes(self):
-        """What the disk has left."""
+        """Free bytes of the disk."""
         return shutil.disk_usage(self.path.parent).free
 
     def add(self, name, array):

@@ -219,9 +219,7 @@ def read_index(index):
     if outside:
         raise Error(f"{index} names files outside its folder: {list_names(outside)}. Only weights in it are read.")
     if absent:
-        raise Error(
-            f"{index.parent} lacks {len(absent)} of {len(paths)} shards: {list_names(absent)}. Download them again."
-        )
+        raise Error(f"{index.parent} lacks {len(absent)} of {len(paths)} shards: {list_names(absent)}. Download them.")
     headers = {name: read_header(path)[0] for name, path in paths.items()}
     elsewhere = [f"{name} (in {shard})" for name, shard in weight_map.items() if name not in headers[shard]]
     if elsewhere:

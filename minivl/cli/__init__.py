@@ -1,31 +1,17 @@
-"""The command line. One module per command: `add` describes its options, `run` runs it.
+"""The command line. One module per command: HELP and OPTIONS describe it, `run` runs it.
 
 Results go to stdout; progress, advice and errors to stderr.
 """
 
 import argparse
 import contextlib
+import importlib
 import os
 import re
 import sys
 import warnings
 
-from minivl.cli import (
-    ask,
-    bench,
-    chat,
-    collect,
-    compare,
-    lab,
-    make_checkpoint,
-    plan,
-    record_reference,
-    report,
-    summary,
-    trace,
-    walk,
-    what_if,
-)
+from minivl.cli.options import add_options
 from minivl.errors import Error
 
 DESCRIPTION = "Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood."
@@ -39,15 +25,12 @@ examples:
 `minivl COMMAND --help` describes a command. Without --model, the commands that run a model use the small trained one that
 ships with minivl: it knows coloured shapes and digits.
 """
-COMMANDS = (
-    walk, ask, chat, trace, report, collect, what_if, compare, record_reference, make_checkpoint, bench, plan, summary, lab,
+COMMANDS = (  # modules of this folder; the command is named like its module, with "-" for "_"
+    "walk", "ask", "chat", "trace", "report", "collect", "what_if", "compare", "record_reference", "make_checkpoint", "bench",
+    "plan", "summary", "lab",
 )  # fmt: skip
-RENAMED = {
-    "spill": "-o",
-    "images": "--image",
-    "pictures": "--image",
-    "videos": "--video",
-}  # other arguments of the library
+# options of other names than the library's arguments
+RENAMED = {"spill": "-o", "images": "--image", "pictures": "--image", "videos": "--video"}
 
 
 def main(arguments=None):
@@ -96,8 +79,12 @@ def build_parser():
         "minivl", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subparsers = top.add_subparsers(required=True, title="commands", metavar="COMMAND")
-    for command in COMMANDS:
-        parser = command.add(subparsers)
+    for name in COMMANDS:
+        command = importlib.import_module(f"minivl.cli.{name}")
+        epilog = getattr(command, "EPILOG", "")
+        layout = argparse.RawDescriptionHelpFormatter if "\n" in epilog else argparse.HelpFormatter
+        parser = subparsers.add_parser(name.replace("_", "-"), help=command.HELP, epilog=epilog, formatter_class=layout)
+        add_options(parser, command.OPTIONS)
         parser.set_defaults(run=command.run, command=parser)
     return top
 
@@ -142,7 +129,7 @@ class Output:
 
 
 def discard_output():
-    """Send what is left in the buffer of stdout nowhere, so that Python does not fail on it once more when it ends."""
+    """Discard what stdout still buffers, so that Python does not fail on it again at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -6,42 +6,36 @@ import time
 from minivl.cli.options import (
     FRAMES,
     PIXELS,
+    PROMPT,
+    RUN,
     TOKENS,
-    add_options,
-    add_prompt,
-    add_run_options,
     answer_options,
     build_messages,
     check_output,
-    check_question,
     load_model,
     values,
 )
 from minivl.errors import Error
 from minivl.helpers import format_table
 
+HELP = "answer a question about images and videos"
 OPTIONS = (
+    *PROMPT,
     ("--draw FILE.png", str, "draw the boxes and points of the answer on the image, and list them"),
     ("--draw-on N", int, "the image they lie in: 1 is the first (default: the last)"),
     TOKENS,
+    *RUN,
 )
-
-
-def add(subparsers):
-    parser = subparsers.add_parser("ask", help="answer a question about images and videos")
-    add_prompt(parser)
-    add_options(parser, OPTIONS)
-    return add_run_options(parser)
 
 
 def run(options):
     from minivl.processing.count_tokens import format_timing
     from minivl.stream import each
 
-    check_question(options)
-    check_drawing(options)
-    vlm = load_model(options)
     messages, settings = build_messages(options), answer_options(options)
+    images = [file for file, item in zip(options.files, messages[0]["content"]) if item["type"] == "image"]
+    check_drawing(options, images)
+    vlm = load_model(options)
     count = vlm.count_tokens(messages, **values(options, PIXELS + FRAMES)) if options.tokens else None
     times = [time.perf_counter()]  # of the question, and of each piece of the answer
 
@@ -59,31 +53,30 @@ def run(options):
         first = times[1] - times[0] if len(times) > 1 else None
         print(format_timing(count, answer, time.perf_counter() - times[0], first), file=sys.stderr)
     if options.draw is not None:
-        draw_answer(answer if options.draw_on is None else answer.on(options.draw_on - 1), options)
+        draw_answer(answer if options.draw_on is None else answer.on(options.draw_on - 1), images, options.draw)
 
 
-def check_drawing(options):
-    """That the answer can be drawn as the options say, before a model is loaded."""
-    from minivl.answer.drawing import picture_format
+def check_drawing(options, images):
+    """Check that the answer can be drawn as the options say, before a model is loaded."""
+    from minivl.answer.drawing import image_format
 
     if options.draw is None and options.draw_on is not None:
         raise Error("--draw-on chooses the image to draw on: give --draw FILE.png too.")
     if options.draw is None:
         return
-    images = image_files(options)
     if not images:
         raise Error("--draw needs an image to draw on (a video will not do): give one before the question.")
     if options.draw_on is not None and not 1 <= options.draw_on <= len(images):
         raise Error(f"--draw-on {options.draw_on}: the images are numbered from 1 to {len(images)}.")
     check_output("--draw", options.draw, options.files, options.model)
-    picture_format(options.draw)
+    image_format(options.draw)
 
 
-def draw_answer(answer, options):
+def draw_answer(answer, images, path):
     """Print the boxes and points, in pixels of the image as the model saw it and as it was given, and draw them."""
     from minivl.answer.drawing import write
 
-    name, image, places = image_files(options)[answer.image], answer.pictures[answer.image], answer.places
+    name, image, places = images[answer.image], answer.pictures[answer.image], answer.places
     (H, W), (h, w) = image.resized_size, image.original_size
     rows = [("", "", f"as the model saw it, {W} x {H}", f"{name}, {w} x {h}")]
     for place in places:
@@ -94,12 +87,6 @@ def draw_answer(answer, options):
         rows.append((type(place).__name__.lower(), " ".join(place.label.split()), resized, original + outside))
     if places:
         print("\n".join(format_table(rows)))
-    write(answer.draw(), options.draw)
+    write(answer.draw(), path)
     if not places:
-        print(f"minivl: there are no boxes or points in the answer; {options.draw} has none.", file=sys.stderr)
-
-
-def image_files(options):
-    from minivl.processing.load_video import is_video
-
-    return [file for file in options.files if not is_video(file)]
+        print(f"minivl: there are no boxes or points in the answer; {path} has none.", file=sys.stderr)

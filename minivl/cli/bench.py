@@ -1,8 +1,11 @@
 """`minivl bench`: how fast minivl is."""
 
-from minivl.cli.options import add_options, check_output
+from minivl.cli.options import check_output
 
+HELP = "time minivl beside transformers, llama.cpp and the machine's limits"
 OPTIONS = (
+    ("--rounds N", int, "rounds that count, after one to warm up (5)", {"default": 5}),
+    ("--only NAME", str, 'workloads or programs to time, such as decode "vision*" "llama*"', {"nargs": "+", "default": []}),
     ("--size", ("tiny", "3B-layers", "3B"),
      "the model that ships (default); random weights with the widths of the 3B and 2 layers; the whole 3B (7.5 GB of disk, for "
      "llama.cpp 6.2 GB more)"),
@@ -12,17 +15,6 @@ OPTIONS = (
     ("--picture FILE.png", str, "draw the roofline; needs matplotlib"),
     ("--no-peers", bool, "minivl alone"),
 )  # fmt: skip
-
-
-def add(subparsers):
-    parser = subparsers.add_parser("bench", help="time minivl beside transformers, llama.cpp and the machine's limits")
-    parser.add_argument(
-        "--rounds", type=int, default=5, metavar="N", help="rounds that count, after one to warm up (5)"
-    )
-    names = 'workloads or programs to time, such as decode "vision*" "llama*"'
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=names)
-    add_options(parser, OPTIONS)
-    return parser
 
 
 def run(options):

@@ -4,17 +4,16 @@ import glob
 import os
 import sys
 
-from minivl.cli.options import TOKENS, add_options, add_run_options, answer_options, load_model
+from minivl.cli.options import RUN, TOKENS, answer_options, load_model
 from minivl.errors import Error
 
-OPTIONS = (("--system TEXT", str, "the system prompt (default: that of the model's chat template)"), TOKENS)
-
-
-def add(subparsers):
-    parser = subparsers.add_parser("chat", help="chat about images and videos; @photo.jpg in a line attaches a file")
-    parser.add_argument("files", nargs="*", metavar="FILE", help="images and videos before the first question")
-    add_options(parser, OPTIONS)
-    return add_run_options(parser)
+HELP = "chat about images and videos; @photo.jpg in a line attaches a file"
+OPTIONS = (
+    ("files FILE", str, "images and videos before the first question", {"nargs": "*"}),
+    ("--system TEXT", str, "the system prompt (default: that of the model's chat template)"),
+    TOKENS,
+    *RUN,
+)
 
 
 def run(options):

@@ -125,9 +125,7 @@ class ChatTerminal:
             "/system": self.set_system, "/save": self.save, "/load": self.load,
         }  # fmt: skip
         if name not in commands:
-            raise Error(
-                f"there is no command {name}: /help lists them. To ask a question that begins like this, write /{name}."
-            )
+            raise Error(f"there is no command {name}: /help lists them. For a question that begins so, write /{name}.")
         if argument and name not in ("/system", "/save", "/load"):
             raise Error(f"{name} takes no argument; {argument!r} followed it.")
         commands[name](argument)
@@ -207,17 +205,10 @@ def text_item(text):
 
 def attach_file(name):
     """A file as a part of a message; an Error if it does not exist or cannot be read."""
-    from minivl.processing.load_image import open_image
-    from minivl.processing.load_video import open_video
-
     path = os.path.abspath(os.path.expanduser(name))
     if not os.path.isfile(path):
-        raise Error(
-            f"there is no file {name}: @ is followed by the name of an image or video; write @@ for the character @."
-        )
-    part = media_item(path)
-    kind = part["type"]
-    (open_video if kind == "video" else open_image)(path)
+        raise Error(f"there is no file {name}: after @ comes the name of an image or video; write @@ for an @.")
+    kind = media_item(path)["type"]
     return {"type": kind, kind: Snapshot.of(path)}
 
 

@@ -1,9 +1,11 @@
 """`minivl collect`: rows of tensors of many prompts, into a store."""
 
-from minivl.cli.options import add_options
+from minivl.cli.options import FRAMES, PIXELS
 from minivl.errors import Error
 
+HELP = "keep rows of tensors of many prompts in a store on disk"
 OPTIONS = (
+    ("prompts PROMPTS.jsonl", str, 'lines such as {"question": "...", "images": "photo.jpg"}'),
     ("-o STORE.zarr", str, "folder of the store; the same command goes on with one that is not complete"),
     ("--keep NAME", list, "a tensor, a glob, or model.layers.{i} for all layers; may be given several times"),
     ("--rows CHOICES", str, "which rows, with commas: answer (default), text, word, image, box, mask, window:N, all"),
@@ -14,20 +16,9 @@ OPTIONS = (
     ("--workers N", str, 'processes on this machine (default 1), or "auto"'),
     ("--scheduler ADDRESS", str, "tcp://... of a Dask scheduler: its workers run the prompts"),
     ("--block N", int, "prompts in a block, the unit of work (default: about 30 seconds)"),
-    ("--min-pixels N", int, "enlarge images and frames with fewer pixels than this"),
-    ("--max-pixels N", int, "shrink images and frames with more pixels than this"),
-    ("--fps X", float, "frames to take per second of video (2)"),
-    ("--nframes N", int, "or the number of frames to take of a video"),
+    *PIXELS,
+    *FRAMES,
 )
-
-
-def add(subparsers):
-    parser = subparsers.add_parser("collect", help="keep rows of tensors of many prompts in a store on disk")
-    parser.add_argument(
-        "prompts", metavar="PROMPTS.jsonl", help='lines such as {"question": "...", "images": "photo.jpg"}'
-    )
-    add_options(parser, OPTIONS)
-    return parser
 
 
 def run(options):

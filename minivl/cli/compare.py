@@ -1,8 +1,13 @@
 """`minivl compare`: two recordings of one prompt."""
 
-from minivl.cli.options import add_options
-
+HELP = "compare two recordings of one prompt: the first difference, and its cause"
+EPILOG = (
+    "Exit status: 0 if all agrees, 2 if something differs, 3 if all that was compared agrees but too little was (--require, "
+    "or many unknown names), 1 on an error."
+)
 OPTIONS = (
+    ("ours OURS", str, ".safetensors or .npz with minivl's names, as `minivl trace` writes it"),
+    ("theirs THEIRS", str, ".safetensors, .npz or .pt of the other program"),
     ("--names MAP.json", str, '{"ffn_out-{}": "model.layers.{}.mlp.down_proj"}: their names to ours'),
     ("--write-names FILE", str, "write the map of names that were found by their values, for --names"),
     ("--tolerance X", float, "largest error, relative to a tensor's largest value (2e-5)"),
@@ -20,21 +25,6 @@ OPTIONS = (
     ("--json FILE", str, "write the result as JSON: every row, cause and note"),
     ("--html FILE", str, "write the result as one page: the path as a map, green to red"),
 )
-
-
-def add(subparsers):
-    parser = subparsers.add_parser(
-        "compare",
-        help="compare two recordings of one prompt: the first difference, and its cause",
-        epilog="Exit status: 0 if all agrees, 2 if something differs, 3 if all that was compared agrees but too little was "
-        "(--require, or many unknown names), 1 on an error.",
-    )
-    parser.add_argument(
-        "ours", metavar="OURS", help=".safetensors or .npz with minivl's names, as `minivl trace` writes it"
-    )
-    parser.add_argument("theirs", metavar="THEIRS", help=".safetensors, .npz or .pt of the other program")
-    add_options(parser, OPTIONS)
-    return parser
 
 
 def run(options):

@@ -2,30 +2,19 @@
 
 from minivl.errors import Error
 
-ACTIONS = """\
+HELP = "exercises that check themselves: list, show, hint, check"
+EPILOG = """\
   minivl lab                       list the exercises and which are done
   minivl lab show NUMBER           the task, the signature, what is given
   minivl lab hint NUMBER           the next of three hints
   minivl lab check FILE.py [NUMBER]  check the functions of a file that are named like exercises
 """
-
-
-def add(subparsers):
-    from argparse import RawDescriptionHelpFormatter
-
-    parser = subparsers.add_parser(
-        "lab",
-        help="exercises that check themselves: list, show, hint, check",
-        formatter_class=RawDescriptionHelpFormatter,
-        epilog=ACTIONS,
-    )
-    parser.add_argument(
-        "action", nargs="?", default="list", choices=("list", "show", "hint", "check"), help="see below"
-    )
-    parser.add_argument("target", nargs="?", metavar="NUMBER|FILE.py", help="an exercise, or a file to check")
-    parser.add_argument("number", nargs="?", metavar="NUMBER", help="of `check`: this exercise of the file alone")
-    parser.add_argument("--stage", type=int, metavar="N", help="of `hint`: this one, 1 to 3")
-    return parser
+OPTIONS = (
+    ("action", ("list", "show", "hint", "check"), "see below", {"nargs": "?"}),
+    ("target NUMBER|FILE.py", str, "an exercise, or a file to check", {"nargs": "?"}),
+    ("number NUMBER", str, "of `check`: this exercise of the file alone", {"nargs": "?"}),
+    ("--stage N", int, "of `hint`: this one, 1 to 3"),
+)
 
 
 def run(options):

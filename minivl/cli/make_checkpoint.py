@@ -1,22 +1,13 @@
 """`minivl make-checkpoint`: a small random checkpoint with the published constants, for trying ports."""
 
-from minivl.cli.options import add_options
-
+HELP = "write a small random checkpoint with the published constants, 200 MB, and two prompts"
 OPTIONS = (
-    ("--seed N", int, "of the random weights and pictures (0)"),
+    ("folder FOLDER", str, "a new folder"),
+    ("--seed N", int, "of the random weights and images (0)"),
     ("--blocks N", int, "depth of the vision tower (32); blocks 7, 15, 23 and 31 have full attention"),
     ("--layers N", int, "depth of the decoder (4)"),
     ("--untied", bool, "with a head of its own: 155 MB more"),
 )
-
-
-def add(subparsers):
-    parser = subparsers.add_parser(
-        "make-checkpoint", help="write a small random checkpoint with the published constants, 200 MB, and two prompts"
-    )
-    parser.add_argument("folder", metavar="FOLDER", help="a new folder")
-    add_options(parser, OPTIONS)
-    return parser
 
 
 def run(options):

@@ -1,7 +1,8 @@
-"""What the commands share: tables of options, the model, the messages of a question, checks of files.
+"""Shared by the commands: tables of options, the model, the messages of a question, checks of files.
 
-A row of a table is (names and metavar, type, help). Besides types of one value: bool is a switch, list may be given several
-times, and of a tuple of choices the first is the default.
+A row of a table is (name and metavar, type, help), and argparse's own keywords where there are others. Besides types of one
+value: bool is a switch, list may be given several times, and of a tuple of choices the first is the default. A row that is
+a string starts a group of this title.
 """
 
 import os
@@ -36,38 +37,40 @@ ANSWER = (
     *PIXELS,
     *FRAMES,
 )
+RUN = ("model", *MODEL, "answer (default: the model's generation_config.json)", *ANSWER)
+PROMPT = (
+    ("files FILE", str, "images and videos, in the order in which the model sees them", {"nargs": "*"}),
+    ("question QUESTION", str, None),
+)
+DEFAULT_QUESTION = "Describe the picture."
+IMAGE_AND_QUESTION = (
+    ("image IMAGE", str, "an image or a video; without one, a scene is drawn", {"nargs": "?"}),
+    ("question QUESTION", str, f'default: "{DEFAULT_QUESTION}"', {"nargs": "?"}),
+)
+SIZES = "3B, 7B, 32B, 72B, a folder with a config.json, or such a file; default: the model that ships"
+CONFIG_SOURCE = ("source MODEL", str, SIZES, {"nargs": "?"})
 TOKENS = ("--tokens", bool, "print on stderr the tokens of each image, of text and answer, and the time they took")
 
 
-def add_options(parser, rows, title=None):
-    """Add the options of a table to a parser, under a title if there is one."""
-    group = parser if title is None else parser.add_argument_group(title)
-    for names, kind, text in rows:
-        flags = [name for name in names.split() if name.startswith("-")]
-        metavar = {"metavar": names.split()[-1]} if not names.endswith(flags[-1]) else {}
-        settings = {"type": kind}
+def add_options(parser, rows):
+    """Add the arguments and options of a table to a parser."""
+    group = None
+    for row in rows:
+        if isinstance(row, str):
+            group = parser.add_argument_group(row)
+            continue
+        names, kind, text, *keywords = row
+        flags = [name for name in names.split() if name.startswith("-")] or names.split()[:1]
+        settings = {} if names.endswith(flags[-1]) else {"metavar": names.split()[-1]}
         if kind is bool:
-            settings = {"action": "store_true"}
+            settings["action"] = "store_true"
         elif kind is list:
-            settings = {"action": "append", "default": []}
+            settings |= {"action": "append", "default": []}
         elif isinstance(kind, tuple):
-            settings = {"choices": [choice for choice in kind if choice is not None], "default": kind[0]}
-        group.add_argument(*flags, help=text, **metavar, **settings)
-
-
-def add_prompt(parser):
-    """FILE ... QUESTION"""
-    parser.add_argument(
-        "files", nargs="*", metavar="FILE", help="images and videos, in the order in which the model sees them"
-    )
-    parser.add_argument("question", metavar="QUESTION")
-
-
-def add_run_options(parser):
-    """Options of every command that runs a model on a prompt; returns the parser."""
-    add_options(parser, MODEL, "model")
-    add_options(parser, ANSWER, "answer (default: the model's generation_config.json)")
-    return parser
+            settings |= {"choices": [choice for choice in kind if choice is not None], "default": kind[0]}
+        else:
+            settings["type"] = kind
+        (group or parser).add_argument(*flags, help=text, **settings, **dict(*keywords))
 
 
 def values(options, rows):
@@ -78,6 +81,12 @@ def values(options, rows):
 
 def answer_options(options):
     return values(options, ANSWER)
+
+
+def prepare_run(options):
+    """(model, messages, options of the answer). Errors of the question and of files come before the model is loaded."""
+    messages = build_messages(options)
+    return load_model(options), messages, answer_options(options)
 
 
 def load_model(options):
@@ -96,13 +105,8 @@ def load_model(options):
 # ---- files ----
 
 
-def check_question(options):
-    if os.path.isfile(options.question):  # Path.is_file fails on long questions
-        raise Error(f'{options.question} is a file: put a question behind it, such as "What is in the picture?".')
-
-
 def check_output(option, path, inputs, model=None):
-    """That a result can be written to `path` and overwrites nothing that this command reads, before minutes are spent.
+    """Check that a result can be written to `path` and overwrites nothing that this command reads, before minutes are spent.
 
     option  its name for messages;  inputs  files that are read;  model  the --model, a file or a folder
     """
@@ -136,6 +140,8 @@ def is_in_folder(path, folder):
 
 def build_messages(options):
     """Messages of the files and the question."""
+    if os.path.isfile(options.question):  # Path.is_file fails on long questions
+        raise Error(f'{options.question} is a file: put a question behind it, such as "What is in the picture?".')
     return messages_of([media_item(file) for file in options.files], options.question)
 
 
@@ -145,8 +151,10 @@ def messages_of(items, question):
 
 
 def media_item(file):
-    """A file of the command line as a part of a message: a video or an image."""
-    from minivl.processing.load_video import is_video
+    """A file of the command line as a part of a message: an opened video or image."""
+    from minivl.processing.load_image import open_image
+    from minivl.processing.load_video import is_video, open_video
 
-    kind = "video" if is_video(file) else "image"
-    return {"type": kind, kind: file}
+    return (
+        {"type": "video", "video": open_video(file)} if is_video(file) else {"type": "image", "image": open_image(file)}
+    )

@@ -3,10 +3,14 @@
 import os
 import re
 
-from minivl.cli.options import FRAMES, PIXELS, WEIGHTS, add_options, check_output, values
+from minivl.cli.options import CONFIG_SOURCE, FRAMES, PIXELS, WEIGHTS, check_output, values
 from minivl.errors import Error
 
+HELP = "estimate operations, memory and time of a run; needs no weights"
 OPTIONS = (
+    CONFIG_SOURCE,
+    ("--prompt-tokens N", int, "tokens of text, including the chat template (40)", {"default": 40}),
+    ("--tokens N", int, "tokens of the answer (100)", {"default": 100}),
     ("--image HxW", list,
      "height x width of an image in pixels, such as 1080x1920, or an image file; may be given several times"),
     ("--video HxWxFRAMES[@FPS]", list,
@@ -18,22 +22,6 @@ OPTIONS = (
     ("--no-seconds", bool, "do not measure this machine"),
     ("--json FILE", str, "write the numbers as JSON too"),
 )  # fmt: skip
-
-
-def add(subparsers):
-    parser = subparsers.add_parser("plan", help="estimate operations, memory and time of a run; needs no weights")
-    add_source(parser)
-    parser.add_argument(
-        "--prompt-tokens", type=int, default=40, metavar="N", help="tokens of text, including the chat template (40)"
-    )
-    parser.add_argument("--tokens", type=int, default=100, metavar="N", help="tokens of the answer (100)")
-    add_options(parser, OPTIONS)
-    return parser
-
-
-def add_source(parser):
-    sizes = "3B, 7B, 32B, 72B, a folder with a config.json, or such a file; default: the model that ships"
-    parser.add_argument("source", nargs="?", metavar="MODEL", help=sizes)
 
 
 def run(options):
@@ -85,9 +73,7 @@ def parse_video_size(text):
     numbers = re.fullmatch(r"(\d+) ?[x×] ?(\d+) ?[x×] ?(\d+)(?: ?@ ?(\d+(?:\.\d+)?))?", text)
     if numbers is None:
         if not os.path.isfile(text):
-            raise Error(
-                f"{text} is neither height x width x frames, such as 720x1280x900 or 720x1280x900@25, nor a video file."
-            )
+            raise Error(f"{text} is neither height x width x frames, such as 720x1280x900@25, nor a video file.")
         clip = open_video(text)
         frame = next(clip.pictures([0]))
         return Footage(frame.height, frame.width, clip.total, clip.fps)

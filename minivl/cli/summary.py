@@ -1,17 +1,10 @@
 """`minivl summary`: the module tree and the parameters."""
 
-from minivl.cli.options import add_options
-from minivl.cli.plan import add_source
+from minivl.cli.options import CONFIG_SOURCE
 from minivl.errors import Error
 
-OPTIONS = (("--depth N", int, "levels of the tree to print (default: all)"),)
-
-
-def add(subparsers):
-    parser = subparsers.add_parser("summary", help="print the module tree and the table of parameters; without weights")
-    add_source(parser)
-    add_options(parser, OPTIONS)
-    return parser
+HELP = "print the module tree and the table of parameters; without weights"
+OPTIONS = (CONFIG_SOURCE, ("--depth N", int, "levels of the tree to print (default: all)"))
 
 
 def run(options):

@@ -1,44 +1,27 @@
 """`minivl trace`: run and record tensors."""
 
-from minivl.cli.options import (
-    add_options,
-    add_prompt,
-    add_run_options,
-    answer_options,
-    build_messages,
-    check_output,
-    check_question,
-    load_model,
-)
+from minivl.cli.options import PROMPT, RUN, check_output, prepare_run
 from minivl.errors import Error
+from minivl.helpers import format_bytes
 
+HELP = "run, and record every tensor: to a safetensors file, or as a table"
 OPTIONS = (
+    *PROMPT,
     ("-o --output FILE.safetensors", str, "write the tensors here while the run goes on"),
     ("--keep GLOB", list, 'names of tensors, such as "visual.blocks.*"; may be given several times (default: all)'),
     ("--stop GLOB", str, "end after the first tensor that matches"),
     ("--table", bool, "print shape, range, NaN and outlier channels of each tensor"),
+    *RUN,
 )
 
 
-def add(subparsers):
-    parser = subparsers.add_parser("trace", help="run, and record every tensor: to a safetensors file, or as a table")
-    add_prompt(parser)
-    add_options(parser, OPTIONS)
-    return add_run_options(parser)
-
-
 def run(options):
-    from minivl.helpers import format_bytes
-
-    check_question(options)
     if options.output is None and not options.table:
         raise Error("give -o FILE.safetensors to write the tensors, --table to print their statistics, or both.")
     check_output("-o", options.output, options.files, options.model)
-    settings = answer_options(options)
+    vlm, messages, settings = prepare_run(options)
     settings["max_new_tokens"] = settings["max_new_tokens"] or 1
-    trace = load_model(options).trace(
-        build_messages(options), keep=options.keep or "*", stop=options.stop, spill=options.output, **settings
-    )
+    trace = vlm.trace(messages, keep=options.keep or "*", stop=options.stop, spill=options.output, **settings)
     if options.table:
         print(trace.table())
     if options.output is not None:

@@ -1,31 +1,27 @@
 """`minivl walk`: every step from an image or video to an answer."""
 
-from minivl.cli.options import add_options, add_run_options, answer_options, load_model, media_item, messages_of
+from minivl.cli.options import (
+    DEFAULT_QUESTION,
+    IMAGE_AND_QUESTION,
+    RUN,
+    answer_options,
+    load_model,
+    media_item,
+    messages_of,
+)
 from minivl.errors import Error
 
-DEFAULT_QUESTION = "Describe the picture."
+HELP = "show every step from an image or video to the answer"
 OPTIONS = (
+    *IMAGE_AND_QUESTION,
     ("--scene N", int, "the scene to draw if no image is given (default 0)"),
     ("--step", bool, "stop at every step: look, explain, change something, go on, go back"),
+    *RUN,
 )
-
-
-def add(subparsers):
-    parser = subparsers.add_parser("walk", help="show every step from an image or video to the answer")
-    add_image_and_question(parser)
-    add_options(parser, OPTIONS)
-    return add_run_options(parser)
-
-
-def add_image_and_question(parser):
-    parser.add_argument("image", nargs="?", metavar="IMAGE", help="an image or a video; without one, a scene is drawn")
-    parser.add_argument("question", nargs="?", metavar="QUESTION", help=f'default: "{DEFAULT_QUESTION}"')
 
 
 def run(options):
     from minivl.cli.walk_terminal import walk_by_commands
-    from minivl.processing.load_image import open_image
-    from minivl.processing.load_video import open_video
     from minivl.stream import each
     from minivl.walk.walk import narrate
 
@@ -37,8 +33,6 @@ def run(options):
         raise Error(f"--scene {options.scene} draws an image, and {options.image} is one: leave one of them out.")
     else:
         item = media_item(options.image)
-        open_media = open_video if item["type"] == "video" else open_image
-        open_media(options.image)  # its errors come before anything is printed
     vlm = load_model(options)
     print(f"Question: {question}\n")
     messages = messages_of([item], question)

@@ -1,29 +1,25 @@
 """`minivl what-if`: run the model with a known porting bug, and compare."""
 
 from minivl.cli.options import (
-    add_options,
-    add_run_options,
+    DEFAULT_QUESTION,
+    IMAGE_AND_QUESTION,
+    RUN,
     answer_options,
     check_output,
     load_model,
     media_item,
     messages_of,
 )
-from minivl.cli.walk import DEFAULT_QUESTION, add_image_and_question
 from minivl.errors import Error
 
+HELP = "run with a known porting mistake: what changes first, both answers"
 OPTIONS = (
+    ("fault FAULT", str, 'without one, all are listed; "all" with --scenes', {"nargs": "?"}),
+    *IMAGE_AND_QUESTION,
     ("--scenes N", int, "instead, ask about N drawn scenes, without and with the fault, and print the scores"),
     ("-o --output FILE.md", str, "write the table of --scenes here too; rows that it already has are not run again"),
+    *RUN,
 )
-
-
-def add(subparsers):
-    parser = subparsers.add_parser("what-if", help="run with a known porting mistake: what changes first, both answers")
-    parser.add_argument("fault", nargs="?", metavar="FAULT", help='without one, all are listed; "all" with --scenes')
-    add_image_and_question(parser)
-    add_options(parser, OPTIONS)
-    return add_run_options(parser)
 
 
 def run(options):
@@ -50,11 +46,8 @@ def run(options):
     elif options.output is not None:
         raise Error("-o writes the table of --scenes: give --scenes 100, or leave it out.")
     elif options.fault == "all":
-        raise Error(
-            "all faults are for --scenes N, which prints a table of them. Name one fault, or give --scenes 100."
-        )
-    elif options.image is None:
-        print(load_model(options).what_if(faults[0], **answer_options(options)))
+        raise Error("all faults are for --scenes N, which prints a table. Name one fault, or give --scenes 100.")
     else:
-        messages = messages_of([media_item(options.image)], options.question or DEFAULT_QUESTION)
+        items = [] if options.image is None else [media_item(options.image)]
+        messages = messages_of(items, options.question or DEFAULT_QUESTION) if items else None
         print(load_model(options).what_if(faults[0], messages, **answer_options(options)))

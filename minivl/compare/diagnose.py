@@ -87,6 +87,43 @@ def find_causes(step, limit, groups=ALL):
     return likely or [Cause(name, sentence, before, exact=False) for name, sentence in guesses]
 
 
+def find_faint(step, functions=(of_the_stage,)):
+    """[Cause] of a mistake whose values are smaller than rounding, but point the same way as the difference.
+
+    Rounding does not know the mistake: fitted to all values by least squares, each weighted by its size, the difference is
+    1 times the mistake only if it was made, to many standard errors.
+    """
+    best = (CERTAIN, None)
+    for group in functions:
+        for name, sentence, candidate in predictions(step, group(step)):
+            if name != RIGHT and candidate.shape == step.ours.shape == step.theirs.shape:
+                share, errors = fit_mistake(step.ours, step.theirs, candidate)
+                if LEAST < share < MOST and errors > best[0]:
+                    best = errors, Cause(name, f"{sentence}{FAINT}", distance(candidate, step.theirs), exact=False)
+    return [best[1]] if best[1] is not None else []
+
+
+def fit_mistake(ours, theirs, candidate):
+    """(share of the mistake that theirs has, how many standard errors that is away from 0)."""
+    ours, theirs, candidate = (array.astype(np.float64).reshape(-1) for array in (ours, theirs, candidate))
+    if not all(np.isfinite(array).all() for array in (ours, theirs, candidate)):
+        return 0.0, 0.0
+    weight = 1 / (np.abs(ours) + SMALL * np.sqrt(np.mean(ours * ours)) + np.finfo(np.float64).tiny)
+    made, seen = (candidate - ours) * weight, (theirs - ours) * weight
+    size = float(made @ made)
+    if not size:
+        return 0.0, 0.0
+    share = float(made @ seen) / size
+    left = float(np.sum((seen - share * made) ** 2)) / max(len(seen) - 1, 1)
+    return share, abs(share) / np.sqrt(left / size) if left else np.inf
+
+
+CERTAIN = 12  # standard errors
+LEAST, MOST = 0.7, 1.3  # share of a mistake that was made once
+SMALL = 0.01  # of the usual size: smaller values are rounded as these are
+FAINT = "; each value differs by less than rounding does, but all of them the same way"
+
+
 def find_faint_eps(step):
     """[Cause] of another eps that changes each value by less than rounding does, found in all values together."""
     try:

@@ -24,6 +24,7 @@ from minivl.errors import Error
 from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.processing.inputs import Inputs
 from minivl.stream import run, value_of
+from minivl.tensors import catalogue
 from minivl.tensors.names import parse
 
 SLACK = 5  # rounded twice, or in another order: a few times the error of the simulated rounding
@@ -35,7 +36,10 @@ ARITHMETICS = {  # name: (are all tensors rounded, are the inputs of products, t
     "float16": (True, False, "float16"),
     "float32 with products of bfloat16": (False, True, "bfloat16"),
     "float32 with products of float16": (False, True, "float16"),
+    "float32 with products of int8": (False, True, "int8"),
 }
+LIKE = 3  # errors within this factor of those of an arithmetic, of all products, are of its size
+FEWEST_PRODUCTS, MOST_PRODUCTS = 8, 0.8
 
 
 def inputs_of(ours, config):
@@ -60,6 +64,9 @@ def round_to(array, kind, seed=0):
     """The array rounded to a type; to float32: with noise of the size of another order of summation."""
     if array.dtype != np.float32 or not array.size:
         return array
+    if kind == "int8":  # each row by its largest value
+        step = np.abs(array).max(axis=-1, keepdims=True) / np.float32(127)
+        return np.round(array / np.where(step == 0, np.float32(1), step)) * step
     if kind == "bfloat16":
         return to_float32(from_float32(array))
     with np.errstate(over="ignore"):
@@ -145,7 +152,7 @@ class Local:
     def __init__(self, model, inputs, theirs, precision):
         self.model, self.inputs, self.theirs = model, inputs, theirs
         self.computed, self.known = run_from_theirs(model, inputs, theirs, None)
-        self.figures = {}
+        self.figures, self.runs = {}, {}
         for name, ours in self.computed.items():
             there = fit(theirs, name, ours.shape)
             if there is not None:
@@ -160,12 +167,28 @@ class Local:
     def find_arithmetic(self, precision):
         """(arithmetic, its run), by the median distance of their tensors from those of a run in it."""
         names = [precision] if precision != "float32" else [n for n in ARITHMETICS if n.startswith("float32")]
-        runs = {name: run_from_theirs(self.model, self.inputs, self.theirs, name)[0] for name in names}
-        left = {name: self.median(run) for name, run in runs.items()}
         plain = self.median(self.computed)
+        names = names[:1] if plain <= NOISE else names
+        runs = {name: self.run_in(name) for name in names}
+        left = {name: self.median(run) for name, run in runs.items()}
         best = min(left, key=left.get)
-        best = best if best == names[0] or left[best] < plain / 4 else names[0]
+        if left[best] >= plain / 4:
+            best = next((name for name in names[1:] if self.is_of_size(runs[name])), names[0])
         return best, runs[best]
+
+    def run_in(self, arithmetic):
+        """{name: tensor} from their inputs in an arithmetic; run once."""
+        if arithmetic not in self.runs:
+            self.runs[arithmetic] = run_from_theirs(self.model, self.inputs, self.theirs, arithmetic)[0]
+        return self.runs[arithmetic]
+
+    def is_of_size(self, run):
+        """Whether the errors of most recorded products are of the size that this run makes of the same inputs."""
+        names = [name for name in self.figures if (tensor := catalogue.of(name)) and tensor.made_by == "linear"]
+        made = [(self.figures[name]["rms"], measure(self.computed[name], run[name])["rms"]) for name in names]
+        ratios = np.array([theirs / ours for theirs, ours in made if ours and theirs > NOISE])
+        flat = np.mean((1 / LIKE <= ratios) & (ratios <= LIKE)) if len(ratios) else 0.0
+        return len(ratios) >= FEWEST_PRODUCTS and flat >= MOST_PRODUCTS
 
     def median(self, run):
         errors = [measure(run[name], fit(self.theirs, name, run[name].shape))["rms"] for name in self.figures]

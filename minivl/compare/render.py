@@ -117,7 +117,9 @@ def reading(comparison):
 def arithmetic(comparison):
     """A line on the precision of theirs, if a model judged it."""
     if comparison.arithmetic not in (None, "float32"):
-        yield f"Theirs computes in {comparison.arithmetic}: errors up to what this makes of the same inputs are no fault."
+        alike = " (or TF32, which has as many digits)" if comparison.arithmetic.endswith("products of float16") else ""
+        up_to = "errors up to what this makes of the same inputs are no fault"
+        yield f"Theirs computes in {comparison.arithmetic}{alike}: {up_to}."
 
 
 def other_faults(comparison):

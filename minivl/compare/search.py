@@ -3,13 +3,28 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from minivl.checkpoint.config import Config
-from minivl.compare.diagnose import find_causes, find_faint_eps, is_right, of_the_layout, of_the_stage
-from minivl.compare.local import Local, fit
-from minivl.compare.measure import align, axis_orders
-from minivl.compare.mistakes import Step
+from minivl.compare.diagnose import (
+    CERTAIN,
+    FAINT,
+    LEAST,
+    MOST,
+    find_causes,
+    find_faint,
+    find_faint_eps,
+    fit_mistake,
+    is_right,
+    of_the_layout,
+    of_the_stage,
+)
+from minivl.compare.local import ARITHMETICS, Local, fit
+from minivl.compare.measure import align, axis_orders, distance
+from minivl.compare.mistakes import Cause, Step
+from minivl.compare.mistakes.layers import gelu_tanh
 from minivl.compare.recordings import Recording
-from minivl.compare.rows import DIFF, MISSING, OK, SHAPE
+from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, OK, SHAPE
 from minivl.stream import value_of
 from minivl.tensors import catalogue
 from minivl.tensors.names import parse
@@ -57,7 +72,8 @@ class Evidence:
         if self.local is not None and row.name in self.local.figures and order is None and not turned:
             ours = self.local.computed[row.name]
             theirs = fit(self.local.theirs, row.name, ours.shape)
-            return Step(row.name, ours, theirs, self.known_from_theirs, self.config, self.images)
+            weights = self.local.model.weights
+            return Step(row.name, ours, theirs, self.known_from_theirs, self.config, self.images, weights)
         return self.step_as_recorded(row, turned, order)
 
     def step_as_recorded(self, row, turned=False, order=None):
@@ -92,13 +108,56 @@ def add_faint_mistakes(comparison, evidence):
     for row in comparison.rows:
         if row.status in (DIFF, SHAPE) and not row.same_values:
             break
-        if row.status != OK or not row.error or not is_made_by(row.name, "norm", "gelu"):
+        if row.status not in (OK, CLOSE) or not row.error or not is_made_by(row.name, "norm", "gelu"):
             continue
-        step = evidence.step(row)
-        causes = find_causes(step, evidence.limit, (of_the_stage,)) if row.error > NOISE else []
-        causes = causes or (find_faint_eps(step) if is_made_by(row.name, "norm") else [])
+        step, causes = evidence.step(row), []
+        if row.status == OK and row.error > NOISE:
+            causes = find_causes(step, evidence.limit, (of_the_stage,))
+        if is_made_by(row.name, "norm"):
+            causes = causes or (find_faint_eps(step) if row.status == OK else [])
+        elif row.status == CLOSE and evidence.local is not None:
+            causes = find_faint(step)
         if causes:
             return comparison.replace_row(row, with_causes(replace(row, status=DIFF), causes))
+    return comparison
+
+
+def add_faint_gelu(comparison, evidence):
+    """GELU by tanh in the merger, where its own output was not recorded: from the first output after it."""
+    from minivl.compare.mistakes.replay import run_with_function
+
+    local = evidence.local
+    if local is None or GELU in local.figures:
+        return comparison
+    row = next((r for r in comparison.rows if r.name in AFTER_GELU and r.name in local.figures), None)
+    if row is None or row.status not in (OK, CLOSE, INPUT):
+        return comparison
+    step = evidence.step(row)
+    tanh = run_with_function(GELU, lambda step: gelu_tanh(step.near("0").astype(np.float64)), row.name, local)
+    share, errors = (0.0, 0.0) if tanh is None else fit_mistake(step.ours, step.theirs, tanh)
+    if not LEAST < share < MOST or errors < CERTAIN:
+        return comparison
+    text = f"at {GELU}: GELU by its approximation with tanh, instead of the exact one with erf{FAINT}"
+    cause = Cause("tanh GELU", text, distance(tanh, step.theirs), exact=False)
+    return comparison.replace_row(row, with_causes(replace(row, status=DIFF), [cause]))
+
+
+GELU, AFTER_GELU = "visual.merger.mlp.1", ("visual.merger.mlp.2", "visual.merger", "visual")
+
+
+def add_rounded_products(comparison, evidence):
+    """Products whose inputs alone were rounded, where theirs computes in float32 otherwise."""
+    local = evidence.local
+    for row in comparison.faults if local is not None else ():
+        if row.name not in local.figures or not is_made_by(row.name, "linear"):
+            continue
+        theirs = fit(local.theirs, row.name, local.computed[row.name].shape)
+        before = distance(local.computed[row.name], theirs)
+        for arithmetic, (_, products, kind) in ARITHMETICS.items():
+            if products and (left := distance(local.run_in(arithmetic)[row.name], theirs)) <= before / 10:
+                cause = Cause("rounded inputs", f"what goes into this product is rounded to {kind}", left)
+                comparison = comparison.replace_row(row, with_causes(row, [cause]))
+                break
     return comparison
 
 
@@ -186,6 +245,8 @@ def search(comparison, causes, whose="theirs"):
 PASSES = (
     add_layouts,
     add_faint_mistakes,
+    add_faint_gelu,
+    add_rounded_products,
     add_causes_of_first,
     add_causes_in_another_layout,
     add_causes_of_ours,

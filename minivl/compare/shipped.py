@@ -19,18 +19,21 @@ def find_model(model, ours):
 
     model  a VLM; a folder, file or hub id; None for the model that ships, if ours is a run of it; False for none
     """
-    import minivl  # loads a model as a user does
-
     if model is False:
         return None, ()
-    if isinstance(model, (str, os.PathLike)):
-        return minivl.load(model), ()
     if model is not None:
-        return model, ()
+        return load_model(model), ()
     if ours.config is None or "input_ids" not in ours or not is_shipped(ours.config):
         return None, ()
-    shipped = minivl.load()
+    shipped = load_model()
     return (shipped, (NOTE,)) if is_run_of(shipped, ours) else (None, ())
+
+
+def load_model(model=None):
+    """The VLM itself, or the one in a folder or file or of a hub id; by default the model that ships."""
+    import minivl
+
+    return minivl.load(model) if model is None or isinstance(model, (str, os.PathLike)) else model
 
 
 def is_shipped(config):

@@ -156,9 +156,7 @@ def set_threads(count):
 
     most = check_numba()
     if type(count) is not int or not 1 <= count <= most:
-        raise Error(
-            f"threads: {count!r}; it must be a whole number from 1 to {most} (NUMBA_NUM_THREADS sets the limit)."
-        )
+        raise Error(f"threads: {count!r}; it must be a whole number from 1 to {most} (NUMBA_NUM_THREADS limits it).")
     import numba
 
     numba.set_num_threads(count)

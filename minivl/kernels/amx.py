@@ -70,7 +70,7 @@ def matmul_amx(x, weight, bias=None, terms=3):
     (M, K), N = x.shape, len(weight)
     out = np.empty((M, N), dtype=np.float32)
     panels, steps = -(-M // SIDE), -(-K // SIDE)
-    packed = _from_a_line(panels * steps * terms * 2 * TILE * TILE).reshape(panels, steps, terms, 2, TILE, TILE)
+    packed = _empty_aligned(panels * steps * terms * 2 * TILE * TILE).reshape(panels, steps, terms, 2, TILE, TILE)
     _pack(x, packed)
     bias = np.zeros(N, dtype=np.float32) if bias is None else bias
     threads = numba.get_num_threads()
@@ -80,7 +80,7 @@ def matmul_amx(x, weight, bias=None, terms=3):
 
 
 @numba.njit(cache=CACHE)
-def _from_a_line(count):
+def _empty_aligned(count):
     """float32 [count] that begins with a line of the cache: then no row of a tile lies across two."""
     space = np.empty(count + LINE // 4, dtype=np.float32)
     first = -space.ctypes.data % LINE // 4
@@ -149,8 +149,8 @@ def _multiply_rows(packed, words, bias, first, end, out):
     panels, steps, terms = packed.shape[:3]
     squares, pieces = (N + SIDE - 1) // SIDE, (steps + DEPTH - 1) // DEPTH
     depth = (steps + pieces - 1) // pieces  # even pieces
-    panel = _from_a_line(squares * SIDE * depth * TILE).view(np.uint16).reshape(squares * SIDE, depth * SIDE)
-    sums = _from_a_line(panels * squares * SIDE * SIDE).reshape(panels, squares * SIDE, SIDE)
+    panel = _empty_aligned(squares * SIDE * depth * TILE).view(np.uint16).reshape(squares * SIDE, depth * SIDE)
+    sums = _empty_aligned(panels * squares * SIDE * SIDE).reshape(panels, squares * SIDE, SIDE)
     # subtle: Numba frees an array after its last use by name, and an address is no use: panel is named in the loop, and sums
     # after it
     at_panel, at_sums, at_x = panel.ctypes.data, sums.ctypes.data, packed.ctypes.data

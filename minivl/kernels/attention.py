@@ -31,7 +31,7 @@ from minivl.kernels.tile import COLUMNS, ROWS, add_to, first_tile, raise_to, tak
 FAST = {"reassoc", "contract"}  # sums may be reordered, which is what lets the compiler use vectors
 KEYS = 240  # keys whose scores are held at a time: a multiple of every ROWS; 15 KB at 16 COLUMNS
 LOWEST = np.finfo(np.float32).min
-PANELS = 4  # of queries, for which keys and values come near once: 64 at 16 COLUMNS, the tower's window
+PANELS = 4  # of queries that share one loading of keys and values into the cache: 64 at 16 COLUMNS, the tower's window
 
 
 def softmax(scores):
@@ -164,7 +164,7 @@ def _attend_tiles(q, k, v, first, last, starts, out):
 
 @numba.njit(cache=CACHE, fastmath=FAST, error_model="numpy")
 def _attend_panels(q, k, v, first, last, starts, g, out):
-    """Panels of queries of group g, against KEYS keys at a time, which come near once for all of the panels. For each of them:
+    """Panels of queries of group g, against KEYS keys at a time, loaded into the cache once for all panels. For each panel:
 
         scores [keys, COLUMNS]  = k [keys, K] @ queries [K, COLUMNS]       never leave the cache
         scores                  = e^(scores - largest so far)              in place: weights, of which the sum is not known yet

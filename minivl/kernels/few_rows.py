@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-from minivl.kernels.tile import LANES
+from minivl.kernels.tile import LANES, emit_ask
 
 # subtle: as with tile.py, compiled kernels are kept on disk by the date of their own file, linear.py, and not of this one
 BYTE, WORD, NUMBER = ir.IntType(8), ir.IntType(32), ir.FloatType()
@@ -52,7 +52,7 @@ def emit_dot_products(context, builder, signature, arguments):
 
 
 def address(builder, array, row, depth):
-    """Where a row starts."""
+    """The address of a row."""
     return builder.gep(array.data, [builder.mul(row, depth)])
 
 
@@ -66,7 +66,7 @@ def multiply(builder, w, x, start, end, lanes, ahead=None):
     with cgutils.for_range_slice(builder, start, end, start.type(lanes)) as (k, _):
         if ahead is not None:
             for row in w:
-                prefetch(builder, builder.gep(row, [builder.add(k, ahead)]))
+                emit_ask(builder, builder.bitcast(builder.gep(row, [builder.add(k, ahead)]), BYTE.as_pointer()), near=3)
         weights = [upcast(builder, builder.gep(row, [k]), lanes) for row in w]
         for c, row in enumerate(x):
             values = load(builder, builder.gep(row, [k]), lanes)
@@ -90,10 +90,3 @@ def upcast(builder, place, lanes):
         return stored
     words = builder.zext(stored, ir.VectorType(WORD, lanes))
     return builder.bitcast(builder.shl(words, words.type([16] * lanes)), ir.VectorType(NUMBER, lanes))
-
-
-def prefetch(builder, place):
-    """Ask for the line of the cache at this place. A hint: any place will do, nothing is read."""
-    kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), WORD, WORD, WORD])
-    ask = builder.module.declare_intrinsic("llvm.prefetch", [BYTE.as_pointer()], kind)
-    builder.call(ask, [builder.bitcast(place, BYTE.as_pointer()), WORD(0), WORD(3), WORD(1)])  # to read; near; data

@@ -16,13 +16,13 @@ from minivl.kernels.records import find_folder, read_record, write_record
 
 RECORD, RUNNING = "minivl-compiled.json", "minivl-compiling"
 TOO_OLD = 180  # seconds after which a process that compiles is taken for dead
-COMPILE = (
-    "import os, sys\n"
-    "if hasattr(os, 'nice'): os.nice(10)\n"
-    "sys.path.insert(0, sys.argv[1])\n"
-    "from minivl.kernels.warm_up import compile_kernels\n"
-    "compile_kernels()\n"
-)
+COMPILE = """
+import os
+if hasattr(os, "nice"):
+    os.nice(10)
+from minivl.kernels.warm_up import compile_kernels
+compile_kernels()
+"""
 MESSAGE = (
     "minivl: the kernels are compiled in the background, once (12 to 16 s); until then the plain NumPy kernels run, and "
     "results differ by float32 rounding."
@@ -79,16 +79,29 @@ def _start(folder):
         if time.time() - running.stat().st_mtime < TOO_OLD:
             return True
         running.unlink()
-    if not sys.executable:
-        return False
-    nowhere = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
         running.touch()
-        subprocess.Popen(
-            [sys.executable, "-c", COMPILE, str(Path(__file__).parents[2])], start_new_session=True, **nowhere
-        )
     except OSError:
+        return False
+    if start_python(COMPILE, start_new_session=True) is None:
         return False
     if sys.stderr is not None:
         print(MESSAGE, file=sys.stderr, flush=True)
     return True
+
+
+def start_python(code, *arguments, **settings):
+    """Run code that imports minivl in another process, without input and output. -> the process; None if it cannot start
+
+    arguments  are sys.argv[2:] there;  settings  of Popen
+    """
+    if not sys.executable:
+        return None
+    code = f"import sys; sys.path.insert(0, sys.argv[1])\n{code}"
+    nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(Path(__file__).parents[2]), *arguments], **nowhere, **settings
+        )
+    except OSError:
+        return None

@@ -60,7 +60,7 @@ def _few_rows(x, weight, out):
 
 @numba.njit(cache=CACHE)
 def _one_by_four(x, weight, n, out):
-    last = len(weight) - 1  # subtle: behind it there is nothing, and it is taken again
+    last = len(weight) - 1  # subtle: beyond the end the last row is taken again
     sums = dot_products(weight, (n, min(n + 1, last), min(n + 2, last), min(n + 3, last)), x, (0,))
     for r in range(min(4, len(weight) - n)):
         out[0, n + r] = sums[r]

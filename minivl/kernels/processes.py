@@ -48,11 +48,11 @@ def protect(kernels):
 
 def _one_at_a_time(function):
     @wraps(function)
-    def locked(*args, **kwargs):
+    def run_locked(*args, **kwargs):
         with _lock:
             return function(*args, **kwargs)
 
-    return locked
+    return run_locked
 
 
 def _refuse(*args, **kwargs):

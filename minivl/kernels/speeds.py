@@ -6,7 +6,7 @@ Whole numbers are added, so that the order does not matter; the additions are fa
 `minivl bench` measures with the fastest of READERS, in memory with small and with large pages. The other limit, arithmetic, is
 NumPy's own float32 matrix product.
 
-`calibrate` asks less and something else: how fast minivl's own kernels are here, for `minivl plan`.
+`calibrate` measures the speeds of minivl's own kernels on this machine, for `minivl plan`.
 """
 
 import statistics

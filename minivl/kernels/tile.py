@@ -21,7 +21,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 
-def register_tile():
+def choose_tile():
     """(lanes of a register, ROWS, VECTORS) for this processor: the sums, one spread value and VECTORS of x must fit."""
     features = llvmlite.binding.get_host_cpu_features()
     if features.get("avx512f"):
@@ -34,7 +34,7 @@ def register_tile():
 
 
 # subtle: compiled kernels are kept on disk by the date of their own file: delete __pycache__ here after changing this one
-LANES, ROWS, VECTORS = register_tile()
+LANES, ROWS, VECTORS = choose_tile()
 COLUMNS = LANES * VECTORS
 PADDED = -(-ROWS // LANES) * LANES  # ROWS in whole registers
 
@@ -191,10 +191,15 @@ def prefetch(typing, address, lines):
 
 def emit_prefetch(context, builder, signature, arguments):
     address, lines = arguments
+    with cgutils.for_range(builder, lines) as loop:
+        place = builder.add(address, builder.mul(loop.index, lines.type(64)))
+        emit_ask(builder, builder.inttoptr(place, ir.IntType(8).as_pointer()), near=2)  # second-level cache
+    return context.get_dummy_value()
+
+
+def emit_ask(builder, place, near):
+    """Ask for the line of the cache at this place, a pointer to bytes, into a cache as `near` as 1 to 3."""
     byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
     ask = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-    with cgutils.for_range(builder, lines) as loop:
-        place = builder.inttoptr(builder.add(address, builder.mul(loop.index, lines.type(64))), byte)
-        builder.call(ask, [place, number(0), number(2), number(1)])  # to read; second-level cache; data
-    return context.get_dummy_value()
+    builder.call(ask, [place, number(0), number(near), number(1)])  # to read; data

@@ -11,9 +11,6 @@ meanwhile, and they are read from the cache here:
 """
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 from numba.core.dispatcher import Dispatcher
@@ -21,7 +18,7 @@ from numba.core.event import Listener, install_listener
 from tqdm import tqdm
 
 from minivl.kernels import activations, attention, linear, matmul, norms, rope
-from minivl.kernels.first_run import record_compiled
+from minivl.kernels.first_run import record_compiled, start_python
 from minivl.kernels.jit_cache import remove_compiled
 
 MODULES = norms, linear, matmul, rope, attention, activations
@@ -76,15 +73,9 @@ def start_second_process(*names):
 
     If the process fails, they are compiled here after all.
     """
-    if (os.cpu_count() or 1) < 2 or not sys.executable:
+    if (os.cpu_count() or 1) < 2:
         return None
-    package = Path(__file__).resolve().parents[2]
-    command = "import sys; sys.path.insert(0, sys.argv[1]); import minivl.kernels.warm_up as c; c.compile_named(*sys.argv[2:])"
-    nowhere = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    try:
-        return subprocess.Popen([sys.executable, "-c", command, str(package), *names], **nowhere)
-    except OSError:
-        return None
+    return start_python("from minivl.kernels.warm_up import compile_named; compile_named(*sys.argv[2:])", *names)
 
 
 def compile_named(*names):

@@ -22,7 +22,7 @@ NOTEBOOKS = {  # 00 to 06 are in notebooks/, the others are planned
     "12": "the real 3B",
     "13": "training a little",
 }
-FAMILIES = ("pixels", "windows", "merger", "positions", "decoding", "blocks", "kernels")
+FAMILIES = ("pixels", "windows", "merger", "positions", "decoding", "port", "blocks", "kernels", "inside")
 
 
 @cache

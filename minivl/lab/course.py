@@ -2,7 +2,6 @@
 
 import html
 from functools import cache
-from weakref import WeakKeyDictionary
 
 from minivl.errors import Error
 from minivl.helpers import format_table
@@ -12,7 +11,7 @@ from minivl.lab.grade import grade, right_results
 
 LEVELS = {1: "easy", 2: "middling", 3: "hard"}
 HEADER = ("number", "name", "title", "minutes", "difficulty", "done")
-_solved_by_model = WeakKeyDictionary()  # {VLM: {number: (cases, right results)}}
+_solved = {"vlm": None}  # the last model, and {number: (cases, right results)} of it
 
 
 def check(number, submission, vlm=None):
@@ -30,23 +29,25 @@ def check(number, submission, vlm=None):
 
 
 def solve(exercise, vlm=None):
-    """(cases, right results) of an exercise, computed once for each model."""
+    """(cases, right results) of an exercise, computed once, and again for another model."""
     if not exercise.uses_model:
         if vlm is not None:
             raise Error(f"exercise {exercise.number} needs no model: leave vlm= out.")
         return solve_without_model(exercise.number)
     vlm = load_small_model() if vlm is None else vlm
-    solved = _solved_by_model.setdefault(vlm, {})
-    if exercise.number not in solved:
-        cases = exercise.cases(vlm)
-        solved[exercise.number] = cases, right_results(exercise, cases)
-    return solved[exercise.number]
+    if _solved["vlm"] is not vlm:
+        _solved.clear()
+        _solved["vlm"] = vlm
+    if exercise.number not in _solved:
+        cases = list(exercise.cases(vlm))
+        _solved[exercise.number] = cases, right_results(exercise, cases)
+    return _solved[exercise.number]
 
 
 @cache
 def solve_without_model(number):
     exercise = all_exercises()[number]
-    cases = exercise.cases()
+    cases = list(exercise.cases())
     return cases, right_results(exercise, cases)
 
 
@@ -75,12 +76,13 @@ class Text(str):
 def show(number):
     """The task of an exercise: what is asked for, the signature, what is given. -> text"""
     exercise = find(number)
+    part = f"\nThe whole model runs on it: vlm.with_parts({exercise.part}={exercise.name})." if exercise.part else ""
     head = f"{exercise.number} {exercise.title}"
     about = (
         f"{exercise.goal} Notebook {exercise.notebook}, {NOTEBOOKS[exercise.notebook]}; {exercise.minutes} minutes; "
         f"{LEVELS[exercise.difficulty]}."
     )
-    return Text(f"{head}\n{about}\n\n    {exercise.signature}\n\n{exercise.text.strip()}")
+    return Text(f"{head}\n{about}\n\n    {exercise.signature}\n\n{exercise.text.strip()}{part}")
 
 
 def hint(number, stage=None):
@@ -111,15 +113,24 @@ class Overview(tuple):
         ]
 
     def __repr__(self):
-        lines = format_table([HEADER, *self.rows()], right=(3,))
-        return "\n".join([*lines, f"{sum(bool(row[-1]) for row in self.rows())} of {len(self)} done"])
+        rows = self.rows()
+        header, *lines = format_table([HEADER, *rows], right=(3,))
+        text, notebook = [header], None
+        for exercise, line in zip(self, lines):
+            if exercise.notebook != notebook:
+                notebook = exercise.notebook
+                text += ["", f"{notebook} {NOTEBOOKS[notebook]}"]
+            text += [line, f"        {exercise.goal}"]
+        return "\n".join([*text, "", f"{sum(bool(row[-1]) for row in rows)} of {len(self)} done"])
 
     __str__ = __repr__
 
     def _repr_html_(self):
+        table = [HEADER, *self.rows()]
+        goals = ["goal", *[exercise.goal for exercise in self]]
         rows = [
-            "".join(f'<td style="text-align:left">{html.escape(cell)}</td>' for cell in row)
-            for row in [HEADER, *self.rows()]
+            "".join(f'<td style="text-align:left">{html.escape(cell)}</td>' for cell in (*row[:3], goal, *row[3:]))
+            for row, goal in zip(table, goals)
         ]
         return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 

@@ -100,7 +100,7 @@ class Engine:
         delta = yield "rope_delta", np.array([following - T], dtype=np.int64)
         for i, rows in enumerate(split_evenly(len(x), self.prefill_chunk)):
             prefix = f"chunks.{i}.model" if i else "model"
-            hidden = yield from under(prefix, self._decoder(x[rows], position_ids[:, rows], cache))
+            hidden = yield from under(prefix, self.run_decoder(x[rows], position_ids[:, rows], cache))
             cache.commit(input_ids[rows], T + int(delta[0]))
         cache.pictures = media
         return (yield from self._logits(hidden))
@@ -113,12 +113,13 @@ class Engine:
         x = yield "model.embed_tokens", self.embed_tokens(token)
         # subtle: the three positions go on from the largest one used so far, not from the number of tokens
         position_ids = yield "position_ids", np.full((3, len(token)), cache.next_position, dtype=np.int64)
-        hidden = yield from under("model", self._decoder(x, position_ids, cache))
+        hidden = yield from under("model", self.run_decoder(x, position_ids, cache))
         cache.commit(token, cache.next_position + 1)
         return (yield from self._logits(hidden, len(token)))
 
-    def _decoder(self, x, position_ids, cache):
-        return decoder(x, position_ids, cache, self.weights.at("model"), self.config.text, self.kernels)
+    def run_decoder(self, x, position_ids, cache, first=0):
+        """Stage: rows that follow those in the cache, from layer `first` on -> hidden states. Names below `model.`"""
+        return decoder(x, position_ids, cache, self.weights.at("model"), self.config.text, self.kernels, first)
 
     def _logits(self, hidden, rows=1):
         """Stage: logits of the last rows."""

@@ -80,7 +80,7 @@ class KVCache:
         start, end = len(self), len(self) + k.shape[1]
         # subtle: each by its own capacity, for an interrupt may fall between the two
         for buffers, new in ((self._keys, k), (self._values, v)):
-            capacity = enlarged_capacity(end, buffers[layer].shape[1], self._reserved)
+            capacity = next_capacity(end, buffers[layer].shape[1], self._reserved)
             if capacity > buffers[layer].shape[1]:
                 buffers[layer] = self._enlarge(buffers[layer], start, capacity)
             buffers[layer][:, start:end] = new
@@ -107,7 +107,7 @@ class KVCache:
         return larger
 
 
-def enlarged_capacity(end, capacity, reserved):
+def next_capacity(end, capacity, reserved):
     """Capacity of a buffer that must hold `end` tokens: unchanged, or as reserved, or doubled, or `end`."""
     if end <= capacity:
         return capacity

@@ -102,7 +102,7 @@ def prompt_positions(
 
 
 def check_rule(video_positions):
-    """That it is one of VIDEO_POSITIONS."""
+    """Check that it is one of VIDEO_POSITIONS."""
     if video_positions not in VIDEO_POSITIONS:
         raise Error(f"video_positions={video_positions!r}: choose one of {', '.join(map(repr, VIDEO_POSITIONS))}.")
 
@@ -150,7 +150,7 @@ def _grid_positions(grid, config, seconds):
 def mrope(position_ids, rope, head_dim):
     """cos and sin for the decoder: float32 [T, head_dim] each, from int [3, T] positions.
 
-    The head_dim/2 frequencies are dealt out in three chunks, `mrope_section` long (16, 24, 24 in the published models):
+    The head_dim/2 frequencies are split into three chunks, `mrope_section` long (16, 24, 24 in the published models):
     the first turns with t, the second with h, the third with w. Not interleaved. Then all of it stands twice.
     """
     frequencies, scale = rope_frequencies(rope, head_dim)

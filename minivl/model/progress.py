@@ -2,7 +2,7 @@
 
 from tqdm import tqdm
 
-from minivl.stream import watched
+from minivl.stream import watch
 from minivl.tensors.catalogue import level
 from minivl.tensors.chunks import split_evenly
 
@@ -28,7 +28,7 @@ def show_layers(stage, vlm, tokens=False):
             bar.close()
 
     try:
-        return (yield from watched(stage, see))
+        return (yield from watch(stage, see))
     finally:
         bar.close()
 
@@ -46,4 +46,4 @@ def show_answers(stage, prompts):
                 bar.set_postfix_str(name, refresh=False)
                 bar.update(name.endswith(".answer_ids"))
 
-        return (yield from watched(stage, see))
+        return (yield from watch(stage, see))

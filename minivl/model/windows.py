@@ -20,7 +20,7 @@ from minivl.errors import Error
 
 
 def unit_grid(grid_thw, merge_size):
-    """Where each unit stands, in raster order: int64 [U, 4] of (image, frame, row, column)."""
+    """Coordinates of the units in raster order: int64 [U, 4] of (image, frame, row, column)."""
     units = [
         np.stack(
             np.meshgrid([i], np.arange(t), np.arange(h // merge_size), np.arange(w // merge_size), indexing="ij"), -1
@@ -57,7 +57,7 @@ def frame_segments(grid_thw):
 
 
 def check_order(patches, index, *boundaries):
-    """That an order names every unit once, and that boundaries go from 0 to the number of patches: edits may break them."""
+    """Check that an order names every unit once and boundaries go from 0 to the number of patches: edits may break them."""
     if patches % len(index) or not np.array_equal(np.sort(index), np.arange(len(index))):
         raise Error(f"window_index must name each of the units of these {patches} patches once.")
     for bounds in boundaries:

@@ -31,11 +31,11 @@ def prompt_lines(plan):
             f"{video['patches']:,} patches, {video['windows']:,} windows, {video['tokens']:,} tokens"
         )
     prompt = plan["prompt"]
-    videos = f", {prompt['videos']:,} of videos and theirs" if prompt["videos"] else ""
-    yield (
-        f"prompt: {prompt['together']:,} tokens, {prompt['pictures']:,} of images and their marks{videos}, "
-        f"{prompt['text']:,} of text; the answer: {plan['tokens']:,} tokens"
-    )
+    media = [
+        f"{prompt[key]:,} of {noun}" for key, noun in (("pictures", "images"), ("videos", "videos")) if prompt[key]
+    ]
+    parts = ", ".join([*media, f"{prompt['text']:,} of text"])
+    yield f"prompt: {prompt['together']:,} tokens ({parts}); answer: {plan['tokens']:,} tokens"
 
 
 def parameter_lines(plan):
@@ -52,45 +52,36 @@ def operation_lines(plan):
     yield LINE.format("operations", "vision", "prefill", f"decode, {plan['tokens'] - 1:,}x")
     for row in rows:
         yield LINE.format(f"  {row}", *(format_operations(part.get(row, 0)) for part in parts.values())).rstrip()
-    yield LINE.format("together", *(format_operations(sum(part.values())) for part in parts.values()))
+    yield LINE.format("total", *(format_operations(sum(part.values())) for part in parts.values()))
     if "seconds" in plan:
-        yield LINE.format("expected here", *(format_seconds(value) for value in plan["seconds"].values()))
+        yield LINE.format("estimated time", *(format_seconds(value) for value in plan["seconds"].values()))
 
 
 def memory_lines(plan):
     memory, read = plan["memory"], plan["read"]
     if plan["tokens"] > 1:
         weights, cache = format_bytes(read["weights"]), format_bytes(read["cache"])
-        yield f"read for a token of the answer: weights {weights}, keys and values {cache} on average"
-    yield f"weights in memory: {format_bytes(memory['weights'])}" + ", mapped from the file" * (
-        plan["weights"] == "bfloat16"
-    )
+        yield f"read per token of the answer: weights {weights}, keys and values {cache} on average"
+    mapped = ", mapped from the file" if plan["weights"] == "bfloat16" else ""
+    yield f"weights in memory: {format_bytes(memory['weights'])}{mapped}"
     yield f"keys and values: {format_bytes(memory['cache'])}"
     peaks, largest = memory["activations"], memory["largest"]
     yield (
-        f"activations at most: {format_bytes(peaks['vision'])} in the tower, {format_bytes(peaks['prefill'])} in the prefill; "
+        f"activations, peak: {format_bytes(peaks['vision'])} in the tower, {format_bytes(peaks['prefill'])} in the prefill; "
         f"the largest tensor is {largest['name']}, {format_bytes(largest['bytes'])}"
     )
     if memory["machine"] is not None and memory["weights"] > memory["machine"]:
-        yield (
-            f"this machine has {format_bytes(memory['machine'])} of memory: the weights do not fit, "
-            + "each token reads from disk"
-        )
+        machine = format_bytes(memory["machine"])
+        yield f"this machine has {machine} of memory: the weights do not fit and are read from disk for each token"
 
 
 def speed_lines(plan):
     speeds, seconds, later = plan["speeds"], plan["seconds"], plan["tokens"] - 1
     each = f", {format_seconds(seconds['decode'] / later)} a token" if later else ""
     first, last = format_seconds(seconds["vision"] + seconds["prefill"]), format_seconds(sum(seconds.values()))
-    yield f"expected here: first token after {first}{each}, all after {last}"
-    giga = {name: speed / 1e9 for name, speed in speeds.items()}
-    yield (
-        f"from what minivl's kernels do here: {format_seconds(speeds['call'])} for a call; weights read at "
-        f"{giga['read']:.1f} GB/s; "
-        f"products {giga['linear']:.0f} GFLOP/s;"
-    )
-    yield (
-        f"attention {giga['attention']:.0f}, of a single token {giga['look_back']:.1f} GFLOP/s; values moved at "
-        f"{giga['rows']:.1f} GB/s by one thread, {giga['move']:.1f} by all"
-    )
-    yield "assuming that the weights are in memory already; preparing images and compiling are not counted"
+    yield f"estimated time: first token after {first}{each}, whole answer after {last}"
+    call, giga = format_seconds(speeds["call"]), {name: speed / 1e9 for name, speed in speeds.items()}
+    yield f"kernels measured here: call {call}, reading weights {giga['read']:.1f} GB/s, products {giga['linear']:.0f} GFLOP/s,"
+    yield f"attention {giga['attention']:.0f} GFLOP/s, of a single token {giga['look_back']:.1f} GFLOP/s,"
+    yield f"activations {giga['rows']:.1f} GB/s by one thread, {giga['move']:.1f} GB/s by all"
+    yield "not included: reading the weights from disk, preparing images, compiling"

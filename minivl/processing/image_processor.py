@@ -29,14 +29,14 @@ COLOURS = ("image_mean", "image_std")
 STEPS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
 
 
-def requested_size(height, width):
+def round_size(height, width):
     """(H, W), about the size that an image's message asks for: both sides to the nearest multiple of 28.
 
     Source: qwen-vl-utils, `fetch_image`, which does this before the processor resizes by its own limits.
     """
     if not all(type(n) is int and 0 < n <= MOST_PIXELS for n in (height, width)):
         raise Error(
-            f"resized_height={height!r}, resized_width={width!r}: give both, as whole numbers of pixels, or neither."
+            f"resized_height={height!r}, resized_width={width!r}: give both, whole numbers of pixels, or neither."
         )
     return smart_resize(height, width, max_pixels=28 * 28 * 16384)
 
@@ -47,9 +47,7 @@ def smart_resize(height, width, factor=28, min_pixels=LIMITS["min_pixels"], max_
     smart_resize(1080, 1920, max_pixels=12845056) -> (1092, 1932). Source: transformers 5, `Qwen2VLImageProcessor`.
     """
     if max(height, width) / min(height, width) > 200:
-        raise Error(
-            f"an image of {width} x {height} pixels is more than 200 times as long as wide. Cut it into pieces."
-        )
+        raise Error(f"an image of {width} x {height} pixels is more than 200 times as long as wide. Cut it up.")
     H, W = round(height / factor) * factor, round(width / factor) * factor  # subtle: halves go to the even multiple
     if H * W > max_pixels:
         beta = math.sqrt(height * width / max_pixels)
@@ -79,7 +77,7 @@ class ImageProcessor:
         stored = read_fields(Path(folder)) if folder is not None else {}
         check_steps(stored)
         fields = {name: stored[name] for name in cls.__dataclass_fields__ if stored.get(name) is not None}
-        fields |= stored_limits(stored)
+        fields |= parse_limits(stored)
         fields |= {name: tuple(fields[name]) for name in COLOURS if isinstance(fields.get(name), list)}
         return cls(**fields)
 
@@ -92,18 +90,12 @@ class ImageProcessor:
             if not isinstance(value, Real) or isinstance(value, bool) or not 1 <= value <= MOST_LIMIT:
                 raise Error(f"image processor: {name} is {value!r}; it must be a number of pixels, from 1.")
         for name in COLOURS:
-            setting = getattr(self, name)
-            if (
-                not isinstance(setting, tuple)
-                or len(setting) != 3
-                or not all(isinstance(v, (int, float)) for v in setting)
-            ):
+            colour = getattr(self, name)
+            is_colour = isinstance(colour, tuple) and len(colour) == 3 and all(isinstance(v, Real) for v in colour)
+            if not is_colour or not all(math.isfinite(v) and (v > 0 or name == "image_mean") for v in colour):
                 raise Error(
-                    f"image processor: {name} is {setting!r}; it must be three numbers, for red, green and blue."
-                )
-            if not all(math.isfinite(v) and (v > 0 or name == "image_mean") for v in setting):
-                raise Error(
-                    f"image processor: {name} is {setting!r}; its numbers must be finite, and image_std above 0."
+                    f"image processor: {name} is {colour!r}; it must be three finite numbers, for red, green and blue; those "
+                    "of image_std above 0."
                 )
 
     def check_matches(self, vision):
@@ -128,7 +120,7 @@ class ImageProcessor:
     def resize(self, image, min_pixels=None, max_pixels=None, resized_height=None, resized_width=None):
         """A PIL image scaled to `smart_resize` of its size, or of the one that is asked for: uint8 [H, W, 3]."""
         if resized_height is not None or resized_width is not None:
-            height, width = requested_size(resized_height, resized_width)
+            height, width = round_size(resized_height, resized_width)
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         height, width = self.size(image.height, image.width, min_pixels, max_pixels)
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
@@ -136,7 +128,7 @@ class ImageProcessor:
     def size(self, height, width, min_pixels=None, max_pixels=None, resized_height=None, resized_width=None):
         """The size to which `resize` scales an image of this size, (H, W)."""
         if resized_height is not None or resized_width is not None:
-            height, width = requested_size(resized_height, resized_width)
+            height, width = round_size(resized_height, resized_width)
         return smart_resize(height, width, self.merged_size, *self.limits(min_pixels, max_pixels))
 
     def limits(self, min_pixels, max_pixels):
@@ -205,7 +197,7 @@ def read_fields(folder):
     return object_in(whole, "image_processor") or own
 
 
-def stored_limits(stored):
+def parse_limits(stored):
     """{"min_pixels": ..., "max_pixels": ...} of preprocessor_config.json: two fields, or the edges of `size`.
 
     transformers 5 writes them as edges, which count pixels all the same; the fields win. Any other `size` is refused, as

@@ -37,18 +37,14 @@ def open_image(source):
         raise Error(f"the image {describe_source(source)} does not exist. Check the path.") from None
     except UnidentifiedImageError:
         raise Error(
-            f"{describe_source(source)} is not an image that Pillow can read. Convert it to PNG or JPEG; a film is a video."
+            f"{describe_source(source)} is not an image that Pillow can read. Convert it to PNG; a film is a video."
         ) from None
     except Image.DecompressionBombError as cause:
-        raise Error(
-            f"the image {describe_source(source)} is too large to open ({cause}). Scale it down before."
-        ) from None
+        raise Error(f"the image {describe_source(source)} is too large to open ({cause}). Scale it down.") from None
     except PermissionError:
         raise Error(f"the image {describe_source(source)} may not be read. Change its permissions.") from None
     except Exception as cause:  # of a damaged file: each of Pillow's formats raises its own kinds
-        raise Error(
-            f"cannot read the image {describe_source(source)}: {describe_cause(cause)}. Is the file whole?"
-        ) from None
+        raise Error(f"cannot read the image {describe_source(source)}: {describe_cause(cause)}. Is it whole?") from None
 
 
 @contextmanager
@@ -77,9 +73,7 @@ def to_uint8(array):
     if array.dtype.kind != "f":
         raise Error(f"an array of {array.dtype} is not an image. Give uint8 from 0 to 255, or floats from 0 to 1.")
     if not (np.all(np.isfinite(array)) and array.min() >= 0 and array.max() <= 1):
-        raise Error(
-            f"floats of an image must lie in 0..1; these go from {array.min()} to {array.max()}. Divide by 255?"
-        )
+        raise Error(f"floats of an image must lie in 0..1; these are {array.min()} to {array.max()}. Divide by 255?")
     return np.round(array * 255).astype(np.uint8)
 
 

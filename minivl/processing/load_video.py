@@ -81,17 +81,13 @@ def reading_errors(source):
     except PermissionError:
         raise Error(f"the video {describe_source(source)} may not be read. Change its permissions.") from None
     except Exception as cause:  # of a damaged file: each format raises its own kinds
-        raise Error(
-            f"cannot read the video {describe_source(source)}: {describe_cause(cause)}. Is the file whole?"
-        ) from None
+        raise Error(f"cannot read the video {describe_source(source)}: {describe_cause(cause)}. Is it whole?") from None
 
 
 def to_file(source):
     """A path as text, or a file in memory."""
     if not isinstance(source, (str, Path, bytes, bytearray)):
-        raise Error(
-            f"a {type(source).__name__} is not a video. Give a path, bytes, a list of frames, or an array of them."
-        )
+        raise Error(f"a {type(source).__name__} is not a video. Give a path, bytes, a list or an array of frames.")
     place = locate(source, "video")
     return io.BytesIO(place) if isinstance(place, bytes) else str(place)
 
@@ -126,7 +122,7 @@ def open_animation(source):
             raise UnidentifiedImageError
         # subtle: the default image of a PNG, for programs that know no animations, may be none of its frames
         first = int(bool(getattr(image, "default_image", False)))
-        total = declared_frames(image)
+        total = count_declared_frames(image)
         if total is not None and total - first < 2 or image.format not in ANIMATED:
             raise Error(
                 f"the video {describe_source(source)} is an image that does not move: give it in images=. A video made of "
@@ -147,7 +143,7 @@ def open_animation(source):
     return Clip(count, 1000 * count / sum(milliseconds), partial(decode_animation, source, first=first))
 
 
-def declared_frames(image):
+def count_declared_frames(image):
     """Number of frames, the default image of a PNG included; None if the file is cut where it cannot be told."""
     try:
         return getattr(image, "n_frames", 1)
@@ -205,9 +201,7 @@ def open_film(source):
         if container.format.name in ("matroska,webm", "flv"):  # their duration is that of the whole file, from time 0
             seconds = max(seconds, (container.duration or 0) / 1e6 - (times[0] or 0 if times else 0))
     if not times:
-        raise Error(
-            f"the video {describe_source(source)} has no frames. Convert it to mp4, or give its frames as a list."
-        )
+        raise Error(f"the video {describe_source(source)} has no frames. Convert it to mp4, or give a list of frames.")
     fps = frame_rate(times, tick, header_rate)
     if not fps:
         raise Error(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minivl.errors import Error
-from minivl.helpers import plain_number
+from minivl.helpers import plain_number, shorten
 from minivl.processing.sources import describe_cause, describe_source, locate
 
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"  # placeholders in the prompt text
@@ -79,9 +79,7 @@ def build_messages(question, images=None, videos=None):
         return user(question, images, videos)
     for name, sources, noun in (("images", images, "image"), ("videos", videos, "video")):
         if sources is not None:
-            raise Error(
-                f'{name}= goes with a question in text; in messages, put each {noun} into a message\'s "content".'
-            )
+            raise Error(f'{name}= goes with a question in text; in messages, put each {noun} into the "content".')
     return question
 
 
@@ -161,18 +159,14 @@ def parse_item(item):
             return Media(kind, item_source(item, kind), item_options(item, kind))
     if "text" not in item:
         what = f"of type {item['type']!r}" if "type" in item else f"with {', '.join(item) or 'nothing in it'}"
-        raise Error(
-            f'an item {what} has no text, image or video: {{"type": "text", "text": "..."}}, likewise image, video.'
-        )
+        raise Error(f'an item {what} has no text, image or video, such as {{"type": "text", "text": "..."}}.')
     if not isinstance(item["text"], str):
-        raise Error(
-            f'the text of an item is {shorten(item["text"])}; it must be a string: {{"type": "text", "text": "..."}}.'
-        )
+        raise Error(f'the text of an item is {shorten(item["text"])}, not a string: {{"type": "text", "text": "..."}}.')
     return item["text"]
 
 
 def item_source(item, kind):
-    """What an item shows, None if it does not say. `image_url` may be a string or, as in other APIs, {"url": ...}."""
+    """The source of an image or video, None if it has none. `image_url` may be text or, as in other APIs, {"url": ...}."""
     keys = [key for key in SOURCES[kind] if key in item]
     if len(keys) > 1:
         raise Error(f"an item has {' and '.join(keys)}: one {kind} to an item.")
@@ -191,9 +185,7 @@ def item_options(item, kind):
             raise Error(f'"{key}": {item[key]!r}: minivl takes videos from the first frame to the last. Cut it before.')
         if key not in ("type", *SOURCES[kind], *known):
             noun = "an image" if kind == "image" else "a video"
-            raise Error(
-                f'"{key}" is unknown beside {noun}: there are {", ".join(known)}. A text is an item of its own.'
-            )
+            raise Error(f'"{key}" is unknown beside {noun}: there are {", ".join(known)}. Text is an item of its own.')
     return {key: item[key] for key in known if key in item}
 
 
@@ -229,13 +221,6 @@ def check_has_video(conversations, options):
     chosen = [name for name in ("fps", "nframes") if options.get(name) is not None]
     if chosen and not any(find_media(messages)[1] for messages in conversations if isinstance(messages, (list, tuple))):
         raise Error(f"{chosen[0]}= chooses frames of a video, and there is none. Leave it out, or give videos=.")
-
-
-def shorten(value):
-    """The repr of a value for an error message."""
-    # subtle: Python refuses to write whole numbers of more than 4,300 digits
-    text = f"{value:#x}" if isinstance(value, int) and abs(value) > MOST else repr(value)
-    return text if len(text) <= 200 else f"{text[:100]}... ({len(text):,} characters)"
 
 
 # ---- placeholders ----

@@ -35,7 +35,7 @@ class TooMuch(Exception):
 
 
 class Budget:
-    """What one rendering may still make."""
+    """Text, lines and seconds that one rendering may still use."""
 
     def __init__(self):
         self.text, self.lines, self.end = MOST_TEXT, MOST_LINES, time.monotonic() + MOST_SECONDS
@@ -159,12 +159,12 @@ def render_within_limits(program, environment, **variables):
 
 def limit_filter(name, run, environment):
     @functools.wraps(run)  # with jinja's own marks on it
-    def limited(*args, **options):
+    def run_limited(*args, **options):
         values = [value for value in (*args, *options.values()) if isinstance(value, (int, str, list, tuple))]
         environment.budget.check(name, values)
         return environment.budget.spend(run(*args, **options))
 
-    return limited
+    return run_limited
 
 
 def check_product(left, right):

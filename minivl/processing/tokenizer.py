@@ -31,17 +31,15 @@ class Tokenizer:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as cause:
-            raise Error(
-                f"the text is not valid Unicode ({cause.reason} at {cause.start}). Was it read as UTF-8?"
-            ) from None
+            raise Error(f"the text is not valid Unicode ({cause.reason} at {cause.start}). Read it as UTF-8.") from None
         return np.array(self._library.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def decode(self, ids, skip_special=True):
-        """The text of token ids; special tokens are left out unless asked for. Ids beyond the vocabulary say nothing."""
+        """The text of token ids; special tokens are left out unless asked for. Ids beyond the vocabulary have no text."""
         return self._library.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     def warn_unnamed(self, ids):
-        """Say so if tokens of an answer have no text: rows of the embedding table beyond the vocabulary."""
+        """Warn if tokens of an answer have no text: rows of the embedding table beyond the vocabulary."""
         unnamed = sorted({int(i) for i in ids if self._library.id_to_token(int(i)) is None})
         if unnamed:
             warnings.warn(
@@ -58,7 +56,7 @@ class Tokenizer:
         return token_id
 
     def token(self, id):
-        """What one token says, for display; special tokens by name."""
+        """The text of one token, for display; special tokens by name."""
         return self.decode([id], skip_special=False)
 
     @property
@@ -91,6 +89,6 @@ class TextStream:
         return text
 
     def end(self):
-        """What is left when no token comes any more."""
+        """The text that is left after the last token."""
         text, self._waiting = self._tokenizer.decode(self._waiting), []
         return text

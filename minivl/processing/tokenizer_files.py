@@ -48,9 +48,7 @@ def load_whole(path):
     try:
         return Tokenizer.from_file(str(path))
     except Exception as cause:  # the library raises bare Exception
-        raise Error(
-            f"{path} is not a tokenizer that the tokenizers library reads ({cause}). Download it again."
-        ) from None
+        raise Error(f"{path} is no tokenizer that the tokenizers library reads ({cause}). Download it again.") from None
 
 
 def assemble(vocabulary, merges):
@@ -60,9 +58,7 @@ def assemble(vocabulary, merges):
     try:
         library = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
     except Exception as cause:
-        raise Error(
-            f"{vocabulary} and {merges.name} are not those of one BPE ({cause}). Download both again."
-        ) from None
+        raise Error(f"{vocabulary} and {merges.name} are not of one BPE ({cause}). Download both again.") from None
     words = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
     spelt = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     library.normalizer, library.decoder = normalizers.NFC(), decoders.ByteLevel()

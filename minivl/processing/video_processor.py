@@ -27,23 +27,16 @@ VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS = 128 * 28 * 28, 768 * 28 * 28  # of each fra
 TOTAL_PIXELS = int(128_000 * 28 * 28 * 0.9)  # of all pairs of frames: 90 % of a context of 128,000 tokens
 
 
-def prepare_video(
-    source, processor, fps=None, nframes=None, min_frames=None, max_frames=None, min_pixels=None, max_pixels=None,
-    total_pixels=None, resized_height=None, resized_width=None,
-):  # fmt: skip
+def prepare_video(source, processor, fps=None, nframes=None, min_frames=None, max_frames=None, **sizes):
     """Stage: a video -> patches float32 [N, 1176], their grid (F/2, rows, columns), and seconds from pair to pair.
 
     fps, nframes, min_frames, max_frames   which frames: see `smart_nframes`. Of a list, fps is the rate of its frames
-    min_pixels, max_pixels, total_pixels   limits on each, and on all together: see `frame_limits`
-    resized_height, resized_width          or the size of each, rounded to multiples of 28
+    sizes                                  see `resize_options`
     """
     clip = open_video(source)
     indices = yield "frame_indices", sample_frames(clip, fps, nframes, min_frames, max_frames)
     seconds = yield "second_per_grid_t", seconds_per_grid(clip, len(indices), processor.temporal_patch_size, fps)
-    sizes = frame_sizes(
-        processor, clip, len(indices), min_pixels, max_pixels, total_pixels, resized_height, resized_width
-    )
-    fit = partial(processor.resize, **sizes)
+    fit = partial(processor.resize, **resize_options(processor, clip, len(indices), **sizes))
     resized = yield "resized", resize_frames(clip, indices, fit)  # [F, H, W, 3] uint8
     pixels = yield "normalized", np.stack([processor.normalize(frame) for frame in resized])  # [F, 3, H, W] float32
     patches, grid = processor.patchify(pixels)
@@ -58,9 +51,7 @@ def sample_frames(clip, fps=None, nframes=None, min_frames=None, max_frames=None
     if clip.fps is not None:
         return linspace_indices(clip.total, smart_nframes(clip.total, clip.fps, fps, nframes, min_frames, max_frames))
     if (nframes, min_frames, max_frames) != (None, None, None):
-        raise Error(
-            "nframes, min_frames and max_frames choose among a file's frames. Of a list, leave frames out yourself."
-        )
+        raise Error("nframes, min_frames and max_frames choose frames of a file. Of a list, leave out frames yourself.")
     return np.arange(clip.total, dtype=np.int64)
 
 
@@ -74,7 +65,7 @@ def smart_nframes(total, video_fps, fps=None, nframes=None, min_frames=None, max
     if nframes is not None:
         if (fps, min_frames, max_frames) != (None, None, None):
             raise Error(
-                "nframes says how many frames to take; fps, min_frames and max_frames do too. Give one or the other."
+                "nframes is the number of frames to take; fps, min_frames and max_frames give it too. Choose one."
             )
         count = round(positive_integer("nframes", nframes) / FRAME_FACTOR) * FRAME_FACTOR
     else:
@@ -109,37 +100,36 @@ def seconds_per_grid(clip, taken, depth, fps=None):
 
 def positive_integer(name, number, default=None):
     """The number, or the default for None: whole and above 0."""
-    number = plain_number(default if number is None else number)
-    if not isinstance(number, Integral) or isinstance(number, bool) or number <= 0:
-        raise Error(f"{name}={number!r}: it must be a whole number above 0.")
-    return number
+    return positive_number(name, number, default, Integral, "a whole number")
 
 
-def positive_number(name, number, default=None):
+def positive_number(name, number, default=None, kind=Real, what="a number"):
     """The number, or the default for None: finite and above 0."""
     number = plain_number(default if number is None else number)
-    if not isinstance(number, Real) or isinstance(number, bool) or not 0 < number < math.inf:
-        raise Error(f"{name}={number!r}: it must be a number above 0.")
+    if not isinstance(number, kind) or isinstance(number, bool) or not 0 < number < math.inf:
+        raise Error(f"{name}={number!r}: it must be {what} above 0.")
     return number
 
 
 # ---- sizes ----
 
 
-def measure_video(
-    source, processor, fps=None, nframes=None, min_frames=None, max_frames=None, min_pixels=None, max_pixels=None,
-    total_pixels=None, resized_height=None, resized_width=None,
-):  # fmt: skip
+def measure_video(source, processor, fps=None, nframes=None, min_frames=None, max_frames=None, **sizes):
     """(frames, H, W) that `prepare_video` takes of a video: its first frame alone is decoded."""
     clip = open_video(source)
     taken = len(sample_frames(clip, fps, nframes, min_frames, max_frames))
-    sizes = frame_sizes(processor, clip, taken, min_pixels, max_pixels, total_pixels, resized_height, resized_width)
     first = next(clip.pictures([0]))
-    return taken, *processor.size(first.height, first.width, **sizes)
+    return taken, *processor.size(first.height, first.width, **resize_options(processor, clip, taken, **sizes))
 
 
-def frame_sizes(processor, clip, taken, min_pixels, max_pixels, total_pixels, resized_height, resized_width):
-    """What `processor.resize` is told for each of `taken` frames."""
+def resize_options(
+    processor, clip, taken, min_pixels=None, max_pixels=None, total_pixels=None, resized_height=None, resized_width=None
+):
+    """Options of `processor.resize` for each of `taken` frames.
+
+    min_pixels, max_pixels, total_pixels   limits on each, and on all together: see `frame_limits`
+    resized_height, resized_width          or the size of each, rounded to multiples of 28
+    """
     if resized_height is None and resized_width is None:
         low, high = frame_limits(processor, clip, taken, min_pixels, max_pixels, total_pixels)
         return {"min_pixels": low, "max_pixels": high}

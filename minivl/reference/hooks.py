@@ -47,7 +47,7 @@ def import_torch():
         ) from None
     if not hasattr(modeling_qwen2_5_vl, "get_vision_window_index"):
         raise Error(
-            f"transformers {transformers.__version__} is too old. Install 5.23 or later: pip install -U transformers."
+            f"transformers {transformers.__version__} is too old; 5.23 is the oldest: pip install -U transformers."
         )
     return torch, transformers
 
@@ -72,13 +72,13 @@ def covering_tensor(leaf):
     return COVERED_BY.get(leaf) or (COVERED_BY["{mlp}.act_fn"].format(mlp=mlp) if last == "act_fn" else leaf)
 
 
-def run_reference(model, input_ids, pixel_values, image_grid_thw, position_ids=None, **videos):
+def run_reference(model, input_ids, position_ids=None, **inputs):
     """All tensors of the forward pass of one prompt, by minivl's names. The arguments are those of minivl.Inputs.
 
     position_ids  int64 [3, T], to run with other positions than transformers' own
     """
     torch, _ = import_torch()
-    prompt = arguments(model.config, input_ids, pixel_values, image_grid_thw, **videos)
+    prompt = arguments(model.config, input_ids, **inputs)
     if position_ids is not None:
         prompt["position_ids"] = torch.from_numpy(position_ids)[:, None]
     with torch.no_grad(), record_modules(model) as recording, watch_attention(model) as pieces:
@@ -89,31 +89,17 @@ def run_reference(model, input_ids, pixel_values, image_grid_thw, position_ids=N
     return recorded
 
 
-def arguments(
-    config,
-    input_ids,
-    pixel_values,
-    image_grid_thw,
-    pixel_values_videos=(),
-    video_grid_thw=(),
-    second_per_grid_ts=(),
-    **of_prepare,
-):
-    """Keyword arguments of transformers' forward and generate for one prompt. Without images and videos: text alone.
-
-    of_prepare  the other fields of `Inputs`, such as image_sizes: the model does without
-    """
+def arguments(config, input_ids, **inputs):
+    """Keyword arguments of transformers' forward and generate for one prompt: the fields of `Inputs` that it takes."""
     torch, _ = import_torch()
-    ids = torch.from_numpy(input_ids)[None]
-    given, media = {"input_ids": ids}, {}
-    if len(pixel_values):
-        media |= {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
-    if len(pixel_values_videos):
-        media |= {"pixel_values_videos": pixel_values_videos, "video_grid_thw": video_grid_thw}
-        media |= {"second_per_grid_ts": second_per_grid_ts}
-    if media:
-        given["mm_token_type_ids"] = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
-    return given | {name: torch.from_numpy(array) for name, array in media.items()}
+    ids, names = torch.from_numpy(input_ids)[None], []
+    if len(inputs.get("pixel_values", ())):
+        names += ["pixel_values", "image_grid_thw"]
+    if len(inputs.get("pixel_values_videos", ())):
+        names += ["pixel_values_videos", "video_grid_thw", "second_per_grid_ts"]
+    is_media = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
+    kinds = {"mm_token_type_ids": is_media} if names else {}
+    return {"input_ids": ids, **kinds, **{name: torch.from_numpy(inputs[name]) for name in names}}
 
 
 # ---- attention: arguments and results of transformers' own function ----
@@ -127,7 +113,7 @@ def watch_attention(model):
     names = {id(module): published_name(name) for name, module in model.named_modules()}
     eager, pieces = modeling.eager_attention_forward, {}
 
-    def watched(module, query, key, value, attention_mask, scaling, **kwargs):
+    def attend(module, query, key, value, attention_mask, scaling, **kwargs):
         context, probs = eager(module, query, key, value, attention_mask, scaling, **kwargs)
         scores = query @ modeling.repeat_kv(key, module.num_key_value_groups).transpose(2, 3) * scaling
         if attention_mask is not None:
@@ -138,7 +124,7 @@ def watch_attention(model):
         pieces.setdefault(names[id(module)], []).append(seen)
         return context, probs
 
-    with mock.patch.object(modeling, "eager_attention_forward", watched):
+    with mock.patch.object(modeling, "eager_attention_forward", attend):
         yield pieces
 
 

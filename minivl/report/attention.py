@@ -60,9 +60,7 @@ class AttentionMaps:
         if step == 0 and self._rows_of[layer] < T:
             return  # the row that chooses the first token is in the last chunk
         if step != len(self.steps) or layer != len(self._layers):
-            raise Error(
-                "the trace holds the attention of some steps only: keep *model.layers.*.self_attn.probs of all of them."
-            )
+            raise Error("the trace lacks the attention of some steps: keep *model.layers.*.self_attn.probs of all.")
         row = last_row(probs, self._query, self._keys.pop(layer, []), self.text.layer_window(layer))
         self._layers.append(attention_of_row(row, 0, T + step))
         if len(self._layers) == self.text.num_hidden_layers:

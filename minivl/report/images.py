@@ -22,10 +22,7 @@ def pictures(maps, resized, answer):
     views = [(i, frame) for i, (t, _, _) in enumerate(maps.grids) for frame in range(t)] if maps.tokens else []
     count = min(len(views), MOST)
     spread = [views[i * (len(views) - 1) // max(count - 1, 1)] for i in range(count)]
-    return {
-        "pictures": [picture(maps, context, answer, *view, count) for view in spread],
-        "hidden": len(views) - count,
-    }
+    return {"pictures": [picture(maps, context, answer, *view, count) for view in spread], "hidden": len(views) - count}
 
 
 def latest(resized, kind, count):

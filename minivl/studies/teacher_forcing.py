@@ -20,7 +20,6 @@ import numpy as np
 from tqdm import tqdm
 
 from minivl.errors import Error
-from minivl.model.decoder import decoder
 from minivl.processing.messages import build_messages
 from minivl.stream import run, under
 from minivl.tensors.tokens import quote_tokens
@@ -67,9 +66,7 @@ class Forced:
         """
         vlm, x, cache = self.vlm, self.x if x is None else x, self.vlm.new_cache() if cache is None else cache
         positions = (self.position_ids if position_ids is None else position_ids)[:, len(cache) :]
-        return under(
-            "model", decoder(x, positions, cache, vlm.weights.at("model"), vlm.config.text, vlm.kernels, first)
-        )
+        return under("model", vlm.run_decoder(x, positions, cache, first))
 
     def through(self, x, layer):
         """Run one layer on x [T + A - 1, D], its input -> the residual stream after it."""

@@ -76,7 +76,7 @@ class Narrator:
         self.vlm, self.config = vlm, vlm.config
 
     def sentence(self, name, tensor):
-        """What happened at this tensor; None where there is no more to say than `explain` does."""
+        """One line on what a run did at this tensor; None where `explain` says as much."""
         parsed = parse(name)
         sentence = SENTENCES.get(parsed.general)
         if sentence is None or (parsed.prefix.startswith("steps.") and parsed.general != "next_token"):
@@ -92,7 +92,7 @@ class Narrator:
 
     def input_ids(self, tensor):
         shown = int(np.isin(tensor, (self.config.image_token_id, self.config.video_token_id)).sum())
-        return f"chat template and tokenizer: {len(tensor)} tokens, {shown} of them stand for what is shown"
+        return f"chat template and tokenizer: {len(tensor)} tokens, {shown} of them placeholders of images and videos"
 
     def position_ids(self, tensor):
         T, last = tensor.shape[1], int(tensor.max())
@@ -108,7 +108,7 @@ class Narrator:
         return ", ".join(f"{token_text(self.vlm, i)!r} {logits[i]:.1f}" for i in likeliest(logits, 3))
 
 
-# text with `facts` in it, or what tells it from the tensor's values
+# text with `facts` in it, or a function of the tensor's values
 SENTENCES = {
     "image.{i}.resized": "scaled so that both sides are multiples of {unit} pixels: {rows} x {columns} tokens",
     "image.{i}.patches": "cut into {n} patches of {p} x {p} pixels, twice in time, unit by unit",
@@ -124,7 +124,7 @@ SENTENCES = {
     "visual.merger": "four patches become one token of the decoder's width",
     "visual": "the tokens put back in the order of images and videos, row by row",
     "model.embed_tokens": "each token id looks up its row of the embedding table",
-    "inputs_embeds": "the tokens of images and videos take the places of their placeholders",
+    "inputs_embeds": "the tokens of images and videos replace their placeholders",
     "position_ids": Narrator.position_ids,
     "model.layers.{i}": "each token looks back at those before it, then MLP",
     "model.norm": "final RMSNorm",
@@ -132,5 +132,5 @@ SENTENCES = {
     "next_token": Narrator.token,
 }
 
-# whose sentence says more than the numbers that stand in the paragraph
-TOLD = "video.{i}.frame_indices video.{i}.second_per_grid_t input_ids position_ids lm_head next_token".split()
+# tensors whose sentence says more than their paragraph
+SPECIFIC = "video.{i}.frame_indices video.{i}.second_per_grid_t input_ids position_ids lm_head next_token".split()

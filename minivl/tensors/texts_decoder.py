@@ -1,4 +1,4 @@
-"""What happens at each tensor from the prompt to the next token: a paragraph each; see texts_vision.py.
+"""Paragraphs on the tensors from the prompt to the next token; see texts_vision.py.
 
 Source: arXiv:2412.15115 (Qwen2.5), arXiv:2409.12191 (M-RoPE), and the reference's code.
 """
@@ -63,12 +63,12 @@ TEXTS = {
         "scores = q'·k'ᵀ / sqrt({k}), {shape} = [heads, new tokens, all tokens]; query head a reads key head a // "
         "{group}. A token sees itself and what came before; -inf stands at later ones. Before means earlier in the "
         "sequence, not a smaller position: the tokens of an image, too, see only those before them in raster order. "
-        "Built because you look."
+        "Computed only on request."
     ),
     "model.layers.{i}.self_attn.probs": (
         "probs = softmax(scores) over the {l} tokens so far: each row of each of the {n} heads adds up to 1. The last "
-        "row says what the next word rests on; its columns at the image's tokens say where the model looks. Built "
-        "because you look."
+        "row says what the next word rests on; its columns at the image's tokens say where the model looks. Computed "
+        "only on request."
     ),
     "model.layers.{i}.self_attn.context": (
         "context = probs · v, heads side by side: {shape}. With v of key head a // {group} for query head a. The "

@@ -1,4 +1,4 @@
-"""What happens at each tensor from the image to its tokens: a paragraph each, with the sizes of a run to be filled in.
+"""Paragraphs on the tensors from the image to its tokens, with the sizes of a run to be filled in.
 
 {n}, {m}, {l} are the tensor's own sizes, the first, second and third; the others are those of the model: see explain.py.
 Source: arXiv:2502.13923, section 2.1, and the reference's code where the paper is silent.
@@ -62,7 +62,7 @@ PROMPT = {
 
 TOWER = {
     "pixel_values": (
-        "The patches of all images, one image behind the other: {shape}. The tower runs once over all of them; "
+        "The patches of all images, one image after the other: {shape}. The tower runs once over all of them; "
         "image_grid_thw says where one ends."
     ),
     "image_grid_thw": (
@@ -71,7 +71,7 @@ TOWER = {
         "never from pixels."
     ),
     "pixel_values_videos": (
-        "The patches of all videos, one behind the other: {shape}. They go through the tower behind those of the "
+        "The patches of all videos, one after the other: {shape}. They go through the tower after those of the "
         "images, with the same weights."
     ),
     "video_grid_thw": (
@@ -133,7 +133,7 @@ TOWER = {
     "visual.blocks.{i}.attn.q_rope": (
         "The queries by heads, {shape}, each turned by the angle of its row and column: dimension j is paired with j "
         "+ {khalf}, q'_j = q_j·cos - q_(j+{khalf})·sin, q'_(j+{khalf}) = q_(j+{khalf})·cos + q_j·sin. This is how "
-        "attention learns who is left of whom."
+        "attention learns which patch is left of which."
     ),
     "visual.blocks.{i}.attn.k_rope": (
         "The keys by heads, {shape}, turned in the same way as the queries. q'·k' then depends on how far apart two "
@@ -143,12 +143,12 @@ TOWER = {
         "scores = q'·k'ᵀ / sqrt({k}), {shape} = [heads, patches, keys of its segment]: attention is {kind} here, so a "
         "patch is compared with at most {l} patches of {segment}. Column c of row r is the c-th patch of r's segment; "
         "behind the end of a shorter segment stands -inf. The division keeps the softmax from saturating. The fused "
-        "kernel never builds these: they are made because you look."
+        "kernel never builds these: they are computed only on request."
     ),
     "visual.blocks.{i}.attn.probs": (
         "probs = softmax(scores), over the last axis: e^(s - max) / sum, so that each row of each of the {n} heads "
         "adds up to 1. It says which patches of {segment} this patch listens to; both directions, no causal mask, "
-        "since an image has no before and after. Built because you look."
+        "since an image has no before and after. Computed only on request."
     ),
     "visual.blocks.{i}.attn.context": (
         "context = probs · v for each head, heads side by side again: [{h} heads, N, {k}] -> {shape}. Each patch now "

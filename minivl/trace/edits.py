@@ -70,9 +70,7 @@ def patch_from(trace, pattern, positions=None):
         raise Error('patch_from takes a trace and a glob of its tensors: patch_from(vlm.trace(...), "model.layers.5").')
     names = [name for name in trace if fnmatchcase(name, pattern)]
     if not names:
-        raise Error(
-            f"the trace holds no tensor {pattern!r}: record it with keep={pattern!r}{close_names(pattern, trace.names)}"
-        )
+        raise Error(f"the trace has no {pattern!r}: record it with keep={pattern!r}{close_names(pattern, trace.names)}")
     if positions is None:
         return Edits({name: trace[name] for name in names})
     return Edits({name: copy_rows(name, trace[name], positions) for name in names})

@@ -73,8 +73,8 @@ class Grids:
         """The patch that holds a pixel of the resized image; x and y may have fractions."""
         P = self.config.vision.patch_size
         H, W = np.moveaxis(self.grids[self._image(image), 1:] * P, -1, 0)
-        shapes_fit(x=x, y=y, image=image)
-        column, row = within(x, W, "x", "pixels", "iuf"), within(y, H, "y", "pixels", "iuf")
+        check_shapes(x=x, y=y, image=image)
+        column, row = check_index(x, W, "x", "pixels", "iuf"), check_index(y, H, "y", "pixels", "iuf")
         return self.patch_at(row // P, column // P, image, frame)
 
     def pixels_of_patch(self, patch):
@@ -116,9 +116,9 @@ class Grids:
         image = self._image(image)
         T, H, W = np.moveaxis(self.grids[image], -1, 0)
         m = self.config.vision.spatial_merge_size
-        shapes_fit(row=row, column=column, image=image, frame=frame)
-        row, column = within(row, H, "row", "patch rows"), within(column, W, "column", "patch columns")
-        frame = within(frame, T, "frame", "frames")
+        check_shapes(row=row, column=column, image=image, frame=frame)
+        row, column = check_index(row, H, "row", "patch rows"), check_index(column, W, "column", "patch columns")
+        frame = check_index(frame, T, "frame", "frames")
         patches = self.grids.prod(axis=1)
         unit = row // m * (W // m) + column // m
         return (np.cumsum(patches) - patches)[image] + frame * (H * W) + unit * m * m + row % m * m + column % m
@@ -136,19 +136,17 @@ class Grids:
     def _image(self, image):
         if np.size(image) and not len(self.grids):
             raise Error("there is no image or video in this prompt.")
-        return within(image, len(self.grids), "image", "images and videos")
+        return check_index(image, len(self.grids), "image", "images and videos")
 
     def _patch(self, patch):
-        return within(patch, self.patches, "patch", "patches")
+        return check_index(patch, self.patches, "patch", "patches")
 
     def _token(self, token):
-        return within(token, self.tokens, "token", "tokens of images and videos")
+        return check_index(token, self.tokens, "token", "tokens of images and videos")
 
     def _original_size(self, image):
         if self._image(image) >= len(self.image_sizes):
-            raise Error(
-                f"the size that image {image} was given in is not known; videos and `Inputs` made by hand have none."
-            )
+            raise Error(f"the original size of image {image} is unknown; videos and `Inputs` made by hand have none.")
         return self.image_sizes[image]
 
 
@@ -160,8 +158,8 @@ def numbers(values):
     return array
 
 
-def shapes_fit(**arrays):
-    """That arrays can be taken together, element by element."""
+def check_shapes(**arrays):
+    """Check that arrays can be taken together, element by element."""
     try:
         np.broadcast_shapes(*[np.shape(array) for array in arrays.values()])
     except ValueError:
@@ -169,8 +167,8 @@ def shapes_fit(**arrays):
         raise Error(f"arrays of these shapes do not go together: {said}. Give as many of each, or one.") from None
 
 
-def within(values, count, what, things, kinds="iu"):
-    """As int64, if all of them count from 0 to count - 1; fractions, where they are allowed, are cut off."""
+def check_index(values, count, what, things, kinds="iu"):
+    """The values as int64, from 0 to count - 1, or an Error; fractions, where they are allowed, are cut off."""
     array = np.asarray(values)
     if array.size and (array.dtype.kind not in kinds or not np.all((array >= 0) & (array < count))):
         raise Error(f"{what} {values} is outside: there are {count} {things}, counted from 0 in whole numbers.")

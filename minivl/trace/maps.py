@@ -29,7 +29,7 @@ from minivl.errors import Error
 from minivl.model.positions import prompt_positions
 from minivl.model.windows import frame_segments, window_index
 from minivl.tensors.catalogue import row_kind
-from minivl.trace.grids import Grids, within
+from minivl.trace.grids import Grids, check_index
 
 # the tensors of a run that its maps are made of
 MAPPED = "input_ids image_grid_thw video_grid_thw visual.window_index visual.cu_window_seqlens position_ids".split()
@@ -58,14 +58,14 @@ class Maps(Grids):
 
     @classmethod
     def of(cls, inputs, config, video_positions="launch"):
-        """Of `Inputs`: the maps are known before anything has run."""
+        """The maps of `Inputs`: they are known before anything has run."""
         media = inputs.image_grid_thw, inputs.video_grid_thw
         positions, _ = prompt_positions(inputs.input_ids, config, *media, inputs.second_per_grid_ts, video_positions)
         return cls(config, inputs.input_ids, np.concatenate(media), None, positions, inputs.image_sizes)
 
     @classmethod
     def from_tensors(cls, config, tensors, pictures=()):
-        """Of a run's tensors (MAPPED names those that are needed), and the conversation's images, an `answer.Picture` each.
+        """The maps of a run. tensors: those of MAPPED; pictures: an `answer.Picture` for each image of the conversation.
 
         subtle: with a cache they are of the prompt's new part alone, and of its new images, the last ones.
         """
@@ -99,7 +99,7 @@ class Maps(Grids):
         return self._slots[patch // unit] * unit + patch % unit
 
     def patch_of_slot(self, slot):
-        slot, unit = within(slot, self.patches, "slot", "patches"), self.config.vision.merge_unit
+        slot, unit = check_index(slot, self.patches, "slot", "patches"), self.config.vision.merge_unit
         return self.window_index[slot // unit] * unit + slot % unit
 
     def slot_of_token(self, token):
@@ -107,7 +107,7 @@ class Maps(Grids):
         return self._slots[self._token(token)]
 
     def token_of_slot(self, slot):
-        return self.window_index[within(slot, self.tokens, "slot", "tokens")]
+        return self.window_index[check_index(slot, self.tokens, "slot", "tokens")]
 
     def window_of_patch(self, patch):
         return np.searchsorted(self.windows, self.slot_of_patch(patch), side="right") - 1
@@ -116,12 +116,12 @@ class Maps(Grids):
         """The patches of one window, in the order of their slots. Windows differ in size: one at a time."""
         if np.ndim(window):
             raise Error(f"window {window}: give one, for windows differ in size.")
-        window = int(within(window, len(self.windows) - 1, "window", "windows"))
+        window = int(check_index(window, len(self.windows) - 1, "window", "windows"))
         return self.patch_of_slot(np.arange(*self.windows[window : window + 2]))
 
     def pixels_of_window(self, window):
         """(x0, y0, x1, y1) on its resized image, the last two exclusive: int64 [..., 4]."""
-        windows, boxes_of = within(window, len(self.windows) - 1, "window", "windows"), []
+        windows, boxes_of = check_index(window, len(self.windows) - 1, "window", "windows"), []
         for one in windows.reshape(-1):
             boxes = self.pixels_of_patch(self.patches_of_window(one))
             boxes_of.append([*boxes.min(axis=0)[:2], *boxes.max(axis=0)[2:]])
@@ -129,7 +129,7 @@ class Maps(Grids):
 
     def bounds(self, block):
         """Boundaries of what sees each other in a block of the tower, in slots of patches: windows, or whole frames."""
-        block = int(within(block, self.config.vision.depth, "block", "blocks in the tower"))
+        block = int(check_index(block, self.config.vision.depth, "block", "blocks in the tower"))
         return self.frames if block in self.config.vision.fullatt_block_indexes else self.windows
 
     def segment(self, patch, block):
@@ -146,7 +146,7 @@ class Maps(Grids):
 
     def token_of_prompt(self, prompt):
         """The token that stands there; an Error where there is text. See `shown`."""
-        prompt = within(prompt, len(self.input_ids), "prompt", "tokens in the prompt")
+        prompt = check_index(prompt, len(self.input_ids), "prompt", "tokens in the prompt")
         if not np.all(self.shown[prompt]):
             text = np.atleast_1d(prompt)[~np.atleast_1d(self.shown[prompt])][0]
             raise Error(f"token {text} of the prompt is text, no part of an image. `maps.shown` tells which are.")
@@ -163,7 +163,7 @@ class Maps(Grids):
         """M-RoPE's (t, h, w): int64 [..., 3]."""
         if self.position_ids is None:
             raise Error("the run was stopped before position_ids were made. Trace it further.")
-        return self.position_ids.T[within(prompt, len(self.input_ids), "prompt", "tokens in the prompt")]
+        return self.position_ids.T[check_index(prompt, len(self.input_ids), "prompt", "tokens in the prompt")]
 
     def prompt_of_position(self, t, h, w):
         """All places in the prompt with this position, int64 [n]: none, one, or several frames of a fast video."""

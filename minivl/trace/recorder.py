@@ -74,7 +74,7 @@ def parse_keep(keep):
     patterns = [keep] if isinstance(keep, str) or not isinstance(keep, Iterable) else list(keep)
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise Error(
-            f'keep={keep!r}: give a glob such as "visual.blocks.*", a list of them, or a function of (name, shape).'
+            f'keep={keep!r}: give a glob such as "visual.blocks.*", a list of globs, or a function of (name, shape).'
         )
     return (lambda name, shape: any(fnmatchcase(name, pattern) for pattern in patterns)), patterns
 
@@ -140,7 +140,7 @@ class Recorder:
         where = "memory" if self.file is None else f"{self.file.path}"
         spill = " write them to disk with spill=," if self.file is None else ""
         raise Error(
-            f"to keep this takes {format_bytes(total)}: up to {number:,} tensors, the largest of them {largest.name}, "
+            f"keeping this takes {format_bytes(total)}: up to {number:,} tensors, the largest of them {largest.name}, "
             f"{format_bytes(largest.nbytes)}; {where} may take {format_bytes(self.limit)}. Name fewer in keep= "
             f"(attention scores and probs are the large ones), lower max_new_tokens,{spill} or raise limit=."
         )

@@ -221,10 +221,5 @@ def answer_of(info):
     """The `Answer` of a run that was finished, or None."""
     if "answer" not in info:
         return None
-    return Answer(
-        info["answer"],
-        info["generated_ids"],
-        prompt_tokens=info["prompt_tokens"],
-        finished=info["finished"],
-        raw=info["raw"],
-    )
+    numbers = {name: info[name] for name in ("prompt_tokens", "finished", "raw")}
+    return Answer(info["answer"], info["generated_ids"], **numbers)

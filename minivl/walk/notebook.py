@@ -15,16 +15,7 @@ from minivl.tensors.chunks import split_evenly
 from minivl.tensors.names import parse
 from minivl.tensors.tokens import quote_tokens, token_runs, token_text
 from minivl.trace.maps import Maps
-from minivl.walk.overlays import (
-    MOST,
-    data_uri,
-    draw_grid,
-    draw_heat,
-    draw_window_order,
-    draw_windows,
-    encode,
-    views,
-)
+from minivl.walk.overlays import MOST, data_uri, draw_grid, draw_heat, draw_window_order, draw_windows, encode, views
 
 
 def render_step(step, walk):
@@ -41,7 +32,7 @@ def render_step(step, walk):
 
 
 def render_value(step, walk):
-    """What the step's tensor looks like, a list of HTML."""
+    """The value of a step as a list of HTML."""
     known, context, config = parse(step.name).general, walk.context, walk.vlm.config
     if known in ("image.{i}.resized", "video.{i}.resized"):
         frames = step.value if step.value.ndim == 4 else step.value[None]

@@ -22,7 +22,7 @@ from minivl.errors import Error
 from minivl.processing.messages import build_messages
 from minivl.stream import Lazy, read_only, replacement, value_of
 from minivl.tensors.catalogue import LEVELS, check_name, level
-from minivl.tensors.explain import TOLD, Narrator, explain
+from minivl.tensors.explain import SPECIFIC, Narrator, explain
 from minivl.tensors.names import parse
 from minivl.trace.maps import MAPPED
 from minivl.trace.stats import Text, stats_of
@@ -57,7 +57,7 @@ class Step:
 
     def explain(self):
         """A paragraph: what happened, the formula, the shapes, the reason."""
-        sentence = self.sentence().removeprefix("-> ") if parse(self.name).general in TOLD else ""
+        sentence = self.sentence().removeprefix("-> ") if parse(self.name).general in SPECIFIC else ""
         end = f" In this run: {sentence}." if sentence else ""
         return Text(explain(self._walk.vlm.config, self.name, self._tensor) + end)
 
@@ -87,9 +87,7 @@ class Walk:
         if level not in LEVELS:
             raise Error(f"level={level!r}: choose one of {', '.join(LEVELS)}.")
         if options.get("cache") is not None:
-            raise Error(
-                "a walk changes tensors and runs again, and a cache would keep the changed ones: leave cache= out."
-            )
+            raise Error("a walk changes tensors and runs again; a cache would keep what was changed: leave cache= out.")
         if options.get("seed") is None:
             options["seed"] = secrets.randbits(64)  # going back must draw the same tokens again
         self.vlm, self.level, self.narrator = vlm, level, Narrator(vlm)

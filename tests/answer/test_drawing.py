@@ -12,7 +12,7 @@ from PIL import Image, ImageColor, ImageFont
 import minivl
 from minivl import Error
 from minivl.answer import drawing
-from minivl.answer.drawing import COLOURS, against, draw, font_for, write
+from minivl.answer.drawing import COLOURS, contrast_to, draw, font_for, write
 from minivl.answer.grounding import places
 from minivl.cli import main
 from minivl.tiny import scene
@@ -49,14 +49,14 @@ def test_seen_on_any_ground(ground):
     assert (after[50:52, 45:115] == rgb(COLOURS[0])).all() and (after[88:90, 45:115] == rgb(COLOURS[0])).all()
     assert (after[55:85, 40:42] == rgb(COLOURS[0])).all() and (after[55:85, 118:120] == rgb(COLOURS[0])).all()
     for edge in (after[49, 45:115], after[52, 45:115], after[55:85, 39], after[55:85, 120], after[55:85, 117]):
-        assert (edge == rgb(against(COLOURS[0]))).all()
+        assert (edge == rgb(contrast_to(COLOURS[0]))).all()
     changed = (after != before).any(axis=2)
     assert not changed[54:86, 44:116].any() and not changed[:48].any() and not changed[:, :38].any() and changed.any()
-    assert max(contrast(ground, COLOURS[0]), contrast(ground, against(COLOURS[0]))) > 3
+    assert max(contrast(ground, COLOURS[0]), contrast(ground, contrast_to(COLOURS[0]))) > 3
 
 
 def test_letters_and_edges_stand_out():
-    assert all(contrast(colour, against(colour)) > 4.5 for colour in COLOURS)
+    assert all(contrast(colour, contrast_to(colour)) > 4.5 for colour in COLOURS)
     assert len(set(COLOURS)) == len(COLOURS)
 
 

@@ -80,7 +80,7 @@ TRACES = [
     Bad("trace: patch_from something else", lambda folder: edits.patch_from(3, "x"),
         "patch_from takes a trace and a glob of", "patch_from(vlm.trace(...),"),
     Bad("trace: patch_from what was not kept", lambda folder: edits.patch_from(trace(), "nothing"),
-        "the trace holds no tensor 'nothing':", "`trace.names` of a full run lists"),
+        "the trace has no 'nothing':", "`trace.names` of a full run lists"),
     Bad("trace: patch_from another shape", lambda folder: tiny().trace("Hi", edit=edits.patch_from(trace(),
         "model.layers.0", 0)), "model.layers.0 is [21, 192] here and", "Give both runs prompts of one"),
     Bad("trace: ablate a row outside", lambda folder: tiny().trace("Hi", edit=edits.ablate("model.layers.0", 9999)),
@@ -106,9 +106,9 @@ def recording(name, file, content, cause, fix):
     return Bad(f"recording: {name}", lambda folder: open_recording(folder / file), cause, fix, prepare)
 
 
-def pt(pickled):
+def pt(pickled, compression=zipfile.ZIP_STORED):
     def content(path):
-        with zipfile.ZipFile(path, "w") as file:
+        with zipfile.ZipFile(path, "w", compression) as file:
             file.writestr("a/data.pkl", pickled)
 
     return content
@@ -134,6 +134,8 @@ RECORDINGS = [
     recording("a pt that runs code", "a.pt", pt(RUNS_CODE), "cannot read", "tensor, ...}, path)."),
     recording("a pt of a list", "a.pt", pt(b"\x80\x02]q\x00."), "is a list. Write it with", "tensor, ...}, path)."),
     recording("a pt of rubbish", "a.pt", pt(b"rubbish"), "cannot read", "tensor, ...}, path)."),
+    recording("a pt that is compressed", "a.pt", pt(b"\x80\x02}q\x00." * 50, zipfile.ZIP_DEFLATED), "its data is compressed",
+              "Write it with torch.save"),
     recording("a pt without a pickle", "a.pt", lambda path: zipfile.ZipFile(path, "w").close(), "cannot read",
               "tensor, ...}, path)."),
     recording("a pt of numbers without names", "a.pt", pt(b"\x80\x02}q\x00K\x01K\x02s."), "1 of",
@@ -243,7 +245,7 @@ PLANS = [
     Bad("plan: beyond the context", lambda folder: plan("3B", prompt_tokens=10**6),
         "a prompt of 1000000 tokens and an answer", "Lower max_pixels, or take fewer"),
     Bad("plan: a picture too thin", lambda folder: plan("3B", [Size(10, 3000)]),
-        "an image of 3000 x 10 pixels is more", "Cut it into pieces."),
+        "an image of 3000 x 10 pixels is more", "Cut it up."),
     Bad("plan: a limit of one pixel", lambda folder: plan("3B", [Size(100, 100)], max_pixels=1),
         "min_pixels=1, max_pixels=1: they must be", "Qwen recommends 256 * 784 to 1280"),
     Bad("plan: a limit in words", lambda folder: plan("3B", [Size(100, 100)], max_pixels="few"),

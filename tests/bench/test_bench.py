@@ -15,7 +15,7 @@ from minivl.bench import programs, report, workloads
 from minivl.bench import run as bench_run
 from minivl.bench.peers import Peer
 from minivl.bench.programs import OURS, Limits, Minivl, Process, measure, time_stage
-from minivl.bench.workloads import operations, stored_config, weight_bytes, write_checkpoint
+from minivl.bench.workloads import config_of_size, operations, weight_bytes, write_checkpoint
 from minivl.checkpoint.config import Config
 from minivl.checkpoint.parameters import parameter_shapes
 from minivl.checkpoint.weights import Weights
@@ -253,13 +253,13 @@ def test_bytes_are_those_of_the_matrices():
 
 def test_published_size():
     """3.09 billion weights are read for a token of the 3B: 6.17 GB. Its prompt has 296 tokens."""
-    config = Config.from_dict(stored_config("3B"))
+    config = Config.from_dict(config_of_size("3B"))
     work = {one.name: one for one in workloads.workloads(config)}
     assert [*work] == ["vision 448x448", "vision 896x896", "prefill", "decode", "decode 4 at once"]
     assert [len(one.inputs.pixel_values) for one in work.values()] == [1024, 4096, 1024, 1024, 1024]
     assert len(work["prefill"].inputs.input_ids) == 296 and work["decode"].features.shape == (256, 2048)
     assert weight_bytes(config, work["decode"], 2) == pytest.approx(6.17e9, rel=1e-3)
-    small = Config.from_dict(stored_config("3B-layers"))
+    small = Config.from_dict(config_of_size("3B-layers"))
     assert parameter_shapes(small).items() <= parameter_shapes(config).items()
     assert small.vision.fullatt_block_indexes == (1,) and small.vision.depth == 2
 
@@ -331,14 +331,14 @@ def test_a_checkpoint_is_used_again_or_refused(folder):
     workloads.random_checkpoint(folder, STORED)
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(Error, match="has a checkpoint of another kind"):
-        workloads.random_checkpoint(folder, stored_config("3B"))
+        workloads.random_checkpoint(folder, config_of_size("3B"))
 
 
 def test_too_little_disk_or_memory(tmp_path, monkeypatch, capsys):
     usage = type("usage", (), {"free": 5 * 10**9})
     monkeypatch.setattr(workloads.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(Error, match="7.5 GB are needed, 5.0 GB are free. Give another folder="):
-        write_checkpoint(tmp_path, stored_config("3B"))
+        write_checkpoint(tmp_path, config_of_size("3B"))
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(bench_run, "system_memory", lambda: 10**8)
     assert main(["bench", "--no-peers"]) == 1

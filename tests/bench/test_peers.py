@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import types
 from pathlib import Path
 
@@ -102,47 +103,32 @@ def test_every_peer_says_how_to_get_it():
         assert set(peer.kinds) <= set(KINDS)
 
 
-# ---- files that are converted for a peer ----
-
-
-def copied(folder, path):
-    path.write_text(str(folder), encoding="utf-8")
-    return path
+# ---- the file that is written for llama.cpp ----
 
 
 @pytest.mark.parametrize("end", [None, KeyboardInterrupt, Error("too little memory")])
-def test_a_converted_file_is_deleted(tmp_path, monkeypatch, end):
-    """When the peer has read it, and also when it fails or someone presses Ctrl-C."""
-    seen = []
+def test_the_file_is_deleted(tmp_path, monkeypatch, end):
+    """When llama.cpp has read it, and also when it fails or someone presses Ctrl-C."""
+    seen, stored_there = [], stored(tmp_path)
 
-    def process(make, folder, work, *arguments, threads):
-        seen.extend(path.read_text() for path in arguments)
-        if make is not Minivl and end is not None:
-            raise end
-        return contextlib.nullcontext("a process")
+    class Llama:
+        ctx = None
 
-    monkeypatch.setattr(bench_run, "Process", process)
-    some, left_out = {"some": Peer(Countdown, (), 2, (), convert=copied)}, {}
-    expected = pytest.raises(KeyboardInterrupt) if end is KeyboardInterrupt else contextlib.nullcontext()
-    with contextlib.ExitStack() as stack, expected:
-        running = bench_run.start_programs(stack, some, left_out, tmp_path, {}, 1, 0)
-        assert [*running] == ([OURS, "some"] if end is None else [OURS])
-        assert left_out == ({} if end is None else {"some": "too little memory"})
-    assert seen == [str(tmp_path)] and not list(tmp_path.iterdir())
+        def __init__(self, file, **options):
+            seen.append((Path(file).parent.parent, Path(file).read_text()))
+            if end is not None:
+                raise end
 
-
-def test_a_peer_whose_file_cannot_be_written_is_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_run, "Process", lambda *arguments, threads: contextlib.nullcontext("a process"))
-    some, left_out = {"some": Peer(Countdown, (), 2, (), convert=lambda folder, path: {}["gone"])}, {}
-    with contextlib.ExitStack() as stack:
-        assert [*bench_run.start_programs(stack, some, left_out, tmp_path, {}, 1, 0)] == [OURS]
-    assert left_out == {"some": "its file was not written: KeyError: 'gone'"} and not list(tmp_path.iterdir())
-
-
-def test_a_converted_file_needs_a_place(tmp_path):
-    with pytest.raises(Error, match="no file can be written in .*absent: No such file"):
-        with Peer(Countdown, (), 2, (), convert=copied).files(CHECKPOINT, tmp_path / "absent"):
-            pass
+    library = types.SimpleNamespace(Llama=Llama, llama_get_memory=lambda ctx: None)
+    monkeypatch.setitem(sys.modules, "llama_cpp", library)
+    monkeypatch.setattr(peers, "write_gguf", lambda folder, path: (path.write_text("decoder"), path)[1])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    work = small_workloads(Config.read(stored_there))
+    before = sorted(tmp_path.iterdir())
+    expected = contextlib.nullcontext() if end is None else pytest.raises((KeyboardInterrupt, Error))
+    with expected:
+        peers.LlamaCpp(tmp_path, work)
+    assert seen == [(tmp_path, "decoder")] and sorted(tmp_path.iterdir()) == before
 
 
 # ---- GGUF ----
@@ -218,9 +204,8 @@ def beside(request, tmp_path_factory):
     work["text"] = types.SimpleNamespace(
         **vars(work["prefill"]) | {"inputs": text, "features": np.zeros((0, 256), "f4")}
     )
-    with PEERS["llama.cpp bfloat16"].files(folder, None) as files:
-        process = Process(peers.LlamaCpp, folder, work, *files, threads=1)
-        process.__enter__()
+    process = Process(peers.LlamaCpp, folder, work, threads=1)
+    process.__enter__()
     yield work, Minivl(folder, work), process
     process.__exit__()
 

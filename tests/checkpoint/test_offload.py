@@ -165,7 +165,7 @@ def test_most_stay(folder, monkeypatch):
 def test_the_example_of_the_docstring(monkeypatch):
     """Five matrices of one byte and room for three, by the very rule."""
     keeper = object.__new__(Offloader)
-    matrices = [type("Matrix", (), {"uses": [i], "nbytes": 1, "drop": lambda self, spare: None})() for i in range(5)]
+    matrices = [type("Matrix", (), {"name": name, "nbytes": 1, "drop": lambda self, spare: None})() for name in "ABCDE"]
     keeper.limit, keeper.drop_file_pages, keeper.has_dropped, keeper.in_memory, keeper._first = 3, False, False, {}, 0
     keeper._uses = [offload.Use("ABCDE"[i], matrix, 0) for i, matrix in enumerate(matrices)]
     monkeypatch.setattr(offload, "SLACK", 0)
@@ -173,8 +173,9 @@ def test_the_example_of_the_docstring(monkeypatch):
     shown, read = [], ""
     for n in range(11):
         read += "." if matrices[n % 5] in keeper.in_memory else "*"
+        keeper.in_memory.pop(matrices[n % 5], None)
         keeper.in_memory[matrices[n % 5]] = True
-        shown.append("".join(sorted("ABCDE"[m.uses[0]] for m in keeper.in_memory)))
+        shown.append("".join(sorted(m.name for m in keeper.in_memory)))
         keeper._drop_until_fits((n + 1) % 5, 1)
     assert shown == "A AB ABC ABD ABE ABE ABE ACE ADE ADE ADE".split() and read == "*****..**.."
 

@@ -76,7 +76,7 @@ def test_files_in_a_line(line, expected, files):
 
 
 def test_files_that_are_not_there():
-    with pytest.raises(Error, match="there is no file nothing.png: .*write @@ for the character"):
+    with pytest.raises(Error, match="there is no file nothing.png: .*write @@ for an @"):
         parse_question("What is @nothing.png?")
     with open("text.png", "w") as file:
         file.write("no image")

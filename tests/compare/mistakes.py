@@ -90,10 +90,10 @@ def normalised(change):
     return run
 
 
-def resized(change):
+def resized(change, name="image.0.resized"):
     def run(port):
         make = lambda original: lambda self, picture, **_: np.asarray(change(picture))  # noqa: E731
-        return port.run_with("minivl.processing.image_processor.ImageProcessor.resize", make, "image.0.resized")
+        return port.run_with("minivl.processing.image_processor.ImageProcessor.resize", make, name)
 
     return run
 
@@ -147,6 +147,7 @@ PREPARATION = [
     ("other mean and deviation", "0.5", COLOURS, normalised(lambda x: x / 127.5 - 1)),
     ("other mean and deviation", "ImageNet", COLOURS, normalised(
         lambda x: (x / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225]))),
+    ("other mean and deviation", "exchanged", COLOURS, normalised(lambda x: (x / 255 - STD) / MEAN)),
     ("other mean and deviation", "not divided", COLOURS, normalised(lambda x: x / 255 - MEAN)),
     ("other mean and deviation", "not subtracted", COLOURS, normalised(lambda x: x / 255 / STD)),
     ("raster order of patches", "plain", "image.0.patches", plain_patches),
@@ -203,6 +204,13 @@ def empty_windows(port):
     return np.cumsum([0, *lengths])
 
 
+def baked_in(port):
+    """The grids with the second picture's 4 x 20 patches as 8 x 10."""
+    grids = port.grids.copy()
+    grids[1, 1:] = 8, 10
+    return grids
+
+
 def frames_not_apart(port):
     return np.cumsum([0, *port.grids.prod(axis=1)])
 
@@ -238,6 +246,10 @@ TOWER_PLACES = [
     ("windows of the wrong size", "16 pixels", INDEX, windows_of(0, window_size=16)),
     ("height and width swapped", "of the grid", INDEX, windows_of(0, turned=True)),
     ("windows without offset", "", INDEX, without_offset),
+    ("baked-in grid", "not 4 x 20", INDEX, lambda p: window_index(baked_in(p), p.config.vision)[0]),
+    ("baked-in grid", "8 x 10", PLACES, lambda p: patch_positions(baked_in(p), 2)),
+    ("windows without offset", "boundaries", WINDOWS, lambda p: np.concatenate(
+        [window_index(grid[None], p.config.vision)[1][min(i, 1):] for i, grid in enumerate(p.grids)])),
     ("no window attention", "whole frames", WINDOWS, lambda p: frame_segments(p.grids)),
     ("attention across pictures", "only segment", WINDOWS, lambda p: p[WINDOWS][[0, -1]]),
     ("units for patches", "", WINDOWS, lambda p: p[WINDOWS] // 4),
@@ -310,6 +322,14 @@ def of_runs(change, text=None):
     return run
 
 
+def sides_before(port):
+    """For each token, the sum of the longer sides of the pictures before it."""
+    sides = np.zeros(port[IDS].shape[1], dtype=np.int64)
+    for start, end in runs(port):
+        sides[end:] += port[IDS][:, start:end].max() - port[IDS][:, start:end].min() + 1
+    return sides
+
+
 def late_text(by):
     return lambda port: port[IDS] + by * np.sum([np.arange(port[IDS].shape[1]) >= end for _, end in runs(port)], axis=0)
 
@@ -374,6 +394,8 @@ TOKENS = [
     ("pictures from 0", "", IDS, of_runs(lambda own, start: own - own.min())),
     ("pictures at one place", "", IDS, of_runs(lambda own, start: np.full_like(own, own.min()))),
     ("text goes on by tokens", "", IDS, of_runs(lambda own, start: own - own.min() + start, text="counted")),
+    ("text goes on by patches", "", IDS, lambda p: p[IDS] + sides_before(p)),
+    ("text goes on by one", "", IDS, lambda p: p[IDS] - sides_before(p) + late_text(1)(p) - p[IDS]),
     ("off by one after pictures", "not one after it", IDS, late_text(-1)),
     ("off by one after pictures", "two after", IDS, late_text(1)),
     ("wrong rope delta", "it is 0", DELTA, lambda p: p[DELTA] * 0),
@@ -403,6 +425,7 @@ def without_yarn(port):
     return mrope(port[IDS], replace(text.rope, rope_type="default"), text.head_dim)[0]
 
 
+TIED = ("tied head", "", "lm_head", lambda p: p["model.norm"][-1:] @ p.vlm.weights["model.embed_tokens.weight"].T)
 YARN = ("no YaRN", "", TABLE, without_yarn)
 
 
@@ -660,6 +683,7 @@ LAYERS = [
     ("gate and up exchanged", "", ACT, act(lambda gate, up: gate * up * sigmoid(up))),
     ("GELU for SiLU", "instead", ACT, act(lambda gate, up: erf_gelu(gate) * up)),
     ("GELU for SiLU", "by tanh", ACT, act(lambda gate, up: tanh_gelu(gate) * up)),
+    ("quick GELU", "times up", ACT, act(lambda gate, up: gate * sigmoid(1.702 * gate) * up)),
     ("ReLU for SiLU", "", ACT, act(lambda gate, up: np.maximum(gate, 0) * up)),
     ("no activation", "SiLU is missing", ACT, act(lambda gate, up: gate * up)),
     ("sigmoid for SiLU", "", ACT, act(lambda gate, up: sigmoid(gate) * up)),

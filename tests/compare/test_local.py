@@ -4,14 +4,16 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from conftest import small_inputs, small_model
+from conftest import random_weights, small_inputs, small_model
 
+from minivl.checkpoint.weights import Weights
 from minivl.compare.comparison import compare
 from minivl.compare.local import round_to, with_rounded_products
 from minivl.faults import fault
 from minivl.faults.what_if import with_fresh_kernels
 from minivl.stream import run, value_of
 from minivl.tensors import catalogue
+from minivl.vlm import VLM
 
 
 def is_module(name):
@@ -108,6 +110,62 @@ def test_products_of_a_lower_type_are_named(right, kind):
     found = compare(trace, tensors, model=vlm)
     faults = ["model.layers.1.mlp.act", "model.layers.1.mlp.down_proj"]  # which was made from the right one
     assert [row.name for row in found.faults] == faults, f"\n{found}"
+
+
+def test_int8_inputs_of_products_are_named(right):
+    vlm, inputs, trace = right
+    tensors = {}
+    other = with_rounded_products(vlm, "int8")
+    run(other.answer(inputs, max_new_tokens=1), lambda name, tensor: tensors.update({name: np.array(value_of(tensor))}))
+    found = compare(trace, {name: tensors[name] for name in tensors if is_module(name)}, model=vlm)
+    assert found.ok and found.arithmetic == "float32 with products of int8", f"\n{found}"
+
+
+def test_quantised_weights_are_no_mistake(right):
+    """Errors of int8 weights are not those of int8 inputs, but flat and of their size; a mistake stands out."""
+    vlm, inputs, trace = right
+    weights = random_weights(vlm.config)
+    for name, array in weights.items():
+        if array.ndim == 2 and "embed_tokens" not in name:
+            step = np.abs(array).max(axis=1, keepdims=True) / 127
+            weights[name] = (np.round(array / step) * step).astype(np.float32)
+    port = VLM(vlm.config, Weights(weights), vlm.kernels)
+    tensors = {name: tensor for name, tensor in port.trace(inputs, max_new_tokens=1).items() if is_module(name)}
+    found = compare(trace, tensors, model=vlm)
+    assert found.ok and found.arithmetic.startswith("float32 with products of"), f"\n{found}"
+    tensors["model.layers.1.mlp.up_proj"] = tensors["model.layers.1.mlp.up_proj"] * np.float32(1.5)
+    assert not compare(trace, tensors, model=vlm).ok
+
+
+def test_rounded_patches_are_named(right):
+    vlm, inputs, trace = right
+    port = {name: np.array(trace[name]) for name in trace if is_module(name)}
+    rounded = round_to(inputs.pixel_values, "float16") @ vlm.weights["visual.patch_embed.proj.weight"].reshape(32, -1).T
+    port["visual.patch_embed"] = rounded
+    found = compare(trace, port, model=vlm)
+    assert found.first.name == "visual.patch_embed" and found.first.causes[0].name == "rounded inputs", f"\n{found}"
+    assert "float16" in found.first.causes[0].sentence
+
+
+@pytest.mark.parametrize(
+    "kind, recorded", [("bfloat16", "everything"), ("float16", "everything"), ("float16", "modules")]
+)
+def test_gelu_by_tanh_in_lower_precision(right, kind, recorded):
+    vlm, inputs, trace = right
+    port = port_of(vlm, inputs, kind, RECORDED[recorded], ["tanh-gelu"])
+    found = compare(trace, port, model=vlm)
+    assert not found.ok and found.first.causes[0].name == "tanh GELU", f"\n{found}"
+    assert [row.name for row in found.faults][:1] == [found.first.name] and len(found.faults) == 1
+
+
+def test_several_missing_biases_are_named_from_blocks(right):
+    vlm, inputs, trace = right
+    missing = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
+    weights = {n: array * np.float32(not n.endswith(missing)) for n, array in random_weights(vlm.config).items()}
+    port = VLM(vlm.config, Weights(weights), vlm.kernels).trace(inputs, max_new_tokens=1)
+    found = compare(trace, {name: port[name] for name in port if is_block(name)}, model=vlm)
+    assert found.first.name == "model.layers.0" and found.first.causes[0].name == "no bias", f"\n{found}"
+    assert "q_proj, k_proj, v_proj are not added" in found.first.causes[0].sentence, f"\n{found}"
 
 
 def test_one_wrong_weight_is_one_row(right):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import random_video_inputs, small_inputs, small_model
-from mistakes import ANY, ATTENTION, LAYERS, PREPARATION, TOKENS, TOWER_PLACES, YARN, Port
+from mistakes import ANY, ATTENTION, LAYERS, PREPARATION, TIED, TOKENS, TOWER_PLACES, YARN, Port, resized
 
 import minivl
 from minivl.compare import mistakes
@@ -80,6 +80,25 @@ def test_missing_yarn_is_named():
     check(Port(vlm, small_inputs(vlm.config, grids=((1, 4, 6),)), stop=YARN[2]), YARN)
 
 
+def test_a_tied_head_is_named_with_the_weights():
+    vlm = small_model("numpy")
+    port = Port(vlm, small_inputs(vlm.config, grids=((1, 4, 6),)))
+    theirs = {"model.norm": port["model.norm"], "lm_head": TIED[3](port)}
+    found = compare(port.trace, theirs, model=vlm)
+    assert found.first.name == TIED[2] and found.first.causes[0].name == TIED[0], f"\n{found}"
+
+
+@pytest.mark.parametrize("resample", [0, 2, 5])
+def test_the_filter_is_named_from_pixel_values(resample):
+    vlm, picture = minivl.load(backend="numpy"), scene(5, size=(94, 131)).image
+    port = Port(vlm, messages.user("How many shapes are there?", picture), stop="visual.window_index")
+    wrong = resized(lambda x: x.resize(port["image.0.resized"].shape[1::-1], resample), "pixel_values")(port)
+    kept = {name: port[name] for name in ("pixel_values", "image_grid_thw", "input_ids")}
+    found = compare(kept, {"pixel_values": wrong}, config=vlm.config, pictures=[picture])
+    first = found.first.causes[0]
+    assert first.name == "wrong resize" and first.exact and "the filter is" in first.sentence, f"\n{found}"
+
+
 def yields():
     """(file, line, what comes first) of everything that the rooms of causes/ yield as a tuple."""
     for path in sorted(Path(mistakes.__file__).parent.glob("*.py")):
@@ -97,7 +116,7 @@ def test_every_cause_has_a_test():
         passed_on = isinstance(first, ast.Name) and first.id in ("name", "RIGHT")
         assert found or passed_on, f"{file}:{line}: a cause's name must stand in the yield itself"
         names |= set(found)
-    assert names == {cause for cause, *_ in [*MISTAKES, *ATTENTION, *PREPARATION, YARN]}
+    assert names == {cause for cause, *_ in [*MISTAKES, *ATTENTION, *PREPARATION, YARN, TIED]}
 
 
 SHAPES = ((), (3,), (0, 5), (2, 3, 4))

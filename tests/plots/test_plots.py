@@ -402,7 +402,7 @@ def test_text_alone(vlm):
     for draw in (plots.rope_tables, plots.mrope_3d, plots.residual_norms, plots.kv_cache):
         assert draw(trace)._repr_png_()
     assert plots.logit_lens(trace, vlm)._repr_png_()
-    with pytest.raises(Error, match="no picture or video"):
+    with pytest.raises(Error, match="no image or video"):
         plots.patches(trace)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 
 from minivl import Error
-from minivl.processing.image_processor import ImageProcessor, requested_size, smart_resize
+from minivl.processing.image_processor import ImageProcessor, round_size, smart_resize
 from minivl.processing.load_image import open_image
 from minivl.processing.load_video import open_video
 
@@ -73,7 +73,7 @@ def test_grey_arrays():
         ("no/such.png", "does not exist"),
         (b"not a picture", "not an image that Pillow can read"),
         (png(Image.fromarray(PIXELS))[:900], "cannot read"),
-        ("https://example.org/a.png", "Download the image"),
+        ("https://example.org/a.png", "Give the path of a downloaded image"),
         ("data:image/png,abc", "must be base64"),
         ("data:image/png;base64,@", "not valid base64"),
         (5, "a int is not an image"),
@@ -243,10 +243,10 @@ def test_files_are_turned_upright_and_pictures_taken_as_they_are(tmp_path):
 
 
 def test_the_size_that_a_message_wishes():
-    assert requested_size(100, 60) == (112, 56)
+    assert round_size(100, 60) == (112, 56)
     for bad in ((100, None), (0, 5), (5.5, 60), (10**12, 60)):
         with pytest.raises(Error, match="resized_height="):
-            requested_size(*bad)
+            round_size(*bad)
 
 
 @pytest.mark.parametrize("std", ([0, 1, 1], [1, float("nan"), 1]))

@@ -265,7 +265,7 @@ def test_what_is_missing_is_named(vlm):
     with pytest.raises(Error, match=r"model.layers.\*, .*self_attn.probs.*keep=minivl.report.needed"):
         page(trace, vlm)
     trace = vlm.trace(QUESTION, scene(1).image, max_new_tokens=2, keep=["lm_head", "next_token", "steps.*"])
-    with pytest.raises(Error, match="attention of some steps only"):
+    with pytest.raises(Error, match="lacks the attention of some steps"):
         page(trace, vlm)
 
 

@@ -155,7 +155,7 @@ def test_any_stage_runs_with_edits():
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: patch_from(CLEAN, "model.layers.9"), "holds no tensor 'model.layers.9'.*keep='model.layers.9'"),
+        (lambda: patch_from(CLEAN, "model.layers.9"), "has no 'model.layers.9'.*keep='model.layers.9'"),
         (lambda: ablate_head(VLM, "model.layers.3", 0), '"model.layers.0" to "model.layers.2"'),
         (lambda: ablate_head(VLM, "visual", 0), '"visual.blocks.2"'),
         (lambda: ablate_head(VLM, "visual.blocks.0", 4), "has 4 heads"),

@@ -209,7 +209,7 @@ def test_square_in_the_picture_as_it_was_given():
         x0 - 3 <= x.min() <= x0 <= x1 - 1 <= x.max() <= x1 + 3
         and y0 - 3 <= y.min() <= y0 <= y1 - 1 <= y.max() <= y1 + 3
     )
-    with pytest.raises(Error, match="size that image 0 was given in is not known"):
+    with pytest.raises(Error, match="original size of image 0 is unknown"):
         traces[1].maps.original(1, 1)
 
 
@@ -291,7 +291,7 @@ def test_text_only():
         (lambda m: m.token_of_pixel([1, 2], [1, 2, 3]), r"x \[2\], y \[3\]"),
         (lambda m: m.segment(0, 99), "block 99 is outside"),
         (lambda m: m.patches_of_window([0, 0]), "give one"),
-        (lambda m: m.resized(1, 1), "size that image 0 was given in is not known"),
+        (lambda m: m.resized(1, 1), "original size of image 0 is unknown"),
         (lambda m: m.raster("lm_head"), "the rows of lm_head"),
         (lambda m: m.on_image(np.zeros(7), "visual"), r"visual has 6 rows \(tokens\); the values are \[7\]"),
         (lambda m: Maps(CONFIG, [IMAGE], m.grids), "1 placeholders and its images and videos have 6 tokens"),

@@ -160,6 +160,7 @@ def renormalised(unit, mean, std):
     yield "other mean and deviation", "mean and deviation are 0.5: colours lie in -1..1", unit * 2 - 1
     m, s = (np.array(v)[:, None] for v in IMAGENET)
     yield "other mean and deviation", "mean and deviation are those of ImageNet", (unit - m) / s
+    yield "other mean and deviation", "mean and deviation are exchanged", (unit - std) / mean
     text = "mean and deviation of red and blue are exchanged (BGR), the colours are not"
     yield "BGR", text, (unit - mean[::-1]) / std[::-1]
     yield "other mean and deviation", "the mean is subtracted, but not divided by the deviation", unit - mean
@@ -213,8 +214,38 @@ def patch_grids(step):
     return step.at("video_grid_thw" if step.word == "pixel_values_videos" else "image_grid_thw")
 
 
+def resized_patches(step):
+    """Patches of the originals, resized by each filter to the sides that the grid has."""
+    vision, mean_std = step.config.vision, mean_and_deviation(step)
+    P, grids = vision.patch_size, patch_grids(step)
+    if len(step.images) != len(grids) or step.ours.shape != step.theirs.shape:
+        raise Unknown("images")
+    pixels = [np.asarray(image) for image in step.images]
+    for name in FILTERS:
+        turned = [
+            np.asarray(i.resize((w * P, h * P), Image.Resampling[name])) for i, (_, h, w) in zip(step.images, grids)
+        ]
+        if name != "BICUBIC":
+            text = f"the filter is {name.lower()} instead of bicubic"
+            yield "wrong resize", text, cut_patches(turned, *mean_std, vision)
+    aligned = [next(iter(not_antialiased(image, h * P, w * P)))[2] for image, (_, h, w) in zip(pixels, grids)]
+    text = "bilinear without antialiasing, instead of bicubic"
+    yield "wrong resize", text, cut_patches(aligned, *mean_std, vision)
+
+
+def cut_patches(images, mean, std, vision):
+    """Images [H, W, 3] of 0..255 -> [N, C*T*P*P], unit by unit, each still picture twice."""
+    P, M, rows = vision.patch_size, vision.spatial_merge_size, []
+    for image in images:
+        H, W, C = image.shape
+        x = ((image.reshape(-1, C).T / 255 - mean) / std).reshape(C, H // P // M, M, P, W // P // M, M, P)
+        x = x.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, C, 1, P, P)
+        rows.append(np.repeat(x, vision.temporal_patch_size, axis=2).reshape(len(x), -1))
+    return np.concatenate(rows)
+
+
 PIXELS = ("*.patches", "pixel_values", "pixel_values_videos")
 MISTAKES = (
     ("image.*.resized", resized), ("video.*.resized", resized), ("*.normalized", colours),
-    *[(name, colours) for name in PIXELS], *[(name, patches) for name in PIXELS],
+    *[(name, colours) for name in PIXELS], *[(name, patches) for name in PIXELS], ("pixel_values", resized_patches),
 )  # fmt: skip

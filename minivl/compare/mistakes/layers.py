@@ -98,6 +98,8 @@ def act(step):
     yield "gate and up exchanged", text, gate * sigmoid_times(up)
     yield "GELU for SiLU", "gelu(gate) * up instead of silu(gate) * up", erf * up
     yield "GELU for SiLU", "gelu(gate) * up, GELU by tanh, instead of silu(gate) * up", tanh * up
+    quick = sigmoid_times(gate, 1.702)
+    yield "quick GELU", "quick GELU, gate * sigmoid(1.702 gate), instead of silu(gate), times up", quick * up
     yield "ReLU for SiLU", "relu(gate) * up instead of silu(gate) * up", np.maximum(gate, 0) * up
     yield "no activation", "gate * up: SiLU is missing", gate * up
     yield "sigmoid for SiLU", "sigmoid(gate) * up: silu(x) is x * sigmoid(x)", silu / np.where(gate == 0, 1, gate) * up
@@ -155,7 +157,12 @@ def bias(step):
     """subtle: theirs = ours - bias, whatever the bias: the difference is the same in every row."""
     x = step.ours
     if step.weights is not None:
-        yield "no bias", "the bias is not added", x - step.weights[f"{step.short}.bias"]
+        vector = step.weights[f"{step.short}.bias"]
+        yield "no bias", "the bias is not added", x - vector
+        D = len(vector) // 3
+        for i, part in enumerate("qkv" if step.word == "qkv" else ""):
+            without = np.where(np.arange(3 * D) // D == i, vector, 0)
+            yield "no bias", f"the bias is not added (only that of {part})", x - without
         return
     y = step.of_our_shape()
     if x.ndim != 2 or len(x) < 3:

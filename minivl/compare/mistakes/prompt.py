@@ -4,6 +4,7 @@ import numpy as np
 
 from minivl.compare.mistakes import RIGHT, Unknown
 from minivl.compare.mistakes.vision_positions import grids
+from minivl.kernels.bfloat16 import to_float32
 
 
 def input_ids(step):
@@ -96,6 +97,10 @@ def features(step):
 
 def logits(step):
     hidden = step.at("model.norm")
+    if step.weights is not None and not step.config.tie_word_embeddings:
+        table = to_float32(np.asarray(step.weights["model.embed_tokens.weight"]))
+        text = "it is the hidden state times the embedding table, where the checkpoint has a head of its own"
+        yield "tied head", text, hidden[-len(step.ours) :] @ table.T
     if len(hidden) > 1 and step.theirs.shape == hidden[-1:].shape:
         yield "no lm_head", "it is the hidden state: not multiplied by lm_head", hidden[-1:]
 

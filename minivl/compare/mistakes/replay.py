@@ -36,7 +36,7 @@ def causes_between(wanted, names, local, limit, ours):
             distance(wrong, theirs) if (wrong := run_with(mistake, local, set(values), wanted)) is not None else np.inf
         )
         if left <= min(limit, before / 10):
-            causes.append(Cause(mistake.name, f"at {mistake.where}: {mistake.sentence}", left))
+            causes.append(Cause(mistake.name, f"at {mistake.where}: {mistake.shown or mistake.sentence}", left))
         if left <= limit / 20:  # nothing can explain it better
             break
     return sorted(causes, key=lambda cause: cause.error)
@@ -48,6 +48,8 @@ class Mistake:
 
     where     the first of these tensors
     in_tower  True or False: made in the tower only, or in the decoder only
+    layers    of a missing bias: the linear layers that miss it, without the number of their block
+    shown     another sentence to show
     """
 
     make: Callable
@@ -55,12 +57,14 @@ class Mistake:
     sentence: str
     where: str
     in_tower: bool | None = None
+    layers: tuple = ()
+    shown: str = ""
 
     def wrong(self, step):
         """The tensor with the mistake; None if it cannot have it."""
         if self.in_tower not in (None, step.in_tower):
             return None
-        if self.make is bias and without_number(step.name) != without_number(self.where):
+        if self.make is bias and without_number(step.name) not in self.layers:
             return None
         for name, sentence, array in self.make(step):
             if (name, sentence) == (self.name, self.sentence):
@@ -84,12 +88,30 @@ def mistakes_of(tensors, known, model):
             for mistake, sentence in names_and_sentences(make, step):
                 # the same mistake in the tables and in the tensors that are rotated by them counts once
                 key = mistake, sentence.removeprefix(IN_BOTH), without_number(name) if make is bias else ""
-                mistakes.setdefault(key, {}).setdefault(step.in_tower, Mistake(make, mistake, sentence, name))
+                mistakes.setdefault(key, {}).setdefault(
+                    step.in_tower, Mistake(make, mistake, sentence, name, layers=key[2:])
+                )
     runs = []
     for halves in mistakes.values():
         runs.append(next(iter(halves.values())))
         runs += [replace(mistake, in_tower=half) for half, mistake in halves.items() if len(halves) > 1]
-    return runs
+    return runs + several_biases(
+        [mistake for mistake in runs if mistake.make is bias and "only" not in mistake.sentence]
+    )
+
+
+def several_biases(mistakes):
+    """[Mistake]: all these biases missing at once; and those of attention, and of the MLP."""
+    groups = [mistakes]
+    groups += [[m for m in mistakes if word in m.where] for word in ("attn.", "mlp.")]
+    groups.append([m for m in mistakes if m.where.endswith(("q_proj", "k_proj", "v_proj"))])
+    runs = {}
+    for group in groups:
+        layers = tuple(mistake.layers[0] for mistake in group)
+        if len(group) > 1 and layers not in runs:
+            text = f"the biases of {', '.join(layer.rpartition('.')[2] for layer in layers)} are not added"
+            runs[layers] = replace(group[0], layers=layers, shown=text)
+    return list(runs.values())
 
 
 def names_and_sentences(make, step):
@@ -106,11 +128,23 @@ def names_and_sentences(make, step):
 def run_with(mistake, local, names, wanted):
     """The tensor `wanted` computed from their inputs with a mistake in the tensors `names`; None if it cannot be run."""
 
+    def change(name, step):
+        return mistake.wrong(step) if name in names and mistake.make in functions_to_run(name) else None
+
+    return run_with_change(change, wanted, local)
+
+
+def run_with_function(wrong, make, wanted, local):
+    """The tensor `wanted` computed from their inputs with make(step) in the place of the tensor `wrong`."""
+    return run_with_change(lambda name, step: make(step) if name == wrong else None, wanted, local)
+
+
+def run_with_change(changed, wanted, local):
     def change(name, tensor, known):
-        if name not in names or mistake.make not in functions_to_run(name):
+        if name.endswith(SKIPPED):
             return None
         value = value_of(tensor)
-        wrong = mistake.wrong(Step(name, value, value, known, local.model.config, weights=local.model.weights))
+        wrong = changed(name, Step(name, value, value, known, local.model.config, weights=local.model.weights))
         return None if wrong is None else pad_bounds(wrong, tensor.shape)
 
     try:

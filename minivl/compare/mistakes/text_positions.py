@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from minivl.compare.mistakes import RIGHT, Unknown
-from minivl.compare.mistakes.vision_positions import cos_sin, cos_sin_twice, grids
+from minivl.compare.mistakes.vision_positions import baked_in_grids, cos_sin, cos_sin_twice, grids
 from minivl.model.positions import mrope, prompt_positions
 
 
@@ -26,7 +26,7 @@ def decoder_tables(step):
         yield "wrong mrope sections", text, mrope(ids, replace(rope, mrope_section=even), K)
     angles, half = [np.arctan2(*mrope(np.stack([row] * 3), rope, K)[::-1]) for row in ids], K // 2
     turns = np.arange(half) % 3
-    text = "t, h and w take turns from frequency to frequency, instead of one section after the other"
+    text = "t, h and w take turns from frequency to frequency, instead of one section after the other (as in Qwen3-VL)"
     yield "wrong mrope sections", text, cos_sin_twice(np.stack([angles[turns[j]][:, j] for j in range(half)], axis=1))
     chosen = np.repeat(np.arange(3), rope.mrope_section)
     right = np.stack([angles[chosen[j]][:, j] for j in range(half)], axis=1)
@@ -72,6 +72,8 @@ def wrong_positions(step):
         text = f"its rows are {[('t', 'h', 'w')[r] for r in rows]}, not t, h, w"
         yield "rows of positions exchanged", text, right[rows]
     yield "time only", "rows and columns are missing: h and w are as t", right[[0, 0, 0]]
+    for sentence, other in baked_in_grids(images, config.vision):
+        yield "baked-in grid", sentence, prompt_positions(ids, config, other, videos, seconds)[0]
     yield from wrong_times(ids, config, images, videos, seconds)
     yield from wrong_starts(ids, config, right)
 
@@ -126,6 +128,13 @@ def wrong_starts(ids, config, right):
     yield "pictures at one place", "all tokens of a picture stand where it starts", at_start
     text = "after a picture text starts at its largest position, not one after it"
     yield "off by one after pictures", text, right - late
+    sides, merge = np.zeros(T, dtype=np.int64), config.vision.spatial_merge_size
+    for start, end in zip(first, ends):
+        sides[end:] += right[:, start:end].max() - right[:, start:end].min() + 1
+    text = "after a picture text goes on by its longer side in patches, not in tokens"
+    yield "text goes on by patches", text, right + sides * (merge - 1)
+    text = "after a picture text goes on by one, not by its longer side"
+    yield "text goes on by one", text, right - sides + late
     yield "off by one after pictures", "after a picture text starts two after its largest position", right + late
 
 

@@ -27,6 +27,22 @@ def all_grids(step):
     return np.concatenate(grids(step))
 
 
+def baked_in_grids(grid, vision):
+    """[(sentence, grid)] with other sides and as many patches: those of the picture that a graph was exported with."""
+    merge, grids = vision.spatial_merge_size, []
+    for i, (t, h, w) in enumerate(grid[:MOST_GRIDS]):
+        for side in range(merge, int(h * w) // merge + 1, merge):
+            other = int(h * w) // side
+            if side * other == h * w and other % merge == 0 and (side, other) not in ((h, w), (w, h)):
+                changed = grid.copy()
+                changed[i] = t, side, other
+                text = f"it is that of a grid of {side} x {other} patches, not {h} x {w}: was one baked in at export?"
+                grids.append((text, changed))
+    return grids
+
+
+MOST_GRIDS = 2
+
 # ---- windows ----
 
 
@@ -39,11 +55,10 @@ def order(step):
     yield "inverse of the window order", text, np.argsort(index)
     for name, sentence, other in other_windows(grid, vision):
         yield name, sentence, window_index(*other)[0]
-    parts = []
-    for row in grid:
-        parts.append(window_index(row[None], vision)[0])
     text = "each picture's indices start at 0: those of earlier pictures are not added"
-    yield "windows without offset", text, np.concatenate(parts)
+    yield "windows without offset", text, np.concatenate([window_index(row[None], vision)[0] for row in grid])
+    for sentence, other in baked_in_grids(grid, vision):
+        yield "baked-in grid", sentence, window_index(other, vision)[0]
 
 
 def other_windows(grid, vision):
@@ -67,6 +82,9 @@ def window_bounds(step):
     yield "units for patches", "it counts units of 2 x 2 patches instead of patches", bounds // vision.merge_unit
     for name, sentence, other in other_windows(grid, vision):
         yield name, sentence, window_index(*other)[1]
+    text = "each picture's boundaries start at 0: the patches of earlier pictures are not added"
+    apart = [window_index(row[None], vision)[1][min(i, 1) :] for i, row in enumerate(grid)]
+    yield "windows without offset", text, np.concatenate(apart)
     text = "boundaries of empty windows, of padding alone, are kept: each should stand once"
     yield "empty windows", text, bounds_with_empty_windows(grid, vision)
 
@@ -110,6 +128,8 @@ def wrong_patch_positions(step):
     yield "raster order of patches", text, patch_positions(grid, 1)
     yield "places of units", "all four patches of a unit have the same position", positions // merge
     yield "counted from 1", "rows and columns are counted from 1", positions + 1
+    for sentence, other in baked_in_grids(grid, step.config.vision):
+        yield "baked-in grid", sentence, patch_positions(other, merge)
     text = "patches are counted through: row and column are both the number"
     yield "1-D positions", text, np.stack([np.arange(len(positions))] * 2, axis=1)
 

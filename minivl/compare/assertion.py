@@ -1,0 +1,51 @@
+"""A port checked in its own tests.
+
+from minivl.compare import assert_port
+
+def test_my_port():
+    assert_port({"input_ids": ids, "pixel_values": patches, "image_grid_thw": grids, **recorded}, model="checkpoint/")
+"""
+
+import numpy as np
+
+from minivl.compare.comparison import compare
+from minivl.compare.local import inputs_or_none, tokens_up_to
+from minivl.compare.recordings import open_recording
+from minivl.compare.render import text
+from minivl.compare.shipped import load_model
+from minivl.errors import Error
+from minivl.stream import run, value_of
+
+
+def assert_port(theirs, ours=None, model=None, **options):
+    """Raise an AssertionError with the report unless a port's recording agrees and enough was compared. -> Comparison
+
+    theirs   as for `compare`
+    ours     our recording of the same prompt; by default the model runs on the inputs in theirs: input_ids, and for pictures
+             pixel_values and image_grid_thw (for videos pixel_values_videos, video_grid_thw and position_ids)
+    model    a VLM, a folder or a hub id; by default the model that ships
+    options  names=, tolerance=, require=, config=, pictures= of `compare`
+    """
+    theirs = open_recording(theirs)
+    if ours is None:
+        model = load_model(model)
+        ours = run_on_inputs_of(theirs, model)
+    comparison = compare(ours, theirs, model=model, **options)
+    if not comparison.ok or not comparison.covered:
+        raise AssertionError(f"the port differs from minivl\n{text(comparison)}")
+    return comparison
+
+
+def run_on_inputs_of(theirs, model):
+    """{name: tensor} of a run of the model on the inputs that a recording has."""
+    inputs = inputs_or_none(theirs, model.config)
+    if inputs is None:
+        raise Error("the recording has no input_ids. Record the inputs of the port, or give ours=.")
+    tensors = {}
+
+    def see(name, tensor):
+        if not callable(tensor) or name in theirs:
+            tensors[name] = np.array(value_of(tensor))
+
+    run(model.answer(inputs, max_new_tokens=tokens_up_to(theirs)), see)
+    return tensors

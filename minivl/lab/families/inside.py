@@ -1,0 +1,309 @@
+"""Notebooks 09 to 11: what heads look at, what they cause, where a colour crosses, whether a video's order reaches the answer.
+
+Everything is measured on the model that is loaded: another model has other heads, and other right answers.
+"""
+
+import functools
+import operator
+
+import numpy as np
+
+from minivl import studies
+from minivl.lab.exercise import Case, Exercise, Mistake, per_model
+from minivl.studies.over import ASKED, QUESTION_WORD
+from minivl.trace.edits import ablate_head
+
+SCENES, PAIRS, FILMS = 6, 3, 5
+
+
+# ---- 09.1 the reader ----
+
+
+@per_model
+def shares(vlm, cases):
+    """(share on the question's word, share on the asked object), [layers, heads] each, mean of the cases."""
+    atlas = studies.head_atlas(vlm, over=cases)
+    roles = list(atlas.axes["role"])
+    return tuple(np.nan_to_num(atlas.mean[..., roles.index(role)]) for role in (QUESTION_WORD, ASKED))
+
+
+def largest(table):
+    return tuple(int(i) for i in np.unravel_index(np.argmax(table), table.shape))
+
+
+def atlas_cases(vlm):
+    cases = studies.scenes(SCENES, "colour")
+    return [Case({"vlm": vlm, "cases": cases}, f"{SCENES} scenes", known={"shares": shares(vlm, cases)})]
+
+
+def find_reader(vlm, cases):
+    return largest(shares(vlm, cases)[0])
+
+
+def tell_reader(submission, cases, rights):
+    words, objects = cases[0].known["shares"]
+    reader, looker = largest(words), largest(objects)
+    return True, (
+        f"Head {reader[1]} of layer {reader[0]} puts {words[reader]:.0%} of the last token's attention on the question's word. "
+        f"Most on the asked object: head {looker[1]} of layer {looker[0]}, {objects[looker]:.0%}. Whether anything depends on "
+        "either, attention does not say: exercise 10.1."
+    )
+
+
+def by_share(choose):
+    """A wrong head, computed from the atlas."""
+    return lambda vlm, cases: choose(*shares(vlm, cases))
+
+
+READER = Exercise(
+    "09.1", "reader", "A head atlas that names the reader",
+    "Find the head that reads the question's word where the answer is chosen.", 25, 2,
+    "reader(vlm, cases) -> (layer, head), counted from 0",
+    """Each case asks for the colour of a shape: case.images, case.question, and case.word, the question's word for it ("ring"). At
+the prompt's last token the answer is chosen. Which head of the decoder puts the largest share of that token's attention on
+the word, in the mean over the cases? Shares are in model.layers.{i}.self_attn.probs of vlm.trace, [heads, tokens, tokens];
+studies.head_atlas does it for all roles at once.""",
+    ("One row of probs is enough: [:, -1].",
+     "The word may be several tokens: add their shares. Average over the cases before you look for the largest.",
+     "atlas = studies.head_atlas(vlm, over=cases); its mean[..., role] is [layers, heads]; np.unravel_index(np.argmax(...))."),
+    find_reader, atlas_cases, ("layer", "head"),
+    (
+        Mistake("the looker", "this head looks at the asked object most; the reader looks at the word",
+                by_share(lambda words, objects: largest(objects))),
+        Mistake("counted from 1", "layer and head are counted from 1", by_share(lambda w, o: tuple(n + 1 for n in largest(w)))),
+        Mistake("counted from 1", "the layer is counted from 1", by_share(lambda w, o: (largest(w)[0] + 1, largest(w)[1]))),
+        Mistake("counted from 1", "the head is counted from 1", by_share(lambda w, o: (largest(w)[0], largest(w)[1] + 1))),
+        Mistake("exchanged", "layer and head are exchanged", by_share(lambda w, o: largest(w)[::-1])),
+        Mistake("the smallest share", "this head looks at the word least", by_share(lambda w, o: largest(-w))),
+        Mistake("the second", "another head puts more on the word: this one is second",
+                by_share(lambda w, o: largest(np.where(w == w.max(), 0, w)))),
+        Mistake("numbered through", "the head is numbered through all layers; give its number within the layer",
+                by_share(lambda w, o: (largest(w)[0], int(np.argmax(w))))),
+    ),
+    uses_model=True, finish=tell_reader,
+)  # fmt: skip
+
+# ---- 10.1 cause ----
+
+
+def ablation_cases(vlm):
+    """The reader, and the three heads that look at the asked object most, in scenes that are answered right."""
+    cases = studies.scenes(SCENES, "colour")
+    words, objects = shares(vlm, cases)
+    reader = largest(words)
+    lookers = sorted(np.ndindex(objects.shape), key=lambda head: -objects[head])
+    early = next(
+        head for head in lookers if objects[head] > 0.3 and head[0] == min(h[0] for h in lookers if objects[h] > 0.3)
+    )
+    heads = list(dict.fromkeys([reader, early, lookers[0]]))
+    cases = [case for case in cases if str(vlm.ask(case.question, images=case.images)) == case.answer]
+    known = {"words": words, "objects": objects}
+    return [Case({"vlm": vlm, "cases": cases, "heads": heads}, f"{len(cases)} scenes, heads {heads}", known=known)]
+
+
+@per_model
+def right_without(vlm, cases, heads):
+    """int64 [heads]: cases answered right without each."""
+    counts = []
+    for layer, head in heads:
+        edit = ablate_head(vlm, f"model.layers.{layer}", head)
+        answers = [vlm.trace(c.question, images=c.images, keep=[], edit=edit, max_new_tokens=8).result for c in cases]
+        counts.append(sum(str(answer) == case.answer for answer, case in zip(answers, cases)))
+    return np.array(counts, dtype=np.int64)
+
+
+def tell_causes(submission, cases, rights):
+    case, (counts,) = cases[0], rights[0]
+    n = len(case.arguments["cases"])
+    lines = [
+        f"without head {h} of layer {i}, {case.known['words'][i, h]:.0%} on the word and {case.known['objects'][i, h]:.0%} on the "
+        f"object, {count} of {n}"
+        for (i, h), count in zip(case.arguments["heads"], counts)
+    ]
+    idle = [
+        head for head, count in zip(case.arguments["heads"], counts) if count == n and case.known["objects"][head] > 0.3
+    ]
+    lesson = (
+        f" Attention is not cause: nothing is lost without {' or without '.join(map(str, idle))}, which look at the object."
+        if idle
+        else ""
+    )
+    return True, f"Answered right: {'; '.join(lines)}.{lesson}"
+
+
+CAUSES = Exercise(
+    "10.1", "right_without", "Ablate the looker against the reader",
+    "Measure which heads the answers depend on: attention is not cause.", 20, 2,
+    "right_without(vlm, cases, heads) -> int64 [heads]",
+    """heads is a list of (layer, head): the reader of exercise 09.1, and heads that look at the asked object. The model answers
+all cases right. For each head: how many are still right if its output is zero, in the prompt and in every step? An answer
+is right if it equals case.answer. Predict the order before you run it.""",
+    ("minivl.trace.edits.ablate_head(vlm, \"model.layers.2\", 4) is an edit for vlm.trace.",
+     "vlm.trace(case.question, images=case.images, edit=..., max_new_tokens=8).result is the answer, a str.",
+     "A loop over heads, in it a sum over the cases of str(result) == case.answer."),
+    right_without, ablation_cases, ("counts",),
+    (
+        Mistake("nothing depends on them", "all stay right, it says", lambda vlm, cases, heads: np.full(len(heads), len(cases))),
+        Mistake("all depend on them", "none stays right, it says", lambda vlm, cases, heads: np.zeros(len(heads), dtype=int)),
+        Mistake("wrong ones counted", "it counts the answers that are wrong",
+                lambda vlm, cases, heads: len(cases) - right_without(vlm, cases, heads)),
+        Mistake("together", "the heads are ablated together; one at a time is asked for",
+                lambda vlm, cases, heads: np.full(len(heads), without_all(vlm, cases, heads))),
+        Mistake("opposite order", "the counts are in the opposite order",
+                lambda vlm, cases, heads: right_without(vlm, cases, heads)[::-1]),
+    ),
+    uses_model=True, finish=tell_causes,
+)  # fmt: skip
+
+
+@per_model
+def without_all(vlm, cases, heads):
+    edit = functools.reduce(operator.or_, (ablate_head(vlm, f"model.layers.{layer}", head) for layer, head in heads))
+    answers = [vlm.trace(c.question, images=c.images, keep=[], edit=edit, max_new_tokens=8).result for c in cases]
+    return sum(str(answer) == case.answer for answer, case in zip(answers, cases))
+
+
+# ---- 10.2 where the colour crosses ----
+
+
+@per_model
+def recovered(vlm, pairs):
+    """Share of the clean answer that comes back, [layers + 1, 2]: patched in the picture, patched in the last token."""
+    tables = []
+    for clean, corrupted in pairs:
+        maps = vlm.trace(
+            clean["question"], images=clean["images"], keep=["input_ids", "image_grid_thw"], stop="image_grid_thw"
+        ).maps
+        groups = {"picture": np.flatnonzero(maps.shown), "last token": [len(maps.input_ids) - 1]}
+        prompts = [{name: prompt[name] for name in ("question", "images")} for prompt in (clean, corrupted)]
+        answers = clean["answer"], corrupted["answer"]
+        tables.append(studies.patch_grid(vlm, *prompts, answers=answers, groups=groups).recovered)
+    return np.mean(tables, axis=0)
+
+
+def crossing(table):
+    """The first layer after which the last token gives back more than the picture."""
+    return int(np.argmax(table[:, 1] > table[:, 0])) - 1
+
+
+def pair_cases(vlm):
+    pairs = []
+    for case in studies.scenes(PAIRS, "colour"):
+        image, answer = case.corrupted
+        clean = {"question": case.question, "images": case.images, "answer": case.answer}
+        pairs.append((clean, {"question": case.question, "images": image, "answer": answer}))
+    return [Case({"vlm": vlm, "pairs": pairs}, f"{PAIRS} pairs of pictures", known={"table": recovered(vlm, pairs)})]
+
+
+def tell_crossing(submission, cases, rights):
+    names = ["inputs_embeds", *[f"layer {i}" for i in range(len(cases[0].known["table"]) - 1)]]
+    rows = [f"{name} {a:.0%} and {b:.0%}" for name, (a, b) in zip(names, cases[0].known["table"])]
+    return True, f"Given back by the picture's rows and by the last token's, patched after: {', '.join(rows)}."
+
+
+def by_table(choose):
+    return lambda vlm, pairs: choose(crossing(recovered(vlm, pairs)), vlm.config.text.num_hidden_layers)
+
+
+CROSSING = Exercise(
+    "10.2", "crossing_layer", "Activation patching: where the colour crosses",
+    "Find the layer that carries the colour from the picture's rows to the last token.", 30, 3,
+    "crossing_layer(vlm, pairs) -> int: the layer, counted from 0",
+    """A pair is (clean, corrupted), dicts with question, images and answer; the pictures differ in the colour of the shape that is
+asked for. Patch the corrupted run from the clean one: once in all rows of the picture, once in the last row of the prompt, in
+inputs_embeds and after each layer. Recovered is the share of the difference logit(clean answer) - logit(corrupted answer)
+that comes back. In the mean over the pairs, which is the first layer after which the last row gives back more than the picture?""",
+    ("studies.patch_grid(vlm, clean, corrupted, answers=..., groups={\"picture\": rows, \"last\": [row]}).recovered is [1 + layers, "
+     "2].",
+     "vlm.trace(..., stop=\"image_grid_thw\").maps.shown says which rows are the picture's. Row 0 of recovered is inputs_embeds.",
+     "np.argmax(mean[:, 1] > mean[:, 0]) - 1"),
+    lambda vlm, pairs: crossing(recovered(vlm, pairs)), pair_cases, ("layer",),
+    (
+        Mistake("counted from 1", "it is one too large: row 0 of the table is inputs_embeds, before the first layer",
+                by_table(lambda right, layers: right + 1)),
+        Mistake("the layer before", "after this layer the picture's rows still give back more",
+                by_table(lambda right, layers: right - 1)),
+        Mistake("the last layer", "after the last layer only the last row counts, in any model: the crossing is earlier",
+                by_table(lambda right, layers: layers - 1)),
+        Mistake("inputs_embeds", "before the first layer the colour is in the picture, and nowhere else",
+                by_table(lambda right, layers: -1)),
+        Mistake("number of layers", "layers are counted from 0", by_table(lambda right, layers: layers)),
+        Mistake("name for number", "a number is asked for", by_table(lambda right, layers: f"model.layers.{right}")),
+    ),
+    uses_model=True, finish=tell_crossing,
+)  # fmt: skip
+
+# ---- 11.2 order in a video ----
+
+
+def film_cases(vlm):
+    films = studies.scenes(FILMS, family="video", task="first")
+    right = sum(ask(vlm, film) == film.answer for film in films)
+    return [Case({"vlm": vlm, "films": films}, f"{FILMS} films", known={"right": right})]
+
+
+def ask(vlm, film, backwards=False, timeless=False):
+    videos = [frames[::-1] if backwards else frames for frames in film.videos]
+    edit = {"position_ids": lambda ids: without_time(ids, shown)} if timeless else None
+    if timeless:
+        shown = vlm.trace(
+            film.question, videos=videos, keep=["input_ids", "video_grid_thw"], stop="video_grid_thw"
+        ).maps.shown
+    return str(vlm.trace(film.question, videos=videos, keep=[], edit=edit, max_new_tokens=8).result)
+
+
+def without_time(position_ids, shown):
+    """All frames at the time of the first."""
+    positions = position_ids.copy()
+    positions[0, shown] = positions[0, shown].min()
+    return positions
+
+
+@per_model
+def order_effect(vlm, films):
+    usual = [ask(vlm, film) for film in films]
+    return tuple(
+        sum(ask(vlm, film, **change) != before for film, before in zip(films, usual))
+        for change in ({"backwards": True}, {"timeless": True})
+    )
+
+
+def tell_order(submission, cases, rights):
+    right, n = cases[0].known["right"], FILMS
+    judged = (
+        "so the order of events reaches its answers" if 2 * right >= n else "so it has hardly learnt what comes first"
+    )
+    backwards, timeless = rights[0]
+    return True, (
+        f"This model answers {right} of {n} films right, {judged}; {backwards} answers change when the film runs backwards, "
+        f"{timeless} when all frames stand at one time."
+    )
+
+
+def by_order(choose):
+    return lambda vlm, films: choose(*order_effect(vlm, films), len(films))
+
+
+ORDER = Exercise(
+    "11.2", "order_effect", "The order of events in a video",
+    "Measure whether the order of the frames, and their positions in time, reach the answer.", 30, 3,
+    "order_effect(vlm, films) -> (changed backwards, changed without time)",
+    """A film has videos (a list of lists of pictures) and a question. Ask three times, vlm.trace(question, videos=..., keep=[],
+max_new_tokens=8).result: as it is; with the frames in the opposite order; and as it is, with the t row of position_ids the
+same for all tokens of the video (the smallest of them; edit={\"position_ids\": function}). Count the films with another answer.""",
+    ("film.videos is a list of videos: turn each one round, not the list.",
+     "Which columns are the video's? vlm.trace(..., stop=\"video_grid_thw\").maps.shown, bool [T].",
+     "positions = ids.copy(); positions[0, shown] = positions[0, shown].min()"),
+    order_effect, film_cases, ("backwards", "timeless"),
+    (
+        Mistake("exchanged", "the two counts are exchanged", by_order(lambda b, t, n: (t, b))),
+        Mistake("unchanged ones", "it counts the answers that stay the same", by_order(lambda b, t, n: (n - b, n - t))),
+        Mistake("all change", "every answer changes, it says: measure", by_order(lambda b, t, n: (n, n))),
+        Mistake("shares", "it returns shares; counts are asked for", by_order(lambda b, t, n: (b / n, t / n))),
+        Mistake("one for both", "both counts are those of the reversed films", by_order(lambda b, t, n: (b, b))),
+        Mistake("one for both", "both counts are those without time", by_order(lambda b, t, n: (t, t))),
+    ),
+    uses_model=True, finish=tell_order,
+)  # fmt: skip
+
+EXERCISES = (READER, CAUSES, CROSSING, ORDER)
