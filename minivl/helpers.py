@@ -226,6 +226,15 @@ def format_table(rows, right=(), gap=2):
     ]
 
 
+def shorten(value):
+    """The repr of a value for an error message, never at length."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write whole numbers of more than 4,300 digits
+        text = f"{value:#x}" if isinstance(value, int) else f"a {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:100]}... ({len(text):,} characters)"
+
+
 def did_you_mean(name, names, most=3, cutoff=0.5):
     """ " Did you mean a or b?" with the names most like it; "" if there are none."""
     close = get_close_matches(str(name), [str(one) for one in names], most, cutoff)

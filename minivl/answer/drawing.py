@@ -147,7 +147,7 @@ def render_character(font, character):
 # ---- files ----
 
 
-def picture_format(path):
+def image_format(path):
     """Pillow's name of the format to write a file in; an Error if it cannot be written, before minutes are spent on it."""
     path = Path(path)
     check_writable(path)
@@ -159,7 +159,7 @@ def picture_format(path):
 
 def write(image, path):
     """An image as a file: complete or not at all."""
-    kind = picture_format(path)
+    kind = image_format(path)
     with write_whole(path) as partial:
         try:
             image.save(partial, kind)

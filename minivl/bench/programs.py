@@ -111,7 +111,7 @@ class Limits:
 
         rng = np.random.default_rng(0)
         ways = [(read, words) for words in memory_to_read() for read in READERS]
-        self.sum, self.words = min(ways, key=lambda way: min(elapsed(*way) for _ in range(TRIES + 1)))
+        self.sum, self.words = min(ways, key=lambda way: min(time_call(*way) for _ in range(TRIES + 1)))
         self.a, self.b = (rng.standard_normal((SIDE, SIDE), dtype=np.float32) for _ in range(2))
         self.product = np.empty((SIDE, SIDE), dtype=np.float32)
 
@@ -133,7 +133,8 @@ def memory_to_read():
             yield words
 
 
-def elapsed(function, *arguments):
+def time_call(function, *arguments):
+    """Seconds that a call takes."""
     began = time.perf_counter()
     function(*arguments)
     return time.perf_counter() - began

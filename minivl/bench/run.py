@@ -43,6 +43,7 @@ from minivl.checkpoint.memory import system_memory
 from minivl.checkpoint.parameters import parameter_shapes
 from minivl.errors import Error
 from minivl.kernels import runs_on_amx
+from minivl.kernels.records import processor_name
 from minivl.tiny import CHECKPOINT
 from minivl.vlm import load
 
@@ -232,21 +233,13 @@ def quartiles(rounds):
 
 def describe_machine(threads):
     return {
-        "processor": processor(),
+        "processor": processor_name() or platform.machine(),
         "system": platform.platform(),
         "cores": os.cpu_count(),
         "threads": threads,
         "memory": system_memory("MemTotal"),
         "matmul": "float32 on AMX" if runs_on_amx() else "float32",
     }
-
-
-def processor():
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def versions():

@@ -1,4 +1,4 @@
-"""What `minivl bench` measures: a model with the real shapes, workloads for it, and the least that each one costs.
+"""The workloads of `minivl bench`: a model with the real shapes, computations to time, and the least that each one costs.
 
     write_checkpoint(folder, config_of_size("3B-layers"))      # random weights that look like weights
     for workload in workloads(config): operations(config, workload), weight_bytes(config, workload, 2)
@@ -77,15 +77,12 @@ def write_checkpoint(folder, stored, seed=0):
         raise cannot_write(folder, cause) from None
     check_free(shutil.disk_usage(folder).free, total, f"disk space for {folder}", "Give another folder=.")
     entries = {name: ("BF16", shape) for name, shape in shapes.items()}
-    with write_whole(folder / "model.safetensors") as partial, open(partial, "wb") as file, progress(total) as bar:
+    bar = tqdm(total=total, desc="writing random weights", unit="B", unit_scale=True, leave=False, disable=None)
+    with write_whole(folder / "model.safetensors") as partial, open(partial, "wb") as file, bar:
         file.write(encode_header(entries, {"format": "pt"}))  # subtle: transformers refuses files without a format
         for piece in random_pieces(shapes, np.random.default_rng(seed)):
             bar.update(file.write(piece))
     write_json(stored, folder / "config.json")
-
-
-def progress(total):
-    return tqdm(total=total, desc="writing random weights", unit="B", unit_scale=True, leave=False, disable=None)
 
 
 def random_pieces(shapes, rng):

@@ -12,7 +12,7 @@ import math
 from minivl.checkpoint.presets import TOKEN_IDS, VISION_THETA
 from minivl.checkpoint.unsupported import check_model_type, check_not_quantised
 from minivl.errors import Error
-from minivl.helpers import check_kind, object_in
+from minivl.helpers import check_kind, object_in, shorten
 
 TEXT_SIZES = {  # whole numbers above 0
     "vocab_size": 152064,
@@ -217,15 +217,6 @@ def check_number(field, value, least=0):
     valid = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not valid or not least <= value <= 3e38:
         raise Error(f"{field} is {shorten(value)}; it must be a finite number, at least {least}.")
-
-
-def shorten(value):
-    """repr of a value from a file, which may be very long."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python refuses to write integers of thousands of digits
-        return "a number of thousands of digits"
-    return text if len(text) < 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def divide(fields, dividend, divisor):

@@ -190,7 +190,7 @@ class TensorWriter:
 
     @property
     def free_bytes(self):
-        """What the disk has left."""
+        """Free bytes of the disk."""
         return shutil.disk_usage(self.path.parent).free
 
     def add(self, name, array):

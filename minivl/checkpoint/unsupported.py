@@ -1,9 +1,4 @@
-"""Reject unsupported checkpoints: other architectures, quantised weights, LoRA adapters that are not merged.
-
-Fine-tunes load as they are: the names and shapes of their tensors are those of the published model, whatever their tokens,
-chat template or generation_config.json. Not so other models of the family, quantised weights, and LoRA adapters before they
-are merged.
-"""
+"""Reject unsupported checkpoints: other architectures, quantised weights, LoRA adapters that are not merged."""
 
 from minivl.errors import Error
 

@@ -58,7 +58,7 @@ def run(options):
 
 def check_drawing(options, images):
     """Check that the answer can be drawn as the options say, before a model is loaded."""
-    from minivl.answer.drawing import picture_format
+    from minivl.answer.drawing import image_format
 
     if options.draw is None and options.draw_on is not None:
         raise Error("--draw-on chooses the image to draw on: give --draw FILE.png too.")
@@ -69,7 +69,7 @@ def check_drawing(options, images):
     if options.draw_on is not None and not 1 <= options.draw_on <= len(images):
         raise Error(f"--draw-on {options.draw_on}: the images are numbered from 1 to {len(images)}.")
     check_output("--draw", options.draw, options.files, options.model)
-    picture_format(options.draw)
+    image_format(options.draw)
 
 
 def draw_answer(answer, images, path):

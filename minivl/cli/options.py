@@ -1,4 +1,4 @@
-"""What the commands share: tables of options, the model, the messages of a question, checks of files.
+"""Shared by the commands: tables of options, the model, the messages of a question, checks of files.
 
 A row of a table is (name and metavar, type, help), and argparse's own keywords where there are others. Besides types of one
 value: bool is a switch, list may be given several times, and of a tuple of choices the first is the default. A row that is

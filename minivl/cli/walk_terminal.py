@@ -55,7 +55,9 @@ def run_command(walk, command, argument):
     elif command == "s":
         show(next_stage(walk))
     elif command == "u":
-        show(walk.until(require_name(argument, "u visual.merger")))
+        if not argument:
+            raise Error("which tensor? Give its name, such as: u visual.merger")
+        show(walk.until(argument))
     elif command == "b":
         show(walk.back(argument or None))
     elif command == "f":
@@ -72,12 +74,6 @@ def run_command(walk, command, argument):
         show(walk.replace(np.zeros(walk.here().shape, dtype=walk.here().dtype)))
     else:
         print(HELP, flush=True)
-
-
-def require_name(argument, example):
-    if not argument:
-        raise Error(f"which tensor? Give its name, such as: {example}")
-    return argument
 
 
 def next_stage(walk):

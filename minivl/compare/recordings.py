@@ -144,12 +144,14 @@ def read_pt(path):
     """A dict of tensors as torch.save writes it. No code in it is run: only tensors, numbers and containers are read."""
     try:
         with zipfile.ZipFile(path) as file:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in file.infolist()):
+                raise ValueError("its data is compressed, which torch.save never does")
             pickled = next((name for name in file.namelist() if name.endswith("/data.pkl")), None)
             if pickled is None:
                 raise ValueError("it has no data.pkl")
             with file.open(pickled) as stream:
                 contents = TensorUnpickler(stream, file, pickled.removesuffix("data.pkl")).load()
-    except (zipfile.BadZipFile, KeyError, EOFError, ValueError, pickle.UnpicklingError) as cause:
+    except Exception as cause:  # damaged zip files and pickles raise all kinds
         raise Error(f"cannot read {path}: {cause}. Write it with torch.save({{name: tensor, ...}}, path).") from None
     if not isinstance(contents, Mapping):
         raise Error(f"{path} is a {type(contents).__name__}. Write it with torch.save({{name: tensor, ...}}, path).")

@@ -52,7 +52,7 @@ def emit_dot_products(context, builder, signature, arguments):
 
 
 def address(builder, array, row, depth):
-    """Where a row starts."""
+    """The address of a row."""
     return builder.gep(array.data, [builder.mul(row, depth)])
 
 

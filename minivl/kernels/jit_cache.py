@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept on disk: Numba's own choice where that works, else a temporary folder, else nowhere.
+"""The folder for compiled kernels: Numba's own choice where that works, else a temporary folder, else nowhere.
 
 Numba takes the folder NUMBA_CACHE_DIR, or __pycache__ beside the source, or the user's cache folder, the first that can be
 written, and fails where none can (a read-only installation in a container without a home). Kernels are decorated with

@@ -1,4 +1,4 @@
-"""Small files on disk of what was found out once about this machine: that kernels are compiled, that AMX works.
+"""Small files on disk of what was determined once about this machine: that kernels are compiled, that AMX works.
 
 They lie beside the compiled code: in NUMBA_CACHE_DIR, in __pycache__ beside the source, or in the user's cache folder. A record
 counts for the code, the versions and the processor that it was made with; one that cannot be read does not count.
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent
 
 
 def read_record(name, *more):
-    """What `write_record` kept under a name with the same `more`, or None."""
+    """Read the value that `write_record` kept under this name with the same `more`; None if there is none."""
     for folder in _folders():
         try:
             record = json.loads((folder / name).read_bytes())
@@ -58,14 +58,15 @@ def _folders():
 
 
 def _key():
-    """What compiled code depends on: the kernels' source, the versions, the processor."""
+    """Everything that compiled code depends on: the kernels' source, the versions, the processor."""
     source = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(FOLDER.glob("*.py"))]
     versions = [sys.version, *(version(name) for name in ("numba", "llvmlite", "numpy"))]
     settings = [os.environ.get(name) for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
-    return [source, versions, settings, platform.machine(), _processor()]
+    return [source, versions, settings, platform.machine(), processor_name()]
 
 
-def _processor():
+def processor_name():
+    """The processor's name, such as "AMD EPYC 7763"; on ARM the number of its part."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith(("model name", "CPU part")):

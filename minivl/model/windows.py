@@ -20,7 +20,7 @@ from minivl.errors import Error
 
 
 def unit_grid(grid_thw, merge_size):
-    """Where each unit stands, in raster order: int64 [U, 4] of (image, frame, row, column)."""
+    """Coordinates of the units in raster order: int64 [U, 4] of (image, frame, row, column)."""
     units = [
         np.stack(
             np.meshgrid([i], np.arange(t), np.arange(h // merge_size), np.arange(w // merge_size), indexing="ij"), -1

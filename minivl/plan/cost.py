@@ -70,7 +70,10 @@ def plan(
         "tokens": tokens,
         "parameters": counts(model.config),
         "operations": {part: operations_by_module(costs, vision) for part, costs in parts.items()},
-        "read": {name: total(parts["decode"], name) // max(tokens - 1, 1) for name in ("weights", "cache")},
+        "read": {
+            name: sum(getattr(call, name) for cost in parts["decode"] for call in cost.calls) // max(tokens - 1, 1)
+            for name in ("weights", "cache")
+        },
         "memory": memory_bytes(model, parts, length, tokens),
     }
     if speeds is not None:
@@ -169,11 +172,6 @@ def operations_by_module(costs, vision):
         row = module_row(cost.name, vision)
         rows[row] = rows.get(row, 0) + sum(call.operations for call in cost.calls)
     return {row: number for row, number in rows.items() if number}
-
-
-def total(costs, field):
-    """Sum of a field of `KernelCall` over all calls."""
-    return sum(getattr(call, field) for cost in costs for call in cost.calls)
 
 
 def estimate_seconds(costs, speeds, decoding=False):

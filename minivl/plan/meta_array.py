@@ -109,7 +109,7 @@ class KernelCall:
 
 @dataclass(frozen=True)
 class TensorCost:
-    """What it takes to compute one tensor of the stream.
+    """The cost of one tensor of the stream.
 
     nbytes  bytes of the tensor itself; 0 if it is lazy
     calls   kernel calls since the tensor before it

@@ -1,4 +1,4 @@
-"""What the model takes, once text, images and videos are prepared.
+"""The model's inputs: token ids, patches and grids of one prompt.
 
 inputs = run(vlm.prepare(messages))           # or made by hand, to run the model on any token ids and patches
 vlm.trace(inputs)

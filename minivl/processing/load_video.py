@@ -122,7 +122,7 @@ def open_animation(source):
             raise UnidentifiedImageError
         # subtle: the default image of a PNG, for programs that know no animations, may be none of its frames
         first = int(bool(getattr(image, "default_image", False)))
-        total = declared_frames(image)
+        total = count_declared_frames(image)
         if total is not None and total - first < 2 or image.format not in ANIMATED:
             raise Error(
                 f"the video {describe_source(source)} is an image that does not move: give it in images=. A video made of "
@@ -143,7 +143,7 @@ def open_animation(source):
     return Clip(count, 1000 * count / sum(milliseconds), partial(decode_animation, source, first=first))
 
 
-def declared_frames(image):
+def count_declared_frames(image):
     """Number of frames, the default image of a PNG included; None if the file is cut where it cannot be told."""
     try:
         return getattr(image, "n_frames", 1)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minivl.errors import Error
-from minivl.helpers import plain_number
+from minivl.helpers import plain_number, shorten
 from minivl.processing.sources import describe_cause, describe_source, locate
 
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"  # placeholders in the prompt text
@@ -166,7 +166,7 @@ def parse_item(item):
 
 
 def item_source(item, kind):
-    """What an item shows, None if it does not say. `image_url` may be a string or, as in other APIs, {"url": ...}."""
+    """The source of an image or video, None if it has none. `image_url` may be text or, as in other APIs, {"url": ...}."""
     keys = [key for key in SOURCES[kind] if key in item]
     if len(keys) > 1:
         raise Error(f"an item has {' and '.join(keys)}: one {kind} to an item.")
@@ -221,13 +221,6 @@ def check_has_video(conversations, options):
     chosen = [name for name in ("fps", "nframes") if options.get(name) is not None]
     if chosen and not any(find_media(messages)[1] for messages in conversations if isinstance(messages, (list, tuple))):
         raise Error(f"{chosen[0]}= chooses frames of a video, and there is none. Leave it out, or give videos=.")
-
-
-def shorten(value):
-    """The repr of a value for an error message."""
-    # subtle: Python refuses to write whole numbers of more than 4,300 digits
-    text = f"{value:#x}" if isinstance(value, int) and abs(value) > MOST else repr(value)
-    return text if len(text) <= 200 else f"{text[:100]}... ({len(text):,} characters)"
 
 
 # ---- placeholders ----

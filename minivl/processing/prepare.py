@@ -20,7 +20,7 @@ from minivl.stream import under
 
 @dataclass(frozen=True)
 class Processor:
-    """What turns messages into `Inputs`: an ImageProcessor, a Template, a Tokenizer, and the model's Config."""
+    """The four parts that turn messages into `Inputs`: an ImageProcessor, a Template, a Tokenizer, and the model's Config."""
 
     image_processor: object
     template: object

@@ -1,4 +1,4 @@
-"""Where an image or video comes from: a path, a file: or data: URI, base64 text, or bytes.
+"""Sources of images and videos: a path, a file: or data: URI, base64 text, or bytes.
 
 locate("photo.png"), locate("file:///my%20photo.png"), locate(path)     # a Path, of a regular file
 locate("data:image/png;base64,iVBOR..."), locate("iVBOR..."), locate(data)     # bytes
@@ -109,6 +109,6 @@ def describe_source(source):
 
 
 def describe_cause(cause):
-    """What an exception says, without the file name that Python adds, and never at length."""
+    """The message of an exception, cut to a line, without the file name that Python adds."""
     text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
     return text[:LONGEST]

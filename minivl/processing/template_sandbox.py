@@ -35,7 +35,7 @@ class TooMuch(Exception):
 
 
 class Budget:
-    """What one rendering may still make."""
+    """Text, lines and seconds that one rendering may still use."""
 
     def __init__(self):
         self.text, self.lines, self.end = MOST_TEXT, MOST_LINES, time.monotonic() + MOST_SECONDS

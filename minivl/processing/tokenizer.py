@@ -89,6 +89,6 @@ class TextStream:
         return text
 
     def end(self):
-        """What is left when no token comes any more."""
+        """The text that is left after the last token."""
         text, self._waiting = self._tokenizer.decode(self._waiting), []
         return text

@@ -87,15 +87,15 @@ def prepare_prompt(folder, messages, images, clips):
     still = [prepare_image(folder, image, f"image.{i}", recorded) for i, image in enumerate(images)]
     moving = [prepare_video(folder, *clip, f"video.{i}", recorded) for i, clip in enumerate(clips)]
     prompt = {"pixel_values": np.zeros((0, 0), dtype=np.float32), "image_grid_thw": np.zeros((0, 3), dtype=np.int64)}
-    if still:
-        prompt |= {"pixel_values": np.concatenate([patches for patches, _ in still])}
-        prompt |= {"image_grid_thw": np.array([grid for _, grid in still])}
+    for media, pixels, grids in (
+        (still, "pixel_values", "image_grid_thw"), (moving, "pixel_values_videos", "video_grid_thw"),
+    ):  # fmt: skip
+        if media:
+            prompt[pixels] = np.concatenate([patches for patches, _ in media])
+            prompt[grids] = np.array([grid for _, grid in media])
     if moving:
-        prompt |= {"pixel_values_videos": np.concatenate([patches for patches, _ in moving])}
-        prompt |= {"video_grid_thw": np.array([grid for _, grid in moving])}
-        prompt |= {
-            "second_per_grid_ts": np.concatenate([recorded[f"video.{i}.second_per_grid_t"] for i in range(len(clips))])
-        }
+        seconds = [recorded[f"video.{i}.second_per_grid_t"] for i in range(len(clips))]
+        prompt["second_per_grid_ts"] = np.concatenate(seconds)
     unit = processor_of(folder).merge_size ** 2
     for placeholder, media in ((IMAGE, still), (VIDEO, moving)):
         for _, grid in media:

@@ -196,7 +196,7 @@ def row_axis(name, ndim=None):
 
 
 def row_kind(name):
-    """What the rows of a tensor are: a key of ROW_KINDS. Such a key is taken too, and a glob of names that have one kind.
+    """The kind of a tensor's rows: a key of ROW_KINDS. Such a key is taken too, and a glob of names that have one kind.
 
     row_kind("visual.blocks.3.mlp.act") -> "patch slots"
     """

@@ -76,7 +76,7 @@ class Narrator:
         self.vlm, self.config = vlm, vlm.config
 
     def sentence(self, name, tensor):
-        """What happened at this tensor; None where there is no more to say than `explain` does."""
+        """One line on what a run did at this tensor; None where `explain` says as much."""
         parsed = parse(name)
         sentence = SENTENCES.get(parsed.general)
         if sentence is None or (parsed.prefix.startswith("steps.") and parsed.general != "next_token"):

@@ -1,4 +1,4 @@
-"""What happens at each tensor from the prompt to the next token: a paragraph each; see texts_vision.py.
+"""Paragraphs on the tensors from the prompt to the next token; see texts_vision.py.
 
 Source: arXiv:2412.15115 (Qwen2.5), arXiv:2409.12191 (M-RoPE), and the reference's code.
 """

@@ -1,4 +1,4 @@
-"""What happens at each tensor from the image to its tokens: a paragraph each, with the sizes of a run to be filled in.
+"""Paragraphs on the tensors from the image to its tokens, with the sizes of a run to be filled in.
 
 {n}, {m}, {l} are the tensor's own sizes, the first, second and third; the others are those of the model: see explain.py.
 Source: arXiv:2502.13923, section 2.1, and the reference's code where the paper is silent.

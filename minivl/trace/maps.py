@@ -58,14 +58,14 @@ class Maps(Grids):
 
     @classmethod
     def of(cls, inputs, config, video_positions="launch"):
-        """Of `Inputs`: the maps are known before anything has run."""
+        """The maps of `Inputs`: they are known before anything has run."""
         media = inputs.image_grid_thw, inputs.video_grid_thw
         positions, _ = prompt_positions(inputs.input_ids, config, *media, inputs.second_per_grid_ts, video_positions)
         return cls(config, inputs.input_ids, np.concatenate(media), None, positions, inputs.image_sizes)
 
     @classmethod
     def from_tensors(cls, config, tensors, pictures=()):
-        """Of a run's tensors (MAPPED names those that are needed), and the conversation's images, an `answer.Picture` each.
+        """The maps of a run. tensors: those of MAPPED; pictures: an `answer.Picture` for each image of the conversation.
 
         subtle: with a cache they are of the prompt's new part alone, and of its new images, the last ones.
         """

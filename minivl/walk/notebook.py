@@ -32,7 +32,7 @@ def render_step(step, walk):
 
 
 def render_value(step, walk):
-    """What the step's tensor looks like, a list of HTML."""
+    """The value of a step as a list of HTML."""
     known, context, config = parse(step.name).general, walk.context, walk.vlm.config
     if known in ("image.{i}.resized", "video.{i}.resized"):
         frames = step.value if step.value.ndim == 4 else step.value[None]

@@ -106,9 +106,9 @@ def recording(name, file, content, cause, fix):
     return Bad(f"recording: {name}", lambda folder: open_recording(folder / file), cause, fix, prepare)
 
 
-def pt(pickled):
+def pt(pickled, compression=zipfile.ZIP_STORED):
     def content(path):
-        with zipfile.ZipFile(path, "w") as file:
+        with zipfile.ZipFile(path, "w", compression) as file:
             file.writestr("a/data.pkl", pickled)
 
     return content
@@ -134,6 +134,8 @@ RECORDINGS = [
     recording("a pt that runs code", "a.pt", pt(RUNS_CODE), "cannot read", "tensor, ...}, path)."),
     recording("a pt of a list", "a.pt", pt(b"\x80\x02]q\x00."), "is a list. Write it with", "tensor, ...}, path)."),
     recording("a pt of rubbish", "a.pt", pt(b"rubbish"), "cannot read", "tensor, ...}, path)."),
+    recording("a pt that is compressed", "a.pt", pt(b"\x80\x02}q\x00." * 50, zipfile.ZIP_DEFLATED), "its data is compressed",
+              "Write it with torch.save"),
     recording("a pt without a pickle", "a.pt", lambda path: zipfile.ZipFile(path, "w").close(), "cannot read",
               "tensor, ...}, path)."),
     recording("a pt of numbers without names", "a.pt", pt(b"\x80\x02}q\x00K\x01K\x02s."), "1 of",

@@ -197,7 +197,7 @@ def broken(**changes):
         (broken(head_dim=64), "head_dim is 64"),
         (broken(rms_norm_eps=float("inf")), "rms_norm_eps is inf"),
         (broken(rms_norm_eps=10**400), "rms_norm_eps is 1000"),
-        (broken(rms_norm_eps=10**5000), "rms_norm_eps is a number of thousands of digits"),
+        (broken(rms_norm_eps=10**5000), "rms_norm_eps is 0x"),
         (broken(rms_norm_eps=float("nan")), "rms_norm_eps is nan"),
         (broken(num_hidden_layers=10**9), "num_hidden_layers is 1000000000; .* from 1 to 4096"),
         (broken(vision_depth=10**9), "depth is 1000000000"),

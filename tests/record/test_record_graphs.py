@@ -2,48 +2,15 @@
 
 import numpy as np
 import pytest
+from record_graphs import chain, model, node
 
 import minivl
 from minivl.record.graph import GraphRecording, join_scopes
-from minivl.record.onnx_graph import SCOPES, encode, encode_outputs, fields, read_graph, varint
+from minivl.record.onnx_graph import encode_outputs, fields, read_graph, varint
 from minivl.record.openvino_graph import module_of
 
 X = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
-
-
-def value_info(name, shape=(1, 2, 3), kind=1):
-    """A ValueInfoProto of float32."""
-    axes = b"".join(encode(1, varint(1 << 3) + varint(size)) for size in shape)
-    tensor = varint(1 << 3) + varint(kind) + encode(2, axes)
-    return encode(1, name.encode()) + encode(2, encode(1, tensor))
-
-
-def node(kind, inputs, output, name="", scopes=None):
-    parts = [encode(1, name.encode()) for name in inputs]
-    parts += [encode(2, output.encode()), encode(3, name.encode()), encode(4, kind.encode())]
-    if scopes is not None:
-        parts.append(encode(9, encode(1, SCOPES.encode()) + encode(2, repr(scopes).encode())))
-    return b"".join(parts)
-
-
-def model(nodes):
-    """A ModelProto of IR version 8, opset 17, from x to y."""
-    graph = b"".join(encode(1, one) for one in nodes) + encode(2, b"port")
-    graph += encode(11, value_info("x")) + encode(12, value_info("y"))
-    return varint(1 << 3) + varint(8) + encode(8, varint(2 << 3) + varint(17)) + encode(7, graph)
-
-
-OLD = [
-    node("Neg", ["x"], "/blocks.0/norm1/Neg_output_0", "/blocks.0/norm1/Neg"),
-    node("Abs", ["/blocks.0/norm1/Neg_output_0"], "/blocks.0/norm1/Abs_output_0", "/blocks.0/norm1/Abs"),
-    node("Shape", ["x"], "/blocks.0/Shape_output_0", "/blocks.0/Shape"),
-    node(
-        "Exp", ["/blocks.0/norm1/Abs_output_0"], "/blocks.0/mlp/down_proj/Exp_output_0", "/blocks.0/mlp/down_proj/Exp"
-    ),
-    node("Add", ["x", "/blocks.0/mlp/down_proj/Exp_output_0"], "a", "/blocks.0/Add"),
-    node("Neg", ["a"], "b", "/merger/mlp/mlp.0/Neg"),
-    node("Neg", ["b"], "y", "/merger/mlp/mlp.2/Neg"),
-]
+OLD = chain()
 NEW = [
     node("Abs", ["x"], "val_0", "node_abs_0", ["", "blocks.0", "blocks.0.norm1", "abs_1"]),
     node("Exp", ["val_0"], "y", "node_exp", ["", "blocks.0", "exp"]),
@@ -52,7 +19,7 @@ BARE = [node("Neg", ["x"], "hidden"), node("Neg", ["hidden"], "y")]
 
 
 def test_modules_of_nodes():
-    nodes, outputs = read_graph(model(OLD), "port.onnx")
+    nodes, outputs = read_graph(OLD, "port.onnx")
     assert outputs == ["y"] and ("a", "blocks.0") in nodes and ("y", "merger.mlp.2") in nodes
     assert read_graph(model(NEW), "port.onnx")[0] == [("val_0", "blocks.0.norm1"), ("y", "blocks.0")]
     assert [path for _, path in read_graph(model(BARE), "port.onnx")[0]] == [None, None]
@@ -72,7 +39,7 @@ def test_outputs_are_appended():
 
 def test_which_tensors_are_kept():
     graph = GraphRecording("*", {})
-    graph.choose(read_graph(model(OLD), "port.onnx")[0], "visual", every=False)
+    graph.choose(read_graph(OLD, "port.onnx")[0], "visual", every=False)
     assert graph.outputs == {
         "visual.blocks.0.norm1": "/blocks.0/norm1/Abs_output_0",
         "visual.blocks.0.mlp.down_proj": "/blocks.0/mlp/down_proj/Exp_output_0",
@@ -82,13 +49,13 @@ def test_which_tensors_are_kept():
         "visual.merger": "y",
         "visual": "y",
     }
-    graph.choose(read_graph(model(OLD), "port.onnx")[0], "visual", every=True)
+    graph.choose(read_graph(OLD, "port.onnx")[0], "visual", every=True)
     assert {"/blocks.0/norm1/Neg_output_0", "/blocks.0/Shape_output_0"} < set(graph.outputs)
     with pytest.raises(minivl.Error, match="matches none of 7 tensors"):
-        GraphRecording("model.*", {}).choose(read_graph(model(OLD), "port.onnx")[0], "visual", every=False)
+        GraphRecording("model.*", {}).choose(read_graph(OLD, "port.onnx")[0], "visual", every=False)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a model", model(OLD)[:-20], varint(1 << 3) + varint(8)])
+@pytest.mark.parametrize("content", [b"", b"not a model", OLD[:-20], varint(1 << 3) + varint(8)])
 def test_no_onnx_file(tmp_path, content):
     with pytest.raises(minivl.Error, match="is not an ONNX file|has no graph"):
         read_graph(content, "port.onnx")
@@ -97,7 +64,7 @@ def test_no_onnx_file(tmp_path, content):
 def test_onnxruntime(tmp_path):
     pytest.importorskip("onnxruntime")
     path = tmp_path / "port.onnx"
-    path.write_bytes(model(OLD))
+    path.write_bytes(OLD)
     recording = minivl.record.onnxruntime(path, name="visual", providers=["CPUExecutionProvider"])
     returned = recording.run({"x": X})
     expected = X + np.exp(X)
@@ -119,7 +86,7 @@ def test_onnxruntime(tmp_path):
 def test_openvino(tmp_path):
     openvino = pytest.importorskip("openvino")
     path = tmp_path / "port.onnx"
-    path.write_bytes(model(OLD))
+    path.write_bytes(OLD)
     for source in (path, openvino.Core().read_model(path)):
         recording = minivl.record.openvino(source, name="visual")
         (returned,) = recording.run([X]).values()

@@ -1,6 +1,8 @@
 """What `minivl make-checkpoint` writes, in transformers: tokenizer, image processor and model give ours, up to the logits."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from random_models import torch, transformers
@@ -39,3 +41,15 @@ def test_an_untied_head_and_the_settings(tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert tokenizer("<|im_start|><|video_pad|>")["input_ids"] == [151644, 151656]
     assert tokenizer.decode([151642]) == "unused_151642"
+
+
+def test_the_example_of_the_docs(tmp_path, monkeypatch):
+    """docs/recorders.md: ours, then transformers, as printed."""
+    text = (Path(__file__).parents[2] / "docs" / "recorders.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(make_checkpoint(tmp_path / "random-vl", blocks=8, layers=1))
+    for mark in ("vlm.trace", "minivl.record.torch("):
+        exec(next(block for block in blocks if mark in block), {})
+    ours = minivl.Trace.load("ours.safetensors")
+    found = ours.compare("port.safetensors", model=minivl.load("."))
+    assert found.ok and found.covered and found["steps.2.lm_head"].status == "OK", f"\n{found}"
