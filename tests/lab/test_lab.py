@@ -153,6 +153,9 @@ def test_progress_is_kept_and_never_required(tmp_path, monkeypatch):
     assert "done" not in {row[-1] for row in lab.exercises().rows()}
     lab.check("07.2", FUNCTIONS["swiglu"])
     assert json.loads(progress.path().read_text())["done"] == ["07.2"]
+    assert "02 windows and full blocks\n02.1 " in str(lab.exercises()) and EXERCISES["02.1"].goal in str(
+        lab.exercises()
+    )
     assert str(lab.exercises()).endswith(f"1 of {len(EXERCISES)} done") and "<table>" in lab.exercises()._repr_html_()
     progress.path().write_text("[not json")
     assert progress.read() == {"done": [], "hints": {}}
@@ -220,3 +223,16 @@ def test_wrong_arguments_are_said(arguments, words, tmp_path, capsys):
     arguments = [str(tmp_path / a) if a in ("EMPTY", "BROKEN", "RAISES") else a for a in arguments]
     assert main(["lab", *arguments]) == 1
     assert words in capsys.readouterr().err.replace("\n", " ")
+
+
+# ---- the docs ----
+
+
+def test_what_the_docs_show_runs(capsys):
+    """The Python of docs/lab.md, one block after the other, and the output that it shows."""
+    text = (FOLDER.parents[1] / "docs" / "lab.md").read_text(encoding="utf-8")
+    names = {}
+    for block in text.split("```python\n")[1:]:
+        exec(block.split("```")[0], names)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown and all(f"    {line}" in text.splitlines() for line in shown)
