@@ -25,6 +25,7 @@ from minivl.processing.inputs import Inputs
 from minivl.processing.load_image import open_image
 from minivl.processing.messages import build_messages, find_media
 from minivl.tensors.names import parse
+from minivl.tensors.tokens import token_text
 from minivl.trace.recorder import parse_keep
 
 SCENE, SIZE = 5, (251, 187)  # of the drawn picture: several windows, and no multiple of 28, so it is resized
@@ -103,7 +104,7 @@ def what_if(vlm, name, question=None, images=None, videos=None, keep="*", **opti
         (right.result, other.result),
         truth,
         (softmax(right["lm_head"][-1]), softmax(other["lm_head"][-1])),
-        str if vlm.folder is None else lambda token: vlm.tokenizer.decode([token], skip_special=False),
+        lambda token: token_text(vlm, token),
     )
 
 

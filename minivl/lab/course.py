@@ -9,7 +9,7 @@ from minivl.lab import progress
 from minivl.lab.catalogue import NOTEBOOKS, all_exercises, find
 from minivl.lab.grade import grade, right_results
 
-LEVELS = {1: "easy", 2: "middling", 3: "hard"}
+LEVELS = {1: "easy", 2: "medium", 3: "hard"}
 HEADER = ("number", "name", "title", "minutes", "difficulty", "done")
 _solved = {"vlm": None}  # the last model, and {number: (cases, right results)} of it
 
@@ -113,15 +113,24 @@ class Overview(tuple):
         ]
 
     def __repr__(self):
-        lines = format_table([HEADER, *self.rows()], right=(3,))
-        return "\n".join([*lines, f"{sum(bool(row[-1]) for row in self.rows())} of {len(self)} done"])
+        rows = self.rows()
+        header, *lines = format_table([HEADER, *rows], right=(3,))
+        text, notebook = [header], None
+        for exercise, line in zip(self, lines):
+            if exercise.notebook != notebook:
+                notebook = exercise.notebook
+                text += ["", f"{notebook} {NOTEBOOKS[notebook]}"]
+            text += [line, f"        {exercise.goal}"]
+        return "\n".join([*text, "", f"{sum(bool(row[-1]) for row in rows)} of {len(self)} done"])
 
     __str__ = __repr__
 
     def _repr_html_(self):
+        table = [HEADER, *self.rows()]
+        goals = ["goal", *[exercise.goal for exercise in self]]
         rows = [
-            "".join(f'<td style="text-align:left">{html.escape(cell)}</td>' for cell in row)
-            for row in [HEADER, *self.rows()]
+            "".join(f'<td style="text-align:left">{html.escape(cell)}</td>' for cell in (*row[:3], goal, *row[3:]))
+            for row, goal in zip(table, goals)
         ]
         return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 

@@ -5,6 +5,8 @@ from the arguments of a case. A mistake is named if it gives the submitted value
 may be two mistakes, if it gives all values of the first one.
 """
 
+from collections.abc import Iterable, Set
+
 import numpy as np
 
 from minivl.compare.diagnose import find_causes
@@ -22,6 +24,8 @@ def find_mistake(exercise, triples, is_right):
     triples   [(case, right results, submitted results)], a tuple of results for each;  is_right  bool for each, not all true
     """
     wrong = [triple for triple, right in zip(triples, is_right) if not right]
+    if not all(map(is_comparable, wrong[0][2])):
+        return None
     return (
         find_own(exercise, triples)
         or find_untouched(wrong)
@@ -29,6 +33,11 @@ def find_mistake(exercise, triples, is_right):
         or (is_telling(wrong[0][2]) and (find_own(exercise, wrong[:1]) or find_in_compare(exercise, wrong[:1])))
         or None
     )
+
+
+def is_comparable(value):
+    """Whether a mistake could give it: numbers or words."""
+    return as_array(value) is not None or isinstance(value, (str, Set, list, tuple))
 
 
 def is_telling(results):
@@ -58,6 +67,8 @@ def gives(function, case, submitted):
 
 def is_same(a, b):
     """Equal, or numbers that are equal but for rounding; NaN and infinities in the same entries."""
+    if isinstance(a, Set):
+        return isinstance(b, Iterable) and all(isinstance(word, str) for word in b) and a == set(b)
     x, y = as_array(a), as_array(b)
     if x is None or y is None:
         return type(a) is type(b) and a == b

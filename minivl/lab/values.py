@@ -1,6 +1,6 @@
 """Compare one submitted value with the right one, and say in words what differs first."""
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from numbers import Number
 
@@ -70,8 +70,12 @@ def differing_words(name, right, submitted):
 
 
 def differing_sets(name, right, submitted):
-    if isinstance(submitted, str) or not hasattr(submitted, "__iter__"):
-        return Difference(f"{name} is {submitted!r}, and a set of words is expected.")
+    if (
+        isinstance(submitted, str)
+        or not isinstance(submitted, Iterable)
+        or not all(isinstance(x, str) for x in submitted)
+    ):
+        return Difference(f"{name} is {describe(submitted)}, and a set of words is expected.")
     unknown, missing = set(submitted) - set(right), set(right) - set(submitted)
     if not unknown and not missing:
         return None
@@ -79,7 +83,7 @@ def differing_sets(name, right, submitted):
     if missing:
         parts.append(f"{len(missing)} missing")
     if unknown:
-        parts.append(f"{', '.join(sorted(map(str, unknown)))} should not be in it")
+        parts.append(f"{', '.join(sorted(unknown))} should not be in it")
     return Difference(f"{name}: {'; '.join(parts)}.")
 
 

@@ -214,7 +214,7 @@ def over_training(history):
     panels = figure.subplots(2, 1, sharex=True)
     for panel, curves, label in (
         (panels[0], history.skills, "score"),
-        (panels[1], history.heads, "largest share of attention of any head"),
+        (panels[1], history.heads, "largest share of any head"),
     ):
         for number, (name, values) in enumerate(curves.items()):
             style = {"color": colours[number % len(colours)], "marker": marks[number // len(colours) % len(marks)]}

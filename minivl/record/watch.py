@@ -229,10 +229,10 @@ def count_tokens(args, kwargs):
 
 def is_cache_filled(kwargs):
     """Whether a pass gets keys and values of earlier tokens, as transformers and MLX hand them on."""
-    cache = next((kwargs[name] for name in ("past_key_values", "cache", "kv_cache") if kwargs.get(name)), None)
-    if cache is None:
-        return False
+    names = ("past_key_values", "cache", "kv_cache")
+    cache = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
     if hasattr(cache, "get_seq_length"):
         return cache.get_seq_length() > 0
-    first = cache[0] if isinstance(cache, (list, tuple)) else cache
-    return getattr(first, "offset", 1) > 0
+    if isinstance(cache, (list, tuple)):  # of each layer
+        cache = cache[0] if cache else None
+    return cache is not None and getattr(cache, "offset", 1) > 0

@@ -3,6 +3,7 @@
     python -m minivl.studies.findings --list
     python -m minivl.studies.findings reader --over 200 --figures docs
     python -m minivl.studies.findings --checkpoint run/checkpoints/004000      # all of them, of another checkpoint
+    python -m minivl.studies.findings --training run/checkpoints --over 100     # when do skills and heads appear?
 
 A finding is a question about the model, a table and, mostly, a figure. Heads are chosen by what is measured, not by number, so
 the same commands serve any checkpoint of the small model. "0.1" is head 1 of layer 0. Intervals are 95 %: Wilson's for shares
@@ -12,7 +13,7 @@ of right answers, bootstrap over the cases for means. Needs matplotlib for --fig
 import argparse
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,14 +30,17 @@ from minivl.studies.head_atlas import head_atlas, heads_on
 from minivl.studies.logit_lens import logit_lens
 from minivl.studies.occlusion import occlusion
 from minivl.studies.over import ASKED, QUESTION_WORD, average
+from minivl.studies.over_training import over_training
 from minivl.studies.scenes import scenes
-from minivl.tiny.scoring import wilson
+from minivl.tiny.scoring import UNCERTAIN, calibration_bins, calibration_error, score_families, wilson
 
 LOOKS, CARRIES = 0.5, 0.05  # a head looks at the object: share of attention; it carries the colour: recovered share
 MIDDLE_EDGES = ("square", "circle", "ring", "cross")  # kinds whose left and right edge is at half height
 SCENE_TASKS = ("colour", "count", "count kind", "describe")
 FAR_TASKS = (("corner", "corner"), ("longer", "longer"), ("line", "line"), ("word", "text"), ("more", "pair"))
 VIDEO_TASKS = ("way", "when", "first")
+TRIED, KNOWN = 20, 0.4  # a task is measured if at least this share of so many cases is answered right
+UNIT = 100  # cases for one unit of `score_families`
 
 
 @dataclass
@@ -322,36 +326,51 @@ def find_count(model):
 @finding("windows", "What do the tower's windows carry?")
 def find_windows(model):
     tasks = [(task, None) for task in SCENE_TASKS] + list(FAR_TASKS)
-    rows, drawn = [], None
-    for task, family in tasks:
-        result = without_windows(model.vlm, scenes(model.count, task, family))
+    results, unknown = over_known_tasks(model, without_windows, tasks)
+    rows = []
+    for task, result in results.items():
         changes = [[right_without(result, at), mean_of(result, name)] for at, name in enumerate(result.axes["tower"])]
         rows.append([task, right_at_first(result), *changes[0], *changes[1]])
-        if drawn is None or worst_loss(result) > worst_loss(drawn):
-            drawn = result
     header = ["task", "as trained", "full attention everywhere", "change", "windows everywhere", "change"]
     return [
         "Answered right, and the change of the logit difference, with full attention in all blocks of the tower and with "
         "windows in all.",
         "",
         *table(header, rows),
-    ], plots.averages(drawn)
+        *unknown,
+    ], plots.averages(max(results.values(), key=worst_loss)) if results else None
+
+
+def over_known_tasks(model, study, tasks):
+    """({task: Averages}, a remark): a study over each task, (task, family), but for those that the model does not know."""
+    results, unknown = {}, []
+    for task, family in tasks:
+        cases = scenes(model.count, task, family)
+        tried = [replace(case, wrong=()) for case in cases[:TRIED]]  # above 0 if the model gives this very answer
+        known = int((study(model.vlm, tried).baseline > 0).sum())
+        if known < KNOWN * TRIED:
+            unknown.append(f"{task} ({known} of {TRIED})")
+        else:
+            results[task] = study(model.vlm, cases)
+    remark = f"Tasks that the model does not know are left out (answered right): {', '.join(unknown)}."
+    return results, ["", remark] if unknown else []
 
 
 def worst_loss(result):
-    """How many more answers are wrong without windows or without full attention."""
+    """How many more answers are wrong with the change."""
     return float((result.baseline > 0).mean() - result.right.min())
 
 
 @finding("time", "What do positions in time carry?")
 def find_time(model):
-    rows, drawn = [], None
-    for task in VIDEO_TASKS:
-        result = without_time(model.vlm, scenes(model.count, task, "video"))
-        rows.append([task, right_at_first(result), right_without(result, 0), mean_of(result, "all frames at one time")])
-        drawn = result if drawn is None or worst_loss(result) > worst_loss(drawn) else drawn
+    results, unknown = over_known_tasks(model, without_time, [(task, "video") for task in VIDEO_TASKS])
+    rows = [
+        [task, right_at_first(result), right_without(result, 0), mean_of(result, "all frames at one time")]
+        for task, result in results.items()
+    ]
     header = ["task", "as trained", "all frames at one time", "change of the logit difference"]
-    return table(header, rows), plots.averages(drawn)
+    figure = plots.averages(max(results.values(), key=worst_loss)) if results else None
+    return [*(table(header, rows) if rows else []), *unknown], figure
 
 
 @finding("edge", "What does the merger keep of a shape's edge?")
@@ -367,11 +386,44 @@ def find_edge(model):
     ], plots.averages(result)
 
 
+@finding("calibration", "How well does the model know when it is right?")
+def find_calibration(model):
+    results = score_families(model.vlm, max(1, model.count // UNIT))
+    chosen = [scored for scored in results if scored.task not in UNCERTAIN]
+    rows = [
+        [f"{100 * confidence:.1f} %", share_right(right, count), str(count)]
+        for confidence, right, count in calibration_bins(chosen)
+    ]
+    return [
+        f"Over all task families, trained and held-out wordings: expected calibration error {calibration_error(chosen):.1%}.",
+        "",
+        *table(["mean confidence", "answered right", "answers"], rows),
+    ], plots.calibration(results)
+
+
+def training_lines(history):
+    """Scores and heads of each checkpoint, in Markdown."""
+    curves = {**history.skills, **{f"best head on the {role}": values for role, values in history.heads.items()}}
+    rows = []
+    for number, step in enumerate(history.steps):
+        cells = [values[number] for values in curves.values()]
+        rows.append(
+            [
+                str(step),
+                *["" if np.isnan(mean) else f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in cells],
+            ]
+        )
+    return [str(history), "", *table(["step", *curves], rows)]
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser("minivl.studies.findings", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="findings to make; all if none is given")
     parser.add_argument("--list", action="store_true", help="list the findings")
     parser.add_argument("--checkpoint", help="a checkpoint folder; default: the model that ships")
+    parser.add_argument(
+        "--training", type=Path, help="instead, a folder of checkpoints named by their steps: scores and heads of each"
+    )
     parser.add_argument("--over", type=int, default=200, help="number of cases")
     parser.add_argument("--figures", type=Path, help="a folder for the figures, finding-NAME.png")
     options = parser.parse_args(arguments)
@@ -391,6 +443,8 @@ def run(options):
     check_kind("--over", [options.over], int, "a number of cases", 20)
     if options.figures is not None and not options.figures.is_dir():
         raise minivl.Error(f"--figures {options.figures} is no folder. Make it first.")
+    if options.training is not None:
+        return run_over_training(options)
     model = Model(minivl.load(options.checkpoint), options.over)
     for name in options.names or FINDINGS:
         question, measure = FINDINGS[name]
@@ -412,6 +466,19 @@ def run(options):
         sys.stdout.flush()
         if options.figures is not None and figure is not None:
             figure.savefig(options.figures / f"finding-{name}.png")
+
+
+def run_over_training(options):
+    if options.names or options.checkpoint:
+        raise minivl.Error("--training scores all checkpoints of its folder: leave NAME and --checkpoint out.")
+    if not options.training.is_dir():
+        raise minivl.Error(
+            f"--training {options.training} is no folder. Give one with checkpoints named by their steps."
+        )
+    history = over_training(options.training.iterdir(), scenes(options.over), examples=max(1, options.over // UNIT))
+    print("\n".join(training_lines(history)))
+    if options.figures is not None:
+        plots.over_training(history).savefig(options.figures / "training.png")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ class Occlusion:
     windows   float32 [token rows - size + 1, token columns - size + 1], before minus after, for each position of the
               occluding window, by its upper left token: above 0, the answer needs what it hides
     drop      float32 [token rows, token columns], the mean over the windows that hide a token
-    size      tokens along a side of the window;  by  what repositions them: "mean" or "zero"
+    size      tokens along a side of the window;  by  what replaces them: "mean" or "zero"
     box       (x0, y0, x1, y1) of the window that costs most, in pixels of the resized picture
     answer    in quotes;  log_prob  of the answer with the whole picture
     image, frame   which picture, and which frame of a video;  trace  of the prompt
@@ -49,14 +49,14 @@ def occlusion(
     """Hide each window of size x size tokens of a picture from the decoder. -> Occlusion
 
     answer  text or token ids; the model's own if not given. It is forced: see teacher_forcing.py
-    by      what repositions them in inputs_embeds: "mean", the mean of the picture's tokens, or "zero"
+    by      what replaces them in inputs_embeds: "mean", the mean of the picture's tokens, or "zero"
     image, frame   which picture (pictures first, then videos), and which frame of a video
     Tokens are hidden after the tower, which has mixed their neighbours into each: the remaining tokens may still carry
     information about hidden ones. One run of the decoder for each position of the window; the tower runs once.
 
     over    cases instead of a question: the change of the logit difference with all tokens of the asked object, of the other
             objects, and of the background hidden. -> Averages (over.py)
-    Source: Zeiler and Fergus 2013 (arXiv:1311.2901), who hide pixels.
+    Source: Zeiler and Fergus 2013 (arXiv:1311.2901), where pixels are hidden.
     """
     if by not in ("mean", "zero"):
         raise Error(f'by={by!r}: choose "mean" or "zero".')

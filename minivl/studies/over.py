@@ -1,7 +1,7 @@
 """Studies over many cases: pictures with a question and its true answer. The `over=` of a study takes them.
 
     cases = studies.scenes(200, task="colour")              # drawn, with the truth about each picture (scenes.py)
-    cases = [("a.png", "Is it raining?", "yes"), ...]       # or your own; a `Case` says more
+    cases = [("a.png", "Is it raining?", "yes"), ...]       # or your own; a `Case` holds more
     ablation = studies.ablate_heads(vlm, over=cases)        # -> Averages
     print(ablation)                                         # one sentence
     ablation.mean, ablation.low, ablation.high              # [layers, heads] each: the mean and its 95 % interval
@@ -163,7 +163,7 @@ class CaseRun:
 
 def encode_with_end(vlm, answer):
     """Token ids of an answer and its end, a list."""
-    return [*encode_answer(vlm, answer).tolist(), vlm.sampling.eos_token_id[0]]
+    return [*encode_answer(vlm, answer).tolist(), *vlm.sampling.eos_token_id[:1]]
 
 
 def rival_tokens(vlm, case):
@@ -314,8 +314,9 @@ class Averages:
         ]
 
     def __str__(self):
+        form = "+.3g" if self.what == CHANGE else ".3g"
         cells = [
-            f"{' '.join(map(str, labels))} {value:+.3g} ({low:+.3g} to {high:+.3g})"
+            f"{' '.join(map(str, labels))} {value:{form}} ({low:{form}} to {high:{form}})"
             for labels, value, low, high in self.strongest()
         ]
         return (

@@ -1,6 +1,7 @@
 """The exercises as a whole: solutions pass, stubs do not; hints, progress, errors, what a result says."""
 
 import json
+import linecache
 
 import numpy as np
 import pytest
@@ -96,6 +97,15 @@ def test_exception_is_told_with_its_line(tmp_path):
     assert "AttributeError" in result.sentence and "in line 3 of mine.py: `return half.nothing`" in result.sentence
 
 
+def test_line_of_a_notebook_cell():
+    """A cell is known to linecache under the name of a file that does not exist."""
+    text, name = "def swiglu(gate, up):\n    y = gate[:, 99]\n    return y\n", "/tmp/ipykernel_1/123.py"
+    linecache.cache[name] = len(text), None, text.splitlines(True), name
+    names = {}
+    exec(compile(text, name, "exec"), names)
+    assert lab.check("07.2", names["swiglu"]).sentence.endswith(", in line 2: `y = gate[:, 99]`")
+
+
 @pytest.mark.parametrize(
     "submission, words",
     [
@@ -153,6 +163,9 @@ def test_progress_is_kept_and_never_required(tmp_path, monkeypatch):
     assert "done" not in {row[-1] for row in lab.exercises().rows()}
     lab.check("07.2", FUNCTIONS["swiglu"])
     assert json.loads(progress.path().read_text())["done"] == ["07.2"]
+    assert "02 windows and full blocks\n02.1 " in str(lab.exercises()) and EXERCISES["02.1"].goal in str(
+        lab.exercises()
+    )
     assert str(lab.exercises()).endswith(f"1 of {len(EXERCISES)} done") and "<table>" in lab.exercises()._repr_html_()
     progress.path().write_text("[not json")
     assert progress.read() == {"done": [], "hints": {}}
@@ -192,8 +205,9 @@ def test_command_line(tmp_path, capsys):
     assert [f"hint {n} of 3" in out for n in (1, 2, 3)] == [True, True, False]
     assert main(["lab", "check", str(FOLDER / "blocks.py")]) == 0
     assert capsys.readouterr().out.endswith("4 of 4 right\n")
+    (tmp_path / "beside_mine.py").write_text("import numpy as np\n")
     wrong = tmp_path / "mine.py"
-    wrong.write_text(source("blocks").replace(" * weight", ""))
+    wrong.write_text("from beside_mine import np\n" + source("blocks").replace(" * weight", ""))
     assert main(["lab", "check", str(wrong), "07.1"]) == 1
     assert "no weight" in capsys.readouterr().out
 
@@ -220,3 +234,16 @@ def test_wrong_arguments_are_said(arguments, words, tmp_path, capsys):
     arguments = [str(tmp_path / a) if a in ("EMPTY", "BROKEN", "RAISES") else a for a in arguments]
     assert main(["lab", *arguments]) == 1
     assert words in capsys.readouterr().err.replace("\n", " ")
+
+
+# ---- the docs ----
+
+
+def test_what_the_docs_show_runs(capsys):
+    """The Python of docs/lab.md, one block after the other, and the output that it shows."""
+    text = (FOLDER.parents[1] / "docs" / "lab.md").read_text(encoding="utf-8")
+    names = {}
+    for block in text.split("```python\n")[1:]:
+        exec(block.split("```")[0], names)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown and all(f"    {line}" in text.splitlines() for line in shown)

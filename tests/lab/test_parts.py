@@ -73,13 +73,13 @@ def test_videos_and_two_pictures(vlm):
 
 
 def test_wrong_part_is_found_by_compare(vlm):
-    wrong = changed("windows", "window_index", "np.concatenate(order)", "np.arange(start)")
+    wrong = changed("positions", "vision_rope", "[row, column, row, column]", "[row, row, column, column]")
     trace, other = (
         model.trace(QUESTION, images=PICTURE, keep=["image*", "visual*"], stop="visual")
-        for model in (vlm, vlm.with_parts(window_index=wrong))
+        for model in (vlm, vlm.with_parts(vision_rope=wrong))
     )
     first = trace.compare(dict(other), config=vlm.config).first
-    assert first.name == "visual.window_index" and first.causes[0].name == "no window order"
+    assert first.name == "visual.rope.cos" and first.causes[0].name == "halves laid out wrong"
 
 
 def test_other_boundaries_may_be_fewer(vlm, right):

@@ -9,7 +9,7 @@ import minivl
 from minivl.checkpoint.safetensors import read_header
 from minivl.compare.recordings import open_recording
 from minivl.record.recording import Recording, module_name, to_storable
-from minivl.record.watch import Watch
+from minivl.record.watch import Watch, is_cache_filled
 
 
 def rows(count, width=4, start=0):
@@ -110,6 +110,15 @@ def test_chunks_of_a_prompt():
         port.answer(tokens, input_ids=ids(tokens), past_key_values=cache)
     assert open_recording(port.recording)["model.layers.0"].shape == (10, 4)
     assert "chunks.2.model.layers.0" in port.recording and "steps.1.model.layers.0" in port.recording
+
+
+@pytest.mark.parametrize(
+    "cache, filled",
+    [(None, False), ([], False), ([None], False), (((rows(2), rows(2)),), True), (rows(2), True)]
+    + [([SimpleNamespace(offset=offset)], offset > 0) for offset in (0, 3)],
+)
+def test_caches_of_several_kinds(cache, filled):
+    assert is_cache_filled({"kv_cache": cache}) == filled
 
 
 def test_a_second_prompt_is_refused():

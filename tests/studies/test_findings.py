@@ -9,7 +9,7 @@ from minivl.studies import findings
 from minivl.studies.edge_probe import MERGER, NOTHING, edge_of, errors_of_probe, predict
 from minivl.studies.over import ASKED
 from minivl.tiny import CHECKPOINT
-from minivl.tiny.scoring import score_families, wilson
+from minivl.tiny.scoring import Scored, score_families, wilson
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,32 @@ def test_rank_correlation():
         (["colour", "--over", "5"], "--over is 5"),
         (["colour", "--figures", "nowhere/at/all"], "is no folder"),
         (["colour", "--checkpoint", "/nowhere/at/all"], "nowhere"),
+        (["colour", "--training", "runs"], "leave NAME"),
+        (["--training", "nowhere/at/all"], "--training nowhere/at/all is no folder"),
     ],
 )
 def test_bad_options_are_named(arguments, words):
     with pytest.raises(SystemExit, match=words):
         findings.main(arguments)
+
+
+def test_calibration_is_the_scores(vlm, monkeypatch):
+    results = [Scored("colour", False, float(i % 2), 0.3) for i in range(8)] + [Scored("hidden", False, 1.0, 0.9)]
+    monkeypatch.setattr(findings, "score_families", lambda vlm, examples: results * examples)
+    lines, figure = findings.FINDINGS["calibration"][1](findings.Model(vlm, 20))
+    assert (
+        "expected calibration error 20.0%" in lines[0] and "| 30.0 % | 50.0 % (22 to 78) | 8 |" in lines and figure.axes
+    )
+
+
+def test_training_table():
+    curve = [(0.5, 0.25, 0.75), (np.nan, np.nan, np.nan)]
+    history = studies.Training((100, 200), {"colour": curve}, {ASKED: curve[:1] * 2}, {ASKED: [(1, 2)] * 2})
+    lines = findings.training_lines(history)
+    assert lines[-2:] == [
+        "| 100 | 0.50 (0.25 to 0.75) | 0.50 (0.25 to 0.75) |",
+        "| 200 |  | 0.50 (0.25 to 0.75) |",
+    ]
 
 
 def test_list_of_findings(capsys):

@@ -309,7 +309,7 @@ def test_interval_holds_the_mean():
 def test_cases_without_a_cell_do_not_count():
     result = some([[1, np.nan], [3, np.nan], [np.nan, np.nan]])
     assert result.mean[0] == 2 and np.isnan(result.mean[1]) and np.isnan(result.high[1]) and 1 <= result.low[0] <= 2
-    assert "row 0 +2" in str(result) and "\n" not in str(result)
+    assert "row 0 2 (" in str(result) and "\n" not in str(result)
     with pytest.raises(Error, match="not whether answers are right"):
         result.right  # noqa: B018
     changes = some([[-2, 0.5], [0, -0.5]], studies.over.CHANGE)

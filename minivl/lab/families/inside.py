@@ -5,29 +5,15 @@ Everything is measured on the model that is loaded: another model has other head
 
 import functools
 import operator
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from minivl import studies
-from minivl.lab.exercise import Case, Exercise, Mistake
+from minivl.lab.exercise import Case, Exercise, Mistake, per_model
 from minivl.studies.over import ASKED, QUESTION_WORD
 from minivl.trace.edits import ablate_head
 
 SCENES, PAIRS, FILMS = 6, 3, 5
-
-
-def per_model(function):
-    """Measure once for each model: the right result and the known mistakes ask for the same numbers."""
-    measured = WeakKeyDictionary()
-
-    @functools.wraps(function)
-    def measure(vlm, *arguments):
-        if vlm not in measured:
-            measured[vlm] = function(vlm, *arguments)
-        return measured[vlm]
-
-    return measure
 
 
 # ---- 09.1 the reader ----

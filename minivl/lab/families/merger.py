@@ -183,7 +183,7 @@ def box_of(answer):
 
 
 def move_cases(vlm):
-    """One shape in the left half of a wide picture, to be moved to the right by whole tokens."""
+    """One shape in the left half of a wide picture, to be moved to the right: as far as it can be, and by one token."""
     made = []
     for drawn in object_scenes():
         (x0, y0, x1, y1) = drawn.shapes[0].box
@@ -194,7 +194,7 @@ def move_cases(vlm):
         maps = trace.maps
         tokens = maps.tokens_of_box((x0, y0, x1, y1))
         columns = 12
-        by = columns - 1 - int((tokens % columns).max())
+        by = 1 if made else columns - 1 - int((tokens % columns).max())
         source, target = (maps.prompt_of_token(tokens + shift) for shift in (0, by))
         arguments = {
             "embeds": trace["inputs_embeds"],
@@ -202,7 +202,7 @@ def move_cases(vlm):
             "target": target,
             "ground": find_ground(maps, drawn),
         }
-        made.append(Case(arguments, f"a {drawn.shapes[0].label}, moved by {by} tokens, {28 * by} pixels to the right",
+        made.append(Case(arguments, f"a {drawn.shapes[0].label}, moved by {28 * by} pixels to the right",
                          known={"prompt": (vlm, question, drawn.image), "by": 28 * by}))  # fmt: skip
         if len(made) == 2:
             return made

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from minivl.checkpoint.config import Config
-from minivl.lab.exercise import Case, Exercise, Mistake
+from minivl.lab.exercise import Case, Exercise, Mistake, per_model
 from minivl.processing.image_processor import ImageProcessor, smart_resize
 from minivl.tiny import scene
 from minivl.tiny.scenes import task_of
@@ -224,6 +224,7 @@ def swap_red_and_blue(image):
     return Image.fromarray(np.ascontiguousarray(np.asarray(image)[..., ::-1]))
 
 
+@per_model
 def tasks_changed(vlm, scenes):
     """Tasks of which at least half of the answers change."""
     asked, changed = dict.fromkeys(TASKS, 0), dict.fromkeys(TASKS, 0)
@@ -234,6 +235,10 @@ def tasks_changed(vlm, scenes):
                 before, after = (vlm.ask(question, images=i) for i in (drawn.image, swap_red_and_blue(drawn.image)))
                 asked[task], changed[task] = asked[task] + 1, changed[task] + (before != after)
     return frozenset(task for task in TASKS if asked[task] and 2 * changed[task] >= asked[task])
+
+
+def bgr_cases(vlm):
+    return [Case({"vlm": vlm, "scenes": [scene(i, size=(112, 168)) for i in SCENES]}, "the scenes")]
 
 
 def tell_bgr(submission, cases, rights):
@@ -253,7 +258,7 @@ minivl.tiny.scenes.task_of(question, truth) names the task.""",
     ("What does a question need: where something is, what shape it has, or its colour?",
      "np.asarray(image)[..., ::-1] is the picture in BGR; Image.fromarray makes a picture again.",
      "Count for each task how often vlm.ask(question, images=picture) differs between the two pictures."),
-    tasks_changed, lambda vlm: [Case({"vlm": vlm, "scenes": [scene(i, size=(112, 168)) for i in SCENES]}, "4 scenes")], ("tasks",),
+    tasks_changed, bgr_cases, ("tasks",),
     (
         Mistake("none for some", "nothing changes, it says: the model has never seen a picture without its colours in order",
                 lambda vlm, scenes: frozenset()),
