@@ -64,16 +64,22 @@ def is_right(step, limit):
     return any(distance(array, step.theirs) <= min(limit, before / 10) for array in rights)
 
 
-def find_causes(step, limit, groups=ALL):
+def explains(left, before, limit, rounding=0.0):
+    """Whether a mistake that leaves so much of the error before is its cause: a tenth, or a third if that is rounding."""
+    return left <= min(limit, before / 10) or left <= min(rounding, before / 3)
+
+
+def find_causes(step, limit, groups=ALL, rounding=0.0):
     """[Cause] of the mistakes that give theirs to within `limit` of the largest value, the likeliest first.
 
+    rounding  what lower precision makes of the right values, see `explains`
     groups  of functions, each a function of the step: the later ones are asked if none of the earlier explains it exactly
     """
     before, causes = distance(step.ours, step.theirs), {}
     for group in groups:
         for name, sentence, candidate in predictions(step, group(step)):
             left = distance(candidate, step.theirs)
-            if left > min(limit, before / 10):
+            if not explains(left, before, limit, rounding):
                 continue
             if name == RIGHT:  # theirs is as it should be
                 return []
@@ -87,19 +93,18 @@ def find_causes(step, limit, groups=ALL):
     return likely or [Cause(name, sentence, before, exact=False) for name, sentence in guesses]
 
 
-def find_faint(step, functions=(of_the_stage,)):
-    """[Cause] of a mistake whose values are smaller than rounding, but point the same way as the difference.
+def find_faint(step, remark):
+    """[Cause], the remark added, of a mistake whose values are smaller than rounding, but point the same way as the difference.
 
     Rounding does not know the mistake: fitted to all values by least squares, each weighted by its size, the difference is
     1 times the mistake only if it was made, to many standard errors.
     """
     best = (CERTAIN, None)
-    for group in functions:
-        for name, sentence, candidate in predictions(step, group(step)):
-            if name != RIGHT and candidate.shape == step.ours.shape == step.theirs.shape:
-                share, errors = fit_mistake(step.ours, step.theirs, candidate)
-                if LEAST < share < MOST and errors > best[0]:
-                    best = errors, Cause(name, f"{sentence}{FAINT}", distance(candidate, step.theirs), exact=False)
+    for name, sentence, candidate in predictions(step, of_the_stage(step)):
+        if name != RIGHT and candidate.shape == step.ours.shape == step.theirs.shape:
+            share, errors = fit_mistake(step.ours, step.theirs, candidate)
+            if LEAST < share < MOST and errors > best[0]:
+                best = errors, Cause(name, f"{sentence}{remark}", distance(candidate, step.theirs), exact=False)
     return [best[1]] if best[1] is not None else []
 
 

@@ -28,6 +28,7 @@ from minivl.tensors import catalogue
 from minivl.tensors.names import parse
 
 SLACK = 5  # rounded twice, or in another order: a few times the error of the simulated rounding
+USUAL = 2  # of these, what is left of an explained error
 NOISE = 2e-6  # relative: what the order of summation makes of a product in float32
 FAR = 100  # so many tolerances are no rounding
 ARITHMETICS = {  # name: (are all tensors rounded, are the inputs of products, to which type)
@@ -159,6 +160,10 @@ class Local:
                 self.figures[name] = measure(ours, there)
         self.arithmetic, rounded = self.find_arithmetic(precision)
         self.limits = {name: self.limit(name, rounded[name]) for name in self.figures}
+
+    def rounding(self, name):
+        """The largest error that rounding usually makes of a tensor."""
+        return USUAL / SLACK * self.limits[name][0] if name in self.limits else 0.0
 
     def limit(self, name, rounded):
         figures = measure(self.computed[name], rounded)

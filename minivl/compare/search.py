@@ -67,6 +67,13 @@ class Evidence:
         limits = {} if self.local is None else self.local.limits
         return max(self.limit, limits[row.name][0]) if row.name in limits else self.limit
 
+    def causes_of(self, row):
+        if self.local is None or self.local.arithmetic == "float32":
+            return find_causes(self.step(row), self.limit_of(row))
+        step = self.step(row)
+        causes = find_causes(step, self.limit_of(row), rounding=self.local.rounding(row.name))
+        return causes or find_faint(step, "; fitted to all values, since rounding hides it in each")
+
     def step(self, row, turned=False, order=None):
         """The Step of a row; turned: with the two sides exchanged; order: of theirs' axes."""
         if self.local is not None and row.name in self.local.figures and order is None and not turned:
@@ -115,8 +122,8 @@ def add_faint_mistakes(comparison, evidence):
             causes = find_causes(step, evidence.limit, (of_the_stage,))
         if is_made_by(row.name, "norm"):
             causes = causes or (find_faint_eps(step) if row.status == OK else [])
-        elif row.status == CLOSE and evidence.local is not None:
-            causes = find_faint(step)
+        if not causes and row.status == CLOSE and evidence.local is not None:
+            causes = find_faint(step, FAINT)
         if causes:
             return comparison.replace_row(row, with_causes(replace(row, status=DIFF), causes))
     return comparison
@@ -168,7 +175,7 @@ def is_made_by(name, *operations):
 
 def add_causes_of_first(comparison, evidence):
     """Mistakes of the first difference's own stage."""
-    return search(comparison, lambda row: find_causes(evidence.step(row), evidence.limit_of(row)))
+    return search(comparison, evidence.causes_of)
 
 
 def add_causes_in_another_layout(comparison, evidence):
@@ -214,9 +221,13 @@ def search_between(comparison, row, evidence):
 
 
 def is_shared(name, user):
-    """Whether a tensor is one of the indices and angles that all blocks of a half use."""
+    """Whether a tensor is one of the indices and angles that all blocks of a half use, or what the residuals begin with."""
     tensor, other = catalogue.of(name), catalogue.of(user)
-    return is_made_by(name, "", "angles") and other is not None and tensor.section == other.section
+    return (
+        (is_made_by(name, "", "angles") or name == "inputs_embeds")
+        and other is not None
+        and tensor.section == other.section
+    )
 
 
 def add_causes_of_other_faults(comparison, evidence):
@@ -229,7 +240,7 @@ def add_causes_of_other_faults(comparison, evidence):
         if general in seen or row.name not in evidence.local.figures:
             continue
         seen.add(general)
-        causes = find_causes(evidence.step(row), evidence.limit_of(row)) or search_between(comparison, row, evidence)
+        causes = evidence.causes_of(row) or search_between(comparison, row, evidence)
         comparison = comparison.replace_row(row, with_causes(row, causes))
     return comparison
 

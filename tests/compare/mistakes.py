@@ -375,6 +375,8 @@ TOKENS = [
     ("inverse of the window order", "", "inputs_embeds", put_in(lambda x, p: x[p[INDEX]][p[INDEX]])),
     ("pictures in another order", "", "inputs_embeds", put_in(pictures_exchanged)),
     ("scaled embeddings", "", "inputs_embeds", lambda p: p["inputs_embeds"] * np.float32(math.sqrt(48))),
+    ("scaled embeddings", "text alone", "inputs_embeds", lambda p: np.where(
+        np.isin(p["input_ids"], (101, 102))[:, None], p["inputs_embeds"], p["inputs_embeds"] * math.sqrt(48))),
     ("off by one", "late", "model.embed_tokens", lambda p: np.roll(p["model.embed_tokens"], 1, axis=0)),
     ("1-D positions", "M-RoPE", IDS, lambda p: np.tile(np.arange(len(p["input_ids"])), (3, 1))),
     ("height and width swapped", "rows h and w", IDS, lambda p: p[IDS][[0, 2, 1]]),

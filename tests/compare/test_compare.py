@@ -244,7 +244,7 @@ def test_the_surest_name_wins(setting):
 
 def test_unknown_names_get_a_hint(setting):
     _, trace = setting
-    found = compare(trace, {"visual": trace["visual"], "visual.blocks.1.atn.qkv": trace["visual.blocks.1.attn.qkv"]})
+    found = compare(trace, {"visual": trace["visual"], "visual.blocks.1.atn.qkv": -trace["visual.blocks.1.attn.qkv"]})
     assert found["visual.blocks.1.atn.qkv"].note.endswith("Did you mean visual.blocks.1.attn.qkv?")
     assert found["visual.blocks.1.attn.qkv"].status == "MISSING" and found.ok
 

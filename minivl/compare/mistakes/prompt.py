@@ -83,6 +83,8 @@ def inputs_embeds(step):
     root = np.sqrt(x.shape[1])
     text = f"embeddings are multiplied by sqrt({x.shape[1]}), as in Gemma"
     yield "scaled embeddings", text, scatter(features) * root
+    alone = np.where((image | video)[:, None], scatter(features), x * root)
+    yield "scaled embeddings", f"{text}: those of the text alone", alone
 
 
 def features(step):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from minivl.compare.diagnose import functions_for
+from minivl.compare.diagnose import explains, functions_for
 from minivl.compare.local import fit, run_from_theirs
 from minivl.compare.measure import distance
 from minivl.compare.mistakes import RIGHT, Cause, Step, Unknown
@@ -24,22 +24,40 @@ from minivl.tensors.names import parse
 SKIPPED = (".scores", ".probs")  # mistakes in them are found in the context
 
 
+MOST_FIRST = 3  # mistakes that alone come closest, each tried together with every other
+
+
 def causes_between(wanted, names, local, limit, ours):
-    """[Cause] of the tensor `wanted`, among the mistakes of `names`, which theirs does not have and goes through before it."""
+    """[Cause] of the tensor `wanted`, among the mistakes of `names`, which theirs does not have and goes through before it.
+
+    If no mistake alone explains it, two are tried together.
+    """
     theirs = fit(local.theirs, wanted, local.computed[wanted].shape)
-    before, causes = distance(local.computed[wanted], theirs), []
+    before, rounding = distance(local.computed[wanted], theirs), local.rounding(wanted)
     values = {name: value_of(local.known[name]) for name in names if name in local.known and not name.endswith(SKIPPED)}
     known = lambda name: value_of(local.known[name]) if name in local.known else ours.get(name)  # noqa: E731
     mistakes = mistakes_of(values, known, local.model)
-    for mistake in tqdm(mistakes, desc="trying", unit="run", leave=False, delay=1, disable=None):
-        left = (
-            distance(wrong, theirs) if (wrong := run_with(mistake, local, set(values), wanted)) is not None else np.inf
-        )
-        if left <= min(limit, before / 10):
-            causes.append(Cause(mistake.name, f"at {mistake.where}: {mistake.shown or mistake.sentence}", left))
-        if left <= limit / 20:  # nothing can explain it better
-            break
-    return sorted(causes, key=lambda cause: cause.error)
+
+    def error_with(*made):
+        tensor = run_with(made, local, set(values), wanted)
+        return np.inf if tensor is None else distance(tensor, theirs)
+
+    def try_each(sets):
+        causes, errors = [], {}
+        for made in tqdm(sets, desc="trying", unit="run", leave=False, delay=1, disable=None):
+            errors[made] = left = error_with(*made)
+            if explains(left, before, limit, rounding):
+                sentence = "; and ".join(f"at {mistake.where}: {mistake.shown or mistake.sentence}" for mistake in made)
+                causes.append(Cause(" and ".join(dict.fromkeys(mistake.name for mistake in made)), sentence, left))
+            if left <= limit / 20:  # nothing can explain it better
+                break
+        return sorted(causes, key=lambda cause: cause.error), errors
+
+    causes, errors = try_each([(mistake,) for mistake in mistakes])
+    if causes:
+        return causes
+    closest = sorted((made for made in errors if errors[made] < before), key=errors.get)[:MOST_FIRST]
+    return try_each([(first, other) for (first,) in closest for other in mistakes if other.name != first.name])[0]
 
 
 @dataclass(frozen=True)
@@ -125,11 +143,13 @@ def names_and_sentences(make, step):
     return pairs
 
 
-def run_with(mistake, local, names, wanted):
-    """The tensor `wanted` computed from their inputs with a mistake in the tensors `names`; None if it cannot be run."""
+def run_with(mistakes, local, names, wanted):
+    """The tensor `wanted` computed from their inputs with mistakes in the tensors `names`; None if it cannot be run."""
 
     def change(name, step):
-        return mistake.wrong(step) if name in names and mistake.make in functions_to_run(name) else None
+        makes = functions_to_run(name) if name in names else ()
+        made = (mistake.wrong(step) for mistake in mistakes if mistake.make in makes)
+        return next((wrong for wrong in made if wrong is not None), None)
 
     return run_with_change(change, wanted, local)
 
