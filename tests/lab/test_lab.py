@@ -5,6 +5,7 @@ import linecache
 
 import numpy as np
 import pytest
+from progress_fixture import fresh_progress  # noqa: F401  (a fixture that every test here uses)
 from solutions import FOLDER, changed, namespace, solutions, source
 
 import minivl

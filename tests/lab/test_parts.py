@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from progress_fixture import fresh_progress  # noqa: F401  (a fixture that every test here uses)
 from solutions import changed, solutions
 
 import minivl

@@ -5,6 +5,7 @@ What is measured there belongs to the model, so that the names of wrong answers 
 
 import numpy as np
 import pytest
+from progress_fixture import fresh_progress  # noqa: F401  (a fixture that every test here uses)
 from solutions import FOLDER, solutions
 
 import minivl

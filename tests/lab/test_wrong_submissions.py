@@ -1,6 +1,7 @@
 """Usual wrong submissions get the right sentence: each is a solution with one piece of its text changed."""
 
 import pytest
+from progress_fixture import fresh_progress  # noqa: F401  (a fixture that every test here uses)
 from solutions import changed, solutions
 
 from minivl import lab
