@@ -9,7 +9,7 @@ from minivl.lab import progress
 from minivl.lab.catalogue import NOTEBOOKS, all_exercises, find
 from minivl.lab.grade import grade, right_results
 
-LEVELS = {1: "easy", 2: "middling", 3: "hard"}
+LEVELS = {1: "easy", 2: "medium", 3: "hard"}
 HEADER = ("number", "name", "title", "minutes", "difficulty", "done")
 _solved = {"vlm": None}  # the last model, and {number: (cases, right results)} of it
 

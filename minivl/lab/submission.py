@@ -1,6 +1,7 @@
 """Load a file of solutions: the functions and values that are named like exercises."""
 
 import importlib.util
+import sys
 import traceback
 from pathlib import Path
 
@@ -34,9 +35,12 @@ def run_file(path):
         raise Error(f"cannot read {path}: {cause.strerror}.") from None
     except (SyntaxError, ValueError) as cause:
         raise Error(f"{path} is not Python: {cause}.") from None
+    sys.path.insert(0, str(path.parent.resolve()))  # where its imports of other files look, as in `python FILE.py`
     try:
         exec(code, vars(module))
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         raise Error(f"{path} fails in line {lines[-1]}: {type(error).__name__}: {error}") from None
+    finally:
+        sys.path.pop(0)
     return vars(module)

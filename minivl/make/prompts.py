@@ -1,9 +1,10 @@
 """Two prompts with pictures and a video that let every known mistake of ports show, as prompts.json and files beside it.
 
-    {"messages": [{"role": "user", "content": [{"type": "image", "image": "tall.png"}, ...]}], "fps": 3}
+    {"messages": [{"role": "user", "content": [{"type": "image", "image": "tall.png"}, ...]}], "fps": 2.5}
 
 Sides are no multiples of 28, so pictures are resized; rows and columns differ, and windows at the edges are partial; there are
-two pictures in one prompt, and a picture before a video whose pairs of frames are 2/3 seconds apart, a fraction of a position.
+two pictures in one prompt, and a picture before a video whose pairs of frames are 0.8 seconds apart, which is 1.6 positions:
+they stand at 0, 1 and 3, neither at their numbers nor where rounding would put them.
 Pictures have other contents in each corner and colour.
 """
 
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 SIZES = {"wide.png": (241, 163), "tall.png": (95, 211)}
-FILM, FILM_SIZE, FRAMES, MILLISECONDS, FPS = "film.png", (151, 117), 8, 250, 3
+FILM, FILM_SIZE, FRAMES, MILLISECONDS, FPS = "film.png", (151, 117), 8, 300, 2.5
 PROMPTS = (
     (("wide.png", "tall.png"), "How do the two pictures differ?", {}),
     (("tall.png", FILM), "What happens in the film, and what is in the picture?", {"fps": FPS}),

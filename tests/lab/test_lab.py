@@ -1,6 +1,7 @@
 """The exercises as a whole: solutions pass, stubs do not; hints, progress, errors, what a result says."""
 
 import json
+import linecache
 
 import numpy as np
 import pytest
@@ -94,6 +95,15 @@ def test_exception_is_told_with_its_line(tmp_path):
     assert main(["lab", "check", str(file)]) == 1
     result = lab.check("07.2", namespace(file.read_text(), str(file)[:-3])["swiglu"])
     assert "AttributeError" in result.sentence and "in line 3 of mine.py: `return half.nothing`" in result.sentence
+
+
+def test_line_of_a_notebook_cell():
+    """A cell is known to linecache under the name of a file that does not exist."""
+    text, name = "def swiglu(gate, up):\n    y = gate[:, 99]\n    return y\n", "/tmp/ipykernel_1/123.py"
+    linecache.cache[name] = len(text), None, text.splitlines(True), name
+    names = {}
+    exec(compile(text, name, "exec"), names)
+    assert lab.check("07.2", names["swiglu"]).sentence.endswith(", in line 2: `y = gate[:, 99]`")
 
 
 @pytest.mark.parametrize(
@@ -195,8 +205,9 @@ def test_command_line(tmp_path, capsys):
     assert [f"hint {n} of 3" in out for n in (1, 2, 3)] == [True, True, False]
     assert main(["lab", "check", str(FOLDER / "blocks.py")]) == 0
     assert capsys.readouterr().out.endswith("4 of 4 right\n")
+    (tmp_path / "beside_mine.py").write_text("import numpy as np\n")
     wrong = tmp_path / "mine.py"
-    wrong.write_text(source("blocks").replace(" * weight", ""))
+    wrong.write_text("from beside_mine import np\n" + source("blocks").replace(" * weight", ""))
     assert main(["lab", "check", str(wrong), "07.1"]) == 1
     assert "no weight" in capsys.readouterr().out
 

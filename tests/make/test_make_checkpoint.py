@@ -65,10 +65,12 @@ def test_the_prompts(vlm, folder):
     (two, _), (film, options) = read_prompts(folder)
     trace = vlm.trace(two, stop="input_ids")
     assert trace["image.0.patches"].shape[0] == 12 * 18 and trace["image.1.patches"].shape[0] == 16 * 6
-    trace = vlm.trace(film, stop="video_grid_thw", **options)
-    assert np.allclose(trace["video.0.second_per_grid_t"], 2 / 3) and trace["video_grid_thw"][0, 0] == 3
+    trace = vlm.trace(film, stop="position_ids", **options)
+    assert np.allclose(trace["video.0.second_per_grid_t"], 0.8) and trace["video_grid_thw"][0, 0] == 3
+    times = trace["position_ids"][0][trace["input_ids"] == vlm.config.video_token_id]
+    assert sorted(set(times - times.min())) == [0, 1, 3]  # not 0, 1, 2, as counted in pairs of frames; nor 0, 2, 3
     clip = open_video(folder / "film.png")
-    assert clip.total == 8 and clip.fps == 4
+    assert clip.total == 8 and np.isclose(clip.fps, 10 / 3)
 
 
 @pytest.mark.parametrize("name", SUBTLE)

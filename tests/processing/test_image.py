@@ -145,7 +145,10 @@ def test_errors_do_not_repeat_megabytes(form):
 def test_grey_of_16_bits(name, tmp_path):
     """All 256 levels, each the high byte (PNG specification, 13.12): the same image as in 8 bits."""
     grey = np.arange(256, dtype=np.uint16)[None].repeat(8, 0)
-    Image.fromarray(grey * 257).save(tmp_path / name)
+    if name == "a.pgm":  # older Pillows read it and do not write it
+        (tmp_path / name).write_bytes(b"P5 256 8 65535\n" + (grey * 257).astype(">u2").tobytes())
+    else:
+        Image.fromarray(grey * 257).save(tmp_path / name)
     for source in (tmp_path / name, Image.fromarray(grey * 257), Image.fromarray(grey * 256 + 200)):
         assert np.array_equal(np.asarray(open_image(source)), np.repeat(grey[..., None], 3, axis=2))
 

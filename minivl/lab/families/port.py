@@ -1,4 +1,4 @@
-"""Notebook 06: find a bug that nobody has told."""
+"""Notebook 06: find an unknown bug in a port."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ FAULTS = (
     "unpermuted-rope",
     "gate-up-exchanged",
     "swapped-hw",
-)  # in an order that a reader of this file knows: use your eyes
+)  # of minivl/faults, one for each port
 KEPT = ["image_grid_thw", "pixel_values", "visual*"]
 QUESTION = "Describe the picture."
 
