@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from minivl.compare.measure import distance
+from minivl.compare.measure import distance, measure
 from minivl.compare.mistakes import (
     RIGHT,
     Cause,
@@ -93,17 +93,20 @@ def find_causes(step, limit, groups=ALL, rounding=0.0):
     return likely or [Cause(name, sentence, before, exact=False) for name, sentence in guesses]
 
 
-def find_faint(step, remark):
+def find_faint(step, remark, most_left=1.0):
     """[Cause], the remark added, of a mistake whose values are smaller than rounding, but point the same way as the difference.
 
     Rounding does not know the mistake: fitted to all values by least squares, each weighted by its size, the difference is
     1 times the mistake only if it was made, to many standard errors.
+
+    most_left  largest share of the difference that the mistake may leave
     """
     best = (CERTAIN, None)
     for name, sentence, candidate in predictions(step, of_the_stage(step)):
         if name != RIGHT and candidate.shape == step.ours.shape == step.theirs.shape:
             share, errors = fit_mistake(step.ours, step.theirs, candidate)
-            if LEAST < share < MOST and errors > best[0]:
+            left = measure(candidate, step.theirs)["rms"] / (measure(step.ours, step.theirs)["rms"] or 1.0)
+            if LEAST < share < MOST and errors > best[0] and left <= most_left:
                 best = errors, Cause(name, f"{sentence}{remark}", distance(candidate, step.theirs), exact=False)
     return [best[1]] if best[1] is not None else []
 

@@ -72,7 +72,7 @@ class Evidence:
             return find_causes(self.step(row), self.limit_of(row))
         step = self.step(row)
         causes = find_causes(step, self.limit_of(row), rounding=self.local.rounding(row.name))
-        return causes or find_faint(step, "; fitted to all values, since rounding hides it in each")
+        return causes or find_faint(step, "; fitted to all values, since rounding hides it in each", most_left=0.5)
 
     def step(self, row, turned=False, order=None):
         """The Step of a row; turned: with the two sides exchanged; order: of theirs' axes."""
@@ -149,6 +149,34 @@ def add_faint_gelu(comparison, evidence):
     return comparison.replace_row(row, with_causes(replace(row, status=DIFF), [cause]))
 
 
+def add_faint_eps_of_blocks(comparison, evidence):
+    """Another eps in the norms of a first block that was recorded as a whole, in lower precision."""
+    from minivl.compare.mistakes.replay import mistakes_of, run_with
+
+    local = evidence.local
+    for name, norms in FIRST_BLOCKS.items() if local is not None and local.arithmetic != "float32" else ():
+        row = next((row for row in comparison.rows if row.name == name and row.status in (CLOSE, INPUT)), None)
+        norms = {
+            norm: value_of(local.known[norm]) for norm in norms if norm in local.known and norm not in local.figures
+        }
+        if row is None or name not in local.figures or not norms:
+            continue
+        step, best = evidence.step(row), (CERTAIN, None)
+        for mistake in mistakes_of(norms, evidence.known_from_theirs, local.model):
+            if mistake.name == "wrong eps" and (wrong := run_with((mistake,), local, set(norms), name)) is not None:
+                share, errors = fit_mistake(step.ours, step.theirs, wrong)
+                if LEAST < share < MOST and errors > best[0]:
+                    text = f"at {mistake.where}: {mistake.sentence}{FAINT}"
+                    best = errors, Cause("wrong eps", text, distance(wrong, step.theirs), exact=False)
+        if best[1] is not None:
+            comparison = comparison.replace_row(row, with_causes(replace(row, status=DIFF), [best[1]]))
+    return comparison
+
+
+FIRST_BLOCKS = {
+    "visual.blocks.0": ("visual.blocks.0.norm1", "visual.blocks.0.norm2"),
+    "model.layers.0": ("model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm"),
+}
 GELU, AFTER_GELU = "visual.merger.mlp.1", ("visual.merger.mlp.2", "visual.merger", "visual")
 
 
@@ -257,6 +285,7 @@ PASSES = (
     add_layouts,
     add_faint_mistakes,
     add_faint_gelu,
+    add_faint_eps_of_blocks,
     add_rounded_products,
     add_causes_of_first,
     add_causes_in_another_layout,

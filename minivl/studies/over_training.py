@@ -36,7 +36,8 @@ class Training:
     strongest: dict
 
     def __str__(self):
-        skills = [f"{task} {values[-1][0]:.0%}" for task, values in self.skills.items()]
+        known = {task: values[-1][0] for task, values in self.skills.items() if not np.isnan(values[-1][0])}
+        skills = [f"{task} {score:.0%}" for task, score in known.items()]
         heads = [
             f"head {self.strongest[role][-1][1]} of layer {self.strongest[role][-1][0]} has {values[-1][0]:.0%} on the {role}"
             for role, values in self.heads.items()
