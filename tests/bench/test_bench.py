@@ -274,7 +274,7 @@ def test_limits_are_measured(monkeypatch):
     monkeypatch.setattr(programs, "READ", 1 << 16)
     monkeypatch.setattr(programs, "SIDE", 32)
     limits = Limits()
-    assert limits.run("read")[1][0] == (1 << 16) // 8
+    assert limits.run("read")[1][0] == read_sum_numpy(limits.words) > 0
     seconds, _ = limits.run("sgemm")
     assert seconds > 0
     np.testing.assert_allclose(limits.product, limits.a @ limits.b, rtol=1e-5)

@@ -235,7 +235,11 @@ class Port:
         H, KV = self.c["num_attention_heads"], self.c["num_key_value_heads"]
         q, k, v = (y.reshape(len(x), heads, -1) for y, heads in ((q, H), (k, KV), (v, KV)))
         rotation = "interleaved" if self.bug("interleaved decoder") else "none" if self.bug("unrotated decoder") else ""
-        spread = (lambda y: y.repeat(1, H // KV, 1)) if self.bug("key heads") else (lambda y: y.repeat_interleave(H // KV, 1))
+        spread = (
+            (lambda y: y.repeat(1, H // KV, 1))
+            if self.bug("key heads")
+            else (lambda y: y.repeat_interleave(H // KV, 1))
+        )
         scale = 1.0 if self.bug("unscaled decoder") else q.shape[-1] ** -0.5
         a = self.attend(q, spread(k), spread(v), angles, seen, scale, rotation)
         x = x + self.dense(f"{name}.self_attn.o_proj", a)

@@ -85,7 +85,7 @@ def test_a_record_of_other_code_does_not_count(uncompiled, monkeypatch, change):
     if change == "version":
         monkeypatch.setattr(records, "version", lambda name: importlib.metadata.version(name) + "1")
     elif change == "processor":
-        monkeypatch.setattr(records, "_processor", lambda: "another")
+        monkeypatch.setattr(records, "processor_name", lambda: "another")
     elif change == "file":
         record.write_text(record.read_text().replace(".nbi", ".gone"))
     else:

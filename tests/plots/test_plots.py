@@ -16,6 +16,7 @@ from PIL import Image
 import minivl
 from minivl import Error, plots, studies
 from minivl.kernels.attention import softmax
+from minivl.studies.linear_probe import Probes, Score
 from minivl.tiny import scene
 from minivl.tiny.scoring import Scored, wilson
 
@@ -64,6 +65,18 @@ def averaged(vlm):
     )
 
 
+TENSORS = ("visual.blocks.0", "visual.blocks.1", "visual", "model.layers.0", "model.layers.1")
+PROBES = [
+    Probes(
+        name,
+        "accuracy",
+        0.2,
+        90,
+        90,
+        tuple(Score(t, (5 + i) / 10, i / 10 + 0.4, i / 10 + 0.6, 0.2) for i, t in enumerate(TENSORS)),
+    )
+    for name in ("colour, box", "kind, box")
+]
 ALL = {
     "patches": lambda t, vlm: plots.patches(t),
     "windows": lambda t, vlm: plots.windows(t),
@@ -87,9 +100,11 @@ ALL = {
     "share_and_effect": lambda t, vlm: plots.share_and_effect(averaged(vlm)[1], averaged(vlm)[5]),
     "calibration": lambda t, vlm: plots.calibration(averaged(vlm)[2]),
     "over_training": lambda t, vlm: plots.over_training(averaged(vlm)[3]),
+    "probes": lambda t, vlm: plots.probes(PROBES),
 }
 STUDIES = (
     "ablate_heads", "patch_grid", "occlusion", "averages", "head_atlas", "share_and_effect", "calibration", "over_training",
+    "probes",
 )  # fmt: skip
 # their plots ask no trace
 

@@ -222,7 +222,7 @@ def test_without_pyav(tmp_path, monkeypatch):
     "source, words",
     [
         ("no/such.mp4", "video no/such.mp4 does not exist"),
-        ("https://example.org/a.mp4", "Download the video"),
+        ("https://example.org/a.mp4", "the path of a downloaded video"),
         (5, "a int is not a video"),
         ([], "a list of no frames"),
         (np.zeros((0, 4, 4, 3), dtype=np.uint8), "a list of no frames"),
