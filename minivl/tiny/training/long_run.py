@@ -10,7 +10,6 @@ RUN_FOLDER gets state.pt, stable.pt (before the cooldown), log.jsonl, tokenizer.
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from minivl.helpers import write_whole
 from minivl.tiny.scenes import COLOURS, KINDS
 from minivl.tiny.training import packed_model, vocabulary
 from minivl.tiny.training.muon import Muon
@@ -219,16 +219,16 @@ class Log:
 def save(path, parts, optimizers, step, options):
     plan = {"steps": options.steps, "cooling": step > options.steps - options.cooldown}
     state = {"parts": parts.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step, **plan}
-    torch.save(state, path.with_suffix(".partial"))
-    os.replace(path.with_suffix(".partial"), path)
+    with write_whole(path) as partial:
+        torch.save(state, partial)
 
 
 def export(model, folder):
     """Write the checkpoint as published ones are: bf16, published names, output layer tied to the embeddings."""
     vocabulary.write_folder(folder)
     tensors = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in model.state_dict().items()}
-    save_file(tensors, folder / "model.partial", metadata={"format": "pt"})
-    os.replace(folder / "model.partial", folder / "model.safetensors")
+    with write_whole(folder / "model.safetensors") as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":
