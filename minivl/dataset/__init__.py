@@ -7,6 +7,8 @@
     rows.py        which rows of a tensor are the answering position, a box, a word, a window
     prompts.py     prompts of a data set: read, checked, with labels, boxes, masks and words
     collect.py     run them block by block; resume where a run was stopped
+    block.py       one block: run, choose rows, describe them, write
+    estimate.py    time and space that it will take
     cluster.py     the same on several processes or machines, with Dask
     store.py       read what was collected; find similar rows
     digest.py      what makes two runs the same run: the digest of a model and of prompts

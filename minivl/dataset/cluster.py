@@ -57,7 +57,7 @@ def run_on_workers(job, blocks, bar, scheduler, workers, vlm):
 
 def run_task(job, number, prompts):
     """Run and write a block; what a worker does."""
-    from minivl.dataset.collect import run_block, write_block
+    from minivl.dataset.block import run_block, write_block
 
     write_block(job, number, *run_block(job, load_once(job.model), prompts))
 

@@ -124,8 +124,7 @@ def fits(name, own, choices):
 class Selector:
     """The rows of one prompt: `numbers(choice, set)` in the numbering of the set.
 
-    prompt     an entry of `prompts.Prompt`;  maps  its `Maps`
-    question   (start, text pieces): for words, the text of each token of the prompt
+    prompt  a `prompts.Prompt`;  maps  its `Maps`;  pieces  the text that each of its tokens completes, for words
     """
 
     def __init__(self, prompt, maps, pieces):

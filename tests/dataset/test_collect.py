@@ -19,6 +19,7 @@ from minivl.tiny import scene
 pytest.importorskip("zarr", minversion="3")
 pytest.importorskip("pyarrow")
 
+from minivl.dataset import block as block_module  # noqa: E402
 from minivl.dataset import collect as collect_module  # noqa: E402
 from minivl.dataset.collect import estimate, finished_blocks  # noqa: E402
 
@@ -175,12 +176,12 @@ def test_reduced_rows(whole, vlm, tmp_path):
 
 
 def test_without_an_answer_the_tower_is_enough(vlm, tmp_path, monkeypatch):
-    seen, run = [], collect_module.run
+    seen, run = [], block_module.run
 
     def watch(stage, see=None, stop=None):
         return run(stage, see and (lambda name, tensor: (seen.append(name), see(name, tensor))[1]), stop)
 
-    monkeypatch.setattr(collect_module, "run", watch)
+    monkeypatch.setattr(block_module, "run", watch)
     store = minivl.collect(PROMPTS[:2], "visual.blocks.{i}", tmp_path / "s", "image", model=vlm, max_new_tokens=0)
     assert list(store.tensors) == [f"visual.blocks.{i}" for i in range(vlm.config.vision.depth)]
     assert not any(name.startswith("model.") for name in seen) and store.prompts["answer"].tolist() == ["", ""]
@@ -334,7 +335,7 @@ def test_a_store_of_something_else_is_refused(whole, vlm, tmp_path):
 
 
 def test_a_full_disk_loses_nothing(whole, vlm, tmp_path, monkeypatch):
-    out, write = tmp_path / "s.zarr", collect_module.write_table
+    out, write = tmp_path / "s.zarr", block_module.write_table
     count = iter(range(100))
 
     def full(columns, path):
@@ -342,11 +343,11 @@ def test_a_full_disk_loses_nothing(whole, vlm, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         write(columns, path)
 
-    monkeypatch.setattr(collect_module, "write_table", full)
+    monkeypatch.setattr(block_module, "write_table", full)
     with pytest.raises(Error, match="cannot write block 1.*No space left.*run the same again"):
         minivl.collect(PROMPTS, KEEP, out, rows=["answer", "box", "word"], model=vlm, block=1)
     assert finished_blocks(out) == [0] and not list((out / "blocks").glob(".*"))
-    monkeypatch.setattr(collect_module, "write_table", write)
+    monkeypatch.setattr(block_module, "write_table", write)
     assert contents(minivl.collect(PROMPTS, KEEP, out, rows=["answer", "box", "word"], model=vlm)) == contents(whole)
 
 
