@@ -284,7 +284,8 @@ def test_several_workers_give_the_same_bits_and_one_may_be_lost(whole, tmp_path)
             for path in Path("/proc").glob("[0-9]*")
             if f"{process.pid}" in ancestors(int(path.name)) and b"spawn_main" in read(path / "cmdline")
         ]
-        os.kill(workers[-1], signal.SIGKILL) if workers else None
+        assert workers
+        os.kill(workers[-1], signal.SIGKILL)
     assert process.wait(timeout=300) == 0, process.stderr.read().decode()
     assert contents(minivl.open_store(out)) == contents(whole)
 
