@@ -206,9 +206,10 @@ class VLM(Engine):
             lambda seen: forecast(self, seen, len(cache), tokens), lambda made: describe_run(self, made), self.config,
         )  # fmt: skip
 
-    def walk(self, question, images=None, videos=None, level="stage", **options):
-        """Run step by step: an iterator that stops at each "stage", "block" or "tensor" (`level`). -> walk.Walk
+    def walk(self, question, images=None, videos=None, level="block", **options):
+        """Run step by step: an iterator that stops at stages, blocks and layers. -> walk.Walk
 
+        level  "stage" leaves out blocks and layers, "tensor" stops inside them too
         Options as of `ask`; question: text, a list of messages, or `Inputs`.
         """
         return Walk(self, build_messages(question, images, videos), level, **options)

@@ -9,7 +9,7 @@ OPTIONS = (
     ("ours OURS", str, ".safetensors or .npz with minivl's names, as `minivl trace` writes it"),
     ("theirs THEIRS", str, ".safetensors, .npz or .pt of the other program"),
     ("--names MAP.json", str, '{"ffn_out-{}": "model.layers.{}.mlp.down_proj"}: their names to ours'),
-    ("--write-names FILE", str, "write the map of names that were found by their values, for --names"),
+    ("--write-names FILE", str, "write the map of names matched by their values, for --names"),
     ("--tolerance X", float, "largest error, relative to a tensor's largest value (2e-5)"),
     ("--all", bool, "every row of the table"),
     ("--image FILE", list, "an image of the prompt, to explain a resize; may be given several times"),

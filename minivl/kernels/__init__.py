@@ -13,7 +13,7 @@
     jit_cache.py   the folder of compiled code
     warm_up.py     compiles all kernels before they are needed
     first_run.py   NumPy kernels for the small model until the compiled ones are there
-    records.py     small files of what was found out about this machine
+    records.py     results of checks on this machine, kept as small files
     processes.py   Numba in forked processes and in several Python threads
     allocator.py   keeps freed memory for the next large arrays
     naive.py       a product as one writes it first, for comparison

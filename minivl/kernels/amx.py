@@ -257,7 +257,7 @@ def check_in_processes():
     """Run `check` in two processes at once. -> what went wrong, or None
 
     An instruction that the machine does not know ends such a process and not this one; and as the threads of two processes
-    take turns, a virtual machine that loses tiles meanwhile is found.
+    take turns, a virtual machine that loses tiles meanwhile is detected.
     """
     command = [sys.executable, "-c", CHECK]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}

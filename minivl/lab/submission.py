@@ -14,12 +14,12 @@ def load_submissions(path):
     """{number: function or value} of a Python file, by the names of the exercises, in order."""
     namespace = run_file(Path(path))
     names = {exercise.name: number for number, exercise in all_exercises().items()}
-    found = {number: namespace[name] for name, number in names.items() if name in namespace}
-    if not found:
+    functions = {number: namespace[name] for name, number in names.items() if name in namespace}
+    if not functions:
         own = [name for name, value in namespace.items() if callable(value) and not name.startswith("_")]
         close = did_you_mean(own[-1], names) if own else ""
         raise Error(f"{path} defines nothing that is named like an exercise.{close} `minivl lab` lists the names.")
-    return found
+    return functions
 
 
 def run_file(path):

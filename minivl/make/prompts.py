@@ -1,11 +1,11 @@
-"""Two prompts with pictures and a video that let every known mistake of ports show, as prompts.json and files beside it.
+"""Two prompts with images and a video that let every known mistake of ports show, as prompts.json and files beside it.
 
     {"messages": [{"role": "user", "content": [{"type": "image", "image": "tall.png"}, ...]}], "fps": 2.5}
 
-Sides are no multiples of 28, so pictures are resized; rows and columns differ, and windows at the edges are partial; there are
-two pictures in one prompt, and a picture before a video whose pairs of frames are 0.8 seconds apart, which is 1.6 positions:
+Sides are no multiples of 28, so images are resized; rows and columns differ, and windows at the edges are partial; there are
+two images in one prompt, and an image before a video whose pairs of frames are 0.8 seconds apart, which is 1.6 positions:
 they stand at 0, 1 and 3, neither at their numbers nor where rounding would put them.
-Pictures have other contents in each corner and colour.
+Images have other contents in each corner and colour.
 """
 
 import json
@@ -22,7 +22,7 @@ PROMPTS = (
 
 
 def write_prompts(folder, seed=0):
-    """Write prompts.json, the pictures and the film, an animated PNG."""
+    """Write prompts.json, the images and the film, an animated PNG."""
     rng = np.random.default_rng([seed, 1])
     for name, size in SIZES.items():
         draw_picture(rng, size).save(folder / name)

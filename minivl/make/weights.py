@@ -66,25 +66,25 @@ def config(sizes):
 def shapes(sizes):
     """{published name: shape} of every tensor. Tied: there is no lm_head."""
     W, V, D, F, K = sizes.vision_width, sizes.vision_inner, sizes.width, sizes.inner, sizes.key_heads * HEAD
-    found = {"visual.patch_embed.proj.weight": (W, 3, 2, 14, 14)}
+    table = {"visual.patch_embed.proj.weight": (W, 3, 2, 14, 14)}
     for i in range(sizes.blocks):
-        found |= {f"visual.blocks.{i}.norm{n}.weight": (W,) for n in (1, 2)}
+        table |= {f"visual.blocks.{i}.norm{n}.weight": (W,) for n in (1, 2)}
         linears = {"attn.qkv": (3 * W, W), "attn.proj": (W, W)}
         linears |= {"mlp.gate_proj": (V, W), "mlp.up_proj": (V, W), "mlp.down_proj": (W, V)}
-        found |= with_biases({f"visual.blocks.{i}.{name}": shape for name, shape in linears.items()})
-    found |= {"visual.merger.ln_q.weight": (W,)}
-    found |= with_biases({"visual.merger.mlp.0": (4 * W, 4 * W), "visual.merger.mlp.2": (D, 4 * W)})
-    found |= {"model.embed_tokens.weight": (sizes.vocabulary, D)}
+        table |= with_biases({f"visual.blocks.{i}.{name}": shape for name, shape in linears.items()})
+    table |= {"visual.merger.ln_q.weight": (W,)}
+    table |= with_biases({"visual.merger.mlp.0": (4 * W, 4 * W), "visual.merger.mlp.2": (D, 4 * W)})
+    table |= {"model.embed_tokens.weight": (sizes.vocabulary, D)}
     for i in range(sizes.layers):
         at = f"model.layers.{i}"
-        found |= {f"{at}.{norm}.weight": (D,) for norm in ("input_layernorm", "post_attention_layernorm")}
-        found |= with_biases(
+        table |= {f"{at}.{norm}.weight": (D,) for norm in ("input_layernorm", "post_attention_layernorm")}
+        table |= with_biases(
             {f"{at}.self_attn.{n}": (rows, D) for n, rows in (("q_proj", D), ("k_proj", K), ("v_proj", K))}
         )
-        found |= {f"{at}.self_attn.o_proj.weight": (D, D), f"{at}.mlp.down_proj.weight": (D, F)}
-        found |= {f"{at}.mlp.{name}.weight": (F, D) for name in ("gate_proj", "up_proj")}
-    found |= {"model.norm.weight": (D,)}
-    return found if sizes.tied else found | {"lm_head.weight": (sizes.vocabulary, D)}
+        table |= {f"{at}.self_attn.o_proj.weight": (D, D), f"{at}.mlp.down_proj.weight": (D, F)}
+        table |= {f"{at}.mlp.{name}.weight": (F, D) for name in ("gate_proj", "up_proj")}
+    table |= {"model.norm.weight": (D,)}
+    return table if sizes.tied else table | {"lm_head.weight": (sizes.vocabulary, D)}
 
 
 def with_biases(linears):

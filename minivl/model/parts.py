@@ -5,7 +5,7 @@ A part takes the place of one function of the engine, in one model; the original
     a kernel      the model's `Kernels` get the function: rms_norm, swiglu, gelu, rotate, linear, the two attentions
     a tensor      as the tensor passes through the stream, the function's result goes on in its place: windows, positions,
                   tables of cos and sin, blocks, merger, scatter. The engine's own is computed too, and dropped
-    the picture   the image processor gets the function: smart_resize, patchify
+    the image     the image processor gets the function: smart_resize, patchify
 
 What a part returns must have the shape and dtype of what it replaces; an Error names the part if not. Scores and probabilities
 in a trace are built by the engine, whatever an attention part does.
@@ -147,7 +147,7 @@ def kernel(name, function):
     return call
 
 
-# ---- the picture ----
+# ---- the image ----
 
 
 def processor_with_parts(processor, parts):
@@ -286,7 +286,7 @@ class Observer:
 
     def scatter(self):
         x, ids, config = self.known["model.embed_tokens"], self.known["input_ids"], self.model.config
-        if "visual" not in self.known:  # no picture
+        if "visual" not in self.known:  # no image
             return x
         features, image = self.known["visual"], ids == config.image_token_id
         for where, rows in (

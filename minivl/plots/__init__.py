@@ -6,7 +6,7 @@
     plots.attention(trace, layer=3, head=2, step=1).savefig("attention.png")
 
 Each function takes a `Trace`, or what a study of the same name returned (studies/), and says which tensors it needs, should
-they not have been kept. What is shown on a picture is
+they not have been kept. What is shown on an image is
 placed there by `trace.maps`. Nothing is drawn on a screen and no setting of matplotlib is changed.
 Colours: viridis, cividis, and the palette by Okabe and Ito, which people with any colour vision tell apart.
 """

@@ -1,4 +1,4 @@
-"""Attention on the picture: in the tower from one patch, in the decoder from a token of the prompt or the answer.
+"""Attention on the image: in the tower from one patch, in the decoder from a token of the prompt or the answer.
 
 Shares are drawn on a fixed scale of 0 to 100 %, so that two maps can be compared; scale="own" stretches the colours from 0 to
 the map's largest share instead.
@@ -62,7 +62,7 @@ def head_name(head):
 
 
 def draw_shares(title, pixels, values, outlines, label, scale):
-    """A figure of the picture, and of the picture with shares of attention on it."""
+    """A figure of the image, and of the image with shares of attention on it."""
     figure, axes = two_panels(title, pixels, outlines)
     limits = share_scale(values, scale)
     share_bar(figure, lay_over(axes[1], values, pixels.shape[:2], **limits), axes[1], label, scale)
@@ -83,7 +83,7 @@ def shares_on_picture(trace, layer, head, step, query, image, frame):
 
 @resizable
 def attention(trace, layer, head=None, step=0, query=None, image=0, frame=0, vlm=None, scale="fixed"):
-    """What one token attends to on the picture, in one layer of the decoder.
+    """What one token attends to on the image, in one layer of the decoder.
 
     head   counted from 0; the mean of all if not given
     step   which token of the answer is about to be chosen: 0 is the first, by the prompt's last token
@@ -119,7 +119,7 @@ def describe_query(trace, step, query, vlm):
 
 @resizable
 def attention_heads(trace, step=0, query=None, image=0, frame=0, vlm=None, scale="fixed"):
-    """All heads of all layers that were kept, each on the picture: layers from top to bottom.
+    """All heads of all layers that were kept, each on the image: layers from top to bottom.
 
     Needs image.{i}.resized and model.layers.*.self_attn.probs; step, query and vlm as in `attention`.
     """
@@ -127,7 +127,7 @@ def attention_heads(trace, step=0, query=None, image=0, frame=0, vlm=None, scale
     layers = find_kept(trace, pattern)
     heads = len(trace[pattern.format(i=layers[0])])
     query_name = describe_query(trace, step, query, vlm)
-    title = f"{query_name[0].upper()}{query_name[1:]}: each head's attention to the picture\n"
+    title = f"{query_name[0].upper()}{query_name[1:]}: each head's attention to the image\n"
     cells = [[shares_on_picture(trace, i, h, step, query, image, frame) for h in range(heads)] for i in layers]
     figure, panels = small_multiples(trace, title, cells, image, frame, scale)
     for row, i in zip(panels, layers):
@@ -163,7 +163,7 @@ def small_multiples(trace, title, cells, image, frame, scale):
 
 @resizable
 def attention_steps(trace, layer, head=None, image=0, frame=0, vlm=None, columns=5, scale="fixed"):
-    """The attention to the picture before each token of the answer, in one layer.
+    """The attention to the image before each token of the answer, in one layer.
 
     Needs image.{i}.resized, model.layers.{layer}.self_attn.probs and steps.*.model.layers.{layer}.self_attn.probs.
     """

@@ -1,4 +1,4 @@
-"""Shared by all plots: figure and size, the picture of a trace with values over it, token text."""
+"""Shared by all plots: figure and size, the image of a trace with values over it, token text."""
 
 import functools
 import io
@@ -74,16 +74,16 @@ def plot(title, width=None, height=4.5, layout="constrained"):
     return figure
 
 
-# ---- on the picture ----
+# ---- on the image ----
 
 
 def picture(trace, image=0, frame=0):
-    """The resized picture (of a video, the first of the frame's two), uint8 [H, W, 3]."""
+    """The resized image (of a video, the first of the frame's two), uint8 [H, W, 3]."""
     maps = trace.maps
-    maps.raster("tokens", image, frame)  # an Error if there is no such picture
+    maps.raster("tokens", image, frame)  # an Error if there is no such image
     kind, number = ("image", image - maps.images) if image < maps.images else ("video", image - len(maps.grids))
     names = [name for name in trace.names if fnmatchcase(name, f"{kind}.*.resized")]
-    if names:  # counted from the end: with a cache the earlier pictures of a conversation are not run again
+    if names:  # counted from the end: with a cache the earlier images of a conversation are not run again
         (pixels,) = require(trace, sorted(names, key=lambda name: int(name.split(".")[1]))[number])
         return (
             pixels if kind == "image" else pixels[min(frame * maps.config.vision.temporal_patch_size, len(pixels) - 1)]
@@ -92,7 +92,7 @@ def picture(trace, image=0, frame=0):
 
 
 def unpatchify(trace, image, frame):
-    """The picture from the patches of hand-made `Inputs`; mean and deviation of colours as in the published models."""
+    """The image from the patches of hand-made `Inputs`; mean and deviation of colours as in the published models."""
     maps, vision = trace.maps, trace.maps.config.vision
     name, first = ("pixel_values", 0) if image < maps.images else ("pixel_values_videos", maps.images)
     processor = ImageProcessor(patch_size=vision.patch_size, temporal_patch_size=vision.temporal_patch_size)
@@ -112,7 +112,7 @@ def show_picture(axes, pixels):
 
 
 def lay_over(axes, values, size, most, **options):
-    """Values [rows, columns] as frames inside the cells of a picture of this (height, width): its colours stay to be seen.
+    """Values [rows, columns] as frames inside the cells of an image of this (height, width): its colours stay to be seen.
 
     most  the largest value of the scale; frames fade towards 0; NaN has none. -> the image, for its colour bar
     """
@@ -161,12 +161,12 @@ def share_bar(figure, image, axes, label, scale):
 
 
 def figure_height(ratio, share, least=3.2, most=7.0):
-    """Inches for a picture of height / width `ratio` that takes this share of the figure's width."""
+    """Inches for an image of height / width `ratio` that takes this share of the figure's width."""
     return float(np.clip(share * figure_width() * ratio + 1.1, least, most))
 
 
 def two_panels(title, pixels, outlines):
-    """A figure with the picture twice, the second time for values over it. outlines: (box, colour, width) on both."""
+    """A figure with the image twice, the second time for values over it. outlines: (box, colour, width) on both."""
     H, W, _ = pixels.shape
     figure = plot(title, height=figure_height(H / W, 0.42), layout="compressed")
     axes = figure.subplots(1, 2)
@@ -178,14 +178,14 @@ def two_panels(title, pixels, outlines):
 
 
 def outline(axes, box, colour, width=2.0, **options):
-    """A frame around (x0, y0, x1, y1), with a black edge so that it shows on any picture."""
+    """A frame around (x0, y0, x1, y1), with a black edge so that it shows on any image."""
     x0, y0, x1, y1 = (float(v) for v in box)
     for line, edge in ((width + 1.5, "black"), (width, colour)):
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, linewidth=line, **options))
 
 
 def write(axes, x, y, text, size=SMALL, **options):
-    """Text on a white plate, legible on any picture. The layout ignores it, for it is inside the axes."""
+    """Text on a white plate, legible on any image. The layout ignores it, for it is inside the axes."""
     plate = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
     axes.text(x, y, text, ha="center", va="center", fontsize=size, bbox=plate, in_layout=False, **options)
 
@@ -217,7 +217,7 @@ def legible(text, most=24):
 
 
 def mark_pictures(axes, maps, y=-0.03):
-    """Bars under the x axis where the prompt's tokens stand for pictures; returns whether there are any."""
+    """Bars under the x axis where the prompt's tokens stand for images; returns whether there are any."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], maps.shown.astype(np.int64), [0]])))
     for start, end in edges.reshape(-1, 2):
         axes.plot([start - 0.5, end - 0.5], [y, y], transform=axes.get_xaxis_transform(), color=ORANGE, linewidth=4,

@@ -1,4 +1,4 @@
-"""How a picture is cut: patches and tokens, windows, and window order."""
+"""How an image is cut: patches and tokens, windows, and window order."""
 
 import numpy as np
 
@@ -27,9 +27,9 @@ DIGIT = 0.09  # inches
 
 @resizable
 def patches(trace, image=0, frame=0, token=None):
-    """The picture with thin lines between patches and thick ones between tokens; and one token enlarged, patches numbered.
+    """The image with thin lines between patches and thick ones between tokens; and one token enlarged, patches numbered.
 
-    token  the one to enlarge; where the picture has most detail if not given. Needs image.{i}.resized.
+    token  the one to enlarge; where the image has most detail if not given. Needs image.{i}.resized.
     """
     maps, pixels = trace.maps, picture(trace, image, frame)
     tokens = maps.raster("tokens", image, frame)
@@ -102,14 +102,14 @@ def draw_token(axes, maps, pixels, token):
 
 @resizable
 def windows(trace, image=0, frame=0):
-    """The windows of the tower's windowed blocks over the picture; hatched where the picture's edge cuts them smaller."""
+    """The windows of the tower's windowed blocks over the image; hatched where the image's edge cuts them smaller."""
     maps, pixels = trace.maps, picture(trace, image, frame)
     H, W, _ = pixels.shape
     side, unit = maps.config.vision.window_size, maps.config.vision.merged_size
     full = (side // unit) ** 2
     on_picture = windows_on(maps, image, frame)
     partial = sum(window.partial for window in on_picture)
-    smaller = f"{partial} of them cut smaller by the picture's edge (hatched)" if partial else "all of them whole"
+    smaller = f"{partial} of them cut smaller by the image's edge (hatched)" if partial else "all of them whole"
     figure = plot(
         f"{len(on_picture)} windows of up to {side} x {side} pixels ({full} tokens), {smaller}:\n"
         "in a windowed block a patch attends to the patches of its own window only",
@@ -146,7 +146,7 @@ def draw_window(axes, window, inches, side, unit):
 
 @resizable
 def permutation(trace, image=0, frame=0):
-    """The window order: each token's slot, on the picture's grid and against its number."""
+    """The window order: each token's slot, on the image's grid and against its number."""
     maps = trace.maps
     tokens, slots = maps.raster("tokens", image, frame), maps.raster("token slots", image, frame)
     rows, columns = tokens.shape

@@ -18,7 +18,7 @@ from minivl.studies.from_trace import find_kept, find_numbers, require
 
 @resizable
 def residual_norms(trace):
-    """Root mean square of the residual stream after each block and layer: patches, text, tokens of the picture.
+    """Root mean square of the residual stream after each block and layer: patches, text, tokens of the image.
 
     Needs visual.window_order, visual.blocks.* (each block's output), inputs_embeds and model.layers.* (each layer's).
     """
@@ -103,6 +103,6 @@ def kv_cache(trace):
         axes.tick_params(labelsize=SMALL)
         colour_bar(figure, image, axes, "Euclidean length")
         marked = mark_pictures(axes, maps)
-    note = "; orange bar: pictures and videos" * marked + "; dashed line: start of the answer" * (S > T)
+    note = "; orange bar: images and videos" * marked + "; dashed line: start of the answer" * (S > T)
     axes.set_xlabel(f"token in the cache{note}", fontsize=SMALL)
     return figure

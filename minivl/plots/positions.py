@@ -24,7 +24,7 @@ SIGNED = "RdBu"  # of ColorBrewer: told apart with any colour vision
 def rope_tables(trace):
     """cos and sin that rotate queries and keys: by row and column in the tower, by t, h and w in the decoder.
 
-    Needs model.rope.cos, model.rope.sin and, if there is a picture, visual.rope.cos and visual.rope.sin.
+    Needs model.rope.cos, model.rope.sin and, if there is an image, visual.rope.cos and visual.rope.sin.
     """
     config = trace.maps.config
     tables = [("decoder", "model", "token of the prompt", shares(("t", "h", "w"), config.text.rope.mrope_section))]
@@ -75,7 +75,7 @@ def mrope_3d(trace):
         [np.zeros((3, 0), np.int64), *require(trace, *[f"steps.{k}.position_ids" for k in steps])], axis=1
     )
     kinds = [("text", text, BLUE, "o"), ("pictures and videos", media, ORANGE, "s"), ("answer", answer, VERMILION, "^")]
-    figure = plot("M-RoPE: text counts up on all three axes at once; a picture spreads over h and w at one time t")
+    figure = plot("M-RoPE: text counts up on all three axes at once; an image spreads over h and w at one time t")
     left, right = figure.add_gridspec(1, 2, width_ratios=(1.15, 1))
     space, along = figure.add_subplot(left, projection="3d"), figure.add_subplot(right)
     for name, (t, h, w), colour, marker in kinds:
@@ -93,7 +93,7 @@ def mrope_3d(trace):
 
 
 def draw_positions(axes, maps, positions):
-    """t, h and w of each token: they differ inside pictures only."""
+    """t, h and w of each token: they differ inside images only."""
     index = np.arange(positions.shape[1])
     for name, values, colour, style in zip(
         ("t, time", "h, row", "w, column"), positions, (BLUE, GREEN, PINK), "- -. :".split()
@@ -101,7 +101,7 @@ def draw_positions(axes, maps, positions):
         axes.plot(index, values, style, color=colour, linewidth=1.6, label=name)
     axes.plot(index, index, color="black", linewidth=0.5, label="position of ordinary RoPE")
     axes.set(xlim=(-0.5, len(index) - 0.5), ylim=(-1, len(index)))
-    axes.set_xlabel("token of the prompt, then of the answer" + ("\n(orange bar: pictures and videos)" if maps.tokens else ""),
+    axes.set_xlabel("token of the prompt, then of the answer" + ("\n(orange bar: images and videos)" if maps.tokens else ""),
                     fontsize=SMALL)  # fmt: skip
     axes.set_ylabel("position", fontsize=SMALL)
     mark_pictures(axes, maps, 0.005)

@@ -25,19 +25,19 @@ from minivl.studies.over import Averages
 
 
 @resizable
-def ablate_heads(found):
+def ablate_heads(result):
     """The change of the answer's log-probability without each head: decoder and tower, a `studies.HeadAblation`."""
-    if isinstance(found, Averages):
-        return averages.__wrapped__(found)
-    tables = [("decoder", "layer", found.layers, found.decoder), ("tower", "block", found.blocks, found.tower)]
+    if isinstance(result, Averages):
+        return averages.__wrapped__(result)
+    tables = [("decoder", "layer", result.layers, result.decoder), ("tower", "block", result.blocks, result.tower)]
     tables = [table for table in tables if table[3].size]
     if not tables:
         raise Error("no head was ablated: layers= and blocks= were both empty.")
     rows = max(len(table[2]) for table in tables)
     columns = [table[3].shape[1] for table in tables]
     figure = plot(
-        f"Each head ablated by itself ({found.by} ablation): change of the log-probability of {legible(found.answer, 28)}\n"
-        f"({found.log_prob:.3g} nats with all heads; red: the answer needs the head)",
+        f"Each head ablated by itself ({result.by} ablation): change of the log-probability of {legible(result.answer, 28)}\n"
+        f"({result.log_prob:.3g} nats with all heads; red: the answer needs the head)",
         height=float(np.clip(0.32 * rows + 1.8, 3, 16)),
     )
     most = max(float(np.abs(table[3]).max()) for table in tables) or 1.0
@@ -75,23 +75,23 @@ def mark_columns(axes, names, most=20):
 
 
 @resizable
-def patch_grid(found):
+def patch_grid(result):
     """The logit difference that patching recovers, by layer and group of tokens: a `studies.PatchGrid`."""
-    if isinstance(found, Averages):
-        return averages.__wrapped__(found)
-    values, labels = found.recovered, [legible(label) for label in found.groups]
+    if isinstance(result, Averages):
+        return averages.__wrapped__(result)
+    values, labels = result.recovered, [legible(label) for label in result.groups]
     size = float(np.clip(0.5 * len(labels) + 3, 7, 20)), float(np.clip(0.3 * len(values) + 2.8, 3.8, 16))
-    clean, corrupted = (legible(answer) for answer in found.answers)
+    clean, corrupted = (legible(answer) for answer in result.answers)
     figure = plot(
         f"Patched from the clean run ({clean}) into the corrupted one ({corrupted}):\n"
-        f"recovered share of the difference of their logits (clean {found.clean:.3g}, corrupted {found.corrupted:.3g})",
+        f"recovered share of the difference of their logits (clean {result.clean:.3g}, corrupted {result.corrupted:.3g})",
         *size,
     )
     axes = figure.subplots()
     most = max(1.0, float(np.abs(values).max()))
     shown = axes.imshow(values, cmap=SIGNED, vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
     write_values(axes, values, most, size[0] / (len(labels) + 3))
-    mark_rows(axes, [name.removeprefix("model.") for name in found.layers], 40)
+    mark_rows(axes, [name.removeprefix("model.") for name in result.layers], 40)
     turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(range(len(labels)), labels, fontsize=SMALL, **turned)
     axes.set_ylabel("patched after", fontsize=SMALL)
@@ -101,44 +101,44 @@ def patch_grid(found):
 
 
 @resizable
-def occlusion(found):
-    """The log-probability that hiding each part of the picture costs, over the picture: a `studies.Occlusion`."""
-    if isinstance(found, Averages):
-        return averages.__wrapped__(found)
-    pixels = picture(found.trace, found.image, found.frame)
-    tokens = "each token" if found.size == 1 else f"each {found.size} x {found.size} tokens"
-    most = float(np.abs(found.drop).max()) or 1.0
+def occlusion(result):
+    """The log-probability that hiding each part of the image costs, over the image: a `studies.Occlusion`."""
+    if isinstance(result, Averages):
+        return averages.__wrapped__(result)
+    pixels = picture(result.trace, result.image, result.frame)
+    tokens = "each token" if result.size == 1 else f"each {result.size} x {result.size} tokens"
+    most = float(np.abs(result.drop).max()) or 1.0
     figure, axes = two_panels(
-        f"Occlusion: {tokens} of the picture hidden (replaced by {found.by}), and {legible(found.answer, 28)} forced\n"
-        f"hiding the outlined box costs most, {float(found.windows.max()):.3g} nats of log-probability",
+        f"Occlusion: {tokens} of the image hidden (replaced by {result.by}), and {legible(result.answer, 28)} forced\n"
+        f"hiding the outlined box costs most, {float(result.windows.max()):.3g} nats of log-probability",
         pixels,
-        [(found.box, ORANGE, 2.0)],
+        [(result.box, ORANGE, 2.0)],
     )
-    image = lay_over(axes[1], found.drop, pixels.shape[:2], most, cmap=SIGNED, vmin=-most, vmax=most)
-    colour_bar(figure, image, axes[1], "lost when hidden, nats" + ", mean of windows" * (found.size > 1))
+    image = lay_over(axes[1], result.drop, pixels.shape[:2], most, cmap=SIGNED, vmin=-most, vmax=most)
+    colour_bar(figure, image, axes[1], "lost when hidden, nats" + ", mean of windows" * (result.size > 1))
     return figure
 
 
 @resizable
-def attention_rollout(found, row=None, image=0, frame=0):
-    """Where one row comes from, through all layers, over the picture: a `studies.Rollout`.
+def attention_rollout(result, row=None, image=0, frame=0):
+    """Where one row comes from, through all layers, over the image: a `studies.Rollout`.
 
     row  a patch (as `trace.maps` counts them) of the tower, or a token of the prompt; the patch in the middle of the
-         picture, or the prompt's last token, if not given
+         image, or the prompt's last token, if not given
     """
-    maps, pixels = found.trace.maps, picture(found.trace, image, frame)
-    tower = found.room == "visual"
+    maps, pixels = result.trace.maps, picture(result.trace, image, frame)
+    tower = result.room == "visual"
     if tower:
         patches = maps.raster("patches", image, frame)
         patch = int(patches[patches.shape[0] // 2, patches.shape[1] // 2]) if row is None else row
-        values = found.on_image(int(maps.slot_of_patch(patch)), image, frame)
+        values = result.on_image(int(maps.slot_of_patch(patch)), image, frame)
         name, outlines = f"patch {patch} (blue)", [(maps.pixels_of_patch(patch), BLUE, 1.6)]
     else:
-        row = len(found.shares) - 1 if row is None else row
-        values, name, outlines = found.on_image(row, image, frame), f"token {row} of the prompt", []
+        row = len(result.shares) - 1 if row is None else row
+        values, name, outlines = result.on_image(row, image, frame), f"token {row} of the prompt", []
     figure, axes = two_panels(
-        f"Attention rollout through {'blocks' if tower else 'layers'} {found.layers[0]} to {found.layers[-1]}: "
-        f"what {name} comes from\n{float(values.sum()):.1%} comes from this picture, by attention alone",
+        f"Attention rollout through {'blocks' if tower else 'layers'} {result.layers[0]} to {result.layers[-1]}: "
+        f"what {name} comes from\n{float(values.sum()):.1%} comes from this image, by attention alone",
         pixels,
         outlines,
     )

@@ -56,10 +56,10 @@ def to_numpy(array):
 
 
 def versions():
-    found = {}
+    versions = {}
     for package in ("mlx", "mlx-vlm", "mlx-lm"):
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -61,5 +61,5 @@ def module_of(name):
     """
     if name.startswith("/"):
         return join_scopes(part for part in name.split("/")[:-1] if part) or None
-    found = re.match(r"__module\.(.+?)/(aten|prim)::", name)
-    return found[1] if found else None
+    match = re.match(r"__module\.(.+?)/(aten|prim)::", name)
+    return match[1] if match else None

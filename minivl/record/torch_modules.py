@@ -92,8 +92,8 @@ def to_numpy(tensor):
 
 
 def versions():
-    found = {}
+    versions = {}
     for package in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            versions[package] = importlib.metadata.version(package)
+    return versions

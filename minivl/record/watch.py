@@ -148,24 +148,24 @@ class Watch:
 
 def inputs_of(name, args, kwargs):
     """Tensors that are no module's output, from the inputs of the module `name`."""
-    found = {own: kwargs[own] for own in ARGUMENTS if is_tensor(kwargs.get(own))}
+    inputs = {own: kwargs[own] for own in ARGUMENTS if is_tensor(kwargs.get(own))}
     tensors = [tensor for tensor in args if is_tensor(tensor)]
-    if name in ("", "model") and "input_ids" not in found and tensors and is_integer(tensors[0]):
-        found["input_ids"] = tensors[0]
+    if name in ("", "model") and "input_ids" not in inputs and tensors and is_integer(tensors[0]):
+        inputs["input_ids"] = tensors[0]
     block, _, last = name.rpartition(".")
     if last in INPUTS and "patch_embed" not in block and len(tensors) == 1:  # subtle: fused norms get two
-        found[f"{block}.{INPUTS[last]}"] = tensors[0]
+        inputs[f"{block}.{INPUTS[last]}"] = tensors[0]
     hidden = tensors[0] if tensors else kwargs.get("hidden_states")
     if name in ("visual.blocks.0", "model.layers.0") and is_tensor(hidden):
-        found["visual.window_order" if is_tower(name) else "inputs_embeds"] = hidden
+        inputs["visual.window_order" if is_tower(name) else "inputs_embeds"] = hidden
     if name == "visual.blocks.0" and is_pair(kwargs.get("position_embeddings")):
-        found["visual.rope.cos"], found["visual.rope.sin"] = kwargs["position_embeddings"]
+        inputs["visual.rope.cos"], inputs["visual.rope.sin"] = kwargs["position_embeddings"]
     if last == "rotary_pos_emb" and len(tensors) == 2:
-        found["visual.patch_positions"] = tensors[1]
+        inputs["visual.patch_positions"] = tensors[1]
     if last == "rotary_emb" and is_tensor(positions := kwargs.get("position_ids", (*args, None, None)[1])):
         if positions.ndim == 3 and len(positions) == 3:
-            found["position_ids"] = positions[:, 0]  # [3, 1, T] -> [3, T]
-    return found
+            inputs["position_ids"] = positions[:, 0]  # [3, 1, T] -> [3, T]
+    return inputs
 
 
 def append_to_tower(recording, name, new):

@@ -9,7 +9,7 @@
     teacher_forcing.py  Forced: prompt and answer in one prefill, from any layer on
     head_ablation.py    ablate_heads: the heads that the answer needs
     causal_tracing.py   patch_grid, patch_heads: tokens, layers, heads that carry the difference between two prompts
-    occlusion.py        occlusion: the part of the picture that the answer needs
+    occlusion.py        occlusion: the part of the image that the answer needs
     attention.py        attention_to_image, attention_rollout
     logit_lens.py       logit_lens: the next token if the model stopped after each layer
     linear_probe.py     probe: from which tensors of a store (minivl.collect) a label can be read
@@ -19,7 +19,7 @@
     over.py             any of these over many cases: mean logit difference, 95 % intervals
     scenes.py           scenes: cases with a known truth, drawn
     over_training.py    over_training: skills and heads of the checkpoints of a run
-    windows.py          the tower's windows over a picture
+    windows.py          the tower's windows over an image
     from_trace.py       read tensors of a trace, or say what to keep
 
 Plots, walks and the report page draw the numbers that are computed here. Edits of your own: minivl/trace/edits.py.

@@ -19,13 +19,13 @@ def without_windows(vlm, over, **options):
     """The change of the logit difference with full attention in all blocks of the tower, and with windows in all.
     -> Averages (over.py), axis "tower"
 
-    A picture of one window (up to 112 x 112 pixels in the published models) is the same in all three.
+    An image of one window (up to 112 x 112 pixels in the published models) is the same in all three.
     """
     towers = [with_full_attention(vlm, range(vlm.config.vision.depth)), with_full_attention(vlm, ())]
 
     def measure(case_run):
         if not case_run.maps.tokens:
-            raise Error("the case has no picture, and so no windows.")
+            raise Error("the case has no image, and so no windows.")
         features = [run(run_tower(case_run.forced, tower)) for tower in towers]
         return [case_run.difference(case_run.logits(replace_features(case_run.forced, x))) for x in features]
 

@@ -1,4 +1,4 @@
-"""Attention of one token to a picture, in some layer or followed through all layers (rollout)."""
+"""Attention of one token to an image, in some layer or followed through all layers (rollout)."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from minivl.trace.trace import Trace
 
 @dataclass(frozen=True)
 class AttentionToImage:
-    """What one token attends to on a picture.
+    """What one token attends to on an image.
 
     values  float32 [token rows, token columns]: shares of the token's whole attention, text included
     token   the query, counted through prompt and answer;  layers  their numbers, averaged;  head  None: all, averaged
-    best    the picture's token with most of it;  box  its (x0, y0, x1, y1) on the resized picture
-    image, frame   which picture, and which frame of a video
+    best    the image's token with most of it;  box  its (x0, y0, x1, y1) on the resized image
+    image, frame   which image, and which frame of a video
     """
 
     values: np.ndarray
@@ -32,7 +32,7 @@ class AttentionToImage:
 
     @property
     def share(self):
-        """The share of its attention that is on this picture."""
+        """The share of its attention that is on this image."""
         return float(self.values.sum())
 
     def __str__(self):
@@ -40,18 +40,18 @@ class AttentionToImage:
         where = f"layer {self.layers[0]}" if len(self.layers) == 1 else f"the mean of {len(self.layers)} layers"
         heads = "all heads" if self.head is None else f"head {self.head}"
         return (
-            f"In {where}, {heads}, {self.share:.1%} of token {self.token}'s attention is on picture {self.image}; most, "
+            f"In {where}, {heads}, {self.share:.1%} of token {self.token}'s attention is on image {self.image}; most, "
             f"{float(self.values.max()):.2%}, on token {self.best}, x {x0} to {x1}, y {y0} to {y1}."
         )
 
 
 def attention_to_image(trace, token=None, layer=None, head=None, image=0, frame=0):
-    """The attention of one token to a picture. -> AttentionToImage
+    """The attention of one token to an image. -> AttentionToImage
 
     token  counted from 0 through the prompt and on through the answer; the prompt's last, at which the answer's first is
            chosen, if not given. The answer's last token is chosen and never run
     layer  a number; the mean of all that were kept if not given;  head  a number, or the mean of all
-    image, frame   which picture (pictures first, then videos), and which frame of a video
+    image, frame   which image (images first, then videos), and which frame of a video
     Needs model.layers.{layer}.self_attn.probs (for a token of the answer, with steps.*. in front).
     """
     maps = trace.maps
@@ -120,7 +120,7 @@ class Rollout:
     shares  float32 [rows, rows]: shares[n, m] is how much of row n, at the end, comes from row m at the start; rows sum to 1
     room    "visual": the rows are patches in window order; "model": tokens of the prompt
     layers  numbers of the blocks or layers that were followed
-    trace   whose `maps` lead to the picture
+    trace   whose `maps` lead to the image
     """
 
     shares: np.ndarray
@@ -129,7 +129,7 @@ class Rollout:
     trace: Trace
 
     def on_image(self, row, image=0, frame=0):
-        """The shares of one row on a picture: [patch rows, patch columns], or [token rows, token columns] of the decoder."""
+        """The shares of one row on an image: [patch rows, patch columns], or [token rows, token columns] of the decoder."""
         if row not in range(len(self.shares)):
             raise Error(f"row {row!r}: there are {len(self.shares)}, counted from 0.")
         order = "patch slots" if self.room == "visual" else "prompt"
@@ -146,7 +146,7 @@ class Rollout:
         pictures = float(self.shares[-1, self.trace.maps.shown].sum())
         return (
             f"After layers {self.layers[0]} to {self.layers[-1]} the prompt's last token is, by attention alone, "
-            f"{pictures:.1%} pictures and {float(self.shares[-1, -1]):.1%} itself."
+            f"{pictures:.1%} images and {float(self.shares[-1, -1]):.1%} itself."
         )
 
 

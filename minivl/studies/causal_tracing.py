@@ -1,6 +1,6 @@
 """Causal tracing: locate the tokens and layers that carry the difference between two prompts.
 
-    clean      a picture with a red ring     "What colour is the ring?"  red
+    clean      an image with a red ring     "What colour is the ring?"  red
     corrupted  the same with a blue one                                  blue
 
 In the corrupted run, the residual stream of some tokens after some layer is replaced by that of the clean run. Does the
@@ -64,7 +64,7 @@ def patch_grid(
 ):  # fmt: skip
     """Patch the residual stream of a corrupted run from a clean one, layer by layer and token by token. -> PatchGrid
 
-    clean, corrupted  two prompts of one length, pictures of one size: each as one of `vlm.ask_many`, such as
+    clean, corrupted  two prompts of one length, images of one size: each as one of `vlm.ask_many`, such as
                       {"question": ..., "images": ...}
     answers  (clean, corrupted) as text or token ids; the model's own if not given. The logits of the first token in which they
              differ are compared, those before it are forced
@@ -73,8 +73,8 @@ def patch_grid(
     options  as of `vlm.ask`
     The tower runs once for each prompt; a patched run starts after its layer.
 
-    over     cases with `corrupted` pictures instead of two prompts: the recovered share by layer and role of the tokens
-             (over.py). -> Averages. Cases whose two pictures do not get their true answers are left out: NaN
+    over     cases with `corrupted` images instead of two prompts: the recovered share by layer and role of the tokens
+             (over.py). -> Averages. Cases whose two images do not get their true answers are left out: NaN
     Source: Meng et al. 2022 (arXiv:2202.05262); the logit difference as the measure: Wang et al. 2022 (arXiv:2211.00593).
     """
     if over is not None:
@@ -129,7 +129,7 @@ def check_alike(clean, corrupted):
     a, b = clean.trace["position_ids"], corrupted.trace["position_ids"]
     if a.shape != b.shape or not np.array_equal(a, b):
         raise Error(
-            f"the clean prompt has {a.shape[1]} tokens, the corrupted one {b.shape[1]}; they must be as long and have pictures "
+            f"the clean prompt has {a.shape[1]} tokens, the corrupted one {b.shape[1]}; they must be as long and have images "
             "of the same sizes at the same positions, for each row is patched from the row of the same position."
         )
 
@@ -159,7 +159,7 @@ def check_groups(groups, rows):
 
 
 def token_groups(forced, single=24):
-    """{label: positions}: text before, between and after pictures, each picture or video; the text after the last one token
+    """{label: positions}: text before, between and after images, each image or video; the text after the last one token
     by token, the last `single` of them."""
     maps, rows = forced.trace.maps, len(forced.x)
     ids = np.concatenate([maps.input_ids, forced.ids[:-1]])
@@ -213,12 +213,12 @@ def recovered_shares(case_run, firsts, options):
 def corrupt(clean, options):
     """(clean, corrupted, function of logits -> recovered share) of a case's two runs, one answer token forced in both.
 
-    None if the two pictures do not get their true answers.
+    None if the two images do not get their true answers.
     """
     vlm, case = clean.vlm, clean.case
     if case.corrupted is None:
         raise Error(
-            "the case has no corrupted picture. Give Case(corrupted=(images, answer)); studies.scenes draws them."
+            "the case has no corrupted image. Give Case(corrupted=(images, answer)); studies.scenes draws them."
         )
     images, answer = case.corrupted
     shared, tokens = first_difference(*[np.array(encode_with_end(vlm, text)) for text in (case.answer, answer)])
@@ -236,7 +236,7 @@ def patch_heads(vlm, over, heads=None, **options):
     """Patch the output of each head at the answering tokens from the clean run: which heads bring what is asked for?
     -> Averages of the recovered share, [layers, heads]
 
-    over   cases with `corrupted` pictures: see over.py
+    over   cases with `corrupted` images: see over.py
     heads  {label: [(layer, head), ...]}, heads to patch together, instead of each by itself
     The attention pattern of the later layers is that of the patched run.
     Source: K. Wang et al. 2022 (arXiv:2211.00593), whose path patching goes on to follow single paths.

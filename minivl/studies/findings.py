@@ -169,7 +169,7 @@ def find_reader(model):
         *table(["", "answered right", "change of the logit difference"], rows),
         "",
         f"Without it, {count - right} of {count} answers are wrong; {confused} of them are the colour of another object in "
-        f"the picture, {other} are not.",
+        f"the image, {other} are not.",
     ], plots.head_atlas(model.atlas)
 
 
@@ -187,7 +187,7 @@ def find_object(model):
     together = patch_heads(model.vlm, model.cases, groups)
     lines = [f"{names(heads)} together: {mean_of(together, name, percent=True)}" for name, heads in groups.items()]
     return [
-        "The output of a head at the last token is taken from a picture in which the asked object has the right colour, "
+        "The output of a head at the last token is taken from an image in which the asked object has the right colour, "
         "into a run in which it has another one: how much of the logit difference comes back?",
         "",
         *table(["head", "attention on the asked object", "on the question word", "recovered by its output"], rows),
@@ -275,7 +275,7 @@ def patching_lines(result):
         [name.removeprefix("model."), *[mean_of(result, name, role, percent=True) for role in roles]] for name in first
     ]
     return [
-        f"Over {known} pairs of pictures that both get their true answers:",
+        f"Over {known} pairs of images that both get their true answers:",
         "",
         *table(["patched after", *roles], rows),
     ]
@@ -297,7 +297,7 @@ def find_lens(model):
     return table(["after", "logit difference", "right answer ahead"], rows), plots.averages(result)
 
 
-@finding("hidden", "Which part of the picture does the answer need?")
+@finding("hidden", "Which part of the image does the answer need?")
 def find_hidden(model):
     result = occlusion(model.vlm, over=model.cases)
     rows = [["nothing", right_at_first(result), ""]]
@@ -315,7 +315,7 @@ def find_count(model):
         for labels, mean, low, high in heads.strongest(5)
     ]
     return [
-        'The "asked object" is the one that the other picture lacks.',
+        'The "asked object" is the one that the other image lacks.',
         "",
         *patching_lines(result),
         "",

@@ -130,7 +130,7 @@ def record_context(stage, name):
 
 
 def run_tower(forced, vlm=None):
-    """Stage: the vision tower on the prompt's pictures and videos -> their tokens. vlm: another model's tower."""
+    """Stage: the vision tower on the prompt's images and videos -> their tokens. vlm: another model's tower."""
     trace, none = forced.trace, ()
     names = "pixel_values image_grid_thw pixel_values_videos video_grid_thw".split()
     return (vlm or forced.vlm).embed_image(*[trace[name] if name in trace else none for name in names])

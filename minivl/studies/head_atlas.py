@@ -5,7 +5,7 @@
     atlas["layer 1", "head 1", "asked object"]      # (mean share, low, high)
     heads_on(atlas, "asked object", 0.5)            # [(1, 1), (2, 4), ...]
 
-Roles: the question's word for what is asked, the rest of the question, the asked object, the other objects, the picture's
+Roles: the question's word for what is asked, the rest of the question, the asked object, the other objects, the image's
 background, the template's tokens (system prompt, special tokens), the prompt's last token, the answer so far (over.py).
 A share is no explanation: it says where a head reads, not whether anything depends on it. `ablate_heads` tells that.
 """

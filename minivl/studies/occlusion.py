@@ -1,4 +1,4 @@
-"""Occlusion: the answer's log-probability with parts of the picture hidden from the decoder."""
+"""Occlusion: the answer's log-probability with parts of the image hidden from the decoder."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,15 @@ from minivl.trace.trace import Trace
 
 @dataclass(frozen=True)
 class Occlusion:
-    """Loss of the answer's log-probability, in nats, when a part of the picture is hidden.
+    """Loss of the answer's log-probability, in nats, when a part of the image is hidden.
 
     windows   float32 [token rows - size + 1, token columns - size + 1], before minus after, for each position of the
               occluding window, by its upper left token: above 0, the answer needs what it hides
     drop      float32 [token rows, token columns], the mean over the windows that hide a token
     size      tokens along a side of the window;  by  what replaces them: "mean" or "zero"
-    box       (x0, y0, x1, y1) of the window that costs most, in pixels of the resized picture
-    answer    in quotes;  log_prob  of the answer with the whole picture
-    image, frame   which picture, and which frame of a video;  trace  of the prompt
+    box       (x0, y0, x1, y1) of the window that costs most, in pixels of the resized image
+    answer    in quotes;  log_prob  of the answer with the whole image
+    image, frame   which image, and which frame of a video;  trace  of the prompt
     """
 
     windows: np.ndarray
@@ -38,7 +38,7 @@ class Occlusion:
         x0, y0, x1, y1 = self.box
         return (
             f"{self.answer} ({self.log_prob:.3g} nats) loses most, {float(self.windows.max()):.3g} nats, without what is at "
-            f"x {x0} to {x1}, y {y0} to {y1} of picture {self.image} ({self.size} x {self.size} of {self.drop.size} tokens "
+            f"x {x0} to {x1}, y {y0} to {y1} of image {self.image} ({self.size} x {self.size} of {self.drop.size} tokens "
             f"at a time, {self.by} in their place)."
         )
 
@@ -46,11 +46,11 @@ class Occlusion:
 def occlusion(
     vlm, question=None, images=None, videos=None, answer=None, size=1, by="mean", image=0, frame=0, over=None, **options
 ):  # fmt: skip
-    """Hide each window of size x size tokens of a picture from the decoder. -> Occlusion
+    """Hide each window of size x size tokens of an image from the decoder. -> Occlusion
 
     answer  text or token ids; the model's own if not given. It is forced: see teacher_forcing.py
-    by      what replaces them in inputs_embeds: "mean", the mean of the picture's tokens, or "zero"
-    image, frame   which picture (pictures first, then videos), and which frame of a video
+    by      what replaces them in inputs_embeds: "mean", the mean of the image's tokens, or "zero"
+    image, frame   which image (images first, then videos), and which frame of a video
     Tokens are hidden after the tower, which has mixed their neighbours into each: the remaining tokens may still carry
     information about hidden ones. One run of the decoder for each position of the window; the tower runs once.
 
@@ -72,7 +72,7 @@ def occlusion(
     positions = maps.raster("prompt", image, frame)
     if isinstance(size, bool) or size not in range(1, min(positions.shape) + 1):
         rows, columns = positions.shape
-        raise Error(f"size={size!r}: this picture has {rows} x {columns} tokens; give 1 to {min(positions.shape)}.")
+        raise Error(f"size={size!r}: this image has {rows} x {columns} tokens; give 1 to {min(positions.shape)}.")
     hidden = forced.x[positions.reshape(-1)].mean(axis=0) if by == "mean" else np.float32(0)
     before = forced.log_prob()
     windows = before - occlude_windows(forced, positions, hidden, size)
@@ -118,7 +118,7 @@ def occlude_over(vlm, over, by, options):
     def measure(case_run):
         x, shown = case_run.forced.x, case_run.maps.shown
         if not shown.any():
-            raise Error("the case has no picture to hide.")
+            raise Error("the case has no image to hide.")
         usual = x[: len(shown)][shown].mean(axis=0) if by == "mean" else np.float32(0)
         differences = []
         for role in roles:

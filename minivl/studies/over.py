@@ -1,6 +1,6 @@
-"""Studies over many cases: pictures with a question and its true answer. The `over=` of a study takes them.
+"""Studies over many cases: images with a question and its true answer. The `over=` of a study takes them.
 
-    cases = studies.scenes(200, task="colour")              # drawn, with the truth about each picture (scenes.py)
+    cases = studies.scenes(200, task="colour")              # drawn, with the truth about each image (scenes.py)
     cases = [("a.png", "Is it raining?", "yes"), ...]       # or your own; a `Case` holds more
     ablation = studies.ablate_heads(vlm, over=cases)        # -> Averages
     print(ablation)                                         # one sentence
@@ -35,7 +35,7 @@ ROUNDS = 1000  # of the bootstrap
 
 @dataclass(frozen=True)
 class Case:
-    """A question about pictures or a video, its true answer, and what is known about the picture.
+    """A question about images or a video, its true answer, and what is known about the image.
 
     images, videos     as `vlm.ask` takes them
     question, answer   text
@@ -43,9 +43,9 @@ class Case:
                        every token of the answer and at its end
     word               the word of the question that names what is asked for, such as "ring"
     asked, others      boxes of the object that is asked for, and of the other objects: (x0, y0, x1, y1) in pixels of the
-                       picture as given, or (x0, y0, x1, y1, image, frame), counted as `Maps` do
+                       image as given, or (x0, y0, x1, y1, image, frame), counted as `Maps` do
     distractors        wrong answers that are true of another object
-    corrupted          (images, answer) of a picture of the same size that differs in what is asked for, for causal tracing
+    corrupted          (images, answer) of an image of the same size that differs in what is asked for, for causal tracing
     """
 
     images: object
@@ -207,7 +207,7 @@ def covered_tokens(maps, box):
 
 
 def resized_box(image_sizes, maps, box):
-    """A box on the picture as given, of one of these (height, width), -> on the resized picture. A video's: as it is."""
+    """A box on the image as given, of one of these (height, width), -> on the resized image. A video's: as it is."""
     image = int(box[4]) if len(box) > 4 else 0
     x0, y0, x1, y1 = (float(n) for n in box[:4])
     if image >= len(image_sizes):
@@ -245,7 +245,7 @@ def question_rows(case_run):
 class Averages:
     """A study over many cases: a number for each case and each cell of a table.
 
-    values     float32 [cases, *axes]; NaN where a case lacks such a cell (a picture of one object has no other objects)
+    values     float32 [cases, *axes]; NaN where a case lacks such a cell (an image of one object has no other objects)
     axes       {name: labels} of the axes behind the first
     study      the name of the study;  what  what a value is: `CHANGE`, or a share
     baseline   float32 [cases]: the logit difference without changes
@@ -297,7 +297,7 @@ class Averages:
             raise Error(f"{self.study} measures the {self.what}, and not whether answers are right.")
 
     def __getitem__(self, labels):
-        """(mean, low, high) of one cell, by its labels: found["layer 1", "head 1"]."""
+        """(mean, low, high) of one cell, by its labels: averages["layer 1", "head 1"]."""
         labels = labels if isinstance(labels, tuple) else (labels,)
         cell = tuple(list(known).index(label) for known, label in zip(self.axes.values(), labels))
         return float(self.mean[cell]), *(float(end[cell]) for end in self.interval())

@@ -4,7 +4,7 @@
     scenes(200, task="count")               # "How many shapes are there?"
     scenes(200, family="pair", task="more") # a task family of minivl.tiny.tasks
 
-Of the scenes' own tasks, a case knows the boxes of the objects and a corrupted picture, which differs in one object only. The
+Of the scenes' own tasks, a case knows the boxes of the objects and a corrupted image, which differs in one object only. The
 same numbers give the same cases, and none that training has seen.
 """
 
@@ -81,7 +81,7 @@ class Ground:
     def picture(self, shapes):
         image = self.ground.copy()
         for shape in shapes:
-            paint(np.random.default_rng(list(shape.box)), image, shape)  # one tone in every picture
+            paint(np.random.default_rng(list(shape.box)), image, shape)  # one tone in every image
         return image
 
     def case(self, question, answer, word, asked, corrupted=None, distractors=()):
@@ -110,7 +110,7 @@ def ask_colour(rng, number):
 
 
 def ask_count(rng, number):
-    """How many shapes there are; asked: one of them, which the corrupted picture lacks."""
+    """How many shapes there are; asked: one of them, which the corrupted image lacks."""
     ground = Ground(rng, number)
     if len(ground.shapes) < 2:
         return None
@@ -120,7 +120,7 @@ def ask_count(rng, number):
 
 
 def ask_count_kind(rng, number):
-    """How many shapes of a kind there are; asked: one of them, which the corrupted picture lacks."""
+    """How many shapes of a kind there are; asked: one of them, which the corrupted image lacks."""
     ground = Ground(rng, number)
     asked = ground.shapes[rng.integers(len(ground.shapes))]
     if len(ground.shapes) < 2:
@@ -177,7 +177,7 @@ def case_of_turn(example, turn):
 
 
 def views(example):
-    """((image, frame), shapes on it) of each picture and pair of frames; pictures are counted first, then videos."""
+    """((image, frame), shapes on it) of each image and pair of frames; images are counted first, then videos."""
     media = sorted(example.media, key=lambda medium: medium.is_video)
     return [
         ((image, frame), shapes) for image, medium in enumerate(media) for frame, shapes in enumerate(medium.shapes)

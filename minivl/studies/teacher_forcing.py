@@ -34,7 +34,7 @@ class Forced:
     ids           int64 [A], the answer's tokens
     x             float32 [T + A - 1, D], input of the first layer
     position_ids  int64 [3, T + A - 1]
-    trace         of the prompt: its picture, its maps
+    trace         of the prompt: its image, its maps
     """
 
     def __init__(self, vlm, trace, ids):

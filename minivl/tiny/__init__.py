@@ -1,8 +1,8 @@
 """The model that ships with minivl: a real, small, trained Qwen2.5-VL, and the recipe that made it.
 
     CHECKPOINT          folder of the checkpoint
-    scene(seed)         a picture of coloured shapes with questions and true answers
-    digit_picture(i)    a picture of a real handwritten digit that training never saw
+    scene(seed)         an image of coloured shapes with questions and true answers
+    digit_picture(i)    an image of a real handwritten digit that training never saw
 
 python -m minivl.tiny.evaluate scores it; python -m minivl.tiny.training.train trains it from nothing (needs the
 [reference] extra). The tasks of the next model are in minivl.tiny.tasks, its training in minivl.tiny.training.long_run.

@@ -1,7 +1,7 @@
-"""Score a model on fresh pictures: python -m minivl.tiny.evaluate [--checkpoint FOLDER] [--seconds 300]   (needs minivl only)
+"""Score a model on fresh images: python -m minivl.tiny.evaluate [--checkpoint FOLDER] [--seconds 300]   (needs minivl only)
 
 Two tables: the scenes and digits of minivl.tiny.scenes, and, with --families, all task families of minivl.tiny.tasks.
-Pictures are drawn from seeds that training cannot have used (another branch of the generator), digits are held-out ones.
+Images are drawn from seeds that training cannot have used (another branch of the generator), digits are held-out ones.
 """
 
 import argparse
@@ -58,8 +58,8 @@ def evaluate(vlm, scene_count=300, digit_count=360, seed=1_000_000):
 def overlap(answer, truth):
     """Intersection over union of the first boxes of two answers; 0 if the first is not the agreed JSON."""
     try:
-        found = json.loads(answer)[0]["bbox_2d"]
-        x1, y1, x2, y2 = (float(v) for v in found)
+        box = json.loads(answer)[0]["bbox_2d"]
+        x1, y1, x2, y2 = (float(v) for v in box)
     except (ValueError, KeyError, TypeError, IndexError):
         return 0.0
     return iou((x1, y1, x2, y2), json.loads(truth)[0]["bbox_2d"])

@@ -1,4 +1,4 @@
-"""What a task yields: pictures or a video with a known truth, and conversations about them.
+"""What a task yields: images or a video with a known truth, and conversations about them.
 
 example = draw_example("shapes", seed=7)               # see minivl.tiny.tasks
 example.media[0].frames[0]                             # PIL image
@@ -16,7 +16,7 @@ class Turn:
     question: str
     answer: str
     accepted: tuple = ()
-    about: tuple = None  # the box that the answer speaks of, in pixels of the first picture
+    about: tuple = None  # the box that the answer speaks of, in pixels of the first image
 
     def is_right(self, answer):
         return answer in (self.accepted or (self.answer,))
@@ -32,10 +32,10 @@ class Sign:
 
 @dataclass(frozen=True)
 class Medium:
-    """A picture (one frame) or a video (an even number of frames), and what is on each picture or pair of frames."""
+    """An image (one frame) or a video (an even number of frames), and what is on each image or pair of frames."""
 
     frames: tuple
-    shapes: tuple = ()  # a tuple of shapes for each picture or pair of frames
+    shapes: tuple = ()  # a tuple of shapes for each image or pair of frames
     signs: tuple = ()  # a tuple of signs, likewise
     digit: int = None
 
@@ -54,7 +54,7 @@ class Example:
 
     @property
     def images(self):
-        """As `ask` and `messages.user` take them: a list of pictures, None if there is none."""
+        """As `ask` and `messages.user` take them: a list of images, None if there is none."""
         return [medium.frames[0] for medium in self.media if not medium.is_video] or None
 
     @property

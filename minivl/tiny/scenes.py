@@ -5,7 +5,7 @@
     drawn.shapes[0]                   # Shape(kind="star", colour="red", box=(12, 40, 60, 88))
     drawn.questions[0]                # ("Describe the picture.", "a red star and a blue ring")
 
-Everything is drawn from one NumPy Generator, so a seed is a picture. Needs NumPy and Pillow only.
+Everything is drawn from one NumPy Generator, so a seed is an image. Needs NumPy and Pillow only.
 """
 
 import math
@@ -49,7 +49,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, what is on it, and (question, true answer) pairs."""
+    """An image, what is on it, and (question, true answer) pairs."""
 
     image: Image.Image
     shapes: tuple
@@ -64,14 +64,14 @@ def scene(seed, size=None, count=None):
 
 
 def digit_picture(index, seed=0):
-    """A picture of held-out handwritten digit number `index`, and the question which one it is."""
+    """An image of held-out handwritten digit number `index`, and the question which one it is."""
     rng = np.random.default_rng([2, seed, index])
     pixels, label = held_out_digits()
     return draw_digit_picture(rng, SIZES[rng.integers(len(SIZES))], pixels[index], int(label[index]))
 
 
 def draw_scene(rng, size, count):
-    """Up to `count` shapes that neither touch nor share a centre column; fewer if they find no room."""
+    """Up to `count` shapes that neither touch nor share a centre column; fewer if there is no space left."""
     image, shapes = background(rng, size), []
     for _ in range(20 * count):
         if len(shapes) == count:
@@ -85,7 +85,7 @@ def draw_scene(rng, size, count):
 
 
 def draw_digit_picture(rng, size, pixels, label, augment=False):
-    """A handwritten digit, 8x8 pixels enlarged, in some ink on some paper, somewhere on the picture."""
+    """A handwritten digit, 8x8 pixels enlarged, in some ink on some paper, somewhere on the image."""
     image = background(rng, size)
     side = int(rng.integers(56, min(113, min(size) - 7)))
     height, width = size
@@ -175,7 +175,7 @@ def describe(shapes):
 
 
 def where(shapes):
-    """Qwen2.5-VL's grounding format, in pixels of the picture."""
+    """Qwen2.5-VL's grounding format, in pixels of the image."""
     boxes = ", ".join(f'{{"bbox_2d": {list(shape.box)}, "label": "{shape.label}"}}' for shape in shapes)
     return f"[{boxes}]"
 

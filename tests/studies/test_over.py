@@ -39,7 +39,7 @@ def by_hand(vlm, case, edit=None, model=None):
 
 
 def test_scenes_are_true():
-    """The same number gives the same case; the corrupted picture differs inside the box of what is asked for only."""
+    """The same number gives the same case; the corrupted image differs inside the box of what is asked for only."""
     again = studies.scenes(3)
     for case, other in zip(CASES, again):
         assert (case.question, case.answer, case.asked) == (other.question, other.answer, other.asked)
@@ -99,7 +99,7 @@ def test_each_row_has_one_role(vlm):
 
 
 def test_boxes_are_of_the_picture_as_given(vlm):
-    """A picture that is scaled up: its box covers the same share of the tokens."""
+    """An image that is scaled up: its box covers the same share of the tokens."""
     image = Image.new("RGB", (60, 60), "white")
     case = studies.Case(image, "What is it?", "a", asked=((30, 0, 60, 30),))
     case_run = CaseRun(vlm, case, min_pixels=112 * 112)
@@ -329,9 +329,9 @@ def test_cases_without_a_cell_do_not_count():
         (lambda vlm: studies.ablate_heads(vlm, over=CASES, heads={"a": [(9, 0)]}), r"heads\['a'\], layer 9"),
         (lambda vlm: studies.ablate_heads(vlm, over=CASES, layers=[7]), "layers: 7"),
         (lambda vlm: studies.patch_grid(vlm, over=CASES, groups={"a": [0]}), "over= and groups= together"),
-        (lambda vlm: studies.patch_grid(vlm, over=[(CASES[0].images, "What?", "a")]), "no corrupted picture"),
+        (lambda vlm: studies.patch_grid(vlm, over=[(CASES[0].images, "What?", "a")]), "no corrupted image"),
         (lambda vlm: studies.occlusion(vlm, over=CASES, size=2), "leave size="),
-        (lambda vlm: studies.occlusion(vlm, over=[(None, "What?", "a")]), r"over\[0\]: the case has no picture"),
+        (lambda vlm: studies.occlusion(vlm, over=[(None, "What?", "a")]), r"over\[0\]: the case has no image"),
         (lambda vlm: studies.logit_lens(vlm=vlm), "a trace and a model, or vlm="),
         (lambda vlm: studies.without_time(vlm, CASES), r"over\[0\]: the case has no video"),
         (lambda vlm: studies.head_atlas(vlm, [studies.Case(None, "What?", "a", word="ring")]), "does not occur"),

@@ -282,7 +282,7 @@ def test_rollout_of_the_decoder_looks_back_only():
     found = studies.attention_rollout(trace, "model")
     np.testing.assert_allclose(found.shares.sum(axis=1), 1, atol=1e-5)
     assert np.array_equal(found.shares > 0, np.tri(len(found.shares), dtype=bool))
-    assert plots.attention_rollout(found, 40, image=1)._repr_png_() and "pictures" in str(found)
+    assert plots.attention_rollout(found, 40, image=1)._repr_png_() and "% images and" in str(found)
     with pytest.raises(Error, match="row 999"):
         found.on_image(999)
 

@@ -37,8 +37,8 @@ def ask_which(rng, pictures):
     if rng.random() < 0.2:
         every = [f"{colour} {kind}" for colour in COLOURS for kind in KINDS if f"{colour} {kind}" not in every]
     label = pick(rng, every)
-    found = [label in one for one in labels]
-    answer = "both" if all(found) else FIRST if found[0] else SECOND if found[1] else "none"
+    held_by = [label in one for one in labels]
+    answer = "both" if all(held_by) else FIRST if held_by[0] else SECOND if held_by[1] else "none"
     return "which picture", {"thing": label}, answer, None
 
 

@@ -220,8 +220,8 @@ def ask_where(rng, shapes):
 def ask_all_boxes(rng, shapes):
     absent = missing(rng, shapes, "kind", KINDS) if rng.random() < ABSENT else None
     kind = absent or pick(rng, shapes).kind
-    found = [shape for shape in shapes if shape.kind == kind]
-    return "all boxes", {"kinds": plural(kind)}, box_json(found), found[0].box if found else None
+    matching = [shape for shape in shapes if shape.kind == kind]
+    return "all boxes", {"kinds": plural(kind)}, box_json(matching), matching[0].box if matching else None
 
 
 def ask_what_at(rng, shapes):

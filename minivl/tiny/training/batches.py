@@ -1,4 +1,4 @@
-"""Training batches: pictures of one size, what covers each of their tokens, and conversations about them.
+"""Training batches: images of one size, what covers each of their tokens, and conversations about them.
 
 Batch number n of a stage is drawn from a generator seeded with (stage, n), so a resumed run sees what an unbroken one
 would have. NumPy only.
@@ -17,10 +17,10 @@ from minivl.tiny.training.recipe import ID, PREPROCESSOR
 UNIT = 28  # pixels of one token
 FULL = 336  # pixels of the longest side: the unit of absolute boxes
 DIGIT_SHARE = 0.25
-TURNS, ALONE_TURNS = 3, 6  # questions about a picture: in one conversation, each alone
+TURNS, ALONE_TURNS = 3, 6  # questions about an image: in one conversation, each alone
 ALONE = 0.75  # share of batches whose questions do not see each other: answers are then not copied from earlier ones
-SMALLER = {1: 1.5, 2: 1.0}  # a size is drawn with chance area^-this: small pictures are cheap, and full of shapes
-MOST = {1: 7, 2: 5}  # shapes in a picture; the tower alone may as well see crowded ones
+SMALLER = {1: 1.5, 2: 1.0}  # a size is drawn with chance area^-this: small images are cheap, and full of shapes
+MOST = {1: 7, 2: 5}  # shapes in an image; the tower alone may as well see crowded ones
 GEOMETRY = SimpleNamespace(
     image_token_id=ID["<|image_pad|>"],
     video_token_id=ID["<|video_pad|>"],
@@ -29,7 +29,7 @@ GEOMETRY = SimpleNamespace(
 
 
 def make_batch(stage, number, size, ease, tokenizer):
-    """A dict of arrays: `size` pictures; ease in 0..1 is how far the way from one shape to five has been gone."""
+    """A dict of arrays: `size` images; ease in 0..1 is how far the way from one shape to five has been gone."""
     rng = np.random.default_rng([4, stage, number])
     chance = np.array([h * w for h, w in scenes.SIZES], dtype=np.float64) ** -SMALLER[stage]
     shape = scenes.SIZES[rng.choice(len(chance), p=chance / chance.sum())]
@@ -52,14 +52,14 @@ def draw(rng, size, most, ease):
 
 
 def patches(pixels):
-    """The published preprocessing of one picture: [H, W, 3] uint8 -> float32 [N, 1176]."""
+    """The published preprocessing of one image: [H, W, 3] uint8 -> float32 [N, 1176]."""
     H, W, _ = pixels.shape
     mean, std = (np.array(PREPROCESSOR[f"image_{k}"], dtype=np.float32) for k in ("mean", "std"))
     x = ((pixels.astype(np.float32) / np.float32(255) - mean) / std).transpose(2, 0, 1)
     x = x.reshape(3, H // 28, 2, 14, W // 28, 2, 14).transpose(
         1, 4, 2, 5, 0, 3, 6
     )  # "c (R r y) (S s x) -> R S r s c y x"
-    x = np.broadcast_to(x[:, :, :, :, :, None], (*x.shape[:5], 2, 14, 14))  # the picture twice in time
+    x = np.broadcast_to(x[:, :, :, :, :, None], (*x.shape[:5], 2, 14, 14))  # the image twice in time
     return np.ascontiguousarray(x).reshape(-1, 1176)
 
 
@@ -89,12 +89,12 @@ def cell_targets(drawn, size):
 
 
 def conversations(rng, drawn, size, tokenizer):
-    """Questions and answers about each picture: a dict of arrays.
+    """Questions and answers about each image: a dict of arrays.
 
     input_ids, weight, task, turn [B, T]; position_ids [3, B, T]; shape [B, T], asked [B, T, 4].
     weight is 0 but for the answers' tokens and their end, where it is 1/sqrt(length): long answers count more, not most.
     turn is 0 for what everything sees, and n for what only question n sees: in three batches of four each question
-    stands alone behind the picture (also in its positions), in the fourth they are one conversation.
+    stands alone behind the image (also in its positions), in the fourth they are one conversation.
     asked is the box, in units of 336 pixels, of the shape that the next token speaks of; shape says where there is one.
     """
     alone = rng.random() < ALONE
@@ -118,7 +118,7 @@ def conversations(rng, drawn, size, tokenizer):
 
 
 def conversation(rng, drawn, size, tokenizer, alone=False):
-    """The arrays of `conversations` for one picture, as lists; position_ids is an array [3, T]."""
+    """The arrays of `conversations` for one image, as lists; position_ids is an array [3, T]."""
 
     def encode(text):
         return tokenizer.encode(text, add_special_tokens=False).ids
@@ -163,7 +163,7 @@ def spoken_of(shapes, question, answer, reply, tokenizer):
 
 
 def ask(rng, drawn, most):
-    """Up to `most` questions about a picture, in random order and wording."""
+    """Up to `most` questions about an image, in random order and wording."""
     if drawn.digit is not None:
         return drawn.questions
 

@@ -210,7 +210,7 @@ class Log:
         if (step + 1) % LOG_EVERY == 0:
             line = {"step": step + 1, "seconds": round(time.time() - self.started, 1)}
             line |= {key: round(sum(values) / len(values), 4) for key, values in self.figures.items()}
-            line["right"] = {task: [sum(found), len(found)] for task, found in sorted(self.right.items())}
+            line["right"] = {task: [sum(right), len(right)] for task, right in sorted(self.right.items())}
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             self.clear()

@@ -1,7 +1,7 @@
 """Training batches of one fixed size: many examples packed into rows, for the tower and for the decoder.
 
-    tower     rows of patches; a picture's patches, or those of a pair of frames, are one segment of a row
-    decoder   rows of tokens; an example is one tree: pictures first, then conversations that do not see each other
+    tower     rows of patches; an image's patches, or those of a pair of frames, are one segment of a row
+    decoder   rows of tokens; an example is one tree: images first, then conversations that do not see each other
 
     tokens   <s> I I I I  Q  A   Q  A  A   Q  A  |  <s> I I  Q  A  ...        two trees in a row
     tree      1  1 1 1 1  1  1   1  1  1   1  1  |   2  2 2  2  2
@@ -25,7 +25,7 @@ UNIT, FULL = 28, 336  # pixels of a token, and of the longest side: the unit of 
 CELL_KINDS = ("nothing", *KINDS, "bar", "digit")
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 MOST = 5  # conversations about one example
-WIDE = 0.25  # share of the batches for the pictures of family "scene", which are up to 336 x 336
+WIDE = 0.25  # share of the batches for the images of family "scene", which are up to 336 x 336
 PLAN = {  # (tower rows, patches of each, decoder rows, tokens of each)
     False: (14, 288, 16, 256),
     True: (7, 576, 12, 384),
@@ -63,7 +63,7 @@ class Batch:
 
     def __init__(self, tower_rows, patches, rows, tokens):
         self.pixels = np.zeros((tower_rows, patches, 1176), dtype=np.uint8)
-        self.segment = np.full((2, tower_rows, patches), -1, dtype=np.int64)  # picture, window
+        self.segment = np.full((2, tower_rows, patches), -1, dtype=np.int64)  # image, window
         self.place = np.zeros((tower_rows, patches, 2), dtype=np.int64)
         self.tower_used = np.zeros(tower_rows, dtype=np.int64)
         self.cells = cell_arrays(tower_rows * patches // 4)
@@ -77,7 +77,7 @@ class Batch:
         self.tasks, self.trees, self.planes = [], 0, 0
 
     def add(self, example, tokenizer):
-        """Put an example into the rows; False, and nothing is changed, if it finds no room."""
+        """Put an example into the rows; False, and nothing is changed, if it does not fit."""
         planes = [plane for medium in example.media for plane in planes_of(medium)]
         taken, slots = self.tower_used.copy(), []
         for patches, _, _, _ in planes:
@@ -96,7 +96,7 @@ class Batch:
         return True
 
     def add_plane(self, plane, row, start):
-        """Put a picture, or a pair of frames, into a row of the tower; returns the numbers of its tokens' features."""
+        """Put an image, or a pair of frames, into a row of the tower; returns the numbers of its tokens' features."""
         patches, (h, w), shapes, marks = plane
         end = start + len(patches)
         self.pixels[row, start:end] = patches
@@ -148,7 +148,7 @@ class Batch:
 
 
 def grow_tree(example, tokenizer):
-    """The tokens of an example: pictures, then its conversations side by side."""
+    """The tokens of an example: images, then its conversations side by side."""
 
     def encode(text):
         return tokenizer.encode(text, add_special_tokens=False).ids
@@ -195,7 +195,7 @@ def spoken_of(example, turn, reply, tokenizer):
 
 
 def planes_of(medium):
-    """(patches uint8 [N, 1176], (h, w), shapes, (signs, digit)) of a picture, or of each pair of frames."""
+    """(patches uint8 [N, 1176], (h, w), shapes, (signs, digit)) of an image, or of each pair of frames."""
     frames = [np.asarray(frame) for frame in medium.frames]
     pairs = list(zip(frames[::2], frames[1::2])) if medium.is_video else [(frames[0], frames[0])]
     signs = medium.signs or ((),) * len(pairs)

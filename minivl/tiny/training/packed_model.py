@@ -14,7 +14,7 @@ from minivl.tiny.training.torch_model import Decoder, Tower, initialise, match_c
 from minivl.tiny.training.vocabulary import CONFIG
 
 VISION = CONFIG["vision_config"]
-FAR, ASKED = 1, 2  # layers of the decoder whose output says where picture tokens are, and what is being spoken of
+FAR, ASKED = 1, 2  # layers of the decoder whose output says where image tokens are, and what is being spoken of
 
 
 class PackedModel(nn.Module):

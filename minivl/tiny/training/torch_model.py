@@ -1,6 +1,6 @@
-"""Qwen2.5-VL in PyTorch, for training the small model only: equal pictures in a batch, parameters named as published.
+"""Qwen2.5-VL in PyTorch, for training the small model only: equal images in a batch, parameters named as published.
 
-Faster than a general implementation in one way: all pictures of a batch have one size, so the windows are one boolean
+Faster than a general implementation in one way: all images of a batch have one size, so the windows are one boolean
 mask [N, N], nothing is reordered, and nothing is padded in the tower. It computes the same function; that is tested by
 loading what it saves into minivl and into transformers.
 """
@@ -71,7 +71,7 @@ class VisionBlock(nn.Module):
 
 
 class Tower(nn.Module):
-    """pixel_values [B, N, 1176] of pictures with one grid (1, h, w) -> [B, N/4, D_text], raster order."""
+    """pixel_values [B, N, 1176] of images with one grid (1, h, w) -> [B, N/4, D_text], raster order."""
 
     def __init__(self, c=VISION):
         super().__init__()
@@ -95,7 +95,7 @@ TABLES = {}
 
 
 def tower_tables(h, w):
-    """cos, sin [N, K] and which patches share a window, bool [N, N], for a picture of h x w patches; kept."""
+    """cos, sin [N, K] and which patches share a window, bool [N, N], for an image of h x w patches; kept."""
     if (h, w) not in TABLES:
         places = patch_positions([(1, h, w)], 2)
         K = VISION["hidden_size"] // VISION["num_heads"]
@@ -161,7 +161,7 @@ class Model(nn.Module):
         nn.init.constant_(self.model.norm.weight, 0.07)  # the output layer is the embedding table: keep logits small
 
     def forward(self, input_ids, position_ids, features, turn):
-        """input_ids, turn [B, T], position_ids [3, B, T], features [B, U, D] of one picture each.
+        """input_ids, turn [B, T], position_ids [3, B, T], features [B, U, D] of one image each.
 
         A token sees the tokens before it that are of turn 0 or of its own. Returns logits [B, T, V], and a list with the
         hidden states [B, T, D] after each layer.
@@ -195,7 +195,7 @@ def initialise(module):
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     if isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=0.5)  # words and picture tokens are then of one size in the residual stream
+        nn.init.normal_(module.weight, std=0.5)  # words and image tokens are then of one size in the residual stream
 
 
 def match_contents(attention):

@@ -2,8 +2,8 @@
 
 Stage 1, the tower alone. A linear head on each token says what covers it: kind, colour, digit, and where its box lies.
 Without this dense signal a tower this small does not learn shapes from captions.
-Stage 2, all of it, on conversations. The tower's head stays with a small weight, and a second head, on the picture's
-tokens inside the decoder, says where the box lies in the whole picture: rows and columns are something only the decoder
+Stage 2, all of it, on conversations. The tower's head stays with a small weight, and a second head, on the image's
+tokens inside the decoder, says where the box lies in the whole image: rows and columns are something only the decoder
 can know (M-RoPE), and answers then only have to read it off. Scenes start with one shape. Both heads are thrown away.
 
 Resumable: run the same command again. RUN_FOLDER gets state.pt, loss.csv and checkpoint/, which minivl loads.
@@ -29,7 +29,7 @@ from minivl.tiny.training.muon import Muon
 from minivl.tiny.training.torch_model import Model
 
 WIDTH = recipe.CONFIG["hidden_size"]
-FAR, ASKED = 1, 2  # layers of the decoder whose output says where picture tokens are, and what is being spoken of
+FAR, ASKED = 1, 2  # layers of the decoder whose output says where image tokens are, and what is being spoken of
 MUON_RATE = 2.5  # of the learning rate, for Muon's matrices
 SAVE_EVERY = 200
 TOKENIZER = recipe.build_tokenizer()

@@ -37,12 +37,12 @@ def build_tokenizer():
     from tokenizers.pre_tokenizers import ByteLevel
 
     tokenizer = recipe.untrained_tokenizer()
-    room = VOCABULARY - len(SPECIAL)
+    size = VOCABULARY - len(SPECIAL)
     trainer = trainers.BpeTrainer(
-        vocab_size=room, initial_alphabet=sorted(ByteLevel.alphabet()), show_progress=False, min_frequency=2
+        vocab_size=size, initial_alphabet=sorted(ByteLevel.alphabet()), show_progress=False, min_frequency=2
     )
     tokenizer.train_from_iterator(corpus(), trainer)
-    spare = room - tokenizer.get_vocab_size()
+    spare = size - tokenizer.get_vocab_size()
     if spare:
         tokenizer.add_tokens([AddedToken(f"<|spare_{i}|>", normalized=False) for i in range(spare)])
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
