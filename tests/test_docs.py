@@ -15,6 +15,34 @@ def test_generated_parts_are_up_to_date():
     assert run.returncode == 0, f"run python docs/generate.py: {run.stdout}{run.stderr}"
 
 
+def anchor(heading):
+    """The anchor that a git host gives to a heading."""
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+    return re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", plain).strip())
+
+
+def test_links_between_pages_lead_somewhere():
+    """As a plain git host shows them: files, folders, and headings of pages."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    links = [
+        (page, link) for page in pages for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    links = [(page, *link.partition("#")[::2]) for page, link in links if not link.startswith(("https://", "http://"))]
+    assert len(links) > 60
+    for page, path, fragment in links:
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists() and target.is_relative_to(ROOT), f"{page.name}: {path}"
+        if fragment:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert fragment in map(anchor, headings), f"{page.name}: {path}#{fragment}"
+
+
+def test_readme_of_the_docs_lists_every_page():
+    listed = set(re.findall(r"\]\(([\w./-]+)\)", (ROOT / "docs" / "README.md").read_text(encoding="utf-8")))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert {page for page in pages if not page.startswith("_build/")} - {"README.md"} <= listed
+
+
 def test_places_named_in_choices_exist():
     """The last column of choices.md: `module.name` or `Class.name`, which one file of the package defines."""
     text = (ROOT / "docs" / "choices.md").read_text(encoding="utf-8")
