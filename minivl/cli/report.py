@@ -4,7 +4,16 @@ from minivl.cli.options import PROMPT, RUN, check_output, prepare_run
 from minivl.helpers import format_bytes
 
 HELP = "run, and write one HTML page to browse the run"
-OPTIONS = (*PROMPT, ("-o --output FILE.html", str, "the page (default: run.html)", {"default": "run.html"}), *RUN)
+OPTIONS = (
+    *PROMPT,
+    ("-o --output FILE.html", str, "the page (default: run.html)", {"default": "run.html"}),
+    (
+        "--causes N",
+        int,
+        "at most N more runs, each without a head or a part of the image (200; 0 for models above 500 MB)",
+    ),
+    *RUN,
+)
 
 
 def run(options):
@@ -13,7 +22,7 @@ def run(options):
     check_output("-o", options.output, options.files, options.model)
     check_page(options.output)
     vlm, messages, settings = prepare_run(options)
-    text, answer = page_of_run(vlm, messages, **settings)
+    text, answer = page_of_run(vlm, messages, options.causes, **settings)
     write_page(text, options.output)
     print(f"{options.output}: {format_bytes(len(text))}, opens in any browser")
     print(f"Answer: {answer}{'' if answer.finished else ' ...'}")
