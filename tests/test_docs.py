@@ -1,10 +1,14 @@
 """What the docs take from the code is up to date."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,6 +17,24 @@ def test_generated_parts_are_up_to_date():
     command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, f"run python docs/generate.py: {run.stdout}{run.stderr}"
+
+
+def test_picture_of_the_glossary_shows_todays_numbers():
+    """The PNG carries the numbers that it shows; docs/glossary_picture.py draws it."""
+    pytest.importorskip("matplotlib")
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import glossary_picture, json; print(json.dumps(glossary_picture.path_in_the_picture()))",
+        ],
+        cwd=ROOT / "docs",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    drawn = Image.open(ROOT / "docs" / "glossary.png").text["Description"]
+    assert json.loads(drawn) == json.loads(run.stdout), "run python docs/glossary_picture.py, and look at the picture"
 
 
 def anchor(heading):
