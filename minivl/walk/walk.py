@@ -1,7 +1,7 @@
 """Walk through a run: stop at a tensor, look at it, change it, go on or back.
 
     walk = vlm.walk("How many circles?", images="scene.png")
-    for step in walk: print(step.name, step.shape, step.explain())     # stage by stage
+    for step in walk: print(step.name, step.shape, step.explain())     # stages, blocks and layers
     step = walk.until("visual.blocks.1.attn.probs")                    # on to this tensor; a glob will do
     step.value, step.stats()                                           # in a notebook `step` alone shows a picture
     walk.replace(step.value * 0)                                       # the run goes on with this instead
@@ -28,6 +28,7 @@ from minivl.trace.maps import MAPPED
 from minivl.trace.stats import Text, stats_of
 
 Passed = namedtuple("Passed", "name shape dtype")
+LATER_TOKENS = "steps.*"  # tensors of the answer's tokens after the first
 BROKEN = "this run was ended by an error or an interrupt: walk.back() runs it again, to the stop before."
 
 
@@ -75,7 +76,7 @@ class Step:
 
 
 class Walk:
-    """An iterator of `Step`s. It stops at each "stage", each "block" (and layer), or each "tensor" (`level`).
+    """An iterator of `Step`s. It stops at each "stage", at each "block" (and layer) too, or at each "tensor" (`level`).
 
     step    the current `Step`; None before the first and after the last
     steps   (name, shape, dtype) of every tensor so far
@@ -83,7 +84,7 @@ class Walk:
     answer  the `Answer`, once the run has ended
     """
 
-    def __init__(self, vlm, messages, level="stage", **options):
+    def __init__(self, vlm, messages, level="block", **options):
         if level not in LEVELS:
             raise Error(f"level={level!r}: choose one of {', '.join(LEVELS)}.")
         if options.get("cache") is not None:
@@ -216,9 +217,18 @@ def format_step(step):
     return f"{step.name:<25} {str(list(step.shape)):<15} {step.sentence()}".rstrip()
 
 
-def narrate(vlm, question, images=None, videos=None, **options):
-    """Yield the walk as lines of text while it runs; returns the `Answer`. Arguments as of `VLM.ask`."""
-    walk = Walk(vlm, build_messages(question, images, videos), "block", **options)
+def narrate(vlm, question, images=None, videos=None, brief=False, **options):
+    """Yield the walk as lines of text while it runs; returns the `Answer`. Arguments as of `VLM.ask`.
+
+    brief  one line for all tokens of the answer after the first
+    """
+    walk = Walk(vlm, build_messages(question, images, videos), **options)
+    if brief:
+        walk.skip(LATER_TOKENS)
     for step in walk:
         yield format_step(step)
+    last = parse(walk.steps[-1].name).step
+    if brief and last > 0:
+        steps = "steps.1" if last == 1 else f"steps.1 to steps.{last}"
+        yield f"{steps:<25} {'[1, ...]':<15} each further token of the answer goes through the same layers"
     return walk.answer
