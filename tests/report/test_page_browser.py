@@ -374,6 +374,34 @@ def test_contrast_of_the_tabs(tab, tab_name):
         assert contrast(tab)[0] >= 4.5, contrast(tab)
 
 
+def test_two_runs_choose_together(browser, file, tmp_path):
+    """Token, tab and colours of one run are those of the other, as far as it has them; frames are as high as their pages."""
+    vlm, path = minivl.load(), tmp_path / "both.html"
+    messages = user("How many shapes are there?", scene(2, size=(112, 140)).image)
+    write_page(page_of_run(vlm, messages, causes=0, beside=file, max_new_tokens=2)[0], path)
+    page, said = browser.new_page(viewport={"width": 1600, "height": 900}, color_scheme="light"), []
+    page.set_default_timeout(SLOW)
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(path.as_uri())
+    first, second = (frame.content_frame for frame in page.locator("iframe").all())
+    assert second.locator("#question").inner_text() == QUESTION
+    second.locator("[data-word='6']").click()
+    second.locator("[data-tab=tower]").click()
+    first.locator("[data-tab=tower][aria-selected=true]").wait_for()
+    assert first.locator("[data-word='1']").get_attribute("aria-pressed") == "true"  # the last that it has
+    assert second.locator("[data-word='6']").get_attribute("aria-pressed") == "true"
+    first.locator("#theme").click()
+    second.locator("html[data-theme=dark]").wait_for()
+    first.locator("[data-tab=attention]").click()
+    second.locator("[data-tab=attention][aria-selected=true]").wait_for()
+    for frame, element in zip((first, second), page.locator("iframe").all()):
+        height = frame.locator("body").evaluate("body => body.offsetHeight")
+        assert abs(element.bounding_box()["height"] - height) < 4 and height > 1000
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1600 and said == []
+    page.close()
+
+
 @pytest.mark.parametrize("width", [400, 768, 1280])
 def test_it_fits_the_screen(tab, width):
     """Nothing makes the page scroll sideways, and the image is on it whole."""
