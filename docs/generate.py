@@ -1,4 +1,4 @@
-"""Generate what the docs take from the code: the tables of tensors.md and lab.md, drawing and imports of architecture.md.
+"""Generate what the docs take from the code: tables of tensors.md, lab.md, glossary.md, drawing and imports of architecture.md.
 
     python docs/generate.py             # write them
     python docs/generate.py --check     # exit with 1 if a page is out of date; the tests do that
@@ -13,7 +13,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(DOCS)]
 
 from minivl.lab.catalogue import NOTEBOOKS, all_exercises  # noqa: E402
 from minivl.lab.course import LEVELS  # noqa: E402
@@ -109,7 +109,21 @@ def exercise_table():
         before = e.notebook
 
 
+def glossary_path():
+    """The eight words of glossary.png, and their numbers in it."""
+    from glossary_picture import WORDS, path_in_the_picture  # needs matplotlib
+
+    path = path_in_the_picture()
+    t, h, w = path["position"]
+    path |= {"pixel": "x = {}, y = {}".format(*path["pixel"]), "position": f"t = {t}, h = {h}, w = {w}"}
+    yield "| word | in the picture | what it is |"
+    yield "|---|---|---|"
+    for word, meaning in WORDS.items():
+        yield f"| **{word}** | {path[word]} | {meaning} |"
+
+
 GENERATED = {
+    "glossary": glossary_path,
     "stations": drawing,
     "imports": import_table,
     "exercises": exercise_table,

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import stat
+import sys
 import uuid
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -95,6 +96,14 @@ def write_whole(path):
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def user_cache():
+    """minivl's folder in the user's cache folder: of XDG_CACHE_HOME, or where the system keeps such files."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    if not home:
+        home = os.path.expanduser("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
+    return Path(home) / "minivl"
 
 
 def check_writable(path):

@@ -206,9 +206,10 @@ class VLM(Engine):
             lambda seen: forecast(self, seen, len(cache), tokens), lambda made: describe_run(self, made), self.config,
         )  # fmt: skip
 
-    def walk(self, question, images=None, videos=None, level="stage", **options):
-        """Run step by step: an iterator that stops at each "stage", "block" or "tensor" (`level`). -> walk.Walk
+    def walk(self, question, images=None, videos=None, level="block", **options):
+        """Run step by step: an iterator that stops at stages, blocks and layers. -> walk.Walk
 
+        level  "stage" leaves out blocks and layers, "tensor" stops inside them too
         Options as of `ask`; question: text, a list of messages, or `Inputs`.
         """
         return Walk(self, build_messages(question, images, videos), level, **options)
@@ -233,14 +234,17 @@ class VLM(Engine):
             other.processor = processor_with_parts(self.processor, other.parts)
         return other
 
-    def report(self, question, images=None, videos=None, **options):
+    def report(self, question, images=None, videos=None, causes=None, beside=None, **options):
         """Answer a question and browse the run as one HTML page, inline in a notebook. -> html_page.Report
 
+        causes  the most runs to spend on causes, heads ablated and parts of the image hidden: 200, or 0 for a model of more
+                than 500 MB, if not given
+        beside  another run to show beside this one: a Report, a trace, or the path of a recording or of a page
         Options as of `ask`; `.save("run.html")` writes the page, `.answer` is the `Answer`.
         """
         from minivl.report.html_page import report
 
-        return report(self, question, images, videos, **options)
+        return report(self, question, images, videos, causes, beside, **options)
 
     def count_tokens(
         self, question, images=None, videos=None, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None,

@@ -1,10 +1,14 @@
 """What the docs take from the code is up to date."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,6 +17,75 @@ def test_generated_parts_are_up_to_date():
     command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, f"run python docs/generate.py: {run.stdout}{run.stderr}"
+
+
+def test_picture_of_the_glossary_shows_todays_numbers():
+    """The PNG carries the numbers that it shows; docs/glossary_picture.py draws it."""
+    pytest.importorskip("matplotlib")
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import glossary_picture, json; print(json.dumps(glossary_picture.path_in_the_picture()))",
+        ],
+        cwd=ROOT / "docs",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    drawn = Image.open(ROOT / "docs" / "glossary.png").text["Description"]
+    assert json.loads(drawn) == json.loads(run.stdout), "run python docs/glossary_picture.py, and look at the picture"
+
+
+def test_plan_of_the_course_adds_up():
+    """Each afternoon has 180 minutes; exercises have their own minutes and names; goals are those of the list."""
+    from minivl.lab.catalogue import find
+
+    text = (ROOT / "docs" / "teaching" / "plan.md").read_text(encoding="utf-8")
+    afternoons = re.findall(r"^## \w+ afternoon.*?\n\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)
+    assert len(afternoons) == 2
+    goals = set(re.findall(r"^(\d)\. ", text, re.MULTILINE))
+    named = []
+    for table in afternoons:
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+        assert sum(int(minutes) for minutes, _, _ in rows) == 180
+        named += [
+            (int(minutes), *found) for minutes, what, _ in rows for found in re.findall(r"(\d\d\.\d) `(\w+)`", what)
+        ]
+        assert {goal for _, _, of in rows for goal in re.findall(r"\d", of)} <= goals
+    assert len(named) >= 10
+    for minutes, number, name in named:
+        assert (find(number).minutes, find(number).name) == (minutes, name)
+    for number in re.findall(r"\b\d\d\.\d\b", text):
+        find(number)
+
+
+def anchor(heading):
+    """The anchor that a git host gives to a heading."""
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+    return re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", plain).strip())
+
+
+def test_links_between_pages_lead_somewhere():
+    """As a plain git host shows them: files, folders, and headings of pages."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    links = [
+        (page, link) for page in pages for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    links = [(page, *link.partition("#")[::2]) for page, link in links if not link.startswith(("https://", "http://"))]
+    assert len(links) > 60
+    for page, path, fragment in links:
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists() and target.is_relative_to(ROOT), f"{page.name}: {path}"
+        if fragment:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert fragment in map(anchor, headings), f"{page.name}: {path}#{fragment}"
+
+
+def test_readme_of_the_docs_lists_every_page():
+    listed = set(re.findall(r"\]\(([\w./-]+)\)", (ROOT / "docs" / "README.md").read_text(encoding="utf-8")))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert {page for page in pages if not page.startswith("_build/")} - {"README.md"} <= listed
 
 
 def test_places_named_in_choices_exist():

@@ -26,6 +26,9 @@ OPTIONS = (
     TOKENS,
     *RUN,
 )
+NO_IMAGE = (
+    "no image was given: this answers the text alone. Give an image before the question, or draw one with --scene 0."
+)
 
 
 def run(options):
@@ -33,7 +36,8 @@ def run(options):
     from minivl.stream import each
 
     messages, settings = build_messages(options), answer_options(options)
-    images = [file for file, item in zip(options.files, messages[0]["content"]) if item["type"] == "image"]
+    names = options.files if options.scene is None else [f"scene {options.scene}"]
+    images = [name for name, item in zip(names, messages[0]["content"]) if item["type"] == "image"]
     check_drawing(options, images)
     vlm = load_model(options)
     count = vlm.count_tokens(messages, **values(options, PIXELS + FRAMES)) if options.tokens else None
@@ -49,6 +53,8 @@ def run(options):
     else:
         answer = each(vlm.stream(messages, **settings), show)
     print()
+    if not names:
+        print(f"minivl: {NO_IMAGE}", file=sys.stderr)
     if options.tokens:
         first = times[1] - times[0] if len(times) > 1 else None
         print(format_timing(count, answer, time.perf_counter() - times[0], first), file=sys.stderr)

@@ -4,12 +4,13 @@ import glob
 import os
 import sys
 
-from minivl.cli.options import RUN, TOKENS, answer_options, load_model
+from minivl.cli.options import RUN, SCENE, TOKENS, answer_options, load_model
 from minivl.errors import Error
 
 HELP = "chat about images and videos; @photo.jpg in a line attaches a file"
 OPTIONS = (
     ("files FILE", str, "images and videos before the first question", {"nargs": "*"}),
+    SCENE,
     ("--system TEXT", str, "the system prompt (default: that of the model's chat template)"),
     TOKENS,
     *RUN,
@@ -18,10 +19,11 @@ OPTIONS = (
 
 def run(options):
     """Read lines until there are no more. Exit status 1 if a line failed and no terminal is attached."""
-    from minivl.cli.chat_terminal import ChatTerminal, attach_file, note
+    from minivl.cli.chat_terminal import ChatTerminal, attach_file, attach_scene, note
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     files = [attach_file(file) for file in options.files]  # errors of files come before a model is loaded
+    files += [] if options.scene is None else [attach_scene(options.scene)]
     chat = ChatTerminal(
         load_model(options), options.system, files, answer_options(options), options.tokens, interactive
     )

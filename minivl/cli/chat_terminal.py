@@ -8,6 +8,8 @@ so far becomes the answer; if there is none yet, or on an error, the question is
 and are not run again. If stdin or stdout is no terminal, it is a filter: questions on stdin, answers on stdout, no prompt.
 """
 
+import base64
+import io
 import json
 import os
 import re
@@ -15,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from minivl.cli.options import media_item
+from minivl.cli.options import draw_scene, media_item
 from minivl.errors import Error
 from minivl.helpers import write_json
 from minivl.processing.count_tokens import format_reuse, format_timing
@@ -25,6 +27,7 @@ LARGEST_SNAPSHOT = 200 * 10**6  # bytes; a larger file is read from its path aga
 
 HELP = """\
 @file, @"file with spaces"   an image or video, as it is now, at this point of the question (@@: the character @)
+/scene N          draw a scene of coloured shapes, minivl.tiny.scene(N), and put it before the next question
 /tokens           length of the conversation so far: tokens of each image and video, and of text
 /undo             take back the last question and its answer
 /new              start a new conversation, with the same system prompt
@@ -40,9 +43,12 @@ PUNCTUATION = ".,;:!?)]}\"'"  # may follow a name without being a part of it
 
 
 class Snapshot(bytes):
-    """The bytes of a file when it was attached: overwriting the file later does not change earlier turns."""
+    """The bytes of a file when it was attached: overwriting the file later does not change earlier turns.
 
-    path = None
+    path  of the file, or a data: URI of a drawn scene;  name  for messages to the user
+    """
+
+    path = name = None
 
     @classmethod
     def of(cls, path):
@@ -50,7 +56,7 @@ class Snapshot(bytes):
         if os.path.getsize(path) > LARGEST_SNAPSHOT:
             return path
         snapshot = cls(Path(path).read_bytes())
-        snapshot.path = path
+        snapshot.path = snapshot.name = path
         return snapshot
 
 
@@ -122,16 +128,22 @@ class ChatTerminal:
     def command(self, name, argument=""):
         commands = {
             "/help": self.help, "/tokens": self.show_tokens, "/undo": self.undo, "/new": self.new, "/clear": self.new,
-            "/system": self.set_system, "/save": self.save, "/load": self.load,
+            "/system": self.set_system, "/save": self.save, "/load": self.load, "/scene": self.scene,
         }  # fmt: skip
         if name not in commands:
             raise Error(f"there is no command {name}: /help lists them. For a question that begins so, write /{name}.")
-        if argument and name not in ("/system", "/save", "/load"):
+        if argument and name not in ("/system", "/save", "/load", "/scene"):
             raise Error(f"{name} takes no argument; {argument!r} followed it.")
         commands[name](argument)
 
     def help(self, _):
         print(HELP)
+
+    def scene(self, number):
+        if not number.strip().isdecimal():
+            raise Error("/scene takes the number of a scene, such as /scene 5.")
+        self.waiting.append(attach_scene(int(number)))
+        note(f"{format_names(self.waiting)}: put before the next question")
 
     def show_tokens(self, _):
         count = self.count(self.messages)
@@ -212,8 +224,18 @@ def attach_file(name):
     return {"type": kind, kind: Snapshot.of(path)}
 
 
+def attach_scene(seed):
+    """A drawn scene as a part of a message."""
+    file = io.BytesIO()
+    draw_scene(seed).image.save(file, "PNG")
+    snapshot = Snapshot(file.getvalue())
+    snapshot.path = f"data:image/png;base64,{base64.b64encode(snapshot).decode()}"
+    snapshot.name = f"scene {seed}"
+    return {"type": "image", "image": snapshot}
+
+
 def format_names(content):
-    return ", ".join(getattr(part[part["type"]], "path", part[part["type"]]) for part in content)
+    return ", ".join(getattr(part[part["type"]], "name", part[part["type"]]) for part in content)
 
 
 def with_paths(message):

@@ -23,6 +23,7 @@ def run(options):
     check_arguments(options)
     if options.action == "list":
         print(lab.exercises())
+        print_next(lab.exercises())
     elif options.action == "show":
         print(lab.show(options.target))
     elif options.action == "hint":
@@ -42,6 +43,13 @@ def check_arguments(options):
     if options.action != "list" and options.target is None:
         what = "FILE.py" if options.action == "check" else "NUMBER"
         raise Error(f"give the {what}: minivl lab {options.action} {what}. `minivl lab` lists the exercises.")
+
+
+def print_next(exercises):
+    """Print how to see the first exercise that is not done."""
+    number = next((row[0] for row in exercises.rows() if not row[-1]), None)
+    if number is not None:
+        print(f"minivl lab show {number} shows the next one.")
 
 
 def check_file(options):

@@ -6,6 +6,7 @@ a string starts a group of this title.
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -38,14 +39,17 @@ ANSWER = (
     *FRAMES,
 )
 RUN = ("model", *MODEL, "answer (default: the model's generation_config.json)", *ANSWER)
+SCENE = ("--scene N", int, "a drawn scene of coloured shapes, minivl.tiny.scene(N), as the image")
 PROMPT = (
     ("files FILE", str, "images and videos, in the order in which the model sees them", {"nargs": "*"}),
     ("question QUESTION", str, None),
+    SCENE,
 )
 DEFAULT_QUESTION = "Describe the picture."
 IMAGE_AND_QUESTION = (
     ("image IMAGE", str, "an image or a video; without one, a scene is drawn", {"nargs": "?"}),
     ("question QUESTION", str, f'default: "{DEFAULT_QUESTION}"', {"nargs": "?"}),
+    SCENE,
 )
 SIZES = "3B, 7B, 32B, 72B, a folder with a config.json, or such a file; default: the model that ships"
 CONFIG_SOURCE = ("source MODEL", str, SIZES, {"nargs": "?"})
@@ -139,10 +143,46 @@ def is_in_folder(path, folder):
 
 
 def build_messages(options):
-    """Messages of the files and the question."""
+    """Messages of the files, or of the scene of --scene, and the question."""
     if os.path.isfile(options.question):  # Path.is_file fails on long questions
         raise Error(f'{options.question} is a file: put a question behind it, such as "What is in the picture?".')
-    return messages_of([media_item(file) for file in options.files], options.question)
+    if options.scene is None:
+        return messages_of([media_item(file) for file in options.files], options.question)
+    if options.files:
+        raise two_images(options.scene, ", ".join(options.files))
+    return messages_of([{"type": "image", "image": draw_scene(options.scene).image}], options.question)
+
+
+def image_and_question(options):
+    """(part of a message, question, `Scene` or None) of IMAGE, QUESTION and --scene; without an image, of scene 0.
+
+    Beside --scene a lone argument is the question, unless it looks like a file.
+    """
+    image, question = options.image, options.question
+    is_file = image is not None and (os.path.isfile(image) or re.fullmatch(r"\S+\.\w{2,5}", image) is not None)
+    if image is not None and options.scene is not None:
+        if question is not None or is_file:
+            raise two_images(options.scene, image)
+        image, question = None, image
+    if image is not None:
+        if question is None and " " in image and not is_file:
+            raise Error(f"there is no image {image}. To ask that about a drawn scene, add --scene 0.")
+        return media_item(image), question or DEFAULT_QUESTION, None
+    scene = draw_scene(options.scene or 0)
+    return {"type": "image", "image": scene.image}, question or DEFAULT_QUESTION, scene
+
+
+def draw_scene(seed):
+    """The `Scene` of --scene."""
+    from minivl.tiny import scene
+
+    if seed < 0:
+        raise Error(f"--scene {seed}: scenes are numbered from 0.")
+    return scene(seed)
+
+
+def two_images(seed, image):
+    return Error(f"--scene {seed} draws an image, and {image} is one: leave one of them out.")
 
 
 def messages_of(items, question):

@@ -3,7 +3,7 @@
 import os
 import re
 
-from minivl.cli.options import CONFIG_SOURCE, FRAMES, PIXELS, WEIGHTS, check_output, values
+from minivl.cli.options import CONFIG_SOURCE, FRAMES, PIXELS, SCENE, WEIGHTS, check_output, draw_scene, values
 from minivl.errors import Error
 
 HELP = "estimate operations, memory and time of a run; needs no weights"
@@ -15,6 +15,7 @@ OPTIONS = (
      "height x width of an image in pixels, such as 1080x1920, or an image file; may be given several times"),
     ("--video HxWxFRAMES[@FPS]", list,
      "height x width x frames of a video, at 30 per second or FPS, such as 720x1280x900@25, or a video file"),
+    SCENE,
     *FRAMES,
     *PIXELS,
     WEIGHTS,
@@ -28,6 +29,7 @@ def run(options):
     from minivl.helpers import write_json
     from minivl.kernels.speeds import calibrate
     from minivl.plan.cost import plan, tensors
+    from minivl.plan.meta_model import Size
     from minivl.plan.render import text
 
     if options.tensors and options.json is not None:
@@ -36,6 +38,9 @@ def run(options):
     arguments = {"source": options.source, "prompt_tokens": options.prompt_tokens, "tokens": options.tokens}
     arguments |= values(options, PIXELS + FRAMES)
     arguments["pictures"] = [parse_image_size(image) for image in options.image]
+    if options.scene is not None:
+        width, height = draw_scene(options.scene).image.size
+        arguments["pictures"].append(Size(height, width))
     arguments["videos"] = [parse_video_size(video) for video in options.video]
     if options.tensors:
         for name, shape, dtype in tensors(**arguments):

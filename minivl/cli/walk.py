@@ -1,60 +1,87 @@
 """`minivl walk`: every step from an image or video to an answer."""
 
+import os
+import sys
+
 from minivl.cli.options import (
-    DEFAULT_QUESTION,
     IMAGE_AND_QUESTION,
     RUN,
     answer_options,
+    image_and_question,
     load_model,
-    media_item,
     messages_of,
 )
+from minivl.cli.terminal_image import PROTOCOLS, choose_protocol, encode_image
 from minivl.errors import Error
 
 HELP = "show every step from an image or video to the answer"
 OPTIONS = (
     *IMAGE_AND_QUESTION,
-    ("--scene N", int, "the scene to draw if no image is given (default 0)"),
+    ("--brief", bool, "leave out the layers of the answer's later tokens, steps.1 and so on"),
     ("--step", bool, "stop at every step: look, explain, change something, go on, go back"),
+    ("--show HOW", ("auto", "file", *PROTOCOLS),
+     "show the image in the terminal by this protocol, or only say in which file it is; auto: if the terminal is known to show "
+     "images"),
     *RUN,
-)
+)  # fmt: skip
 
 
 def run(options):
     from minivl.cli.walk_terminal import walk_by_commands
     from minivl.stream import each
-    from minivl.walk.walk import narrate
+    from minivl.walk.walk import LATER_TOKENS, narrate
 
-    question, truth = options.question or DEFAULT_QUESTION, None
-    if options.image is None:
-        image, question, truth = draw_scene(0 if options.scene is None else options.scene)
-        item = {"type": "image", "image": image}
-    elif options.scene is not None:
-        raise Error(f"--scene {options.scene} draws an image, and {options.image} is one: leave one of them out.")
-    else:
-        item = media_item(options.image)
+    protocol = image_protocol(options.show)
+    item, question, scene = image_and_question(options)
+    if scene is not None:
+        seed, (width, height) = options.scene or 0, scene.image.size
+        print(f"Scene {seed}: {width} x {height} pixels. Draw another with --scene {seed + 1}.")
     vlm = load_model(options)
-    print(f"Question: {question}\n")
+    show_image(item, options, scene, protocol)
+    print(f"Question: {question}\n", flush=True)
     messages = messages_of([item], question)
     if options.step:
-        answer = walk_by_commands(vlm.walk(messages, level="block", **answer_options(options)))
+        walk = vlm.walk(messages, **answer_options(options))
+        if options.brief:
+            walk.skip(LATER_TOKENS)
+        answer = walk_by_commands(walk)
     else:
-        answer = each(narrate(vlm, messages, **answer_options(options)), lambda line: print(line, flush=True))
+        lines = narrate(vlm, messages, brief=options.brief, **answer_options(options))
+        answer = each(lines, lambda line: print(line, flush=True))
     if answer is None:
         return
     print(f"\nAnswer: {answer}")
+    truth = None if scene is None else dict(scene.questions).get(question)
     if truth is not None:
         print(f"Truth:  {truth}   ({'right' if answer == truth else 'wrong'})")
 
 
-def draw_scene(seed):
-    """An image of coloured shapes, a question about it, and the true answer."""
-    from minivl.tiny import scene
+def image_protocol(how):
+    """How to show the image: one of PROTOCOLS, or None."""
+    if how in PROTOCOLS and not sys.stdout.isatty():
+        raise Error(f"--show {how} is for a terminal, and standard output is none: leave it out, or give --show file.")
+    return {"auto": choose_protocol(sys.stdout, os.environ), "file": None}.get(how, how)
 
-    if seed < 0:
-        raise Error(f"--scene {seed}: scenes are numbered from 0.")
-    drawn = scene(seed)
-    question, truth = drawn.questions[0]
-    width, height = drawn.image.size
-    print(f"Scene {seed}: {width} x {height} pixels. Draw another with --scene {seed + 1}.")
-    return drawn.image, question, truth
+
+def show_image(item, options, scene, protocol):
+    """Show the image in the terminal, or print which file holds it. A drawn scene is saved first; a video is named only."""
+    if protocol is not None and item["type"] == "image":
+        print(encode_image(item["image"], protocol))
+    elif scene is None:
+        print(f"{item['type'].capitalize()}: {options.image}")
+    else:
+        print(f"Image: {save_scene(scene.image, options.scene or 0)}")
+
+
+def save_scene(image, seed):
+    """Write a drawn scene into the user's cache folder. -> the path, or why there is none"""
+    from minivl.helpers import user_cache, write_whole
+
+    path = user_cache() / f"scene-{seed}.png"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(path) as partial:
+            image.save(partial, "PNG")
+    except (OSError, Error) as cause:
+        return f"not saved: {cause}"
+    return path

@@ -1,23 +1,21 @@
 """`minivl walk --step`: a walk driven by commands, one a line, from a terminal or from stdin.
 
-walk_by_commands(vlm.walk(..., level="block"))
+walk_by_commands(vlm.walk(...))
 """
 
 import sys
 import textwrap
+from collections import namedtuple
 
 import numpy as np
 
 from minivl.errors import Error
-from minivl.tensors.catalogue import LEVELS, level
+from minivl.helpers import did_you_mean, format_table
+from minivl.tensors.catalogue import LEVELS
+from minivl.walk.changes import CHANGES, change, format_usage
 from minivl.walk.walk import format_step
 
-HELP = """\
-Enter    go on to the next stop            e        explain: formula, shapes, why
-s        skip to the next stage            v        value: statistics and some numbers
-u NAME   go on until this tensor or glob   z        replace the tensor by zeros
-b [NAME] back to the last stop, or to one  l LEVEL  stop at every stage, block or tensor
-f        finish: go on to the answer       q        quit"""
+Command = namedtuple("Command", "run argument meaning")
 
 
 def walk_by_commands(walk, lines=None):
@@ -26,11 +24,10 @@ def walk_by_commands(walk, lines=None):
     print("Enter goes on, e explains, ? lists all commands.", flush=True)
     show(next(walk, None))
     for entered in lines:
-        command, _, argument = entered.strip().partition(" ")
-        if command == "q":
+        if entered.strip() == "q":
             return None
         try:
-            run_command(walk, command, argument.strip())
+            run_command(walk, *entered.strip().split(maxsplit=1))
         except Error as error:
             print(f"  {error}", flush=True)
         if walk.answer is not None:
@@ -49,38 +46,79 @@ def read_commands():
         yield entered
 
 
-def run_command(walk, command, argument):
-    if command == "":
-        show(next(walk, None))
-    elif command == "s":
-        show(next_stage(walk))
-    elif command == "u":
-        if not argument:
-            raise Error("which tensor? Give its name, such as: u visual.merger")
-        show(walk.until(argument))
-    elif command == "b":
-        show(walk.back(argument or None))
-    elif command == "f":
-        walk.finish()
-    elif command == "l":
-        if argument not in LEVELS:
-            raise Error(f"l {argument}: choose one of {', '.join(LEVELS)}, such as l tensor.")
-        walk.level = argument
-    elif command == "e":
-        print(textwrap.indent(textwrap.fill(walk.here().explain(), 96), "  "), flush=True)
-    elif command == "v":
-        print(textwrap.indent(describe(walk.here()), "  "), flush=True)
-    elif command == "z":
-        show(walk.replace(np.zeros(walk.here().shape, dtype=walk.here().dtype)))
-    else:
-        print(HELP, flush=True)
+def run_command(walk, name="", argument=""):
+    """Run one command; an Error if there is none of that name, or it does not take this argument."""
+    if name in CHANGES:
+        show(walk.replace(change(walk.here(), name, argument)))
+        return
+    if name not in COMMANDS:
+        names = [*filter(None, COMMANDS), *CHANGES]
+        hint = did_you_mean(name, CHANGES)
+        raise Error(f"there is no command {name}.{hint} There are: Enter {' '.join(names)}; ? explains them.")
+    command = COMMANDS[name]
+    if argument and not command.argument:
+        raise Error(f"{name} takes no argument; {argument} followed it.")
+    command.run(walk, *filter(None, [argument]))
+
+
+# ---- commands: functions of a walk and, where the table says so, of one argument ----
+
+
+def go_on(walk):
+    show(next(walk, None))
 
 
 def next_stage(walk):
-    for step in walk:
-        if level(step.name) == "stage":
-            return step
-    return None
+    show(walk.next_stage())
+
+
+def until(walk, name=None):
+    if name is None:
+        raise Error("which tensor? Give its name, such as: u visual.merger")
+    show(walk.until(name))
+
+
+def back(walk, name=None):
+    show(walk.back(name))
+
+
+def finish(walk):
+    walk.finish()
+
+
+def set_level(walk, name=""):
+    if name not in LEVELS:
+        raise Error(f"l {name}: choose one of {', '.join(LEVELS)}, such as l tensor.")
+    walk.level = name
+
+
+def explain(walk):
+    print(textwrap.indent(textwrap.fill(walk.here().explain(), 96), "  "), flush=True)
+
+
+def show_value(walk):
+    print(textwrap.indent(describe(walk.here()), "  "), flush=True)
+
+
+def print_help(walk):
+    rows = [(f"{name or 'Enter'} {command.argument}", command.meaning) for name, command in COMMANDS.items()]
+    changes = [(format_usage(name), CHANGES[name].meaning) for name in CHANGES]
+    print("\n".join(format_table([*rows, ("", ""), ("Changes", "of the tensor at this stop"), *changes])), flush=True)
+
+
+COMMANDS = {
+    "": Command(go_on, "", "go on to the next stop"),
+    "s": Command(next_stage, "", "skip to the next stage"),
+    "u": Command(until, "NAME", "go on until this tensor or glob"),
+    "b": Command(back, "[NAME]", "back to the last stop, or to one"),
+    "f": Command(finish, "", "finish: go on to the answer"),
+    "e": Command(explain, "", "explain: formula, shapes, why"),
+    "v": Command(show_value, "", "value: statistics and some numbers"),
+    "l": Command(set_level, "LEVEL", f"where to stop: {', '.join(LEVELS)}"),
+    "z": Command(lambda walk: run_command(walk, "zero"), "", "the same as zero"),
+    "?": Command(print_help, "", "this list"),
+    "q": Command(None, "", "quit"),
+}
 
 
 def show(step):

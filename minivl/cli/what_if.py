@@ -1,13 +1,12 @@
 """`minivl what-if`: run the model with a known porting bug, and compare."""
 
 from minivl.cli.options import (
-    DEFAULT_QUESTION,
     IMAGE_AND_QUESTION,
     RUN,
     answer_options,
     check_output,
+    image_and_question,
     load_model,
-    media_item,
     messages_of,
 )
 from minivl.errors import Error
@@ -34,8 +33,10 @@ def run(options):
     if options.scenes is not None:
         from minivl.faults.score import check_scenes, table
 
-        if options.image is not None:
-            raise Error("--scenes draws its own images and asks its own questions: leave IMAGE and QUESTION out.")
+        if options.image is not None or options.scene is not None:
+            raise Error(
+                "--scenes draws its own images and asks its own questions: leave IMAGE, QUESTION and --scene out."
+            )
         settings = [name for name, value in answer_options(options).items() if value is not None]
         if settings:
             raise Error(f"--scenes asks with the model's own settings: leave --{settings[0].replace('_', '-')} out.")
@@ -48,6 +49,8 @@ def run(options):
     elif options.fault == "all":
         raise Error("all faults are for --scenes N, which prints a table. Name one fault, or give --scenes 100.")
     else:
-        items = [] if options.image is None else [media_item(options.image)]
-        messages = messages_of(items, options.question or DEFAULT_QUESTION) if items else None
+        messages = None
+        if options.image is not None or options.scene is not None:
+            item, question, _ = image_and_question(options)
+            messages = messages_of([item], question)
         print(load_model(options).what_if(faults[0], messages, **answer_options(options)))

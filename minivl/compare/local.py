@@ -7,8 +7,10 @@ A run in which each tensor that theirs has is replaced by theirs as it passes (a
 travel on: a second mistake shows beside the first, and what lower precision adds up over many layers disappears.
 
 How much error rounding explains is measured, not guessed: the same run is done once more with every tensor rounded to the type
-of their values, or with the inputs of all products rounded to it (ARITHMETICS), and the largest error that this makes of the
-same inputs, times SLACK, is what a stage may have.
+of their values, or with the inputs of all products rounded to it (ARITHMETICS). A float32 port whose tensors were rounded only
+when they were recorded did not compute from what the recording holds: so values of a lower type are also moved by half a unit
+(`shift_by_half_unit`), and the run is done with those. The largest error that any of this makes, times SLACK, is what a stage
+may have.
 """
 
 import copy
@@ -19,7 +21,7 @@ import numpy as np
 from minivl.compare.measure import align, axis_orders, measure
 from minivl.compare.mistakes import Step, Unknown
 from minivl.compare.mistakes.text_positions import seconds_per_grid
-from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, SHAPE
+from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, ROUNDING, SHAPE
 from minivl.errors import Error
 from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.processing.inputs import Inputs
@@ -30,6 +32,7 @@ from minivl.tensors.names import parse
 SLACK = 5  # rounded twice, or in another order: a few times the error of the simulated rounding
 USUAL = 2  # of these, what is left of an explained error
 NOISE = 2e-6  # relative: what the order of summation makes of a product in float32
+SMALLEST_FLOAT16 = np.float32(2.0**-24)
 FAR = 100  # so many tolerances are no rounding
 ARITHMETICS = {  # name: (are all tensors rounded, are the inputs of products, to which type)
     "float32": (False, False, "float32"),
@@ -77,6 +80,18 @@ def round_to(array, kind, seed=0):
     scale = NOISE * np.float32(np.sqrt(np.mean(finite * finite, dtype=np.float64)))
     noise = np.random.default_rng(seed).standard_normal(array.shape, dtype=np.float32)
     return array + np.float32(scale) * noise
+
+
+def shift_by_half_unit(array, kind, seed=0):
+    """The array with each value moved by half a unit of its last place, up or down at random; unchanged if it has other values
+    than those of the type. Before the array was rounded, its values were no further away than that."""
+    if array.dtype.kind != "f" or kind == "float32" or not np.array_equal(array, round_to(array, kind), equal_nan=True):
+        return array
+    values = array.astype(np.float32)
+    half = np.ldexp(np.float32(ROUNDING[kind]), np.frexp(values)[1] - 1)
+    half = np.maximum(half, SMALLEST_FLOAT16 / 2) if kind == "float16" else half
+    signs = np.random.default_rng(seed).choice(np.float32([-1, 1]), values.shape)
+    return np.where(np.isfinite(values), values + signs * half, values)
 
 
 def with_rounded_products(model, kind):
@@ -159,15 +174,24 @@ class Local:
             if there is not None:
                 self.figures[name] = measure(ours, there)
         self.arithmetic, rounded = self.find_arithmetic(precision)
-        self.limits = {name: self.limit(name, rounded[name]) for name in self.figures}
+        shifted, self.known_shifted = self.run_shifted(precision)
+        self.limits = {name: self.limit(name, rounded[name], shifted[name]) for name in self.figures}
 
     def rounding(self, name):
         """The largest error that rounding usually makes of a tensor."""
         return USUAL / SLACK * self.limits[name][0] if name in self.limits else 0.0
 
-    def limit(self, name, rounded):
-        figures = measure(self.computed[name], rounded)
-        return SLACK * figures["error"], SLACK * figures["rms"]
+    def limit(self, name, *others):
+        """(error, rms) that rounding explains, from the tensor as other runs computed it."""
+        figures = [measure(self.computed[name], other) for other in others]
+        return tuple(SLACK * max(figure[key] for figure in figures) for key in ("error", "rms"))
+
+    def run_shifted(self, precision):
+        """`run_from_theirs` with their values moved by half a unit of the type that they were rounded to."""
+        if precision == "float32":
+            return self.computed, self.known
+        shifted = {name: shift_by_half_unit(array, precision, i) for i, (name, array) in enumerate(self.theirs.items())}
+        return run_from_theirs(self.model, self.inputs, shifted, None)
 
     def find_arithmetic(self, precision):
         """(arithmetic, its run), by the median distance of their tensors from those of a run in it."""
@@ -204,9 +228,19 @@ class Local:
         """Whether theirs is further from ours than rounding explains."""
         figures, (error, rms) = self.figures[name], self.limits[name]
         if self.computed[name].dtype.kind in "iub":
-            return bool(figures["error"])
+            return bool(figures["error"]) and not self.is_tie(name)
         exact = self.arithmetic == "float32" and figures["error"] <= tolerance and figures["rms"] <= tolerance
         return not exact and (figures["rms"] > max(rms, NOISE) or figures["error"] > max(error, tolerance))
+
+    def is_tie(self, name):
+        """Whether a token is theirs as well as ours, as far as the rounding of their logits can tell."""
+        logits = f"{parse(name).prefix}lm_head"
+        if parse(name).own != "next_token" or logits not in self.known:
+            return False
+        values, shifted = (value_of(known[logits])[-1] for known in (self.known, self.known_shifted))
+        theirs, ours = int(self.theirs[name].reshape(-1)[-1]), int(self.computed[name][-1])
+        reach = 2 * np.abs(values - shifted).max()
+        return 0 <= theirs < len(values) and bool(abs(values[theirs] - values[ours]) <= reach)
 
 
 def judge_from_theirs(model, ours, theirs, matches, precision):

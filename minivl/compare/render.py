@@ -116,10 +116,12 @@ def reading(comparison):
 
 def arithmetic(comparison):
     """A line on the precision of theirs, if a model judged it."""
-    if comparison.arithmetic not in (None, "float32"):
-        alike = " (or TF32, which has as many digits)" if comparison.arithmetic.endswith("products of float16") else ""
-        up_to = "errors up to what this makes of the same inputs are no fault"
-        yield f"Theirs computes in {comparison.arithmetic}{alike}: {up_to}."
+    kind, no_fault = comparison.arithmetic, "errors up to what this makes of the same inputs are no fault"
+    if kind in ("bfloat16", "float16"):
+        yield f"Theirs holds {kind} values, computed in it or rounded when they were recorded: {no_fault}."
+    elif kind not in (None, "float32"):
+        alike = " (or TF32, which has as many digits)" if kind.endswith("products of float16") else ""
+        yield f"Theirs computes in {kind}{alike}: {no_fault}."
 
 
 def other_faults(comparison):

@@ -4,23 +4,17 @@ It is never required: where it cannot be read or written, progress lasts as long
 """
 
 import json
-import os
-import sys
 from contextlib import suppress
-from pathlib import Path
 
 from minivl.errors import Error
-from minivl.helpers import write_json
+from minivl.helpers import user_cache, write_json
 
 _unsaved = {"done": [], "hints": {}}  # of this process
 
 
 def path():
-    """XDG_CACHE_HOME/minivl/lab.json, or where the system keeps such files."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    if not home:
-        home = os.path.expanduser("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
-    return Path(home) / "minivl" / "lab.json"
+    """lab.json in the user's cache folder."""
+    return user_cache() / "lab.json"
 
 
 def read():

@@ -8,8 +8,10 @@ import numpy as np
 from minivl.errors import Error
 from minivl.palette import HEAT
 from minivl.report.attention import AttentionMaps
-from minivl.report.images import pictures
+from minivl.report.causes import NEEDED, choose_runs, measure_causes
+from minivl.report.images import pictures, views_in_page
 from minivl.report.next_token import answer_tokens, prompt_tokens, question_of, shorten
+from minivl.report.tower import TowerMaps
 from minivl.stream import Lazy, value_of
 from minivl.tensors import catalogue
 from minivl.tensors.explain import Narrator, explain
@@ -25,13 +27,17 @@ GROUPS = ("preparation", "vision tower", "decoder, the prompt", "decoder, token 
 
 
 class Collector:
-    """Takes every tensor of a run (`add`); `data` is the page's content, plain values for JSON."""
+    """Takes every tensor of a run (`add`); `data` is the page's content, plain values for JSON.
 
-    def __init__(self, vlm):
+    causes  how many runs may be spent on causes, afterwards
+    """
+
+    def __init__(self, vlm, causes=0):
+        self.causes, self.inputs = causes, {}  # of the decoder, for causes
         self.vlm, self.config, self.narrator = vlm, vlm.config, Narrator(vlm)
         self.mapped, self.resized, self.logits, self.ids, self.hidden = {}, {}, [], [], {}
         self.stages, self.rows, self.skipped, self.texts = [], [], 0, {}
-        self.attention = AttentionMaps(vlm.config.text)
+        self.attention, self.tower, self._maps = AttentionMaps(vlm.config.text), TowerMaps(vlm.config.vision), None
         self._stage = [0.0, 0, 0]  # seconds, values and tensors since the last stage ended
         self._since = time.perf_counter()
 
@@ -54,6 +60,8 @@ class Collector:
         parsed = parse(name)
         step, own = parsed.step, parsed.own
         layer = parsed.general.removeprefix("model.layers.{i}") if parsed.counted == "model.layers" else None
+        if self.causes and name in NEEDED:
+            self.inputs[name] = np.array(tensor)
         if name in MAPPED:
             self.mapped[name] = np.array(tensor)
         elif own.endswith(".resized"):
@@ -62,6 +70,10 @@ class Collector:
             self.logits.append(np.array(tensor[-1]))
         elif own == "next_token":
             self.ids.append(int(tensor[0]))
+        elif parsed.counted == "visual.blocks" and own.endswith((".attn.q_rope", ".attn.k_rope", ".attn.probs")):
+            if self._maps is None:
+                self._maps = Maps.from_tensors(self.config, self.mapped)
+            self.tower.add(parsed.index, own.rpartition(".")[2], tensor, self._maps)
         elif layer == ".self_attn.probs":
             self.attention.add_probs(step, parsed.index, tensor, len(self.mapped.get("input_ids", ())))
         elif step == 0 and layer in (".self_attn.q_rope", ".self_attn.k_rope"):
@@ -105,6 +117,9 @@ class Collector:
         """The content of the page. info: as of a `Trace`."""
         self._check()
         maps = Maps.from_tensors(self.config, self.mapped, getattr(answer, "pictures", ()))
+        causes, views = None, views_in_page(maps)
+        if self.causes:
+            causes = measure_causes(self.vlm, {**self.mapped, **self.inputs}, self.ids, maps, views, self.causes)
         media = np.flatnonzero(maps.shown) if not maps.tokens else maps.prompt_of_token(np.arange(maps.tokens))
         return {
             "question": question_of(info),
@@ -116,10 +131,13 @@ class Collector:
             "versions": info.get("versions", {}),
             "edited": info.get("edited", []),
             "measured": measured,
-            **pictures(maps, self.resized, answer),
+            **pictures(maps, self.resized, answer, views),
             "prompt": prompt_tokens(maps, self.vlm),
             "tokens": answer_tokens(self.vlm, self.logits, self.ids, self.hidden),
             "attention": self.attention.pack(media),
+            "causes": causes,
+            "tower": self.tower.pack(maps),
+            "merge": self.config.vision.spatial_merge_size,
             "heat": HEAT.astype(int).tolist(),
             "groups": list(GROUPS),
             "stages": self.stages,
@@ -136,6 +154,15 @@ class Collector:
                 f"the page needs tensors that this trace does not hold: {', '.join(missing)}. Trace to the end with "
                 "keep=minivl.report.needed, or with keep='*'."
             )
+
+
+def collect_trace(trace, vlm, causes=0):
+    """The page's data of a trace."""
+    collector = Collector(vlm, choose_runs(vlm, causes))
+    collector.add_info(trace.info)
+    for name, tensor in trace.items():
+        collector.add(name, tensor)
+    return collector.data(trace.result, trace.info, measured=False)
 
 
 def ends_stage(name):

@@ -1,5 +1,6 @@
 """Images of the report: as the model saw them, with the boxes of their windows."""
 
+import numpy as np
 from PIL import Image
 
 from minivl.palette import TINTS
@@ -11,18 +12,23 @@ PNG_BYTES = 300_000  # of all together; a PNG that is larger than its share beco
 MOST = 12  # images and pairs of frames in a page, evenly spread over all
 
 
-def pictures(maps, resized, answer):
-    """{"pictures": a dict for each image or pair of frames in the page, "hidden": number of the others}. See `picture`."""
+def views_in_page(maps):
+    """(image, frame) of the images and pairs of frames in the page."""
+    views = [(i, frame) for i, (t, _, _) in enumerate(maps.grids) for frame in range(t)] if maps.tokens else []
+    count = min(len(views), MOST)
+    return [views[i * (len(views) - 1) // max(count - 1, 1)] for i in range(count)]
+
+
+def pictures(maps, resized, answer, views):
+    """{"pictures": a dict for each view in the page, "hidden": number of the others}. See `picture`."""
     stills, videos = maps.images, len(maps.grids) - maps.images
     context = {
         "image_grid_thw": maps.grids[:stills],
         **latest(resized, "image", stills),
         **latest(resized, "video", videos),
     }
-    views = [(i, frame) for i, (t, _, _) in enumerate(maps.grids) for frame in range(t)] if maps.tokens else []
-    count = min(len(views), MOST)
-    spread = [views[i * (len(views) - 1) // max(count - 1, 1)] for i in range(count)]
-    return {"pictures": [picture(maps, context, answer, *view, count) for view in spread], "hidden": len(views) - count}
+    hidden = sum(int(t) for t, _, _ in maps.grids) - len(views) if maps.tokens else 0
+    return {"pictures": [picture(maps, context, answer, *view, len(views)) for view in views], "hidden": hidden}
 
 
 def latest(resized, kind, count):
@@ -34,11 +40,14 @@ def latest(resized, kind, count):
 def picture(maps, context, answer, image, frame, count):
     """One image or pair of frames, of so many in the page; pixels are those of the resized image.
 
-    src, name, width, height, rows, columns   first: number of its first token
+    src, name, width, height, rows, columns   first: number of its first token;  prompt: place of that in the prompt
+    slots    of each token in window order, row by row;  position  {"t": of all, "h": of each row, "w": of each column}
     window   of each token, row by row;  windows  [number, (x0, y0, x1, y1), colour as RGB] of each
     """
     pixels = image_pixels(maps, context, image, frame)
     tokens = maps.raster("tokens", image, frame)
+    prompt = maps.raster("prompt", image, frame)
+    t, h, w = np.moveaxis(maps.position_of_prompt(prompt), -1, 0)
     height, width, _ = pixels.shape
     return {
         "src": source(pixels, count),
@@ -48,6 +57,9 @@ def picture(maps, context, answer, image, frame, count):
         "rows": tokens.shape[0],
         "columns": tokens.shape[1],
         "first": int(tokens.min()),
+        "prompt": int(prompt.min()),
+        "slots": maps.raster("token slots", image, frame).reshape(-1).tolist(),
+        "position": {"t": int(t[0, 0]), "h": h[:, 0].tolist(), "w": w[0].tolist()},
         "window": window_of_tokens(maps, image, frame).reshape(-1).tolist(),
         "windows": [[w.number, w.box, TINTS[w.colour].astype(int).tolist()] for w in windows_on(maps, image, frame)],
     }

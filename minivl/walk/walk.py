@@ -1,7 +1,7 @@
 """Walk through a run: stop at a tensor, look at it, change it, go on or back.
 
     walk = vlm.walk("How many circles?", images="scene.png")
-    for step in walk: print(step.name, step.shape, step.explain())     # stage by stage
+    for step in walk: print(step.name, step.shape, step.explain())     # stages, blocks and layers
     step = walk.until("visual.blocks.1.attn.probs")                    # on to this tensor; a glob will do
     step.value, step.stats()                                           # in a notebook `step` alone shows a picture
     walk.replace(step.value * 0)                                       # the run goes on with this instead
@@ -28,6 +28,7 @@ from minivl.trace.maps import MAPPED
 from minivl.trace.stats import Text, stats_of
 
 Passed = namedtuple("Passed", "name shape dtype")
+LATER_TOKENS = "steps.*"  # tensors of the answer's tokens after the first
 BROKEN = "this run was ended by an error or an interrupt: walk.back() runs it again, to the stop before."
 
 
@@ -75,15 +76,17 @@ class Step:
 
 
 class Walk:
-    """An iterator of `Step`s. It stops at each "stage", each "block" (and layer), or each "tensor" (`level`).
+    """An iterator of `Step`s. It stops at each "stage", at each "block" (and layer) too, or at each "tensor" (`level`).
 
     step    the current `Step`; None before the first and after the last
     steps   (name, shape, dtype) of every tensor so far
     edits   {name: array} of replaced tensors
+    stops   the names of the tensors at which it stopped
     answer  the `Answer`, once the run has ended
+    In a notebook it shows buttons, if anywidget is installed (buttons.py).
     """
 
-    def __init__(self, vlm, messages, level="stage", **options):
+    def __init__(self, vlm, messages, level="block", **options):
         if level not in LEVELS:
             raise Error(f"level={level!r}: choose one of {', '.join(LEVELS)}.")
         if options.get("cache") is not None:
@@ -91,7 +94,7 @@ class Walk:
         if options.get("seed") is None:
             options["seed"] = secrets.randbits(64)  # going back must draw the same tokens again
         self.vlm, self.level, self.narrator = vlm, level, Narrator(vlm)
-        self.edits, self._skipped, self._stops = {}, [], []
+        self.edits, self._skipped, self._stops, self._buttons = {}, [], [], None
         self._make = lambda: vlm.answer(messages, **options)
         self._start()
 
@@ -108,7 +111,7 @@ class Walk:
             step = self._advance()
             if LEVELS.index(level(step.name)) > LEVELS.index(self.level):
                 continue
-            if not any(fnmatchcase(step.name, pattern) for pattern in self._skipped):
+            if not self._is_skipped(step.name):
                 return self._stop()
 
     def until(self, name):
@@ -121,10 +124,20 @@ class Walk:
                 return self._stop()
         raise Error(f"the run ended before a tensor named {name}. walk.back() goes to earlier ones.")
 
+    def next_stage(self):
+        """Run past blocks and layers to the next stage. -> Step, or None at the end"""
+        for _ in self._run_to("the next stage"):
+            if level(self.step.name) == "stage" and not self._is_skipped(self.step.name):
+                return self._stop()
+        return None
+
     def skip(self, pattern):
         """Do not stop at tensors that match this glob from now on."""
         check_name(self.vlm.config, pattern)
         self._skipped.append(pattern)
+
+    def _is_skipped(self, name):
+        return any(fnmatchcase(name, pattern) for pattern in self._skipped)
 
     def replace(self, value):
         """Replace the current tensor by an array of the same shape and dtype. -> Step"""
@@ -132,6 +145,7 @@ class Walk:
         self._reply = self.edits[step.name] = replacement(step.name, step._tensor, value)
         self.step = Step(self, step.name, self._reply, replaced=True)
         self._remember(step.name, self._reply)
+        self._show()
         return self.step
 
     def back(self, name=None):
@@ -173,6 +187,7 @@ class Walk:
             if finished.value is None:
                 raise Error(BROKEN) from None
             self.answer, self.step = finished.value, None
+            self._show()
             raise
         replaced = name in self.edits
         self._reply = replacement(name, tensor, self.edits[name]) if replaced else tensor
@@ -193,7 +208,27 @@ class Walk:
 
     def _stop(self):
         self._stops.append(self.step.name)
+        self._show()
         return self.step
+
+    @property
+    def stops(self):
+        return list(self._stops)
+
+    def _show(self):
+        """Show the current step in the buttons, where there are any."""
+        if self._buttons is not None:
+            self._buttons.show()
+
+    def _repr_mimebundle_(self, **options):
+        """Buttons for a notebook; None without anywidget, and a notebook then shows the repr."""
+        if self._buttons is None:
+            try:
+                from minivl.walk.buttons import Buttons
+            except ImportError:
+                return None
+            self._buttons = Buttons(self)
+        return self._buttons._repr_mimebundle_(**options)
 
     def _remember(self, name, tensor):
         """Keep the images, and the tensors that map rows to them."""
@@ -216,9 +251,18 @@ def format_step(step):
     return f"{step.name:<25} {str(list(step.shape)):<15} {step.sentence()}".rstrip()
 
 
-def narrate(vlm, question, images=None, videos=None, **options):
-    """Yield the walk as lines of text while it runs; returns the `Answer`. Arguments as of `VLM.ask`."""
-    walk = Walk(vlm, build_messages(question, images, videos), "block", **options)
+def narrate(vlm, question, images=None, videos=None, brief=False, **options):
+    """Yield the walk as lines of text while it runs; returns the `Answer`. Arguments as of `VLM.ask`.
+
+    brief  one line for all tokens of the answer after the first
+    """
+    walk = Walk(vlm, build_messages(question, images, videos), **options)
+    if brief:
+        walk.skip(LATER_TOKENS)
     for step in walk:
         yield format_step(step)
+    last = parse(walk.steps[-1].name).step
+    if brief and last > 0:
+        steps = "steps.1" if last == 1 else f"steps.1 to steps.{last}"
+        yield f"{steps:<25} {'[1, ...]':<15} each further token of the answer goes through the same layers"
     return walk.answer

@@ -4,15 +4,18 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from conftest import random_weights, small_inputs, small_model
+from conftest import SMALL, random_weights, small_inputs, small_model
 
+import minivl
 from minivl.checkpoint.weights import Weights
 from minivl.compare.comparison import compare
 from minivl.compare.local import round_to, with_rounded_products
 from minivl.faults import fault
 from minivl.faults.what_if import with_fresh_kernels
+from minivl.processing.messages import build_messages
 from minivl.stream import run, value_of
 from minivl.tensors import catalogue
+from minivl.tiny import scene
 from minivl.vlm import VLM
 
 
@@ -83,6 +86,66 @@ def judged(trace, port, vlm):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "PASSES", ())
         return compare(trace, port, model=vlm)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return minivl.load(), build_messages("How many shapes are there?", images=scene(5).image)
+
+
+@pytest.fixture(scope="module")
+def other_sizes():
+    """A model with other sizes and an image that fills no window: every value of its attention matters."""
+    vision = {**SMALL["vision_config"], "depth": 2, "hidden_size": 48, "num_heads": 3, "fullatt_block_indexes": [0]}
+    text = {"num_attention_heads": 4, "num_key_value_heads": 4, "rope_scaling": {"mrope_section": [2, 2, 2]}}
+    vlm = small_model("numpy", **text, vision_config=vision, num_hidden_layers=2, tie_word_embeddings=True)
+    return vlm, small_inputs(vlm.config, grids=((1, 10, 6),), text=40, seed=3)
+
+
+def record_rounded(vlm, prompt, kind, recorded, faults=()):
+    """A float32 port whose tensors are rounded when they are recorded, and computed from what they were before."""
+    with ExitStack() as stack:
+        for name in faults:
+            stack.enter_context(fault(name).inject())
+        trace = with_fresh_kernels(vlm).trace(prompt, max_new_tokens=3)
+    return {name: round_to(np.array(trace[name]), kind) for name in trace if recorded(name)}
+
+
+@pytest.mark.parametrize("model", ["shipped", "other_sizes"])
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_rounding_when_recorded_is_no_mistake(request, model, kind):
+    """softmax makes 10 % of a probability from the half unit that a recorded score is off: no fault of the port."""
+    vlm, prompt = request.getfixturevalue(model)
+    trace = dict(vlm.trace(prompt, max_new_tokens=3))
+    for recorded in RECORDED.values():
+        comparison = compare(trace, record_rounded(vlm, prompt, kind, recorded), model=vlm)
+        assert comparison.ok and comparison.covered and comparison.arithmetic == kind, f"\n{comparison}"
+
+
+@pytest.mark.parametrize("name", ["unscaled-scores", "interleaved-rope", "no-causal-mask", "no-qkv-bias", "layer-norm"])
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_mistakes_show_behind_rounding_when_recorded(other_sizes, kind, name):
+    vlm, inputs = other_sizes
+    trace = dict(vlm.trace(inputs, max_new_tokens=3))
+    everything, modules, blocks = (
+        record_rounded(vlm, inputs, kind, recorded, [name]) for recorded in RECORDED.values()
+    )
+    comparison = compare(trace, everything, model=vlm)
+    assert not comparison.ok and comparison.first.causes[0].name == fault(name).cause, f"\n{comparison}"
+    assert not judged(trace, modules, vlm).ok and not judged(trace, blocks, vlm).ok
+
+
+def test_a_tie_of_rounded_logits_is_no_mistake(other_sizes):
+    """Their logits agree after rounding: argmax takes the first, the port took the one that was larger before."""
+    vlm, inputs = other_sizes
+    trace = {name: np.array(array) for name, array in vlm.trace(inputs, max_new_tokens=1).items()}
+    port = {name: round_to(array, "bfloat16").copy() for name, array in trace.items()}
+    best, other = int(trace["next_token"][0]), trace["lm_head"].shape[1] - 1
+    assert other > best
+    port["lm_head"][0, other], port["next_token"][:] = port["lm_head"][0, best], other
+    assert judged(trace, port, vlm)["next_token"].status == "INPUT"  # lm_head is wrong, the token from it is not
+    port["next_token"][:] = int(np.argmin(port["lm_head"][0]))
+    assert judged(trace, port, vlm)["next_token"].status == "DIFF"
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])

@@ -200,6 +200,11 @@ def test_the_picture_and_its_windows(trace, text):
     assert np.array_equal(Image.open(io.BytesIO(base64.b64decode(data))), trace["image.0.resized"])
     assert one["rows"] * one["columns"] == maps.tokens == len(one["window"])
     assert (one["width"], one["height"]) == trace["image.0.resized"].shape[1::-1] and one["first"] == 0
+    assert one["slots"] == maps.slot_of_token(np.arange(maps.tokens)).tolist()
+    for token in range(maps.tokens):
+        row, column = divmod(token, one["columns"])
+        place = one["position"]["t"], one["position"]["h"][row], one["position"]["w"][column]
+        assert place == tuple(maps.position_of_prompt(one["prompt"] + token)) and maps.shown[one["prompt"] + token]
     boxes = {number: box for number, box, _ in one["windows"]}
     assert len(boxes) == len(one["windows"]) == len(maps.windows) - 1
     for token, window in enumerate(one["window"]):
@@ -241,7 +246,7 @@ def test_prompt_words(trace, text, vlm):
 def test_a_watched_run_gives_the_same_answer_and_page(trace, vlm, text):
     """The page of a run is that of its trace, but for the times; what is never made is let go."""
     messages = user(QUESTION, scene(2, size=(196, 308)).image)
-    watched, answer = page_of_run(vlm, messages, max_new_tokens=30)
+    watched, answer = page_of_run(vlm, messages, causes=0, max_new_tokens=30)
     assert answer == trace.result and answer.ids == trace.result.ids
     expected, found = content(text), content(watched)
     assert found.pop("measured") and not expected.pop("measured")
@@ -311,10 +316,10 @@ def test_of_a_very_long_run_one_map_is_left(vlm, monkeypatch):
 def test_a_long_prompt_in_parts_gives_the_same_page(vlm, monkeypatch):
     """The row that chose the first token is the last part's; what was looked at lies in all of them."""
     messages = user(QUESTION, scene(2, size=(196, 252)).image)
-    expected = content(page_of_run(vlm, messages, max_new_tokens=3)[0])
+    expected = content(page_of_run(vlm, messages, causes=0, max_new_tokens=3)[0])
     monkeypatch.setattr(type(vlm), "prefill_chunk", 30)
     trace = vlm.trace(messages, max_new_tokens=3, keep=needed)
-    for found in map(content, (page_of_run(vlm, messages, max_new_tokens=3)[0], page(trace, vlm))):
+    for found in map(content, (page_of_run(vlm, messages, causes=0, max_new_tokens=3)[0], page(trace, vlm))):
         assert [one["id"] for one in found["tokens"]] == [one["id"] for one in expected["tokens"]]
         assert np.allclose(maps_of(found), maps_of(expected), atol=1e-3 + 1 / 255)
         assert found["attention"]["tokens"] == expected["attention"]["tokens"]
@@ -349,12 +354,18 @@ def test_a_large_picture_becomes_a_small_jpeg(vlm):
 def test_command_line(tmp_path, capsys):
     scene(3).image.save(tmp_path / "a.png")
     out = tmp_path / "run.html"
-    assert main(["report", str(tmp_path / "a.png"), QUESTION, "-o", str(out), "--max-new-tokens", "3"]) == 0
+    assert (
+        main(["report", str(tmp_path / "a.png"), QUESTION, "-o", str(out), "--max-new-tokens", "3", "--causes", "9"])
+        == 0
+    )
     printed = capsys.readouterr().out
     data = content(out.read_text(encoding="utf-8"))
+    assert 0 < data["causes"]["runs"] <= 9
     assert data["measured"] and not data["finished"] and data["question"] == QUESTION and len(data["tokens"]) == 3
     assert str(out) in printed and f"Answer: {data['answer']} ..." in printed
-    assert main(["report", "How many circles?", "-o", str(out), "--max-new-tokens", "2"]) == 0  # no image at all
+    assert (
+        main(["report", "How many circles?", "-o", str(out), "--max-new-tokens", "2", "--causes", "0"]) == 0
+    )  # no image at all
     assert content(out.read_text(encoding="utf-8"))["pictures"] == []
     assert main(["report", str(tmp_path / "a.png"), "-o", str(out)]) == 1  # an image and no question
     for path in ("no/run.html", "run.txt"):
@@ -364,7 +375,7 @@ def test_command_line(tmp_path, capsys):
 
 def test_inline_in_a_notebook(vlm, tmp_path):
     """The page in a frame that may run its script and nothing else."""
-    report = vlm.report("How many circles?", scene(1).image, max_new_tokens=1)
+    report = vlm.report("How many circles?", scene(1).image, causes=0, max_new_tokens=1)
     frame = re.fullmatch(
         r'<iframe sandbox="allow-scripts" style="[^"]*" srcdoc="([^"]*)"></iframe>', report._repr_html_()
     )

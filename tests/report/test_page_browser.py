@@ -1,45 +1,26 @@
-"""The page in a real browser, from file://, with real pointer and keys. Skipped where there is no Chromium.
-
-pip install playwright && playwright install chromium       # or a Chromium of the system, on PATH
-"""
-
-import os
-import shutil
+"""The page in a real browser, from file://, with real pointer and keys. Skipped where there is no Chromium (chromium.py)."""
 
 import pytest
+from chromium import SLOW, browser  # noqa: F401
 
 import minivl
 from minivl.processing.messages import user
 from minivl.report.html_page import page_of_run, write_page
 from minivl.tiny import scene
 
-SLOW = 180_000  # milliseconds: the machine may be busy
-NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUESTION = "Describe the picture.</script><img src=x onerror=\"document.title='broken'\">"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    with sync_api.sync_playwright() as playwright:
-        if path is None and not os.path.exists(playwright.chromium.executable_path):
-            pytest.skip("there is no Chromium: playwright install chromium, or one on PATH")
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=SLOW)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "run.html"
     messages = user(QUESTION, scene(5, size=(336, 448), count=3).image)
-    write_page(page_of_run(minivl.load(), messages, max_new_tokens=8)[0], path)
+    write_page(page_of_run(minivl.load(), messages, causes=60, max_new_tokens=8)[0], path)
     return path
 
 
 @pytest.fixture
-def tab(browser, file):
+def tab(browser, file):  # noqa: F811
     """The page, light, 1280 pixels wide. Nothing may be said on the console, nothing asked of a network."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
     tab, said, asked = context.new_page(), [], []
@@ -101,10 +82,11 @@ def test_keys_choose_word_layer_and_head(tab):
 
 def test_tab_goes_through_the_controls_in_order(tab):
     ids = []
-    for _ in range(9):
+    for _ in range(10):
         tab.keyboard.press("Tab")
-        ids.append(tab.evaluate("(e => e.id || (e.dataset.word && 'word') || e.tagName)(document.activeElement)"))
-    assert ids == ["projector", "theme", "word", "layer", "head", "heat", "grid", "windows", "scale"]
+        name = "(e => e.id || (e.dataset.word && 'word') || e.dataset.tab || e.tagName)(document.activeElement)"
+        ids.append(tab.evaluate(name))
+    assert ids == ["projector", "theme", "word", "attention", "layer", "head", "heat", "grid", "windows", "scale"]
 
 
 def test_layer_and_head_by_menu_and_by_matrix(tab):
@@ -257,12 +239,12 @@ def test_a_projector_shows_large_letters(tab):
     assert tab.locator("#best .word").first.bounding_box()["height"] == small
 
 
-def test_two_pictures_and_none(browser, tmp_path):
+def test_two_pictures_and_none(browser, tmp_path):  # noqa: F811
     """Each run of image tokens says its own share; what is about images goes where there are none."""
     vlm, page = minivl.load(), browser.new_page()
     for pictures in ([scene(5).image, scene(7, size=(196, 308)).image], []):
         messages = user("How many circles?", pictures)
-        write_page(page_of_run(vlm, messages, max_new_tokens=1)[0], tmp_path / "a.html")
+        write_page(page_of_run(vlm, messages, causes=0, max_new_tokens=1)[0], tmp_path / "a.html")
         page.goto((tmp_path / "a.html").as_uri())
         if pictures:
             page.check("#heat")
@@ -284,6 +266,121 @@ def test_a_stage_opens(tab):
     assert not stage.locator("p").first.is_visible()
     stage.locator("summary").click()
     assert stage.locator("p").first.is_visible() and "window" in stage.locator("p").first.inner_text()
+
+
+def test_the_tab_of_causes(tab):
+    """Heads in the matrix and squares on the image: what is lost is that of the run, and the sentence says both numbers."""
+    tab.click("[data-word='1']")
+    tab.click("[data-tab=causes]")
+    assert tab.locator("#layer").is_hidden() and "depends on" in tab.locator("#looked").inner_text()
+    assert "runs of the decoder, each with one change" in tab.locator("#measured").inner_text()
+    layers, heads, words = tab.evaluate("[causes.layers, causes.heads, data.tokens.length]")
+    assert tab.locator("#matrix button").count() == layers * heads
+    tab.click("#matrix [data-layer='1'][data-head='0']")
+    before, after = tab.evaluate(f"[causes.before[1], causes.bytes[{heads} * {words} + 1] / 255]")
+    said = tab.locator("#readout").inner_text()
+    name = "head 0 of layer 1" if heads > 1 else "the attention of layer 1"
+    assert said.startswith(f"Without {name}: ")
+    assert all(tab.evaluate(f"percent({chance})") in said for chance in (before, after))
+    tab.hover(".view svg", position={"x": 3, "y": 3})
+    assert tab.locator("#readout").inner_text().startswith("Without the ") and "row 0, column 0" in said_now(tab)
+    tab.keyboard.press("ArrowRight")
+    tab.click("[data-tab=causes]")
+    tab.keyboard.press("ArrowRight")
+    assert tab.locator("[data-tab=tower]").get_attribute("aria-selected") == "true"
+    tab.keyboard.press("Home")
+    assert tab.locator("[data-tab=attention]").get_attribute("aria-selected") == "true"
+
+
+def said_now(tab):
+    return tab.locator("#readout").inner_text()
+
+
+def test_the_tab_of_the_tower(tab):
+    """A square attends to its window in windowed blocks and to the whole frame in full ones; shares add up to 1."""
+    tab.click("[data-tab=tower]")
+    assert "receives" in said_now(tab) and tab.locator("#heads").is_hidden() and tab.locator("#scale").is_hidden()
+    tab.hover(".view svg", position={"x": 3, "y": 3})
+    assert "its window" in said_now(tab)
+    shares = "towerValues(0, VIEWS.tower().fine, cursor)"
+    for block, inside in ((0, True), (1, False)):
+        tab.evaluate(f"state.block = {block}")
+        total, outside = tab.evaluate(
+            f"""(() => {{ const fine = VIEWS.tower().fine, window = data.pictures[0].window, values = {shares};
+                const other = values.filter((_, c) => window[tokenOfCell(0, c, fine)] !== window[0]);
+                return [sum(values), sum(other)]; }})()"""
+        )
+        assert abs(total - 1) < 0.1 and (outside == 0) == inside
+    tab.click(".view svg", position={"x": 3, "y": 3})
+    tab.hover("h1")
+    assert "row 0, column 0" in said_now(tab) and tab.locator(".query").count() == 1
+    tab.select_option("#block", "0")
+    assert "visual.blocks.0" in said_now(tab)
+
+
+def test_the_strip_follows_a_pixel(tab):
+    box = tab.locator(".view svg").bounding_box()
+    tab.mouse.click(box["x"] + box["width"] * 0.99, box["y"] + box["height"] * 0.99)
+    texts = tab.locator("#stations p").all_inner_texts()
+    width, height = tab.evaluate("[data.pictures[0].width, data.pictures[0].height]")
+    x, y = map(int, texts[0].split(" of ")[0].removeprefix("x ").split(", y "))
+    assert abs(x - width * 0.99) < 4 and abs(y - height * 0.99) < 4
+    last = tab.evaluate("data.pictures[0].prompt + data.pictures[0].slots.length - 1")
+    assert texts[2].startswith("Window 11: ") and f"place {last} of the prompt" in texts[3]
+    assert "hiding the token measures" in texts[4] and "with it" in tab.locator("#stations .bars").inner_text()
+    tab.click("#after")
+    tab.click("#after")
+    assert tab.locator("#stations .on b").inner_text() == "2 patch"
+    tab.click("#before")
+    assert tab.locator("#stations .on b").inner_text() == "1 pixel"
+    tab.click("#play")
+    tab.locator("#stations .on b", has_text="3 window").wait_for()
+    tab.click("#play")
+    assert tab.locator("#stations .on").count() == 0 and tab.locator("#play").inner_text() == "Play"
+
+
+def test_without_motion_the_strip_stands_still(tab):
+    tab.emulate_media(reduced_motion="reduce")
+    assert tab.locator("#play").is_hidden()
+    tab.click("#after")
+    assert tab.evaluate("getComputedStyle(document.getElementById('ball')).transitionProperty") == "none"
+    assert tab.locator("#stations .on").count() == 1
+
+
+@pytest.mark.parametrize("tab_name", ["causes", "tower"])
+def test_contrast_of_the_tabs(tab, tab_name):
+    tab.click(f"[data-tab={tab_name}]")
+    for scheme in ("dark", "light"):
+        tab.emulate_media(color_scheme=scheme)
+        assert contrast(tab)[0] >= 4.5, contrast(tab)
+
+
+def test_two_runs_choose_together(browser, file, tmp_path):  # noqa: F811
+    """Token, tab and colours of one run are those of the other, as far as it has them; frames are as high as their pages."""
+    vlm, path = minivl.load(), tmp_path / "both.html"
+    messages = user("How many shapes are there?", scene(2, size=(112, 140)).image)
+    write_page(page_of_run(vlm, messages, causes=0, beside=file, max_new_tokens=2)[0], path)
+    page, said = browser.new_page(viewport={"width": 1600, "height": 900}, color_scheme="light"), []
+    page.set_default_timeout(SLOW)
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(path.as_uri())
+    first, second = (frame.content_frame for frame in page.locator("iframe").all())
+    assert second.locator("#question").inner_text() == QUESTION
+    second.locator("[data-word='6']").click()
+    second.locator("[data-tab=tower]").click()
+    first.locator("[data-tab=tower][aria-selected=true]").wait_for()
+    assert first.locator("[data-word='1']").get_attribute("aria-pressed") == "true"  # the last that it has
+    assert second.locator("[data-word='6']").get_attribute("aria-pressed") == "true"
+    first.locator("#theme").click()
+    second.locator("html[data-theme=dark]").wait_for()
+    first.locator("[data-tab=attention]").click()
+    second.locator("[data-tab=attention][aria-selected=true]").wait_for()
+    for frame, element in zip((first, second), page.locator("iframe").all()):
+        height = frame.locator("body").evaluate("body => body.offsetHeight")
+        assert abs(element.bounding_box()["height"] - height) < 4 and height > 1000
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1600 and said == []
+    page.close()
 
 
 @pytest.mark.parametrize("width", [400, 768, 1280])
