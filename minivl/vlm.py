@@ -234,16 +234,17 @@ class VLM(Engine):
             other.processor = processor_with_parts(self.processor, other.parts)
         return other
 
-    def report(self, question, images=None, videos=None, causes=None, **options):
+    def report(self, question, images=None, videos=None, causes=None, beside=None, **options):
         """Answer a question and browse the run as one HTML page, inline in a notebook. -> html_page.Report
 
         causes  the most runs to spend on causes, heads ablated and parts of the image hidden: 200, or 0 for a model of more
                 than 500 MB, if not given
+        beside  another run to show beside this one: a Report, a trace, or the path of a recording or of a page
         Options as of `ask`; `.save("run.html")` writes the page, `.answer` is the `Answer`.
         """
         from minivl.report.html_page import report
 
-        return report(self, question, images, videos, causes, **options)
+        return report(self, question, images, videos, causes, beside, **options)
 
     def count_tokens(
         self, question, images=None, videos=None, min_pixels=None, max_pixels=None, add_vision_id=False, fps=None,

@@ -12,6 +12,7 @@ OPTIONS = (
         int,
         "at most N more runs, each without a head or a part of the image (200; 0 for models above 500 MB)",
     ),
+    ("--beside FILE", str, "show that run beside this one: a recording of it (.safetensors), or its page (.html)"),
     *RUN,
 )
 
@@ -19,10 +20,10 @@ OPTIONS = (
 def run(options):
     from minivl.report.html_page import check_page, page_of_run, write_page
 
-    check_output("-o", options.output, options.files, options.model)
+    check_output("-o", options.output, [*options.files, *filter(None, [options.beside])], options.model)
     check_page(options.output)
     vlm, messages, settings = prepare_run(options)
-    text, answer = page_of_run(vlm, messages, options.causes, **settings)
+    text, answer = page_of_run(vlm, messages, options.causes, options.beside, **settings)
     write_page(text, options.output)
     print(f"{options.output}: {format_bytes(len(text))}, opens in any browser")
     print(f"Answer: {answer}{'' if answer.finished else ' ...'}")

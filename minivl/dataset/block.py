@@ -174,10 +174,27 @@ def describe_rows(vlm, prompt, maps, own, choices, reduce):
             ids = maps.input_ids[numbers]
             lines |= {"token": ids.tolist(), "text": [token_text(vlm, token) for token in ids]}
             lines |= dict(zip("thw", maps.position_of_prompt(numbers).T.tolist()))
-        if reduce:
-            lines = {name: values[:1] for name, values in lines.items()} | {"number": [-1], "rows": [count]}
-        append(columns, lines)
+        append(columns, merge_lines(lines) if reduce else lines)
     return columns
+
+
+def merge_lines(lines):
+    """The line of one reduced row: its pixels are the smallest box around those of the rows that it was made of.
+
+    Of several rows no token, text or position is the row's own: -1, and "".
+    """
+    count = len(lines["rows"])
+    merged = {name: values[:1] for name, values in lines.items()} | {"number": [-1], "rows": [count]}
+    if count > 1:
+        merged |= {name: [-1] for name in ("token", *"thw") if name in lines} | ({"text": [""]} if "text" in lines else {})
+    image, frame = np.array(lines["image"]), np.array(lines["frame"])
+    shown = np.flatnonzero(image >= 0)
+    if len(shown):
+        same = (image == image[shown[0]]) & (frame == frame[shown[0]])  # of rows of several images, the first one's
+        merged |= {"image": [int(image[shown[0]])], "frame": [int(frame[shown[0]])]}
+        for name, outermost in (("x0", min), ("y0", min), ("x1", max), ("y1", max)):
+            merged[name] = [int(outermost(np.array(lines[name])[same]))]
+    return merged
 
 
 def places_of(maps, own, numbers):

@@ -30,7 +30,7 @@ from minivl.helpers import write_json
 from minivl.trace.metadata import versions
 from minivl.vlm import PREPARE_OPTIONS, VLM, load
 
-FORMAT = 1
+FORMAT = 2  # 2: a reduced row lies in the box around its rows
 NEEDED = 'pip install "minivl[dataset]"'
 INFO = "collection.json"
 

@@ -81,8 +81,9 @@ class Store:
         prompt, id   which prompt;  kind  the choice of rows that took it, such as "answer"
         number       of the patch, image token or prompt token, in the numbering of the set; -1 of reduced rows
         rows         how many rows were reduced to it, else 1
-        image, frame, x0, y0, x1, y1     pixels of the resized image, the last two exclusive; -1 of text
-        token, text, t, h, w             of tokens of the prompt: id, text, M-RoPE position
+        image, frame, x0, y0, x1, y1     pixels of the resized image, the last two exclusive; -1 of text; of a reduced row
+                                         the box around its rows in the first of their images
+        token, text, t, h, w             of tokens of the prompt: id, text, M-RoPE position; -1 and "" of several reduced to one
         """
         if tensor in self.tensors:
             lines = self._index(self.tensors[tensor])
@@ -262,7 +263,8 @@ class Neighbours:
             box = [line[name] for name in ("x0", "y0", "x1", "y1")]
             boxes.append(None if line["image"] < 0 else [v / side for v, side in zip(box, (width, height) * 2)])
             cosine, id, what, known = self._describe(at)
-            captions.append("\n".join(textwrap.shorten(text, 28) for text in (f"{cosine} {id}", what, known)))
+            lines = [textwrap.shorten(text, 28) for text in (f"{cosine} {id}", what)]
+            captions.append("\n".join(lines + textwrap.wrap(known, 28, max_lines=3, placeholder=" ...")))
         return sheet(pictures, captions, boxes, columns)
 
     def _open(self, prompt, image):

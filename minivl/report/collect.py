@@ -8,7 +8,7 @@ import numpy as np
 from minivl.errors import Error
 from minivl.palette import HEAT
 from minivl.report.attention import AttentionMaps
-from minivl.report.causes import NEEDED, measure_causes
+from minivl.report.causes import NEEDED, choose_runs, measure_causes
 from minivl.report.images import pictures, views_in_page
 from minivl.report.next_token import answer_tokens, prompt_tokens, question_of, shorten
 from minivl.report.tower import TowerMaps
@@ -154,6 +154,15 @@ class Collector:
                 f"the page needs tensors that this trace does not hold: {', '.join(missing)}. Trace to the end with "
                 "keep=minivl.report.needed, or with keep='*'."
             )
+
+
+def collect_trace(trace, vlm, causes=0):
+    """The page's data of a trace."""
+    collector = Collector(vlm, choose_runs(vlm, causes))
+    collector.add_info(trace.info)
+    for name, tensor in trace.items():
+        collector.add(name, tensor)
+    return collector.data(trace.result, trace.info, measured=False)
 
 
 def ends_stage(name):

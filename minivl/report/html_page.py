@@ -10,20 +10,16 @@ The page consumes the stream: a `Collector` takes every tensor and keeps what th
 that it kept, in the same order. page.html, page.css, page.js and page.strip.js are the browser's half.
 """
 
-import html
-import json
-import re
-from pathlib import Path
-
 from minivl.errors import Error
-from minivl.helpers import check_writable, write_whole
+from minivl.report.page_file import Report, check_page, fill_template, write_page
 from minivl.tensors.names import parse
+
+__all__ = ["Report", "check_page", "fill_template", "needed", "page", "page_of_run", "report", "write_page"]
 
 # general names of the tensors without which there is no page
 NEEDED = (
     "image.{i}.resized", "video.{i}.resized", "model.layers.{i}", "model.layers.{i}.self_attn.probs", "lm_head", "next_token"
 )  # fmt: skip
-MARK = re.compile(r"\{\{(\w+)\}\}")
 
 
 def needed(name, shape=None):
@@ -31,29 +27,27 @@ def needed(name, shape=None):
     return parse(name).general in NEEDED
 
 
-def page(trace, vlm, causes=0):
+def page(trace, vlm, causes=0, beside=None):
     """The page of a trace, as the text of an HTML file. vlm: the model that made it, for token text and the logit lens.
 
     causes  the most runs to spend on causes: heads ablated, parts of the image hidden. The trace must then hold inputs_embeds,
             position_ids and rope_delta too
+    beside  another run to show beside it: a trace of the same model, a Report, or the path of a recording or of a page
     The trace must hold what `needed` says; of all other tensors the page shows those that were kept. A trace measures no time:
     its timeline shows how many numbers each stage made.
     """
-    from minivl.report.causes import choose_runs
-    from minivl.report.collect import Collector
+    from minivl.report.collect import collect_trace
 
-    collector = Collector(vlm, choose_runs(vlm, causes))
-    collector.add_info(trace.info)
-    for name, tensor in trace.items():
-        collector.add(name, tensor)
-    return fill_template(collector.data(trace.result, trace.info, measured=False))
+    second = open_second(beside, vlm)
+    return fill(collect_trace(trace, vlm, causes), second)
 
 
-def page_of_run(vlm, messages, causes=None, **options):
+def page_of_run(vlm, messages, causes=None, beside=None, **options):
     """Answer messages (options as of `vlm.chat`) -> (the page's text, the `Answer`). No tensors are kept.
 
     causes  the most runs of the decoder to spend on causes: heads ablated, parts of the image hidden. 200 if not given, 0
             for a model of more than 500 MB
+    beside  another run to show beside it, as of `page`
     A question about a small blank image is answered first, so that the times are those of a model that has run before; not if
     the weights do not fit in memory, for that would read all of them once more.
     """
@@ -67,7 +61,7 @@ def page_of_run(vlm, messages, causes=None, **options):
     from minivl.trace.metadata import describe_run
     from minivl.trace.trace import Trace
 
-    runs = choose_runs(vlm, causes)
+    runs, second = choose_runs(vlm, causes), open_second(beside, vlm)
     if runs and options.get("cache") is not None:
         if causes is not None:
             raise Error("causes= runs the whole prompt again: leave cache= out, or give causes=0.")
@@ -77,62 +71,29 @@ def page_of_run(vlm, messages, causes=None, **options):
     collector = Collector(vlm, runs)
     answer = run(show_layers(vlm.answer(messages, **options), vlm), collector.add)
     trace = Trace(info={"input_ids": collector.mapped["input_ids"]}, result=answer)
-    return fill_template(collector.data(answer, trace.info | describe_run(vlm, trace), measured=True)), answer
+    return fill(collector.data(answer, trace.info | describe_run(vlm, trace), measured=True), second), answer
 
 
-def fill_template(data):
-    """Fill the template with a page's data. Text of the model and the user is in the JSON, where "<" is escaped."""
-    folder = Path(__file__).parent
-    parts = {name: (folder / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
-    parts["strip"] = (folder / "page.strip.js").read_text(encoding="utf-8")
-    parts |= {"title": html.escape(data["question"][:80] or "a run"), "data": embed_json(data)}
-    for name in ("question", "answer"):
-        parts[name] = html.escape(data[name])
-    template = (folder / "page.html").read_text(encoding="utf-8")
-    return MARK.sub(lambda mark: parts[mark[1]], template)  # once: marks inside the parts are not replaced
+def open_second(beside, vlm):
+    """The page's data of the run that is shown beside, None for none: before the first run takes minutes."""
+    if beside is None:
+        return None
+    from minivl.report.beside import open_run
+
+    return open_run(beside, vlm)
 
 
-def embed_json(data):
-    """JSON that can neither end the <script> around it nor start a comment in it."""
-    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+def fill(data, second):
+    """The text of the page of one run, or of two."""
+    if second is None:
+        return fill_template(data)
+    from minivl.report.beside import fill_beside
+
+    return fill_beside(data, second)
 
 
-class Report:
-    """A page and its run: `answer`, `text` (HTML), `save(path)`. A notebook shows the page inline."""
-
-    def __init__(self, text, answer):
-        self.text, self.answer = text, answer
-
-    def save(self, path):
-        """Write the page as one HTML file."""
-        write_page(self.text, path)
-
-    def __repr__(self):
-        return f"<Report of {str(self.answer)!r}, {len(self.text) / 1e6:.1f} MB: save(path) writes it as HTML>"
-
-    def _repr_html_(self):
-        style = "width: 100%; height: 860px; border: 1px solid #8888; border-radius: 8px"
-        return f'<iframe sandbox="allow-scripts" style="{style}" srcdoc="{html.escape(self.text)}"></iframe>'
-
-
-def report(vlm, question, images=None, videos=None, causes=None, **options):
-    """Answer a question and collect its page. causes: as of `page_of_run`; other arguments as of `VLM.ask`. -> Report"""
+def report(vlm, question, images=None, videos=None, causes=None, beside=None, **options):
+    """Answer a question and collect its page. causes, beside: as of `page_of_run`; the others as of `VLM.ask`. -> Report"""
     from minivl.processing.messages import build_messages
 
-    return Report(*page_of_run(vlm, build_messages(question, images, videos), causes, **options))
-
-
-def check_page(path):
-    """Raise an Error unless a page can be written there; called before a run that takes minutes."""
-    path = Path(path)
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise Error(f"{path} names no HTML file. Call it {path.stem or 'run'}.html.")
-    check_writable(path)
-
-
-def write_page(text, path):
-    """Write a page's text: whole or not at all."""
-    check_page(path)
-    with write_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    return Report(*page_of_run(vlm, build_messages(question, images, videos), causes, beside, **options))

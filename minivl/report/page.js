@@ -162,6 +162,7 @@ function showPictures() {
   });
   drawLegend(view);
   at("readout").textContent = view.readout();
+  shareChoices();
 }
 
 /** A frame inside a square: the middle of the image stays as it is. Little is transparent, nothing is no frame; blue is below 0. */
@@ -304,6 +305,7 @@ function nameOfRun(run) {
 function causesReadout(run) {
   if (causes === null) return "";
   const runs = Array.from({ length: causes.runs }, (_, k) => k), most = runs.reduce((a, b) => (lossOf(b) > lossOf(a) ? b : a), 0);
+  if (run === null && lossOf(most) === 0) return `None of ${causes.runs} changes lowers the probability of ${quoted(data.tokens[word()])}, ${percent(causes.before[word()])}.`;
   const lead = run === null ? `Of ${causes.runs} changes, the largest loss is ` : "";
   const k = run ?? most, other = causes.others.find(([r, token]) => r === k && token === word());
   const then = other ? `; likeliest is then “${visible(other[2].trim() || other[2])}”` : "";
@@ -563,6 +565,58 @@ function sortBy(column) {
   document.querySelector(`[data-column="${column}"]`).focus();
 }
 
+// ---- beside another run: what is chosen in one page is chosen in the other ----
+
+const beside = document.documentElement.hasAttribute("data-beside");
+const SWITCHES = ["heat", "grid", "windows"];
+let shared = "", adopting = false;
+
+function choices() {
+  const { tab, pinned, layer, head, block, side, pixel = null, touched } = state, root = document.documentElement;
+  return { tab, pinned, layer, head, block, side, pixel, touched, switches: SWITCHES.map((id) => at(id).checked), scale: at("scale").value, large: root.hasAttribute("data-projector"), theme: root.dataset.theme ?? null };
+}
+
+function shareChoices() {
+  const now = JSON.stringify(choices());
+  if (beside && !adopting && now !== shared && shared !== "") parent.postMessage({ choices: choices() }, "*");
+  shared = now;
+}
+
+/** Take the choices of the other run, as far as they exist here; they are not sent back. */
+function adopt(other) {
+  const last = (list) => Math.max(list.length - 1, 0), picture = data.pictures[other.pixel?.picture];
+  Object.assign(state, {
+    pinned: clamp(other.pinned, 0, last(data.tokens)), layer: clamp(other.layer, 0, last(maps.layers)), head: clamp(other.head, 0, last(maps.heads)),
+    block: clamp(other.block, 0, last(tower?.full ?? [])), side: clamp(other.side, 0, last(causes?.squares ?? [])), pixel: picture ? other.pixel : state.pixel, touched: other.touched,
+  });
+  SWITCHES.forEach((id, i) => { at(id).checked = other.switches[i]; });
+  for (const id of ["layer", "head", "block", "side"]) at(id).value = state[id];
+  at("scale").value = other.scale;
+  setProjector(other.large);
+  if (other.theme !== null) setTheme(other.theme);
+  const tab = document.querySelector(`[data-tab="${other.tab}"]`);
+  adopting = true;
+  if (state.tab !== other.tab && tab && !tab.hidden) openTab(other.tab);
+  else show();
+  adopting = false;
+}
+
+function setProjector(large) {
+  document.documentElement.toggleAttribute("data-projector", large);
+  at("projector").setAttribute("aria-pressed", large);
+}
+
+function setTheme(name) {
+  document.documentElement.dataset.theme = name;
+  at("theme").textContent = dark() ? "Light" : "Dark";
+}
+
+function joinOther() {
+  if (!beside) return;
+  addEventListener("message", (event) => { if (event.source === parent && event.data?.choices) adopt(event.data.choices); });
+  new ResizeObserver(() => parent.postMessage({ height: document.body.offsetHeight + 2 }, "*")).observe(document.body);
+}
+
 // ---- all of it ----
 
 function choose(layer, head) {
@@ -603,13 +657,13 @@ function start() {
   for (const id of ["heat", "grid", "windows"]) at(id).addEventListener("change", () => { state.touched ||= id === "heat"; showPictures(); });
   at("scale").addEventListener("change", () => { showPictures(); showMatrix(); });
   at("projector").addEventListener("click", () => {
-    const large = document.documentElement.toggleAttribute("data-projector");
-    at("projector").setAttribute("aria-pressed", large);
+    setProjector(!document.documentElement.hasAttribute("data-projector"));
+    shareChoices();
   });
   at("filter").addEventListener("input", () => { state.shown = 100; showTable(); });
   at("more").addEventListener("click", () => { state.shown += 400; showTable(); });
   const named = () => { at("theme").textContent = dark() ? "Light" : "Dark"; };
-  at("theme").addEventListener("click", () => { document.documentElement.dataset.theme = dark() ? "light" : "dark"; named(); });
+  at("theme").addEventListener("click", () => { setTheme(dark() ? "light" : "dark"); shareChoices(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", named);
   named();
   const edits = data.edited.length ? ` Changed by hand: ${data.edited.join(", ")}.` : "";
@@ -619,6 +673,7 @@ function start() {
   if (location.hash === "#projector") at("projector").click();
   openTab("attention");
   showTable();
+  joinOther();
 }
 
 function keys(event) {

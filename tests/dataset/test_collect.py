@@ -173,6 +173,12 @@ def test_reduced_rows(whole, vlm, tmp_path):
             expected = rows[lines["prompt"] == number]
             np.testing.assert_array_equal(store[name][number], expected.mean(axis=0))
             assert store.index(name)["rows"][number] == len(expected)
+            inside = {key: values[lines["prompt"] == number] for key, values in lines.items()}
+            box = [min(inside["x0"]), min(inside["y0"]), max(inside["x1"]), max(inside["y1"])]
+            assert [store.index(name)[key][number] for key in ("x0", "y0", "x1", "y1")] == box
+        if "text" in store.index(name):
+            several = store.index(name)["rows"] > 1
+            assert set(store.index(name)["text"][several]) == {""} and set(store.index(name)["t"][several]) == {-1}
 
 
 def test_without_an_answer_the_tower_is_enough(vlm, tmp_path, monkeypatch):
