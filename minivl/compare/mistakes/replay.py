@@ -28,10 +28,10 @@ MOST_FIRST = 3  # mistakes that alone come closest, each tried together with eve
 
 
 def causes_between(wanted, names, local, limit, ours, likely=()):
-    """[Cause] of the tensor `wanted`, among the mistakes of `names`, which theirs does not have and goes through before it.
+    """[Cause] of the tensor `wanted`, among mistakes in `names`: the tensors before it that theirs does not have.
 
-    For a tensor of the decoder, mistakes of the tower, which each take a run of it, are tried if none of the decoder explains it.
-    If no mistake alone does, two are tried together.
+    For a tensor of the decoder, mistakes of the tower, each of which takes a run of it, are tried only if none of the
+    decoder explains it. If no mistake alone does, two are tried together.
 
     likely  names of mistakes that were found elsewhere: they are tried first
     """
