@@ -7,6 +7,9 @@ The rules, the surest first: a name map; the same name; the name that transforme
 `mlp.down_proj`); the end of exactly one of ours, behind any prefix (`vit.blocks.0.norm1`). All characters but letters and
 digits count as the same separator (`visual_blocks_0_norm1`); the names of operators and outputs that exporters add are
 dropped (`/visual/blocks.0/attn/qkv/Gemm_output_0`).
+
+Tensors of later tokens, our `steps.3.`, may be counted in other words: `decode_3.`, `step3/`, `steps[3].`, `token_3`, in front
+or behind. Where a 0 occurs, it is the prompt, or with "decode", or beside a prompt without a number, the first token after it.
 """
 
 import json
@@ -22,6 +25,9 @@ TOWER = ("vision_tower", "vision_model", "vision", "vit")  # other names of `vis
 SPELT, ENDING = 1000, 2000  # ranks of the less sure rules
 OUTPUT = re.compile(r"[._]outputs?(_\d+)?$")
 OPERATOR = re.compile(r"[./](Add|Cast|Conv|Gelu|Gemm|MatMul|Mul|Reshape|Sigmoid|Squeeze|Transpose|Unsqueeze)(_\d+)?$")
+STEP = re.compile(
+    r"(?<![A-Za-z0-9])(decode[._/:-]?steps?|decode|decoding|steps?|token)[._/:-]?\[?(\d+)\]?(?![A-Za-z0-9])"
+)
 NOT_OURS = re.compile(r"\b(act_fn|rotary_emb|rotary_pos_emb|dropout|drop_path)\b|attn\.softmax$|patch_embed\.proj$")
 
 
@@ -30,9 +36,9 @@ def match_names(theirs, ours, names=None):
 
     names  a name map {theirs: ours}, or the path of a JSON file with one
     """
-    names, spellings, matches = read_map(names), spell(ours), {}
+    names, spellings, first, matches = read_map(names), spell(ours), first_step(theirs), {}
     for name in theirs:
-        rank, mine = recognise(name, spellings, names)
+        rank, mine = recognise(name, spellings, names, first)
         if mine is not None and (mine not in matches or rank <= matches[mine][0]):
             matches[mine] = (rank, name)
     return {mine: name for mine, (_, name) in matches.items()}
@@ -40,11 +46,43 @@ def match_names(theirs, ours, names=None):
 
 def unmatched(theirs, ours, names=None):
     """Their names that mean none of our tensors. Modules whose output minivl has no tensor for (`act_fn`) do not count."""
-    names, spellings = read_map(names), spell(ours)
-    return [name for name in theirs if recognise(name, spellings, names)[1] is None and not NOT_OURS.search(name)]
+    names, spellings, first = read_map(names), spell(ours), first_step(theirs)
+    return [
+        name for name in theirs if recognise(name, spellings, names, first)[1] is None and not NOT_OURS.search(name)
+    ]
+
+
+def first_step(theirs):
+    """What a step 0 of theirs is of ours: 0, the prompt, or 1."""
+    zeros = [(match[1], own) for name in theirs if (match := STEP.search(name)) and not int(match[2])
+             for own in [without_step(name, match)]]  # fmt: skip
+    bare = {one_separator(name) for name in theirs if not STEP.search(name)} if zeros else ()
+    return int(any(word.startswith("decod") or one_separator(own) in bare for word, own in zeros))
+
+
+def without_step(name, match):
+    return f"{name[: match.start()]}{name[match.end() :]}".strip("._/:-")
+
+
+def split_step(name, first):
+    """("steps.3." or "" for the prompt, the rest) of a port's name."""
+    match = STEP.search(name)
+    if match is None:
+        return "", name
+    number = int(match[2]) + first
+    return f"steps.{number}." if number else "", without_step(name, match)
 
 
 def spell(ours):
+    """{"" or "steps.3.": `spell_own` of our names behind it}"""
+    by_step = {"": []}
+    for mine in ours:
+        lead = f"steps.{parse(mine).step}." if parse(mine).step else ""
+        by_step.setdefault(lead, []).append(mine.removeprefix(lead))
+    return {lead: spell_own(names) for lead, names in by_step.items()}
+
+
+def spell_own(ours):
     """(our names, {name with one separator: our name}, {end of it: our name, None if several have it})."""
     whole, ends = {}, {}
     for mine in ours:
@@ -69,8 +107,21 @@ def one_separator(name):
     return re.sub(r"[^A-Za-z0-9]+", ".", name).strip(".")
 
 
-def recognise(name, spellings, names):
-    """(rank of the rule, our name) of a port's name; (None, None) if it means none of ours."""
+def recognise(name, spellings, names, first=0):
+    """(rank of the rule, our name) of a port's name; (None, None) if it means none of ours. first: see `first_step`."""
+    mapped = translate(name, names)
+    if mapped is not None:
+        lead, own = split_step(mapped, 0)
+        if own in spellings.get(lead, [()])[0]:
+            return 0, lead + own
+    # subtle: a later token's tensor is never taken for the prompt's
+    lead, own = split_step(name, first)
+    rank, mine = recognise_own(own, spellings[lead], names) if lead in spellings else (None, None)
+    return rank, None if mine is None else lead + mine
+
+
+def recognise_own(name, spellings, names):
+    """`recognise`, of the names of one token."""
     known, whole, ends = spellings
     meanings = list(candidates(name, names))
     for rank, mine in enumerate(meanings):
@@ -80,8 +131,6 @@ def recognise(name, spellings, names):
         if mine is not None and (spelt := whole.get(one_separator(mine))):
             return SPELT + rank, spelt
     words = one_separator(strip_output(name)).split(".")
-    if "steps" in words:  # subtle: never take a later token's tensor for the prompt's
-        return None, None
     for start in range(len(words)):
         for end in with_last_layer(".".join(words[start:])):
             if start and len(words) - start < 3:  # behind a prefix, "norm" may be anything
@@ -100,15 +149,12 @@ def candidates(name, names):
     yield from with_last_layer(published_name(stripped))
     words = stripped.split(".")
     for start in range(len(words)):
-        if start and words[start - 1] == "steps":  # subtle: as above
-            return
         rest = ".".join(words[start:])
         if words[start] in TOWER:
             yield from with_last_layer(".".join(["visual", *words[start + 1 :]]))
         if start:
             yield from with_last_layer(published_name(rest))
-            if "steps" not in words[:start]:
-                yield from with_last_layer(rest)
+            yield from with_last_layer(rest)
 
 
 def with_last_layer(name):

@@ -134,6 +134,52 @@ def test_other_spellings(right, theirs, ours):
     assert match_names([theirs], right[1].names) == ({ours: theirs} if ours else {})
 
 
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [
+        ("steps.1.model.norm", "steps.1.model.norm"),
+        ("decode_1.model.norm", "steps.1.model.norm"),
+        ("step1/model/norm", "steps.1.model.norm"),
+        ("steps[2].model.norm", "steps.2.model.norm"),
+        ("token_2.language_model.model.layers.2.mlp", "steps.2.model.layers.2.mlp.down_proj"),
+        ("run/decode_step_1/model.language_model.layers.2.self_attn.q_proj", "steps.1.model.layers.2.self_attn.q_proj"),
+        ("lm_head.step_2", "steps.2.lm_head"),
+        ("steps_1_model_layers_2", "steps.1.model.layers.2"),
+        ("step_0.lm_head", "lm_head"),
+        ("decode_0.lm_head", "steps.1.lm_head"),
+        ("step_7.lm_head", None),
+        ("model.embed_tokens", "model.embed_tokens"),
+    ],
+)
+def test_other_spellings_of_steps(steps, theirs, ours):
+    assert match_names([theirs], steps) == ({ours: theirs} if ours else {})
+
+
+def test_what_step_0_is(steps):
+    """The prompt, if all tensors have a number; the token after it, if those of the prompt have none."""
+    assert match_names(["step_0.lm_head", "step_1.lm_head"], steps) == {
+        "lm_head": "step_0.lm_head", "steps.1.lm_head": "step_1.lm_head",
+    }  # fmt: skip
+    assert match_names(["lm_head", "step_0.lm_head", "step_1.lm_head"], steps) == {
+        "lm_head": "lm_head", "steps.1.lm_head": "step_0.lm_head", "steps.2.lm_head": "step_1.lm_head",
+    }  # fmt: skip
+
+
+def test_a_name_map_holds_within_a_step(steps):
+    names = {"out-{}": "model.layers.{}", "second": "steps.1.lm_head"}
+    theirs = ["decode_1.out-2", "second", "out-2"]
+    assert match_names(theirs, steps, names) == {
+        "steps.1.model.layers.2": "decode_1.out-2", "steps.1.lm_head": "second", "model.layers.2": "out-2",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def steps(right):
+    """Names of the prompt and of two later tokens."""
+    names = [name for name in right[1].names if name.startswith(("model.", "lm_head"))]
+    return [*names, *(f"steps.{n}.{name}" for n in (1, 2) for name in names)]
+
+
 def test_the_last_output_of_a_module_counts(right):
     names = [f"/visual/blocks.1/norm1/{op}_output_0" for op in ("Mul", "Mul_1")]
     assert match_names(names, right[1].names) == {"visual.blocks.1.norm1": names[1]}
