@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from minivl.checkpoint.config import Config
 from minivl.compare.diagnose import (
     CERTAIN,
@@ -22,7 +20,6 @@ from minivl.compare.diagnose import (
 from minivl.compare.local import ARITHMETICS, Local, fit
 from minivl.compare.measure import align, axis_orders, distance
 from minivl.compare.mistakes import Cause, Step
-from minivl.compare.mistakes.layers import gelu_tanh
 from minivl.compare.recordings import Recording
 from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, OK, SHAPE
 from minivl.stream import value_of
@@ -110,7 +107,7 @@ def add_faint_mistakes(comparison, evidence):
     """Mistakes smaller than the tolerance, up to the first difference: another eps may change a norm by 5e-6 of its values.
 
     Rounding is different in every value: a known mistake that leaves less than a tenth of a difference is no accident.
-    An eps that changes values by less than rounding is found in all rows together.
+    An eps that changes values by less than rounding shows only in all rows together.
     """
     for row in comparison.rows:
         if row.status in (DIFF, SHAPE) and not row.same_values:
@@ -129,55 +126,54 @@ def add_faint_mistakes(comparison, evidence):
     return comparison
 
 
-def add_faint_gelu(comparison, evidence):
-    """GELU by tanh in the merger, where its own output was not recorded: from the first output after it."""
-    from minivl.compare.mistakes.replay import run_with_function
+# (rows, of which the first recorded one is judged; tensors before it; their mistakes; whether they show in float32 too)
+FAINT_BETWEEN = (
+    (
+        ("visual.merger.mlp.2", "visual.merger", "visual"),
+        ("visual.merger.mlp.1",),
+        ("tanh GELU", "quick GELU"),
+        True,
+    ),
+    (("visual.blocks.0",), ("visual.blocks.0.norm1", "visual.blocks.0.norm2"), ("wrong eps",), False),
+    (
+        ("model.layers.0",),
+        ("model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm"),
+        ("wrong eps",),
+        False,
+    ),
+)
 
+
+def add_faint_mistakes_between(comparison, evidence):
+    """Mistakes smaller than rounding in tensors that were not recorded, seen in the first recorded one after them."""
     local = evidence.local
-    if local is None or GELU in local.figures:
-        return comparison
-    row = next((r for r in comparison.rows if r.name in AFTER_GELU and r.name in local.figures), None)
-    if row is None or row.status not in (OK, CLOSE, INPUT) or row.local <= NOISE:
-        return comparison
-    step = evidence.step(row)
-    tanh = run_with_function(GELU, lambda step: gelu_tanh(step.near("0").astype(np.float64)), row.name, local)
-    share, errors = (0.0, 0.0) if tanh is None else fit_mistake(step.ours, step.theirs, tanh)
-    if not LEAST < share < MOST or errors < CERTAIN:
-        return comparison
-    text = f"at {GELU}: GELU by its approximation with tanh, instead of the exact one with erf{FAINT}"
-    cause = Cause("tanh GELU", text, distance(tanh, step.theirs), exact=False)
-    return comparison.replace_row(row, with_causes(replace(row, status=DIFF), [cause]))
-
-
-def add_faint_eps_of_blocks(comparison, evidence):
-    """Another eps in the norms of a first block that was recorded as a whole, in lower precision."""
-    from minivl.compare.mistakes.replay import mistakes_of, run_with
-
-    local = evidence.local
-    for name, norms in FIRST_BLOCKS.items() if local is not None and local.arithmetic != "float32" else ():
-        row = next((row for row in comparison.rows if row.name == name and row.status in (CLOSE, INPUT)), None)
-        norms = {
-            norm: value_of(local.known[norm]) for norm in norms if norm in local.known and norm not in local.figures
-        }
-        if row is None or name not in local.figures or not norms:
+    for names, tensors, mistakes, in_float32 in FAINT_BETWEEN if local is not None else ():
+        row = next((row for row in comparison.rows if row.name in names and row.name in local.figures), None)
+        if row is None or row.status not in (OK, CLOSE, INPUT) or row.local <= NOISE:
             continue
-        step, best = evidence.step(row), (CERTAIN, None)
-        for mistake in mistakes_of(norms, evidence.known_from_theirs, local.model):
-            if mistake.name == "wrong eps" and (wrong := run_with((mistake,), local, set(norms), name)) is not None:
-                share, errors = fit_mistake(step.ours, step.theirs, wrong)
-                if LEAST < share < MOST and errors > best[0]:
-                    text = f"at {mistake.where}: {mistake.sentence}{FAINT}"
-                    best = errors, Cause("wrong eps", text, distance(wrong, step.theirs), exact=False)
-        if best[1] is not None:
-            comparison = comparison.replace_row(row, with_causes(replace(row, status=DIFF), [best[1]]))
+        if in_float32 or local.arithmetic != "float32":
+            causes = find_faint_between(row, tensors, mistakes, evidence)
+            comparison = (
+                comparison.replace_row(row, with_causes(replace(row, status=DIFF), causes)) if causes else comparison
+            )
     return comparison
 
 
-FIRST_BLOCKS = {
-    "visual.blocks.0": ("visual.blocks.0.norm1", "visual.blocks.0.norm2"),
-    "model.layers.0": ("model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm"),
-}
-GELU, AFTER_GELU = "visual.merger.mlp.1", ("visual.merger.mlp.2", "visual.merger", "visual")
+def find_faint_between(row, tensors, names, evidence):
+    """[Cause], the likeliest of these mistakes in tensors that theirs does not have; [] if none is certain."""
+    from minivl.compare.mistakes.replay import mistakes_of, run_with
+
+    local, step, best = evidence.local, evidence.step(row), (CERTAIN, [])
+    missing = {
+        name: value_of(local.known[name]) for name in tensors if name in local.known and name not in local.figures
+    }
+    for mistake in mistakes_of(missing, evidence.known_from_theirs, local.model):
+        if mistake.name in names and (wrong := run_with((mistake,), local, set(missing), row.name)) is not None:
+            share, errors = fit_mistake(step.ours, step.theirs, wrong)
+            if LEAST < share < MOST and errors > best[0]:
+                text = f"at {mistake.where}: {mistake.sentence}{FAINT}"
+                best = errors, [Cause(mistake.name, text, distance(wrong, step.theirs), exact=False)]
+    return best[1]
 
 
 def add_rounded_products(comparison, evidence):
@@ -207,7 +203,7 @@ def add_causes_of_first(comparison, evidence):
 
 
 def add_causes_in_another_layout(comparison, evidence):
-    """The same, if the first difference has its axes in another order too."""
+    """Mistakes of the first difference's own stage, with theirs transposed first."""
 
     def causes(row):
         step = evidence.step(row)
@@ -218,7 +214,7 @@ def add_causes_in_another_layout(comparison, evidence):
 
 
 def add_causes_of_ours(comparison, evidence):
-    """The same with the sides exchanged, if theirs is right."""
+    """Mistakes that ours has, where theirs is what the stage should give."""
 
     def causes(row):
         right = is_right(evidence.step(row), evidence.limit)
@@ -260,7 +256,7 @@ def is_shared(name, user):
 
 
 def add_causes_of_other_faults(comparison, evidence):
-    """The same for every other stage that is wrong by itself, in the first block or layer of its kind."""
+    """Mistakes of every other stage that is wrong by itself, searched in the first block or layer of its kind."""
     if evidence.local is None or comparison.first is None:
         return comparison
     seen = {parse(comparison.first.name).general}
@@ -285,8 +281,7 @@ def search(comparison, causes, whose="theirs"):
 PASSES = (
     add_layouts,
     add_faint_mistakes,
-    add_faint_gelu,
-    add_faint_eps_of_blocks,
+    add_faint_mistakes_between,
     add_rounded_products,
     add_causes_of_first,
     add_causes_in_another_layout,

@@ -11,6 +11,7 @@ from minivl.checkpoint.weights import Weights
 from minivl.compare.comparison import compare
 from minivl.compare.local import round_to, with_rounded_products
 from minivl.faults import fault
+from minivl.faults.inject import patch
 from minivl.faults.what_if import with_fresh_kernels
 from minivl.processing.messages import build_messages
 from minivl.stream import run, value_of
@@ -219,6 +220,17 @@ def test_gelu_by_tanh_in_lower_precision(right, kind, recorded):
     found = compare(trace, port, model=vlm)
     assert not found.ok and found.first.causes[0].name == "tanh GELU", f"\n{found}"
     assert [row.name for row in found.faults][:1] == [found.first.name] and len(found.faults) == 1
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_quick_gelu_shows_behind_the_merger(right, kind):
+    """In bfloat16 it changes each value of the tower's output by less than rounding does, all of them the same way."""
+    vlm, inputs, trace = right
+    with patch("minivl.kernels.activations.gelu_numpy", lambda _: lambda x: x / (1 + np.exp(np.float32(-1.702) * x))):
+        port = port_of(vlm, inputs, kind, is_block)
+    comparison = compare(trace, port, model=vlm)
+    assert comparison.first.name == "visual" and comparison.first.causes[0].name == "quick GELU", f"\n{comparison}"
+    assert len(comparison.faults) == 1
 
 
 def test_several_missing_biases_are_named_from_blocks(right):

@@ -21,7 +21,7 @@ from minivl.errors import Error
 from minivl.stream import value_of
 from minivl.tensors.names import parse
 
-SKIPPED = (".scores", ".probs")  # mistakes in them are found in the context
+SKIPPED = (".scores", ".probs")  # mistakes in them show in the context
 
 
 MOST_FIRST = 3  # mistakes that alone come closest, each tried together with every other
@@ -161,11 +161,6 @@ def run_with(mistakes, local, names, wanted):
         return next((wrong for wrong in made if wrong is not None), None)
 
     return run_with_change(change, names, wanted, local)
-
-
-def run_with_function(wrong, make, wanted, local):
-    """The tensor `wanted` computed from their inputs with make(step) in the place of the tensor `wrong`."""
-    return run_with_change(lambda name, step: make(step), {wrong}, wanted, local)
 
 
 def run_with_change(changed, names, wanted, local):
