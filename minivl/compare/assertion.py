@@ -21,7 +21,7 @@ def assert_port(theirs, ours=None, model=None, **options):
     """Raise an AssertionError with the report unless a port's recording agrees and enough was compared. -> Comparison
 
     theirs   as for `compare`
-    ours     our recording of the same prompt; by default the model runs on the inputs in theirs: input_ids, and for pictures
+    ours     our recording of the same prompt; by default the model runs on the inputs in theirs: input_ids, and for images
              pixel_values and image_grid_thw (for videos pixel_values_videos, video_grid_thw and position_ids)
     model    a VLM, a folder or a hub id; by default the model that ships
     options  names=, tolerance=, require=, config=, pictures= of `compare`

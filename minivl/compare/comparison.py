@@ -195,13 +195,13 @@ def read_by_values(ours, theirs, left, matches, model):
     """(their recording in our layouts, `ValueMatches` of their tensors `left`)."""
     rows = find_processor_rows(ours, theirs, matches, left)
     inputs = None if model is None else inputs_or_none(ours, model.config)
-    found = match_values(ours, theirs, left, matches, rows is not None, model if inputs is not None else None, inputs)
-    layouts = {**(rows or {}), **found.layouts}
+    matched = match_values(ours, theirs, left, matches, rows is not None, model if inputs is not None else None, inputs)
+    layouts = {**(rows or {}), **matched.layouts}
     if rows is not None:
-        found.notes.append(
+        matched.notes.append(
             "theirs keeps the tower's rows in the image processor's order: they are compared in window order"
         )
-    return replace_arrays(theirs, {name: layout.apply(theirs[name]) for name, layout in layouts.values()}), found
+    return replace_arrays(theirs, {name: layout.apply(theirs[name]) for name, layout in layouts.values()}), matched
 
 
 def compare_rows(ours, theirs, matches, tolerance, precision, layouts=()):

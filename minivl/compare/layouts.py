@@ -120,7 +120,7 @@ def find_processor_rows(ours, theirs, matches, left):
 
     It does if some of its tensors, of whatever name, agree in that order, and none in ours. None if it does not.
     """
-    found = False
+    agrees = False
     for mine in in_data_flow(ours):
         if processor_order(mine, ours) is None or ours[mine].dtype.kind != "f":
             continue
@@ -129,8 +129,8 @@ def find_processor_rows(ours, theirs, matches, left):
             if layouts and closest_layout(ours[mine], theirs[name], layouts)[0] <= CLOSE:
                 return None
             turned = with_processor_rows(layouts, mine, ours)
-            found = found or closest_layout(ours[mine], theirs[name], turned)[0] <= CLOSE
-    if not found:
+            agrees = agrees or closest_layout(ours[mine], theirs[name], turned)[0] <= CLOSE
+    if not agrees:
         return None
     rows = {}
     for mine, name in matches.items():

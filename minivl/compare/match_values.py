@@ -1,8 +1,8 @@
 """Match a port's tensors to minivl's by their values, where the names say nothing.
 
-    found = match_values(ours, theirs, left, matches, model)
-    found.layouts                   # {"visual.blocks.0.attn.qkv": ("onnx::Add_412", Layout)}
-    found.notes                     # what was ambiguous
+    matched = match_values(ours, theirs, left, matches, model)
+    matched.layouts                   # {"visual.blocks.0.attn.qkv": ("onnx::Add_412", Layout)}
+    matched.notes                     # what was ambiguous
 
 Theirs is one of ours if it has as many values and, with its axes in some order, is at most CLOSE away from it, and at least
 CLEAR times closer than any other tensor. With a model, ours is computed from the tensors of theirs that were matched before
@@ -48,19 +48,19 @@ def match_values(ours, theirs, left, matches, in_processor_order=False, model=No
     matcher = Matcher(ours, theirs, left, matches, in_processor_order, model, inputs)
     known, banned = {}, set()
     for _ in range(ROUNDS):
-        found = matcher.run(known, banned)
+        matched = matcher.run(known, banned)
         closer = {
-            (mine, name) for mine, (name, *_) in found.items() if mine not in known and matcher.is_other(mine, name)
+            (mine, name) for mine, (name, *_) in matched.items() if mine not in known and matcher.is_other(mine, name)
         }
         if not closer:
             break
         banned |= closer
-    found = {mine: pair for mine, pair in found.items() if mine in known or not matcher.is_other(mine, pair[0])}
+    matched = {mine: pair for mine, pair in matched.items() if mine in known or not matcher.is_other(mine, pair[0])}
     if model is not None:
-        found = matcher.place_wrong_ones(found, banned)
+        matched = matcher.place_wrong_ones(matched, banned)
     else:
-        found |= matcher.siblings(found)
-    return matcher.report(found)
+        matched |= matcher.siblings(matched)
+    return matcher.report(matched)
 
 
 class Matcher:
@@ -89,19 +89,19 @@ class Matcher:
 
     def run(self, known, banned):
         """{our name: (their name, Layout)}: `known` and those that are close, each from the inputs that theirs had."""
-        found, self.seen = dict(known), {}
+        matched, self.seen = dict(known), {}
         taken = {name for name, _ in known.values()}
         theirs = {mine: self.theirs[name] for mine, name in self.matches.items()}
 
         def see(mine, tensor):
             if mine not in self.ours:
                 return tensor
-            if mine not in theirs and mine not in found and (pair := self.match(mine, tensor, taken, banned)):
-                found[mine] = pair
+            if mine not in theirs and mine not in matched and (pair := self.match(mine, tensor, taken, banned)):
+                matched[mine] = pair
                 taken.add(pair[0])
             there = theirs.get(mine)
-            if mine in found:
-                name, layout = found[mine]
+            if mine in matched:
+                name, layout = matched[mine]
                 there = layout.apply(self.theirs[name])
             usable = there is not None and there.shape == tensor.shape and there.dtype.kind == "f" == tensor.dtype.kind
             return np.ascontiguousarray(there, tensor.dtype) if usable and np.isfinite(there).all() else tensor
@@ -113,7 +113,7 @@ class Matcher:
             steps = max((parse(name).step for name in self.ours), default=0) + 1
             with np.errstate(all="ignore"):
                 run(self.model.answer(self.inputs, max_new_tokens=steps), see)
-        return found
+        return matched
 
     def match(self, mine, tensor, taken, banned):
         """(their name, Layout) of the tensor that is ours, or None."""
@@ -148,18 +148,18 @@ class Matcher:
 
     # ---- tensors that are close to none ----
 
-    def siblings(self, found):
+    def siblings(self, matched):
         """More matches: names that differ from a matched one in the number of the layer alone."""
         patterns, more = {}, {}
-        for mine, (name, layout) in found.items():
+        for mine, (name, layout) in matched.items():
             general, index = parse(mine).general, parse(mine).index
             for at, number in enumerate(numbers(name)):
                 if number == index:
                     patterns.setdefault(without(name, at), set()).add((general, at, layout.order, len(layout.shape)))
-        taken = {name for name, _ in found.values()}
+        taken = {name for name, _ in matched.values()}
         general_names = {}
         for mine in self.ours:
-            if mine not in found and mine not in self.matches:
+            if mine not in matched and mine not in self.matches:
                 general_names[parse(mine).general, parse(mine).index] = mine
         for name in self.left:
             meanings = set()
@@ -176,37 +176,41 @@ class Matcher:
                 more[mine] = (name, same[0])
         return more
 
-    def place_wrong_ones(self, found, banned):
+    def place_wrong_ones(self, matched, banned):
         """More matches: each tensor that is close to none, where the ones after it come out as theirs."""
         trials, hopeless = 0, set()
         while trials < TRIALS:
-            found |= self.siblings(found)
-            found = self.run(found, banned)
-            found |= self.siblings(found)
-            name = self.next_left(found, hopeless)
+            matched |= self.siblings(matched)
+            matched = self.run(matched, banned)
+            matched |= self.siblings(matched)
+            name = self.next_left(matched, hopeless)
             if name is None:
                 break
             gains = {}
-            for mine, layout in self.places(name, found):
+            for mine, layout in self.places(name, matched):
                 trials += 1
-                gains[mine] = len(self.run({**found, mine: (name, layout)}, banned)) - len(found) - 1
+                gains[mine] = len(self.run({**matched, mine: (name, layout)}, banned)) - len(matched) - 1
             best = max(gains.values(), default=0)
             winners = [mine for mine, gain in gains.items() if gain == best]
             if best < 1 or len(winners) > 1:
                 hopeless.add(name)
                 continue
-            found[winners[0]] = next((name, layout) for mine, layout in self.places(name, found) if mine == winners[0])
-        return found
+            matched[winners[0]] = next(
+                (name, layout) for mine, layout in self.places(name, matched) if mine == winners[0]
+            )
+        return matched
 
-    def next_left(self, found, hopeless):
-        taken = {name for name, _ in found.values()} | self.aliases(found)
+    def next_left(self, matched, hopeless):
+        taken = {name for name, _ in matched.values()} | self.aliases(matched)
         left = (name for name in self.left if name not in taken and name not in hopeless)
         return next((name for name in left if self.theirs[name].dtype.kind == "f"), None)
 
-    def places(self, name, found):
+    def places(self, name, matched):
         """[(our name, Layout)] where their tensor may belong: of its size, before the next of theirs that is matched."""
         order = {mine: at for at, mine in enumerate(in_data_flow(self.ours))}
-        ours_of = {theirs: mine for mine, (theirs, _) in found.items()} | {n: mine for mine, n in self.matches.items()}
+        ours_of = {theirs: mine for mine, (theirs, _) in matched.items()} | {
+            n: mine for mine, n in self.matches.items()
+        }
         names = list(self.theirs)
         at = names.index(name)
         after = [order[ours_of[other]] for other in names[:at] if other in ours_of]
@@ -215,18 +219,18 @@ class Matcher:
         low, high = (low, high) if low < high else (-1, len(order))
         places = []
         for mine in list(order)[low + 1 : high]:
-            if mine in found or mine in self.matches or self.ours[mine].dtype.kind != "f":
+            if mine in matched or mine in self.matches or self.ours[mine].dtype.kind != "f":
                 continue
             layouts = self.layouts(mine, self.ours[mine].shape, name)
             if layouts:
                 places.append((mine, layouts[0]))
         return places[:MOST_PLACES]
 
-    # ---- what was found ----
+    # ---- notes ----
 
-    def aliases(self, found):
+    def aliases(self, matched):
         """Names of theirs that are equal to a matched one."""
-        taken = {name for name, _ in found.values()}
+        taken = {name for name, _ in matched.values()}
         near = {}
         for name in taken:
             near.setdefault(self.theirs[name].size, []).append(name)
@@ -235,17 +239,17 @@ class Matcher:
             and any(is_same(self.theirs[name], self.theirs[other]) for name in near.get(self.theirs[other].size, ()))
         }  # fmt: skip
 
-    def report(self, found):
-        notes, equal = [], self.aliases(found)
+    def report(self, matched):
+        notes, equal = [], self.aliases(matched)
         if equal:
             some = ", ".join(sorted(equal)[:3]) + (" ..." if len(equal) > 3 else "")
             notes.append(f"{len(equal)} of theirs have the same values as a matched one and were left out: {some}")
-        taken = {name for name, _ in found.values()}
+        taken = {name for name, _ in matched.values()}
         for name in self.left:
             close = sorted(self.seen.get(name, {}).items(), key=lambda pair: pair[1])
-            if name in taken and (mine := next(mine for mine, pair in found.items() if pair[0] == name)):
+            if name in taken and (mine := next(mine for mine, pair in matched.items() if pair[0] == name)):
                 others = [
-                    other for other, distance in close if other != mine and distance <= EXACT and other not in found
+                    other for other, distance in close if other != mine and distance <= EXACT and other not in matched
                 ]
                 if others:
                     notes.append(f"{name} is {mine}, or {', '.join(others[:3])}, which have the same values here")
@@ -253,7 +257,7 @@ class Matcher:
                 notes.append(
                     f"{name} is ambiguous: close to {', '.join(other for other, _ in close[:3])}; not compared"
                 )
-        return ValueMatches(found, notes, equal)
+        return ValueMatches(matched, notes, equal)
 
 
 def norm(array):

@@ -19,7 +19,7 @@ def to_float64(array):
 def distance(ours, theirs):
     """Largest difference over our largest value; infinite if shapes differ, or if a value is finite on one side only.
 
-    Of integers, the share of values that differ.
+    For integers: the share of values that differ.
     """
     if ours.shape != theirs.shape:
         return math.inf

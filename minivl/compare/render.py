@@ -140,7 +140,7 @@ def same_prompt(comparison):
     """A question, if the tokens differ."""
     ids = next((row for row in comparison.compared if row.name == "input_ids"), None)
     if ids is not None and ids.status != OK and not (ids is comparison.first and ids.causes):
-        yield "The tokens (input_ids) differ: do both run the same question about the same picture?"
+        yield "The tokens (input_ids) differ: do both run the same question about the same image?"
 
 
 def why(row, comparison):

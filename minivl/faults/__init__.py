@@ -42,7 +42,7 @@ class Fault:
 
     @contextmanager
     def inject(self):
-        """A context in which the engine has this fault; afterwards it has not, whatever happens in between.
+        """A context in which the engine has this fault. It is undone on the way out, after an error too.
 
         subtle: a loaded model holds its kernels, which are not reached: see `what_if.with_fresh_kernels`.
         """

@@ -20,7 +20,7 @@ def change_positions(swap, change):
     "one-d-positions",
     "all tokens count up: 1-D positions instead of M-RoPE",
     "the decoder taken for a Qwen2.5, which it is but for this",
-    "every prompt with a picture",
+    "every prompt with an image",
     "1-D positions",
 )
 def one_d_positions(swap):
@@ -31,7 +31,7 @@ def one_d_positions(swap):
     "swapped-mrope-hw",
     "in M-RoPE the rows of height and width are exchanged",
     "x and y where the reference has h and w",
-    "every prompt with a picture",
+    "every prompt with an image",
     "height and width swapped",
 )
 def swapped_mrope_hw(swap):
@@ -42,7 +42,7 @@ def swapped_mrope_hw(swap):
     "wrong-rope-delta",
     "the answer's positions go on from the number of tokens, instead of the largest position",
     "rope_delta, computed for the prompt, is not passed on to the steps after it",
-    "answers of more than one token, about a picture: the larger it is the worse",
+    "answers of more than one token, about an image: the larger it is the worse",
     "wrong rope delta",
 )
 def wrong_rope_delta(swap):
@@ -71,7 +71,7 @@ def truncated_seconds(swap):
     "interleaved-sections",
     "t, h and w alternate from frequency to frequency",
     "the interleaved M-RoPE of Qwen3-VL; here t, h and w are three sections, one after the other",
-    "every prompt with a picture",
+    "every prompt with an image",
     "wrong mrope sections",
 )
 def interleaved_sections(swap):
@@ -127,7 +127,7 @@ def key_heads_by_remainder(swap):
 @register(
     "no-causal-mask",
     "tokens of a prompt attend to later ones too",
-    "attention called without is_causal, or a picture's tokens attending to each other, as in PaliGemma",
+    "attention called without is_causal, or an image's tokens attending to each other, as in PaliGemma",
     "every prompt; the answer's tokens come one at a time, so they have no later ones",
     "no causal mask",
 )

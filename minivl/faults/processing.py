@@ -27,9 +27,9 @@ def missing_system_prompt(swap):
 
 @register(
     "square-resize",
-    "every picture is scaled to one square, whatever its shape",
+    "every image is scaled to one square, whatever its shape",
     "the preprocessing of CLIP and most other towers, which take one size only",
-    "pictures that are not square, or of another size; boxes above all",
+    "images that are not square, or of another size; boxes above all",
     "wrong resize",
 )
 def square_resize(swap):
@@ -41,9 +41,9 @@ def square_resize(swap):
 
 @register(
     "bilinear-resize",
-    "pictures are resized by bilinear interpolation instead of bicubic",
+    "images are resized by bilinear interpolation instead of bicubic",
     "another library's default filter",
-    "pictures whose sides are no multiples of 28: others are not resized at all",
+    "images whose sides are no multiples of 28: others are not resized at all",
     "wrong resize",
 )
 def bilinear_resize(swap):
@@ -60,8 +60,8 @@ def bilinear_resize(swap):
 @register(
     "bgr",
     "red and blue are exchanged",
-    "pictures read by OpenCV, whose channels are blue, green, red",
-    "every picture that is not grey; colours above all",
+    "images read by OpenCV, whose channels are blue, green, red",
+    "every image that is not grey; colours above all",
     "BGR",
 )
 def bgr(swap):
@@ -75,7 +75,7 @@ def bgr(swap):
     "not-normalised",
     "colours lie in 0..1: mean and deviation are left out",
     "do_normalize forgotten, or done by a library's ToTensor alone",
-    "every picture",
+    "every image",
     "not normalised",
 )
 def not_normalised(swap):
@@ -89,7 +89,7 @@ def not_normalised(swap):
     "raster-patches",
     "patches come row by row instead of unit by unit (2 x 2)",
     "the patches of an ordinary vision transformer: the published order serves the merger",
-    "every picture: four patches that are no neighbours become one token",
+    "every image: four patches that are no neighbours become one token",
     "raster order of patches",
 )
 def raster_patches(swap):

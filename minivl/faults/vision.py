@@ -18,8 +18,8 @@ def swap_kernel(swap, file, name, make):
 @register(
     "no-window-attention",
     "every block of the tower attends to the whole frame",
-    "window attention left out, because one window's worth of picture gives the same without it",
-    "pictures of more than 112 x 112 pixels: with less there is only one window",
+    "window attention left out, because one window's worth of image gives the same without it",
+    "images of more than 112 x 112 pixels: with less there is only one window",
     "no window attention",
 )
 def no_window_attention(swap):
@@ -33,9 +33,9 @@ def no_window_attention(swap):
 
 @register(
     "no-inverse-permutation",
-    "the tokens of a picture stay in window order",
-    "the reordering before the blocks is found in the reference, the one after the merger is not",
-    "pictures with more than one column of windows: wider than 112 pixels",
+    "the tokens of an image stay in window order",
+    "the reordering before the blocks was ported, the one after the merger was not",
+    "images with more than one column of windows: wider than 112 pixels",
     "window order not undone",
 )
 def no_inverse_permutation(swap):
@@ -46,7 +46,7 @@ def no_inverse_permutation(swap):
     "unpermuted-rope",
     "the patches are put into window order, their rows and columns are not",
     "cos and sin made once from the grid, and not reordered with the patches",
-    "pictures with more than one column of windows: wider than 112 pixels",
+    "images with more than one column of windows: wider than 112 pixels",
     "positions not in window order",
 )
 def unpermuted_rope(swap):
@@ -60,7 +60,7 @@ def unpermuted_rope(swap):
     "swapped-hw",
     "the tower rotates by (column, row) instead of (row, column)",
     "x and y where the reference has h and w",
-    "every picture: nothing else tells the tower where a patch lies",
+    "every image: nothing else tells the tower where a patch lies",
     "height and width swapped",
 )
 def swapped_hw(swap):
@@ -74,7 +74,7 @@ def swapped_hw(swap):
     "no-qkv-bias",
     "the tower's queries, keys and values have no bias",
     "linears without bias, as in most other models, and weights that are not loaded strictly",
-    "every picture",
+    "every image",
     "no bias",
 )
 def no_qkv_bias(swap):
@@ -107,7 +107,7 @@ def interleaved_rope(swap):
     "tanh-gelu",
     "the merger's GELU is the approximation by tanh",
     "GELU as other models have it (gelu_pytorch_tanh), or the only one that a library offers",
-    "every picture, by a thousandth of a value at most",
+    "every image, by a thousandth of a value at most",
     "tanh GELU",
 )
 def tanh_gelu(swap):

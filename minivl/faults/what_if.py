@@ -28,8 +28,8 @@ from minivl.tensors.names import parse
 from minivl.tensors.tokens import token_text
 from minivl.trace.recorder import parse_keep
 
-SCENE, SIZE = 5, (251, 187)  # of the drawn picture: several windows, and no multiple of 28, so it is resized
-FRAMES, RATE = 4, 4.0  # of the video, after a picture: 0.5 seconds from pair to pair
+SCENE, SIZE = 5, (251, 187)  # of the drawn image: several windows, and no multiple of 28, so it is resized
+FRAMES, RATE = 4, 4.0  # of the video, after an image: 0.5 seconds from pair to pair
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class WhatIf:
 
     fault          the Fault;  question  if it was text
     comparison     of the tensors of the prompt and of the second token: right, then with the fault
-    answers        (right, with the fault), `Answer`s;  truth  the true one, if the picture was drawn here, else None
+    answers        (right, with the fault), `Answer`s;  truth  the true one, if the image was drawn here, else None
     probabilities  (right, with the fault): of each token to be the first of the answer; float32 [V]
     words          function of a token id: its text
     """
@@ -58,7 +58,7 @@ class WhatIf:
 
     @property
     def cause(self):
-        """What `compare` takes for the cause of its first divergence, a Cause; None if it found none."""
+        """The probable `Cause` that `compare` gives for the first difference, or None."""
         first = self.comparison.first
         return first.causes[0] if first is not None and first.causes else None
 
@@ -86,7 +86,7 @@ def what_if(vlm, name, question=None, images=None, videos=None, keep="*", **opti
     wrong, truth = fault(name), None
     if question is None:
         if images is not None or videos is not None:
-            raise Error('what_if with pictures or videos needs a question: question="What is in the picture?".')
+            raise Error('what_if with images or videos needs a question: question="What is in the picture?".')
         question, images, videos, truth, options = draw_prompt(wrong, options)
     prompt, options = build_messages(question, images, videos), {"seed": 0, "max_new_tokens": None, **options}
     if options["max_new_tokens"] is None:
@@ -95,8 +95,8 @@ def what_if(vlm, name, question=None, images=None, videos=None, keep="*", **opti
     right = vlm.trace(prompt, keep=wanted, **options)
     with wrong.inject():
         other = with_fresh_kernels(vlm).trace(prompt, keep=wanted, **options)
-    pictures = [] if isinstance(prompt, Inputs) else open_pictures(prompt)
-    comparison = compare(right, other, config=vlm.config, pictures=pictures, model=False)
+    originals = [] if isinstance(prompt, Inputs) else open_images(prompt)
+    comparison = compare(right, other, config=vlm.config, pictures=originals, model=False)
     return WhatIf(
         wrong,
         question if isinstance(question, str) else None,
@@ -115,12 +115,12 @@ def draw_prompt(wrong, options):
     if wrong.shows == "video":
         frames = [scene(SCENE + i, size=(112, 168)).image for i in range(FRAMES)]
         return "Describe the picture.", scene(SCENE).image, [frames], None, {"fps": RATE, **options}
-    picture = scene(SCENE, size=SIZE)
-    question, truth = picture.questions[0]
-    return question, picture.image, None, truth, options
+    drawn = scene(SCENE, size=SIZE)
+    question, truth = drawn.questions[0]
+    return question, drawn.image, None, truth, options
 
 
-def open_pictures(messages):
+def open_images(messages):
     return [open_image(image.source) for image in find_media(messages)[0]]
 
 

@@ -1,7 +1,7 @@
 """Mistakes in attention: rotation of other pairs, scale, masks, assignment of key heads.
 
 Tensors between the projections and the tensor that differs are computed if they were not recorded, so a mistake in the
-rotation is found in the output of attention too.
+rotation shows in the output of attention too.
 """
 
 import math
@@ -187,11 +187,11 @@ def wrong_scales(a):
 def wrong_masks_of_tower(a):
     N = a.q.shape[1]
     frames, windows = (a.step.at(f"visual.{name}") for name in ("cu_seqlens", "cu_window_seqlens"))
-    text = "patches see their whole picture or frame, instead of their window"
+    text = "patches see their whole image or frame, instead of their window"
     yield "no window attention", text, a.computed(seen=same_segment(frames))
     text = "patches see their window only, in a block with full attention"
     yield "window attention everywhere", text, a.computed(seen=same_segment(windows))
-    text = "every patch sees all others, those of other pictures too"
+    text = "every patch sees all others, those of other images too"
     yield "attention across pictures", text, a.computed(seen=np.ones((N, N), dtype=bool))
     text, before = "a causal mask in the tower: patches see only those before", np.tri(N, dtype=bool)
     yield "causal mask", text, lambda: a.output(np.where(before, a.scores(), -np.inf))
@@ -209,7 +209,7 @@ def wrong_masks_of_decoder(a):
         shown = np.isin(ids, (config.image_token_id, config.video_token_id))
         run = np.cumsum(np.diff(shown, prepend=False))
         seen = a.seen | (shown & shown[:, None] & (run == run[:, None]))
-        text = "tokens of a picture see those of it that come later"
+        text = "tokens of an image see those of it that come later"
         yield "no causal mask in pictures", text, a.computed(seen=seen)
 
 

@@ -35,21 +35,21 @@ def patch_and_unit(step):
 
 def resized(step):
     yield "BGR", "red and blue are exchanged", step.ours[..., ::-1]
-    picture = original(step)
+    image = original(step)
     if step.theirs.ndim != 3 or not step.theirs.size:
         raise Unknown("height and width")
     H, W = step.theirs.shape[:2]
     for name in FILTERS:
-        at = np.asarray(picture.resize((W, H), Image.Resampling[name]))
+        at = np.asarray(image.resize((W, H), Image.Resampling[name]))
         if (H, W) == step.ours.shape[:2]:
             yield "wrong resize", f"the filter is {name.lower()} instead of bicubic", at
             continue
-        why = size_rule(picture.height, picture.width, H, W, *patch_and_unit(step))
+        why = size_rule(image.height, image.width, H, W, *patch_and_unit(step))
         text = f"it is scaled to {H} x {W} instead of {step.ours.shape[0]} x {step.ours.shape[1]}{why}"
         yield "wrong resize", text + ("" if name == "BICUBIC" else f", and by {name.lower()}"), at
-    flat = picture.resize((W, H), Image.Resampling.BICUBIC, reducing_gap=1.0)
+    flat = image.resize((W, H), Image.Resampling.BICUBIC, reducing_gap=1.0)
     yield "wrong resize", "it is first reduced by whole numbers (reducing_gap), then resized", np.asarray(flat)
-    yield from not_antialiased(np.asarray(picture), H, W)
+    yield from not_antialiased(np.asarray(image), H, W)
 
 
 def not_antialiased(pixels, H, W):
@@ -106,12 +106,12 @@ def guesses(step):
             yield (
                 "wrong resize",
                 (
-                    f"it is the same picture resized otherwise: off by {off.mean():.2g} of 255 levels in the mean, "
-                    f"{off.max():.0f} at most. Is it bicubic, antialiased, by the same Pillow? Give the picture (pictures=)"
+                    f"it is the same image resized otherwise: off by {off.mean():.2g} of 255 levels in the mean, "
+                    f"{off.max():.0f} at most. Is it bicubic, antialiased, by the same Pillow? Give the image (pictures=)"
                 ),
             )
     elif step.word in ("normalized", "patches", "pixel_values") and x.shape == y.shape and is_similar(x, y):
-        yield "wrong resize", "it is a similar picture: was it resized or compressed otherwise?"
+        yield "wrong resize", "it is a similar image: was it resized or compressed otherwise?"
 
 
 def is_similar(x, y):
@@ -191,7 +191,7 @@ def patches(step):
         yield "columns in another order", text, cut.transpose(axes).reshape(x.shape)
     blank = cut.copy()
     blank[:, :, 1:] = 0
-    yield "second frame empty", "the second frame is zero: a still picture counts twice", blank.reshape(x.shape)
+    yield "second frame empty", "the second frame is zero: an image counts twice", blank.reshape(x.shape)
     yield from rows_of_patches(step, x, M)
 
 
@@ -234,7 +234,7 @@ def resized_patches(step):
 
 
 def cut_patches(images, mean, std, vision):
-    """Images [H, W, 3] of 0..255 -> [N, C*T*P*P], unit by unit, each still picture twice."""
+    """Images [H, W, 3] of 0..255 -> [N, C*T*P*P], unit by unit, each image twice."""
     P, M, rows = vision.patch_size, vision.spatial_merge_size, []
     for image in images:
         H, W, C = image.shape

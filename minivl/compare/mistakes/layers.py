@@ -30,7 +30,8 @@ def norm(step):
             text = f"eps of the norm is {other:.3g} instead of {eps:.3g}"
             yield "wrong eps", text, ours * root / np.sqrt(square + other)
     normal = x / root
-    weight = (ours * normal).sum(axis=0) / (normal * normal).sum(axis=0)
+    with np.errstate(invalid="ignore"):  # columns of zeros
+        weight = (ours * normal).sum(axis=0) / (normal * normal).sum(axis=0)
     text = "LayerNorm: the mean is subtracted, which RMSNorm does not do"
     yield "LayerNorm", text, (x - mean) / np.sqrt(square - mean**2 + eps) * weight
     yield "no weight", "the norm is not multiplied by its weight", normal

@@ -29,16 +29,18 @@ def input_ids(step):
 def placeholders(step, ours, theirs):
     shown = np.isin(ours, [getattr(step.config, f"{kind}_token_id") for kind in ("image", "video")])
     repeated = shown & np.r_[False, ours[1:] == ours[:-1]]
-    yield "placeholders not expanded", "a picture has one placeholder, not one for each of its tokens", ours[~repeated]
+    yield "placeholders not expanded", "an image has one placeholder, not one for each of its tokens", ours[~repeated]
     merge = step.config.vision.merge_unit
-    text = f"a picture has a placeholder for each patch, not one for each {merge} of them"
+    text = f"an image has a placeholder for each patch, not one for each {merge} of them"
     yield "placeholders for patches", text, np.repeat(ours, np.where(shown, merge, 1))
     theirs_shown = np.isin(theirs, [getattr(step.config, f"{kind}_token_id") for kind in ("image", "video")])
     if shown.sum() != theirs_shown.sum() and np.array_equal(ours[~shown], theirs[~theirs_shown]):
-        text = f"the text is the same; {theirs_shown.sum()} placeholders instead of {shown.sum()}: pictures of another size"
+        text = (
+            f"the text is the same; {theirs_shown.sum()} placeholders instead of {shown.sum()}: images of another size"
+        )
         yield "another number of placeholders", text, theirs
     bounds = (step.config.vision_start_token_id, step.config.vision_end_token_id)
-    yield "no vision_start and vision_end", "the tokens around a picture are missing", ours[~np.isin(ours, bounds)]
+    yield "no vision_start and vision_end", "the tokens around an image are missing", ours[~np.isin(ours, bounds)]
 
 
 def grid(step):
@@ -67,8 +69,8 @@ def inputs_embeds(step):
 
     yield RIGHT, "", scatter(features)
     index = step.at("visual.window_index")
-    yield "window order not undone", "the tokens of pictures are put in in window order", scatter(features[index])
-    text = "the tokens of pictures are put back by window_index, where argsort(window_index) undoes it"
+    yield "window order not undone", "the tokens of images are put in in window order", scatter(features[index])
+    text = "the tokens of images are put back by window_index, where argsort(window_index) undoes it"
     yield "inverse of the window order", text, scatter(features[index][index])
     parts = [
         np.split(rows, np.cumsum(grid.prod(axis=1) // config.vision.merge_unit)[:-1])[::-1]
@@ -77,7 +79,7 @@ def inputs_embeds(step):
     ]
     yield (
         "pictures in another order",
-        "pictures are put in in the opposite order",
+        "images are put in in the opposite order",
         scatter(np.concatenate(sum(parts, []))),
     )
     root = np.sqrt(x.shape[1])

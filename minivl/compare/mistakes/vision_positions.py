@@ -28,7 +28,7 @@ def all_grids(step):
 
 
 def baked_in_grids(grid, vision):
-    """[(sentence, grid)] with other sides and as many patches: those of the picture that a graph was exported with."""
+    """[(sentence, grid)] with other sides and as many patches: those of the image that a graph was exported with."""
     merge, grids = vision.spatial_merge_size, []
     for i, (t, h, w) in enumerate(grid[:MOST_GRIDS]):
         for side in range(merge, int(h * w) // merge + 1, merge):
@@ -55,7 +55,7 @@ def order(step):
     yield "inverse of the window order", text, np.argsort(index)
     for name, sentence, other in other_windows(grid, vision):
         yield name, sentence, window_index(*other)[0]
-    text = "each picture's indices start at 0: those of earlier pictures are not added"
+    text = "each image's indices start at 0: those of earlier images are not added"
     yield "windows without offset", text, np.concatenate([window_index(row[None], vision)[0] for row in grid])
     for sentence, other in baked_in_grids(grid, vision):
         yield "baked-in grid", sentence, window_index(other, vision)[0]
@@ -78,11 +78,11 @@ def window_bounds(step):
     frames, bounds = frame_segments(grid), window_index(grid, vision)[1]
     yield RIGHT, "", bounds
     yield "no window attention", "its segments are whole frames: there are no windows", frames
-    yield "attention across pictures", "its only segment is everything: all pictures see each other", frames[[0, -1]]
+    yield "attention across pictures", "its only segment is everything: all images see each other", frames[[0, -1]]
     yield "units for patches", "it counts units of 2 x 2 patches instead of patches", bounds // vision.merge_unit
     for name, sentence, other in other_windows(grid, vision):
         yield name, sentence, window_index(*other)[1]
-    text = "each picture's boundaries start at 0: the patches of earlier pictures are not added"
+    text = "each image's boundaries start at 0: the patches of earlier images are not added"
     apart = [window_index(row[None], vision)[1][min(i, 1) :] for i, row in enumerate(grid)]
     yield "windows without offset", text, np.concatenate(apart)
     text = "boundaries of empty windows, of padding alone, are kept: each should stand once"
@@ -104,7 +104,7 @@ def frame_bounds(step):
     grid = all_grids(step)
     frames, sizes = frame_segments(grid), grid.prod(axis=1)
     yield RIGHT, "", frames
-    yield "attention across pictures", "all pictures are one segment: they see each other", frames[[0, -1]]
+    yield "attention across pictures", "all images are one segment: they see each other", frames[[0, -1]]
     text = "a video is one segment: its frames see each other"
     yield "frames not apart", text, np.concatenate([[0], np.cumsum(sizes)])
     text = "it counts units of 2 x 2 patches instead of patches"
