@@ -257,7 +257,12 @@ def commands():
         yield f"```text\n{parser.format_help()}```\n"
 
 
-PARTS = {"names": names, "errors": errors, "commands": commands}
+def slideshow():
+    """A link to the slides as one HTML file, which conf.py puts beside this page."""
+    yield 'On this site: <a href="slideshow.html">the slides, ready to be shown</a>.'
+
+
+PARTS = {"names": names, "errors": errors, "commands": commands, "slideshow": slideshow}
 
 
 def make(name):

@@ -17,6 +17,7 @@ sys.path[:0] = [str(ROOT), str(DOCS)]
 
 import built  # noqa: E402
 import latex2mathml.converter  # noqa: E402
+import slides  # noqa: E402
 from docutils import nodes  # noqa: E402
 
 import minivl  # noqa: E402
@@ -80,6 +81,13 @@ def without_folder_links(text, folder):
     return re.sub(r"\[([^\]]+)\]\(([^)#:]+)\)", lambda m: m[1] if (folder / m[2]).is_dir() else m[0], text)
 
 
+def add_slideshow(app, error):
+    """Write teaching/slides.md as the one file that is shown on a projector, too."""
+    if error is None and app.builder.name == "html":
+        page = Path(app.outdir) / "docs" / "teaching" / "slideshow.html"
+        page.write_text(slides.make(DOCS / "teaching" / "slides.md"), encoding="utf-8")
+
+
 def math(display):
     """A visitor that writes a formula as MathML, which browsers draw without scripts or fonts."""
 
@@ -94,6 +102,7 @@ def math(display):
 
 def setup(app):
     app.connect("source-read", fill)
+    app.connect("build-finished", add_slideshow)
     app.connect("autodoc-process-docstring", built.process_docstring)
     app.add_html_math_renderer("mathml", (math(False), None), (math(True), None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -37,6 +37,29 @@ def test_picture_of_the_glossary_shows_todays_numbers():
     assert json.loads(drawn) == json.loads(run.stdout), "run python docs/glossary_picture.py, and look at the picture"
 
 
+def test_plan_of_the_course_adds_up():
+    """Each afternoon has 180 minutes; exercises have their own minutes and names; goals are those of the list."""
+    from minivl.lab.catalogue import find
+
+    text = (ROOT / "docs" / "teaching" / "plan.md").read_text(encoding="utf-8")
+    afternoons = re.findall(r"^## \w+ afternoon.*?\n\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)
+    assert len(afternoons) == 2
+    goals = set(re.findall(r"^(\d)\. ", text, re.MULTILINE))
+    named = []
+    for table in afternoons:
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+        assert sum(int(minutes) for minutes, _, _ in rows) == 180
+        named += [
+            (int(minutes), *found) for minutes, what, _ in rows for found in re.findall(r"(\d\d\.\d) `(\w+)`", what)
+        ]
+        assert {goal for _, _, of in rows for goal in re.findall(r"\d", of)} <= goals
+    assert len(named) >= 10
+    for minutes, number, name in named:
+        assert (find(number).minutes, find(number).name) == (minutes, name)
+    for number in re.findall(r"\b\d\d\.\d\b", text):
+        find(number)
+
+
 def anchor(heading):
     """The anchor that a git host gives to a heading."""
     plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()

@@ -62,6 +62,7 @@ LIBRARIES = {  # the only folders that may import these
     "transformers": {"reference", "tiny/training", "bench"},
     "matplotlib": {"plots", "bench"},
     "mlx": {"record"},
+    "anywidget": {"walk"},
     "zarr": {"dataset"},
     "pyarrow": {"dataset"},
     "dask": {"dataset"},

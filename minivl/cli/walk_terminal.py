@@ -11,7 +11,7 @@ import numpy as np
 
 from minivl.errors import Error
 from minivl.helpers import did_you_mean, format_table
-from minivl.tensors.catalogue import LEVELS, level
+from minivl.tensors.catalogue import LEVELS
 from minivl.walk.changes import CHANGES, change, format_usage
 from minivl.walk.walk import format_step
 
@@ -69,10 +69,7 @@ def go_on(walk):
 
 
 def next_stage(walk):
-    for step in walk:
-        if level(step.name) == "stage":
-            show(step)
-            return
+    show(walk.next_stage())
 
 
 def until(walk, name=None):

@@ -81,7 +81,9 @@ class Walk:
     step    the current `Step`; None before the first and after the last
     steps   (name, shape, dtype) of every tensor so far
     edits   {name: array} of replaced tensors
+    stops   the names of the tensors at which it stopped
     answer  the `Answer`, once the run has ended
+    In a notebook it shows buttons, if anywidget is installed (buttons.py).
     """
 
     def __init__(self, vlm, messages, level="block", **options):
@@ -92,7 +94,7 @@ class Walk:
         if options.get("seed") is None:
             options["seed"] = secrets.randbits(64)  # going back must draw the same tokens again
         self.vlm, self.level, self.narrator = vlm, level, Narrator(vlm)
-        self.edits, self._skipped, self._stops = {}, [], []
+        self.edits, self._skipped, self._stops, self._buttons = {}, [], [], None
         self._make = lambda: vlm.answer(messages, **options)
         self._start()
 
@@ -109,7 +111,7 @@ class Walk:
             step = self._advance()
             if LEVELS.index(level(step.name)) > LEVELS.index(self.level):
                 continue
-            if not any(fnmatchcase(step.name, pattern) for pattern in self._skipped):
+            if not self._is_skipped(step.name):
                 return self._stop()
 
     def until(self, name):
@@ -122,10 +124,20 @@ class Walk:
                 return self._stop()
         raise Error(f"the run ended before a tensor named {name}. walk.back() goes to earlier ones.")
 
+    def next_stage(self):
+        """Run past blocks and layers to the next stage. -> Step, or None at the end"""
+        for _ in self._run_to("the next stage"):
+            if level(self.step.name) == "stage" and not self._is_skipped(self.step.name):
+                return self._stop()
+        return None
+
     def skip(self, pattern):
         """Do not stop at tensors that match this glob from now on."""
         check_name(self.vlm.config, pattern)
         self._skipped.append(pattern)
+
+    def _is_skipped(self, name):
+        return any(fnmatchcase(name, pattern) for pattern in self._skipped)
 
     def replace(self, value):
         """Replace the current tensor by an array of the same shape and dtype. -> Step"""
@@ -133,6 +145,7 @@ class Walk:
         self._reply = self.edits[step.name] = replacement(step.name, step._tensor, value)
         self.step = Step(self, step.name, self._reply, replaced=True)
         self._remember(step.name, self._reply)
+        self._show()
         return self.step
 
     def back(self, name=None):
@@ -174,6 +187,7 @@ class Walk:
             if finished.value is None:
                 raise Error(BROKEN) from None
             self.answer, self.step = finished.value, None
+            self._show()
             raise
         replaced = name in self.edits
         self._reply = replacement(name, tensor, self.edits[name]) if replaced else tensor
@@ -194,7 +208,27 @@ class Walk:
 
     def _stop(self):
         self._stops.append(self.step.name)
+        self._show()
         return self.step
+
+    @property
+    def stops(self):
+        return list(self._stops)
+
+    def _show(self):
+        """Show the current step in the buttons, where there are any."""
+        if self._buttons is not None:
+            self._buttons.show()
+
+    def _repr_mimebundle_(self, **options):
+        """Buttons for a notebook; None without anywidget, and a notebook then shows the repr."""
+        if self._buttons is None:
+            try:
+                from minivl.walk.buttons import Buttons
+            except ImportError:
+                return None
+            self._buttons = Buttons(self)
+        return self._buttons._repr_mimebundle_(**options)
 
     def _remember(self, name, tensor):
         """Keep the images, and the tensors that map rows to them."""

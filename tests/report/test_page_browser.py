@@ -1,33 +1,14 @@
-"""The page in a real browser, from file://, with real pointer and keys. Skipped where there is no Chromium.
-
-pip install playwright && playwright install chromium       # or a Chromium of the system, on PATH
-"""
-
-import os
-import shutil
+"""The page in a real browser, from file://, with real pointer and keys. Skipped where there is no Chromium (chromium.py)."""
 
 import pytest
+from chromium import SLOW, browser  # noqa: F401
 
 import minivl
 from minivl.processing.messages import user
 from minivl.report.html_page import page_of_run, write_page
 from minivl.tiny import scene
 
-SLOW = 180_000  # milliseconds: the machine may be busy
-NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUESTION = "Describe the picture.</script><img src=x onerror=\"document.title='broken'\">"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    with sync_api.sync_playwright() as playwright:
-        if path is None and not os.path.exists(playwright.chromium.executable_path):
-            pytest.skip("there is no Chromium: playwright install chromium, or one on PATH")
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=SLOW)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +20,7 @@ def file(tmp_path_factory):
 
 
 @pytest.fixture
-def tab(browser, file):
+def tab(browser, file):  # noqa: F811
     """The page, light, 1280 pixels wide. Nothing may be said on the console, nothing asked of a network."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
     tab, said, asked = context.new_page(), [], []
@@ -258,7 +239,7 @@ def test_a_projector_shows_large_letters(tab):
     assert tab.locator("#best .word").first.bounding_box()["height"] == small
 
 
-def test_two_pictures_and_none(browser, tmp_path):
+def test_two_pictures_and_none(browser, tmp_path):  # noqa: F811
     """Each run of image tokens says its own share; what is about images goes where there are none."""
     vlm, page = minivl.load(), browser.new_page()
     for pictures in ([scene(5).image, scene(7, size=(196, 308)).image], []):
@@ -374,7 +355,7 @@ def test_contrast_of_the_tabs(tab, tab_name):
         assert contrast(tab)[0] >= 4.5, contrast(tab)
 
 
-def test_two_runs_choose_together(browser, file, tmp_path):
+def test_two_runs_choose_together(browser, file, tmp_path):  # noqa: F811
     """Token, tab and colours of one run are those of the other, as far as it has them; frames are as high as their pages."""
     vlm, path = minivl.load(), tmp_path / "both.html"
     messages = user("How many shapes are there?", scene(2, size=(112, 140)).image)
