@@ -94,7 +94,7 @@ def to_rst(lines):
 def block_to_rst(block):
     indents = [len(line) - len(line.lstrip()) for line in block]
     if min(indents) >= 2 or is_drawing(block):
-        return ["::", "", *("    " + line for line in block)]
+        return ["::", "", *("    " + line[min(indents) :] for line in block)]
     items = []  # (term, lines) of lists, (None, lines) of paragraphs
     for line, indent, following in zip(block, indents, [*indents[1:], 0]):
         match = ITEM.fullmatch(line)

@@ -10,6 +10,7 @@ Cells keep their ids, so that a change of one is a change of a few lines. Large 
 import base64
 import io
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -35,13 +36,16 @@ def paths(starts=("",)):
 
 
 def executed(path):
-    """The notebook at `path`, run by a fresh kernel in an empty folder. An error in a cell is raised: CellExecutionError."""
+    """The notebook at `path`, run by a fresh kernel in a folder with its data alone. An error in a cell is raised:
+    CellExecutionError."""
     notebook = nbformat.read(path, as_version=4)
     # the minivl of this process, wherever the kernel's folder is, and pictures in the notebook, whatever was asked for outside
     environment = {**os.environ, "PYTHONPATH": str(Path(minivl.__file__).parents[1])}
     environment |= {"NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # several run at a time, and all is small
     environment.pop("MPLBACKEND", None)
     with tempfile.TemporaryDirectory() as folder:
+        for data in path.parent.glob("*.json"):
+            shutil.copy(data, folder)
         client = NotebookClient(
             notebook,
             timeout=600,

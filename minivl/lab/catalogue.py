@@ -6,7 +6,7 @@ from functools import cache
 from minivl.errors import Error
 from minivl.helpers import did_you_mean
 
-NOTEBOOKS = {  # 00 to 06 are in notebooks/, the others are planned
+NOTEBOOKS = {  # those in notebooks/, by number
     "00": "the tour",
     "01": "from pixels to patches",
     "02": "windows and full blocks",
