@@ -1,9 +1,9 @@
 """Copy weights into memory of their own, in large pages: `weights="resident"`.
 
 A decoded token reads every weight once, and the address of each page that it touches has to be looked up. Files are mapped in
-pages of 4 KB; memory can have pages of 2 MB where the system offers them (Linux, transparent huge pages), of which the processor
-keeps many more addresses at hand. Elsewhere the copy is in ordinary pages. It takes as much memory as the weights have bytes,
-and cannot be dropped and read again as a mapped file can.
+pages of 4 KB; memory can have pages of 2 MB where the system offers them (Linux, transparent huge pages), of which the
+processor keeps many more addresses at hand. Elsewhere the copy is in ordinary pages. It takes as much memory as the weights
+have bytes, and cannot be dropped and read again as a mapped file can.
 """
 
 import contextlib
