@@ -14,6 +14,7 @@ may have.
 """
 
 import copy
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +28,7 @@ from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.processing.inputs import Inputs
 from minivl.stream import run, value_of
 from minivl.tensors import catalogue
+from minivl.tensors.catalogue import in_data_flow
 from minivl.tensors.names import parse
 
 SLACK = 5  # rounded twice, or in another order: a few times the error of the simulated rounding
@@ -119,18 +121,37 @@ def tokens_up_to(names):
     return max((parse(name).step for name in names), default=0) + 1
 
 
-def run_from_theirs(model, inputs, theirs, arithmetic="float32", change=None, stop=None):
+def last_of(names):
+    """The last of these names that a run makes; None if it makes none."""
+    made = [name for name in in_data_flow(names) if catalogue.of(name) is not None]
+    return made[-1] if made else None
+
+
+def without_tower(model, features):
+    """The model with the tower's output given, [U, D]: the tower is not run."""
+
+    def embed_image(*media):
+        return (yield "visual", features)
+
+    other = copy.copy(model)
+    other.embed_image = embed_image
+    return other
+
+
+def run_from_theirs(model, inputs, theirs, arithmetic="float32", change=None, stop=None, tower=None):
     """(computed, known): our tensors, each from their inputs; and the tensors that went on, theirs where they have them.
 
     theirs      {our name: array}
     arithmetic  one of ARITHMETICS: how to round what theirs does not have, and the results; None for no rounding at all
     change(name, array, known)  an array to go on with in the place of one that theirs does not have, or None
-    stop        the last tensor that is wanted
+    stop        the last tensor that is wanted; by default the last that theirs has
+    tower       {name: tensor} of an earlier run up to the tower's output, if these would be the same: the tower is not run
     """
     all_rounded, products, kind = ARITHMETICS[arithmetic] if arithmetic else (False, False, None)
     model = with_rounded_products(model, kind) if products else model
-    simulate = arithmetic is not None and not products
-    computed, known = {}, {}
+    model = without_tower(model, value_of(tower["visual"])) if tower else model
+    simulate, stop = arithmetic is not None and not products, stop or last_of(theirs)
+    computed, known = {}, dict(tower or {})
 
     def see(name, tensor):
         known[name] = tensor
@@ -161,8 +182,9 @@ class Local:
     """The local errors of a comparison.
 
     computed    {name: ours from their inputs};  known  {name: what went on}
-    figures     {name: `measure` of theirs and that};  limits  {name: (error, rms) that rounding explains}
+    figures     {name: `measure` of theirs and that}
     arithmetic  the one of ARITHMETICS that their values come from
+    limits      {name: (error, rms) that rounding explains}; takes further runs, when it is first asked for
     """
 
     def __init__(self, model, inputs, theirs, precision):
@@ -173,9 +195,29 @@ class Local:
             there = fit(theirs, name, ours.shape)
             if there is not None:
                 self.figures[name] = measure(ours, there)
-        self.arithmetic, rounded = self.find_arithmetic(precision)
-        shifted, self.known_shifted = self.run_shifted(precision)
-        self.limits = {name: self.limit(name, rounded[name], shifted[name]) for name in self.figures}
+        self.precision, self.arithmetic = precision, self.find_arithmetic(precision)
+
+    @functools.cached_property
+    def tower(self):
+        """{name: tensor} up to the tower's output, which decoder runs begin with; {} if there is no image, or no need of it."""
+        names = list(self.known)
+        return {name: self.known[name] for name in names[: names.index("visual") + 1]} if "visual" in names else {}
+
+    @functools.cached_property
+    def shifted(self):
+        """`run_from_theirs` with their values moved by half a unit of the type that they were rounded to."""
+        if self.precision == "float32":
+            return self.computed, self.known
+        shifted = {
+            name: shift_by_half_unit(array, self.precision, i) for i, (name, array) in enumerate(self.theirs.items())
+        }
+        tower = None if self.tower.keys() & self.theirs.keys() else self.tower
+        return run_from_theirs(self.model, self.inputs, shifted, None, tower=tower)
+
+    @functools.cached_property
+    def limits(self):
+        rounded, (shifted, _) = self.run_in(self.arithmetic), self.shifted
+        return {name: self.limit(name, rounded[name], shifted[name]) for name in self.figures}
 
     def rounding(self, name):
         """The largest error that rounding usually makes of a tensor."""
@@ -186,24 +228,17 @@ class Local:
         figures = [measure(self.computed[name], other) for other in others]
         return tuple(SLACK * max(figure[key] for figure in figures) for key in ("error", "rms"))
 
-    def run_shifted(self, precision):
-        """`run_from_theirs` with their values moved by half a unit of the type that they were rounded to."""
-        if precision == "float32":
-            return self.computed, self.known
-        shifted = {name: shift_by_half_unit(array, precision, i) for i, (name, array) in enumerate(self.theirs.items())}
-        return run_from_theirs(self.model, self.inputs, shifted, None)
-
     def find_arithmetic(self, precision):
-        """(arithmetic, its run), by the median distance of their tensors from those of a run in it."""
-        names = [precision] if precision != "float32" else [n for n in ARITHMETICS if n.startswith("float32")]
+        """The arithmetic in which a run comes closest to their tensors, by the median of the distances."""
         plain = self.median(self.computed)
-        names = names[:1] if plain <= NOISE else names
-        runs = {name: self.run_in(name) for name in names}
-        left = {name: self.median(run) for name, run in runs.items()}
+        if precision != "float32" or plain <= NOISE:
+            return precision
+        names = [name for name in ARITHMETICS if name.startswith("float32")]
+        left = {name: self.median(self.run_in(name)) for name in names}
         best = min(left, key=left.get)
         if left[best] >= plain / 4:
-            best = next((name for name in names[1:] if self.is_of_size(runs[name])), names[0])
-        return best, runs[best]
+            best = next((name for name in names[1:] if self.is_of_size(self.run_in(name))), names[0])
+        return best
 
     def run_in(self, arithmetic):
         """{name: tensor} from their inputs in an arithmetic; run once."""
@@ -226,18 +261,20 @@ class Local:
 
     def is_fault(self, name, tolerance):
         """Whether theirs is further from ours than rounding explains."""
-        figures, (error, rms) = self.figures[name], self.limits[name]
+        figures = self.figures[name]
         if self.computed[name].dtype.kind in "iub":
             return bool(figures["error"]) and not self.is_tie(name)
-        exact = self.arithmetic == "float32" and figures["error"] <= tolerance and figures["rms"] <= tolerance
-        return not exact and (figures["rms"] > max(rms, NOISE) or figures["error"] > max(error, tolerance))
+        if self.arithmetic == "float32" and max(figures["error"], figures["rms"]) <= tolerance:
+            return False
+        error, rms = self.limits[name]
+        return figures["rms"] > max(rms, NOISE) or figures["error"] > max(error, tolerance)
 
     def is_tie(self, name):
         """Whether a token is theirs as well as ours, as far as the rounding of their logits can tell."""
         logits = f"{parse(name).prefix}lm_head"
         if parse(name).own != "next_token" or logits not in self.known:
             return False
-        values, shifted = (value_of(known[logits])[-1] for known in (self.known, self.known_shifted))
+        values, shifted = (value_of(known[logits])[-1] for known in (self.known, self.shifted[1]))
         theirs, ours = int(self.theirs[name].reshape(-1)[-1]), int(self.computed[name][-1])
         reach = 2 * np.abs(values - shifted).max()
         return 0 <= theirs < len(values) and bool(abs(values[theirs] - values[ours]) <= reach)

@@ -137,7 +137,7 @@ def add_faint_gelu(comparison, evidence):
     if local is None or GELU in local.figures:
         return comparison
     row = next((r for r in comparison.rows if r.name in AFTER_GELU and r.name in local.figures), None)
-    if row is None or row.status not in (OK, CLOSE, INPUT):
+    if row is None or row.status not in (OK, CLOSE, INPUT) or row.local <= NOISE:
         return comparison
     step = evidence.step(row)
     tanh = run_with_function(GELU, lambda step: gelu_tanh(step.near("0").astype(np.float64)), row.name, local)
@@ -245,7 +245,8 @@ def search_between(comparison, row, evidence):
     names = [other.name for other in [*shared, *near] if other.status == MISSING]
     if row.name not in evidence.local.figures or not names:
         return []
-    return causes_between(row.name, names, evidence.local, evidence.limit_of(row), evidence.ours)
+    likely = {name for other in comparison.rows for cause in other.causes for name in cause.name.split(" and ")}
+    return causes_between(row.name, names, evidence.local, evidence.limit_of(row), evidence.ours, likely)
 
 
 def is_shared(name, user):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from conftest import random_video_inputs, small_inputs, small_model
 
+from minivl.compare import local
 from minivl.compare.comparison import compare
 from minivl.faults import fault
 from minivl.faults.what_if import with_fresh_kernels
@@ -73,3 +74,38 @@ def test_what_no_mistake_gives_has_no_cause(right):
     theirs = {"model.layers.1": trace["model.layers.1"], "model.layers.2": trace["model.layers.2"][::-1] * 2}
     found = compare(trace, theirs, model=vlm)
     assert found.first.name == "model.layers.2" and found.first.causes == ()
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """[[names of the tensors that a run made] of each run of the model]"""
+    names, original = [], local.run
+
+    def counted(stage, see, stop):
+        names.append([])
+        return original(stage, lambda name, tensor: names[-1].append(name) or see(name, tensor), stop)
+
+    monkeypatch.setattr(local, "run", counted)
+    return names
+
+
+def test_equal_recordings_take_one_run(right, runs):
+    vlm, _, trace = right
+    assert compare(trace, dict(trace), model=vlm).ok and len(runs) == 1
+
+
+def test_a_run_ends_at_the_last_recorded_tensor(right, runs):
+    vlm, _, trace = right
+    theirs = {name: trace[name] * np.float32(1.001) for name in BLOCKS}
+    assert not compare(trace, theirs, model=vlm).ok
+    assert len(runs) > 2 and all(names[-1].startswith(tuple(BLOCKS)) for names in runs)
+
+
+def test_the_tower_is_not_run_for_mistakes_of_the_decoder(right, runs):
+    vlm, inputs, trace = right
+    with fault("swapped-mrope-hw").inject():
+        wrong = with_fresh_kernels(vlm).trace(inputs, keep=LAYERS)
+    comparison = compare(trace, {name: wrong[name] for name in LAYERS}, model=vlm)
+    assert comparison.first.causes[0].name == "height and width swapped", f"\n{comparison}"
+    with_tower = [names for names in runs if "visual.patch_embed" in names]
+    assert len(with_tower) <= 5 < len(runs), "runs of the tower: one right, and one for each arithmetic"

@@ -27,16 +27,19 @@ SKIPPED = (".scores", ".probs")  # mistakes in them are found in the context
 MOST_FIRST = 3  # mistakes that alone come closest, each tried together with every other
 
 
-def causes_between(wanted, names, local, limit, ours):
-    """[Cause] of the tensor `wanted`, among the mistakes of `names`, which theirs does not have and goes through before it.
+def causes_between(wanted, names, local, limit, ours, likely=()):
+    """[Cause] of the tensor `wanted`, among mistakes in `names`: the tensors before it that theirs does not have.
 
-    If no mistake alone explains it, two are tried together.
+    For a tensor of the decoder, mistakes of the tower, each of which takes a run of it, are tried only if none of the
+    decoder explains it. If no mistake alone does, two are tried together.
+
+    likely  names of mistakes that were found elsewhere: they are tried first
     """
     theirs = fit(local.theirs, wanted, local.computed[wanted].shape)
     before, rounding = distance(local.computed[wanted], theirs), local.rounding(wanted)
     values = {name: value_of(local.known[name]) for name in names if name in local.known and not name.endswith(SKIPPED)}
     known = lambda name: value_of(local.known[name]) if name in local.known else ours.get(name)  # noqa: E731
-    mistakes = mistakes_of(values, known, local.model)
+    mistakes = sorted(mistakes_of(values, known, local.model), key=lambda mistake: mistake.name not in likely)
 
     def error_with(*made):
         tensor = run_with(made, local, set(values), wanted)
@@ -53,9 +56,13 @@ def causes_between(wanted, names, local, limit, ours):
                 break
         return sorted(causes, key=lambda cause: cause.error), errors
 
-    causes, errors = try_each([(mistake,) for mistake in mistakes])
-    if causes:
-        return causes
+    slow = [mistake for mistake in mistakes if wanted not in local.tower and needs_tower({mistake.where}, local)]
+    errors = {}
+    for group in ([mistake for mistake in mistakes if mistake not in slow], slow):
+        causes, more = try_each([(mistake,) for mistake in group])
+        if causes:
+            return causes
+        errors |= more
     closest = sorted((made for made in errors if errors[made] < before), key=errors.get)[:MOST_FIRST]
     return try_each([(first, other) for (first,) in closest for other in mistakes if other.name != first.name])[0]
 
@@ -78,12 +85,14 @@ class Mistake:
     layers: tuple = ()
     shown: str = ""
 
+    def may_be_in(self, name):
+        """Whether a tensor is one that can have the mistake, and that it is made in."""
+        if self.make not in functions_to_run(name) or self.in_tower not in (None, parse(name).own.startswith("visual")):
+            return False
+        return self.make is not bias or without_number(name) in self.layers
+
     def wrong(self, step):
-        """The tensor with the mistake; None if it cannot have it."""
-        if self.in_tower not in (None, step.in_tower):
-            return None
-        if self.make is bias and without_number(step.name) not in self.layers:
-            return None
+        """The tensor with the mistake; None if its inputs do not allow it."""
         for name, sentence, array in self.make(step):
             if (name, sentence) == (self.name, self.sentence):
                 return np.asarray(array() if callable(array) else array)
@@ -145,32 +154,40 @@ def names_and_sentences(make, step):
 
 def run_with(mistakes, local, names, wanted):
     """The tensor `wanted` computed from their inputs with mistakes in the tensors `names`; None if it cannot be run."""
+    names = {name for name in names if any(mistake.may_be_in(name) for mistake in mistakes)}
 
     def change(name, step):
-        makes = functions_to_run(name) if name in names else ()
-        made = (mistake.wrong(step) for mistake in mistakes if mistake.make in makes)
+        made = (mistake.wrong(step) for mistake in mistakes if mistake.may_be_in(name))
         return next((wrong for wrong in made if wrong is not None), None)
 
-    return run_with_change(change, wanted, local)
+    return run_with_change(change, names, wanted, local)
 
 
 def run_with_function(wrong, make, wanted, local):
     """The tensor `wanted` computed from their inputs with make(step) in the place of the tensor `wrong`."""
-    return run_with_change(lambda name, step: make(step) if name == wrong else None, wanted, local)
+    return run_with_change(lambda name, step: make(step), {wrong}, wanted, local)
 
 
-def run_with_change(changed, wanted, local):
+def run_with_change(changed, names, wanted, local):
+    """The tensor `wanted` with changed(name, step) in the place of each of `names`."""
+    tower = None if wanted in local.tower or needs_tower(names, local) else local.tower
+
     def change(name, tensor, known):
-        if name.endswith(SKIPPED):
+        if name not in names or name.endswith(SKIPPED):
             return None
         value = value_of(tensor)
         wrong = changed(name, Step(name, value, value, known, local.model.config, weights=local.model.weights))
         return None if wrong is None else pad_bounds(wrong, tensor.shape)
 
     try:
-        return run_from_theirs(local.model, local.inputs, local.theirs, None, change, wanted)[0].get(wanted)
+        return run_from_theirs(local.model, local.inputs, local.theirs, None, change, wanted, tower)[0].get(wanted)
     except (Error, Unknown, ValueError, IndexError, ArithmeticError):  # the rest cannot run on such a tensor
         return None
+
+
+def needs_tower(names, local):
+    """Whether the tower must be run to change these tensors: its output alone can be changed without."""
+    return bool(names & (local.tower.keys() - {"visual"}))
 
 
 @functools.cache
