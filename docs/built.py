@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -245,16 +246,16 @@ def markdown(text):
 
 def commands():
     """The help of every command, as the terminal shows it."""
-    os.environ["COLUMNS"] = "100"
-    os.environ["NO_COLOR"] = "1"
     from minivl.cli import build_parser
 
-    top = build_parser()
-    yield f"```text\n{top.format_help()}```\n"
-    choices = next(action.choices for action in top._actions if action.choices)
-    for name, parser in choices.items():
-        yield f"\n## minivl {name}\n"
-        yield f"```text\n{parser.format_help()}```\n"
+    with mock.patch.dict(os.environ, COLUMNS="92", NO_COLOR="1"):
+        top = build_parser()
+        choices = next(action.choices for action in top._actions if action.choices)
+        helps = {"": top.format_help(), **{name: parser.format_help() for name, parser in choices.items()}}
+    for name, text in helps.items():
+        if name:
+            yield f"\n## minivl {name}\n"
+        yield f"```text\n{text}```\n"
 
 
 def slideshow():

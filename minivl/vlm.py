@@ -59,7 +59,8 @@ def load(source=None, weights="bfloat16", backend=None, video_positions="launch"
 
     source   a checkpoint folder, a .safetensors file with its config.json beside it, or a hub id such as
              "Qwen/Qwen2.5-VL-3B-Instruct"; None is the small trained model that ships with minivl
-    weights  "bfloat16": mapped from the file as they are stored; "float32": upcast now, twice the memory
+    weights  "bfloat16": mapped from the file as they are stored; "float32": upcast now, twice the memory; "resident": copied
+             into memory as they are stored, in large pages where the system has them (checkpoint/resident.py)
     backend  "numba": compiled kernels; "numpy": the plain reference, to read and to step through. Default: "numba"; but where
              they are not compiled yet, the small model starts on "numpy" at once, and each answer after their compilation
              in the background uses "numba" (kernels/first_run.py)
@@ -80,8 +81,8 @@ def load(source=None, weights="bfloat16", backend=None, video_positions="launch"
     opened = open_weights(path, config, weights, memory_limit)
     if opened["lm_head.weight"] is not opened["model.embed_tokens.weight"]:  # whatever the file says
         config = dataclasses.replace(config, tie_word_embeddings=False)
-    resident = offload_if_needed(opened, config, memory_limit)
-    return VLM(config, opened, kernels, folder, video_positions, resident, compilation)
+    offloader = None if weights == "resident" else offload_if_needed(opened, config, memory_limit)
+    return VLM(config, opened, kernels, folder, video_positions, offloader, compilation)
 
 
 class VLM(Engine):
@@ -99,10 +100,10 @@ class VLM(Engine):
     """
 
     def __init__(
-        self, config, weights, kernels, folder=None, video_positions="launch", resident=None, compilation=None
+        self, config, weights, kernels, folder=None, video_positions="launch", offloader=None, compilation=None
     ):
         super().__init__(config, weights, kernels, video_positions)
-        self.folder, self.resident, self.compilation = folder, resident, compilation
+        self.folder, self.offloader, self.compilation = folder, offloader, compilation
 
     @cached_property
     def tokenizer(self):
@@ -285,7 +286,7 @@ class VLM(Engine):
 
     def within_memory(self, stage):
         """The same stage; where the weights do not fit in memory, they are paged as its tensors pass."""
-        return stage if self.resident is None else self.resident.follow(stage)
+        return stage if self.offloader is None else self.offloader.follow(stage)
 
     def split_options(self, options):
         """Split the options of an answer: (those of `prepare`, a dict, and the `Sampling` of the others)."""

@@ -97,6 +97,10 @@ def draw(report, path):
     axes.margins(x=0.12)  # for the label of the last dot
     axes.legend(loc="lower right")
     axes.set_title("{size}, {machine[processor]}, threads: {machine[threads]}".format(**report))
+    save_figure(figure, path)
+
+
+def save_figure(figure, path):
     with write_whole(path) as partial:
         try:
             figure.savefig(partial, dpi=150, format=Path(path).suffix[1:] or "png")

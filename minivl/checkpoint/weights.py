@@ -4,8 +4,9 @@
     weights["model.layers.0.self_attn.q_proj.weight"]         # uint16 [2048, 2048]: bfloat16 bits, mapped from the file
     weights.at("model.layers.0").at("self_attn").linear("q_proj")     # (weight, bias)
 
-Matrices stay as they are stored (bfloat16 as its bits, because NumPy has no such type; float32 as it is) unless "float32" is
-requested; vectors (norms, biases), a thousandth of all weights, are always float32. float16 is upcast when opened.
+Matrices stay as they are stored (bfloat16 as its bits, because NumPy has no such type; float32 as it is), mapped; "float32"
+upcasts them, "resident" copies them into memory (resident.py). Vectors (norms, biases), a thousandth of all weights, are
+always float32. float16 is upcast when opened.
 """
 
 import json
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from minivl.checkpoint.memory import check_upcast
 from minivl.checkpoint.parameters import parameter_shapes
+from minivl.checkpoint.resident import ResidentCopies
 from minivl.checkpoint.safetensors import read_file, read_header
 from minivl.checkpoint.unsupported import check_merged
 from minivl.errors import Error
@@ -64,11 +66,17 @@ class Weights:
 def open_weights(source, config, dtype="bfloat16", memory_limit=None):
     """`Weights` of a folder or a .safetensors file, with exactly the tensors that `config` requires.
 
-    dtype  "bfloat16": matrices as stored, mapped, without taking memory; "float32": all upcast now, with a progress bar
+    dtype  "bfloat16": matrices as stored, mapped, without taking memory; "float32": all upcast now, with a progress bar;
+           "resident": matrices as stored, copied into memory now (resident.py)
     memory_limit  for the whole process, as in offload.py: what is upcast must fit
     """
-    if dtype not in ("bfloat16", "float32"):
-        raise Error(f'weights={dtype!r} is unknown. Use "bfloat16" (as stored) or "float32" (upcast at load).')
+    if dtype not in ("bfloat16", "float32", "resident"):
+        raise Error(
+            f'weights={dtype!r} is unknown. Use "bfloat16" (as stored), "float32" (upcast at load) or "resident" (as stored, '
+            "copied into memory)."
+        )
+    if dtype == "resident" and memory_limit is not None:
+        raise Error('weights="resident" keeps all weights in memory, memory_limit= drops them. Leave one of them out.')
     stored = read_files(find_files(Path(source)))
     tied = config.tie_word_embeddings and resolve_tied_head(stored, source)
     expected = parameter_shapes(config)
@@ -76,14 +84,19 @@ def open_weights(source, config, dtype="bfloat16", memory_limit=None):
         expected[HEAD] = expected[TABLE]
     check(stored, expected, source)
     upcast = [array for array in stored.values() if array.ndim > 1 and is_upcast(array, dtype)]
+    copied = [array.nbytes for array in stored.values() if dtype == "resident" and not is_upcast(array, dtype)]
     half = any(array.dtype == np.float16 for array in upcast)
     why = "the checkpoint stores float16; upcasting it" if half else f'weights="{dtype}"'
-    check_upcast(sum(4 * array.size for array in upcast), memory_limit, why)
+    check_upcast(sum(4 * array.size for array in upcast) + sum(copied), memory_limit, why)
+    copies = ResidentCopies(copied) if copied else None
     arrays = {}
     bar = tqdm(expected, desc="loading weights", unit="tensor", leave=False, delay=1, disable=None)
     for name in bar:
         array = stored.pop(name)
-        arrays[name] = as_float32(array) if is_upcast(array, dtype) else array
+        if is_upcast(array, dtype):
+            arrays[name] = as_float32(array)
+        else:
+            arrays[name] = copies.copy(array) if copies else array
     if tied:
         arrays[HEAD] = arrays[TABLE]
     return Weights(arrays)

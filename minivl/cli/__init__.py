@@ -18,6 +18,7 @@ DESCRIPTION = "Qwen2.5-VL on the CPU, in NumPy and Numba, made to be understood.
 EXAMPLES = """\
 examples:
   minivl walk                                                draw a scene, ask about it, show every step
+  minivl walk "How many circles are there?" --scene 3        your own question about another scene
   minivl ask photo.jpg "What is this?"                       only the answer
   minivl trace photo.jpg "What is this?" -o run.safetensors  record every tensor of a run
   minivl plan 72B --image 1080x1920                          what a run takes, without weights

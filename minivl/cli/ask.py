@@ -47,7 +47,7 @@ def run(options):
         print(piece, end="", flush=True)
         times.append(time.perf_counter())
 
-    if vlm.resident is not None and sys.stderr.isatty():
+    if vlm.offloader is not None and sys.stderr.isatty():
         answer = vlm.chat(messages, **settings)  # a token takes seconds: progress bars, which half a line would disturb
         show(answer)
     else:

@@ -21,7 +21,11 @@ FRAMES = (
     ("--fps X", float, "frames to take per second of video (2)"),
     ("--nframes N", int, "or the number of frames to take of a video"),
 )
-WEIGHTS = ("--weights", ("bfloat16", "float32"), "weights as stored (default), or upcast: twice the memory")
+WEIGHTS = (
+    "--weights",
+    ("bfloat16", "float32", "resident"),
+    "weights as stored (default); upcast: twice the memory; or as stored, copied into memory",
+)
 MODEL = (
     ("--model PATH", str, "a checkpoint folder, a .safetensors file, or a hub id org/name"),
     WEIGHTS,
@@ -97,10 +101,10 @@ def load_model(options):
     from minivl.vlm import load
 
     vlm = load(options.model, options.weights, options.backend, memory_limit=options.memory_limit)
-    if vlm.resident is not None and options.memory_limit is None:
+    if vlm.offloader is not None and options.memory_limit is None:
         print(
             f"minivl: the weights, {format_bytes(vlm.weights.nbytes)}, do not fit in memory; they are read from disk when "
-            f"they are needed. Memory is limited to {format_bytes(vlm.resident.limit)}; --memory-limit sets another limit.",
+            f"they are needed. Memory is limited to {format_bytes(vlm.offloader.limit)}; --memory-limit sets another limit.",
             file=sys.stderr,
         )
     return vlm

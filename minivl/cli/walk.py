@@ -19,7 +19,7 @@ OPTIONS = (
     *IMAGE_AND_QUESTION,
     ("--brief", bool, "leave out the layers of the answer's later tokens, steps.1 and so on"),
     ("--step", bool, "stop at every step: look, explain, change something, go on, go back"),
-    ("--show HOW", ("auto", "file", *PROTOCOLS),
+    ("--show", ("auto", "file", *PROTOCOLS),
      "show the image in the terminal by this protocol, or only say in which file it is; auto: if the terminal is known to show "
      "images"),
     *RUN,

@@ -186,7 +186,9 @@ def merge_lines(lines):
     count = len(lines["rows"])
     merged = {name: values[:1] for name, values in lines.items()} | {"number": [-1], "rows": [count]}
     if count > 1:
-        merged |= {name: [-1] for name in ("token", *"thw") if name in lines} | ({"text": [""]} if "text" in lines else {})
+        merged |= {name: [-1] for name in ("token", *"thw") if name in lines} | (
+            {"text": [""]} if "text" in lines else {}
+        )
     image, frame = np.array(lines["image"]), np.array(lines["frame"])
     shown = np.flatnonzero(image >= 0)
     if len(shown):

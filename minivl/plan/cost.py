@@ -29,7 +29,7 @@ from minivl.stream import drive, run
 from minivl.tiny import CHECKPOINT
 
 __all__ = ["Footage", "Size", "plan", "tensors"]
-BYTES = {"bfloat16": 2, "float32": 4}
+BYTES = {"bfloat16": 2, "float32": 4, "resident": 2}
 PARALLEL = ("silu_multiply", "gelu")  # kernels without products that use all threads
 
 
@@ -43,7 +43,7 @@ def plan(
     pictures       a `Size` for each image;  videos  a `Footage` for each video
     prompt_tokens  tokens of text, including the chat template; those of images and videos are added
     tokens         tokens of the answer
-    weights        "bfloat16", as stored, or "float32"
+    weights        "bfloat16" or "resident", as stored, or "float32"
     speeds         what `kernels.speeds.calibrate` returns, or that function itself: it is called once the arguments are known
                    to be right. None: no seconds.
     fps, nframes   frames to take of each video, per second or in all: see video_processor.py

@@ -66,7 +66,7 @@ def page_of_run(vlm, messages, causes=None, beside=None, **options):
         if causes is not None:
             raise Error("causes= runs the whole prompt again: leave cache= out, or give causes=0.")
         runs = 0
-    if vlm.resident is None:  # compiles, and maps weights
+    if vlm.offloader is None:  # compiles, and maps weights
         run(vlm.answer(user("?", np.zeros((56, 56, 3), dtype=np.uint8)), max_new_tokens=2))
     collector = Collector(vlm, runs)
     answer = run(show_layers(vlm.answer(messages, **options), vlm), collector.add)

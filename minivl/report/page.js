@@ -305,7 +305,7 @@ function nameOfRun(run) {
 function causesReadout(run) {
   if (causes === null) return "";
   const runs = Array.from({ length: causes.runs }, (_, k) => k), most = runs.reduce((a, b) => (lossOf(b) > lossOf(a) ? b : a), 0);
-  if (run === null && lossOf(most) === 0) return `None of ${causes.runs} changes lowers the probability of ${quoted(data.tokens[word()])}, ${percent(causes.before[word()])}.`;
+  if (run === null && lossOf(most) < 0.005) return `None of ${causes.runs} changes lowers the probability of ${quoted(data.tokens[word()])}, ${percent(causes.before[word()])}.`;
   const lead = run === null ? `Of ${causes.runs} changes, the largest loss is ` : "";
   const k = run ?? most, other = causes.others.find(([r, token]) => r === k && token === word());
   const then = other ? `; likeliest is then “${visible(other[2].trim() || other[2])}”` : "";

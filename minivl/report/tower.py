@@ -17,7 +17,7 @@ from minivl.stream import Lazy, value_of
 MOST = 240_000  # values of all maps: bytes in the page, a third more as text
 LEVELS = ("patches", "tokens", "received")
 LARGE = 1 << 24  # values of the attention of a block: above, it is computed from queries and keys, some rows at a time
-ROWS = 256
+AT_ONCE = 1 << 22  # values of these rows, all heads together
 
 
 class TowerMaps:
@@ -53,8 +53,10 @@ class TowerMaps:
 
         def compute(start, end):
             keys = k[:, start:end].swapaxes(1, 2) * np.float32(1 / math.sqrt(k.shape[2]))
-            for row in range(start, end, ROWS):
-                yield softmax(q[:, row : min(row + ROWS, end)] @ keys).mean(axis=0)
+            unit = self.vision.merge_unit
+            rows = max(AT_ONCE // (len(q) * (end - start)) // unit, 1) * unit  # whole tokens
+            for row in range(start, end, rows):
+                yield softmax(q[:, row : min(row + rows, end)] @ keys).mean(axis=0)
 
         return compute
 

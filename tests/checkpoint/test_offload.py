@@ -65,7 +65,7 @@ def calls(monkeypatch):
 def limited(folder, room, **options):
     """The model, with so many bytes for its weights beside what the process takes already."""
     vlm = minivl.load(folder, **options)
-    vlm.resident = Offloader(
+    vlm.offloader = Offloader(
         vlm.weights, vlm.config, offload.resident_memory() + offload.SLACK + room, drop_file_pages=False
     )
     return vlm
@@ -89,7 +89,7 @@ Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
 logits = answered(vlm)
 peak = [1024 * int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM")][0]
 sums = [sum(np.frombuffer(one, dtype=np.uint32).tolist()) for one in logits]
-streams = vlm.resident is not None and vlm.resident.has_dropped
+streams = vlm.offloader is not None and vlm.offloader.has_dropped
 print(json.dumps(dict(sums=sums, peak=peak, limit=limit, before=before, streams=streams)))
 """
 
@@ -116,7 +116,7 @@ def test_peak_and_bits(folder):
 def test_the_same_bits(folder, calls, backend, spare):
     expected = answered(minivl.load(folder, backend=backend))
     vlm = limited(folder, 45 * 10**6, backend=backend)
-    vlm.resident.drop_file_pages = spare
+    vlm.offloader.drop_file_pages = spare
     assert answered(vlm) == expected and calls.dropped and calls.asked
     kinds = [name.split(".")[0] for name in calls.dropped if name != "model.embed_tokens.weight"]
     assert (
@@ -127,10 +127,10 @@ def test_the_same_bits(folder, calls, backend, spare):
 @LINUX
 def test_nothing_is_done_if_all_fits(folder, calls):
     """Without a limit nobody even watches; with a large one, nothing is dropped and nothing asked for."""
-    assert minivl.load(folder).resident is None
+    assert minivl.load(folder).offloader is None
     vlm = minivl.load(folder, memory_limit="60GB")
     answered(vlm)
-    assert not vlm.resident.has_dropped and calls.dropped == calls.asked == []
+    assert not vlm.offloader.has_dropped and calls.dropped == calls.asked == []
 
 
 # ---- which ones ----
@@ -141,18 +141,18 @@ class Pretend:
 
     def __init__(self, vlm, monkeypatch, room):
         self.bytes, self.drops = 0, []
-        monkeypatch.setattr(offload, "resident_memory", lambda: sum(m.nbytes for m in vlm.resident.in_memory))
+        monkeypatch.setattr(offload, "resident_memory", lambda: sum(m.nbytes for m in vlm.offloader.in_memory))
         monkeypatch.setattr(offload.Matrix, "drop", lambda m, everywhere: self.drops.append(m.name))
         monkeypatch.setattr(offload.Matrix, "read_ahead", lambda m: None)
         monkeypatch.setattr(offload, "SLACK", 0)
-        vlm.resident.limit = room
+        vlm.offloader.limit = room
 
 
 def test_most_stay(folder, monkeypatch):
     """Tokens go round and round: with room for two thirds of the weights, about a third is read again for each, not all."""
     vlm = minivl.load(folder)
-    vlm.resident = Offloader(vlm.weights, vlm.config, 10**12, drop_file_pages=False)
-    decoder = {use.matrix for use in vlm.resident._uses if use.name.startswith(("model", "lm_head"))}
+    vlm.offloader = Offloader(vlm.weights, vlm.config, 10**12, drop_file_pages=False)
+    decoder = {use.matrix for use in vlm.offloader._uses if use.name.startswith(("model", "lm_head"))}
     total, largest = sum(m.nbytes for m in decoder), max(m.nbytes for m in decoder)
     pretend, sizes = Pretend(vlm, monkeypatch, 2 * total // 3), {m.name: m.nbytes for m in decoder}
     answered(vlm, 3)
@@ -234,7 +234,7 @@ def test_by_itself_if_the_weights_do_not_fit(folder, monkeypatch):
     size = minivl.load(folder).weights.nbytes
     for room, follows in ((1.12 * size, False), (1.1 * size, True)):
         monkeypatch.setattr("minivl.checkpoint.offload.available_memory", lambda room=room: room)
-        found = minivl.load(folder).resident
+        found = minivl.load(folder).offloader
         assert (found is not None) == follows
     assert found.drop_file_pages and offload.resident_memory() < found.limit <= offload.resident_memory() + room
 

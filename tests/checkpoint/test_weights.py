@@ -62,6 +62,28 @@ def test_bfloat16_stays_as_stored_and_mapped(tmp_path):
     assert weights["visual.patch_embed.proj.weight"].dtype == np.uint16
 
 
+def test_resident_weights_are_copies_of_the_same_bits(tmp_path):
+    write(tmp_path / "model.safetensors", stored_as(from_float32))
+    mapped, copied = (open_weights(tmp_path, CONFIG, dtype) for dtype in ("bfloat16", "resident"))
+    for name in mapped.names():
+        np.testing.assert_array_equal(copied[name], mapped[name], err_msg=name)
+        assert copied[name].dtype == mapped[name].dtype and copied[name].flags.c_contiguous
+        assert not isinstance(copied[name], np.memmap) and copied[name].ctypes.data % 4 == 0
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="read-only"):
+        copied["model.embed_tokens.weight"][0] = 0
+
+
+def test_resident_weights_must_fit(tmp_path, monkeypatch):
+    write(tmp_path / "model.safetensors", stored_as(from_float32))
+    with pytest.raises(Error, match="Leave one of them out"):
+        open_weights(tmp_path, CONFIG, "resident", memory_limit="1GB")
+    monkeypatch.setattr("minivl.checkpoint.memory.available_memory", lambda: 1000)
+    with pytest.raises(Error, match='weights="resident" takes .* 1.00 kB are free'):
+        open_weights(tmp_path, CONFIG, "resident")
+    open_weights(tmp_path, CONFIG, "bfloat16")
+
+
 def test_float32_upcasts_all(tmp_path):
     write(tmp_path / "model.safetensors", stored_as(from_float32))
     weights = open_weights(tmp_path, CONFIG, "float32")

@@ -66,7 +66,7 @@ def test_maps_are_those_of_the_run(trace, level, monkeypatch):
 def test_of_large_images_maps_come_from_queries_and_keys(trace, monkeypatch):
     """A few rows at a time, while the attention as a whole is never built: the same bytes but for rounding."""
     monkeypatch.setattr(tower, "LARGE", 0)
-    monkeypatch.setattr(tower, "ROWS", 8)
+    monkeypatch.setattr(tower, "AT_ONCE", 2000)
     monkeypatch.setattr("minivl.report.collect.LARGE", 0)
     monkeypatch.setattr("minivl.kernels.attention.segment_scores", lambda *_: pytest.fail("built as a whole"))
     collector = Collector(VLM)
