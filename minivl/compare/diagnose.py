@@ -44,7 +44,12 @@ def of_the_layout(step):
     return [*any_tensor.LAYOUTS, *([attention.in_whole_rows] if whole and step.in_tower else [])]
 
 
-ALL = (of_the_stage, of_any_tensor)
+def of_pairs(step):
+    """Two mistakes in one tensor, tried if none alone explains it."""
+    return [make for pattern, make in attention.PAIRS if fnmatchcase(step.short, pattern)]
+
+
+ALL = (of_the_stage, of_any_tensor, of_pairs)
 
 
 def predictions(step, functions):
@@ -77,6 +82,8 @@ def find_causes(step, limit, groups=ALL, rounding=0.0):
     """
     before, causes = distance(step.ours, step.theirs), {}
     for group in groups:
+        if group is of_pairs and causes:
+            break
         for name, sentence, candidate in predictions(step, group(step)):
             left = distance(candidate, step.theirs)
             if not explains(left, before, limit, rounding):

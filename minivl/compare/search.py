@@ -241,7 +241,8 @@ def search_between(comparison, row, evidence):
     names = [other.name for other in [*shared, *near] if other.status == MISSING]
     if row.name not in evidence.local.figures or not names:
         return []
-    likely = {name for other in comparison.rows for cause in other.causes for name in cause.name.split(" and ")}
+    causes = [cause.name for other in comparison.rows for cause in other.causes]
+    likely = {name for cause in causes for name in (cause, *cause.split(" and "))}
     return causes_between(row.name, names, evidence.local, evidence.limit_of(row), evidence.ours, likely)
 
 

@@ -161,6 +161,19 @@ def test_both_of_two_mistakes_are_named(right, kind):
     assert found["model.layers.0.mlp.down_proj"].status == "INPUT"
 
 
+@pytest.mark.parametrize("recorded", ["everything", "modules"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_two_mistakes_in_one_tensor_are_named(right, kind, recorded):
+    """Scale and key heads: in the scores themselves, and found by runs where these were not recorded."""
+    vlm = right[0]
+    inputs = small_inputs(vlm.config, grids=(), text=40)
+    port = port_of(vlm, inputs, kind, RECORDED[recorded], ["unscaled-scores", "key-heads-by-remainder"])
+    comparison = compare(dict(vlm.trace(inputs, max_new_tokens=1)), port, model=vlm)
+    assert comparison.first.name == f"model.layers.0.self_attn.{'o_proj' if recorded == 'modules' else 'scores'}"
+    named = set(comparison.first.causes[0].name.split(" and "))
+    assert named == {"unscaled scores", "key heads dealt out wrong"}, f"\n{comparison}"
+
+
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 def test_products_of_a_lower_type_are_named(right, kind):
     """Values are float32; what goes into each product was rounded, as in llama.cpp."""

@@ -4,6 +4,7 @@ Tensors between the projections and the tensor that differs are computed if they
 rotation shows in the output of attention too.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -56,17 +57,11 @@ def wrong_rotations(step):
     apart = np.concatenate([np.arange(0, cos.shape[1], 2), np.arange(1, cos.shape[1], 2)])
     text = "pairs are neighbours (2i, 2i + 1), and the result is sorted into even and odd ones"
     yield "interleaved RoPE", text, lambda x: rotate_neighbours(x, cos, sin)[..., apart]
-    yield (
-        "rotated backwards",
-        "it turns by minus the angle: the sign of sin is wrong",
-        lambda x: rotate_numpy(x, cos, -sin),
-    )
+    text = "it turns by minus the angle: the sign of sin is wrong"
+    yield "rotated backwards", text, lambda x: rotate_numpy(x, cos, -sin)
     yield "no rotation", "it is not rotated at all", lambda x: x.swapaxes(0, 1)
-    yield (
-        "rotated twice",
-        "it is rotated twice",
-        lambda x: rotate_numpy(rotate_numpy(x, cos, sin).swapaxes(0, 1), cos, sin),
-    )
+    twice = lambda x: rotate_numpy(rotate_numpy(x, cos, sin).swapaxes(0, 1), cos, sin)  # noqa: E731
+    yield "rotated twice", "it is rotated twice", twice
     for name, sentence, (c, s) in (tower_tables if step.in_tower else decoder_tables)(step):
         if name == RIGHT:
             continue
@@ -90,10 +85,8 @@ class Attention:
     def __init__(self, step):
         self.step, (self.H, self.KV, self.K) = step, sizes(step)
         self.v = projection(step, "v").swapaxes(0, 1) if not step.lead else None
-        self.q, self.k = (
-            step.near("q_rope"),
-            step.near("k_rope") if step.in_tower else step.cached(f"{step.prefix}.k_rope"),
-        )
+        self.q = step.near("q_rope")
+        self.k = step.near("k_rope") if step.in_tower else step.cached(f"{step.prefix}.k_rope")
         self.seen = self.window_mask() if step.in_tower else self.causal_mask()
 
     def window_mask(self):
@@ -113,9 +106,9 @@ class Attention:
         scores = (q.astype(np.float64) @ k.swapaxes(1, 2)) * (factor / math.sqrt(self.K))
         return np.where(self.seen if seen is None else seen, scores, -np.inf)
 
-    def computed(self, seen=None, groups=None, **how):
-        """A function that returns the step's own tensor, with other scores."""
-        return lambda: self.output(self.scores(seen=seen, groups=groups, **how), seen, groups)
+    def computed(self, **how):
+        """The step's own tensor with other scores, to be computed when it is called."""
+        return Computed(self, how)
 
     def output(self, scores, seen=None, groups=None, probs=None):
         """The step's own tensor, from scores."""
@@ -132,6 +125,22 @@ class Attention:
         return context.swapaxes(0, 1).reshape(context.shape[1], -1)
 
 
+class Computed:
+    """The output of attention with a mistake, computed when it is called. how: the arguments of `Attention.scores`"""
+
+    def __init__(self, attention, how):
+        self.attention, self.how = attention, how
+
+    def __call__(self):
+        scores = self.attention.scores(**self.how)
+        return self.attention.output(scores, self.how.get("seen"), self.how.get("groups"))
+
+    def together(self, other):
+        """Both mistakes at once; None if they change the same argument."""
+        same = self.how.keys() & other.how.keys()
+        return None if same else Computed(self.attention, self.how | other.how)
+
+
 def same_segment(bounds):
     segment = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
     return segment[:, None] == segment
@@ -146,20 +155,35 @@ def pack(rows, seen, empty):
     return out
 
 
-def attention(step):
-    # subtle: each takes whole rows of scores, so it is a function, called when its turn comes
+def attention_of(step):
     a = Attention(step)
     if a.H * a.q.shape[1] * a.k.shape[1] > LARGEST:
         raise Unknown("memory for whole rows of scores")
+    return a
+
+
+def attention(step):
+    # subtle: each takes whole rows of scores, so it is a function, called when its turn comes
+    a = attention_of(step)
     yield RIGHT, "", a.computed()
     yield from wrong_scales(a)
-    yield from (wrong_masks_of_tower if step.in_tower else wrong_masks_of_decoder)(a)
+    yield from wrong_masks(a)
     yield from whole_rows(a)
     yield from wrong_heads(a)
     if not step.lead:
         for name, sentence, turned in wrong_rotations(step):
             q, k = turned(projection(step, "q")), turned(projection(step, "k"))
             yield name, IN_BOTH + sentence, a.computed(q=q, k=k)
+
+
+def pairs(step):
+    """Two mistakes of scale, mask and heads at once."""
+    a = attention_of(step)
+    rows = [row for row in (*wrong_scales(a), *wrong_masks(a), *wrong_heads(a)) if isinstance(row[2], Computed)]
+    for (name, text, candidate), (other, more, second) in itertools.combinations(rows, 2):
+        if (both := candidate.together(second)) is not None:
+            name, text = f"{name} and {other}", f"{text}; and {more}"
+            yield name, text, both
 
 
 def wrong_scales(a):
@@ -182,6 +206,10 @@ def wrong_scales(a):
 
     yield "no softmax", "softmax is left out", raw
     yield "softmax over queries", "softmax runs over the queries instead of the keys", over_queries
+
+
+def wrong_masks(a):
+    return (wrong_masks_of_tower if a.step.in_tower else wrong_masks_of_decoder)(a)
 
 
 def wrong_masks_of_tower(a):
@@ -244,3 +272,4 @@ MISTAKES = (
     ("*attn.probs", attention),
     ("*attn.context", attention),
 )
+PAIRS = tuple((name, pairs) for name, make in MISTAKES if make is attention)

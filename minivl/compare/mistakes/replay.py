@@ -15,7 +15,7 @@ from minivl.compare.diagnose import explains, functions_for
 from minivl.compare.local import fit, run_from_theirs
 from minivl.compare.measure import distance
 from minivl.compare.mistakes import RIGHT, Cause, Step, Unknown
-from minivl.compare.mistakes.attention import IN_BOTH
+from minivl.compare.mistakes.attention import IN_BOTH, Computed
 from minivl.compare.mistakes.layers import bias
 from minivl.errors import Error
 from minivl.stream import value_of
@@ -92,10 +92,10 @@ class Mistake:
         return self.make is not bias or without_number(name) in self.layers
 
     def wrong(self, step):
-        """The tensor with the mistake; None if its inputs do not allow it."""
+        """The tensor with the mistake, or a function that computes it; None if its inputs do not allow it."""
         for name, sentence, array in self.make(step):
             if (name, sentence) == (self.name, self.sentence):
-                return np.asarray(array() if callable(array) else array)
+                return array
         return None
 
 
@@ -158,9 +158,18 @@ def run_with(mistakes, local, names, wanted):
 
     def change(name, step):
         made = (mistake.wrong(step) for mistake in mistakes if mistake.may_be_in(name))
-        return next((wrong for wrong in made if wrong is not None), None)
+        return together([wrong for wrong in made if wrong is not None])
 
     return run_with_change(change, names, wanted, local)
+
+
+def together(made):
+    """The tensor with these mistakes; with the first, where they cannot be combined; None without any."""
+    wrong = made[0] if made else None
+    for other in made[1:]:
+        if isinstance(wrong, Computed) and isinstance(other, Computed):
+            wrong = wrong.together(other) or wrong
+    return np.asarray(wrong() if callable(wrong) else wrong) if made else None
 
 
 def run_with_change(changed, names, wanted, local):
