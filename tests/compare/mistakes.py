@@ -72,7 +72,7 @@ def also(config, **vision):
     return replace(config, vision=replace(config.vision, **vision))
 
 
-# ---- pictures and text, of the model that ships: one picture, 94 x 131 ----
+# ---- image and text, of the model that ships: one image, 94 x 131 ----
 
 COLOURS = "image.0.normalized"
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
@@ -205,7 +205,7 @@ def empty_windows(port):
 
 
 def baked_in(port):
-    """The grids with the second picture's 4 x 20 patches as 8 x 10."""
+    """The grids with the second image's 4 x 20 patches as 8 x 10."""
     grids = port.grids.copy()
     grids[1, 1:] = 8, 10
     return grids
@@ -288,7 +288,7 @@ IDS, DELTA, TABLE = "position_ids", "rope_delta", "model.rope.cos"
 
 
 def put_in(change):
-    """inputs_embeds after change(embeddings, features, which tokens are a picture's, which a video's)."""
+    """inputs_embeds after change(embeddings, features, which tokens are an image's, which a video's)."""
 
     def run(port):
         ids, x, n = port["input_ids"], port["model.embed_tokens"], int(port["image_grid_thw"].prod(axis=1).sum()) // 4
@@ -305,13 +305,13 @@ def pictures_exchanged(features, port):
 
 
 def runs(port):
-    """(start, end) of each picture and video among the tokens."""
+    """(start, end) of each image and video among the tokens."""
     shown = np.r_[False, np.isin(port["input_ids"], (101, 102)), False].astype(int)
     return list(zip(np.flatnonzero(np.diff(shown) == 1), np.flatnonzero(np.diff(shown) == -1)))
 
 
 def of_runs(change, text=None):
-    """position_ids in which each picture [3, n] becomes change(it, where it starts)."""
+    """position_ids in which each image [3, n] becomes change(it, where it starts)."""
 
     def run(port):
         ids = port[IDS] if text is None else np.tile(np.arange(len(port["input_ids"])), (3, 1))
@@ -323,7 +323,7 @@ def of_runs(change, text=None):
 
 
 def sides_before(port):
-    """For each token, the sum of the longer sides of the pictures before it."""
+    """For each token, the sum of the longer sides of the images before it."""
     sides = np.zeros(port[IDS].shape[1], dtype=np.int64)
     for start, end in runs(port):
         sides[end:] += port[IDS][:, start:end].max() - port[IDS][:, start:end].min() + 1
@@ -538,7 +538,7 @@ def square(port, offset):
 
 
 def in_pictures(port):
-    """Causal, but for the tokens of each picture, who see each other."""
+    """Causal, but for the tokens of each image, which attend to each other."""
     seen = square(port, 0)
     for start, end in runs(port):
         seen[start:end, start:end] = True

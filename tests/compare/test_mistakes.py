@@ -100,7 +100,7 @@ def test_the_filter_is_named_from_pixel_values(resample):
 
 
 def yields():
-    """(file, line, what comes first) of everything that the rooms of causes/ yield as a tuple."""
+    """(file, line, what comes first) of everything that the files of compare/mistakes yield as a tuple."""
     for path in sorted(Path(mistakes.__file__).parent.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple):

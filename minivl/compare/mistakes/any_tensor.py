@@ -14,11 +14,8 @@ def axes_exchanged(step):
     for order in axis_orders(step.theirs.shape, x.shape):
         two = sum(new != old for new, old in enumerate(order)) == 2
         text = f"its axes are ours in the order {list(order)}: {format_shape(x.shape)} became {format_shape(step.theirs.shape)}"
-        yield (
-            "transposed" if x.ndim == 2 else "axes exchanged" if two else "axes in another order",
-            text,
-            x.transpose(order),
-        )
+        other = x.transpose(order)
+        yield "transposed" if x.ndim == 2 else "axes exchanged" if two else "axes in another order", text, other
 
 
 def format_shape(shape):

@@ -100,7 +100,7 @@ class Attention:
         return (keys <= queries) & (keys > queries - (window or S))
 
     def scores(self, q=None, k=None, factor=1.0, seen=None, groups=None):
-        """[H, N, S], whole rows, -inf where nothing is seen."""
+        """[H, N, S], whole rows, -inf where the mask is."""
         q, k = self.q if q is None else q, self.k if k is None else k
         k = k[np.repeat(np.arange(self.KV), self.H // self.KV) if groups is None else groups]
         scores = (q.astype(np.float64) @ k.swapaxes(1, 2)) * (factor / math.sqrt(self.K))
@@ -215,29 +215,29 @@ def wrong_masks(a):
 def wrong_masks_of_tower(a):
     N = a.q.shape[1]
     frames, windows = (a.step.at(f"visual.{name}") for name in ("cu_seqlens", "cu_window_seqlens"))
-    text = "patches see their whole image or frame, instead of their window"
+    text = "patches attend to their whole image or frame, instead of their window"
     yield "no window attention", text, a.computed(seen=same_segment(frames))
-    text = "patches see their window only, in a block with full attention"
+    text = "patches attend to their window only, in a block with full attention"
     yield "window attention everywhere", text, a.computed(seen=same_segment(windows))
-    text = "every patch sees all others, those of other images too"
+    text = "every patch attends to all others, those of other images too"
     yield "attention across pictures", text, a.computed(seen=np.ones((N, N), dtype=bool))
-    text, before = "a causal mask in the tower: patches see only those before", np.tri(N, dtype=bool)
+    text, before = "a causal mask in the tower: patches attend only to those before", np.tri(N, dtype=bool)
     yield "causal mask", text, lambda: a.output(np.where(before, a.scores(), -np.inf))
 
 
 def wrong_masks_of_decoder(a):
     T, S = a.q.shape[1], a.k.shape[1]
     keys, queries = np.arange(S), np.arange(S - T, S)[:, None]
-    yield "no causal mask", "tokens see those after them", a.computed(seen=np.ones((T, S), dtype=bool))
-    text = "a token does not see itself: the causal mask is off by one"
+    yield "no causal mask", "tokens attend to those after them", a.computed(seen=np.ones((T, S), dtype=bool))
+    text = "a token does not attend to itself: the causal mask is off by one"
     yield "mask off by one", text, a.computed(seen=keys < queries)
-    yield "mask off by one", "a token sees the next one", a.computed(seen=keys <= queries + 1)
+    yield "mask off by one", "a token attends to the next one", a.computed(seen=keys <= queries + 1)
     if not a.step.lead:
         ids, config = a.step.at("input_ids"), a.step.config
         shown = np.isin(ids, (config.image_token_id, config.video_token_id))
         run = np.cumsum(np.diff(shown, prepend=False))
         seen = a.seen | (shown & shown[:, None] & (run == run[:, None]))
-        text = "tokens of an image see those of it that come later"
+        text = "tokens of an image attend to later ones of it"
         yield "no causal mask in pictures", text, a.computed(seen=seen)
 
 

@@ -97,19 +97,15 @@ def guesses(step):
         if x.shape != y.shape and x.ndim == y.ndim == 3:
             odd = [n for n in y.shape[:2] if n % unit]
             why = f"; {odd[0]} is no multiple of {unit}" if odd else "; is it smart_resize, with these limits?"
-            yield (
-                "wrong resize",
-                f"it is scaled to {y.shape[0]} x {y.shape[1]} instead of {x.shape[0]} x {x.shape[1]}{why}",
-            )
+            text = f"it is scaled to {y.shape[0]} x {y.shape[1]} instead of {x.shape[0]} x {x.shape[1]}{why}"
+            yield "wrong resize", text
         elif x.shape == y.shape and is_similar(x, y):
             off = np.abs(x.astype(np.float64) - y)
-            yield (
-                "wrong resize",
-                (
-                    f"it is the same image resized otherwise: off by {off.mean():.2g} of 255 levels in the mean, "
-                    f"{off.max():.0f} at most. Is it bicubic, antialiased, by the same Pillow? Give the image (pictures=)"
-                ),
+            text = f"it is the same image resized otherwise: off by {off.mean():.2g} of 255 levels in the mean, "
+            text += (
+                f"{off.max():.0f} at most. Is it bicubic, antialiased, by the same Pillow? Give the image (pictures=)"
             )
+            yield "wrong resize", text
     elif step.word in ("normalized", "patches", "pixel_values") and x.shape == y.shape and is_similar(x, y):
         yield "wrong resize", "it is a similar image: was it resized or compressed otherwise?"
 

@@ -77,11 +77,8 @@ def inputs_embeds(step):
         for rows, grid in zip(np.split(features, [image.sum()]), grids(step))
         if len(grid)
     ]
-    yield (
-        "pictures in another order",
-        "images are put in in the opposite order",
-        scatter(np.concatenate(sum(parts, []))),
-    )
+    text, reversed_features = "images are put in in the opposite order", np.concatenate(sum(parts, []))
+    yield "pictures in another order", text, scatter(reversed_features)
     root = np.sqrt(x.shape[1])
     text = f"embeddings are multiplied by sqrt({x.shape[1]}), as in Gemma"
     yield "scaled embeddings", text, scatter(features) * root

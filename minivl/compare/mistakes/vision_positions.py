@@ -78,7 +78,7 @@ def window_bounds(step):
     frames, bounds = frame_segments(grid), window_index(grid, vision)[1]
     yield RIGHT, "", bounds
     yield "no window attention", "its segments are whole frames: there are no windows", frames
-    yield "attention across pictures", "its only segment is everything: all images see each other", frames[[0, -1]]
+    yield "attention across pictures", "its only segment is everything: images attend to each other", frames[[0, -1]]
     yield "units for patches", "it counts units of 2 x 2 patches instead of patches", bounds // vision.merge_unit
     for name, sentence, other in other_windows(grid, vision):
         yield name, sentence, window_index(*other)[1]
@@ -104,8 +104,8 @@ def frame_bounds(step):
     grid = all_grids(step)
     frames, sizes = frame_segments(grid), grid.prod(axis=1)
     yield RIGHT, "", frames
-    yield "attention across pictures", "all images are one segment: they see each other", frames[[0, -1]]
-    text = "a video is one segment: its frames see each other"
+    yield "attention across pictures", "all images are one segment: they attend to each other", frames[[0, -1]]
+    text = "a video is one segment: its frames attend to each other"
     yield "frames not apart", text, np.concatenate([[0], np.cumsum(sizes)])
     text = "it counts units of 2 x 2 patches instead of patches"
     yield "units for patches", text, frames // step.config.vision.merge_unit
@@ -149,11 +149,8 @@ def tower_tables(step):
     text = "rows and columns are in raster order, where the patches are in window order"
     yield "positions not in window order", text, vision_rope(right, K, VISION_THETA)
     text = "rows and columns were sorted by argsort(window_index) instead of window_index"
-    yield (
-        "inverse of the window order",
-        text,
-        vision_rope(to_window_order(right, np.argsort(index), unit), K, VISION_THETA),
-    )
+    inverse = to_window_order(right, np.argsort(index), unit)
+    yield "inverse of the window order", text, vision_rope(inverse, K, VISION_THETA)
     for name, sentence, positions in wrong_patch_positions(step):
         yield name, sentence, vision_rope(to_window_order(positions, index, unit), K, VISION_THETA)
     f = inverse_frequencies(VISION_THETA, K // 2)
