@@ -52,4 +52,19 @@ def run(options):
     if options.html is not None:
         write_page(comparison, options.html)
     print(text(comparison, options.all))
+    for name in faults_like(comparison):
+        print(f"To see what this mistake does: minivl what-if {name}")
     return 2 if not comparison.ok else 0 if comparison.covered else 3
+
+
+def faults_like(comparison):
+    """Names of the faults of `minivl what-if` that are the probable cause of the first difference, in its part of the model."""
+    from minivl.faults import all_faults
+
+    row = comparison.first
+    if row is None or not row.causes:
+        return []
+    alike = [fault for fault in all_faults().values() if fault.cause == row.causes[0].name]
+    file = "vision" if row.name.startswith("visual") else "decoder"
+    here = [fault for fault in alike if fault.insert.__module__.endswith(file)]
+    return [fault.name for fault in here or alike]

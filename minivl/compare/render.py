@@ -2,6 +2,7 @@
 
 import html as markup
 import math
+from collections import Counter
 
 from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, OK, SHAPE
 from minivl.helpers import format_table
@@ -11,16 +12,18 @@ HEADER = ("", "tensor", "shape", "error", "alone", "rms", "cosine", "largest at"
 ALONE = HEADER.index("alone")  # a column that only a comparison with a model has
 BEFORE = 6  # agreeing rows shown before the first difference
 AFTER = 12  # rows shown after it
-MOST_NOTES = 5
+MOST_NOTES, MOST_KINDS, MOST_ALIKE = 5, 4, 5
+STATUSES = (OK, CLOSE, DIFF, INPUT, SHAPE, MISSING)
 
 
 def text(comparison, everything=False):
     """The table and the verdict; rows far from the first difference only with `everything`."""
     rows = comparison.rows if everything else rows_to_show(comparison)
     lines = format_table(table(comparison, rows))
-    left = len(comparison.rows) - len(rows)
+    shown = set(map(id, rows))
+    left = [row for row in comparison.rows if id(row) not in shown]
     if left:
-        lines.append(f"... and {left} more rows")
+        lines.append(f"... and {len(left)} more rows: {count_statuses(left)}")
     return "\n".join([*lines, "", *verdict(comparison)])
 
 
@@ -68,13 +71,9 @@ def remark(row):
 
 def verdict(comparison):
     """Lines: counts, the first difference, its probable cause."""
-    counts = {
-        status: sum(row.status == status for row in comparison.rows)
-        for status in (OK, CLOSE, DIFF, INPUT, SHAPE, MISSING)
-    }
-    lines = [", ".join(f"{count} {status}" for status, count in counts.items() if count)]
+    lines = [count_statuses(comparison.rows), *missing(comparison)]
     lines += [*coverage(comparison), *reading(comparison), *arithmetic(comparison)]
-    if counts[CLOSE] and comparison.arithmetic is None:
+    if comparison.arithmetic is None and any(row.status == CLOSE for row in comparison.rows):
         lines[0] += f" (theirs has {comparison.precision} values: OK~ is within their rounding)"
     if comparison.first is None:
         worst = max((row.error for row in comparison.compared), default=0.0)
@@ -89,6 +88,21 @@ def verdict(comparison):
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         lines.append(f"Between the two, not recorded there: {some}")
     return [*lines, *why(comparison.first, comparison), *other_faults(comparison), *same_prompt(comparison)]
+
+
+def count_statuses(rows):
+    """ "5 OK, 1 DIFF" """
+    counts = Counter(row.status for row in rows)
+    return ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+
+
+def missing(comparison):
+    """A line on what only one side has, by the last part of the names."""
+    kinds = Counter(row.name.rsplit(".", 1)[-1] for row in comparison.rows if row.status == MISSING)
+    if kinds:
+        some = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(MOST_KINDS))
+        more = f", and {len(kinds) - MOST_KINDS} more kinds" if len(kinds) > MOST_KINDS else ""
+        yield f"{MISSING} on one side: {some}{more}."
 
 
 def coverage(comparison):
@@ -129,11 +143,21 @@ def other_faults(comparison):
     kinds = {}
     for row in comparison.faults if comparison.arithmetic else ():
         kinds.setdefault(parse(row.name).general, []).append(row)
-    kinds.pop(parse(comparison.first.name).general, None)
+    same = kinds.pop(parse(comparison.first.name).general, [])
+    if len(same) > 1:
+        yield f"Wrong by itself as well: {list_names(same[1:])}."
     for rows in kinds.values():
-        row, more = rows[0], f" and {len(rows) - 1} more of the kind" if len(rows) > 1 else ""
-        cause = f"{row.causes[0].name}: {row.causes[0].sentence}" if row.causes else "no known mistake"
-        yield f"Also wrong by itself: {row.name}{more} ({cause})"
+        causes = [f"{cause.name}: {cause.sentence}{error_left(cause)}" for cause in rows[0].causes[:2]]
+        yield f"Also wrong by itself: {list_names(rows)} ({'; or '.join(causes) or 'no known mistake'})"
+
+
+def list_names(rows):
+    some = ", ".join(row.name for row in rows[:MOST_ALIKE])
+    return some + (f" and {len(rows) - MOST_ALIKE} more of the kind" if len(rows) > MOST_ALIKE else "")
+
+
+def error_left(cause):
+    return f", error left {cause.error:.1e}" if cause.exact else ""
 
 
 def same_prompt(comparison):
@@ -160,6 +184,8 @@ def why(row, comparison):
             else " (Concluded from the kind of difference, not computed.)"
         )
         yield f"{lead}: {cause.name}{side}: {cause.sentence}{'' if cause.sentence.endswith('?') else '.'}{left}"
+    if sum(cause.exact for cause in row.causes[:3]) > 1:
+        yield "This prompt does not tell them apart: record one with two images of different sizes, wider than high."
     if not row.causes:
         yield f"Probable cause: none of the known mistakes gives these values. {advice(comparison)}"
 

@@ -11,7 +11,7 @@ from minivl.errors import Error
 from minivl.tiny import CHECKPOINT
 
 SAME = 1e-3  # two backends are closer than this; other weights are not
-NOTE = "each stage is judged alone by the model that ships, whose run ours is (not with model=False)"
+NOTE = "ours is a run of the model that ships, so that model judges each stage alone (model=False: by the recordings alone)"
 
 
 def find_model(model, ours):
