@@ -13,7 +13,7 @@ One quantity grows at a time:
 
 Time is the median of several runs; the plan's is computed from the speeds of the kernels, which are measured first. Memory is
 what NumPy allocates at most during the work, without the weights and what was there before, in a run of its own; the plan's
-is its activations and the keys and values in the cache.
+is its activations, the keys and values in the cache and the logits.
 """
 
 import datetime
@@ -169,7 +169,10 @@ def grow_prompt(vlm, model, tokens, speeds):
 
 def grow_cache(vlm, model, tokens, speeds):
     costs = model.costs(model.inputs([], tokens), tokens=2)["decode"]
-    planned = estimate_seconds(costs, speeds, decoding=True), cache_bytes(vlm.config.text, tokens + 1)
+    planned = (
+        estimate_seconds(costs, speeds, decoding=True),
+        cache_bytes(vlm.config.text, tokens + 1) + logit_bytes(vlm.config.text),
+    )
     return Work("cache", tokens, lambda: decode(vlm, [tokens]), planned, begins="position_ids")
 
 
@@ -179,7 +182,7 @@ def add_sequences(vlm, model, count, speeds):
     if count == 1:
         costs = model.costs(model.inputs([], PROMPT), tokens=2)["decode"]
         seconds = estimate_seconds(costs, speeds, decoding=True)
-    planned = seconds, count * cache_bytes(vlm.config.text, PROMPT + 1)
+    planned = seconds, count * cache_bytes(vlm.config.text, PROMPT + 1) + logit_bytes(vlm.config.text, count)
     return Work("together", count, lambda: decode(vlm, [PROMPT] * count), planned, begins="position_ids")
 
 
@@ -204,6 +207,10 @@ def filled_cache(vlm, length):
 
 def random_rows(shape):
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def logit_bytes(text, rows=1):
+    return 4 * rows * text.vocab_size
 
 
 def cache_bytes(text, tokens):

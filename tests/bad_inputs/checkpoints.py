@@ -338,7 +338,7 @@ WEIGHTS = [
         "Give a checkpoint folder, a"),
     Bad("weights: a number", lambda folder: load(5), "a model is given as a path or a hub id;", "this is 5."),
     Bad("weights: kind of weights", lambda folder: minivl.load(weights="int4"), "weights='int4' is unknown. Use",
-        'Use "bfloat16" (as stored) or'),
+        'Use "bfloat16" (as stored), "float32"'),
     Bad("weights: backend", lambda folder: minivl.load(backend="cuda"), "backend='cuda' is unknown. Use \"numba\"",
         'Use "numba" (compiled) or "numpy"'),
     Bad("weights: matmul", lambda folder: minivl.load(matmul="int8"), "matmul='int8' with backend='numba': use",

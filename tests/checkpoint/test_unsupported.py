@@ -218,4 +218,5 @@ def test_the_command_line_says_warnings_in_a_line(tmp_path, capsys, monkeypatch)
     assert main(["ask", "Hello", "--model", str(tmp_path / "larger"), "--max-new-tokens", "2"]) == 0
     captured = capsys.readouterr()
     assert captured.out == "\n" and captured.err.startswith("minivl: the model chose token 570")
-    assert captured.err.count("\n") == 1
+    assert [line.split(":")[0] for line in captured.err.splitlines()] == ["minivl", "minivl"]
+    assert "no image was given" in captured.err.splitlines()[1]

@@ -108,7 +108,7 @@ print(amx._multiply_rows.inspect_asm(amx._multiply_rows.signatures[0]))
 
 def run(script, *arguments, cache, **environment):
     """In a process of its own, and with compiled code of its own: it is not for this processor, or not what the file says."""
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache), **environment}
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "NUMBA_NUM_THREADS": "2", **environment}
     command = [sys.executable, "-c", script, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parent)
     assert done.returncode == 0, done.stderr

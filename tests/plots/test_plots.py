@@ -462,10 +462,10 @@ def test_a_bad_name_is_an_error_that_says_why(trace):
 
 
 def test_who_imports_matplotlib():
-    """The plots, and the drawing of the benchmark's report; the plots' own package does so when one is asked for."""
+    """The plots, and the drawings of the benchmark's reports; the plots' own package does so when one is asked for."""
     importing = {path for path in PACKAGE.rglob("*.py") if "from matplotlib" in path.read_text()}
     homes = {PACKAGE / "plots" / f"{home}.py" for home in ("figure", "norms")}
-    assert importing == {*homes, PACKAGE / "bench" / "report.py"}
+    assert importing == {*homes, *(PACKAGE / "bench" / f"{name}.py" for name in ("report", "growth_report"))}
 
 
 def test_needs_no_pyplot_and_says_what_to_install():
