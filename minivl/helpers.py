@@ -99,11 +99,13 @@ def write_whole(path):
 
 
 def user_cache():
-    """minivl's folder in the user's cache folder: of XDG_CACHE_HOME, or where the system keeps such files."""
+    """minivl's folder in the user's cache folder: of XDG_CACHE_HOME, or where the system keeps such files.
+
+    A RuntimeError for a user without a home: os.path.expanduser would name a folder "~" here.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    if not home:
-        home = os.path.expanduser("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
-    return Path(home) / "minivl"
+    usual = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+    return (Path(home) if home else Path(usual).expanduser()) / "minivl"
 
 
 def check_writable(path):

@@ -18,6 +18,7 @@ from minivl.helpers import (
     format_operations,
     format_seconds,
     format_table,
+    user_cache,
     write_json,
     write_whole,
 )
@@ -278,3 +279,14 @@ def test_did_you_mean():
     assert did_you_mean("visual.mergr", names) == " Did you mean visual.merger?"
     assert did_you_mean("model.nrm", names, most=1) == " Did you mean model.norm?"
     assert did_you_mean("xyz", names) == "" and did_you_mean(5, [10, 51]) == " Did you mean 51?"
+
+
+def test_user_cache(monkeypatch, tmp_path):
+    """Where the user said; without a home an error, and never a folder "~" in the current one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache() == tmp_path / "minivl"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does for a user without a home
+    with pytest.raises(RuntimeError):
+        user_cache()

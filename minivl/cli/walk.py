@@ -77,11 +77,11 @@ def save_scene(image, seed):
     """Write a drawn scene into the user's cache folder. -> the path, or why there is none"""
     from minivl.helpers import user_cache, write_whole
 
-    path = user_cache() / f"scene-{seed}.png"
     try:
+        path = user_cache() / f"scene-{seed}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         with write_whole(path) as partial:
             image.save(partial, "PNG")
-    except (OSError, Error) as cause:
+    except (OSError, Error, RuntimeError) as cause:
         return f"not saved: {cause}"
     return path

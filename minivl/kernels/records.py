@@ -12,7 +12,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from minivl.helpers import write_json
+from minivl.helpers import user_cache, write_json
 
 FOLDER = Path(__file__).parent
 
@@ -53,7 +53,7 @@ def _folders():
         return [Path(chosen)]
     folders = [FOLDER / "__pycache__"]
     with suppress(RuntimeError):  # there is no home
-        folders.append(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minivl")
+        folders.append(user_cache())
     return folders
 
 

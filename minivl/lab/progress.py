@@ -41,7 +41,7 @@ def count_hint(number, stage):
 
 def save():
     progress = read()
-    with suppress(OSError, Error):
+    with suppress(OSError, Error, RuntimeError):
         path().parent.mkdir(parents=True, exist_ok=True)
         write_json(progress, path())
         _unsaved.update(done=[], hints={})

@@ -343,6 +343,8 @@ def test_a_hub_id_comes_from_the_cache(tmp_path, monkeypatch):
     (repository / "refs" / "main").write_text("0123abc")
     write(snapshot / "model.safetensors", ARRAYS)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    # versions before 0.24 copy the constant
+    monkeypatch.setattr("huggingface_hub._snapshot_download.HF_HUB_CACHE", str(tmp_path), raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert resolve("some/model") == snapshot
     check(open_weights(resolve("some/model"), CONFIG))
