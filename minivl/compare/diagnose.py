@@ -92,12 +92,35 @@ def find_causes(step, limit, groups=ALL, rounding=0.0):
                 return []
             if name not in causes or left < causes[name].error / 10:  # of one name, the sentence that fits best
                 causes[name] = Cause(name, sentence, left)
-        best = min((cause.error for cause in causes.values()), default=before)
-        if best <= limit / 20:
+        if min((cause.error for cause in causes.values()), default=before) <= limit / 20:
             break
-    likely = [cause for cause in causes.values() if cause.error <= max(10 * best, limit / 20)]
-    guesses = image.guesses(step) if groups is ALL else ()
-    return likely or [Cause(name, sentence, before, exact=False) for name, sentence in guesses]
+    guesses = image.guesses(step) if groups is ALL and not causes else ()
+    return likeliest(causes.values()) or [Cause(name, sentence, before, exact=False) for name, sentence in guesses]
+
+
+TIE, SMALLEST = 2, 2.0**-23  # errors left within this factor, or below a unit of float32, are the same
+FREE = {"constant scale": 1, "constant shift": 1, "scale and shift": 2, "constant vector": 3, "constant factors": 3}
+
+
+def likeliest(causes):
+    """The causes that leave the smallest error, in their order; several only if the tensors do not tell them apart.
+
+    One that is fitted to theirs explains less than one that is not, or has fewer free numbers (FREE). Of two mistakes at once
+    and one of them alone, the one alone is the cause.
+    """
+    best = min((cause.error for cause in causes), default=0.0)
+    near = {}
+    for cause in causes:
+        if cause.error <= max(TIE * best, SMALLEST):
+            near.setdefault(cause.name, cause)
+    fewest = min((FREE.get(name, 0) for name in near), default=0)
+    near = {name: cause for name, cause in near.items() if FREE.get(name, 0) == fewest}
+    return [cause for name, cause in near.items() if not any(is_part(other, name) for other in near)]
+
+
+def is_part(mistake, name):
+    """Whether the name of a cause, "no bias and wrong theta", has more mistakes in it than this one."""
+    return set(mistake.split(" and ")) < set(name.split(" and "))
 
 
 def find_faint(step, remark, most_left=1.0):

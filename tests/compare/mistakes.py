@@ -251,7 +251,7 @@ TOWER_PLACES = [
     ("windows without offset", "boundaries", WINDOWS, lambda p: np.concatenate(
         [window_index(grid[None], p.config.vision)[1][min(i, 1):] for i, grid in enumerate(p.grids)])),
     ("no window attention", "whole frames", WINDOWS, lambda p: frame_segments(p.grids)),
-    ("attention across pictures", "only segment", WINDOWS, lambda p: p[WINDOWS][[0, -1]]),
+    ("no window attention and attention across pictures", "only segment", WINDOWS, lambda p: p[WINDOWS][[0, -1]]),
     ("units for patches", "", WINDOWS, lambda p: p[WINDOWS] // 4),
     ("windows of the wrong size", "16 pixels", WINDOWS, windows_of(1, window_size=16)),
     ("empty windows", "", WINDOWS, empty_windows),
@@ -596,6 +596,8 @@ ATTENTION = [
         axis=1, keepdims=True)),
     ("no window attention", "", SCORES, scores(SCORES, bounds=lambda p: p[FRAMES])),
     ("no window attention", "", "visual.blocks.0.attn.context", without_windows),
+    ("no window attention and attention across pictures", "no windows either", SCORES, scores(
+        SCORES, bounds=lambda p: p[FRAMES][[0, -1]])),
     ("window attention everywhere", "", FULL, scores(FULL, bounds=lambda p: p[WINDOWS])),
     ("attention across pictures", "", FULL, scores(FULL, bounds=lambda p: p[FRAMES][[0, -1]])),
     ("causal mask", "", SCORES, scores(SCORES, causal_tower)),

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import random_video_inputs, small_inputs, small_model
-from mistakes import ANY, ATTENTION, LAYERS, PREPARATION, TIED, TOKENS, TOWER_PLACES, YARN, Port, resized
+from mistakes import ANY, ATTENTION, LAYERS, PREPARATION, TIED, TOKENS, TOWER_PLACES, YARN, Port, resized, scores
 
 import minivl
 from minivl.compare import mistakes
 from minivl.compare.comparison import compare
+from minivl.compare.diagnose import likeliest
+from minivl.compare.mistakes import Cause
 from minivl.processing import messages
 from minivl.tensors.names import parse
 from minivl.tiny import scene
@@ -117,6 +119,47 @@ def test_every_cause_has_a_test():
         assert found or passed_on, f"{file}:{line}: a cause's name must stand in the yield itself"
         names |= set(found)
     assert names == {cause for cause, *_ in [*MISTAKES, *ATTENTION, *PREPARATION, YARN, TIED]}
+
+
+def causes(**errors):
+    return [Cause(name.replace("_", " "), "", error) for name, error in errors.items()]
+
+
+@pytest.mark.parametrize("candidates, likely", [
+    (causes(no_bias=1e-7, BGR=9e-7), ["no bias"]),  # one explains it: no other
+    (causes(BGR=4e-7, no_bias=3e-7), ["BGR", "no bias"]),  # rounding alone decides which is closer: both
+    (causes(BGR=1e-8, no_bias=0.0), ["BGR", "no bias"]),
+    (causes(constant_factors=2e-7, no_weight=3e-7), ["no weight"]),  # the other is fitted to theirs
+    (causes(scale_and_shift=2e-7, constant_shift=3e-7), ["constant shift"]),
+    (causes(no_bias_and_BGR=2e-7, BGR=3e-7), ["BGR"]),
+    (causes(scale_and_shift=2e-7, constant_shift=9e-7), ["scale and shift"]),
+    ([], []),
+])  # fmt: skip
+def test_only_the_likeliest_causes_are_kept(candidates, likely):
+    assert [cause.name for cause in likeliest(candidates)] == likely
+
+
+def test_one_image_does_not_tell_windows_from_segments():
+    """Without windows, or without any segments: with one image that is the same, and the smaller mistake is named."""
+    vlm = small_model("numpy")
+    port = Port(vlm, small_inputs(vlm.config, grids=((1, 6, 10),)), stop="visual.blocks.0")
+    name = "visual.blocks.0.attn.scores"
+    theirs = scores(name, bounds=lambda p: p["visual.cu_seqlens"][[0, -1]])(port)
+    found = compare(port.trace, {name: theirs}, config=port.config)
+    assert [cause.name for cause in found.first.causes] == ["no window attention"], f"\n{found}"
+
+
+def test_causes_that_a_prompt_does_not_tell_apart():
+    """A video alone: its frames see each other, or everything does."""
+    vlm = small_model("numpy")
+    port = Port(
+        vlm, random_video_inputs(vlm.config, images=(), videos=((3, 4, 8),), seconds=(1.0,)), stop="visual.cu_seqlens"
+    )
+    found = compare(port.trace, {"visual.cu_seqlens": port["visual.cu_seqlens"][[0, -1]]}, config=port.config)
+    assert [cause.name for cause in found.first.causes] == ["attention across pictures", "frames not apart"], (
+        f"\n{found}"
+    )
+    assert "does not tell them apart" in str(found)
 
 
 SHAPES = ((), (3,), (0, 5), (2, 3, 4))

@@ -89,9 +89,13 @@ class Attention:
         self.k = step.near("k_rope") if step.in_tower else step.cached(f"{step.prefix}.k_rope")
         self.seen = self.window_mask() if step.in_tower else self.causal_mask()
 
+    @property
+    def is_full(self):
+        """Whether patches of this block of the tower attend to their whole frame."""
+        return self.step.layer in self.step.config.vision.fullatt_block_indexes
+
     def window_mask(self):
-        full = self.step.layer in self.step.config.vision.fullatt_block_indexes
-        return same_segment(self.step.at("visual.cu_seqlens" if full else "visual.cu_window_seqlens"))
+        return same_segment(self.step.at("visual.cu_seqlens" if self.is_full else "visual.cu_window_seqlens"))
 
     def causal_mask(self):
         T, S = self.q.shape[1], self.k.shape[1]
@@ -219,8 +223,13 @@ def wrong_masks_of_tower(a):
     yield "no window attention", text, a.computed(seen=same_segment(frames))
     text = "patches attend to their window only, in a block with full attention"
     yield "window attention everywhere", text, a.computed(seen=same_segment(windows))
-    text = "every patch attends to all others, those of other images too"
-    yield "attention across pictures", text, a.computed(seen=np.ones((N, N), dtype=bool))
+    everything, text = (
+        a.computed(seen=np.ones((N, N), dtype=bool)),
+        "every patch attends to all others, of other images too",
+    )
+    if a.is_full:
+        yield "attention across pictures", text, everything
+    yield "no window attention and attention across pictures", f"{text}: there are no windows either", everything
     text, before = "a causal mask in the tower: patches attend only to those before", np.tri(N, dtype=bool)
     yield "causal mask", text, lambda: a.output(np.where(before, a.scores(), -np.inf))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from minivl.compare.diagnose import explains, functions_for
+from minivl.compare.diagnose import explains, functions_for, likeliest
 from minivl.compare.local import fit, run_from_theirs
 from minivl.compare.measure import distance
 from minivl.compare.mistakes import RIGHT, Cause, Step, Unknown
@@ -54,7 +54,7 @@ def causes_between(wanted, names, local, limit, ours, likely=()):
                 causes.append(Cause(" and ".join(dict.fromkeys(mistake.name for mistake in made)), sentence, left))
             if left <= limit / 20:  # nothing can explain it better
                 break
-        return sorted(causes, key=lambda cause: cause.error), errors
+        return likeliest(sorted(causes, key=lambda cause: cause.error)), errors
 
     slow = [mistake for mistake in mistakes if wanted not in local.tower and needs_tower({mistake.where}, local)]
     errors = {}

@@ -78,7 +78,8 @@ def window_bounds(step):
     frames, bounds = frame_segments(grid), window_index(grid, vision)[1]
     yield RIGHT, "", bounds
     yield "no window attention", "its segments are whole frames: there are no windows", frames
-    yield "attention across pictures", "its only segment is everything: images attend to each other", frames[[0, -1]]
+    text = "its only segment is everything: there are no windows, and images attend to each other"
+    yield "no window attention and attention across pictures", text, frames[[0, -1]]
     yield "units for patches", "it counts units of 2 x 2 patches instead of patches", bounds // vision.merge_unit
     for name, sentence, other in other_windows(grid, vision):
         yield name, sentence, window_index(*other)[1]
