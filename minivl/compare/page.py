@@ -3,6 +3,7 @@
 import html as markup
 import math
 
+from minivl.compare.reference_functions import functions_of
 from minivl.compare.render import remark, verdict
 from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, OK, SHAPE
 from minivl.helpers import write_whole
@@ -56,6 +57,7 @@ def row_to_json(row):
             {"name": c.name, "sentence": c.sentence, "error": finite(c.error), "exact": c.exact, "whose": c.whose}
             for c in row.causes
         ],
+        "functions": [vars(function) for function in functions_of(row)] if row.status in (DIFF, SHAPE) else [],
     }
 
 
@@ -100,7 +102,8 @@ def cause_card(rows):
     row, more = rows[0], f" and {len(rows) - 1} more of the kind" if len(rows) > 1 else ""
     causes = "".join(f"<p><b>{escape(c.name)}</b>: {escape(c.sentence)}</p>" for c in row.causes[:3])
     where = f'<a href="#{anchor(row)}">{escape(row.name)}</a>{more}'
-    return f"<div class=card>{where}{causes or '<p>none of the known mistakes</p>'}</div>"
+    functions = "".join(f"<p>in transformers: {escape(function)}</p>" for function in functions_of(row))
+    return f"<div class=card>{where}{causes or '<p>none of the known mistakes</p>'}{functions}</div>"
 
 
 def legend(comparison):

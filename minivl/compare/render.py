@@ -4,6 +4,7 @@ import html as markup
 import math
 from collections import Counter
 
+from minivl.compare.reference_functions import VERSION, functions_of
 from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, OK, SHAPE
 from minivl.helpers import format_table
 from minivl.tensors.names import parse
@@ -148,7 +149,8 @@ def other_faults(comparison):
         yield f"Wrong by itself as well: {list_names(same[1:])}."
     for rows in kinds.values():
         causes = [f"{cause.name}: {cause.sentence}{error_left(cause)}" for cause in rows[0].causes[:2]]
-        yield f"Also wrong by itself: {list_names(rows)} ({'; or '.join(causes) or 'no known mistake'})"
+        functions = "".join(f"; in transformers: {function}" for function in functions_of(rows[0]))
+        yield f"Also wrong by itself: {list_names(rows)} ({'; or '.join(causes) or 'no known mistake'}{functions})"
 
 
 def list_names(rows):
@@ -188,6 +190,8 @@ def why(row, comparison):
         yield "This prompt does not tell them apart: record one with two images of different sizes, wider than high."
     if not row.causes:
         yield f"Probable cause: none of the known mistakes gives these values. {advice(comparison)}"
+    if functions := functions_of(row) if not row.same_values else ():
+        yield f"To look at in transformers {VERSION}: {'; '.join(map(str, functions))}."
 
 
 def advice(comparison):

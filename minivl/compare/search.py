@@ -172,7 +172,8 @@ def find_faint_between(row, tensors, names, evidence):
             share, errors = fit_mistake(step.ours, step.theirs, wrong)
             if LEAST < share < MOST and errors > best[0]:
                 text = f"at {mistake.where}: {mistake.sentence}{FAINT}"
-                best = errors, [Cause(mistake.name, text, distance(wrong, step.theirs), exact=False)]
+                left = distance(wrong, step.theirs)
+                best = errors, [Cause(mistake.name, text, left, exact=False, where=(mistake.where,))]
     return best[1]
 
 

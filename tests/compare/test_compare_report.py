@@ -11,6 +11,7 @@ from test_local import is_module
 import minivl
 from minivl.compare import assert_port, compare
 from minivl.compare.page import page, to_json, write_page
+from minivl.compare.reference_functions import VERSION
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,8 @@ def test_json_holds_every_row_and_no_number_that_json_lacks(wrong):
     assert [row["name"] for row in stored["rows"]] == [row.name for row in wrong.rows]
     row = next(row for row in stored["rows"] if row["name"] == stored["first"])
     assert row["causes"][0]["name"] == "no bias" and row["error"] > 0.01 and row["local"] > 0.01
+    assert [function["name"] for function in row["functions"]] == ["Qwen2_5_VLVisionAttention.__init__"]
+    assert f"To look at in transformers {VERSION}: Qwen2_5_VLVisionAttention.__init__" in "\n".join(stored["verdict"])
 
 
 class Tags(HTMLParser):

@@ -9,7 +9,7 @@ from conftest import random_video_inputs, small_inputs, small_model
 from mistakes import ANY, ATTENTION, LAYERS, PREPARATION, TIED, TOKENS, TOWER_PLACES, YARN, Port, resized, scores
 
 import minivl
-from minivl.compare import mistakes
+from minivl.compare import mistakes, reference_functions
 from minivl.compare.comparison import compare
 from minivl.compare.diagnose import likeliest
 from minivl.compare.mistakes import Cause
@@ -119,6 +119,8 @@ def test_every_cause_has_a_test():
         assert found or passed_on, f"{file}:{line}: a cause's name must stand in the yield itself"
         names |= set(found)
     assert names == {cause for cause, *_ in [*MISTAKES, *ATTENTION, *PREPARATION, YARN, TIED]}
+    with_functions = {mistake for _, mistakes, _ in reference_functions.TABLE for mistake in mistakes.split("; ")}
+    assert with_functions - {""} <= names
 
 
 def causes(**errors):

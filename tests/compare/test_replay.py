@@ -46,6 +46,7 @@ def test_the_mistake_between_two_tensors_is_named(right, name, recorded, where):
     found = compare(trace, theirs, model=vlm)
     assert found.first.causes and found.first.causes[0].name == fault(name).cause, f"\n{found}"
     assert f"at {where}: " in found.first.causes[0].sentence, f"\n{found}"
+    assert found.first.causes[0].where == (where,)
 
 
 def test_one_half_alone_may_be_wrong(right):

@@ -30,6 +30,7 @@ class Cause:
     sentence  what the recording `whose` ("theirs" or "ours") does differently
     error     largest difference that is left with the mistake made on purpose, over the largest value
     exact     False: concluded from the kind of difference, not computed
+    where     the tensors that it is made in, if these are others before the row's own
     """
 
     name: str
@@ -37,6 +38,7 @@ class Cause:
     error: float
     exact: bool = True
     whose: str = "theirs"
+    where: tuple = ()
 
 
 class Unknown(Exception):

@@ -51,7 +51,8 @@ def causes_between(wanted, names, local, limit, ours, likely=()):
             errors[made] = left = error_with(*made)
             if explains(left, before, limit, rounding):
                 sentence = "; and ".join(f"at {mistake.where}: {mistake.shown or mistake.sentence}" for mistake in made)
-                causes.append(Cause(" and ".join(dict.fromkeys(mistake.name for mistake in made)), sentence, left))
+                name, where = dict.fromkeys(mistake.name for mistake in made), tuple(mistake.where for mistake in made)
+                causes.append(Cause(" and ".join(name), sentence, left, where=where))
             if left <= limit / 20:  # nothing can explain it better
                 break
         return likeliest(sorted(causes, key=lambda cause: cause.error)), errors
