@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from tqdm import tqdm
 
 from minivl.checkpoint.config import Config
+from minivl.compare.answers import Answers, read_answers
 from minivl.compare.coverage import not_compared, nothing_in_common, row_without_match
 from minivl.compare.layouts import find_processor_rows, merge_rope_rows, replace_arrays
 from minivl.compare.local import inputs_or_none, judge_from_theirs, with_local_errors
@@ -69,6 +70,7 @@ class Comparison:
     unmatched  their tensors that mean none of ours;  required  ours that had to be compared and were not
     arithmetic how theirs computes, as far as a model could tell; None without one
     names      {theirs: ours} that were found by their values;  notes  sentences on how theirs was read
+    answers    the tokens that both chose; None if a recording has none
     """
 
     rows: list
@@ -81,6 +83,7 @@ class Comparison:
     arithmetic: str | None = None
     names: dict = field(default_factory=dict)
     notes: tuple = ()
+    answers: Answers | None = None
 
     @property
     def compared(self):
@@ -184,6 +187,7 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
         arithmetic=None if local is None else local.arithmetic,
         names={name: mine for mine, (name, _) in by_values.layouts.items()},
         notes=(*notes, *by_values.notes),
+        answers=read_answers(ours, theirs, matches, model),
     )
     agreeing = {row.name for row in comparison.compared if row.status in (OK, CLOSE)}
     limit = max(tolerance, rounding_limit(precision, 0.0))

@@ -37,8 +37,22 @@ def to_json(comparison):
         "required": list(comparison.required),
         "names": comparison.names,
         "notes": list(comparison.notes),
+        "answers": answers_to_json(comparison.answers),
         "verdict": verdict(comparison),
         "rows": [row_to_json(row) for row in comparison.rows],
+    }
+
+
+def answers_to_json(answers):
+    """Token ids of both, their texts if there is a tokenizer, and the index of the first token that differs."""
+    if answers is None:
+        return None
+    texts = {"our_text": answers.ours, "their_text": answers.theirs} if answers.tokenizer is not None else {}
+    return {
+        "ours": answers.ours,
+        "theirs": answers.theirs,
+        "differs_at": answers.differs_at,
+        **{name: answers.text(ids) for name, ids in texts.items()},
     }
 
 

@@ -80,7 +80,7 @@ def verdict(comparison):
         worst = max((row.error for row in comparison.compared), default=0.0)
         count = f"{len(comparison.compared)} tensors"
         count = count if comparison.covered else f"the {count} that were compared"
-        return [*lines, f"No difference in {count}; largest error {worst:.1e}."]
+        return [*lines, *answers(comparison), f"No difference in {count}; largest error {worst:.1e}."]
     lines.append(f"First difference: {comparison.first.name} ({comparison.first.status})")
     if comparison.before is not None:
         lines.append(f"Last that agrees before it: {comparison.before.name}")
@@ -88,7 +88,13 @@ def verdict(comparison):
         names = comparison.between
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         lines.append(f"Between the two, not recorded there: {some}")
-    return [*lines, *why(comparison.first, comparison), *other_faults(comparison), *same_prompt(comparison)]
+    lines += [*why(comparison.first, comparison), *other_faults(comparison), *same_prompt(comparison)]
+    return [*lines, *answers(comparison)]
+
+
+def answers(comparison):
+    """Lines: the answers of both, the first token that differs marked."""
+    return comparison.answers.lines() if comparison.answers is not None else ()
 
 
 def count_statuses(rows):
