@@ -52,10 +52,13 @@ class Answers:
         return "... " * (at > MOST) + repr(shown) + " ..." * (len(ids) - at > MOST + 1)
 
     def lines(self):
-        """The two answers; one line if they are equal."""
+        """The two answers; one line if no token differs."""
         kind = "greedy answer" if self.greedy else "answer"
         if self.ours == self.theirs:
             yield f"Same {kind}: {self.show(self.ours)} ({count_tokens(self.ours)})"
+        elif self.differs_at is None:
+            counts = f"{count_tokens(self.ours)} in ours, {len(self.theirs)} in theirs"
+            yield f"Same {kind} as far as both go: {self.show(min(self.ours, self.theirs, key=len))} ({counts})"
         else:
             yield f"{kind.capitalize()}, ours:   {self.show(self.ours)} ({count_tokens(self.ours)})"
             yield f"{kind.capitalize()}, theirs: {self.show(self.theirs)} ({count_tokens(self.theirs)})"
