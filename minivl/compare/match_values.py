@@ -9,8 +9,12 @@ CLEAR times closer than any other tensor. With a model, ours is computed from th
 it, so this works behind a bug and in lower precision. The tensor that is wrong is close to none of ours: it takes the place
 of a sibling in another layer, or the one place from which the tensors after it come out as theirs. Equal tensors
 (aliases) are matched in the order of the data flow, and said to be equal; what stays ambiguous is not matched.
+
+Each place that is tried for a wrong tensor takes a run of the model. How many are tried depends on the size of a run, not on
+the clock: a note says what is left unmatched for that.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -24,8 +28,10 @@ from minivl.tensors.names import parse
 
 CLEAR = 4
 EXACT = 1e-5  # tensors as close as this are equal
-ROUNDS, TRIALS = 6, 60  # runs of the model: to take matches back, and to place wrong tensors
-MOST_PLACES = 12  # in which a wrong tensor is tried
+ROUNDS = 6  # runs of the model to take matches back
+MOST_PLACES = 12  # in which a wrong tensor is tried, each by a run of the model
+FEWEST_RUNS, MOST_RUNS = MOST_PLACES, 60  # to place wrong tensors
+MOST_VALUES = 10**9  # made by these runs together, if they are more than FEWEST_RUNS
 
 
 @dataclass
@@ -68,6 +74,7 @@ class Matcher:
         self.ours, self.theirs, self.model, self.inputs = ours, theirs, model, inputs
         self.left = [name for name in left if theirs[name].size >= FEWEST]
         self.matches, self.seen = matches, {}
+        self.values, self.unplaced = 0, ""  # how many a run makes; a note on what was left
         self.norms = {name: norm(theirs[name]) for name in self.left}
         self.in_processor_order = in_processor_order
 
@@ -78,22 +85,21 @@ class Matcher:
         layouts = layouts_between(shape, self.theirs[name].shape)
         return with_processor_rows(layouts, mine, self.ours) if self.in_processor_order else layouts
 
-    def may_be(self, value, name):
-        """Whether the norms of both allow them to be close."""
-        if value.size != self.theirs[name].size or value.dtype.kind != "f":
-            return True
-        size = norm(value)
-        return abs(size - self.norms[name]) <= CLOSE * size
+    def may_be(self, value, size, name):
+        """Whether the norms of both, `size` that of ours, allow them to be close."""
+        other = value.size != self.theirs[name].size or value.dtype.kind != "f"
+        return other or abs(size - self.norms[name]) <= CLOSE * size
 
     # ---- a run ----
 
     def run(self, known, banned):
         """{our name: (their name, Layout)}: `known` and those that are close, each from the inputs that theirs had."""
-        matched, self.seen = dict(known), {}
+        matched, self.seen, self.values = dict(known), {}, 0
         taken = {name for name, _ in known.values()}
         theirs = {mine: self.theirs[name] for mine, name in self.matches.items()}
 
         def see(mine, tensor):
+            self.values += math.prod(tensor.shape)
             if mine not in self.ours:
                 return tensor
             if mine not in theirs and mine not in matched and (pair := self.match(mine, tensor, taken, banned)):
@@ -121,8 +127,9 @@ class Matcher:
         if not names:
             return None
         value, near = value_of(tensor), []
+        size = norm(value)
         for name in names:
-            if not self.may_be(value, name):
+            if not self.may_be(value, size, name):
                 continue
             distance, layout = closest_layout(value, self.theirs[name], self.layouts(mine, value.shape, name))
             if distance <= CLOSE:
@@ -178,27 +185,46 @@ class Matcher:
 
     def place_wrong_ones(self, matched, banned):
         """More matches: each tensor that is close to none, where the ones after it come out as theirs."""
-        trials, hopeless = 0, set()
-        while trials < TRIALS:
-            matched |= self.siblings(matched)
-            matched = self.run(matched, banned)
-            matched |= self.siblings(matched)
-            name = self.next_left(matched, hopeless)
-            if name is None:
+
+        def settle(matched):
+            more = self.siblings(matched)
+            while True:
+                matched = self.run(matched | more, banned)
+                if not (more := self.siblings(matched)):
+                    return matched
+
+        matched, hopeless = settle(matched), set()
+        seen, left = self.seen, max(FEWEST_RUNS, min(MOST_RUNS, MOST_VALUES // max(self.values, 1)))
+        while (name := self.next_left(matched, hopeless)) is not None:
+            places = self.places(name, matched)
+            if len(places) > left:
+                self.unplaced = self.describe_left(matched)
                 break
-            gains = {}
-            for mine, layout in self.places(name, matched):
-                trials += 1
-                gains[mine] = len(self.run({**matched, mine: (name, layout)}, banned)) - len(matched) - 1
+            left -= len(places)
+            gains = {
+                mine: len(self.run({**matched, mine: (name, layout)}, banned)) - len(matched) - 1
+                for mine, layout in places
+            }
             best = max(gains.values(), default=0)
-            winners = [mine for mine, gain in gains.items() if gain == best]
+            winners = [pair for pair in places if gains[pair[0]] == best]
             if best < 1 or len(winners) > 1:
                 hopeless.add(name)
                 continue
-            matched[winners[0]] = next(
-                (name, layout) for mine, layout in self.places(name, matched) if mine == winners[0]
-            )
+            ((mine, layout),) = winners
+            matched = settle({**matched, mine: (name, layout)})
+            seen = self.seen
+        self.seen = seen
         return matched
+
+    def describe_left(self, matched):
+        """A note on their tensors that stay unmatched when the search for their places stops at its limit."""
+        taken = {name for name, _ in matched.values()} | self.aliases(matched)
+        left = [name for name in self.left if name not in taken]
+        some = ", ".join(left[:3]) + (" ..." if len(left) > 3 else "")
+        return (
+            f"the search for the places of wrong tensors stopped at its limit of runs: {len(left)} of theirs stay unmatched "
+            f"({some}); names= may say what they are"
+        )
 
     def next_left(self, matched, hopeless):
         taken = {name for name, _ in matched.values()} | self.aliases(matched)
@@ -240,7 +266,7 @@ class Matcher:
         }  # fmt: skip
 
     def report(self, matched):
-        notes, equal = [], self.aliases(matched)
+        notes, equal = [self.unplaced] if self.unplaced else [], self.aliases(matched)
         if equal:
             some = ", ".join(sorted(equal)[:3]) + (" ..." if len(equal) > 3 else "")
             notes.append(f"{len(equal)} of theirs have the same values as a matched one and were left out: {some}")

@@ -9,8 +9,10 @@ from test_local import port_of
 
 import minivl
 from minivl.cli import main
+from minivl.compare import match_values, search
 from minivl.compare.comparison import compare
 from minivl.compare.match_names import read_map
+from minivl.compare.match_values import Matcher
 from minivl.model.windows import to_window_order
 from minivl.tensors import catalogue
 from minivl.tiny import scene
@@ -65,6 +67,26 @@ def test_equal_tensors_are_said_and_unequal_ones_not_guessed(right):
     port = {"a": trace[name], "b": trace[name] * np.float32(1.000003), "c": trace["visual.merger.mlp.0"]}
     found = compare(trace, port, model=vlm)
     assert found.names == {"c": "visual.merger.mlp.0"} and "ambiguous" in str(found), f"\n{found}"
+
+
+@pytest.mark.parametrize("values, runs", [(1, 12), (10**9, 60)])
+def test_the_search_for_places_is_bounded(right, monkeypatch, values, runs):
+    """Names without numbers, and every block wrong: each place takes a run. What is left is said, not only left."""
+    vlm, inputs, trace = right
+    port, names = rename(port_of(vlm, inputs, "float32", faults=("unscaled-scores", "swapped-mrope-hw", "layer-norm")))
+    letters = {name: "".join("abcdefghij"[int(c)] if c.isdigit() else c for c in name) for name in port}
+    port, names = {letters[name]: port[name] for name in port}, {letters[name]: mine for name, mine in names.items()}
+    made, run = [], Matcher.run
+    monkeypatch.setattr(Matcher, "run", lambda self, *given: made.append(given) or run(self, *given))
+    monkeypatch.setattr(match_values, "MOST_VALUES", values)
+    monkeypatch.setattr(search, "PASSES", ())
+    found = compare(trace, port, model=vlm)
+    settled = 12  # to match, to take back, and after each placement
+    assert len(made) <= runs + settled, len(made)
+    left = [name for name in port if name not in found.names]
+    assert left and f"{len(left)} of theirs stay unmatched ({left[0]}" in str(found), f"\n{found}"
+    wrong = {name: mine for name, mine in found.names.items() if not np.array_equal(trace[names[name]], trace[mine])}
+    assert not wrong, f"{wrong}\n{found}"
 
 
 def test_rows_in_the_processors_order(right):
