@@ -134,7 +134,7 @@ def find_faint(step, remark, most_left=1.0):
     best = (CERTAIN, None)
     for name, sentence, candidate in predictions(step, of_the_stage(step)):
         if name != RIGHT and candidate.shape == step.ours.shape == step.theirs.shape:
-            share, errors = fit_mistake(step.ours, step.theirs, candidate)
+            share, errors, _ = fit_mistake(step.ours, step.theirs, candidate)
             left = measure(candidate, step.theirs)["rms"] / (measure(step.ours, step.theirs)["rms"] or 1.0)
             if LEAST < share < MOST and errors > best[0] and left <= most_left:
                 best = errors, Cause(name, f"{sentence}{remark}", distance(candidate, step.theirs), exact=False)
@@ -142,21 +142,28 @@ def find_faint(step, remark, most_left=1.0):
 
 
 def fit_mistake(ours, theirs, candidate):
-    """(share of the mistake that theirs has, how many standard errors that is away from 0)."""
-    ours, theirs, candidate = (array.astype(np.float64).reshape(-1) for array in (ours, theirs, candidate))
+    """(share of the mistake that theirs has, how many standard errors that is away from 0, one standard error over rows).
+
+    The first takes the rounding of all values as independent. Behind a linear layer that of one row's values is not: taken
+    over rows, the standard error is several times as large.
+    """
+    ours, theirs, candidate = (array.astype(np.float64).reshape(len(array), -1) for array in (ours, theirs, candidate))
     if not all(np.isfinite(array).all() for array in (ours, theirs, candidate)):
-        return 0.0, 0.0
+        return 0.0, 0.0, np.inf
     weight = 1 / (np.abs(ours) + SMALL * np.sqrt(np.mean(ours * ours)) + np.finfo(np.float64).tiny)
     made, seen = (candidate - ours) * weight, (theirs - ours) * weight
-    size = float(made @ made)
+    size = float(np.sum(made * made))
     if not size:
-        return 0.0, 0.0
-    share = float(made @ seen) / size
-    left = float(np.sum((seen - share * made) ** 2)) / max(len(seen) - 1, 1)
-    return share, abs(share) / np.sqrt(left / size) if left else np.inf
+        return 0.0, 0.0, np.inf
+    share = float(np.sum(made * seen)) / size
+    left = seen - share * made
+    error = np.sqrt(np.sum(left * left) / max(left.size - 1, 1) / size)
+    over_rows = np.sqrt(np.sum(np.sum(left * made, axis=1) ** 2)) / size
+    return share, abs(share) / error if error else np.inf, float(over_rows)
 
 
 CERTAIN = 12  # standard errors
+VISIBLE = 3  # standard errors over rows that a mistake between two tensors must amount to
 LEAST, MOST = 0.7, 1.3  # share of a mistake that was made once
 SMALL = 0.01  # of the usual size: smaller values are rounded as these are
 FAINT = "; each value differs by less than rounding does, but all of them the same way"

@@ -9,6 +9,7 @@ from minivl.compare.diagnose import (
     FAINT,
     LEAST,
     MOST,
+    VISIBLE,
     find_causes,
     find_faint,
     find_faint_eps,
@@ -169,8 +170,8 @@ def find_faint_between(row, tensors, names, evidence):
     }
     for mistake in mistakes_of(missing, evidence.known_from_theirs, local.model):
         if mistake.name in names and (wrong := run_with((mistake,), local, set(missing), row.name)) is not None:
-            share, errors = fit_mistake(step.ours, step.theirs, wrong)
-            if LEAST < share < MOST and errors > best[0]:
+            share, errors, over_rows = fit_mistake(step.ours, step.theirs, wrong)
+            if LEAST < share < MOST and errors > best[0] and over_rows * VISIBLE <= 1:
                 text = f"at {mistake.where}: {mistake.sentence}{FAINT}"
                 left = distance(wrong, step.theirs)
                 best = errors, [Cause(mistake.name, text, left, exact=False, where=(mistake.where,))]

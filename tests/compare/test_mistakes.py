@@ -11,7 +11,7 @@ from mistakes import ANY, ATTENTION, LAYERS, PREPARATION, TIED, TOKENS, TOWER_PL
 import minivl
 from minivl.compare import mistakes, reference_functions
 from minivl.compare.comparison import compare
-from minivl.compare.diagnose import likeliest
+from minivl.compare.diagnose import fit_mistake, likeliest
 from minivl.compare.mistakes import Cause
 from minivl.processing import messages
 from minivl.tensors.names import parse
@@ -188,3 +188,16 @@ def test_an_error_in_a_mistake_is_raised(port, monkeypatch):
     monkeypatch.setattr(mistakes.layers, "MISTAKES", (("model.norm", broken),))
     with pytest.raises(IndexError):
         compare(port.trace, {"model.norm": port["model.norm"] * 2}, config=port.config)
+
+
+def test_rounding_that_rows_share_makes_large_standard_errors():
+    """Each row differs by a part of its own of the mistake, as behind a linear layer: 40 parts, not 40 x 60 values."""
+    rng = np.random.default_rng(0)
+    ours, mistake, parts = (rng.standard_normal(shape) for shape in ((40, 60), (40, 60), (40, 1)))
+    share, errors, over_rows = fit_mistake(ours, ours + (1 + 2 * parts) * mistake, ours + mistake)
+    assert abs(share - 1) < 2 and 0.15 < over_rows < 0.6, (share, over_rows)  # 2 / sqrt(40) = 0.32
+    assert over_rows > 3 * share / errors
+    share, errors, over_rows = fit_mistake(
+        ours, ours + mistake + 2 * rng.standard_normal((40, 60)) * ours, ours + mistake
+    )
+    assert 0.4 < over_rows / (share / errors) < 2.5  # independent values: the same standard error
