@@ -129,20 +129,10 @@ def add_faint_mistakes(comparison, evidence):
 
 # (rows, of which the first recorded one is judged; tensors before it; their mistakes; whether they show in float32 too)
 FAINT_BETWEEN = (
-    (
-        ("visual.merger.mlp.2", "visual.merger", "visual"),
-        ("visual.merger.mlp.1",),
-        ("tanh GELU", "quick GELU"),
-        True,
-    ),
+    (("visual.merger.mlp.2", "visual.merger", "visual"), ("visual.merger.mlp.1",), ("tanh GELU", "quick GELU"), True),
     (("visual.blocks.0",), ("visual.blocks.0.norm1", "visual.blocks.0.norm2"), ("wrong eps",), False),
-    (
-        ("model.layers.0",),
-        ("model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm"),
-        ("wrong eps",),
-        False,
-    ),
-)
+    (("model.layers.0",), ("model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm"), ("wrong eps",), False),
+)  # fmt: skip
 
 
 def add_faint_mistakes_between(comparison, evidence):
@@ -153,10 +143,8 @@ def add_faint_mistakes_between(comparison, evidence):
         if row is None or row.status not in (OK, CLOSE, INPUT) or row.local <= NOISE:
             continue
         if in_float32 or local.arithmetic != "float32":
-            causes = find_faint_between(row, tensors, mistakes, evidence)
-            comparison = (
-                comparison.replace_row(row, with_causes(replace(row, status=DIFF), causes)) if causes else comparison
-            )
+            if causes := find_faint_between(row, tensors, mistakes, evidence):
+                comparison = comparison.replace_row(row, with_causes(replace(row, status=DIFF), causes))
     return comparison
 
 

@@ -140,6 +140,7 @@ PREPARATION = [
     ("BGR", "before normalising", COLOURS, normalised(lambda x: (x[..., ::-1] / 255 - MEAN) / STD)),
     ("BGR", "after normalising", COLOURS, normalised(lambda x: ((x / 255 - MEAN) / STD)[..., ::-1])),
     ("BGR", "are exchanged (BGR)", COLOURS, normalised(lambda x: (x / 255 - MEAN[::-1]) / STD[::-1])),
+    ("BGR", "after normalising", "pixel_values", lambda p: patch_columns(p)[:, ::-1].reshape(p["pixel_values"].shape)),
     ("not normalised", "", COLOURS, normalised(lambda x: x / 255)),
     ("not rescaled", "neither", COLOURS, normalised(lambda x: x)),
     ("not rescaled", "before mean", COLOURS, normalised(lambda x: (x - MEAN) / STD)),
@@ -156,6 +157,8 @@ PREPARATION = [
         p["pixel_values"].shape)),
     ("columns in another order", "(channel, time, x, y)", "pixel_values", lambda p: patch_columns(p).swapaxes(3, 4).reshape(
         p["pixel_values"].shape)),
+    ("columns in another order", "(time, y, x, channel)", "pixel_values", lambda p: patch_columns(p).transpose(
+        0, 2, 3, 4, 1).reshape(p["pixel_values"].shape)),
     ("columns in another order", "(y, x, channel, time)", "pixel_values", lambda p: patch_columns(p).transpose(
         0, 3, 4, 1, 2).reshape(p["pixel_values"].shape)),
     ("second frame empty", "", "pixel_values", without_second_frame),

@@ -246,8 +246,7 @@ def wrong_masks_of_decoder(a):
         shown = np.isin(ids, (config.image_token_id, config.video_token_id))
         run = np.cumsum(np.diff(shown, prepend=False))
         seen = a.seen | (shown & shown[:, None] & (run == run[:, None]))
-        text = "tokens of an image attend to later ones of it"
-        yield "no causal mask in pictures", text, a.computed(seen=seen)
+        yield "no causal mask in pictures", "tokens of an image attend to later ones of it", a.computed(seen=seen)
 
 
 def whole_rows(a):

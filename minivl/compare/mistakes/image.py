@@ -225,8 +225,7 @@ def resized_patches(step):
             text = f"the filter is {name.lower()} instead of bicubic"
             yield "wrong resize", text, cut_patches(turned, *mean_std, vision)
     aligned = [next(iter(not_antialiased(image, h * P, w * P)))[2] for image, (_, h, w) in zip(pixels, grids)]
-    text = "bilinear without antialiasing, instead of bicubic"
-    yield "wrong resize", text, cut_patches(aligned, *mean_std, vision)
+    yield "wrong resize", "bilinear without antialiasing, instead of bicubic", cut_patches(aligned, *mean_std, vision)
 
 
 def cut_patches(images, mean, std, vision):

@@ -165,8 +165,7 @@ def later_positions(step):
     """Wrong positions of a generated token."""
     before = len(step.anywhere("input_ids")) + step.number - 1
     yield RIGHT, "", np.full((3, 1), before + int(step.anywhere("rope_delta")[0]))
-    text = "it is the number of tokens before it: rope_delta is left out"
-    yield "wrong rope delta", text, np.full((3, 1), before)
+    yield "wrong rope delta", "it is the number of tokens before it: rope_delta is left out", np.full((3, 1), before)
     for by, what in ((1, "late"), (-1, "early")):
         yield "off by one", f"it stands one position too {what}", step.at("position_ids") + by
     yield "wrong rope delta", "positions start again from 0 with the answer", np.full((3, 1), step.number - 1)

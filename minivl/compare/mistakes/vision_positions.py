@@ -69,8 +69,7 @@ def other_windows(grid, vision):
     text = f"windows of {size // 2} pixels instead of {size}"
     if size // 2 >= vision.merged_size:
         yield "windows of the wrong size", text, (grid, replace(vision, window_size=size // 2))
-    text = "height and width of the grid are exchanged"
-    yield "height and width swapped", text, (grid[:, [0, 2, 1]], vision)
+    yield "height and width swapped", "height and width of the grid are exchanged", (grid[:, [0, 2, 1]], vision)
 
 
 def window_bounds(step):
