@@ -74,11 +74,12 @@ def explains(left, before, limit, rounding=0.0):
     return left <= min(limit, before / 10) or left <= min(rounding, before / 3)
 
 
-def find_causes(step, limit, groups=ALL, rounding=0.0):
+def find_causes(step, limit, groups=ALL, rounding=0.0, choose=None):
     """[Cause] of the mistakes that give theirs to within `limit` of the largest value, the likeliest first.
 
     rounding  what lower precision makes of the right values, see `explains`
     groups  of functions, each a function of the step: the later ones are asked if none of the earlier explains it exactly
+    choose  function of all [Cause] that explain it: `likeliest` (the default), or `closest`
     """
     before, causes = distance(step.ours, step.theirs), {}
     for group in groups:
@@ -95,27 +96,34 @@ def find_causes(step, limit, groups=ALL, rounding=0.0):
         if min((cause.error for cause in causes.values()), default=before) <= limit / 20:
             break
     guesses = image.guesses(step) if groups is ALL and not causes else ()
-    return likeliest(causes.values()) or [Cause(name, sentence, before, exact=False) for name, sentence in guesses]
+    return (choose or likeliest)(causes.values()) or [
+        Cause(name, sentence, before, exact=False) for name, sentence in guesses
+    ]
 
 
 TIE, SMALLEST = 2, 2.0**-23  # errors left within this factor, or below a unit of float32, are the same
 FREE = {"constant scale": 1, "constant shift": 1, "scale and shift": 2, "constant vector": 3, "constant factors": 3}
 
 
+def closest(causes):
+    """The causes that leave the smallest error, in their order: several if the tensors do not tell them apart."""
+    best, near = min((cause.error for cause in causes), default=0.0), {}
+    for cause in causes:
+        if cause.error <= max(TIE * best, SMALLEST):
+            near.setdefault(cause.name, cause)
+    return list(near.values())
+
+
 def likeliest(causes):
-    """The causes that leave the smallest error, in their order; several only if the tensors do not tell them apart.
+    """Of the `closest` causes those that explain most.
 
     One that is fitted to theirs explains less than one that is not, or has fewer free numbers (FREE). Of two mistakes at once
     and one of them alone, the one alone is the cause.
     """
-    best = min((cause.error for cause in causes), default=0.0)
-    near = {}
-    for cause in causes:
-        if cause.error <= max(TIE * best, SMALLEST):
-            near.setdefault(cause.name, cause)
-    fewest = min((FREE.get(name, 0) for name in near), default=0)
-    near = {name: cause for name, cause in near.items() if FREE.get(name, 0) == fewest}
-    return [cause for name, cause in near.items() if not any(is_part(other, name) for other in near)]
+    near = closest(causes)
+    fewest = min((FREE.get(cause.name, 0) for cause in near), default=0)
+    near = [cause for cause in near if FREE.get(cause.name, 0) == fewest]
+    return [cause for cause in near if not any(is_part(other.name, cause.name) for other in near)]
 
 
 def is_part(mistake, name):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Set
 
 import numpy as np
 
-from minivl.compare.diagnose import find_causes
+from minivl.compare.diagnose import closest, find_causes
 from minivl.compare.mistakes import Step
 from minivl.lab.values import as_array
 
@@ -99,7 +99,8 @@ def find_in_compare(exercise, wrong):
             if as_array(submitted[i]) is not None and not is_same(right[i], submitted[i])
         ]
         if steps:
-            first, *others = [find_causes(step, EXACT) for step in steps]
+            # subtle: two mistakes at once may be one of them in one case, the other in another
+            first, *others = [find_causes(step, EXACT, choose=closest) for step in steps]
             for cause in first:
                 if cause.exact and all(cause.name in {other.name for other in causes} for causes in others):
                     return cause.name, cause.sentence
