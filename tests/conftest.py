@@ -108,3 +108,11 @@ def vlm(request):
 @pytest.fixture(scope="session")
 def inputs(vlm):
     return small_inputs(vlm.config)
+
+
+def say(vlm, text, images, **options):
+    """The model's answer to "Where?", or to messages, its tokens replaced by those of a text."""
+    ids = iter([*vlm.tokenizer.encode(text), vlm.tokenizer.id("<|im_end|>")])
+    edit = {"*next_token": lambda token: np.array([next(ids)])}
+    prompt = (images,) if isinstance(images, list) and isinstance(images[0], dict) else ("Where?", images)
+    return vlm.trace(*prompt, keep="next_token", edit=edit, max_new_tokens=200, **options).result

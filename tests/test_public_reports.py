@@ -178,7 +178,7 @@ def test_vllm_13969_images_and_a_video_in_one_prompt(vlm):
 def test_verl_3469_one_placeholder_too_many(vlm):
     pixels, grid = np.zeros((16, 1176), np.float32), np.array([[1, 4, 4]])
     with pytest.raises(Error, match="more image placeholders .* than images"):
-        vlm.trace(Inputs(np.array([510] * 5), pixels, grid))
+        vlm.trace(Inputs(np.array([766] * 5), pixels, grid))
     with pytest.raises(Error, match="a message's text must not contain the placeholder itself"):
         vlm.ask("What does <|image_pad|> mean?", images=Image.new("RGB", (56, 56)))
 

@@ -4,8 +4,9 @@
     scene(seed)         an image of coloured shapes with questions and true answers
     digit_picture(i)    an image of a real handwritten digit that training never saw
 
-python -m minivl.tiny.evaluate scores it; python -m minivl.tiny.training.train trains it from nothing (needs the
-[reference] extra). The tasks of the next model are in minivl.tiny.tasks, its training in minivl.tiny.training.long_run.
+    tasks               the task families it is trained on: tasks.draw_example(family, seed)
+
+python -m minivl.tiny.evaluate scores it; python -m minivl.tiny.training.train trains it (needs the [reference] extra).
 """
 
 from pathlib import Path

@@ -1,7 +1,8 @@
-"""Score a model on fresh images: python -m minivl.tiny.evaluate [--checkpoint FOLDER] [--seconds 300]   (needs minivl only)
+"""Score a model on fresh images: python -m minivl.tiny.evaluate [--checkpoint FOLDER]   (needs minivl only)
 
-Two tables: the scenes and digits of minivl.tiny.scenes, and, with --families, all task families of minivl.tiny.tasks.
-Images are drawn from seeds that training cannot have used (another branch of the generator), digits are held-out ones.
+Two tables: all task families of minivl.tiny.tasks, and the scenes and digits of minivl.tiny.scenes, each with a question of
+every kind in its usual wording. Images are drawn from seeds that training cannot have used (another branch of the
+generator), digits are held-out ones.
 """
 
 import argparse
@@ -20,23 +21,22 @@ from minivl.tiny.scoring import render_table, score_families
 def main():
     parser = argparse.ArgumentParser("minivl.tiny.evaluate", description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", help="a checkpoint folder; default: the model that ships")
+    parser.add_argument(
+        "--examples", type=int, default=20, help="of each family, in units: 20 are some 2,000 questions"
+    )
+    parser.add_argument("--seconds", type=float, help="stop the families after this time, all equally far")
     parser.add_argument("--scenes", type=int, default=300, help="number of scenes, each with a question of every task")
     parser.add_argument("--digits", type=int, default=360, help="number of held-out digits, of 360")
     parser.add_argument("--seed", type=int, default=1_000_000, help="number of the first scene")
-    parser.add_argument("--families", action="store_true", help="score the task families too")
-    parser.add_argument(
-        "--examples", type=int, default=20, help="of the families, in units: 20 are some 2,000 questions"
-    )
-    parser.add_argument("--seconds", type=float, help="stop the families after this time, all equally far")
     options = parser.parse_args()
     try:
         vlm = minivl.load(options.checkpoint)
     except minivl.Error as error:
         sys.exit(f"minivl: {error}")
+    if options.examples:
+        print(render_table(score_families(vlm, options.examples, options.seconds)), flush=True)
     if options.scenes or options.digits:
-        print(table(evaluate(vlm, options.scenes, options.digits, options.seed)))
-    if options.families:
-        print(render_table(score_families(vlm, options.examples, options.seconds)))
+        print("\n" * bool(options.examples) + table(evaluate(vlm, options.scenes, options.digits, options.seed)))
 
 
 def evaluate(vlm, scene_count=300, digit_count=360, seed=1_000_000):

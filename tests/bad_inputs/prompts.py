@@ -268,7 +268,7 @@ def by_hand(name, cause, fix, **fields):
     return Bad(f"inputs: {name}", lambda folder: tiny().trace(Inputs(**{**whole, **fields})), cause, fix)
 
 
-PICTURE = [510] * 4  # placeholders of ONE_PICTURE
+PICTURE = [766] * 4  # placeholders of ONE_PICTURE
 ONE_PICTURE = {"pixel_values": np.zeros((16, 1176), np.float32), "image_grid_thw": np.array([[1, 4, 4]])}
 INPUTS = [
     by_hand("no ids", "input_ids is int64 [0]; it must be whole",
@@ -277,8 +277,8 @@ INPUTS = [
             "it must be whole numbers [T], at", input_ids=np.array([1.5])),
     by_hand("ids of two axes", "input_ids is int64 [1, 2]; it must be",
             "it must be whole numbers [T], at", input_ids=np.array([[1, 2]])),
-    by_hand("an id beyond the table", "token id 512 is outside the embedding",
-            "your own ids must lie in the", input_ids=np.array([1, 512])),
+    by_hand("an id beyond the table", "token id 768 is outside the embedding",
+            "your own ids must lie in the", input_ids=np.array([1, 768])),
     by_hand("a negative id", "token id -1 is outside the embedding",
             "your own ids must lie in the", input_ids=np.array([1, -1])),
     by_hand("a grid without patches", "pixel_values is float32 [0, 1176]; for",
@@ -331,7 +331,7 @@ EDITS = [
     edit("returns text", returning("x"), "the replacement for model.layers.0 is", "Send back an array of the same"),
     edit("returns another shape", returning(np.zeros((2, 2), np.float32)), "the replacement for model.layers.0 is",
          "Send back an array of the same"),
-    edit("returns NaN", {"model.layers.0": lambda x: x * np.nan}, "512 of 512 scores of the next token are",
+    edit("returns NaN", {"model.layers.0": lambda x: x * np.nan}, "768 of 768 scores of the next token are",
          "vlm.trace(...) shows the first"),
     edit("returns float64", {"model.layers.0": lambda x: x.astype(np.float64)},
          "the replacement for model.layers.0 is", "Send back an array of the same"),
@@ -339,10 +339,10 @@ EDITS = [
          "Change a copy, x = x.copy(), and"),
     edit("an array of another shape", {"model.layers.0": np.zeros((2, 2), np.float32)},
          "the replacement for model.layers.0 is", "Send back an array of the same"),
-    edit("an id beyond the table", {"input_ids": lambda x: x + 10_000}, "token id 10499 is outside the embedding",
+    edit("an id beyond the table", {"input_ids": lambda x: x + 10_000}, "token id 10755 is outside the embedding",
          "your own ids must lie in the"),
-    edit("a token beyond the table", {"next_token": np.array([512])}, "next_token 512 was put in: give an id",
-         "give an id from 0 to 511."),
+    edit("a token beyond the table", {"next_token": np.array([768])}, "next_token 768 was put in: give an id",
+         "give an id from 0 to 767."),
     edit("a grid of 2^31", {"image_grid_thw": np.array([[1, 2**31, 2]])}, "image_grid_thw is [[1, 2147483648, 2]],",
          "frames x rows x columns must be as", images=PNG),
     edit("a grid of 0", {"image_grid_thw": np.array([[1, 0, 2]])}, "image_grid_thw is [[1, 0, 2]], which",

@@ -31,6 +31,7 @@ from minivl.plan.render import text
 from minivl.processing.image_processor import ImageProcessor, smart_resize
 from minivl.stream import Lazy, drive, run
 from minivl.tiny import CHECKPOINT
+from minivl.tiny.training.recipe import ID
 from minivl.vlm import VLM
 
 LIMITED = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
@@ -95,7 +96,9 @@ def test_tensors_of_the_shipped_model_from_videos_on(tmp_path, asked):
     alone = minivl.load().trace("What?", videos=str(path), stop="visual.cu_window_seqlens", **asked)
     assert one["windows"] == len(alone["visual.cu_window_seqlens"]) - 1
     assert planned["prompt"]["together"] == len(trace["input_ids"])
-    assert planned["prompt"]["videos"] == one["tokens"] + 2 == int(np.sum(trace["input_ids"] == 511)) + 2
+    assert (
+        planned["prompt"]["videos"] == one["tokens"] + 2 == int(np.sum(trace["input_ids"] == ID["<|video_pad|>"])) + 2
+    )
 
 
 def test_a_list_of_frames_is_taken_whole():

@@ -74,9 +74,12 @@ def test_tokenizer_files(tmp_path):
 
 
 def older_files(folder, **config):
-    """The shipped tokenizer as programs wrote it before there was tokenizer.json, with two tokens more, 512 and 513."""
+    """The shipped tokenizer as programs wrote it before there was tokenizer.json, with two tokens more."""
     stored = json.loads((CHECKPOINT / "tokenizer.json").read_text())
-    added = {token["content"]: token["id"] for token in stored["added_tokens"]} | {"<think>": 512, "<point>": 513}
+    added = {token["content"]: token["id"] for token in stored["added_tokens"]} | {
+        "<think>": TOKENIZER.size,
+        "<point>": TOKENIZER.size + 1,
+    }
     special = [token["content"] for token in stored["added_tokens"] if token["special"]]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in stored["model"]["merges"]]
     files = {
@@ -99,20 +102,21 @@ def test_vocabulary_and_merges_do(tmp_path):
     ours = Tokenizer.read(older_files(tmp_path))
     assert ours.encode(TEXTS[0]).tolist() == TOKENIZER.encode(TEXTS[0]).tolist()
     ids = ours.encode(TEXTS[1])
-    assert {512, 513} < {*ids} and ours.decode(ids) == "user\n<think> !" and ours.id("<|image_pad|>") == 510
+    assert {TOKENIZER.size, TOKENIZER.size + 1} < {*ids} and ours.decode(ids) == "user\n<think> !"
+    assert ours.id("<|image_pad|>") == TOKENIZER.id("<|image_pad|>")
 
 
 def test_added_tokens_of_an_older_file(tmp_path):
     """Beside tokenizer.json too, unless tokenizer_config.json says what is added; ids that cannot be are told."""
     (tmp_path / "tokenizer.json").write_bytes((CHECKPOINT / "tokenizer.json").read_bytes())
-    (tmp_path / "added_tokens.json").write_text('{"<think>": 512}')
-    assert Tokenizer.read(tmp_path).id("<think>") == 512
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<think>": TOKENIZER.size}))
+    assert Tokenizer.read(tmp_path).id("<think>") == TOKENIZER.size
     (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {}}')
     with pytest.raises(Error, match="no token '<think>'"):
         Tokenizer.read(tmp_path).id("<think>")
     (tmp_path / "tokenizer_config.json").unlink()
     for content, words in (
-        ('{"<think>": 600}', "added_tokens.json says that token '<think>' is 600; with"),
+        ('{"<think>": 900}', "added_tokens.json says that token '<think>' is 900; with"),
         ('{"a": "b"}', "must be an object"),
     ):
         (tmp_path / "added_tokens.json").write_text(content)

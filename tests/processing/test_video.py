@@ -471,7 +471,7 @@ def test_errors_are_one_line(gif, arguments, words, capsys):
 @pytest.mark.parametrize("fact", ["mrope_image", "mrope_video_then_image", "mrope_video_fractional"])
 def test_positions_of_transformers_5(tiny, fact):
     known = FACTS[fact]["inputs"], FACTS[fact]["output"]["hf_5_23"]
-    renamed = {151652: 507, 151653: 508, 151655: 510, 151656: 511}  # the tiny model's ids
+    renamed = {151652: 763, 151653: 764, 151655: 766, 151656: 767}  # the tiny model's ids
     ids = np.array([renamed.get(i, i) for i in known[0]["input_ids"]], dtype=np.int64)
     grids = [known[0].get(name, []) for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")]
     positions, _ = prompt_positions(ids, tiny.config, *grids, "transformers5")

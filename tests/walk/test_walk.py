@@ -64,7 +64,7 @@ def test_until_stops_at_any_level_and_at_globs():
     assert next(walk).name == "visual.merger"
     assert walk.until("model.layers.*.mlp.act").name == "model.layers.0.mlp.act"
     assert walk.until("model.layers.*.mlp.act").name == "model.layers.1.mlp.act"
-    assert walk.until("steps.1.lm_head").shape == (1, 512) and walk.finish() == TRUTH
+    assert walk.until("steps.1.lm_head").shape == (1, 768) and walk.finish() == TRUTH
 
 
 def test_skip():

@@ -29,23 +29,23 @@ def draw_family_scene(rng, options):
     )
 
 
-FAMILIES = {  # share of the training examples, how to draw one
-    "scene": (3.0, draw_family_scene),
-    "shapes": (6.0, shapes.draw_family),
-    "inside": (0.7, shapes.draw_family_inside),
-    "blind": (0.3, sequences.draw_family_blind),
-    "text": (3.0, reading.draw_family_text),
-    "digit": (1.2, reading.draw_family_digit),
-    "chart": (0.8, reading.draw_family_chart),
-    "table": (0.8, reading.draw_family_table),
-    "pair": (1.5, sequences.draw_family_pair),
-    "video": (2.0, sequences.draw_family_video),
-    "corner": (0.8, far_apart.draw_family_corner),
-    "longer": (0.8, far_apart.draw_family_longer),
-    "line": (0.8, far_apart.draw_family_line),
-    "ambiguous": (0.4, far_apart.draw_family_ambiguous),
-    "hidden": (0.3, far_apart.draw_family_hidden),
-    "noisy": (0.4, far_apart.draw_family_noisy),
+FAMILIES = {  # share of the training examples while they get harder, share from then on, how to draw one
+    "scene": (3.0, 3.0, draw_family_scene),
+    "shapes": (6.0, 4.5, shapes.draw_family),
+    "inside": (0.7, 0.6, shapes.draw_family_inside),
+    "blind": (0.3, 0.2, sequences.draw_family_blind),
+    "text": (3.0, 6.0, reading.draw_family_text),
+    "digit": (1.2, 1.5, reading.draw_family_digit),
+    "chart": (0.8, 0.6, reading.draw_family_chart),
+    "table": (0.8, 1.5, reading.draw_family_table),
+    "pair": (1.5, 1.5, sequences.draw_family_pair),
+    "video": (2.0, 2.2, sequences.draw_family_video),
+    "corner": (0.8, 0.5, far_apart.draw_family_corner),
+    "longer": (0.8, 1.2, far_apart.draw_family_longer),
+    "line": (0.8, 1.2, far_apart.draw_family_line),
+    "ambiguous": (0.4, 0.4, far_apart.draw_family_ambiguous),
+    "hidden": (0.3, 0.3, far_apart.draw_family_hidden),
+    "noisy": (0.4, 0.4, far_apart.draw_family_noisy),
 }
 
 
@@ -58,6 +58,6 @@ def draw_example(family, seed, held_out=False, ease=1.0, most=1, branch=SCORED):
     rng = np.random.default_rng([branch, list(FAMILIES).index(family), *np.atleast_1d(seed)])
     options = DrawOptions(held_out, ease, most, training=branch == TRAINED)
     while True:
-        example = FAMILIES[family][1](rng, options)
+        example = FAMILIES[family][2](rng, options)
         if example.conversations:
             return replace(example, family=family)

@@ -69,7 +69,7 @@ def draw_family_text(rng, options):
             text = "".join(LETTERS[i] for i in rng.integers(0, 26, int(rng.integers(1, 1 + longest))))
     height, width = SIZES[rng.integers(len(SIZES))]
     image = background(rng, (height, width))
-    path = pick(rng, (None, None, *fonts())) if options.training else None  # scored with Pillow's font alone
+    path = pick(rng, (None,) * 4 + fonts()) if options.training else None  # scored with Pillow's font alone
     size = int(rng.integers(18, 37))
     while load_font(path, size).getlength(text) > width - 8:
         size -= 1
@@ -82,6 +82,23 @@ def draw_family_text(rng, options):
     if options.most > 1 and rng.random() < 0.3:
         turns.append((Turn("describe", "Describe the picture.", f'the {task} "{text}"', (), box),))
     return Example((Medium((image,), ((),), (tuple(signs),)),), tuple(turns))
+
+
+def draw_page(rng):
+    """An image full of characters, in lines of several fonts and sizes: for the tower alone, nothing is asked about it."""
+    height = width = 168
+    image, signs, y = background(rng, (height, width)), [], int(rng.integers(0, 10))
+    ink = ink_for(rng, image)
+    while True:
+        size = int(rng.integers(16, 37))
+        if y + size + 6 > height:
+            return Medium((image,), ((),), (tuple(signs),))
+        font, x = load_font(pick(rng, (None,) * 4 + fonts()), size), int(rng.integers(0, 16))
+        text = "".join((LETTERS + "0123456789")[i] for i in rng.integers(0, 36, 12))
+        while font.getlength(text) > width - x:
+            text = text[:-1]
+        signs += print_text(image, text, (x, y), font, ink)
+        y += size + int(rng.integers(2, 12))
 
 
 def draw_family_digit(rng, options):

@@ -1,26 +1,40 @@
-"""Training batches: images of one size, what covers each of their tokens, and conversations about them.
+"""Training batches of one fixed size: many examples packed into rows, for the tower and for the decoder.
 
-Batch number n of a stage is drawn from a generator seeded with (stage, n), so a resumed run sees what an unbroken one
-would have. NumPy only.
+    tower     rows of patches; an image's patches, or those of a pair of frames, are one segment of a row
+    decoder   rows of tokens; an example is one tree: images first, then conversations that do not see each other
+
+    tokens   <s> I I I I  Q  A   Q  A  A   Q  A  |  <s> I I  Q  A  ...        two trees in a row
+    tree      1  1 1 1 1  1  1   1  1  1   1  1  |   2  2 2  2  2
+    turn      0  0 0 0 0  1  1   2  2  2   3  3  |   0  0 0  1  1
+
+A token sees the earlier tokens of its tree whose turn is 0 or its own. Batch number n is drawn from a generator seeded
+with n, so a resumed run sees what an unbroken one would have. NumPy only.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 
-from minivl.model.positions import prompt_positions
-from minivl.tiny import scenes
-from minivl.tiny.digits import training_digits
-from minivl.tiny.scenes import TASKS, task_of
-from minivl.tiny.training.recipe import ID, PREPROCESSOR
+from minivl.model.positions import patch_positions, prompt_positions
+from minivl.tiny.phrasings import PHRASINGS
+from minivl.tiny.scenes import COLOURS, KINDS
+from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
+from minivl.tiny.tasks.reading import draw_page
+from minivl.tiny.training.recipe import ID
 
-UNIT = 28  # pixels of one token
-FULL = 336  # pixels of the longest side: the unit of absolute boxes
-DIGIT_SHARE = 0.25
-TURNS, ALONE_TURNS = 3, 6  # questions about an image: in one conversation, each alone
-ALONE = 0.75  # share of batches whose questions do not see each other: answers are then not copied from earlier ones
-SMALLER = {1: 1.5, 2: 1.0}  # a size is drawn with chance area^-this: small images are cheap, and full of shapes
-MOST = {1: 7, 2: 5}  # shapes in an image; the tower alone may as well see crowded ones
+UNIT, FULL = 28, 336  # pixels of a token, and of the longest side: the unit of absolute boxes
+CELL_KINDS = ("nothing", *KINDS, "bar", "digit")
+CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+MOST = 5  # conversations about one example
+JOINED = 0.3  # share of the examples in which two conversations are one
+WIDE = 0.4  # share of the batches for the images of family "scene", which are up to 336 x 336
+PLAN = {  # (tower rows, patches of each, decoder rows, tokens of each)
+    False: (16, 288, 13, 256),
+    True: (8, 576, 12, 384),
+}
+PAGES = 4  # images full of characters in each batch, for the tower alone
+TASKS = (*PHRASINGS, "blind")
 GEOMETRY = SimpleNamespace(
     image_token_id=ID["<|image_pad|>"],
     video_token_id=ID["<|video_pad|>"],
@@ -28,149 +42,237 @@ GEOMETRY = SimpleNamespace(
 )
 
 
-def make_batch(stage, number, size, ease, tokenizer):
-    """A dict of arrays: `size` images; ease in 0..1 is how far the way from one shape to five has been gone."""
-    rng = np.random.default_rng([4, stage, number])
-    chance = np.array([h * w for h, w in scenes.SIZES], dtype=np.float64) ** -SMALLER[stage]
-    shape = scenes.SIZES[rng.choice(len(chance), p=chance / chance.sum())]
-    drawn = [draw(rng, shape, MOST[stage], ease) for _ in range(size)]
-    batch = {"pixel_values": np.stack([patches(np.asarray(d.image)) for d in drawn]), "size": shape}
-    targets = [cell_targets(d, shape) for d in drawn]
-    batch |= {key: np.stack([t[key] for t in targets]) for key in targets[0]}
-    return batch | conversations(rng, drawn, shape, tokenizer) if tokenizer else batch
+def make_batch(number, ease, tokenizer, plan=None):
+    """A dict of arrays; see `Batch.arrays`. ease 0..1 is how far the way from easy to hard examples has been gone."""
+    rng = np.random.default_rng([5, number])
+    wide = bool(rng.random() < WIDE)
+    batch = Batch(*(plan or PLAN)[wide])
+    names = list(FAMILIES)
+    chances = np.array([later if ease == 1 else early for early, later, _ in FAMILIES.values()], dtype=np.float64)
+    scene = names.index("scene")
+    chances[scene] = (3.0 if wide else 0.0) * chances.sum()
+    chances /= chances.sum()
+    for _ in range(PAGES if plan is None else 0):
+        batch.add_media((draw_page(rng),))
+    misfits = 0
+    for attempt in range(1000):
+        family = names[rng.choice(len(names), p=chances)]
+        example = draw_example(family, (number, 1 + attempt), ease=ease, most=MOST, branch=TRAINED)
+        misfits += not batch.add(replace(example, conversations=join(rng, example.conversations)), tokenizer)
+        if misfits == 4:
+            break
+    return batch.arrays()
 
 
-def draw(rng, size, most, ease):
-    if rng.random() < DIGIT_SHARE:
-        images, labels = training_digits()
-        i = rng.integers(len(labels))
-        return scenes.draw_digit_picture(rng, size, images[i], int(labels[i]), augment=True)
-    while True:
-        drawn = scenes.draw_scene(rng, size, int(rng.integers(1, 2 + round((most - 1) * ease))))
-        if drawn.shapes:
-            return drawn
+def join(rng, conversations):
+    """Mostly the same; JOINED of the time the first two are one, so that a question may follow any other."""
+    if len(conversations) < 2 or rng.random() > JOINED:
+        return conversations
+    return (conversations[0] + conversations[1], *conversations[2:])
 
 
-def patches(pixels):
-    """The published preprocessing of one image: [H, W, 3] uint8 -> float32 [N, 1176]."""
-    H, W, _ = pixels.shape
-    mean, std = (np.array(PREPROCESSOR[f"image_{k}"], dtype=np.float32) for k in ("mean", "std"))
-    x = ((pixels.astype(np.float32) / np.float32(255) - mean) / std).transpose(2, 0, 1)
-    x = x.reshape(3, H // 28, 2, 14, W // 28, 2, 14).transpose(
-        1, 4, 2, 5, 0, 3, 6
-    )  # "c (R r y) (S s x) -> R S r s c y x"
-    x = np.broadcast_to(x[:, :, :, :, :, None], (*x.shape[:5], 2, 14, 14))  # the image twice in time
-    return np.ascontiguousarray(x).reshape(-1, 1176)
+class Batch:
+    """Rows that are filled example by example."""
+
+    def __init__(self, tower_rows, patches, rows, tokens):
+        self.pixels = np.zeros((tower_rows, patches, 1176), dtype=np.uint8)
+        self.segment = np.full((2, tower_rows, patches), -1, dtype=np.int64)  # image, window
+        self.place = np.zeros((tower_rows, patches, 2), dtype=np.int64)
+        self.tower_used = np.zeros(tower_rows, dtype=np.int64)
+        self.cells = cell_arrays(tower_rows * patches // 4)
+        self.input_ids = np.full((rows, tokens), ID["<|endoftext|>"], dtype=np.int64)
+        self.position_ids = np.zeros((3, rows, tokens), dtype=np.int64)
+        self.tree = np.full((rows, tokens), -1, dtype=np.int64)
+        self.turn = np.zeros((rows, tokens), dtype=np.int64)
+        self.feature = np.full((rows, tokens), -1, dtype=np.int64)
+        self.used = np.zeros(rows, dtype=np.int64)
+        self.answers = {"at": [], "target": [], "weight": [], "answer": [], "spoken": [], "box": []}
+        self.tasks, self.trees, self.planes = [], 0, 0
+
+    def add(self, example, tokenizer):
+        """Put an example into the rows; False, and nothing is changed, if it finds no room."""
+        tree = grow_tree(example, tokenizer)
+        rows = np.flatnonzero(self.used + len(tree["ids"]) <= self.input_ids.shape[1])
+        features = self.add_media(example.media) if len(rows) else None
+        if features is None:
+            return False
+        self.add_tree(tree, rows[0], features)
+        return True
+
+    def add_media(self, media):
+        """Put images or a video into rows of the tower: numbers of their features, None (and no change) without room."""
+        planes = [plane for medium in media for plane in planes_of(medium)]
+        taken, slots = self.tower_used.copy(), []
+        for patches, _, _, _ in planes:
+            rows = np.flatnonzero(taken + len(patches) <= self.pixels.shape[1])
+            if not len(rows):
+                return None
+            slots.append((rows[0], taken[rows[0]]))
+            taken[rows[0]] += len(patches)
+        self.tower_used = taken
+        features = [self.add_plane(plane, *slot) for plane, slot in zip(planes, slots)]
+        return np.concatenate(features) if features else np.zeros(0, dtype=np.int64)
+
+    def add_plane(self, plane, row, start):
+        """Put an image, or a pair of frames, into a row of the tower; returns the numbers of its tokens' features."""
+        patches, (h, w), shapes, marks = plane
+        end = start + len(patches)
+        self.pixels[row, start:end] = patches
+        place = patch_positions([(1, h, w)], 2)
+        self.place[row, start:end] = place
+        self.segment[0, row, start:end] = self.planes
+        self.segment[1, row, start:end] = self.planes * 64 + place[:, 0] // 8 * 8 + place[:, 1] // 8
+        self.planes += 1
+        features = (row * self.pixels.shape[1] + start) // 4 + np.arange(len(patches) // 4)
+        for key, values in cell_targets(h * 14, w * 14, shapes, *marks).items():
+            self.cells[key][features] = values
+        return features
+
+    def add_tree(self, tree, row, features):
+        start, ids = self.used[row], tree["ids"]
+        place = slice(start, start + len(ids))
+        self.input_ids[row, place], self.turn[row, place] = ids, tree["turn"]
+        self.position_ids[:, row, place] = tree["positions"]
+        self.tree[row, place] = self.trees
+        media = np.isin(ids, (ID["<|image_pad|>"], ID["<|video_pad|>"]))
+        self.feature[row, place][media] = features
+        self.trees += 1
+        flat = row * self.input_ids.shape[1] + start
+        for task, at, target, spoken in tree["answers"]:
+            self.answers["at"] += [flat + i for i in at]
+            self.answers["target"] += target
+            self.answers["weight"] += [len(target) ** -0.5] * len(target)
+            self.answers["answer"] += [len(self.tasks)] * len(target)
+            self.answers["spoken"] += [box is not None for box in spoken]
+            self.answers["box"] += [box or (0, 0, 0, 0) for box in spoken]
+            self.tasks.append(task)
+        self.used[row] += len(ids)
+
+    def arrays(self):
+        """pixels uint8 [R, N, 1176], segment [2, R, N], place [R, N, 2]; input_ids, tree, turn, feature [R, T],
+        position_ids [3, R, T]; of each token of an answer: at (the place before it), target, weight, answer (its number),
+        spoken, box [., 4]; task: the task of each answer; of each feature, what covers it: see `cell_targets`."""
+        made = {key: getattr(self, key) for key in ("pixels", "segment", "place", "input_ids", "position_ids")}
+        made |= {key: getattr(self, key) for key in ("tree", "turn", "feature")} | self.cells
+        for key, values in self.answers.items():
+            kind = {"weight": np.float32, "box": np.float32, "spoken": np.bool_}.get(key, np.int64)
+            made[key] = np.array(values, dtype=kind).reshape((-1, 4) if key == "box" else (-1,))
+        made["box"] /= np.float32(FULL)
+        made["task"] = np.array(self.tasks, dtype=np.int64)
+        return made
 
 
-def cell_targets(drawn, size):
-    """What covers each token's 28 x 28 pixels, for the auxiliary heads. U tokens in raster order.
-
-    kind [U]: 0 nothing, then KINDS, then a digit; colour [U]: 0 nothing or digit; digit [U]: -1 elsewhere;
-    near [U, 4]: its box from the token's centre, in units of 56 pixels; box [U, 4]: its box in units of 336 pixels
-    """
-    rows, cols = size[0] // UNIT, size[1] // UNIT
-    y, x = (a.reshape(-1) * UNIT for a in np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij"))
-    boxes = np.array([shape.box for shape in drawn.shapes], dtype=np.float32)  # [shapes, 4]
-    overlap_x = np.minimum(x[:, None] + UNIT, boxes[:, 2]) - np.maximum(x[:, None], boxes[:, 0])
-    overlap_y = np.minimum(y[:, None] + UNIT, boxes[:, 3]) - np.maximum(y[:, None], boxes[:, 1])
-    area = overlap_x.clip(0) * overlap_y.clip(0)  # [U, shapes]
-    best, covered = area.argmax(axis=1), area.max(axis=1) > 0.2 * UNIT**2
-    kinds = np.array([(*scenes.KINDS, "digit").index(s.kind) + 1 for s in drawn.shapes])
-    colours = np.array([list(scenes.COLOURS).index(s.colour) + 1 if s.colour else 0 for s in drawn.shapes])
-    centre = np.stack([x, y, x, y], axis=1) + UNIT / 2
-    return {
-        "kind": np.where(covered, kinds[best], 0),
-        "colour": np.where(covered, colours[best], 0),
-        "digit": np.where(covered & (drawn.digit is not None), -1 if drawn.digit is None else drawn.digit, -1),
-        "near": ((boxes[best] - centre) / 56).astype(np.float32),
-        "box": boxes[best] / np.float32(FULL),
-    }
+# ---- one example ----
 
 
-def conversations(rng, drawn, size, tokenizer):
-    """Questions and answers about each image: a dict of arrays.
-
-    input_ids, weight, task, turn [B, T]; position_ids [3, B, T]; shape [B, T], asked [B, T, 4].
-    weight is 0 but for the answers' tokens and their end, where it is 1/sqrt(length): long answers count more, not most.
-    turn is 0 for what everything sees, and n for what only question n sees: in three batches of four each question
-    stands alone behind the image (also in its positions), in the fourth they are one conversation.
-    asked is the box, in units of 336 pixels, of the shape that the next token speaks of; shape says where there is one.
-    """
-    alone = rng.random() < ALONE
-    made = [conversation(rng, d, size, tokenizer, alone) for d in drawn]
-    T = max(len(one["input_ids"]) for one in made)
-    empty = {"input_ids": ID["<|endoftext|>"], "weight": 0.0, "task": -1, "turn": -1, "shape": -1}
-    batch = {
-        key: np.array(
-            [one[key] + [fill] * (T - len(one[key])) for one in made], np.float32 if key == "weight" else np.int64
-        )
-        for key, fill in empty.items()
-    }
-    batch["position_ids"] = np.zeros((3, len(made), T), dtype=np.int64)
-    for i, one in enumerate(made):
-        batch["position_ids"][:, i, : len(one["input_ids"])] = one["position_ids"]
-    boxes = [np.array([shape.box for shape in d.shapes], dtype=np.float32) / np.float32(FULL) for d in drawn]
-    batch["asked"] = np.stack(
-        [own[shape] for own, shape in zip(boxes, batch["shape"])]
-    )  # of no meaning where shape is -1
-    return batch
-
-
-def conversation(rng, drawn, size, tokenizer, alone=False):
-    """The arrays of `conversations` for one image, as lists; position_ids is an array [3, T]."""
+def grow_tree(example, tokenizer):
+    """The tokens of an example: images, then its conversations side by side."""
 
     def encode(text):
         return tokenizer.encode(text, add_special_tokens=False).ids
 
-    grid = [(1, size[0] // 14, size[1] // 14)]
-    ids = encode("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>")
-    ids += [ID["<|image_pad|>"]] * (size[0] * size[1] // UNIT**2) + [ID["<|vision_end|>"]]
-    opening = len(ids)
-    weight, task, turns, about = [0.0] * opening, [-1] * opening, [0] * opening, [-1] * opening
-    places = [prompt_positions(np.array(ids), GEOMETRY, grid)[0]]
-    for turn, (question, answer) in enumerate(ask(rng, drawn, ALONE_TURNS if alone else TURNS)):
-        start = "" if alone or turn == 0 else "\n<|im_start|>user\n"
-        prompt = encode(f"{start}{question}<|im_end|>\n<|im_start|>assistant\n")
-        reply = encode(f"{answer}<|im_end|>")
-        before = ids[:opening] if alone else ids
-        places.append(prompt_positions(np.array(before + prompt + reply), GEOMETRY, grid)[0][:, len(before) :])
-        ids = ids + prompt + reply
-        weight += [0.0] * len(prompt) + [len(reply) ** -0.5] * len(reply)
-        task += [-1] * len(prompt) + [TASKS.index(task_of(question, answer))] * len(reply)
-        turns += [turn + 1 if alone else 0] * (len(prompt) + len(reply))
-        about += [-1] * (len(prompt) - 1) + spoken_of(drawn.shapes, question, answer, reply, tokenizer) + [-1]
+    opening = encode("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n")
+    ids, images, videos = list(opening), [], []
+    for medium in example.media:
+        h, w = (side // 14 for side in medium.frames[0].size[::-1])
+        pad = ID["<|video_pad|>"] if medium.is_video else ID["<|image_pad|>"]
+        steps = max(1, len(medium.frames) // 2)
+        (videos if medium.is_video else images).append((steps, h, w))
+        ids += [ID["<|vision_start|>"], *[pad] * (steps * h * w // 4), ID["<|vision_end|>"]]
+    places, start = prompt_positions(np.array(ids), GEOMETRY, images, videos)
+    turn, positions, answers = [0] * len(ids), [places], []
+    for number, turns in enumerate(example.conversations):
+        at = start
+        for i, one in enumerate(turns):
+            header = "\n<|im_start|>user\n" if i else ""
+            prompt = encode(f"{header}{one.question}<|im_end|>\n<|im_start|>assistant\n")
+            reply = encode(f"{one.answer}<|im_end|>")
+            first = len(ids) + len(prompt)
+            before = range(first - 1, first - 1 + len(reply))
+            answers.append((TASKS.index(one.task), before, reply, spoken_of(example, one, reply, tokenizer)))
+            ids += prompt + reply
+            length = len(prompt) + len(reply)
+            positions.append(np.tile(np.arange(at, at + length), (3, 1)))
+            turn += [number + 1] * length
+            at += length
     return {
-        "input_ids": ids, "weight": weight, "task": task, "turn": turns, "shape": about,
-        "position_ids": np.concatenate(places, axis=1),
+        "ids": np.array(ids), "turn": turn, "positions": np.concatenate(positions, axis=1), "answers": answers
     }  # fmt: skip
 
 
-def spoken_of(shapes, question, answer, reply, tokenizer):
-    """Which shape each token of a reply speaks of: its number, -1 for none."""
-    task, chosen = task_of(question, answer), -1
-    if task == "where":
-        chosen = next(i for i, shape in enumerate(shapes) if scenes.where([shape]) == answer)
-    if task == "colour":
-        chosen = next(i for i, shape in enumerate(shapes) if shape.colour == answer and shape.kind in question)
-    if task != "describe":
-        return [chosen] * (len(reply) - 1) + [-1]
-    names, now, spoken = {tokenizer.token_to_id(f"Ġ{kind}") for kind in scenes.KINDS}, 0, []
+def spoken_of(example, turn, reply, tokenizer):
+    """The box that each token of a reply speaks of, None for none; a description goes from shape to shape."""
+    if turn.task not in ("describe", "detail") or turn.about or len(example.media) != 1:
+        return [turn.about] * (len(reply) - 1) + [None]
+    names = {tokenizer.token_to_id(f"Ġ{kind}") for kind in KINDS}
+    boxes, now, spoken = [shape.box for shape in example.media[0].shapes[0]], 0, []
     for token in reply:
-        spoken.append(now if now < len(shapes) else -1)
+        spoken.append(boxes[now] if now < len(boxes) else None)
         now += token in names
     return spoken
 
 
-def ask(rng, drawn, most):
-    """Up to `most` questions about an image, in random order and wording."""
-    if drawn.digit is not None:
-        return drawn.questions
+def planes_of(medium):
+    """(patches uint8 [N, 1176], (h, w), shapes, (signs, digit)) of an image, or of each pair of frames."""
+    frames = [np.asarray(frame) for frame in medium.frames]
+    pairs = list(zip(frames[::2], frames[1::2])) if medium.is_video else [(frames[0], frames[0])]
+    signs = medium.signs or ((),) * len(pairs)
+    for pair, shapes, printed in zip(pairs, medium.shapes, signs):
+        yield patchify(pair), tuple(side // 14 for side in pair[0].shape[:2]), shapes, (printed, medium.digit)
 
-    def wording(rng, phrases):
-        return phrases[0 if rng.random() < 0.5 else rng.integers(len(phrases))]
 
-    asked = scenes.questions(rng, drawn.shapes, wording)
-    more = [pair for pair in scenes.questions(rng, drawn.shapes, wording)[2:] if pair not in asked]
-    asked = [*asked, *more]
-    return [asked[i] for i in rng.permutation(len(asked))[:most]]
+def patchify(pair):
+    """Two frames [H, W, 3] -> patches [N, 1176], unit by unit as the image processor has them; not normalised."""
+    H, W, _ = pair[0].shape
+    x = np.stack(pair).reshape(2, H // 28, 2, 14, W // 28, 2, 14, 3)  # "t (R r y) (S s x) c"
+    return x.transpose(1, 4, 2, 5, 7, 0, 3, 6).reshape(-1, 1176)  # -> "(R S r s) (c t y x)"
+
+
+def cell_arrays(count):
+    return {
+        "kind": np.full(count, -1, dtype=np.int64), "colour": np.full(count, -1, dtype=np.int64),
+        "digit": np.full(count, -1, dtype=np.int64), "near": np.zeros((count, 4), dtype=np.float32),
+        "far": np.zeros((count, 4), dtype=np.float32), "characters": np.zeros((count, len(CHARACTERS)), dtype=np.float32),
+    }  # fmt: skip
+
+
+def cell_targets(height, width, shapes, signs, digit):
+    """What covers each token's 28 x 28 pixels, for the auxiliary heads. U tokens in raster order.
+
+    kind [U]: number in CELL_KINDS; colour [U]: -1 none; digit [U]: -1 elsewhere; near [U, 4]: the box from the token's
+    centre, in units of 56 pixels; far [U, 4]: the box in units of 336 pixels; characters [U, 36]: those whose middle or
+    larger part is inside, as 0 or 1
+    """
+    rows, cols = height // UNIT, width // UNIT
+    y, x = (a.reshape(-1) * UNIT for a in np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij"))
+    targets = cell_arrays(len(x))
+    targets["kind"][:] = 0
+    if shapes:
+        boxes = np.array([shape.box for shape in shapes], dtype=np.float32)
+        area = overlap(x, y, boxes)
+        best = (area * (1 - 1e-3 * (boxes[:, 2] - boxes[:, 0]))).argmax(axis=1)  # of two that cover it, the smaller
+        covered = area.max(axis=1) > 0.2 * UNIT**2
+        kinds = np.array([CELL_KINDS.index(shape.kind) for shape in shapes])
+        colours = np.array([list(COLOURS).index(shape.colour) if shape.colour else -1 for shape in shapes])
+        centre = np.stack([x, y, x, y], axis=1) + UNIT / 2
+        targets["kind"] = np.where(covered, kinds[best], 0)
+        targets["colour"] = np.where(covered, colours[best], -1)
+        targets["near"] = ((boxes[best] - centre) / 56).astype(np.float32)
+        targets["far"] = boxes[best] / np.float32(FULL)
+        if digit is not None:
+            targets["digit"] = np.where(covered, digit, -1)
+    if signs:
+        boxes = np.array([sign.box for sign in signs], dtype=np.float32)
+        middle = (boxes[:, :2] + boxes[:, 2:]) // (2 * UNIT)
+        inside = overlap(x, y, boxes) > 0.4 * ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+        inside |= (x[:, None] == UNIT * middle[:, 0]) & (y[:, None] == UNIT * middle[:, 1])
+        for cell, sign in zip(*np.nonzero(inside)):
+            targets["characters"][cell, CHARACTERS.index(signs[sign].text)] = 1
+    return targets
+
+
+def overlap(x, y, boxes):
+    """Pixels that each token shares with each box: [U, boxes]."""
+    across = np.minimum(x[:, None] + UNIT, boxes[:, 2]) - np.maximum(x[:, None], boxes[:, 0])
+    down = np.minimum(y[:, None] + UNIT, boxes[:, 3]) - np.maximum(y[:, None], boxes[:, 1])
+    return across.clip(0) * down.clip(0)

@@ -1,22 +1,15 @@
-"""What the shipped model is, apart from its weights: configuration, tokenizer, templates; and how to write the folder."""
+"""What the small model is, apart from its weights and its tokens: configuration, template; and how to write the folder."""
 
 import json
 from pathlib import Path
 
-import numpy as np
-
-VOCABULARY = 512
+VOCABULARY = 768
 SPECIAL = (  # Qwen2.5-VL's, in its order, at the end of the vocabulary
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
     "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 ID = {token: VOCABULARY - len(SPECIAL) + i for i, token in enumerate(SPECIAL)}
-
-# Qwen's pre-tokenisation: contractions, words with the character before them, single digits, punctuation, white space
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 CONFIG = {
     "architectures": ["Qwen2_5_VLForConditionalGeneration"],
@@ -119,68 +112,11 @@ CHAT_TEMPLATE = """\
 """
 
 
-EVERYDAY = [  # words that people will try; the model has not learnt what they mean
-    "Hello, who are you? Can you tell me what this picture shows and where it was taken?",
-    "Please say which one is larger, the left or the right, the top or the bottom, and why.",
-    "Yes, there is something near the middle. No, they are not the same; the first is above the second.",
-    "Please answer in one word. Is it true? Does it have any other small or large shapes with that colour?",
-]
-
-
-def untrained_tokenizer():
-    """A byte-level BPE with Qwen's pre-tokenisation and no tokens yet."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def build_tokenizer():
-    """A byte-level BPE of 512 tokens, trained on the recipe's own questions and answers: any text can be written."""
-    from tokenizers import AddedToken, pre_tokenizers, trainers
-
-    tokenizer = untrained_tokenizer()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(SPECIAL),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus(), trainer)
-    spare = VOCABULARY - len(SPECIAL) - tokenizer.get_vocab_size()
-    if spare:  # fewer merges than asked for: fill up, so that the special tokens keep their ids
-        tokenizer.add_tokens([AddedToken(f"<|spare_{i}|>", normalized=False) for i in range(spare)])
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    assert all(tokenizer.token_to_id(token) == id for token, id in ID.items())
-    return tokenizer
-
-
-def corpus():
-    """Text that the model will read and write."""
-    from minivl.tiny import scenes
-
-    for seed in range(3000):
-        rng = np.random.default_rng([3, seed])
-        drawn = scenes.draw_scene(rng, scenes.SIZES[seed % len(scenes.SIZES)], 1 + seed % 5)
-        for question, answer in scenes.questions(rng, drawn.shapes, lambda rng, p: p[rng.integers(len(p))]):
-            yield question
-            yield answer
-    yield from [*scenes.DIGIT, "You are a helpful assistant.", "system\n", "user\n", "assistant\n"] * 200
-    yield from EVERYDAY * 20
-
-
-def write_folder(folder, tokenizer=None):
-    """Everything of the checkpoint but model.safetensors."""
+def write_folder(folder, tokenizer):
+    """Write everything of the checkpoint but model.safetensors."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (tokenizer or build_tokenizer()).save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",

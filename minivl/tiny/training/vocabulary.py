@@ -1,49 +1,42 @@
-"""The tokenizer and configuration of the model that learns the task families: as recipe.py, with 768 tokens.
+"""The tokenizer of the small model: a byte-level BPE, trained on the questions and answers of the task families."""
 
-Tokens of the same text keep their meaning: `carry_over` takes embeddings from a checkpoint with another vocabulary.
-"""
-
-import copy
-import json
 from functools import lru_cache
-from pathlib import Path
 
 from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
-from minivl.tiny.training import recipe
-from minivl.tiny.training.recipe import SPECIAL
+from minivl.tiny.training.recipe import ID, SPECIAL, VOCABULARY
 
-VOCABULARY = 768
-ID = {token: VOCABULARY - len(SPECIAL) + i for i, token in enumerate(SPECIAL)}
 SPELT = ("word", "number")  # tasks whose answers stay single characters: no merge is learnt from them
+# Qwen's pre-tokenisation: contractions, words with the character before them, single digits, punctuation, white space
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
-
-def configuration():
-    """The configuration of recipe.py, for this vocabulary."""
-    config = copy.deepcopy(recipe.CONFIG)
-    shift = VOCABULARY - recipe.VOCABULARY
-    config["vocab_size"] = VOCABULARY
-    for key in [key for key in config if key.endswith("_token_id")]:
-        config[key] += shift
-    return config
-
-
-CONFIG = configuration()
+EVERYDAY = [  # words that people will try; the model has not learnt what they mean
+    "Hello, who are you? Can you tell me what this picture shows and where it was taken?",
+    "Please say which one is larger, the left or the right, the top or the bottom, and why.",
+    "Yes, there is something near the middle. No, they are not the same; the first is above the second.",
+    "Please answer in one word. Is it true? Does it have any other small or large shapes with that colour?",
+]
 
 
 @lru_cache(maxsize=1)
 def build_tokenizer():
-    """A byte-level BPE of 768 tokens, trained on the questions and answers of the task families."""
-    from tokenizers import AddedToken, trainers
-    from tokenizers.pre_tokenizers import ByteLevel
+    """A byte-level BPE of VOCABULARY tokens; any text can be written. Needs tokenizers."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-    tokenizer = recipe.untrained_tokenizer()
-    size = VOCABULARY - len(SPECIAL)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_of])
+    tokenizer.decoder = decoders.ByteLevel()
+    room = VOCABULARY - len(SPECIAL)
     trainer = trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=sorted(ByteLevel.alphabet()), show_progress=False, min_frequency=2
+        vocab_size=room, initial_alphabet=sorted(bytes_of.alphabet()), show_progress=False, min_frequency=2
     )
     tokenizer.train_from_iterator(corpus(), trainer)
-    spare = size - tokenizer.get_vocab_size()
-    if spare:
+    spare = room - tokenizer.get_vocab_size()
+    if spare:  # fewer merges than asked for: fill up, so that the special tokens keep their ids
         tokenizer.add_tokens([AddedToken(f"<|spare_{i}|>", normalized=False) for i in range(spare)])
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     assert all(tokenizer.token_to_id(token) == id for token, id in ID.items())
@@ -63,32 +56,19 @@ def corpus():
                     elif turn.answer.startswith("["):
                         yield turn.answer
     yield from ["You are a helpful assistant.", "system\n", "user\n", "assistant\n"] * 200
-    yield from recipe.EVERYDAY * 20
+    yield from EVERYDAY * 20
 
 
-def carry_over(state, tokenizer):
-    """A state dict for this vocabulary from one with the tokenizer given: rows of equal tokens, else the mean of the pieces."""
+def carry_over(state, old, new):
+    """A state dict for tokenizer `new` from one for `old`: rows of equal tokens, else the mean of the pieces."""
     import torch
 
-    old, new = state["model.embed_tokens.weight"].float(), build_tokenizer()
-    ids, rows = tokenizer.get_vocab(), torch.zeros(VOCABULARY, old.shape[1])
+    table = state["model.embed_tokens.weight"].float()
+    ids, rows = old.get_vocab(), torch.zeros(VOCABULARY, table.shape[1])
     for token, id in new.get_vocab().items():
         if token in ids:
-            rows[id] = old[ids[token]]
+            rows[id] = table[ids[token]]
         else:
-            pieces = tokenizer.encode(new.decode([id]), add_special_tokens=False).ids
-            rows[id] = old[pieces].mean(dim=0) if pieces else old.mean(dim=0)
+            pieces = old.encode(new.decode([id]), add_special_tokens=False).ids
+            rows[id] = table[pieces].mean(dim=0) if pieces else table.mean(dim=0)
     return {name: tensor.float() for name, tensor in state.items()} | {"model.embed_tokens.weight": rows}
-
-
-def write_folder(folder):
-    """Everything of the checkpoint but model.safetensors."""
-    folder = Path(folder)
-    recipe.write_folder(folder, build_tokenizer())
-    generation = copy.deepcopy(recipe.GENERATION)
-    shift = VOCABULARY - recipe.VOCABULARY
-    for key in ("bos_token_id", "pad_token_id"):
-        generation[key] += shift
-    generation["eos_token_id"] = [id + shift for id in generation["eos_token_id"]]
-    for name, content in (("config", CONFIG), ("generation_config", generation)):
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The packed trainer computes what minivl computes, and a stopped run ends as an unbroken one."""
+"""The trainer computes what minivl computes, and a stopped run ends as an unbroken one."""
 
 import json
 
@@ -13,8 +13,10 @@ from minivl.processing import messages as chat
 from minivl.stream import run
 from minivl.tiny import CHECKPOINT, scene
 from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
-from minivl.tiny.training import long_run, packed_model, vocabulary
-from minivl.tiny.training.packed_batches import Batch, grow_tree
+from minivl.tiny.training import train, vocabulary
+from minivl.tiny.training.batches import Batch, grow_tree
+from minivl.tiny.training.losses import build_parts
+from minivl.tiny.training.model import Model, forward
 from minivl.trace.recorder import record
 
 PLAN = (6, 288, 6, 288)  # rows and lengths of a small batch
@@ -25,10 +27,10 @@ def trained(tmp_path_factory):
     """Modules with random weights, and the checkpoint folder that minivl loads, in float32."""
     torch.manual_seed(3)
     folder = tmp_path_factory.mktemp("packed")
-    parts = long_run.build_parts()
+    parts = build_parts()
     for tensor in parts["model"].parameters():  # as rounded as they are stored
         tensor.data = tensor.data.to(torch.bfloat16).float()
-    long_run.export(parts["model"], folder)
+    train.export(parts["model"], folder, vocabulary.build_tokenizer())
     return parts, folder
 
 
@@ -42,7 +44,7 @@ def pack(examples, plan=PLAN):
 def log_probs(parts, batch):
     """Log-probability of each token of the answers."""
     with torch.no_grad():
-        last = packed_model.forward(parts, batch)[-1].flatten(0, 1)[batch["at"]]
+        last = forward(parts["model"], batch)[-1].flatten(0, 1)[batch["at"]]
         logits = last @ parts["model"].model.embed_tokens.weight.T
         return logits.log_softmax(-1).gather(1, batch["target"][:, None])[:, 0]
 
@@ -76,7 +78,7 @@ def test_packed_is_minivl(trained, family):
     assert np.array_equal(tree["positions"][:, :length], found["position_ids"])
     with torch.no_grad():
         batch = pack([example], (6, 576, 1, 384))
-        last = packed_model.forward(parts, batch)[-1].flatten(0, 1)[batch["at"][0]]
+        last = forward(parts["model"], batch)[-1].flatten(0, 1)[batch["at"][0]]
         logits = (last @ parts["model"].model.embed_tokens.weight.T).numpy()
     assert np.abs(logits - found["lm_head"][-1]).max() < 1e-4 * max(1, np.abs(logits).max())
 
@@ -90,7 +92,7 @@ def make_small(number, ease, tokenizer):
 
 
 def run_for(folder, steps, tmp_path, stop=None):
-    options = long_run.parse(
+    options = train.parse(
         [str(folder), "--steps", str(steps), "--cooldown", "2", "--tower-steps", "2", "--workers", "0", "--no-compile"]
     )
 
@@ -99,12 +101,12 @@ def run_for(folder, steps, tmp_path, stop=None):
             raise KeyboardInterrupt
         return make_small(number, ease, tokenizer)
 
-    return long_run.train(options, make)
+    return train.train(options, make)
 
 
 def test_resumed_run_is_an_unbroken_one(tmp_path, monkeypatch):
     """Killed at step 5, of which the state after step 3 is left: the weights at the end are equal bit for bit."""
-    monkeypatch.setattr(long_run, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
     whole = run_for(tmp_path / "whole", 8, tmp_path).state_dict()
     with pytest.raises(KeyboardInterrupt):
         run_for(tmp_path / "broken", 8, tmp_path, stop=5)
@@ -115,7 +117,7 @@ def test_resumed_run_is_an_unbroken_one(tmp_path, monkeypatch):
 
 
 def test_longer_run_goes_on_before_the_cooldown(tmp_path, monkeypatch):
-    monkeypatch.setattr(long_run, "LOG_EVERY", 1)
+    monkeypatch.setattr(train, "LOG_EVERY", 1)
     run_for(tmp_path / "run", 6, tmp_path)
     run_for(tmp_path / "run", 9, tmp_path)
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -126,14 +128,14 @@ def test_weights_of_another_vocabulary_carry_over(tmp_path):
     """The shipped weights under the new tokenizer: tokens of equal text keep their rows, and the old answers come out."""
     old = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
     weights = load_file(CHECKPOINT / "model.safetensors")
-    carried = vocabulary.carry_over(weights, old)
-    new, rows = vocabulary.build_tokenizer(), weights["model.embed_tokens.weight"].float()
+    new = vocabulary.build_tokenizer()
+    carried, rows = vocabulary.carry_over(weights, old, new), weights["model.embed_tokens.weight"].float()
     for token in ("Ġcircle", "Ġred", "?", "7", "<|im_end|>", "<|image_pad|>"):
         assert torch.equal(carried["model.embed_tokens.weight"][new.token_to_id(token)], rows[old.token_to_id(token)])
     assert all(torch.equal(carried[name], weights[name].float()) for name in weights if "embed_tokens" not in name)
-    model = packed_model.PackedModel()
+    model = Model()
     model.load_state_dict(carried)
-    long_run.export(model, tmp_path)
+    train.export(model, tmp_path, new)
     drawn = scene(3)
     question = "How many shapes are there?"
     assert minivl.load(tmp_path).ask(question, drawn.image) == minivl.load().ask(question, drawn.image)

@@ -1,0 +1,141 @@
+"""The losses: the text of the answers, and three heads that are thrown away after training.
+
+    near     on each feature of the tower: what covers its 28 x 28 pixels, and where its box lies from there
+    far      on image tokens behind layer FAR of the decoder: where the box lies in the whole image
+    asked    on the tokens of an answer behind layer ASKED: the box that is being spoken of
+
+and features should point along the decoder's embeddings of the words for what they show.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from minivl.tiny.scenes import COLOURS, KINDS
+from minivl.tiny.training import model as packed
+from minivl.tiny.training.batches import CELL_KINDS, CHARACTERS
+from minivl.tiny.training.recipe import CONFIG
+
+SPELT = 3.0  # weight of the characters that are printed on a token, which are learnt last
+
+
+def build_parts():
+    """The model and the heads, in one module."""
+    width = CONFIG["hidden_size"]
+    heads = {"near": CellHead(width), "far": CellHead(width), "asked": nn.Linear(width, 4)}
+    return nn.ModuleDict({"model": packed.Model(), **heads})
+
+
+def losses(parts, batch, words, tower_alone=False, run_tower=packed.run_tower, run_decoder=packed.run_decoder):
+    """The loss to minimise, figures for the log, and which answers are right (None for the tower alone).
+
+    words   {"kind": token ids, "colour": ..., "digit": ...}, see `word_ids`
+    """
+    model = parts["model"]
+    if tower_alone:
+        rotation = packed.tower_rotation(batch["place"])
+        features = run_tower(model.visual, batch["pixels"], batch["segment"], *rotation)
+    else:
+        features, far_state, asked_state, last = packed.forward(model, batch, run_tower, run_decoder)
+    near, figures = parts["near"].loss(features, batch, "near", batch["kind"] >= 0)
+    named = naming_loss(features, batch, model.model.embed_tokens.weight.detach(), words)
+    figures = {"near": near, "named": named, **figures}
+    if tower_alone:
+        return near + named, figures, None
+    text, whole = text_loss(model, last, batch)
+    at = batch["feature"].flatten()
+    at, far_state = at[at >= 0], far_state.flatten(0, 1)[at >= 0]
+    in_decoder = torch.zeros_like(features).index_copy(0, at, far_state)
+    shown = torch.zeros_like(batch["kind"], dtype=torch.bool).index_fill(0, at, True)
+    far, _ = parts["far"].loss(in_decoder, batch, "far", shown)
+    asked = asked_loss(parts["asked"], asked_state, batch)
+    figures |= {"text": text, "far": far, "asked": asked}
+    return text + 0.15 * (near + named) + 0.15 * far + 0.5 * asked, figures, whole
+
+
+class CellHead(nn.Module):
+    """What covers a token, by one linear layer: kind, colour, digit, characters, box."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.sizes = (len(CELL_KINDS), len(COLOURS), 10, len(CHARACTERS), 4)
+        self.linear = nn.Linear(width, sum(self.sizes))
+        with torch.no_grad():
+            self.linear.bias[sum(self.sizes[:3]) : -4] = -3.0  # characters are rare
+
+    def loss(self, x, batch, box, drawn):
+        """x [U, D] of all tokens, of which `drawn` bool [U] count -> loss, and figures"""
+        x = F.rms_norm(x[drawn], x.shape[-1:])
+        kind, colour, digit, characters, where = self.linear(x).split(self.sizes, dim=-1)
+        true_kind, true_colour = batch["kind"][drawn], batch["colour"][drawn]
+        covered, shape = true_kind > 0, true_colour >= 0
+        loss = mean_of(F.cross_entropy(kind, true_kind, reduction="none"), covered)
+        loss = loss + mean_of(F.cross_entropy(kind, true_kind, reduction="none"), ~covered)
+        loss = loss + mean_of(F.cross_entropy(colour, true_colour.clamp(min=0), reduction="none"), shape)
+        true_digit = batch["digit"][drawn]
+        loss = loss + mean_of(F.cross_entropy(digit, true_digit.clamp(min=0), reduction="none"), true_digit >= 0)
+        true_characters = batch["characters"][drawn]
+        printed = true_characters.any(dim=-1)
+        spelt = F.binary_cross_entropy_with_logits(characters, true_characters, reduction="none").sum(dim=-1)
+        loss = loss + SPELT * mean_of(spelt, printed) + mean_of(spelt, ~printed)
+        error = where - batch[box][drawn]
+        distance = F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=0.05).mean(dim=-1)
+        loss = loss + 10 * mean_of(distance, shape)
+        with torch.no_grad():
+            read = (characters > 0) == (true_characters > 0)
+            figures = {
+                "kinds": mean_of((kind.argmax(-1) == true_kind).float(), covered),
+                "pixels": mean_of(error.abs().mean(-1), shape),
+                "characters": mean_of(read.all(dim=-1).float(), printed),
+            }
+        return loss, figures
+
+
+def mean_of(values, chosen):
+    """The mean over the chosen ones, 0 if there is none."""
+    return (values * chosen).sum() / chosen.sum().clamp(min=1)
+
+
+def text_loss(model, last, batch):
+    """Weighted cross entropy of the answers' tokens; for each answer, whether all its tokens are right."""
+    x = last.flatten(0, 1)[batch["at"]]
+    logits = F.linear(x, model.model.embed_tokens.weight)
+    loss = F.cross_entropy(logits, batch["target"], reduction="none")
+    loss = (loss * batch["weight"]).sum() / batch["weight"].sum()
+    right = (logits.argmax(-1) == batch["target"]).float()
+    whole = torch.ones(len(batch["task"]), device=right.device)
+    return loss, whole.scatter_reduce(0, batch["answer"], right, "amin")
+
+
+def asked_loss(head, hidden, batch):
+    """How far the box that an answer speaks of is from what a linear layer reads off the tokens before it."""
+    spoken = batch["spoken"]
+    if not spoken.any():
+        return hidden.sum() * 0
+    x = hidden.flatten(0, 1)[batch["at"][spoken]]
+    return 10 * F.smooth_l1_loss(head(F.rms_norm(x, x.shape[-1:])), batch["box"][spoken], beta=0.05)
+
+
+def naming_loss(features, batch, embedding, words):
+    """Features should point along the embeddings of the words for what they show: " red", " circle", "7".
+
+    Finding a shape by its name is then comparing a word with itself, and naming it is copying.
+    """
+    x, vectors = F.normalize(features, dim=-1), F.normalize(embedding, dim=-1)
+    loss = features.sum() * 0
+    for key, shift in (("kind", 1), ("colour", 0), ("digit", 0)):
+        ids = torch.tensor(words[key], device=features.device)
+        target = batch[key] - shift
+        shown = (target >= 0) & (target < len(ids)) & ((batch["colour"] >= 0) | (batch["digit"] >= 0))
+        if shown.any():
+            loss = loss + F.cross_entropy(10 * x[shown] @ vectors[ids].T, target[shown])
+    return loss
+
+
+def word_ids(tokenizer):
+    """Token ids of the words for kinds, colours and digits."""
+    return {
+        "kind": [tokenizer.token_to_id(f"Ġ{word}") for word in KINDS],
+        "colour": [tokenizer.token_to_id(f"Ġ{word}") for word in COLOURS],
+        "digit": [tokenizer.token_to_id(str(digit)) for digit in range(10)],
+    }

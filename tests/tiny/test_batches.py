@@ -1,0 +1,159 @@
+"""Training batches: what training sees is what the engine sees."""
+
+import numpy as np
+import pytest
+
+from minivl.model.positions import prompt_positions
+from minivl.processing.chat_template import render
+from minivl.processing.image_processor import ImageProcessor
+from minivl.processing.messages import expand, user
+from minivl.processing.tokenizer import Tokenizer
+from minivl.tiny import CHECKPOINT, scene
+from minivl.tiny.scenes import KINDS, SIZES
+from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
+from minivl.tiny.tasks.reading import draw_page
+from minivl.tiny.training import vocabulary
+from minivl.tiny.training.batches import (
+    CELL_KINDS,
+    CHARACTERS,
+    FULL,
+    GEOMETRY,
+    PAGES,
+    UNIT,
+    Batch,
+    cell_targets,
+    grow_tree,
+    make_batch,
+    patchify,
+)
+from minivl.tiny.training.recipe import ID, PREPROCESSOR
+
+TOKENIZER = Tokenizer(vocabulary.build_tokenizer())
+
+
+def draw(family, seed=0, most=4):
+    return draw_example(family, seed, most=most, branch=TRAINED)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_are_the_published_preprocessing(size):
+    drawn = scene(1, size=size)
+    processor = ImageProcessor.read(CHECKPOINT)
+    resized = processor.resize(drawn.image)
+    assert np.array_equal(resized, np.asarray(drawn.image))  # a scene keeps its size: boxes are in its own pixels
+    expected, grid = processor.patchify(processor.normalize(resized)[None])
+    assert grid == (1, size[0] // 14, size[1] // 14)
+    mean, std = (np.repeat(np.array(PREPROCESSOR[f"image_{key}"]), 392) for key in ("mean", "std"))
+    assert np.abs((patchify((resized, resized)) / 255 - mean) / std - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("family", ("shapes", "scene", "pair", "video", "table", "blind"))
+def test_a_tree_is_the_chat_template(family):
+    """What each conversation sees, rendered by the engine; and only the answers and their ends are learnt."""
+    example = draw(family)
+    tree = grow_tree(example, vocabulary.build_tokenizer())
+    ids, turn = tree["ids"], np.array(tree["turn"])
+    grids = {True: [], False: []}
+    for medium in example.media:
+        width, height = medium.frames[0].size
+        grids[medium.is_video].append((max(1, len(medium.frames) // 2), height // 14, width // 14))
+    counts = {kind: [t * h * w // 4 for t, h, w in sizes] for kind, sizes in grids.items()}
+    for number, turns in enumerate(example.conversations, start=1):
+        seen = (turn == 0) | (turn == number)
+        messages = user(turns[0].question, example.images, example.videos)
+        for said, following in zip(turns, turns[1:]):
+            messages += [{"role": "assistant", "content": said.answer}, {"role": "user", "content": following.question}]
+        messages.append({"role": "assistant", "content": turns[-1].answer})
+        text = expand(render(messages, add_generation_prompt=False), counts[False], counts[True])
+        assert TOKENIZER.decode(ids[seen], skip_special=False) == text.rstrip("\n")
+        places, _ = prompt_positions(ids[seen], GEOMETRY, grids[False], grids[True])
+        assert np.array_equal(tree["positions"][:, seen], places)
+    learnt = [reply for _, _, reply, _ in tree["answers"]]
+    said = [turn.answer for turns in example.conversations for turn in turns]
+    assert [TOKENIZER.decode(reply, skip_special=False) for reply in learnt] == [f"{one}<|im_end|>" for one in said]
+    assert all(list(ids[[i + 1 for i in at]]) == reply for _, at, reply, _ in tree["answers"])
+
+
+def test_an_answer_knows_the_box_it_speaks_of():
+    """A description goes from shape to shape; any other answer speaks of one box, or of none."""
+    tasks = set()
+    for example in (draw("shapes", number, most=6) for number in range(12)):
+        shapes = example.media[0].shapes[0]
+        turns = [turn for turns in example.conversations for turn in turns]
+        for turn, (_, _, reply, spoken) in zip(turns, grow_tree(example, vocabulary.build_tokenizer())["answers"]):
+            tasks.add(turn.task)
+            assert len(spoken) == len(reply) and spoken[-1] is None
+            if turn.task not in ("describe", "detail"):
+                assert set(spoken[:-1]) == {turn.about}
+                continue
+            for shape in shapes:
+                part = TOKENIZER.decode([token for token, box in zip(reply, spoken) if box == shape.box])
+                assert part.endswith(shape.label), part
+    assert {"describe", "detail", "where", "count", "exists"} <= tasks
+
+
+def test_batches_repeat():
+    plan = dict.fromkeys((False, True), (2, 576, 2, 384))
+    one, two, other = (make_batch(n, 1.0, vocabulary.build_tokenizer(), plan) for n in (3, 3, 4))
+    assert one.keys() == two.keys() and all(np.array_equal(one[key], two[key]) for key in one)
+    assert np.any(one["pixels"] != other["pixels"]) and len(one["task"]) > 0
+
+
+def test_families_have_their_shares():
+    """Each family is drawn while examples get harder and after; text more often then, since it is learnt last."""
+    early, later = ({name: share[i] for name, share in FAMILIES.items()} for i in (0, 1))
+    assert min(early.values()) > 0 and min(later.values()) > 0 and later["text"] > early["text"]
+
+
+def test_an_example_without_room_changes_nothing():
+    batch, tokenizer = Batch(1, 288, 1, 256), vocabulary.build_tokenizer()
+    added = [batch.add(draw("shapes", n), tokenizer) for n in range(30)]
+    assert True in added and False in added
+    again = Batch(1, 288, 1, 256)
+    for n in (n for n, fits in enumerate(added) if fits):
+        assert again.add(draw("shapes", n), tokenizer)
+    one, two = batch.arrays(), again.arrays()
+    assert all(np.array_equal(one[key], two[key]) for key in one)
+
+
+def test_targets_of_the_tower_lie_on_the_shape():
+    drawn = next(d for d in (scene(s, size=(112, 112), count=1) for s in range(99)) if d.shapes[0].kind == "square")
+    targets = cell_targets(112, 112, drawn.shapes, (), None)
+    x1, y1, x2, y2 = drawn.shapes[0].box
+    covered = targets["kind"].reshape(4, 4) > 0
+    assert covered[(y1 + y2) // 56, (x1 + x2) // 56]
+    assert np.allclose(targets["far"][covered.reshape(-1)] * FULL, (x1, y1, x2, y2))
+    centres = np.argwhere(covered)[:, ::-1] * UNIT + UNIT / 2
+    assert np.allclose(targets["near"][covered.reshape(-1)] * 56 + np.tile(centres, 2), (x1, y1, x2, y2))
+    assert set(targets["kind"]) <= {0, CELL_KINDS.index("square")} and set(targets["digit"]) == {-1}
+    assert CELL_KINDS[1 : 1 + len(KINDS)] == KINDS
+
+
+def test_each_printed_character_is_a_target_where_its_middle_is():
+    for seed in range(20):
+        medium = draw("text", seed).media[0]
+        width, height = medium.frames[0].size
+        targets = cell_targets(height, width, (), medium.signs[0], None)["characters"]
+        expected = {sign.text for sign in medium.signs[0]}
+        assert {CHARACTERS[i] for i in np.flatnonzero(targets.any(axis=0))} == expected
+        for sign in medium.signs[0]:
+            x1, y1, x2, y2 = sign.box
+            cell = (y1 + y2) // (2 * UNIT) * (width // UNIT) + (x1 + x2) // (2 * UNIT)
+            assert targets[cell, CHARACTERS.index(sign.text)] == 1
+
+
+def test_pages_are_full_of_characters_and_nothing_is_asked_about_them():
+    made = make_batch(3, 1.0, vocabulary.build_tokenizer())
+    pages = draw_page(np.random.default_rng(0)), draw_page(np.random.default_rng(1))
+    for page in pages:
+        assert page.frames[0].size == (168, 168) and len(page.signs[0]) > 15
+        boxes = np.array([sign.box for sign in page.signs[0]], dtype=np.int64)
+        assert boxes.min() >= 0 and boxes.max() <= 168
+    in_decoder = np.zeros(len(made["kind"]), dtype=bool)
+    in_decoder[made["feature"][made["feature"] >= 0]] = True
+    unasked = ~in_decoder & (made["kind"] >= 0)
+    assert unasked.sum() == PAGES * 36 and made["characters"][unasked].any(axis=1).mean() > 0.5
+
+
+def test_special_tokens_are_the_recipes():
+    assert {token: TOKENIZER.id(token) for token in ID} == ID
