@@ -1,20 +1,16 @@
-"""Findings about the small model, each measured over many drawn cases: python -m minivl.studies.findings [NAME ...]
+"""Write what is found about the small model, measured over many drawn cases: python -m minivl.studies.findings [NAME ...]
 
     python -m minivl.studies.findings --list
     python -m minivl.studies.findings reader --over 200 --figures docs
     python -m minivl.studies.findings --checkpoint run/checkpoints/004000      # all of them, of another checkpoint
     python -m minivl.studies.findings --training run/checkpoints --over 100     # when do skills and heads appear?
 
-A finding is a question about the model, a table and, mostly, a figure. Heads are chosen by what is measured, not by number, so
-the same commands serve any checkpoint of the small model. "0.1" is head 1 of layer 0. Intervals are 95 %: Wilson's for shares
-of right answers, bootstrap over the cases for means. Needs matplotlib for --figures.
+A finding is a question about the model, a table and, mostly, a figure: see measures.py. Needs matplotlib for --figures.
 """
 
 import argparse
 import sys
 import time
-from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,398 +18,9 @@ import numpy as np
 import minivl
 from minivl import plots
 from minivl.helpers import check_kind, did_you_mean, format_seconds
-from minivl.studies.architecture import without_time, without_windows
-from minivl.studies.causal_tracing import patch_grid, patch_heads
-from minivl.studies.edge_probe import edge_probe
-from minivl.studies.head_ablation import ablate_heads, logits_without
-from minivl.studies.head_atlas import head_atlas, heads_on
-from minivl.studies.logit_lens import logit_lens
-from minivl.studies.occlusion import occlusion
-from minivl.studies.over import ASKED, QUESTION_WORD, average
+from minivl.studies.measures import FINDINGS, UNIT, Model, table
 from minivl.studies.over_training import over_training
 from minivl.studies.scenes import scenes
-from minivl.tiny.scoring import UNCERTAIN, calibration_bins, calibration_error, score_families, wilson
-
-LOOKS, CARRIES = 0.5, 0.05  # a head looks at the object: share of attention; it carries the colour: recovered share
-MIDDLE_EDGES = ("square", "circle", "ring", "cross")  # kinds whose left and right edge is at half height
-SCENE_TASKS = ("colour", "count", "count kind", "describe")
-FAR_TASKS = (("corner", "corner"), ("longer", "longer"), ("line", "line"), ("word", "text"), ("more", "pair"))
-VIDEO_TASKS = ("way", "when", "first")
-TRIED, KNOWN = 20, 0.4  # a task is measured if at least this share of so many cases is answered right
-UNIT = 100  # cases for one unit of `score_families`
-
-
-@dataclass
-class Model:
-    """A loaded model and what several findings need of it, measured once."""
-
-    vlm: object
-    count: int
-    cases: list = field(init=False)
-
-    def __post_init__(self):
-        self.cases = scenes(self.count, "colour")
-
-    @cached_property
-    def atlas(self):
-        return head_atlas(self.vlm, self.cases)
-
-    @cached_property
-    def patched_heads(self):
-        return patch_heads(self.vlm, self.cases)
-
-    @cached_property
-    def without_each(self):
-        return ablate_heads(self.vlm, over=self.cases)
-
-    @cached_property
-    def reader(self):
-        """The head with the largest share on the question's word: (layer, head)."""
-        return heads_on(self.atlas, QUESTION_WORD, 0)[0]
-
-    @property
-    def lookers(self):
-        """Heads that look at the asked object."""
-        return heads_on(self.atlas, ASKED, LOOKS)
-
-    @property
-    def carriers(self):
-        """Heads whose output brings the colour."""
-        mean = np.nan_to_num(self.patched_heads.mean)
-        return sorted(map(tuple, np.argwhere(mean >= CARRIES).tolist()), key=lambda head: -mean[head])
-
-
-FINDINGS = {}
-
-
-def finding(name, question):
-    """Decorator: make a function of a `Model` -> (lines of Markdown, figure or None) a finding."""
-
-    def add(measure):
-        FINDINGS[name] = question, measure
-        return measure
-
-    return add
-
-
-# ---- lines of a table ----
-
-
-def table(header, rows):
-    return [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *[f"| {' | '.join(row)} |" for row in rows]]
-
-
-def head_name(head):
-    return f"{head[0]}.{head[1]}"
-
-
-def names(heads):
-    return ", ".join(map(head_name, heads)) or "none"
-
-
-def mean_of(result, *labels, percent=False, digits=None):
-    """ "-8.2 (-13.3 to -3.5)" of a cell, in percent if asked for."""
-    digits = (0 if percent else 1) if digits is None else digits
-    values = [100 * value if percent else value for value in result[labels]]
-    mean, low, high = (f"{round(value, digits) + 0.0:.{digits}f}" for value in values)  # + 0.0: no "-0"
-    return f"{mean}{' %' * percent} ({low} to {high})"
-
-
-def share_right(right, count):
-    """ "97.0 % (93 to 99)" of a share of right answers."""
-    low, high = wilson(right * count, count)
-    return f"{100 * right:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
-
-
-def right_without(result, number):
-    return share_right(float(result.right[number]), len(result.values))
-
-
-def right_at_first(result):
-    known = result.baseline > 0
-    return share_right(float(known.mean()), len(known))
-
-
-# ---- the findings ----
-
-
-@finding("reader", "Which head reads the question, and what happens without it?")
-def find_reader(model):
-    vlm, reader, count = model.vlm, model.reader, len(model.cases)
-    layer, head = reader
-    others = [(layer, other) for other in range(vlm.config.text.num_attention_heads) if other != head]
-
-    def named(case_run):
-        """Whether the answer without the reader is the right one, another object's colour, or neither."""
-        logits = logits_without(case_run, [reader])
-        if case_run.difference(logits) > 0:
-            return [1, 0, 0]
-        case, ids = case_run.case, {text: vlm.tokenizer.encode(text)[0] for text in case_run.case.wrong}
-        best = max(case.wrong, key=lambda text: logits[0, ids[text]])
-        return [0, best in case.distractors, best not in case.distractors]
-
-    answers = average(
-        vlm, model.cases, "answers", {"answer": ["right", "another object's", "other"]}, named, "share of the answers"
-    )
-    ablation = ablate_heads(vlm, over=model.cases, heads={"reader": [reader], "others": others})
-    rows = [
-        ["with all heads", right_at_first(ablation), ""],
-        [f"without {head_name(reader)}", right_without(ablation, 0), mean_of(ablation, "reader")],
-        [f"without all other heads of layer {layer}", right_without(ablation, 1), mean_of(ablation, "others")],
-    ]
-    share = mean_of(model.atlas, f"layer {layer}", f"head {head}", QUESTION_WORD, percent=True)
-    right, confused, other = (round(count * value) for value in answers.mean)
-    return [
-        f"Head {head_name(reader)} has the largest share of attention on the word that names the kind: {share}.",
-        "",
-        *table(["", "answered right", "change of the logit difference"], rows),
-        "",
-        f"Without it, {count - right} of {count} answers are wrong; {confused} of them are the colour of another object in "
-        f"the image, {other} are not.",
-    ], plots.head_atlas(model.atlas)
-
-
-@finding("object", "Which heads find the asked object, and which copy its colour?")
-def find_object(model):
-    atlas, patched = model.atlas, model.patched_heads
-    rows = []
-    for layer, head in dict.fromkeys([*model.lookers, *model.carriers]):
-        cell = f"layer {layer}", f"head {head}"
-        shares = [mean_of(atlas, *cell, role, percent=True) for role in (ASKED, QUESTION_WORD)]
-        rows.append([head_name((layer, head)), *shares, mean_of(patched, *cell, percent=True)])
-    layers = range(model.vlm.config.text.num_hidden_layers)
-    groups = {f"layer {i}": [head for head in model.carriers if head[0] == i] for i in layers}
-    groups = {"carriers": model.carriers, **{name: heads for name, heads in groups.items() if heads}}
-    together = patch_heads(model.vlm, model.cases, groups)
-    lines = [f"{names(heads)} together: {mean_of(together, name, percent=True)}" for name, heads in groups.items()]
-    return [
-        "The output of a head at the last token is taken from an image in which the asked object has the right colour, "
-        "into a run in which it has another one: how much of the logit difference comes back?",
-        "",
-        *table(["head", "attention on the asked object", "on the question word", "recovered by its output"], rows),
-        "",
-        *[f"* {line}" for line in dict.fromkeys(lines)],
-    ], plots.averages(patched)
-
-
-@finding("needed", "Which heads does the answer need?")
-def find_needed(model):
-    result, vlm = model.without_each, model.vlm
-    strongest = [tuple(int(label.split()[-1]) for label in labels) for labels, *_ in result.strongest(4)]
-    layers = range(vlm.config.text.num_hidden_layers)
-    heads = range(vlm.config.text.num_attention_heads)
-    groups = {f"{head_name(head)}": [head] for head in strongest}
-    groups["heads that look"] = model.lookers
-    groups |= {
-        f"lookers of layer {i}": [head for head in model.lookers if head[0] == i]
-        for i in layers
-        if any(head[0] == i for head in model.lookers)
-    }
-    groups |= {f"layer {i}": [(i, head) for head in heads] for i in layers}
-    together = ablate_heads(vlm, over=model.cases, heads=groups)
-    rows = [["none", right_at_first(together), f"({float(together.baseline.mean()):.1f})"]]
-    for number, (name, group) in enumerate(groups.items()):
-        text = f"all of {name}" if name in map("layer {}".format, layers) else names(group)
-        rows.append([text, right_without(together, number), mean_of(together, name)])
-    unneeded = int((result.right > 0.99).sum())
-    return [
-        f"Without one head, {unneeded} of {result.mean.size} leave more than 99 % of the answers right.",
-        "",
-        *table(["heads ablated", "answered right", "change of the logit difference"], rows),
-    ], plots.averages(result)
-
-
-@finding("misleading", "Where does attention mislead?")
-def find_misleading(model):
-    atlas, patched, ablation = model.atlas, model.patched_heads, model.without_each
-    share = atlas.mean[..., list(atlas.axes["role"]).index(ASKED)]
-    rows, idle = [], []
-    for layer, head in heads_on(atlas, ASKED, LOOKS / 2):
-        cell = f"layer {layer}", f"head {head}"
-        if patched[cell][0] < CARRIES:
-            idle.append((layer, head))
-        rows.append([
-            head_name((layer, head)), mean_of(atlas, *cell, ASKED, percent=True), mean_of(patched, *cell, percent=True),
-            mean_of(ablation, *cell), share_right(float(ablation.right[layer, head]), len(ablation.values)),
-        ])  # fmt: skip
-    together = ablate_heads(model.vlm, over=model.cases, heads={"idle": idle})
-    rows.append([f"{names(idle)} together", "", "", mean_of(together, "idle"), right_without(together, 0)])
-    worst = np.unravel_index(np.nanargmin(ablation.mean), ablation.mean.shape)
-    brings = rank_correlation(share.reshape(-1), patched.mean.reshape(-1))
-    costs = rank_correlation(share.reshape(-1), -ablation.mean.reshape(-1))
-    return [
-        f"{int((share >= LOOKS / 2).sum())} heads have at least {LOOKS / 2:.0%} of their attention on the asked object. "
-        f"{len(idle)} of them ({names(idle)}) bring less than {CARRIES:.0%} of its colour. The head that the answer needs "
-        f"most, {head_name(worst)}, has {share[worst]:.0%} on it. Rank correlation over all heads of the share and of what the "
-        f"head brings: {brings:.2f}; of the share and of what its loss costs: {costs:.2f}.",
-        "",
-        *table(
-            [
-                "head",
-                "attention on the asked object",
-                "recovered by its output",
-                "change without it",
-                "right without it",
-            ],
-            rows,
-        ),
-    ], plots.share_and_effect(atlas, ablation)
-
-
-def rank_correlation(a, b):
-    """Spearman's: the correlation of ranks."""
-    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable").astype(np.float64) for values in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
-def patching_lines(result):
-    """Where what is asked for sits after each layer."""
-    first = result.axes["patched after"]
-    known = int((~np.isnan(result.values).all(axis=(1, 2))).sum())
-    roles = [role for role in result.axes["tokens"] if not np.isnan(result[first[0], role][0])]
-    rows = [
-        [name.removeprefix("model."), *[mean_of(result, name, role, percent=True) for role in roles]] for name in first
-    ]
-    return [
-        f"Over {known} pairs of images that both get their true answers:",
-        "",
-        *table(["patched after", *roles], rows),
-    ]
-
-
-@finding("colour", "Where is the colour, layer by layer?")
-def find_colour(model):
-    result = patch_grid(model.vlm, over=model.cases)
-    return patching_lines(result), plots.patch_grid(result)
-
-
-@finding("lens", "After which layer is the colour settled?")
-def find_lens(model):
-    result = logit_lens(vlm=model.vlm, over=model.cases)
-    rows = []
-    for number, layer in enumerate(result.axes["after"]):
-        right = float((result.values[:, number] > 0).mean())
-        rows.append([layer, mean_of(result, layer), share_right(right, len(result.values))])
-    return table(["after", "logit difference", "right answer ahead"], rows), plots.averages(result)
-
-
-@finding("hidden", "Which part of the image does the answer need?")
-def find_hidden(model):
-    result = occlusion(model.vlm, over=model.cases)
-    rows = [["nothing", right_at_first(result), ""]]
-    for number, role in enumerate(result.axes["hidden"]):
-        rows.append([role, right_without(result, number), mean_of(result, role)])
-    return table(["hidden", "answered right", "change of the logit difference"], rows), plots.averages(result)
-
-
-@finding("count", "Where is a count made?")
-def find_count(model):
-    result = patch_grid(model.vlm, over=scenes(model.count, "count"))
-    heads = patch_heads(model.vlm, scenes(model.count, "count"))
-    best = [
-        f"{head_name([int(label.split()[-1]) for label in labels])} {100 * mean:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
-        for labels, mean, low, high in heads.strongest(5)
-    ]
-    return [
-        'The "asked object" is the one that the other image lacks.',
-        "",
-        *patching_lines(result),
-        "",
-        f"Recovered by the output of single heads at the last token: {', '.join(best)}.",
-    ], plots.patch_grid(result)
-
-
-@finding("windows", "What do the tower's windows carry?")
-def find_windows(model):
-    tasks = [(task, None) for task in SCENE_TASKS] + list(FAR_TASKS)
-    results, unknown = over_known_tasks(model, without_windows, tasks)
-    rows = []
-    for task, result in results.items():
-        changes = [[right_without(result, at), mean_of(result, name)] for at, name in enumerate(result.axes["tower"])]
-        rows.append([task, right_at_first(result), *changes[0], *changes[1]])
-    header = ["task", "as trained", "full attention everywhere", "change", "windows everywhere", "change"]
-    return [
-        "Answered right, and the change of the logit difference, with full attention in all blocks of the tower and with "
-        "windows in all.",
-        "",
-        *table(header, rows),
-        *unknown,
-    ], plots.averages(max(results.values(), key=worst_loss)) if results else None
-
-
-def over_known_tasks(model, study, tasks):
-    """({task: Averages}, a remark): a study over each task, (task, family), but for those that the model does not know."""
-    results, unknown = {}, []
-    for task, family in tasks:
-        cases = scenes(model.count, task, family)
-        tried = [replace(case, wrong=()) for case in cases[:TRIED]]  # above 0 if the model gives this very answer
-        known = int((study(model.vlm, tried).baseline > 0).sum())
-        if known < KNOWN * TRIED:
-            unknown.append(f"{task} ({known} of {TRIED})")
-        else:
-            results[task] = study(model.vlm, cases)
-    remark = f"Tasks that the model does not know are left out (answered right): {', '.join(unknown)}."
-    return results, ["", remark] if unknown else []
-
-
-def worst_loss(result):
-    """How many more answers are wrong with the change."""
-    return float((result.baseline > 0).mean() - result.right.min())
-
-
-@finding("time", "What do positions in time carry?")
-def find_time(model):
-    results, unknown = over_known_tasks(model, without_time, [(task, "video") for task in VIDEO_TASKS])
-    rows = [
-        [task, right_at_first(result), right_without(result, 0), mean_of(result, "all frames at one time")]
-        for task, result in results.items()
-    ]
-    header = ["task", "as trained", "all frames at one time", "change of the logit difference"]
-    figure = plots.averages(max(results.values(), key=worst_loss)) if results else None
-    return [*(table(header, rows) if rows else []), *unknown], figure
-
-
-@finding("edge", "What does the merger keep of a shape's edge?")
-def find_edge(model):
-    cases = [case for case in scenes(3 * model.count, "colour") if case.word in MIDDLE_EDGES]
-    result = edge_probe(model.vlm, cases)
-    rows = [[stage, mean_of(result, stage, digits=2)] for stage in result.axes["stage"]]
-    return [
-        f"Over {len(cases)} objects with an edge at half height: the place of their left and right edge inside a token of "
-        f"{model.vlm.config.vision.merged_size} pixels, read by ridge regression.",
-        "",
-        *table(["read from", "mean error, pixels"], rows),
-    ], plots.averages(result)
-
-
-@finding("calibration", "How well does the model know when it is right?")
-def find_calibration(model):
-    results = score_families(model.vlm, max(1, model.count // UNIT))
-    chosen = [scored for scored in results if scored.task not in UNCERTAIN]
-    rows = [
-        [f"{100 * confidence:.1f} %", share_right(right, count), str(count)]
-        for confidence, right, count in calibration_bins(chosen)
-    ]
-    return [
-        f"Over all task families, trained and held-out wordings: expected calibration error {calibration_error(chosen):.1%}.",
-        "",
-        *table(["mean confidence", "answered right", "answers"], rows),
-    ], plots.calibration(results)
-
-
-def training_lines(history):
-    """Scores and heads of each checkpoint, in Markdown."""
-    curves = {**history.skills, **{f"best head on the {role}": values for role, values in history.heads.items()}}
-    rows = []
-    for number, step in enumerate(history.steps):
-        cells = [values[number] for values in curves.values()]
-        rows.append(
-            [
-                str(step),
-                *["" if np.isnan(mean) else f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in cells],
-            ]
-        )
-    return [str(history), "", *table(["step", *curves], rows)]
 
 
 def main(arguments=None):
@@ -479,6 +86,21 @@ def run_over_training(options):
     print("\n".join(training_lines(history)))
     if options.figures is not None:
         plots.over_training(history).savefig(options.figures / "training.png")
+
+
+def training_lines(history):
+    """Scores and heads of each checkpoint, in Markdown."""
+    curves = {**history.skills, **{f"best head on the {role}": values for role, values in history.heads.items()}}
+    rows = []
+    for number, step in enumerate(history.steps):
+        cells = [values[number] for values in curves.values()]
+        rows.append(
+            [
+                str(step),
+                *["" if np.isnan(mean) else f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in cells],
+            ]
+        )
+    return [str(history), "", *table(["step", *curves], rows)]
 
 
 if __name__ == "__main__":

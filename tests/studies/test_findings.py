@@ -5,7 +5,7 @@ import pytest
 
 import minivl
 from minivl import Error, studies
-from minivl.studies import findings
+from minivl.studies import findings, measures
 from minivl.studies.edge_probe import MERGER, NOTHING, edge_of, errors_of_probe, predict
 from minivl.studies.over import ASKED
 from minivl.tiny import CHECKPOINT
@@ -30,21 +30,21 @@ def test_a_finding_is_its_study(vlm, tmp_path, capsys):
 
 
 def test_heads_are_chosen_by_what_is_measured(vlm):
-    model = findings.Model(vlm, 3)
+    model = measures.Model(vlm, 3)
     word = list(model.atlas.axes["role"]).index("question word")
     assert model.atlas.mean[(*model.reader, word)] == np.nanmax(model.atlas.mean[..., word])
-    assert all(model.patched_heads.mean[head] >= findings.CARRIES for head in model.carriers)
-    lines, figure = findings.FINDINGS["object"][1](model)
+    assert all(model.patched_heads.mean[head] >= measures.CARRIES for head in model.carriers)
+    lines, figure = measures.FINDINGS["object"][1](model)
     listed = [line for line in lines if line[:3].strip("| ").isdigit()]
     assert len(listed) == len({*model.lookers, *model.carriers}) and figure.axes
-    lines, _ = findings.FINDINGS["reader"][1](model)
-    assert lines[0].startswith(f"Head {findings.head_name(model.reader)} has the largest share")
+    lines, _ = measures.FINDINGS["reader"][1](model)
+    assert lines[0].startswith(f"Head {measures.head_name(model.reader)} has the largest share")
 
 
 def test_rank_correlation():
     values = np.array([3.0, 1, 2, 8])
-    assert findings.rank_correlation(values, values**3) == pytest.approx(1)
-    assert findings.rank_correlation(values, -values) == pytest.approx(-1)
+    assert measures.rank_correlation(values, values**3) == pytest.approx(1)
+    assert measures.rank_correlation(values, -values) == pytest.approx(-1)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_bad_options_are_named(arguments, words):
 
 def test_calibration_is_the_scores(vlm, monkeypatch):
     results = [Scored("colour", False, float(i % 2), 0.3) for i in range(8)] + [Scored("hidden", False, 1.0, 0.9)]
-    monkeypatch.setattr(findings, "score_families", lambda vlm, examples: results * examples)
-    lines, figure = findings.FINDINGS["calibration"][1](findings.Model(vlm, 20))
+    monkeypatch.setattr(measures, "score_families", lambda vlm, examples: results * examples)
+    lines, figure = measures.FINDINGS["calibration"][1](measures.Model(vlm, 20))
     assert (
         "expected calibration error 20.0%" in lines[0] and "| 30.0 % | 50.0 % (22 to 78) | 8 |" in lines and figure.axes
     )
@@ -85,7 +85,7 @@ def test_training_table():
 def test_list_of_findings(capsys):
     findings.main(["--list"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(findings.FINDINGS) and len(lines) >= 10
+    assert [line.split()[0] for line in lines] == list(measures.FINDINGS) and len(lines) >= 10
 
 
 # ---- probes ----
