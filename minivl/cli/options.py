@@ -52,7 +52,7 @@ PROMPT = (
 DEFAULT_QUESTION = "Describe the picture."
 IMAGE_AND_QUESTION = (
     ("image IMAGE", str, "an image or a video; without one, a scene is drawn", {"nargs": "?"}),
-    ("question QUESTION", str, f'default: "{DEFAULT_QUESTION}"', {"nargs": "?"}),
+    ("question QUESTION", str, f'default: "{DEFAULT_QUESTION}"; walk asks for a colour in a scene', {"nargs": "?"}),
     SCENE,
 )
 SIZES = "3B, 7B, 32B, 72B, a folder with a config.json, or such a file; default: the model that ships"
@@ -157,10 +157,11 @@ def build_messages(options):
     return messages_of([{"type": "image", "image": draw_scene(options.scene).image}], options.question)
 
 
-def image_and_question(options):
+def image_and_question(options, ask=None):
     """(part of a message, question, `Scene` or None) of IMAGE, QUESTION and --scene; without an image, of scene 0.
 
-    Beside --scene a lone argument is the question, unless it looks like a file.
+    Beside --scene a lone argument is the question, unless it looks like a file. ask: a function that words a question about
+    a scene where none was given; None, or what it returns None for, is DEFAULT_QUESTION.
     """
     image, question = options.image, options.question
     is_file = image is not None and (os.path.isfile(image) or re.fullmatch(r"\S+\.\w{2,5}", image) is not None)
@@ -173,7 +174,8 @@ def image_and_question(options):
             raise Error(f"there is no image {image}. To ask that about a drawn scene, add --scene 0.")
         return media_item(image), question or DEFAULT_QUESTION, None
     scene = draw_scene(options.scene or 0)
-    return {"type": "image", "image": scene.image}, question or DEFAULT_QUESTION, scene
+    question = question or (ask and ask(scene)) or DEFAULT_QUESTION
+    return {"type": "image", "image": scene.image}, question, scene
 
 
 def draw_scene(seed):

@@ -25,6 +25,8 @@ OPTIONS = (
     *RUN,
 )  # fmt: skip
 
+FIRST_SCENE = 15  # five shapes, one of them a circle
+
 
 def run(options):
     from minivl.cli.walk_terminal import walk_by_commands
@@ -32,10 +34,12 @@ def run(options):
     from minivl.walk.walk import LATER_TOKENS, narrate
 
     protocol = image_protocol(options.show)
-    item, question, scene = image_and_question(options)
+    if options.image is None and options.scene is None:
+        options.scene = FIRST_SCENE
+    item, question, scene = image_and_question(options, ask_colour)
     if scene is not None:
-        seed, (width, height) = options.scene or 0, scene.image.size
-        print(f"Scene {seed}: {width} x {height} pixels. Draw another with --scene {seed + 1}.")
+        width, height = scene.image.size
+        print(f"Scene {options.scene}: {width} x {height} pixels. Draw another with --scene {options.scene + 1}.")
     vlm = load_model(options)
     show_image(item, options, scene, protocol)
     print(f"Question: {question}\n", flush=True)
@@ -56,6 +60,13 @@ def run(options):
         print(f"Truth:  {truth}   ({'right' if answer == truth else 'wrong'})")
 
 
+def ask_colour(scene):
+    """The scene's question for the colour of one of its shapes (short, and not to be guessed); None if it has none."""
+    from minivl.tiny.scenes import COLOURS
+
+    return next((question for question, answer in scene.questions if answer in COLOURS), None)
+
+
 def image_protocol(how):
     """How to show the image: one of PROTOCOLS, or None."""
     if how in PROTOCOLS and not sys.stdout.isatty():
@@ -70,7 +81,7 @@ def show_image(item, options, scene, protocol):
     elif scene is None:
         print(f"{item['type'].capitalize()}: {options.image}")
     else:
-        print(f"Image: {save_scene(scene.image, options.scene or 0)}")
+        print(f"Image: {save_scene(scene.image, options.scene)}")
 
 
 def save_scene(image, seed):

@@ -1,0 +1,111 @@
+"""Keep the log of a training run: means over 100 steps in training.csv, and training.png, drawn from it.
+
+python docs/training_log.py RUN_FOLDER/log.jsonl      # both
+python docs/training_log.py                           # the picture alone
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent))
+
+from minivl.palette import COLOURS  # noqa: E402
+from minivl.tiny.phrasings import PHRASINGS  # noqa: E402
+
+EVERY = 100
+LOSSES = {"text": "text of the answers", "near": "what covers a token, and where", "far": "the same, inside the decoder",
+          "asked": "box that is spoken of", "named": "features point at words"}  # fmt: skip
+GROUPS = {
+    "attributes, counts, yes or no": (
+        "colour",
+        "kind",
+        "size",
+        "count",
+        "count kind",
+        "count colour",
+        "exists",
+        "unknown",
+    ),
+    "descriptions": ("describe", "detail"),
+    "relations": ("relation", "related", "beside", "extreme"),
+    "two images": ("more", "changed", "which picture", "of two"),
+    "videos": ("way", "first", "when", "appeared"),
+    "charts and tables": ("bar", "best bar", "table"),
+    "words and numbers": ("word", "number"),
+    "far apart": ("corner", "longer", "line"),
+}
+
+
+def main(arguments):
+    if arguments:
+        write_table(read_log(Path(arguments[0])), DOCS / "training.csv")
+    with (DOCS / "training.csv").open() as file:
+        draw(list(csv.DictReader(file)), DOCS / "training.png")
+
+
+def read_log(path):
+    """{step: line}, of a step that was run twice (after a restart) the later one, and seconds since the line before."""
+    lines, before = {}, None
+    for text in path.read_text().splitlines():
+        line = json.loads(text)
+        went_on = before is not None and line["seconds"] > before["seconds"]
+        line["spent"] = line["seconds"] - (before["seconds"] if went_on else 0)
+        lines[line["step"]], before = line, line
+    return lines
+
+
+def write_table(lines, path):
+    """One row for each EVERY steps: hours so far, means of the losses, share of right answers of each task."""
+    hours = 0.0
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["step", "hours", *LOSSES, *PHRASINGS, "blind"])
+        for end in range(EVERY, max(lines) + EVERY, EVERY):
+            block = [lines[step] for step in sorted(lines) if end - EVERY < step <= end]
+            hours += sum(line["spent"] for line in block) / 3600
+            losses = [mean([line[name] for line in block if name in line], "{:.4f}") for name in LOSSES]
+            tasks = [
+                share([line["right"][task] for line in block if task in line["right"]])
+                for task in (*PHRASINGS, "blind")
+            ]
+            writer.writerow([end, f"{hours:.2f}", *losses, *tasks])
+
+
+def mean(values, form):
+    return form.format(sum(values) / len(values)) if values else ""
+
+
+def share(counts):
+    asked = sum(count for _, count in counts)
+    return f"{sum(right for right, _ in counts) / asked:.3f}" if asked else ""
+
+
+def draw(rows, path):
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for (name, title), colour in zip(LOSSES.items(), COLOURS):
+        left.plot(*curve(rows, [name]), label=title, color=colour)
+    left.set(title="losses", xlabel="step", yscale="log")
+    for (title, tasks), (colour, style) in zip(GROUPS.items(), [(c, s) for s in ("-", "--") for c in COLOURS[:4]]):
+        right.plot(*curve(rows, tasks), label=title, color=colour, linestyle=style)
+    right.set(title="right answers, given the true answer so far", xlabel="step", ylabel="share", ylim=(0, 1))
+    for axes in (left, right):
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=90)
+
+
+def curve(rows, names):
+    """Steps, and means over the columns that have a value."""
+    points = [(int(row["step"]), [float(row[name]) for name in names if row[name]]) for row in rows]
+    points = [(step, sum(values) / len(values)) for step, values in points if values]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
