@@ -50,7 +50,7 @@ def named(choose):
 
 
 def largest_difference(ours, port):
-    error = {name: np.abs(ours[name] - port[name]).max() / np.abs(ours[name]).max() for name in differing(ours, port)}
+    error = {name: np.abs(ours[name] - port[name]).max() for name in differing(ours, port)}
     return max(error, key=error.get)
 
 
