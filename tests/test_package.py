@@ -124,5 +124,6 @@ def test_what_the_readme_shows_runs(tmp_path, monkeypatch, capsys):
         exec(block.split("```")[0], names)
     shown = capsys.readouterr().out
     truth = dict(scene(5).questions)
-    assert shown.startswith(f"{truth['How many shapes are there?']}\n{truth['Describe the picture.']}")
+    assert shown.startswith(f"{truth['How many shapes are there?']}\nno\n{truth['Describe the picture.']}")
+    assert "\nright\nright\n2\n" in shown
     assert (tmp_path / "run.safetensors").is_file() and len(names["messages"]) == 3

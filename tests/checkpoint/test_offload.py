@@ -291,4 +291,4 @@ def test_the_command_line(monkeypatch, capsys):
     monkeypatch.setattr("minivl.checkpoint.offload.SLACK", 0)
     assert main(["ask", "Hello", "--max-new-tokens", "2"]) in (0, 1)  # so little that the kernels' own may be too much
     limited = capsys.readouterr()
-    assert "the weights, 6.90 MB, do not fit in memory" in limited.err and "do not fit" not in free.err
+    assert "the weights, 7.00 MB, do not fit in memory" in limited.err and "do not fit" not in free.err

@@ -204,9 +204,9 @@ def test_tokens_without_text_are_told(tmp_path, capsys):
     """A row beyond the vocabulary that is chosen: the text cannot show it, so a warning does."""
     vlm = larger(tmp_path / "larger", 64)
     edit = {"next_token": np.array([vlm.config.text.vocab_size - 1])}
-    with pytest.warns(UserWarning, match="chose token 575, for which tokenizer.json has no text"):
+    with pytest.warns(UserWarning, match="chose token 831, for which tokenizer.json has no text"):
         answer = vlm.trace("Hello", edit=edit).result
-    assert answer == "" and answer.ids == [575]
+    assert answer == "" and answer.ids == [831]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert vlm.ask("Hello") == minivl.load().ask("Hello")
@@ -214,9 +214,9 @@ def test_tokens_without_text_are_told(tmp_path, capsys):
 
 def test_the_command_line_says_warnings_in_a_line(tmp_path, capsys, monkeypatch):
     larger(tmp_path / "larger", 64)
-    monkeypatch.setattr("minivl.model.sampling.next_token", lambda *arguments: 570)
+    monkeypatch.setattr("minivl.model.sampling.next_token", lambda *arguments: 830)
     assert main(["ask", "Hello", "--model", str(tmp_path / "larger"), "--max-new-tokens", "2"]) == 0
     captured = capsys.readouterr()
-    assert captured.out == "\n" and captured.err.startswith("minivl: the model chose token 570")
+    assert captured.out == "\n" and captured.err.startswith("minivl: the model chose token 830")
     assert [line.split(":")[0] for line in captured.err.splitlines()] == ["minivl", "minivl"]
     assert "no image was given" in captured.err.splitlines()[1]

@@ -128,7 +128,7 @@ def test_brief(capsys):
     """The layers of later tokens are left out, and nothing else."""
     lines = {}
     for brief in ([], ["--brief"]):
-        assert main(["walk", "--scene", "6", "--max-new-tokens", "4", *brief]) == 0
+        assert main(["walk", "Describe the picture.", "--scene", "6", "--max-new-tokens", "4", *brief]) == 0
         lines[bool(brief)] = capsys.readouterr().out.splitlines()
     later = [line for line in lines[False] if line.startswith("steps.")]
     assert len(later) == 3 * (minivl.load().config.text.num_hidden_layers + 1)
