@@ -86,7 +86,7 @@ def share(counts):
 
 
 def draw(rows, path):
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for (name, title), colour in zip(LOSSES.items(), COLOURS):
         left.plot(*curve(rows, [name]), label=title, color=colour)
@@ -95,7 +95,7 @@ def draw(rows, path):
         right.plot(*curve(rows, tasks), label=title, color=colour, linestyle=style)
     right.set(title="right answers, given the true answer so far", xlabel="step", ylabel="share", ylim=(0, 1))
     for axes in (left, right):
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=90)
 
