@@ -327,6 +327,12 @@ class VLM(Engine):
 class VLMWithParts(EngineWithParts, VLM):
     """A VLM some of whose functions are another's: see `VLM.with_parts`."""
 
+    def use_compiled_kernels(self):
+        before = self.kernels
+        super().use_compiled_kernels()
+        if self.kernels is not before:  # subtle: the compiled kernels know nothing of the parts
+            self.kernels = kernels_with_parts(self.kernels, self.parts)
+
     def what_if(self, *arguments, **options):
         raise Error("what_if changes the engine's own functions: call it on the model that with_parts was called on.")
 

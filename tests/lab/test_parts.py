@@ -1,5 +1,7 @@
 """The whole model on functions of one's own: VLM.with_parts."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from progress_fixture import fresh_progress  # noqa: F401  (a fixture that every test here uses)
@@ -8,6 +10,7 @@ from solutions import changed, solutions
 import minivl
 from minivl import studies
 from minivl.errors import Error
+from minivl.kernels import choose
 from minivl.kernels.activations import gelu_numpy
 from minivl.kernels.linear import linear_numpy
 from minivl.kernels.rope import rotate_numpy
@@ -56,6 +59,20 @@ def test_part_is_called(name, vlm):
 
     with pytest.raises(Error, match=f"your {name} fails: ValueError: as it must"):
         logits(vlm.with_parts(**{name: broken}), tokens=1)
+
+
+def test_parts_stay_when_the_compiled_kernels_come(right):
+    """A first run begins on the NumPy kernels and changes between two answers."""
+    vlm, calls = minivl.load(backend="numpy"), []
+    vlm.compilation = SimpleNamespace(take=lambda: choose("numba"))
+
+    def rms_norm(*arguments):
+        calls.append(1)
+        return PARTS["rms_norm"](*arguments)
+
+    other = vlm.with_parts(rms_norm=rms_norm)
+    assert np.allclose(logits(other), right, atol=1e-3)
+    assert other.kernels.name == "numba" and other.compilation is None and len(calls) > 10
 
 
 def test_all_parts_together_and_the_original_is_left_alone(vlm, right):
