@@ -222,7 +222,7 @@ def over_training(history):
             panel.errorbar(
                 history.steps,
                 mean,
-                yerr=[mean - low, high - mean],
+                yerr=np.abs([mean - low, high - mean]),  # rounding: a mean of 1 may be above its bound
                 label=name,
                 capsize=2,
                 markersize=4,

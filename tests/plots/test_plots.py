@@ -528,3 +528,9 @@ def test_calibration_is_the_scores(vlm):
     assert [bar.get_height() for bar in axes[1].patches] == [4] * 10
     with pytest.raises(Error, match="right or wrong"):
         plots.calibration([Scored("where", False, 0.2, 0.9)])
+
+
+def test_bounds_of_training_may_round_beyond_the_mean():
+    curves = {"colour": [(1.0, 0.5, 1 - 1e-16), (0.0, 1e-17, 0.5)]}
+    history = studies.Training((1, 2), curves, curves, {"colour": [(0, 0), (0, 0)]})
+    assert len(plots.over_training(history).axes) == 2
