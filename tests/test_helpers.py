@@ -281,12 +281,18 @@ def test_did_you_mean():
     assert did_you_mean("xyz", names) == "" and did_you_mean(5, [10, 51]) == " Did you mean 51?"
 
 
+def raise_key_error(_):
+    raise KeyError
+
+
 def test_user_cache(monkeypatch, tmp_path):
     """Where the user said; without a home an error, and never a folder "~" in the current one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert user_cache() == tmp_path / "minivl"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.delenv("LOCALAPPDATA", raising=False)
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does for a user without a home
+    pytest.importorskip("pwd")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", raise_key_error)  # a user without a home
     with pytest.raises(RuntimeError):
         user_cache()
