@@ -280,9 +280,13 @@ class VLM(Engine):
         return self.build_answer(sequence, has_text=not isinstance(prompt, Inputs))
 
     def use_compiled_kernels(self):
-        """Change from the NumPy kernels, with which a first run began, to the compiled ones once these are there."""
-        if self.compilation is not None and self.compilation.take().name == "numba":
-            self.kernels, self.compilation = self.compilation.take(), None
+        """Change from the NumPy kernels, with which a first run began, to the compiled ones once these are there.
+
+        Kernels that were changed since, by `with_parts` or a fault, stay: the compiled ones know nothing of the change.
+        """
+        if self.compilation is not None and self.kernels is self.compilation.plain:
+            self.kernels = self.compilation.take()
+            self.compilation = self.compilation if self.kernels is self.compilation.plain else None
 
     def within_memory(self, stage):
         """The same stage; where the weights do not fit in memory, they are paged as its tensors pass."""
@@ -326,12 +330,6 @@ class VLM(Engine):
 
 class VLMWithParts(EngineWithParts, VLM):
     """A VLM some of whose functions are another's: see `VLM.with_parts`."""
-
-    def use_compiled_kernels(self):
-        before = self.kernels
-        super().use_compiled_kernels()
-        if self.kernels is not before:  # subtle: the compiled kernels know nothing of the parts
-            self.kernels = kernels_with_parts(self.kernels, self.parts)
 
     def what_if(self, *arguments, **options):
         raise Error("what_if changes the engine's own functions: call it on the model that with_parts was called on.")

@@ -99,7 +99,6 @@ def shift_by_half_unit(array, kind, seed=0):
 def with_rounded_products(model, kind):
     """The model with the inputs of all linear layers rounded."""
     other, linear = copy.copy(model), model.kernels.linear
-    other.compilation = None  # the compiled kernels, when they come, would not round
     other.kernels = replace(model.kernels, linear=lambda x, *weights: linear(round_to(x, kind), *weights))
     return other
 

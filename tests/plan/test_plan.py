@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import inspect
 import json
-import sys
 import tempfile
 import tracemalloc
 from collections.abc import Callable
@@ -166,7 +165,6 @@ def test_meta_kernels_have_the_interface_of_kernels(name):
     assert len(meta.take_cost(name, result).calls) == 1
 
 
-@pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts on CPython's reference counting")
 def test_a_meta_array_is_held_as_long_as_a_view_of_it():
     vlm = MetaModel(Config.from_dict(SMALL), ImageProcessor())
     kernels = vlm.kernels

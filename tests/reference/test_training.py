@@ -124,6 +124,15 @@ def test_longer_run_goes_on_before_the_cooldown(tmp_path, monkeypatch):
     assert steps == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9]
 
 
+def test_a_resumed_run_takes_the_rate_that_is_asked_for(tmp_path):
+    run_for(tmp_path, 6, tmp_path)
+    options = train.parse([str(tmp_path), "--rate", "0.5", "--steps", "6", "--cooldown", "2"])
+    parts = build_parts()
+    optimizers = train.build_optimizers(parts, options.rate)
+    assert train.restore(tmp_path, parts, optimizers, options, None) == 6
+    assert [group["rate"] for one in optimizers for group in one.param_groups] == [0.5 * train.MUON_RATE, 0.5]
+
+
 def test_weights_of_another_vocabulary_carry_over(tmp_path):
     """The shipped weights under the new tokenizer: tokens of equal text keep their rows, and the old answers come out."""
     old = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))

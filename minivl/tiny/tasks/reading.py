@@ -20,6 +20,7 @@ WORDS = (
     "YARD YELLOW YES ZEBRA ZERO ZOO"
 ).split()
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+CHARACTERS = LETTERS + "0123456789"
 SIZES = ((112, 112), (112, 140), (112, 168), (112, 168), (140, 168))
 
 
@@ -32,6 +33,11 @@ def fonts():
     folder = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" if spec else Path()
     names = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono")
     return tuple(str(folder / f"{name}.ttf") for name in names if (folder / f"{name}.ttf").is_file())
+
+
+def pick_font(rng):
+    """The file of a font, half of the time None for Pillow's own."""
+    return pick(rng, (None,) * 4 + fonts())
 
 
 @cache
@@ -69,7 +75,7 @@ def draw_family_text(rng, options):
             text = "".join(LETTERS[i] for i in rng.integers(0, 26, int(rng.integers(1, 1 + longest))))
     height, width = SIZES[rng.integers(len(SIZES))]
     image = background(rng, (height, width))
-    path = pick(rng, (None,) * 4 + fonts()) if options.training else None  # scored with Pillow's font alone
+    path = pick_font(rng) if options.training else None  # scored with Pillow's font alone
     size = int(rng.integers(18, 37))
     while load_font(path, size).getlength(text) > width - 8:
         size -= 1
@@ -93,8 +99,8 @@ def draw_page(rng):
         size = int(rng.integers(16, 37))
         if y + size + 6 > height:
             return Medium((image,), ((),), (tuple(signs),))
-        font, x = load_font(pick(rng, (None,) * 4 + fonts()), size), int(rng.integers(0, 16))
-        text = "".join((LETTERS + "0123456789")[i] for i in rng.integers(0, 36, 12))
+        font, x = load_font(pick_font(rng), size), int(rng.integers(0, 16))
+        text = "".join(CHARACTERS[i] for i in rng.integers(0, 36, 12))
         while font.getlength(text) > width - x:
             text = text[:-1]
         signs += print_text(image, text, (x, y), font, ink)

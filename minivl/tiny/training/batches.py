@@ -20,12 +20,11 @@ from minivl.model.positions import patch_positions, prompt_positions
 from minivl.tiny.phrasings import PHRASINGS
 from minivl.tiny.scenes import COLOURS, KINDS
 from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
-from minivl.tiny.tasks.reading import draw_page
+from minivl.tiny.tasks.reading import CHARACTERS, draw_page
 from minivl.tiny.training.recipe import ID
 
 UNIT, FULL = 28, 336  # pixels of a token, and of the longest side: the unit of absolute boxes
 CELL_KINDS = ("nothing", *KINDS, "bar", "digit")
-CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 MOST = 5  # conversations about one example
 JOINED = 0.3  # share of the examples in which two conversations are one
 WIDE = 0.4  # share of the batches for the images of family "scene", which are up to 336 x 336
@@ -42,17 +41,17 @@ GEOMETRY = SimpleNamespace(
 )
 
 
-def make_batch(number, ease, tokenizer, plan=None):
+def make_batch(number, ease, tokenizer):
     """A dict of arrays; see `Batch.arrays`. ease 0..1 is how far the way from easy to hard examples has been gone."""
     rng = np.random.default_rng([5, number])
     wide = bool(rng.random() < WIDE)
-    batch = Batch(*(plan or PLAN)[wide])
+    batch = Batch(*PLAN[wide])
     names = list(FAMILIES)
     chances = np.array([later if ease == 1 else early for early, later, _ in FAMILIES.values()], dtype=np.float64)
     scene = names.index("scene")
     chances[scene] = (3.0 if wide else 0.0) * chances.sum()
     chances /= chances.sum()
-    for _ in range(PAGES if plan is None else 0):
+    for _ in range(PAGES):
         batch.add_media((draw_page(rng),))
     misfits = 0
     for attempt in range(1000):

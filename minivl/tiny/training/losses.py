@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from minivl.tiny.scenes import COLOURS, KINDS
+from minivl.tiny.tasks.reading import CHARACTERS
 from minivl.tiny.training import model as packed
-from minivl.tiny.training.batches import CELL_KINDS, CHARACTERS
+from minivl.tiny.training.batches import CELL_KINDS
 from minivl.tiny.training.recipe import CONFIG
 
 SPELT = 3.0  # weight of the characters that are printed on a token, which are learnt last
@@ -26,7 +27,7 @@ def build_parts():
     return nn.ModuleDict({"model": packed.Model(), **heads})
 
 
-def losses(parts, batch, words, tower_alone=False, run_tower=packed.run_tower, run_decoder=packed.run_decoder):
+def compute_losses(parts, batch, words, tower_alone=False, run_tower=packed.run_tower, run_decoder=packed.run_decoder):
     """The loss to minimise, figures for the log, and which answers are right (None for the tower alone).
 
     words   {"kind": token ids, "colour": ..., "digit": ...}, see `word_ids`

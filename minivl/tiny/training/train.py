@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from minivl.helpers import write_whole
 from minivl.tiny.training import model, vocabulary
 from minivl.tiny.training.batches import TASKS, make_batch
-from minivl.tiny.training.losses import build_parts, losses, word_ids
+from minivl.tiny.training.losses import build_parts, compute_losses, word_ids
 from minivl.tiny.training.muon import Muon
 from minivl.tiny.training.recipe import write_folder
 
@@ -92,7 +92,7 @@ def train(options, make=make_batch):
         batch = {key: value.to(device) for key, value in batch.items()}
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["rate"] * schedule(step, options)
-        loss, figures, whole = losses(parts, batch, words, step < options.tower_steps, run_tower, run_decoder)
+        loss, figures, whole = compute_losses(parts, batch, words, step < options.tower_steps, run_tower, run_decoder)
         parts.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
@@ -137,7 +137,10 @@ def restore(folder, parts, optimizers, options, tokenizer):
         if not state["cooling"] or state["steps"] == options.steps:
             parts.load_state_dict(state["parts"])
             for optimizer, stored in zip(optimizers, state["optimizers"]):
+                rates = [group["rate"] for group in optimizer.param_groups]
                 optimizer.load_state_dict(stored)
+                for group, rate in zip(optimizer.param_groups, rates):
+                    group["rate"] = rate  # as asked for now, not as when the state was saved
             return state["step"]
     if options.start:
         old = Tokenizer.from_file(str(Path(options.start) / "tokenizer.json"))
@@ -160,7 +163,7 @@ class Log:
         self.clear()
 
     def clear(self):
-        self.figures, self.right, self.began = {}, {}, time.time()
+        self.figures, self.right = {}, {}
 
     def add(self, step, figures, batch, whole):
         for key, value in figures.items():
