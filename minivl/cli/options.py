@@ -26,10 +26,15 @@ WEIGHTS = (
     ("bfloat16", "float32", "resident"),
     "weights as stored (default); upcast: twice the memory; or as stored, copied into memory",
 )
+BACKEND = (
+    "--backend",
+    (None, "numba", "numpy"),
+    "compiled kernels or the plain NumPy reference; default: numba, and numpy for one answer of the small model",
+)
 MODEL = (
     ("--model PATH", str, "a checkpoint folder, a .safetensors file, or a hub id org/name"),
     WEIGHTS,
-    ("--backend", (None, "numba", "numpy"), "compiled kernels (default) or the plain NumPy reference"),
+    BACKEND,
     ("--memory-limit SIZE", str, "upper limit, such as 4GB: weights that do not fit are read when they are needed"),
 )
 ANSWER = (
@@ -97,10 +102,15 @@ def prepare_run(options):
     return load_model(options), messages, answer_options(options)
 
 
-def load_model(options):
+def load_model(options, one_answer=False):
+    """The model of the options.
+
+    one_answer  true: the small model runs on the NumPy kernels, which answer before the compiled ones are loaded
+    """
     from minivl.vlm import load
 
-    vlm = load(options.model, options.weights, options.backend, memory_limit=options.memory_limit)
+    backend = options.backend or ("numpy" if one_answer and options.model is None else None)
+    vlm = load(options.model, options.weights, backend, memory_limit=options.memory_limit)
     if vlm.offloader is not None and options.memory_limit is None:
         print(
             f"minivl: the weights, {format_bytes(vlm.weights.nbytes)}, do not fit in memory; they are read from disk when "

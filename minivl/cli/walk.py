@@ -40,7 +40,7 @@ def run(options):
     if scene is not None:
         width, height = scene.image.size
         print(f"Scene {options.scene}: {width} x {height} pixels. Draw another with --scene {options.scene + 1}.")
-    vlm = load_model(options)
+    vlm = load_model(options, one_answer=True)
     show_image(item, options, scene, protocol)
     print(f"Question: {question}\n", flush=True)
     messages = messages_of([item], question)

@@ -16,14 +16,22 @@ RIGHT, WRONG, FIRST = ".", "x", "X"
 class Grid:
     """One picture's units or patches; cells [rows, columns] of RIGHT, WRONG, FIRST and " " for those of no row.
 
-    caption  which picture, and which part of it if it is large
+    caption  which picture, and which part of it if it is large;  first  row and column of the first wrong one
     """
 
     cells: np.ndarray
     caption: str
+    first: tuple
 
     def __str__(self):
-        return "\n".join([f"{self.caption}:", *("  " + " ".join(row) for row in self.cells)])
+        row, column = self.first
+        legend = f"(X the first wrong one: row {row}, column {column}; x wrong, . right)"
+        return "\n".join([f"{self.caption} {legend}:", *("  " + " ".join(row) for row in self.cells)])
+
+    def to_html(self):
+        row, column = self.first
+        legend = f"(framed: the first wrong one, row {row}, column {column}; orange wrong, green right)"
+        return f"<p>{self.caption} {legend}</p>{self.to_svg()}"
 
     def to_svg(self):
         rows, columns = self.cells.shape
@@ -60,10 +68,7 @@ def draw_grid(places, wrong, index):
     top, left = start_of_part(row, rows), start_of_part(column, columns)
     cells = cells[top : top + MOST, left : left + MOST]
     part = "" if (rows, columns) == cells.shape else f", from row {top} and column {left}"
-    caption = (
-        f"picture {image}, frame {frame}{part} (X the first wrong one: row {row}, column {column}; x wrong, . right)"
-    )
-    return Grid(cells, caption)
+    return Grid(cells, f"picture {image}, frame {frame}{part}", (row, column))
 
 
 def start_of_part(at, count):

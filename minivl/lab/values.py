@@ -15,11 +15,13 @@ class Difference:
 
     sentence  begins with the name of the result
     index     of the first wrong entry, a tuple, if the values differ;  wrong  bool array, true where they do
+    only_dtype  the values are right, in another dtype
     """
 
     sentence: str
     index: tuple | None = None
     wrong: np.ndarray | None = None
+    only_dtype: bool = False
 
 
 def find_difference(name, right, submitted, tolerance):
@@ -111,7 +113,8 @@ def differing_dtype(name, right, array):
         return None
     return Difference(
         f"{name} has the right numbers in {array.dtype}; the engine works in {right.dtype}. State the dtype where an array "
-        f'is made, or return .astype("{right.dtype}").'
+        f'is made, or return .astype("{right.dtype}").',
+        only_dtype=True,
     )
 
 

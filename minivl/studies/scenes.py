@@ -105,7 +105,7 @@ def ask_colour(rng, number):
     other = Shape(asked.kind, free[rng.integers(len(free))], asked.box)
     changed = [other if shape is asked else shape for shape in ground.shapes]
     distractors = tuple({shape.colour: None for shape in ground.shapes if shape.colour != asked.colour})
-    question = COLOUR[0].format(asked.kind)
+    question = COLOUR.format(asked.kind)
     return ground.case(question, asked.colour, asked.kind, (asked,), (changed, other.colour), distractors)
 
 
@@ -116,7 +116,7 @@ def ask_count(rng, number):
         return None
     asked = ground.shapes[rng.integers(len(ground.shapes))]
     rest = [shape for shape in ground.shapes if shape is not asked]
-    return ground.case(COUNT[0], str(len(ground.shapes)), "shapes", (asked,), (rest, str(len(rest))))
+    return ground.case(COUNT, str(len(ground.shapes)), "shapes", (asked,), (rest, str(len(rest))))
 
 
 def ask_count_kind(rng, number):
@@ -128,12 +128,12 @@ def ask_count_kind(rng, number):
     rest = [shape for shape in ground.shapes if shape is not asked]
     word = "crosses" if asked.kind == "cross" else f"{asked.kind}s"
     before, after = (str(sum(shape.kind == asked.kind for shape in shapes)) for shapes in (ground.shapes, rest))
-    return ground.case(COUNT_KIND[0].replace("{}s", "{}").format(word), before, word, (asked,), (rest, after))
+    return ground.case(COUNT_KIND.replace("{}s", "{}").format(word), before, word, (asked,), (rest, after))
 
 
 def ask_describe(rng, number):
     ground = Ground(rng, number)
-    return ground.case(DESCRIBE[0], describe(ground.shapes), None, tuple(ground.shapes))
+    return ground.case(DESCRIBE, describe(ground.shapes), None, tuple(ground.shapes))
 
 
 ASK = {"colour": ask_colour, "count": ask_count, "count kind": ask_count_kind, "describe": ask_describe}

@@ -77,7 +77,7 @@ def draw_scene(rng, size, count):
         if len(shapes) == count:
             break
         shape = random_shape(rng, size)
-        if all(apart(shape.box, other.box) for other in shapes):
+        if all(is_apart(shape.box, other.box) for other in shapes):
             paint(rng, image, shape)
             shapes.append(shape)
     shapes = tuple(sorted(shapes, key=lambda shape: shape.box[0] + shape.box[2]))
@@ -115,7 +115,7 @@ def random_shape(rng, size):
     return Shape(KINDS[rng.integers(len(KINDS))], list(COLOURS)[rng.integers(len(COLOURS))], (x, y, x + side, y + side))
 
 
-def apart(a, b):
+def is_apart(a, b):
     """True if two boxes keep a gap, and their centres are not (nearly) in one column: left to right is then clear."""
     overlap = a[0] < b[2] + GAP and b[0] < a[2] + GAP and a[1] < b[3] + GAP and b[1] < a[3] + GAP
     return not overlap and abs(a[0] + a[2] - b[0] - b[2]) > 4 * GAP
@@ -157,14 +157,14 @@ def corners(kind):
     return [tuple(p) for p in ((points - low) / (high - low)).tolist()]
 
 
-# ---- questions: the first wording of each is the usual one ----
+# ---- questions, each in its usual wording; those of the tasks are worded in phrasings.py ----
 
 TASKS = ("describe", "count", "count kind", "colour", "where", "digit")
-DESCRIBE = ("Describe the picture.", "What is in the picture?", "Describe this image.", "What do you see?")
-COUNT = ("How many shapes are there?", "Count the shapes.", "How many objects are in the picture?")
-COUNT_KIND = ("How many {}s are there?", "How many {}s?", "Count the {}s.")
-COLOUR = ("What colour is the {}?", "What color is the {}?", "Which colour does the {} have?")
-WHERE = ("Where is the {}?", "Locate the {}.", "Give the bounding box of the {}.")
+DESCRIBE = "Describe the picture."
+COUNT = "How many shapes are there?"
+COUNT_KIND = "How many {}s are there?"
+COLOUR = "What colour is the {}?"
+WHERE = "Where is the {}?"
 DIGIT = ("Which digit is written here?", "What digit is this?", "Read the digit.")
 
 
@@ -180,21 +180,21 @@ def where(shapes):
     return f"[{boxes}]"
 
 
-def questions(rng, shapes, wording=lambda rng, phrases: phrases[0]):
+def questions(rng, shapes):
     """One question of each task about these shapes, with the true answers."""
-    asked = [(wording(rng, DESCRIBE), describe(shapes)), (wording(rng, COUNT), str(len(shapes)))]
+    asked = [(DESCRIBE, describe(shapes)), (COUNT, str(len(shapes)))]
     kinds = [shape.kind for shape in shapes]
     kind = kinds[rng.integers(len(kinds))] if rng.random() < 0.8 else KINDS[rng.integers(len(KINDS))]
-    asked.append((wording(rng, COUNT_KIND).format(kind).replace("crosss", "crosses"), str(kinds.count(kind))))
+    asked.append((COUNT_KIND.format(kind).replace("crosss", "crosses"), str(kinds.count(kind))))
     single = [shape for shape in shapes if kinds.count(shape.kind) == 1]
     if single:
         shape = single[rng.integers(len(single))]
-        asked.append((wording(rng, COLOUR).format(shape.kind), shape.colour))
+        asked.append((COLOUR.format(shape.kind), shape.colour))
     labels = [shape.label for shape in shapes]
     unique = [shape for shape in shapes if labels.count(shape.label) == 1]
     if unique:
         shape = unique[rng.integers(len(unique))]
-        asked.append((wording(rng, WHERE).format(shape.label), where([shape])))
+        asked.append((WHERE.format(shape.label), where([shape])))
     return tuple(asked)
 
 
@@ -207,5 +207,5 @@ def task_of(question, answer):
     if question in DIGIT:
         return "digit"
     if answer.isdigit():
-        return "count" if question in COUNT else "count kind"
+        return "count" if question == COUNT else "count kind"
     return "describe"

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minivl.answer.grounding import iou
+from minivl.tensors.names import parse
 from minivl.tiny.phrasings import PHRASINGS
 from minivl.tiny.tasks import draw_example
 
@@ -93,7 +94,7 @@ def answer_with_confidence(vlm, messages, max_new_tokens=160):
         except StopIteration as end:
             return end.value, math.exp(log_prob)
         value = tensor
-        if name == "lm_head":
+        if parse(name).own == "lm_head":  # of the prompt, and of each step
             logits = np.asarray(tensor, dtype=np.float32).reshape(-1, tensor.shape[-1])[-1]
             log_prob -= math.log(np.exp(logits - logits.max(), dtype=np.float32).sum())
 

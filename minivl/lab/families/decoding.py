@@ -61,6 +61,8 @@ before it. softmax(q k.T / sqrt(K)) v, then the heads side by side: [H, T, K] ->
                 attending(lambda H, KV, T, S, K: {"seen": np.ones((T, S), dtype=bool)})),
         Mistake("mask off by one", "a token does not see itself",
                 attending(lambda H, KV, T, S, K: {"seen": np.tri(T, S, S - T - 1, dtype=bool)})),
+        Mistake("mask off by one", "a token does not see itself: the first one sees nothing, and its softmax is 0 / 0",
+                lambda q, k, v: blind_to_itself(q, k, v)),
         Mistake("mask off by one", "a token sees the next one",
                 attending(lambda H, KV, T, S, K: {"seen": np.tri(T, S, S - T + 1, dtype=bool)})),
         Mistake("cache not counted", "query t sees keys 0 to t: with a cache it is token S - T + t",
@@ -72,10 +74,19 @@ before it. softmax(q k.T / sqrt(K)) v, then the heads side by side: [H, T, K] ->
                 attending(lambda H, KV, T, S, K: {"scale": 1 / math.sqrt(H * K)})),
         Mistake("heads not put side by side", "[H, T, K] was reshaped to [T, H K] without exchanging its axes first",
                 attending(lambda H, KV, T, S, K: {"put_together": lambda c: c.reshape(T, H * K)})),
+        Mistake("heads not put side by side", "it returns [H, T, K]: exchange the axes, then reshape to [T, H K]",
+                attending(lambda H, KV, T, S, K: {"put_together": lambda c: c})),
         Mistake("no softmax", "softmax is left out", lambda q, k, v: scores_for_probs(q, k, v)),
     ),
     part="causal_attention",
 )  # fmt: skip
+
+
+def blind_to_itself(q, k, v):
+    T, S = q.shape[1], k.shape[1]
+    context = attend(q, k, v, seen=np.tri(T, S, S - T - 1, dtype=bool))
+    context[: max(T - S + 1, 0)] = np.nan  # tokens that see none
+    return context
 
 
 def scores_for_probs(q, k, v):
@@ -184,6 +195,8 @@ probabilities together reach p; the one that reaches it is kept, and the likelie
     (
         Mistake("crossing token dropped", "the token with which the sum reaches p is dropped, and should be kept",
                 cutting(crossing=False)),
+        Mistake("crossing token dropped", "the token with which the sum reaches p is dropped, be it the likeliest, and should be "
+                "kept", cutting(crossing=False, keep=0)),
         Mistake("least likely kept", "it begins at the least likely token", cutting(ascending=True)),
         Mistake("zeros for -inf", "dropped tokens get 0, a logit like any other; -inf gives probability 0", cutting(empty=0.0)),
         Mistake("probabilities for logits", "it returns probabilities; logits are asked for",

@@ -171,10 +171,30 @@ is the position of the token after the prompt, minus the number of tokens T.""",
     with_delta, lambda: list(picture_cases()), ("position_ids", "rope_delta"),
     (Mistake("wrong rope delta", "it is the next position itself, not that minus the number of tokens",
              lambda ids, *a: (with_delta(ids, *a)[0], with_delta(ids, *a)[1] + len(ids))),
+     Mistake("rows alone", "text goes on after the rows of a picture: the largest position may be that of a column",
+             lambda ids, c, g: with_next(ids, c, g, lambda R, S: R)),
+     Mistake("columns alone", "text goes on after the columns of a picture: the largest position may be that of a row",
+             lambda ids, c, g: with_next(ids, c, g, lambda R, S: S)),
      Mistake("starts are tokens", "a picture starts at the number of tokens before it, and the text goes on at that of those "
              "behind: positions are not indices", lambda ids, c, g: starts_are_tokens(ids, c, g))),
     ("position_ids", "rope_delta"),
 )  # fmt: skip
+
+
+def with_next(ids, config, grids, following):
+    """Text goes on following(R, S) positions after the start of a picture."""
+    runs, start, at, grids = [], 0, 0, iter(grids)
+    while at < len(ids):
+        run, step = np.zeros((3, 1), dtype=np.int64), 1
+        if ids[at] == IMAGE:
+            R, S = (int(n) // 2 for n in next(grids)[1:])
+            run, step = (
+                np.concatenate([np.zeros((1, R * S), dtype=np.int64), np.indices((R, S)).reshape(2, -1)]),
+                following(R, S),
+            )
+        runs.append(start + run)
+        start, at = start + step, at + run.shape[1]
+    return np.concatenate(runs, axis=1), np.array([start - len(ids)])
 
 
 def starts_are_tokens(ids, config, grids):
@@ -244,8 +264,17 @@ the next mrope_section[1] with h, the last mrope_section[2] with w. Then all ang
     mrope, lambda: list(mrope_cases()), ("cos", "sin"),
     (Mistake("angles once", "the angles stand once; both halves of a head need them",
              lambda *a: tuple(table[:, : a[2] // 2] for table in mrope(*a))),
+     Mistake("frequencies of each section", "the frequencies of h and w begin again with the fastest; they run on through all pairs",
+             lambda *a: frequencies_again(*a)),
      Mistake("exchanged", "cos and sin are exchanged", lambda *a: mrope(*a)[::-1])),
     ("model.rope.cos", "model.rope.sin"), part="mrope",
 )  # fmt: skip
+
+
+def frequencies_again(position_ids, rope, head_dim):
+    f = rope.rope_theta ** -(np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+    angles = np.concatenate([position_ids[axis][:, None] * f[:n] for axis, n in enumerate(rope.mrope_section)], axis=1)
+    return np.tile(np.cos(angles), 2).astype(np.float32), np.tile(np.sin(angles), 2).astype(np.float32)
+
 
 EXERCISES = (VISION_ROPE, RELATIVITY, PICTURES, MROPE, PROMPT)

@@ -52,6 +52,19 @@ def without_offset(grid_thw, vision):
     return np.concatenate(parts), window_index(grid_thw, vision)[1]
 
 
+def frames_without_offset(first_frame_only):
+    """The frames of a video have the numbers of its first one; whether later pictures go on after that one."""
+
+    def order(grid_thw, vision):
+        parts, start = [], 0
+        for t, h, w in grid_thw:
+            parts += [start + window_index(np.array([[1, h, w]]), vision)[0]] * t
+            start += h * w // 4 * (1 if first_frame_only else t)
+        return np.concatenate(parts), window_index(grid_thw, vision)[1]
+
+    return order
+
+
 def lengths_for_bounds(grid_thw, vision):
     index, bounds = window_index(grid_thw, vision)
     return index, np.diff(bounds)
@@ -93,6 +106,10 @@ the boundaries of the windows in that order, from 0, counted in patches. No wind
                 offset_in_patches),
         Mistake("windows without offset", "each frame's and picture's numbers start at 0: those of earlier ones are not added",
                 without_offset),
+        Mistake("windows without offset", "each frame of a video has the numbers of its first: those of the frames before are "
+                "not added", frames_without_offset(False)),
+        Mistake("windows without offset", "each frame of a video has the numbers of its first, and the next picture goes on "
+                "after that one: after each frame start += R * S", frames_without_offset(True)),
         Mistake("lengths for boundaries", "cu_window_seqlens are the windows' lengths; they should add up, from 0",
                 lengths_for_bounds),
         Mistake("no first boundary", "the boundaries lack the 0 in front", bounds_without_zero),
@@ -155,7 +172,7 @@ def window_number(windows):
 
 
 def reach_cases():
-    for (grid, label), patch in zip(GRIDS[1:], (300, 17, 130)):
+    for (grid, label), patch in zip(GRIDS[1:], (300, 100, 130)):
         grid = np.array(grid, dtype=np.int64)
         for blocks in (0, 1, 7, 8, 9):
             arguments = {"patch": patch, "grid_thw": grid, "blocks": blocks, "vision": VISION}
@@ -175,6 +192,11 @@ def only_windows(patch, grid_thw, blocks, vision):
 
 def no_windows(patch, grid_thw, blocks, vision):
     return reach(patch, grid_thw, blocks, vision, full=range(32))
+
+
+def by_first_grid(patch, grid_thw, blocks, vision):
+    _, h, w = grid_thw[0]
+    return reach(patch, np.array([[patch // (h * w) + 1, h, w]]), blocks, vision)
 
 
 REACH = Exercise(
@@ -204,6 +226,8 @@ config, grid_thw).places, or your own arithmetic, knows (picture, frame, row, co
                 lambda p, g, b, v: reach(p, g, max(b - 1, 0), v)),
         Mistake("rows in window order", "these are rows in window order, and patches are asked for",
                 lambda p, g, b, v: slots_of(reach(p, g, b, v), g)),
+        Mistake("first grid for all", "it reckons with the grid of the first picture, and the patch lies in a later one",
+                by_first_grid),
         Mistake("itself left out", "the patch itself is missing",
                 lambda p, g, b, v: np.setdiff1d(reach(p, g, b, v), [p])),
         Mistake("units for patches", "these are units of 2 x 2 patches, and patches are asked for",
@@ -234,6 +258,9 @@ in a full one. Count all scores of one head, for all pictures. Mind the windows 
     (
         Mistake("partial windows taken for whole", "it is 64 for each patch: windows at the edges have fewer",
                 lambda g, v: (64 * int(g.prod(axis=1).sum()), scores(g, v)[1])),
+        Mistake("partial windows taken for whole", "it is 64 for each patch, where windows at the edges have fewer; and full is the "
+                "square of all patches, where pictures and frames see themselves only",
+                lambda g, v: (64 * int(g.prod(axis=1).sum()), int(g.prod(axis=1).sum()) ** 2)),
         Mistake("attention across pictures", "full is the square of all patches: pictures and frames see themselves only",
                 lambda g, v: (scores(g, v)[0], int(g.prod(axis=1).sum()) ** 2)),
         Mistake("frames not apart", "full takes a video for one segment: each frame is one",

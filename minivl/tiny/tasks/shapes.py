@@ -6,7 +6,7 @@ question. One question in seven is about something that is not there: its answer
 
 from minivl.tiny.examples import Example, Medium, Turn
 from minivl.tiny.phrasings import phrase, vary
-from minivl.tiny.scenes import COLOURS, GAP, KINDS, Shape, background, describe, paint, where
+from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, describe, is_apart, paint, where
 
 SIZES = (  # (height, width): mostly small, for time; every picture has at least one full window of 112 pixels
     (112, 112), (112, 112), (112, 140), (140, 112), (140, 140), (112, 168), (168, 112), (140, 168), (168, 168),
@@ -38,12 +38,6 @@ def draw_shapes(rng, size, count, kinds=KINDS, colours=tuple(COLOURS), ground=No
             paint(rng, image, shape)
             shapes.append(shape)
     return image, tuple(sorted(shapes, key=lambda shape: shape.box[0] + shape.box[2]))
-
-
-def is_apart(a, b):
-    """True if two boxes keep a gap and their centres are not nearly in one column."""
-    overlap = a[0] < b[2] + GAP and b[0] < a[2] + GAP and a[1] < b[3] + GAP and b[1] < a[3] + GAP
-    return not overlap and abs(a[0] + a[2] - b[0] - b[2]) > 4 * GAP
 
 
 def draw_inside(rng, size):
