@@ -224,9 +224,8 @@ def penalty_cases():
     for penalty, label in ((1.05, "a penalty of 1.05"), (1.5, "a penalty of 1.5")):
         logits = (4 * rng.standard_normal(20)).astype(np.float32)
         seen = np.array([3, 7, 3, 3, 11, 0, 19, 7], dtype=np.int64)
-        yield Case(
-            {"logits": logits, "seen": seen, "penalty": penalty}, f"8 tokens, some of them repeated, and {label}"
-        )
+        arguments = {"logits": logits, "seen": seen, "penalty": penalty}
+        yield Case(arguments, f"8 tokens, some of them repeated, and {label}")
 
 
 def penalize(logits, seen, change):

@@ -11,11 +11,11 @@ from minivl.lab.exercise import Case, Exercise, Mistake
 # ---- 08.1 online softmax ----
 
 
-def online(tiles, largest=True, rescale_total=True, rescale_sum=True, first_only=False):
+def online(tiles, rescale_total=True, rescale_sum=True, first_only=False):
     """softmax(all scores) @ all values, tile by tile, with parts to leave out."""
     top, total, out = -np.inf, np.float32(0), np.zeros(tiles[0][1].shape[1], dtype=np.float32)
     for i, (scores, values) in enumerate(tiles):
-        new = max(top, float(scores.max())) if largest and not (first_only and i) else top if first_only and i else 0.0
+        new = top if first_only and i else max(top, float(scores.max()))
         if not np.isfinite(new):
             continue
         factor = np.float32(np.exp(top - new)) if np.isfinite(top) else np.float32(0)
@@ -145,6 +145,10 @@ bit is 0. NaN must stay NaN: set bit 0x400000 before its lower half is cut off. 
 # ---- 08.3 a product ----
 
 FASTER = 5
+ADVICE = (
+    "One sum is one chain of additions: let the innermost loop run over outputs, or allow fastmath, so that registers hold "
+    "several."
+)
 
 
 def product(x, weight):
@@ -176,14 +180,7 @@ def time_product(submission, cases, rights):
     x, weight = np.full((64, 512), 0.5, dtype=np.float32), np.full((512, 512), 0.5, dtype=np.float32)
     naive, own = best_time(naive_product, x, weight), best_time(submission, x, weight)
     times = naive / own
-    advice = (
-        ""
-        if times >= FASTER
-        else (
-            " One sum is one chain of additions: let the innermost loop run over outputs, or allow fastmath, so that "
-            "registers hold several."
-        )
-    )
+    advice = "" if times >= FASTER else f" {ADVICE}"
     return times >= FASTER, (
         f"[64, 512] times [512, 512] takes {own * 1e3:.2f} ms and three compiled loops {naive * 1e3:.2f} ms: {times:.1f} times "
         f"as fast, {FASTER} are asked for.{advice}"
@@ -252,9 +249,8 @@ def tell_roof(submission, cases, rights):
         predicted = submission(rows, size, size, operations, bytes_read)
         off = abs(predicted - took) / took
         verdict = "within 30 %" if off <= 0.3 else "more than 30 % off: is the machine busy? Check again"
-        parts.append(
-            f"{rows} x {size} x {size}: predicted {predicted * 1e3:.2f} ms, measured {took * 1e3:.2f} ms, {verdict}"
-        )
+        times = f"predicted {predicted * 1e3:.2f} ms, measured {took * 1e3:.2f} ms"
+        parts.append(f"{rows} x {size} x {size}: {times}, {verdict}")
     return True, (f"Here, with {operations / 1e9:.0f} GFLOP/s and {bytes_read / 1e9:.1f} GB/s: {'; '.join(parts)}.")
 
 

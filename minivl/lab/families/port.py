@@ -8,11 +8,7 @@ from minivl.faults.what_if import with_fresh_kernels
 from minivl.lab.exercise import Case, Exercise, Mistake
 from minivl.tiny import scene
 
-FAULTS = (
-    "unpermuted-rope",
-    "gate-up-exchanged",
-    "swapped-hw",
-)  # of minivl/faults, one for each port
+FAULTS = ("unpermuted-rope", "gate-up-exchanged", "swapped-hw")  # of minivl/faults, one for each port
 KEPT = ["image_grid_thw", "pixel_values", "visual*"]
 QUESTION = "Describe the picture."
 
@@ -39,9 +35,7 @@ def find_bug(ours, port, config):
 
 def differing(ours, port):
     """Names of the tensors that differ, in the order of the run."""
-    return [
-        name for name in ours if not np.allclose(ours[name], port[name], rtol=0, atol=1e-4 * np.abs(ours[name]).max())
-    ]
+    return [name for name, x in ours.items() if not np.allclose(x, port[name], rtol=0, atol=1e-4 * np.abs(x).max())]
 
 
 def named(choose):

@@ -188,22 +188,19 @@ def with_next(ids, config, grids, following):
         run, step = np.zeros((3, 1), dtype=np.int64), 1
         if ids[at] == IMAGE:
             R, S = (int(n) // 2 for n in next(grids)[1:])
-            run, step = (
-                np.concatenate([np.zeros((1, R * S), dtype=np.int64), np.indices((R, S)).reshape(2, -1)]),
-                following(R, S),
-            )
+            run = np.concatenate([np.zeros((1, R * S), dtype=np.int64), np.indices((R, S)).reshape(2, -1)])
+            step = following(R, S)
         runs.append(start + run)
         start, at = start + step, at + run.shape[1]
     return np.concatenate(runs, axis=1), np.array([start - len(ids)])
 
 
 def starts_are_tokens(ids, config, grids):
-    positions, at = np.tile(np.arange(len(ids)), (3, 1)), 0
+    positions = np.tile(np.arange(len(ids)), (3, 1))
     for start, grid in zip(np.flatnonzero(ids == START) + 1, grids):
         R, S = (int(n) // 2 for n in grid[1:])
         rows, columns = np.indices((R, S)).reshape(2, -1)
         positions[:, start : start + R * S] = start + np.stack([rows * 0, rows, columns])
-        at += R * S
     return positions, np.zeros(1, dtype=np.int64)
 
 

@@ -151,7 +151,7 @@ RASTER = Exercise(
 # ---- 02.3 the reach of a patch ----
 
 
-def reach(patch, grid_thw, blocks, vision, full=None, of_frame=None, numbers="patches"):
+def reach(patch, grid_thw, blocks, vision, full=None, of_frame=None):
     """Patches that depend on `patch` after some blocks, rising."""
     grids = Grids(Config.named("3B"), grid_thw)
     place = grids.places[patch]
