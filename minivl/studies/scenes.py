@@ -164,16 +164,8 @@ def case_of_turn(example, turn):
     others = tuple(box for shape, box in shapes if (shape, box) not in asked)
     words = [word for shape, _ in asked[:1] for word in (shape.kind, shape.colour) if word in turn.question]
     boxes = tuple(box for _, box in asked) or ((about,) if about else ())
-    return Case(
-        example.images,
-        turn.question,
-        turn.answer,
-        (),
-        words[0] if words else None,
-        boxes,
-        others,
-        videos=example.videos,
-    )
+    word = words[0] if words else None
+    return Case(example.images, turn.question, turn.answer, (), word, boxes, others, videos=example.videos)
 
 
 def views(example):

@@ -24,9 +24,8 @@ def draw_family_scene(rng, options):
     size = scenes.SIZES[rng.choice(len(chance), p=chance / chance.sum())]
     count = int(rng.integers(1, 2 + round(4 * options.ease)))
     drawn = scenes.draw_scene(rng, size, count)
-    return Example(
-        (Medium((drawn.image,), (drawn.shapes,)),), shapes.ask_about(rng, drawn.shapes, options.held_out, options.most)
-    )
+    conversations = shapes.ask_about(rng, drawn.shapes, options.held_out, options.most)
+    return Example((Medium((drawn.image,), (drawn.shapes,)),), conversations)
 
 
 FAMILIES = {  # share of the training examples while they get harder, share from then on, how to draw one

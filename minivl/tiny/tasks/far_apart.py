@@ -14,7 +14,6 @@ from minivl.tiny.tasks.shapes import draw_shapes, pick, with_article, worded
 
 SIZES = ((168, 168), (140, 168), (168, 140), (112, 196), (196, 112))
 MARK = 22
-PLACES = {(112, 196): ("left", "right"), (140, 168): ("left", "right"), (168, 140): ("top", "bottom")}
 
 
 def draw_family_corner(rng, options):
@@ -92,9 +91,8 @@ def draw_family_line(rng, options):
     turns = []
     for i in rng.permutation(count)[: options.most]:
         target = shapes[count + int(ends[i])]
-        turns.append(
-            (worded(rng, ("line", {"colour": shapes[i].colour}, target.colour, target.box), options.held_out),)
-        )
+        asked = ("line", {"colour": shapes[i].colour}, target.colour, target.box)
+        turns.append((worded(rng, asked, options.held_out),))
     return Example((Medium((image,), (tuple(shapes),)),), tuple(turns))
 
 

@@ -59,9 +59,8 @@ def ask_of_two(rng, pictures):
 def draw_change(rng, options):
     """Two pictures of the same shapes, of which one is new, gone or of another colour; or nothing has changed."""
     ground = background(rng, SIZE)
-    _, shapes = draw_shapes(
-        rng, SIZE, int(rng.integers(2, 3 + round(2 * options.ease))), ground=ground.copy(), distinct="kind"
-    )
+    count = int(rng.integers(2, 3 + round(2 * options.ease)))
+    _, shapes = draw_shapes(rng, SIZE, count, ground=ground.copy(), distinct="kind")
     index, what = int(rng.integers(len(shapes))), pick(rng, ("new", "gone", "colour", "colour", "nothing"))
     before = after = list(shapes)
     changed = shapes[index]
