@@ -15,6 +15,7 @@ import numpy as np
 from minivl.errors import Error
 from minivl.helpers import did_you_mean
 from minivl.studies.over import Case
+from minivl.tiny.phrasings import plural
 from minivl.tiny.scenes import COLOUR, COLOURS, COUNT, COUNT_KIND, DESCRIBE, Shape, background, describe, paint, scene
 from minivl.tiny.tasks import FAMILIES, draw_example
 
@@ -126,9 +127,9 @@ def ask_count_kind(rng, number):
     if len(ground.shapes) < 2:
         return None
     rest = [shape for shape in ground.shapes if shape is not asked]
-    word = "crosses" if asked.kind == "cross" else f"{asked.kind}s"
+    word = plural(asked.kind)
     before, after = (str(sum(shape.kind == asked.kind for shape in shapes)) for shapes in (ground.shapes, rest))
-    return ground.case(COUNT_KIND.replace("{}s", "{}").format(word), before, word, (asked,), (rest, after))
+    return ground.case(COUNT_KIND.format(word), before, word, (asked,), (rest, after))
 
 
 def ask_describe(rng, number):

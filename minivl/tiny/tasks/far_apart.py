@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from minivl.tiny.examples import Example, Medium, Turn
-from minivl.tiny.phrasings import phrase
-from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, paint
+from minivl.tiny.phrasings import phrase, with_article
+from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, draw_shapes, paint
 from minivl.tiny.tasks.reading import ink_for
-from minivl.tiny.tasks.shapes import draw_shapes, pick, with_article, worded
+from minivl.tiny.tasks.shapes import pick, worded
 
 SIZES = ((168, 168), (140, 168), (168, 140), (112, 196), (196, 112))
 MARK = 22

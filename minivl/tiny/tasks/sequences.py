@@ -3,8 +3,9 @@
 import numpy as np
 
 from minivl.tiny.examples import Example, Medium, Turn
-from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, paint
-from minivl.tiny.tasks.shapes import draw_shapes, pick, plural, unique, with_article, worded
+from minivl.tiny.phrasings import plural, with_article
+from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, draw_shapes, paint, unique
+from minivl.tiny.tasks.shapes import ask_about, pick, worded
 
 FIRST, SECOND = "the first", "the second"
 SIZE = (112, 112)
@@ -156,8 +157,6 @@ def draw_arrivals(rng, options):
 
 def draw_family_blind(rng, options):
     """Family "blind": questions about pictures without any picture."""
-    from minivl.tiny.tasks.shapes import ask_about
-
     _, shapes = draw_shapes(rng, SIZE, 2)
     conversations = ask_about(rng, shapes, options.held_out, options.most)
     unknown = tuple((Turn("blind", turns[0].question, "I don't know"),) for turns in conversations)
