@@ -61,7 +61,7 @@ a factor: mend it. Scores may be far above 88, where e^x overflows, and a tile m
      "When the largest goes from m to n, everything summed so far is multiplied by exp(m - n).",
      "factor = exp(top - new); total = total * factor + w.sum(); out = out * factor + w @ values, with w = exp(scores - new). "
      "As long as new is -inf, skip the tile."),
-    whole, lambda: list(tile_cases()), ("context",),
+    whole, tile_cases, ("context",),
     (
         Mistake("maximum not subtracted", "nothing is subtracted before exp: large scores overflow to infinity", without_maximum),
         Mistake("not rescaled", "when the largest grows, neither sum is multiplied by exp(old - new)",
@@ -122,7 +122,7 @@ bit is 0. NaN must stay NaN: set bit 0x400000 before its lower half is cut off. 
     ("Cutting off the lower 16 bits rounds towards zero; adding something before makes it round to the nearest.",
      "Add 0x7FFF, and 1 more if the last bit that stays is 1: ties then go to even.",
      "bits + 0x7FFF + ((bits >> 16) & 1), then >> 16; np.where(np.isnan(x), bits | 0x400000, ...)"),
-    from_float32, lambda: list(number_cases()), ("bits",),
+    from_float32, number_cases, ("bits",),
     (
         Mistake("cut off", "the lower half is cut off: that rounds towards zero, not to the nearest",
                 lambda x: rounded(x, lambda bits: 0)),
@@ -197,7 +197,7 @@ times [512, 512] against minivl.kernels.naive, three loops that are compiled as 
      "With weight transposed to [K, N], out[m] += x[m, k] * turned[k] runs over neighbours, and the compiler takes eight at once.",
      "Or keep the order and give @njit(fastmath=True): a sum may then be split into several. Four rows of x at a time reuse "
      "each weight."),
-    product, lambda: list(product_cases()), ("out",),
+    product, product_cases, ("out",),
     (
         Mistake("transposed", "it is the transpose of the product", lambda x, weight: np.ascontiguousarray((x @ weight.T).T)),
         Mistake("last column lost", "the last term of each sum is missing: range(K - 1)",
@@ -269,7 +269,7 @@ prediction comes.""",
     ("Two times: of the arithmetic, and of the bytes.", "A bfloat16 has two bytes, a float32 four. 2 * rows * inner * columns operations.",
      "max(2 * rows * inner * columns / operations_per_second, (2 * inner * columns + 4 * rows * (inner + columns)) / "
      "bytes_per_second)"),
-    seconds, lambda: list(roof_cases()), ("seconds",),
+    seconds, roof_cases, ("seconds",),
     (
         Mistake("added", "the two times are added; they overlap, and the slower decides", roof(join=lambda a, b: a + b)),
         Mistake("faster one", "the faster of the two is taken; the slower decides", roof(join=min)),

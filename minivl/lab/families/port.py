@@ -59,7 +59,7 @@ minivl.compare.compare knows more than a loop.""",
     ("A mistake comes in at one tensor; all that is computed from it differs, too. Go from the front.",
      "Which of the tensors before it are equal? They rule out most causes. Compare the wrong one with the others of its kind.",
      "compare(ours, port, config=config).first has a name, and causes; the first of these has a name."),
-    find_bug, lambda vlm: list(port_cases(vlm)), ("tensor", "cause"),
+    find_bug, port_cases, ("tensor", "cause"),
     (
         Mistake("a later tensor", "it differs, too, but an earlier one already does: it only inherits the error",
                 named(lambda ours, port: differing(ours, port)[1])),
