@@ -7,8 +7,6 @@
 The same family, seed and options always give the same example. Needs NumPy and Pillow only.
 """
 
-from dataclasses import replace
-
 import numpy as np
 
 from minivl.tiny import scenes
@@ -59,4 +57,4 @@ def draw_example(family, seed, held_out=False, ease=1.0, most=1, branch=SCORED):
     while True:
         example = FAMILIES[family][2](rng, options)
         if example.conversations:
-            return replace(example, family=family)
+            return example
