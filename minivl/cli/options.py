@@ -134,11 +134,7 @@ def check_output(option, path, inputs, model=None):
     target = Path(path)
     if any(is_same_file(target, Path(name)) for name in inputs):
         raise Error(f"{option} {path} would overwrite a file that is read. Give another file.")
-    if (
-        model is not None
-        and target.exists()
-        and (is_same_file(target, Path(model)) or is_in_folder(target, Path(model)))
-    ):
+    if model is not None and target.exists() and is_part_of(target, Path(model)):
         raise Error(f"{option} {path} would overwrite a file of the model. Give another file.")
 
 
@@ -149,8 +145,9 @@ def is_same_file(a, b):
         return False
 
 
-def is_in_folder(path, folder):
-    return folder.is_dir() and path.resolve().is_relative_to(folder.resolve())
+def is_part_of(path, model):
+    """Whether a path is the model's file, or lies in its folder."""
+    return is_same_file(path, model) or (model.is_dir() and path.resolve().is_relative_to(model.resolve()))
 
 
 # ---- messages ----

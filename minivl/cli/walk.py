@@ -3,14 +3,7 @@
 import os
 import sys
 
-from minivl.cli.options import (
-    IMAGE_AND_QUESTION,
-    RUN,
-    answer_options,
-    image_and_question,
-    load_model,
-    messages_of,
-)
+from minivl.cli.options import IMAGE_AND_QUESTION, RUN, answer_options, image_and_question, load_model, messages_of
 from minivl.cli.terminal_image import PROTOCOLS, choose_protocol, encode_image
 from minivl.errors import Error
 

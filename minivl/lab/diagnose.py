@@ -11,7 +11,7 @@ import numpy as np
 
 from minivl.compare.diagnose import closest, find_causes
 from minivl.compare.mistakes import Step
-from minivl.lab.values import as_array
+from minivl.lab.values import are_close, as_array
 
 EXACT = 2e-5  # how near the values of a known mistake must come, over the largest value
 MANY = 8  # numbers
@@ -78,12 +78,7 @@ def is_same(a, b):
     x, y = as_array(a), as_array(b)
     if x is None or y is None:
         return type(a) is type(b) and a == b
-    if x.shape != y.shape:
-        return False
-    with np.errstate(all="ignore"):
-        x, y = x.astype(np.float64), y.astype(np.float64)
-        largest = np.abs(x[np.isfinite(x)]).max(initial=0) or 1.0
-        return bool(np.all((np.abs(x - y) <= EXACT * largest) | (x == y) | (np.isnan(x) & np.isnan(y))))
+    return x.shape == y.shape and bool(are_close(x, y, EXACT).all())
 
 
 def find_by_word(exercise, case, right, submitted):

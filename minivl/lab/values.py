@@ -90,13 +90,7 @@ def differing_sets(name, right, submitted):
 
 
 def differing_entries(name, right, submitted, tolerance):
-    with np.errstate(invalid="ignore", over="ignore"):
-        if right.dtype.kind in "iub":
-            wrong = right != submitted
-        else:
-            a, b = right.astype(np.float64), submitted.astype(np.float64)
-            largest = np.abs(a[np.isfinite(a)]).max(initial=0) or 1.0
-            wrong = ~((np.abs(a - b) <= tolerance * largest) | (a == b) | (np.isnan(a) & np.isnan(b)))
+    wrong = right != submitted if right.dtype.kind in "iub" else ~are_close(right, submitted, tolerance)
     if not wrong.any():
         return None
     index = tuple(int(i) for i in np.argwhere(wrong)[0])
@@ -105,6 +99,14 @@ def differing_entries(name, right, submitted, tolerance):
     if wrong.size > 1:
         sentence += f" ({wrong.sum():,} of {wrong.size:,} are wrong)"
     return Difference(f"{sentence}.", index, wrong)
+
+
+def are_close(right, submitted, tolerance):
+    """Which numbers differ by at most `tolerance` times the largest right one, or are the same NaN or infinity, bool."""
+    with np.errstate(all="ignore"):
+        a, b = right.astype(np.float64), submitted.astype(np.float64)
+        largest = np.abs(a[np.isfinite(a)]).max(initial=0) or 1.0
+        return (np.abs(a - b) <= tolerance * largest) | (a == b) | (np.isnan(a) & np.isnan(b))
 
 
 def differing_dtype(name, right, array):
@@ -119,4 +121,4 @@ def differing_dtype(name, right, array):
 
 
 def show_number(value):
-    return f"{value:.6g}" if np.asarray(value).dtype.kind == "f" else str(value)
+    return f"{value + 0.0:.6g}" if np.asarray(value).dtype.kind == "f" else str(value)

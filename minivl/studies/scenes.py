@@ -15,6 +15,7 @@ import numpy as np
 from minivl.errors import Error
 from minivl.helpers import did_you_mean
 from minivl.studies.over import Case
+from minivl.tiny.phrasings import plural
 from minivl.tiny.scenes import COLOUR, COLOURS, COUNT, COUNT_KIND, DESCRIBE, Shape, background, describe, paint, scene
 from minivl.tiny.tasks import FAMILIES, draw_example
 
@@ -126,9 +127,9 @@ def ask_count_kind(rng, number):
     if len(ground.shapes) < 2:
         return None
     rest = [shape for shape in ground.shapes if shape is not asked]
-    word = "crosses" if asked.kind == "cross" else f"{asked.kind}s"
+    word = plural(asked.kind)
     before, after = (str(sum(shape.kind == asked.kind for shape in shapes)) for shapes in (ground.shapes, rest))
-    return ground.case(COUNT_KIND.replace("{}s", "{}").format(word), before, word, (asked,), (rest, after))
+    return ground.case(COUNT_KIND.format(word), before, word, (asked,), (rest, after))
 
 
 def ask_describe(rng, number):
@@ -164,16 +165,8 @@ def case_of_turn(example, turn):
     others = tuple(box for shape, box in shapes if (shape, box) not in asked)
     words = [word for shape, _ in asked[:1] for word in (shape.kind, shape.colour) if word in turn.question]
     boxes = tuple(box for _, box in asked) or ((about,) if about else ())
-    return Case(
-        example.images,
-        turn.question,
-        turn.answer,
-        (),
-        words[0] if words else None,
-        boxes,
-        others,
-        videos=example.videos,
-    )
+    word = words[0] if words else None
+    return Case(example.images, turn.question, turn.answer, (), word, boxes, others, videos=example.videos)
 
 
 def views(example):

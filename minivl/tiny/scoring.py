@@ -194,9 +194,8 @@ def render_table(results):
         "|---|---|---|---|---|---|---|",
     ]
     for task in TASKS:
-        known, new = (
-            [one.score for one in results if one.task == task and one.held_out is held] for held in (False, True)
-        )
+        scored = [one for one in results if one.task == task]
+        known, new = ([one.score for one in scored if one.held_out is held] for held in (False, True))
         if not known and not new:
             continue
         cells = [cell for values in (known, new) for cell in (str(len(values)), shown(task, values))]

@@ -22,8 +22,6 @@ from minivl.stream import value_of
 from minivl.tensors.names import parse
 
 SKIPPED = (".scores", ".probs")  # mistakes in them show in the context
-
-
 MOST_FIRST = 3  # mistakes that alone come closest, each tried together with every other
 
 
@@ -116,16 +114,14 @@ def mistakes_of(tensors, known, model):
             for mistake, sentence in names_and_sentences(make, step):
                 # the same mistake in the tables and in the tensors that are rotated by them counts once
                 key = mistake, sentence.removeprefix(IN_BOTH), without_number(name) if make is bias else ""
-                mistakes.setdefault(key, {}).setdefault(
-                    step.in_tower, Mistake(make, mistake, sentence, name, layers=key[2:])
-                )
+                run = Mistake(make, mistake, sentence, name, layers=key[2:])
+                mistakes.setdefault(key, {}).setdefault(step.in_tower, run)
     runs = []
     for halves in mistakes.values():
         runs.append(next(iter(halves.values())))
         runs += [replace(mistake, in_tower=half) for half, mistake in halves.items() if len(halves) > 1]
-    return runs + several_biases(
-        [mistake for mistake in runs if mistake.make is bias and "only" not in mistake.sentence]
-    )
+    whole_biases = [mistake for mistake in runs if mistake.make is bias and "only" not in mistake.sentence]
+    return runs + several_biases(whole_biases)
 
 
 def several_biases(mistakes):

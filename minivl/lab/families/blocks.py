@@ -39,7 +39,7 @@ RMS_NORM = Exercise(
     "Divide each row by the root of (the mean of its squares, plus eps), and multiply by weight. No mean is subtracted.",
     ("Over the last axis, and keepdims=True so that rows are divided as rows.",
      "eps is added under the root.", "x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * weight"),
-    rms_norm_numpy, lambda: list(norm_cases()), ("rows",),
+    rms_norm_numpy, norm_cases, ("rows",),
     (
         Mistake("eps outside the root", "eps is added to the root; it belongs under it",
                 lambda x, w, eps: x / (np.sqrt(np.mean(x * x, axis=1, keepdims=True)) + eps) * w),
@@ -74,7 +74,7 @@ SWIGLU = Exercise(
     "swiglu(gate, up) -> float32 [N, I]",
     "silu(gate) * up, where silu(x) = x / (1 + e^-x).",
     ("SiLU is on gate alone.", "silu(x) is x times the sigmoid of x, not the sigmoid.", "gate / (1 + np.exp(-gate)) * up"),
-    silu_multiply_numpy, lambda: list(gate_cases()), ("act",),
+    silu_multiply_numpy, gate_cases, ("act",),
     (
         Mistake("sign of the exponent", "it is x / (1 + e^x): the exponent is -x", lambda gate, up: gate / (1 + np.exp(gate)) * up),
     ),
@@ -127,7 +127,7 @@ by side: [H, N, K] -> [N, H*K].""",
     ("A loop over zip(bounds[:-1], bounds[1:]) and a slice of q, k and v each time.",
      "softmax over the keys, the last axis; subtract the largest score first.",
      "context[:, a:b] = probs @ v[:, a:b]; at the end context.swapaxes(0, 1).reshape(N, H * K)"),
-    segment_attention_numpy, lambda: list(segment_cases()), ("context",),
+    segment_attention_numpy, segment_cases, ("context",),
     (
         Mistake("windows of one size", "all segments are as long as the first one", split_evenly),
         Mistake("last segment lost", "the last segment is not computed: zip(bounds[:-1], bounds[1:]) gives all",
@@ -200,7 +200,7 @@ linears have .weight [out, in] and .bias. Use your functions of 07.1 to 07.3."""
     ("Write linear(x, name) and rotate(x) first; the block is then eight lines.",
      "qkv.reshape(N, 3, heads, K).swapaxes(0, 1) gives q, k, v as [N, heads, K]; attention takes [heads, N, K].",
      "Pre-norm: the norm's output goes into attention and MLP; what is added to their output is the x before the norm."),
-    block, lambda: list(block_cases()), ("x",),
+    block, block_cases, ("x",),
     (
         Mistake("no residual", "the input is not added to attention's output", building(first=0)),
         Mistake("no residual", "the input of the MLP is not added to its output", building(second=0)),

@@ -16,14 +16,14 @@ GRIDS = (
 )
 
 
-def grid_cases(**more):
+def grid_cases():
     """A case for each of GRIDS, with units as rows of the result."""
     for grid, label in GRIDS:
         grid = np.array(grid, dtype=np.int64)
         index, _ = window_index(grid, VISION)
         places = unit_grid(grid, VISION.spatial_merge_size)[index]
         known = {"image_grid_thw": grid}
-        yield Case({"grid_thw": grid, "vision": VISION, **more}, label, places, known=known, config=Config.named("3B"))
+        yield Case({"grid_thw": grid, "vision": VISION}, label, places, known=known, config=Config.named("3B"))
 
 
 def without_frames(grid_thw, vision):
@@ -97,7 +97,7 @@ the boundaries of the windows in that order, from 0, counted in patches. No wind
      "on from the last ones.",
      "For each picture, frame, top, left: append the slice plus `start`; after each frame start += R * S. The boundaries are "
      "4 * np.cumsum([0, *lengths])."),
-    window_index, lambda: list(grid_cases()), ("window_index", "cu_window_seqlens"),
+    window_index, grid_cases, ("window_index", "cu_window_seqlens"),
     (
         Mistake("frames not apart", "a video's frames are taken for one tall picture: windows cross from one to the next",
                 without_frames),
@@ -139,7 +139,7 @@ RASTER = Exercise(
     ("x[window_index] would sort them once more.",
      "You want y with y[window_index[i]] = x[i].",
      "y[window_index] = x, or x[np.argsort(window_index)]."),
-    to_raster_order, lambda: list(order_cases()), ("rows",),
+    to_raster_order, order_cases, ("rows",),
     (Mistake("inverse of the window order", "its rows were indexed by window_index, where argsort(window_index) undoes it",
              lambda x, window_index: x[window_index]),
      Mistake("sorted by value", "the values are sorted, each column by itself; whole rows should move",
@@ -151,7 +151,7 @@ RASTER = Exercise(
 # ---- 02.3 the reach of a patch ----
 
 
-def reach(patch, grid_thw, blocks, vision, full=None, of_frame=None, numbers="patches"):
+def reach(patch, grid_thw, blocks, vision, full=None, of_frame=None):
     """Patches that depend on `patch` after some blocks, rising."""
     grids = Grids(Config.named("3B"), grid_thw)
     place = grids.places[patch]
@@ -176,7 +176,7 @@ def reach_cases():
         grid = np.array(grid, dtype=np.int64)
         for blocks in (0, 1, 7, 8, 9):
             arguments = {"patch": patch, "grid_thw": grid, "blocks": blocks, "vision": VISION}
-            yield Case(arguments, f"patch {patch} after {blocks} blocks, of {label}")
+            yield Case(arguments, f"patch {patch} after {blocks} block{'s' * (blocks != 1)}, of {label}")
 
 
 def slots_of(patches, grid_thw):
@@ -210,7 +210,7 @@ config, grid_thw).places, or your own arithmetic, knows (picture, frame, row, co
      "Two windowed blocks reach no more than one. Blocks are counted from 0: block 7 is the eighth.",
      "Same picture, frame, row // 8 and column // 8: the window. Same picture and frame: once one of the first `blocks` "
      "blocks is a full one."),
-    reach, lambda: list(reach_cases()), ("patches",),
+    reach, reach_cases, ("patches",),
     (
         Mistake("window attention everywhere", "it stays in the window, however many blocks: a full block reaches the frame",
                 only_windows),
@@ -254,7 +254,7 @@ in a full one. Count all scores of one head, for all pictures. Mind the windows 
     ("A segment of n patches has n * n scores.",
      "A window has 64 patches at most; at the edges it has fewer.",
      "windowed = sum of n ** 2 over np.diff(cu_window_seqlens); full = sum of (h * w) ** 2 over the frames."),
-    scores, lambda: list(grid_cases()), ("windowed", "full"),
+    scores, grid_cases, ("windowed", "full"),
     (
         Mistake("partial windows taken for whole", "it is 64 for each patch: windows at the edges have fewer",
                 lambda g, v: (64 * int(g.prod(axis=1).sum()), scores(g, v)[1])),
