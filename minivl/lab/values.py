@@ -121,4 +121,4 @@ def differing_dtype(name, right, array):
 
 
 def show_number(value):
-    return f"{value:.6g}" if np.asarray(value).dtype.kind == "f" else str(value)
+    return f"{value + 0.0:.6g}" if np.asarray(value).dtype.kind == "f" else str(value)

@@ -176,7 +176,7 @@ def reach_cases():
         grid = np.array(grid, dtype=np.int64)
         for blocks in (0, 1, 7, 8, 9):
             arguments = {"patch": patch, "grid_thw": grid, "blocks": blocks, "vision": VISION}
-            yield Case(arguments, f"patch {patch} after {blocks} blocks, of {label}")
+            yield Case(arguments, f"patch {patch} after {blocks} block{'s' * (blocks != 1)}, of {label}")
 
 
 def slots_of(patches, grid_thw):
