@@ -21,6 +21,8 @@ from pygments.lexers import get_lexer_by_name
 
 DOCS = Path(__file__).resolve().parent
 FORMAT = HtmlFormatter(nowrap=True, style="default")
+LETTERS = 21, 28  # smallest and largest letters of code, in pixels of a slide of 1280 x 720
+LINE = 1094 / 0.603  # pixels across a block of code, divided by the width of a letter of one pixel
 
 
 def make(source):
@@ -40,11 +42,17 @@ def make(source):
 def section(slide, folder, number, of):
     notes = " ".join(re.findall(r"<!-- say: (.*?) -->", slide, re.DOTALL))
     shown = re.sub(r"<!--.*?-->", "", slide, flags=re.DOTALL)
-    body = renderer().render(shown)
+    body = re.sub(r"<pre>(.*?)</pre>", lambda match: enlarge(match[1]), renderer().render(shown), flags=re.DOTALL)
     body = re.sub(r'<img src="([^"]+)"', lambda match: f'<img src="{as_data(folder / match[1])}"', body)
     kind = "title" if re.fullmatch(r"\s*#+ .+\s+[\w“\"].*\s*", shown) else "body"  # a heading and one line
     aside = f"<aside>{html.escape(notes)}</aside>" if notes else ""
     return f'<section class="slide {kind}" id="{number}">\n{body}{aside}<footer>{number} / {of}</footer>\n</section>'
+
+
+def enlarge(code):
+    """A block of code in letters as large as its longest line allows."""
+    longest = max(len(html.unescape(re.sub("<.*?>", "", line))) for line in code.split("\n"))
+    return f'<pre style="font-size: {min(max(int(LINE / max(longest, 1)), LETTERS[0]), LETTERS[1])}px">{code}</pre>'
 
 
 def renderer():

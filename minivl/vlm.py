@@ -27,7 +27,6 @@ from minivl.checkpoint.hub import resolve
 from minivl.checkpoint.offload import offload_if_needed
 from minivl.checkpoint.weights import open_weights
 from minivl.errors import Error
-from minivl.faults.what_if import what_if
 from minivl.kernels import choose
 from minivl.kernels.first_run import choose_at_once
 from minivl.model.batch import answer_many
@@ -217,6 +216,8 @@ class VLM(Engine):
 
     def what_if(self, fault, question=None, images=None, videos=None, keep="*", **options):
         """Run a prompt with a known porting bug, such as "no-window-attention", and compare. -> what_if.WhatIf"""
+        from minivl.faults.what_if import what_if
+
         return what_if(self, fault, question, images, videos, keep, **options)
 
     def with_parts(self, **parts):

@@ -60,6 +60,23 @@ def test_plan_of_the_course_adds_up():
         find(number)
 
 
+def test_third_half_day_of_the_course_adds_up():
+    """180 minutes, two subjects of 80 in them; exercises have their own minutes."""
+    from minivl.lab.catalogue import find
+
+    text = (ROOT / "docs" / "teaching" / "plan.md").read_text(encoding="utf-8")
+    part = text.split("\n## A third half-day")[1].split("\n## ")[0]
+    day, subjects = re.findall(r"^\|(?:[- ]*\|)+\n((?:\|.*\n)+)", part, re.MULTILINE)
+    assert sum(int(minutes) for minutes in re.findall(r"^\| (\d+) \|", day, re.MULTILINE)) == 180
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in subjects.splitlines()]
+    assert len(rows) == 6
+    for name, _, shown, exercises, _ in rows:
+        parts = re.findall(r": (\d+)\b", f"{shown}; {exercises}")
+        assert sum(map(int, parts)) == 80, name
+        for numbers, minutes in re.findall(r"((?:\d\d\.\d(?: and )?)+): (\d+)", exercises):
+            assert sum(find(number).minutes for number in numbers.split(" and ")) == int(minutes), numbers
+
+
 def anchor(heading):
     """The anchor that a git host gives to a heading."""
     plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "processing": "",
     "model": "kernels processing tensors",
     "answer": "processing",
-    "tiny": "answer model",
+    "tiny": "answer model tensors",
     "compare": "checkpoint kernels model processing tensors tiny",
     "plan": "checkpoint kernels model processing tiny",
     "trace": "answer checkpoint model plan tensors",

@@ -31,11 +31,17 @@ def test_course_slides_are_one_file(slides, tmp_path):
     assert not re.findall(r'(?:src|href)="(?!data:)', text) and "{{" not in text and "@import" not in text
     assert text.count('src="data:image/png;base64,') == wanted.count("![")
     code = [
-        re.sub(r"<[^>]+>", "", block) for block in re.findall(r"<pre><code[^>]*>(.*?)</code></pre>", text, re.DOTALL)
+        re.sub(r"<[^>]+>", "", block)
+        for block in re.findall(r"<pre[^>]*><code[^>]*>(.*?)</code></pre>", text, re.DOTALL)
     ]
     assert [html.unescape(block) for block in code] == re.findall(
         r"^```\w+\n(.*?)^```", wanted, re.DOTALL | re.MULTILINE
     )
+
+
+def test_letters_of_code_are_as_large_as_its_lines_allow(slides):
+    short, long, longer = (slides.enlarge(f"<code>a\n{'&lt;' * count}\n</code>") for count in (5, 75, 200))
+    assert "font-size: 28px" in short and "font-size: 24px" in long and "font-size: 21px" in longer
 
 
 def test_slides_of_ones_own(slides, tmp_path):

@@ -84,8 +84,8 @@ class WithFeatures(VLM):
     features = None
 
     def embed_image(self, pixel_values, image_grid_thw, pixel_values_videos=(), video_grid_thw=()):
+        yield from ()  # a stage is a generator
         return self.features
-        yield  # a stage is a generator
 
 
 def time_stage(stage, after=None):

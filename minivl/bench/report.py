@@ -20,7 +20,7 @@ import numpy as np
 
 from minivl.bench.programs import OURS
 from minivl.errors import Error
-from minivl.helpers import check_writable, format_seconds, write_whole
+from minivl.helpers import check_writable, format_bytes, format_seconds, write_whole
 
 
 def check_picture(path):
@@ -42,6 +42,8 @@ def table(report):
         f"{report['size']}, {report['date']}, {computer['processor']}, {computer['threads']} threads, "
         f"matmul {computer['matmul']}, medians of {report['rounds']} rounds",
         ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version),
+        f"caches of a core {' and '.join(map(format_bytes, computer['caches']))}, blocks of a product "
+        + ", ".join(f"{name} {value}" for name, value in computer["blocks"].items()),
         "limits of the machine: " + ", ".join(f"{name} {rate(limits[name]['rate'], name)}" for name in UNITS),
         "",
         COLUMNS.format(*HEADINGS),

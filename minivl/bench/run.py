@@ -43,6 +43,8 @@ from minivl.checkpoint.memory import system_memory
 from minivl.checkpoint.parameters import parameter_shapes
 from minivl.errors import Error
 from minivl.kernels import runs_on_amx
+from minivl.kernels.cache_blocks import read_caches
+from minivl.kernels.matmul import blocks_of_machine
 from minivl.kernels.records import processor_name
 from minivl.tiny import CHECKPOINT
 from minivl.vlm import load
@@ -239,6 +241,8 @@ def describe_machine(threads):
         "threads": threads,
         "memory": system_memory("MemTotal"),
         "matmul": "float32 on AMX" if runs_on_amx() else "float32",
+        "caches": read_caches(),
+        "blocks": blocks_of_machine()._asdict(),
     }
 
 

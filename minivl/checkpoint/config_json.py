@@ -43,10 +43,8 @@ VISION_SIZES = {  # whole numbers above 0
     "out_hidden_size": 3584,
 }
 VISION_OTHERS = {"fullatt_block_indexes": (7, 15, 23, 31), "tokens_per_second": 4, "hidden_act": "silu"}
-VISION_ALIASES = {
-    "num_attention_heads": "num_heads",
-    "num_hidden_layers": "depth",
-}  # names that transformers takes as well
+# names that transformers takes as well
+VISION_ALIASES = {"num_attention_heads": "num_heads", "num_hidden_layers": "depth"}
 NULLABLE = ("num_key_value_heads", "sliding_window")  # null: as many as there are heads; no window
 MOST = {"num_hidden_layers": 4096, "depth": 4096}  # of other sizes 2^31 - 1
 YARN = ("factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
@@ -100,10 +98,8 @@ def parse_text(look_up):
 def parse_vision(stored):
     """Fields of VisionConfig, from a `vision_config` object; `in_chans` is the published spelling of `in_channels`."""
     rope = object_in(stored, "rope_parameters")
-    if rope.get("rope_theta", VISION_THETA) != VISION_THETA or rope.get("rope_type", "axial") not in (
-        "axial",
-        "default",
-    ):
+    theta, kind = rope.get("rope_theta", VISION_THETA), rope.get("rope_type", "axial")
+    if theta != VISION_THETA or kind not in ("axial", "default"):
         raise Error(
             f"vision config: rope_parameters is {rope!r}; every Qwen2.5-VL has axial positions with rope_theta "
             f"{VISION_THETA}, and only they are supported."
@@ -179,9 +175,8 @@ def parse_yarn(stored, theta, look_up):
         over, under = (1 + 0.1 * scale * math.log(given["factor"]) for scale in scales)
         given["attention_factor"] = over / under
     original = stored.get("original_max_position_embeddings")
-    original = (
-        look_up("max_position_embeddings", TEXT_SIZES["max_position_embeddings"]) if original is None else original
-    )
+    if original is None:
+        original = look_up("max_position_embeddings", TEXT_SIZES["max_position_embeddings"])
     check_kind("original_max_position_embeddings", [original], int, "a number of tokens", least=1)
     check_number("original_max_position_embeddings", original)
     truncate = stored.get("truncate", True)

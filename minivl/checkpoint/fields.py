@@ -12,20 +12,30 @@ import json
 import warnings
 from pathlib import Path
 
+from minivl.checkpoint.config_json import TEXT_OTHERS, TEXT_SIZES, VISION_ALIASES, VISION_OTHERS, VISION_SIZES, YARN
 from minivl.checkpoint.presets import TOKEN_IDS
 from minivl.errors import Error
 from minivl.helpers import did_you_mean
 
-_TEXT = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act
-    max_position_embeddings rms_norm_eps use_sliding_window sliding_window max_window_layers layer_types tie_word_embeddings
-    rope_theta rope_scaling rope_parameters"""
+_TEXT = " ".join([*TEXT_SIZES, *TEXT_OTHERS, "layer_types tie_word_embeddings rope_theta rope_scaling rope_parameters"])
+_VISION = " ".join([*VISION_SIZES, *VISION_OTHERS, *VISION_ALIASES, "in_chans rope_parameters"])
 _BOOKKEEPING = """_name_or_path architectures auto_map base_model_name_or_path commit_hash model_type transformers_version
     torch_dtype dtype transformers_weights unsloth_fixed unsloth_version use_cache gradient_checkpointing initializer_range
     attention_dropout attn_implementation _attn_implementation _attn_implementation_autoset pad_token_id output_attentions
     output_hidden_states return_dict is_encoder_decoder chunk_size_feed_forward id2label label2id problem_type
     vision_token_id use_return_dict task_specific_params torchscript ignore_keys_at_rope_validation"""
-_PIXELS = """do_resize do_rescale do_normalize resample rescale_factor image_mean image_std patch_size temporal_patch_size
-    merge_size"""
+PIXELS = {  # the published values, which transformers takes where a file has none
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+}
 _PROCESSING = """do_convert_rgb processor_class auto_map image_processor_type video_processor_type feature_extractor_type
     crop_size do_center_crop do_pad pad_size default_to_square data_format input_data_format device disable_grouping
     return_tensors return_metadata model_input_names _valid_processor_keys num_image_tokens image_seq_length"""
@@ -33,13 +43,10 @@ _PROCESSING = """do_convert_rgb processor_class auto_map image_processor_type vi
 OBEYED = {
     "config.json": f"{_TEXT} {' '.join(TOKEN_IDS)} model_type text_config vision_config",
     "text_config": f"{_TEXT} {' '.join(TOKEN_IDS)}",
-    "vision_config": """depth hidden_size intermediate_size num_heads in_channels in_chans patch_size temporal_patch_size
-        spatial_merge_size window_size out_hidden_size fullatt_block_indexes tokens_per_second hidden_act rope_parameters
-        num_attention_heads num_hidden_layers""",
-    "rope": """type rope_type rope_theta mrope_section factor original_max_position_embeddings beta_fast beta_slow
-        attention_factor mscale mscale_all_dim truncate""",
-    "preprocessor_config.json": f"{_PIXELS} min_pixels max_pixels size",
-    "video_preprocessor_config.json": _PIXELS,
+    "vision_config": _VISION,
+    "rope": f"type rope_type rope_theta mrope_section original_max_position_embeddings truncate {' '.join(YARN)}",
+    "preprocessor_config.json": f"{' '.join(PIXELS)} min_pixels max_pixels size",
+    "video_preprocessor_config.json": " ".join(PIXELS),
     "generation_config.json": "do_sample temperature top_k top_p repetition_penalty max_new_tokens eos_token_id",
     "tokenizer_config.json": """chat_template added_tokens_decoder additional_special_tokens extra_special_tokens eos_token
         pad_token bos_token unk_token""",
@@ -80,18 +87,6 @@ REFUSED = {
         exponential_decay_length_penalty suppress_tokens begin_suppress_tokens sequence_bias token_healing guidance_scale
         watermarking_config min_length min_new_tokens max_time stop_strings""",
     "tokenizer_config.json": "",
-}
-PIXELS = {  # the published values, which transformers takes where a file has none
-    "do_resize": True,
-    "do_rescale": True,
-    "do_normalize": True,
-    "resample": 3,
-    "rescale_factor": 1 / 255,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
 }
 
 

@@ -39,7 +39,7 @@ def run(options):
     names = options.files if options.scene is None else [f"scene {options.scene}"]
     images = [name for name, item in zip(names, messages[0]["content"]) if item["type"] == "image"]
     check_drawing(options, images)
-    vlm = load_model(options)
+    vlm = load_model(options, one_answer=True)
     count = vlm.count_tokens(messages, **values(options, PIXELS + FRAMES)) if options.tokens else None
     times = [time.perf_counter()]  # of the question, and of each piece of the answer
 

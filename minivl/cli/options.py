@@ -26,10 +26,15 @@ WEIGHTS = (
     ("bfloat16", "float32", "resident"),
     "weights as stored (default); upcast: twice the memory; or as stored, copied into memory",
 )
+BACKEND = (
+    "--backend",
+    (None, "numba", "numpy"),
+    "compiled kernels or the plain NumPy reference; default: numba, and numpy for one answer of the small model",
+)
 MODEL = (
     ("--model PATH", str, "a checkpoint folder, a .safetensors file, or a hub id org/name"),
     WEIGHTS,
-    ("--backend", (None, "numba", "numpy"), "compiled kernels (default) or the plain NumPy reference"),
+    BACKEND,
     ("--memory-limit SIZE", str, "upper limit, such as 4GB: weights that do not fit are read when they are needed"),
 )
 ANSWER = (
@@ -97,10 +102,15 @@ def prepare_run(options):
     return load_model(options), messages, answer_options(options)
 
 
-def load_model(options):
+def load_model(options, one_answer=False):
+    """The model of the options.
+
+    one_answer  true: the small model runs on the NumPy kernels, which answer before the compiled ones are loaded
+    """
     from minivl.vlm import load
 
-    vlm = load(options.model, options.weights, options.backend, memory_limit=options.memory_limit)
+    backend = options.backend or ("numpy" if one_answer and options.model is None else None)
+    vlm = load(options.model, options.weights, backend, memory_limit=options.memory_limit)
     if vlm.offloader is not None and options.memory_limit is None:
         print(
             f"minivl: the weights, {format_bytes(vlm.weights.nbytes)}, do not fit in memory; they are read from disk when "
@@ -124,11 +134,7 @@ def check_output(option, path, inputs, model=None):
     target = Path(path)
     if any(is_same_file(target, Path(name)) for name in inputs):
         raise Error(f"{option} {path} would overwrite a file that is read. Give another file.")
-    if (
-        model is not None
-        and target.exists()
-        and (is_same_file(target, Path(model)) or is_in_folder(target, Path(model)))
-    ):
+    if model is not None and target.exists() and is_part_of(target, Path(model)):
         raise Error(f"{option} {path} would overwrite a file of the model. Give another file.")
 
 
@@ -139,8 +145,9 @@ def is_same_file(a, b):
         return False
 
 
-def is_in_folder(path, folder):
-    return folder.is_dir() and path.resolve().is_relative_to(folder.resolve())
+def is_part_of(path, model):
+    """Whether a path is the model's file, or lies in its folder."""
+    return is_same_file(path, model) or (model.is_dir() and path.resolve().is_relative_to(model.resolve()))
 
 
 # ---- messages ----

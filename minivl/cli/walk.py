@@ -3,14 +3,7 @@
 import os
 import sys
 
-from minivl.cli.options import (
-    IMAGE_AND_QUESTION,
-    RUN,
-    answer_options,
-    image_and_question,
-    load_model,
-    messages_of,
-)
+from minivl.cli.options import IMAGE_AND_QUESTION, RUN, answer_options, image_and_question, load_model, messages_of
 from minivl.cli.terminal_image import PROTOCOLS, choose_protocol, encode_image
 from minivl.errors import Error
 
@@ -40,7 +33,7 @@ def run(options):
     if scene is not None:
         width, height = scene.image.size
         print(f"Scene {options.scene}: {width} x {height} pixels. Draw another with --scene {options.scene + 1}.")
-    vlm = load_model(options)
+    vlm = load_model(options, one_answer=True)
     show_image(item, options, scene, protocol)
     print(f"Question: {question}\n", flush=True)
     messages = messages_of([item], question)

@@ -129,9 +129,8 @@ def show(step):
 def describe(step):
     """Statistics of a tensor and its first numbers."""
     stats = step.stats()
-    numbers = " ".join(
-        f"{name} {value:.4g}" for name in ("min", "max", "mean", "rms") if (value := getattr(stats, name)) is not None
-    )
+    values = {name: getattr(stats, name) for name in ("min", "max", "mean", "rms")}
+    numbers = " ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
     odd = f", {stats.nan} NaN, {stats.inf} infinite" if stats.nan or stats.inf else ""
     array = np.array2string(step.value, precision=3, threshold=60, edgeitems=3, max_line_width=96)
     return f"{step!r}{' built now' * step.lazy}: {numbers}{odd}\n{array}"

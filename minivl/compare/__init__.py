@@ -1,4 +1,18 @@
-"""Compare two recordings of one prompt: the first tensor that differs, and the probable mistake."""
+"""Compare two recordings of one prompt: the first tensor that differs, and the probable mistake.
+
+comparison.py    compare: the steps of a comparison, in order, and its result; rows.py: one tensor of it
+recordings.py    read a recording
+match_names.py   which tensor is which, by name; match_values.py: by its values
+layouts.py       bring theirs into our order of axes and rows; measure.py: the error of a tensor
+local.py         judge each stage alone, computed from their inputs
+search.py        search for the causes of what differs: which tensors are searched, in which order
+diagnose.py      find the known mistake that gives one tensor
+mistakes/        the known mistakes, a file for each topic
+render.py        the result as text and in a notebook; page.py: as JSON and as an HTML page
+coverage.py      how much was compared; answers.py: the tokens that both chose
+shipped.py       the model to judge by; reference_functions.py: where in transformers to look
+assertion.py     assert_port: compare in a port's own tests
+"""
 
 from minivl.helpers import lazy_names
 

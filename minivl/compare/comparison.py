@@ -225,9 +225,8 @@ def compare_rows(ours, theirs, matches, tolerance, precision, layouts=()):
             if row.status == DIFF and max(row.error, row.rms) <= softmax_error(name, ours, rows):
                 row = replace(row, status=CLOSE)
             if name in layouts:
-                row = replace(
-                    row, note="; ".join(filter(None, ["found by its values", layouts[name][1].text, row.note]))
-                )
+                remarks = filter(None, ["found by its values", layouts[name][1].text, row.note])
+                row = replace(row, note="; ".join(remarks))
             if row.status == CLOSE and not name.endswith(".probs"):
                 largest = max(largest, row.rms)
         rows.append(row)

@@ -20,10 +20,9 @@ def not_compared(require, rows):
 
 def nothing_in_common(ours, theirs):
     """The text of the Error for recordings without a common name."""
-    if not len(theirs) or not len(ours):
-        return (
-            f"{(theirs if not len(theirs) else ours).label} has no tensors. Was it closed before anything was recorded?"
-        )
+    empty = next((side for side in (theirs, ours) if not len(side)), None)
+    if empty is not None:
+        return f"{empty.label} has no tensors. Was it closed before anything was recorded?"
     hints = ((name, did_you_mean(name, ours, 1, 0.6)) for name in theirs)
     name, hint = next((pair for pair in hints if pair[1]), (next(iter(theirs)), ""))
     return (

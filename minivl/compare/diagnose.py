@@ -95,10 +95,9 @@ def find_causes(step, limit, groups=ALL, rounding=0.0, choose=None):
                 causes[name] = Cause(name, sentence, left)
         if min((cause.error for cause in causes.values()), default=before) <= limit / 20:
             break
-    guesses = image.guesses(step) if groups is ALL and not causes else ()
-    return (choose or likeliest)(causes.values()) or [
-        Cause(name, sentence, before, exact=False) for name, sentence in guesses
-    ]
+    if causes or groups is not ALL:
+        return (choose or likeliest)(causes.values())
+    return [Cause(name, sentence, before, exact=False) for name, sentence in image.guesses(step)]
 
 
 TIE, SMALLEST = 2, 2.0**-23  # errors left within this factor, or below a unit of float32, are the same

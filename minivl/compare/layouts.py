@@ -53,9 +53,8 @@ class Layout:
     @property
     def text(self):
         order = "" if self.order == tuple(sorted(self.order)) else f"axes {np.argsort(self.order).tolist()}"
-        return ", ".join(
-            part for part in (order, "" if self.index is None else "rows in the processor's order") if part
-        )
+        rows = "" if self.index is None else "rows in the processor's order"
+        return ", ".join(filter(None, [order, rows]))
 
 
 @functools.lru_cache(maxsize=1 << 12)
@@ -98,10 +97,10 @@ def closest_layout(ours, theirs, layouts):
     if not layouts:
         return np.inf, None
     if ours.dtype.kind != "f":
-        same = [
-            layout for layout in layouts if theirs.dtype.kind in "iu" and np.array_equal(layout.apply(theirs), ours)
-        ]
-        return (0.0, same[0]) if same and ours.min() != ours.max() else (np.inf, None)
+        if theirs.dtype.kind not in "iu" or ours.min() == ours.max():
+            return np.inf, None
+        same = next((layout for layout in layouts if np.array_equal(layout.apply(theirs), ours)), None)
+        return (np.inf if same is None else 0.0), same
     flat = np.random.default_rng(0).integers(0, ours.size, SAMPLE) if ours.size > SAMPLE else np.arange(ours.size)
     a, values, best = ours.reshape(-1)[flat].astype(np.float64), theirs.reshape(-1), (np.inf, None)
     finite = np.isfinite(a)
@@ -157,6 +156,4 @@ def replace_arrays(recording, arrays):
     """The recording with other arrays under some of its names."""
     if not arrays:
         return recording
-    return Recording(
-        {name: arrays.get(name, recording[name]) for name in recording}, recording.label, recording.metadata
-    )
+    return Recording({**recording, **arrays}, recording.label, recording.metadata)

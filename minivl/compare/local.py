@@ -37,13 +37,13 @@ USUAL = 2  # of these, what is left of an explained error
 NOISE = 2e-6  # relative: what the order of summation makes of a product in float32
 SMALLEST_FLOAT16 = np.float32(2.0**-24)
 FAR = 100  # so many tolerances are no rounding
-ARITHMETICS = {  # name: (are all tensors rounded, are the inputs of products, to which type)
-    "float32": (False, False, "float32"),
-    "bfloat16": (True, False, "bfloat16"),
-    "float16": (True, False, "float16"),
-    "float32 with products of bfloat16": (False, True, "bfloat16"),
-    "float32 with products of float16": (False, True, "float16"),
-    "float32 with products of int8": (False, True, "int8"),
+ARITHMETICS = {  # name: (are only the inputs of products rounded, and not all tensors; to which type)
+    "float32": (False, "float32"),
+    "bfloat16": (False, "bfloat16"),
+    "float16": (False, "float16"),
+    "float32 with products of bfloat16": (True, "bfloat16"),
+    "float32 with products of float16": (True, "float16"),
+    "float32 with products of int8": (True, "int8"),
 }
 LIKE = 3  # errors within this factor of those of an arithmetic, of all products, are of its size
 FEWEST_PRODUCTS, MOST_PRODUCTS = 8, 0.8
@@ -148,20 +148,19 @@ def run_from_theirs(model, inputs, theirs, arithmetic="float32", change=None, st
     stop        the last tensor that is wanted; by default the last that theirs has
     tower       {name: tensor} of an earlier run up to the tower's output, if these would be the same: the tower is not run
     """
-    all_rounded, products, kind = ARITHMETICS[arithmetic] if arithmetic else (False, False, None)
+    products, kind = ARITHMETICS[arithmetic] if arithmetic else (False, None)
     model = with_rounded_products(model, kind) if products else model
     model = without_tower(model, value_of(tower["visual"])) if tower else model
     simulate, stop = arithmetic is not None and not products, stop or last_of(theirs)
     computed, known = {}, dict(tower or {})
 
+    def look_up(name):
+        return value_of(known[name]) if name in known else None
+
     def see(name, tensor):
         known[name] = tensor
         if name not in theirs:
-            made = (
-                change(name, tensor, lambda other: value_of(known[other]) if other in known else None)
-                if change
-                else None
-            )
+            made = change(name, tensor, look_up) if change else None
             if made is not None:
                 known[name] = made.astype(tensor.dtype)
             elif simulate and not callable(tensor):
@@ -214,9 +213,8 @@ class Local:
         """`run_from_theirs` with their values moved by half a unit of the type that they were rounded to."""
         if self.precision == "float32":
             return self.computed, self.known
-        shifted = {
-            name: shift_by_half_unit(array, self.precision, i) for i, (name, array) in enumerate(self.theirs.items())
-        }
+        arrays = enumerate(self.theirs.items())
+        shifted = {name: shift_by_half_unit(array, self.precision, i) for i, (name, array) in arrays}
         tower = None if self.tower.keys() & self.theirs.keys() else self.tower
         return run_from_theirs(self.model, self.inputs, shifted, None, tower=tower)
 

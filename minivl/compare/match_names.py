@@ -36,9 +36,8 @@ def match_names(theirs, ours, names=None):
 
     names  a name map {theirs: ours}, or the path of a JSON file with one
     """
-    names, spellings, first, matches = read_map(names), spell(ours), first_step(theirs), {}
-    for name in theirs:
-        rank, mine = recognise(name, spellings, names, first)
+    matches = {}
+    for name, (rank, mine) in meanings(theirs, ours, names).items():
         if mine is not None and (mine not in matches or rank <= matches[mine][0]):
             matches[mine] = (rank, name)
     return {mine: name for mine, (_, name) in matches.items()}
@@ -46,10 +45,14 @@ def match_names(theirs, ours, names=None):
 
 def unmatched(theirs, ours, names=None):
     """Their names that mean none of our tensors. Modules whose output minivl has no tensor for (`act_fn`) do not count."""
+    meant = meanings(theirs, ours, names)
+    return [name for name, (_, mine) in meant.items() if mine is None and not NOT_OURS.search(name)]
+
+
+def meanings(theirs, ours, names):
+    """{their name: (rank of the rule, our name)}, see `recognise`."""
     names, spellings, first = read_map(names), spell(ours), first_step(theirs)
-    return [
-        name for name in theirs if recognise(name, spellings, names, first)[1] is None and not NOT_OURS.search(name)
-    ]
+    return {name: recognise(name, spellings, names, first) for name in theirs}
 
 
 def first_step(theirs):
@@ -107,7 +110,7 @@ def one_separator(name):
     return re.sub(r"[^A-Za-z0-9]+", ".", name).strip(".")
 
 
-def recognise(name, spellings, names, first=0):
+def recognise(name, spellings, names, first):
     """(rank of the rule, our name) of a port's name; (None, None) if it means none of ours. first: see `first_step`."""
     mapped = translate(name, names)
     if mapped is not None:

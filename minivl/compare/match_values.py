@@ -57,9 +57,8 @@ def match_values(ours, theirs, left, matches, in_processor_order=False, model=No
     known, banned = {}, set()
     for _ in range(ROUNDS):
         matched = matcher.run(known, banned)
-        closer = {
-            (mine, name) for mine, (name, *_) in matched.items() if mine not in known and matcher.is_other(mine, name)
-        }
+        pairs = {(mine, name) for mine, (name, _) in matched.items() if mine not in known}
+        closer = {pair for pair in pairs if matcher.is_other(*pair)}
         if not closer:
             break
         banned |= closer
@@ -237,9 +236,8 @@ class Matcher:
     def places(self, name, matched):
         """[(our name, Layout)] where their tensor may belong: of its size, before the next of theirs that is matched."""
         order = {mine: at for at, mine in enumerate(in_data_flow(self.ours))}
-        ours_of = {theirs: mine for mine, (theirs, _) in matched.items()} | {
-            n: mine for mine, n in self.matches.items()
-        }
+        ours_of = {there: mine for mine, (there, _) in matched.items()}
+        ours_of |= {there: mine for mine, there in self.matches.items()}
         names = list(self.theirs)
         at = names.index(name)
         after = [order[ours_of[other]] for other in names[:at] if other in ours_of]
@@ -283,9 +281,8 @@ class Matcher:
                 if others:
                     notes.append(f"{name} is {mine}, or {', '.join(others[:3])}, which have the same values here")
             elif close and name not in equal:
-                notes.append(
-                    f"{name} is ambiguous: close to {', '.join(other for other, _ in close[:3])}; not compared"
-                )
+                some = ", ".join(other for other, _ in close[:3])
+                notes.append(f"{name} is ambiguous: close to {some}; not compared")
         return ValueMatches(matched, notes, equal)
 
 
@@ -298,9 +295,8 @@ def norm(array):
 
 
 def is_same(one, other):
-    return one.size == other.size and np.array_equal(
-        one.reshape(-1), other.reshape(-1), equal_nan=one.dtype.kind == "f"
-    )
+    one, other = one.reshape(-1), other.reshape(-1)
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
 def numbers(name):

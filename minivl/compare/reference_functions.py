@@ -31,6 +31,7 @@ class Function:
 
 
 TOWER, TOWER_ROPE = "Qwen2_5_VisionTransformerPretrainedModel", "Qwen2_5_VLVisionRotaryEmbedding"
+SORT = f"{TOWER}.permute_input_for_window_attn"
 ROPE, IMAGE, VIDEO = "Qwen2_5_VLRotaryEmbedding", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"
 
 FILES = {  # the beginning of a name: where it is; all others are in the file of the model
@@ -109,13 +110,9 @@ TABLE = (
     ("visual.rope.* visual.*.attn.*", FREQUENCIES, f"{TOWER_ROPE}.compute_axial_rope_parameters"),
     ("visual.rope.* visual.*.attn.*", LAYOUT, f"{TOWER_ROPE}.recomposition_frequencies"),
     ("visual.rope.*", "interleaved RoPE", f"{TOWER_ROPE}.recomposition_frequencies"),
-    (
-        "visual.patch_embed visual.rope.* visual.blocks.* visual.merger*",
-        ORDER,
-        f"{TOWER}.permute_input_for_window_attn",
-    ),
+    ("visual.patch_embed visual.rope.* visual.blocks.* visual.merger*", ORDER, SORT),
     ("visual.rope.*", "", f"{TOWER_ROPE}.forward"),
-    ("visual.window_order", "", f"{TOWER}.permute_input_for_window_attn"),
+    ("visual.window_order", "", SORT),
     ("visual.patch_embed", "", "Qwen2_5_VisionPatchEmbed.forward"),
     ("visual.blocks.*.norm? visual.merger.ln_q", "", "Qwen2_5_VLRMSNorm.forward"),
     ("visual.*.attn.*", WINDOWS, f"{TOWER}.forward"),

@@ -42,12 +42,9 @@ def rows_to_show(comparison):
     at = compared.index(comparison.first)
     early = [row for row in compared[: max(0, at - BEFORE)] if row.status not in (OK, CLOSE)]
     unknown = [row for row in comparison.rows if row.status == MISSING and "mean" in row.note]
-    shown = compared[max(0, at - BEFORE) : at + AFTER]
-    later = [
-        row for row in comparison.faults if comparison.arithmetic and row not in shown and compared.index(row) > at
-    ]
-    unknown = later[: 2 * AFTER] + unknown
-    return early + shown + unknown
+    near, faults = compared[max(0, at - BEFORE) : at + AFTER], comparison.faults if comparison.arithmetic else []
+    later = [row for row in faults if row not in near and compared.index(row) > at]
+    return early + near + later[: 2 * AFTER] + unknown
 
 
 def cells(row):

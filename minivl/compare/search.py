@@ -156,9 +156,8 @@ def find_faint_between(row, tensors, names, evidence):
     from minivl.compare.mistakes.replay import mistakes_of, run_with
 
     local, step, best = evidence.local, evidence.step(row), (CERTAIN, [])
-    missing = {
-        name: value_of(local.known[name]) for name in tensors if name in local.known and name not in local.figures
-    }
+    missing = [name for name in tensors if name in local.known and name not in local.figures]
+    missing = {name: value_of(local.known[name]) for name in missing}
     for mistake in mistakes_of(missing, evidence.known_from_theirs, local.model):
         if mistake.name in names and (wrong := run_with((mistake,), local, set(missing), row.name)) is not None:
             share, errors, over_rows = fit_mistake(step.ours, step.theirs, wrong)
@@ -177,7 +176,7 @@ def add_rounded_products(comparison, evidence):
             continue
         theirs = fit(local.theirs, row.name, local.computed[row.name].shape)
         before = distance(local.computed[row.name], theirs)
-        for arithmetic, (_, products, kind) in ARITHMETICS.items():
+        for arithmetic, (products, kind) in ARITHMETICS.items():
             if products and (left := distance(local.run_in(arithmetic)[row.name], theirs)) <= before / 10:
                 cause = Cause("rounded inputs", f"what goes into this product is rounded to {kind}", left)
                 comparison = comparison.replace_row(row, with_causes(row, [cause]))
@@ -241,12 +240,10 @@ def search_between(comparison, row, evidence):
 
 def is_shared(name, user):
     """Whether a tensor is one of the indices and angles that all blocks of a half use, or what the residuals begin with."""
-    tensor, other = catalogue.of(name), catalogue.of(user)
-    return (
-        (is_made_by(name, "", "angles") or name == "inputs_embeds")
-        and other is not None
-        and tensor.section == other.section
-    )
+    if not is_made_by(name, "", "angles") and name != "inputs_embeds":
+        return False
+    other = catalogue.of(user)
+    return other is not None and catalogue.of(name).section == other.section
 
 
 def add_causes_of_other_faults(comparison, evidence):

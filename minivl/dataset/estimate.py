@@ -2,37 +2,69 @@
 
 import shutil
 import sys
+import time
 
 import numpy as np
 from tqdm import tqdm
 
-from minivl.dataset.block import build_maps, choices_of, pieces_of, prepare
+from minivl.dataset.block import build_maps, choices_of, pieces_of, prepare, run_prompt
 from minivl.dataset.rows import Selector
 from minivl.errors import Error
 from minivl.helpers import format_bytes, format_seconds
 
 BLOCK_SECONDS, MOST, BLOCK_BYTES = 30, 256, 256 << 20  # of a block, at most: time, prompts, bytes of rows
+QUICK = 0.25  # seconds of a planned run below which prompts are run and timed: a plan leaves out the time of Python
 
 
 def estimate(vlm, prompts, job):
-    """(bytes, seconds) of a prompt: of up to 8 of them, their rows counted and their runs planned."""
-    from minivl.kernels.speeds import calibrate
-    from minivl.plan.cost import estimate_seconds
-    from minivl.plan.meta_model import MetaModel
+    """(bytes, seconds) of a prompt, from up to 8 of them: their rows counted, their images prepared, their runs planned.
 
+    Runs of a small model, whose time is that of Python more than that of the kernels, are timed instead.
+    """
     chosen = [prompts[int(i)] for i in np.unique(np.linspace(0, len(prompts) - 1, 8).round())]
-    planner, speeds = MetaModel(vlm.config, None, 2), calibrate(1.0)
-    sizes, times = [], []
+    ready, sizes, preparing = [], [], []
     for prompt in chosen:
+        began = time.perf_counter()
         try:
             inputs = prepare(vlm, prompt, job.options)
             selector = Selector(prompt, build_maps(vlm, inputs), pieces_of(vlm, inputs))
             sizes.append(bytes_of(vlm.config, selector, job))
         except (Error, OSError):
             continue
-        costs = planner.costs(inputs, max(1, job.max_new_tokens))
-        times.append(sum(estimate_seconds(part, speeds, name == "decode") for name, part in costs.items()))
-    return (np.mean(sizes), np.mean(times)) if sizes else (0.0, 1.0)
+        preparing.append(time.perf_counter() - began)
+        ready.append((prompt, inputs))
+    if not ready:
+        return 0.0, 1.0
+    seconds = np.median(preparing) + plan_seconds(vlm, [inputs for _, inputs in ready], job)
+    if seconds < QUICK:
+        seconds = time_prompts(vlm, [prompt for prompt, _ in ready], job) or seconds
+    return float(np.mean(sizes)), float(seconds)
+
+
+def plan_seconds(vlm, inputs, job):
+    """What a run takes by `minivl plan`, the mean over prepared prompts."""
+    from minivl.kernels.speeds import calibrate
+    from minivl.plan.cost import estimate_seconds
+    from minivl.plan.meta_model import MetaModel
+
+    planner, speeds = MetaModel(vlm.config, None, 2), calibrate(1.0)
+    costs = [planner.costs(one, max(1, job.max_new_tokens)) for one in inputs]
+    return np.mean([
+        sum(estimate_seconds(part, speeds, name == "decode") for name, part in cost.items()) for cost in costs
+    ])  # fmt: skip
+
+
+def time_prompts(vlm, prompts, job):
+    """What a prompt takes, the mean over those that can be run, after one that is not counted; None if none can."""
+    times = []
+    for prompt in (prompts[0], *prompts):
+        began = time.perf_counter()
+        try:
+            run_prompt(job, vlm, prompt)
+        except (Error, OSError):
+            continue  # the collection itself says so
+        times.append(time.perf_counter() - began)
+    return np.mean(times[1:] or times) if times else None
 
 
 def bytes_of(config, selector, job):
@@ -80,7 +112,7 @@ def check_space(path, nbytes):
 
 def announce(prompts, nbytes, seconds):
     tqdm.write(
-        f"{len(prompts):,} prompts: about {format_bytes(nbytes * len(prompts))} and, without preparing images, "
+        f"{len(prompts):,} prompts: about {format_bytes(nbytes * len(prompts))} and "
         f"{format_seconds(seconds * len(prompts))} of one process",
         file=sys.stderr,
     )

@@ -6,9 +6,12 @@
     processing.py    faults in text, resizing, colours, patches
     vision.py        faults in windows, positions of patches, and the arithmetic that tower and decoder share
     decoder.py       faults in positions of tokens, masks, heads
+    inject.py        put a fault into the engine and take it out again
+    what_if.py       run a prompt with and without a fault; render.py: the result as text and HTML
+    score.py         how often faults of many scenes show, and are found
 
-Each is a function that replaces functions, methods or constants of the engine (inject.py). Independent of compare/mistakes
-on purpose, so that each can test the other.
+Each fault is a function that replaces functions, methods or constants of the engine. Independent of compare/mistakes on
+purpose, so that each can test the other.
 """
 
 import importlib

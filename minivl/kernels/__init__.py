@@ -3,6 +3,7 @@
     linear.py      x @ W.T + b, with weights stored as bfloat16 bits or float32; few rows of x: bound by memory
     few_rows.py    the innermost loop of linear.py, in the processor's registers
     matmul.py      the same for many rows: bound by arithmetic
+    cache_blocks.py  how much of a product is taken at a time, by the sizes of the caches; tune.py times other sizes
     tile.py        the innermost loop of matmul.py and attention.py, in the processor's registers
     amx.py         the work of matmul.py on the matrix instructions of some processors; amx_tile.py: these instructions
     norms.py       RMSNorm

@@ -8,23 +8,31 @@
         for each panel of x    [depth, COLUMNS]                         stays in the first-level cache
             for each tile of W: tile                                    and asks for a part of the next panel
 
-A result is summed in the same order whatever the number of threads. The plain twin is `linear_numpy`.
+A result is summed in the same order whatever the number of threads. The plain twin is `linear_numpy`. cache_blocks.py says how
+deep, and how many tiles of W and panels of x at a time.
 """
+
+from functools import cache
 
 import numba
 import numpy as np
 
+from minivl.kernels.cache_blocks import choose_blocks, read_caches
 from minivl.kernels.jit_cache import CACHE
 from minivl.kernels.tile import COLUMNS, LANES, PADDED, ROWS, prefetch, tile, transpose
 
-DEPTH = 384  # most values of k before a sum is put away: also keeps rounding errors smaller than one long sum would
-TILES = 16  # most tiles of W in a task
-BLOCK = 512 // COLUMNS  # panels of x that a task takes at a time: its sums stay in the second-level cache
 LINE = 16  # float32 in a line of the cache
 
 
-def matmul_numba(x, weight, bias=None):
+@cache
+def blocks_of_machine():
+    """The `Blocks` for this processor."""
+    return choose_blocks(*read_caches(), ROWS, COLUMNS, PADDED)
+
+
+def matmul_numba(x, weight, bias=None, blocks=None):
     """x [M, K] float32, weight [N, K] float32 or bfloat16 bits (uint16), bias [N] float32 -> [M, N] float32"""
+    depth, tiles, block = blocks or blocks_of_machine()
     (M, K), N = x.shape, len(weight)
     out = np.empty((M, N), dtype=np.float32)
     words = weight if weight.dtype == np.uint16 else weight.view(np.uint32)
@@ -32,8 +40,8 @@ def matmul_numba(x, weight, bias=None):
     _pack(x, packed)
     bias = np.zeros(N, dtype=np.float32) if bias is None else bias
     threads = numba.get_num_threads()
-    tasks = threads * -(-N // (ROWS * TILES * threads))  # as many for each thread
-    _multiply(packed, words, np.uint32(32 - 8 * words.itemsize), bias, tasks, out)
+    tasks = threads * -(-N // (ROWS * tiles * threads))  # as many for each thread
+    _multiply(packed, words, np.uint32(32 - 8 * words.itemsize), bias, tasks, depth, block, out)
     return out
 
 
@@ -69,26 +77,26 @@ def transpose_into(rows, columns):
 
 
 @numba.njit(parallel=True, cache=CACHE, error_model="numpy")
-def _multiply(packed, words, shift, bias, tasks, out):
-    """words [N, K] of 16 or 32 bits; shift (16 or 0) makes float32 of them."""
+def _multiply(packed, words, shift, bias, tasks, depth, block, out):
+    """words [N, K] of 16 or 32 bits; shift (16 or 0) makes float32 of them; depth and block: see `Blocks`."""
     tiles = (len(words) + ROWS - 1) // ROWS
     for task in numba.prange(tasks):
         first, end = task * tiles // tasks * ROWS, min((task + 1) * tiles // tasks * ROWS, len(words))
-        _multiply_rows(packed, words, shift, bias, first, end, out)
+        _multiply_rows(packed, words, shift, bias, first, end, depth, block, out)
 
 
 @numba.njit(cache=CACHE, error_model="numpy")
-def _multiply_rows(packed, words, shift, bias, first, end, out):
+def _multiply_rows(packed, words, shift, bias, first, end, depth, block, out):
     """The task of a thread: rows first:end of W, the same columns of out."""
     M, N, K = len(out), end - first, words.shape[1]
-    tiles, steps = (N + ROWS - 1) // ROWS, (K + DEPTH - 1) // DEPTH
+    tiles, steps = (N + ROWS - 1) // ROWS, (K + depth - 1) // depth
     depth = (K + steps - 1) // steps  # even steps
     strip, panel = np.zeros((PADDED, depth), dtype=np.uint32), np.empty((tiles, depth, PADDED), dtype=np.float32)
-    sums = np.empty((BLOCK, tiles, ROWS, COLUMNS), dtype=np.float32)
+    sums = np.empty((block, tiles, ROWS, COLUMNS), dtype=np.float32)
     # subtle: Numba frees an array after its last use by name, and an address is no use: each of these is named in the loop
     at_panel, at_sums, at_x = panel.ctypes.data, sums.ctypes.data, packed.ctypes.data
-    for start in range(0, len(packed), BLOCK):
-        many = min(BLOCK, len(packed) - start)
+    for start in range(0, len(packed), block):
+        many = min(block, len(packed) - start)
         for n in range(N):
             sums[:many, n // ROWS, n % ROWS] = bias[first + n]
         for k in range(0, K, depth):

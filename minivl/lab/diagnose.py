@@ -11,7 +11,7 @@ import numpy as np
 
 from minivl.compare.diagnose import closest, find_causes
 from minivl.compare.mistakes import Step
-from minivl.lab.values import as_array
+from minivl.lab.values import are_close, as_array
 
 EXACT = 2e-5  # how near the values of a known mistake must come, over the largest value
 MANY = 8  # numbers
@@ -31,6 +31,7 @@ def find_mistake(exercise, triples, is_right):
         or find_untouched(wrong)
         or find_in_compare(exercise, wrong[:MOST])
         or (is_telling(wrong[0][2]) and (find_own(exercise, wrong[:1]) or find_in_compare(exercise, wrong[:1])))
+        or find_by_word(exercise, *wrong[0])
         or None
     )
 
@@ -56,13 +57,18 @@ def find_own(exercise, triples):
 
 def gives(function, case, submitted):
     """Whether a wrong function gives the submitted results."""
+    results = call_wrong(function, case)
+    return len(results) == len(submitted) and all(map(is_same, results, submitted))
+
+
+def call_wrong(function, case):
+    """The results of a wrong function, a tuple; () if it has none for this case."""
     try:
         with np.errstate(all="ignore"):
             results = function(*case.copies())
-    except Exception:  # a mistake may have no result for some case
-        return False
-    results = results if isinstance(results, tuple) else (results,)
-    return len(results) == len(submitted) and all(map(is_same, results, submitted))
+    except Exception:
+        return ()
+    return results if isinstance(results, tuple) else (results,)
 
 
 def is_same(a, b):
@@ -72,12 +78,19 @@ def is_same(a, b):
     x, y = as_array(a), as_array(b)
     if x is None or y is None:
         return type(a) is type(b) and a == b
-    if x.shape != y.shape:
-        return False
-    with np.errstate(all="ignore"):
-        x, y = x.astype(np.float64), y.astype(np.float64)
-        largest = np.abs(x[np.isfinite(x)]).max(initial=0) or 1.0
-        return bool(np.all((np.abs(x - y) <= EXACT * largest) | (x == y) | (np.isnan(x) & np.isnan(y))))
+    return x.shape == y.shape and bool(are_close(x, y, EXACT).all())
+
+
+def find_by_word(exercise, case, right, submitted):
+    """Of the exercise's own mistakes, one that gives the first wrong word of a case, whatever the other results are."""
+    for i, word in enumerate(submitted):
+        if isinstance(word, str) and isinstance(right[i], str) and word != right[i]:
+            for mistake in exercise.mistakes:
+                results = call_wrong(mistake.function, case)
+                if len(results) == len(submitted) and results[i] == word:
+                    return mistake.name, mistake.sentence
+            return None
+    return None
 
 
 def find_untouched(wrong):

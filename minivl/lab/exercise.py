@@ -62,7 +62,7 @@ class Exercise:
     number       "02.1": the notebook's, then its own;  name  of the function that is asked for
     difficulty   1 to 3;  minutes  for a student who knows the notebook
     signature    how the function is called and what it returns;  text  the task;  hints  three, each says more
-    reference    the right function;  cases  function that makes the `Case`s (of the model, with uses_model)
+    reference    the right function;  cases  function that gives the `Case`s (of the model, with uses_model)
     outputs      names of the results, several if the function returns a tuple
     mistakes     known wrong functions;  tensors  for each output, the tensor's name under which `compare` knows mistakes
     tolerance    largest difference over the largest right value

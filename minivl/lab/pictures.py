@@ -8,7 +8,7 @@ from minivl.palette import COLOURS
 
 VERMILION, _, _, GREEN = COLOURS[:4]
 MOST = 30  # rows and columns that are drawn
-SIDE = 14  # pixels of a cell in a notebook
+SIDE = 20  # pixels of a cell in a notebook
 RIGHT, WRONG, FIRST = ".", "x", "X"
 
 
@@ -16,27 +16,40 @@ RIGHT, WRONG, FIRST = ".", "x", "X"
 class Grid:
     """One picture's units or patches; cells [rows, columns] of RIGHT, WRONG, FIRST and " " for those of no row.
 
-    caption  which picture, and which part of it if it is large
+    caption  which picture, and which part of it if it is large;  first  row and column of the first wrong one
     """
 
     cells: np.ndarray
     caption: str
+    first: tuple
 
     def __str__(self):
-        return "\n".join([f"{self.caption}:", *("  " + " ".join(row) for row in self.cells)])
+        row, column = self.first
+        legend = f"(X the first wrong one: row {row}, column {column}; x wrong, . right)"
+        return "\n".join([f"{self.caption} {legend}:", *("  " + " ".join(row) for row in self.cells)])
+
+    def to_html(self):
+        row, column = self.first
+        legend = f"(framed: the first wrong one, row {row}, column {column}; orange wrong, green right)"
+        return f"<p>{self.caption} {legend}</p>{self.to_svg()}"
 
     def to_svg(self):
         rows, columns = self.cells.shape
         fills = {RIGHT: GREEN, WRONG: VERMILION, FIRST: VERMILION, " ": "none"}
-        boxes = []
+        boxes, letters = [], []
         for (row, column), cell in np.ndenumerate(self.cells):
-            frame = ("black", 2) if cell == FIRST else ("white", 1)
-            boxes.append(
-                f'<rect x="{column * SIDE + 1}" y="{row * SIDE + 1}" width="{SIDE - 1}" height="{SIDE - 1}" '
-                f'fill="{fills[cell]}" fill-opacity="0.7" stroke="{frame[0]}" stroke-width="{frame[1]}"/>'
-            )
+            x, y = column * SIDE + 1, row * SIDE + 1
+            boxes.append(f'<rect x="{x}" y="{y}" width="{SIDE - 1}" height="{SIDE - 1}" fill="{fills[cell]}"/>')
+            if cell == FIRST:  # a frame that shows on light and on dark ground
+                boxes.append(
+                    f'<path d="M{x + 2} {y + 2}h{SIDE - 5}v{SIDE - 5}h{5 - SIDE}z" fill="none" stroke="black"/>'
+                )
+            if cell != " ":
+                letters.append(f'<text x="{x + SIDE // 2}" y="{y + SIDE * 7 // 10}">{cell}</text>')
         size = f'width="{columns * SIDE + 2}" height="{rows * SIDE + 2}"'
-        return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(boxes)}</svg>'
+        style = 'font-family="monospace" font-weight="bold" font-size="13" text-anchor="middle" fill="black"'
+        drawing = f"{''.join(boxes)}<g {style}>{''.join(letters)}</g>"
+        return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{drawing}</svg>'
 
 
 def draw_grid(places, wrong, index):
@@ -55,10 +68,7 @@ def draw_grid(places, wrong, index):
     top, left = start_of_part(row, rows), start_of_part(column, columns)
     cells = cells[top : top + MOST, left : left + MOST]
     part = "" if (rows, columns) == cells.shape else f", from row {top} and column {left}"
-    caption = (
-        f"picture {image}, frame {frame}{part} (X the first wrong one: row {row}, column {column}; x wrong, . right)"
-    )
-    return Grid(cells, caption)
+    return Grid(cells, f"picture {image}, frame {frame}{part}", (row, column))
 
 
 def start_of_part(at, count):

@@ -51,5 +51,5 @@ class Result:
         parts = [f"<b>{'&#10003;' if self.ok else '&#10007;'} {html.escape(self.head)}</b>"]
         parts += [f"<p>{html.escape(text)}</p>" for text in self.paragraphs()]
         if self.grid:
-            parts.append(f"<p>{html.escape(self.grid.caption)}</p>{self.grid.to_svg()}")
+            parts.append(self.grid.to_html())
         return f"<div>{''.join(parts)}</div>"

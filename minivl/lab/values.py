@@ -15,11 +15,13 @@ class Difference:
 
     sentence  begins with the name of the result
     index     of the first wrong entry, a tuple, if the values differ;  wrong  bool array, true where they do
+    only_dtype  the values are right, in another dtype
     """
 
     sentence: str
     index: tuple | None = None
     wrong: np.ndarray | None = None
+    only_dtype: bool = False
 
 
 def find_difference(name, right, submitted, tolerance):
@@ -88,13 +90,7 @@ def differing_sets(name, right, submitted):
 
 
 def differing_entries(name, right, submitted, tolerance):
-    with np.errstate(invalid="ignore", over="ignore"):
-        if right.dtype.kind in "iub":
-            wrong = right != submitted
-        else:
-            a, b = right.astype(np.float64), submitted.astype(np.float64)
-            largest = np.abs(a[np.isfinite(a)]).max(initial=0) or 1.0
-            wrong = ~((np.abs(a - b) <= tolerance * largest) | (a == b) | (np.isnan(a) & np.isnan(b)))
+    wrong = right != submitted if right.dtype.kind in "iub" else ~are_close(right, submitted, tolerance)
     if not wrong.any():
         return None
     index = tuple(int(i) for i in np.argwhere(wrong)[0])
@@ -105,15 +101,24 @@ def differing_entries(name, right, submitted, tolerance):
     return Difference(f"{sentence}.", index, wrong)
 
 
+def are_close(right, submitted, tolerance):
+    """Which numbers differ by at most `tolerance` times the largest right one, or are the same NaN or infinity, bool."""
+    with np.errstate(all="ignore"):
+        a, b = right.astype(np.float64), submitted.astype(np.float64)
+        largest = np.abs(a[np.isfinite(a)]).max(initial=0) or 1.0
+        return (np.abs(a - b) <= tolerance * largest) | (a == b) | (np.isnan(a) & np.isnan(b))
+
+
 def differing_dtype(name, right, array):
     """float32 everywhere: arrays of float64 would be refused by the engine."""
     if isinstance(right, Number) or np.ndim(right) == 0 or array.dtype == right.dtype or array.dtype.kind != "f":
         return None
     return Difference(
         f"{name} has the right numbers in {array.dtype}; the engine works in {right.dtype}. State the dtype where an array "
-        f'is made, or return .astype("{right.dtype}").'
+        f'is made, or return .astype("{right.dtype}").',
+        only_dtype=True,
     )
 
 
 def show_number(value):
-    return f"{value:.6g}" if np.asarray(value).dtype.kind == "f" else str(value)
+    return f"{value + 0.0:.6g}" if np.asarray(value).dtype.kind == "f" else str(value)

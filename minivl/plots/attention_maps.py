@@ -95,7 +95,7 @@ def attention(trace, layer, head=None, step=0, query=None, image=0, frame=0, vlm
     values = shares_on_picture(trace, layer, head, step, query, image, frame)
     tokens = maps.raster("tokens", image, frame)
     best, window = strongest(maps, tokens, values, image, frame)
-    share = f"{values.sum():.1%} of its attention is on this picture"
+    share = f"{values.sum():.1%} of its attention is on this image"
     title = f"model.layers.{layer}.self_attn, {head_name(head)}: {describe_query(trace, step, query, vlm)}\n{share}; "
     title += f"most on token {best}, {values.max():.2%} (orange), and window {window} (red)"
     outlines = [(maps.pixels_of_window(window), VERMILION, 1.2), (maps.pixels_of_token(best), ORANGE, 2)]

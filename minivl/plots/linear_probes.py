@@ -1,7 +1,7 @@
 """Where labels can be read: the scores of linear probes, tensor by tensor, tower and decoder on one axis."""
 
 from minivl.errors import Error
-from minivl.plots.figure import COLOURS, GREY, plot, resizable
+from minivl.plots.figure import COLOURS, GREY, SMALL, plot, resizable
 from minivl.tensors.catalogue import in_data_flow
 
 
@@ -30,11 +30,17 @@ def probes(results, title="From which tensors can it be read?"):
     for border in borders:
         axes.axvline(border - 0.5, color=GREY, linewidth=0.8)
         for side, text in (("right", "tower "), ("left", " decoder")):
-            axes.text(border - 0.5, 0.02, text, transform=axes.get_xaxis_transform(), color=GREY, ha=side)
-    axes.set_xticks(range(len(names)), [shorten(name) for name in names], rotation=60, ha="right")
-    axes.set_ylabel(f"{measures.pop()} on held-out prompts")
+            axes.text(
+                border - 0.5, 0.02, text, transform=axes.get_xaxis_transform(), color=GREY, ha=side, fontsize=SMALL
+            )
+    axes.set_xticks(
+        range(len(names)), [shorten(name) for name in names], rotation=45, ha="right", rotation_mode="anchor"
+    )
+    axes.set_ylabel(f"{measures.pop()} on held-out prompts", fontsize=SMALL)
+    axes.tick_params(labelsize=SMALL)
     axes.set_ylim(top=1.02)
-    axes.legend(title="dotted: control labels", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    box = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
+    axes.legend(title="dotted: control labels", fontsize=SMALL, title_fontsize=SMALL, **box)
     return figure
 
 

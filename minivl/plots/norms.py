@@ -37,7 +37,7 @@ def residual_norms(trace):
     sizes = [rms(x) for x in require(trace, "inputs_embeds", *[f"model.layers.{i}" for i in layers])]
     draw_sizes(panels[-1], [x[~maps.shown] for x in sizes], ["in", *layers], "text", BLUE, "o-")
     if towers:
-        draw_sizes(panels[-1], [x[maps.shown] for x in sizes], ["in", *layers], "pictures and videos", ORANGE, "s--")
+        draw_sizes(panels[-1], [x[maps.shown] for x in sizes], ["in", *layers], "images and videos", ORANGE, "s--")
     label(panels[-1], "decoder", "after layer")
     return figure
 

@@ -74,8 +74,9 @@ def mrope_3d(trace):
     answer = np.concatenate(
         [np.zeros((3, 0), np.int64), *require(trace, *[f"steps.{k}.position_ids" for k in steps])], axis=1
     )
-    kinds = [("text", text, BLUE, "o"), ("pictures and videos", media, ORANGE, "s"), ("answer", answer, VERMILION, "^")]
-    figure = plot("M-RoPE: text counts up on all three axes at once; an image spreads over h and w at one time t")
+    kinds = [("text", text, BLUE, "o"), ("images and videos", media, ORANGE, "s"), ("answer", answer, VERMILION, "^")]
+    spread = "an image spreads over h and w only" if maps.images else "a video spreads over all three"
+    figure = plot("M-RoPE: text counts up on t, h and w at once" + (f"; {spread}" if maps.tokens else ""))
     left, right = figure.add_gridspec(1, 2, width_ratios=(1.15, 1))
     space, along = figure.add_subplot(left, projection="3d"), figure.add_subplot(right)
     for name, (t, h, w), colour, marker in kinds:
@@ -83,10 +84,11 @@ def mrope_3d(trace):
             space.scatter(
                 t, w, h, color=colour, marker=marker, s=10, depthshade=False, label=f"{name}: {len(t)} tokens"
             )
-    space.set(xlabel="t, time", ylabel="w, column", zlabel="h, row (down)")
+    for axis, text in ((space.xaxis, "t, time"), (space.yaxis, "w, column"), (space.zaxis, "h, row (down)")):
+        axis.set_label_text(text, fontsize=SMALL)
     space.set_box_aspect(None, zoom=0.82)
     space.invert_zaxis()
-    space.tick_params(labelsize=SMALL - 1)
+    space.tick_params(labelsize=SMALL)
     space.legend(fontsize=SMALL, loc="upper left")
     draw_positions(along, maps, np.concatenate([maps.position_ids, answer], axis=1))
     return figure

@@ -8,16 +8,21 @@ there are more tokens than runs left, squares alone.
 """
 
 import base64
+import sys
+import time
 
 import numpy as np
+from tqdm import tqdm
 
 from minivl.errors import Error
+from minivl.helpers import format_seconds
 from minivl.kernels.attention import softmax
 from minivl.studies.teacher_forcing import Forced, progress_bar
 from minivl.tensors.tokens import token_text
 from minivl.trace.edits import ablate_head, as_observer
 
 MOST = 200  # runs, unless asked otherwise
+TIMED, LONG = 5, 10.0  # after so many runs the time of all is known; above so many seconds it is said
 SMALL = 500e6  # bytes of weights up to which causes are measured without being asked for
 NEEDED = ("input_ids", "inputs_embeds", "position_ids", "rope_delta")
 OTHERS = 4000  # changes of the likeliest token that the page lists
@@ -60,8 +65,10 @@ def measure_causes(vlm, tensors, ids, maps, views, runs):
         def note(logits):
             results.append((softmax(logits)[np.arange(len(ids)), ids], logits.argmax(axis=1)))
             bar.update()
+            if len(results) == TIMED:
+                announce(count, (time.monotonic() - started) / TIMED)
 
-        x = forced.x
+        x, started = forced.x, time.monotonic()
         for i in range(text.num_hidden_layers if groups else 0):
             for heads in groups:
                 note(forced.logits(x, i, as_observer(ablate_head(vlm, f"model.layers.{i}", heads))))
@@ -86,6 +93,13 @@ def measure_causes(vlm, tensors, ids, maps, views, runs):
         "squares": squares,
         "runs": count,
     }
+
+
+def announce(runs, seconds):
+    """Say on stderr what takes long, and how to leave it out: in a notebook there is no progress bar."""
+    if runs * seconds > LONG:
+        text = f"minivl: {runs} runs of the decoder measure causes, about {format_seconds(runs * seconds)} together; "
+        tqdm.write(text + "causes=0 (in a terminal: --causes 0) leaves them out.", file=sys.stderr)
 
 
 def head_groups(layers, heads, runs, images):

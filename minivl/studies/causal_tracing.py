@@ -169,9 +169,9 @@ def token_groups(forced, single=24):
     *pieces, last = pieces if not shown[-1] else [*pieces, np.zeros(0, dtype=np.int64)]
     if len(last) > single:
         pieces, last = [*pieces, last[:-single]], last[-single:]
-    groups = {}
+    groups, kinds = {}, {forced.vlm.config.video_token_id: "video"}
     for piece in pieces:
-        kind = "picture" if shown[piece[0]] else "text"
+        kind = kinds.get(int(ids[piece[0]]), "image") if shown[piece[0]] else "text"
         groups[f"{kind} {piece[0]}–{piece[-1]}"] = piece
     return groups | {f"{i} {quote_tokens(forced.vlm, ids[[i]])}": np.array([i]) for i in last}
 

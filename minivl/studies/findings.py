@@ -58,19 +58,8 @@ def run(options):
         started = time.time()
         lines, figure = measure(model)
         print(f"{name}: {format_seconds(time.time() - started)}", file=sys.stderr)
-        print(
-            "\n".join(
-                [
-                    f"### {question}",
-                    "",
-                    f"`python -m minivl.studies.findings {name} --over {options.over}`",
-                    "",
-                    *lines,
-                    "",
-                ]
-            )
-        )
-        sys.stdout.flush()
+        command = f"`python -m minivl.studies.findings {name} --over {options.over}`"
+        print("\n".join([f"### {question}", "", command, "", *lines, ""]), flush=True)
         if options.figures is not None and figure is not None:
             figure.savefig(options.figures / f"finding-{name}.png")
 
@@ -94,12 +83,8 @@ def training_lines(history):
     rows = []
     for number, step in enumerate(history.steps):
         cells = [values[number] for values in curves.values()]
-        rows.append(
-            [
-                str(step),
-                *["" if np.isnan(mean) else f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in cells],
-            ]
-        )
+        texts = ["" if np.isnan(mean) else f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in cells]
+        rows.append([str(step), *texts])
     return [str(history), "", *table(["step", *curves], rows)]
 
 

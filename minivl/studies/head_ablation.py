@@ -32,12 +32,10 @@ class HeadAblation:
 
     def strongest(self, most=3):
         """(name of the layer, head, change) of those that change most, the largest first."""
+        tables = ("model.layers", self.decoder, self.layers), ("visual.blocks", self.tower, self.blocks)
         changes = [
             (f"{prefix}.{number}", head, float(change))
-            for prefix, table, numbers in (
-                ("model.layers", self.decoder, self.layers),
-                ("visual.blocks", self.tower, self.blocks),
-            )
+            for prefix, table, numbers in tables
             for number, row in zip(numbers, table)
             for head, change in enumerate(row)
         ]
@@ -99,7 +97,8 @@ def decoder_heads(forced, layers, by, bar):
     for i in range(max(layers, default=-1) + 1):
         if i in layers:
             name = f"model.layers.{i}"
-            usual = None if by == "zero" else record_context(forced.stage(x, i), f"{name}.self_attn.context")
+            context = f"{name}.self_attn.context"
+            usual = None if by == "zero" else record(forced.stage(x, i), keep=context, stop=context)
             yield [
                 forced.log_prob(x, i, as_observer(edit))
                 for edit in each_head(vlm, name, vlm.config.text.num_attention_heads, usual, bar)
@@ -122,11 +121,6 @@ def each_head(vlm, layer, heads, usual, bar):
     for head in range(heads):
         yield ablate_head(vlm, layer, head, usual)
         bar.update()
-
-
-def record_context(stage, name):
-    """A `Trace` of one tensor, the run stopped after it."""
-    return record(stage, keep=name, stop=name)
 
 
 def run_tower(forced, vlm=None):

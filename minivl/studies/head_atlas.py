@@ -41,10 +41,9 @@ def shares_by_role(case_run):
 
     case_run.logits(start=case_run.answering, see=see)
     shares = np.stack(probs)
-    roles = case_run.roles.values()
-    return np.stack(
-        [shares[..., rows].sum(axis=-1) if len(rows) else np.full(shares.shape[:2], np.nan) for rows in roles], axis=-1
-    )
+    unknown = np.full(shares.shape[:2], np.nan)
+    roles = [shares[..., rows].sum(axis=-1) if len(rows) else unknown for rows in case_run.roles.values()]
+    return np.stack(roles, axis=-1)
 
 
 def heads_on(atlas, role, least=0.5):

@@ -108,15 +108,8 @@ def probe(store, label, tensors=None, held_out=0.3, strength=1.0, seed=0, **wher
         facts = facts or (baseline(y, test, is_number), len(rows), len(np.unique(prompts)), is_number)
     if not scores:
         raise Error(f"no tensor of {store.path} has rows with {where}.")
-    name = ", ".join(
-        [
-            label,
-            *(
-                value if isinstance(value, str) else "/".join(map(str, np.atleast_1d(value)))
-                for value in where.values()
-            ),
-        ]
-    )
+    chosen_rows = ["/".join(map(str, np.atleast_1d(value))) for value in where.values()]
+    name = ", ".join([label, *chosen_rows])
     return Probes(name, "R²" if facts[3] else "accuracy", *facts[:3], tuple(scores))
 
 

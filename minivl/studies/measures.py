@@ -98,6 +98,12 @@ def names(heads):
     return ", ".join(map(head_name, heads)) or "none"
 
 
+def by_layer(heads, name):
+    """{name of a layer: those of the heads that are in it}, layers rising."""
+    layers = sorted({layer for layer, _ in heads})
+    return {name.format(i): [head for head in heads if head[0] == i] for i in layers}
+
+
 def mean_of(result, *labels, percent=False, digits=None):
     """ "-8.2 (-13.3 to -3.5)" of a cell, in percent if asked for."""
     digits = (0 if percent else 1) if digits is None else digits
@@ -168,9 +174,7 @@ def find_object(model):
         cell = f"layer {layer}", f"head {head}"
         shares = [mean_of(atlas, *cell, role, percent=True) for role in (ASKED, QUESTION_WORD)]
         rows.append([head_name((layer, head)), *shares, mean_of(patched, *cell, percent=True)])
-    layers = range(model.vlm.config.text.num_hidden_layers)
-    groups = {f"layer {i}": [head for head in model.carriers if head[0] == i] for i in layers}
-    groups = {"carriers": model.carriers, **{name: heads for name, heads in groups.items() if heads}}
+    groups = {"carriers": model.carriers, **by_layer(model.carriers, "layer {}")}
     together = patch_heads(model.vlm, model.cases, groups)
     lines = [f"{names(heads)} together: {mean_of(together, name, percent=True)}" for name, heads in groups.items()]
     return [
@@ -191,11 +195,7 @@ def find_needed(model):
     heads = range(vlm.config.text.num_attention_heads)
     groups = {f"{head_name(head)}": [head] for head in strongest}
     groups["heads that look"] = model.lookers
-    groups |= {
-        f"lookers of layer {i}": [head for head in model.lookers if head[0] == i]
-        for i in layers
-        if any(head[0] == i for head in model.lookers)
-    }
+    groups |= by_layer(model.lookers, "lookers of layer {}")
     groups |= {f"layer {i}": [(i, head) for head in heads] for i in layers}
     together = ablate_heads(vlm, over=model.cases, heads=groups)
     rows = [["none", right_at_first(together), f"({float(together.baseline.mean()):.1f})"]]
@@ -228,22 +228,16 @@ def find_misleading(model):
     worst = np.unravel_index(np.nanargmin(ablation.mean), ablation.mean.shape)
     brings = rank_correlation(share.reshape(-1), patched.mean.reshape(-1))
     costs = rank_correlation(share.reshape(-1), -ablation.mean.reshape(-1))
+    header = [
+        "head", "attention on the asked object", "recovered by its output", "change without it", "right without it",
+    ]  # fmt: skip
     return [
         f"{int((share >= LOOKS / 2).sum())} heads have at least {LOOKS / 2:.0%} of their attention on the asked object. "
         f"{len(idle)} of them ({names(idle)}) bring less than {CARRIES:.0%} of its colour. The head that the answer needs "
         f"most, {head_name(worst)}, has {share[worst]:.0%} on it. Rank correlation over all heads of the share and of what the "
         f"head brings: {brings:.2f}; of the share and of what its loss costs: {costs:.2f}.",
         "",
-        *table(
-            [
-                "head",
-                "attention on the asked object",
-                "recovered by its output",
-                "change without it",
-                "right without it",
-            ],
-            rows,
-        ),
+        *table(header, rows),
     ], plots.share_and_effect(atlas, ablation)
 
 

@@ -288,13 +288,10 @@ class Averages:
     @property
     def right(self):
         """Share of the cases that are answered right with each change, [*axes]: the logit difference is above 0."""
-        self.check_is_change()
-        margins = self.baseline.reshape(-1, *[1] * len(self.axes)) + self.values
-        return np.where(np.isnan(margins).all(axis=0), np.nan, (margins > 0).mean(axis=0))
-
-    def check_is_change(self):
         if self.what != CHANGE:
             raise Error(f"{self.study} measures the {self.what}, and not whether answers are right.")
+        margins = self.baseline.reshape(-1, *[1] * len(self.axes)) + self.values
+        return np.where(np.isnan(margins).all(axis=0), np.nan, (margins > 0).mean(axis=0))
 
     def __getitem__(self, labels):
         """(mean, low, high) of one cell, by its labels: averages["layer 1", "head 1"]."""

@@ -15,6 +15,7 @@ import numpy as np
 from minivl.errors import Error
 from minivl.helpers import did_you_mean
 from minivl.studies.over import Case
+from minivl.tiny.phrasings import plural
 from minivl.tiny.scenes import COLOUR, COLOURS, COUNT, COUNT_KIND, DESCRIBE, Shape, background, describe, paint, scene
 from minivl.tiny.tasks import FAMILIES, draw_example
 
@@ -105,7 +106,7 @@ def ask_colour(rng, number):
     other = Shape(asked.kind, free[rng.integers(len(free))], asked.box)
     changed = [other if shape is asked else shape for shape in ground.shapes]
     distractors = tuple({shape.colour: None for shape in ground.shapes if shape.colour != asked.colour})
-    question = COLOUR[0].format(asked.kind)
+    question = COLOUR.format(asked.kind)
     return ground.case(question, asked.colour, asked.kind, (asked,), (changed, other.colour), distractors)
 
 
@@ -116,7 +117,7 @@ def ask_count(rng, number):
         return None
     asked = ground.shapes[rng.integers(len(ground.shapes))]
     rest = [shape for shape in ground.shapes if shape is not asked]
-    return ground.case(COUNT[0], str(len(ground.shapes)), "shapes", (asked,), (rest, str(len(rest))))
+    return ground.case(COUNT, str(len(ground.shapes)), "shapes", (asked,), (rest, str(len(rest))))
 
 
 def ask_count_kind(rng, number):
@@ -126,14 +127,14 @@ def ask_count_kind(rng, number):
     if len(ground.shapes) < 2:
         return None
     rest = [shape for shape in ground.shapes if shape is not asked]
-    word = "crosses" if asked.kind == "cross" else f"{asked.kind}s"
+    word = plural(asked.kind)
     before, after = (str(sum(shape.kind == asked.kind for shape in shapes)) for shapes in (ground.shapes, rest))
-    return ground.case(COUNT_KIND[0].replace("{}s", "{}").format(word), before, word, (asked,), (rest, after))
+    return ground.case(COUNT_KIND.format(word), before, word, (asked,), (rest, after))
 
 
 def ask_describe(rng, number):
     ground = Ground(rng, number)
-    return ground.case(DESCRIBE[0], describe(ground.shapes), None, tuple(ground.shapes))
+    return ground.case(DESCRIBE, describe(ground.shapes), None, tuple(ground.shapes))
 
 
 ASK = {"colour": ask_colour, "count": ask_count, "count kind": ask_count_kind, "describe": ask_describe}
@@ -164,16 +165,8 @@ def case_of_turn(example, turn):
     others = tuple(box for shape, box in shapes if (shape, box) not in asked)
     words = [word for shape, _ in asked[:1] for word in (shape.kind, shape.colour) if word in turn.question]
     boxes = tuple(box for _, box in asked) or ((about,) if about else ())
-    return Case(
-        example.images,
-        turn.question,
-        turn.answer,
-        (),
-        words[0] if words else None,
-        boxes,
-        others,
-        videos=example.videos,
-    )
+    word = words[0] if words else None
+    return Case(example.images, turn.question, turn.answer, (), word, boxes, others, videos=example.videos)
 
 
 def views(example):

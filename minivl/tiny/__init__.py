@@ -6,6 +6,13 @@
 
     tasks               the task families it is trained on: tasks.draw_example(family, seed)
 
+    tasks/          draw pictures and ask about them, a file for each topic; examples.py: what they return
+    phrasings.py    how the questions of the tasks are worded
+    scenes.py       shapes, and scenes of them with a few questions in one wording; digits.py: handwritten digits
+    scoring.py      score a model on the tasks; evaluate.py: the command that does
+    training/       the recipe
+    checkpoint/     the model
+
 python -m minivl.tiny.evaluate scores it; python -m minivl.tiny.training.train trains it (needs the [reference] extra).
 """
 

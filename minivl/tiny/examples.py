@@ -50,7 +50,6 @@ class Example:
 
     media: tuple
     conversations: tuple
-    family: str = ""
 
     @property
     def images(self):

@@ -278,3 +278,16 @@ def vary(rng, question):
     elif draw < 0.22:
         question = question.rstrip(".?")
     return question
+
+
+def join_words(words):
+    """ "a", "a and b", "a, b and c" """
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def with_article(text):
+    return f"an {text}" if text[0] in "aeiou" else f"a {text}"
+
+
+def plural(kind):
+    return "crosses" if kind == "cross" else f"{kind}s"

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from minivl.tiny.digits import draw_digit, held_out_digits
+from minivl.tiny.phrasings import join_words, plural, with_article
 
 COLOURS = {  # nameable, and apart from each other in lightness as well as in hue
     "red": (205, 35, 40),
@@ -71,17 +72,32 @@ def digit_picture(index, seed=0):
 
 
 def draw_scene(rng, size, count):
-    """Up to `count` shapes that neither touch nor share a centre column; fewer if there is no space left."""
-    image, shapes = background(rng, size), []
-    for _ in range(20 * count):
+    """Up to `count` shapes, and questions about them."""
+    image, shapes = draw_shapes(rng, size, count, sides=(28, 1 + min(76, min(size) // 2 - 4)), tries=20)
+    return Scene(image, shapes, questions(rng, shapes))
+
+
+def draw_shapes(rng, size, count, kinds=KINDS, ground=None, sides=None, distinct=None, tries=25):
+    """(image, shapes from left to right): up to `count` that neither touch nor share a centre column; fewer without space.
+
+    sides      (least, most) of a shape's box
+    distinct   "kind", "colour" or "label" if no two shapes may share it
+    tries      places tried for each shape
+    """
+    image, shapes = ground or background(rng, size), []
+    low, high = sides or (28, 1 + min(68, min(size) // 2 - 4))
+    for _ in range(tries * count):
         if len(shapes) == count:
             break
-        shape = random_shape(rng, size)
-        if all(apart(shape.box, other.box) for other in shapes):
+        side = int(rng.integers(low, high))
+        x, y = int(rng.integers(2, size[1] - side - 1)), int(rng.integers(2, size[0] - side - 1))
+        kind, colour = kinds[rng.integers(len(kinds))], list(COLOURS)[rng.integers(len(COLOURS))]
+        shape = Shape(kind, colour, (x, y, x + side, y + side))
+        fits = all(is_apart(shape.box, other.box) for other in shapes)
+        if fits and not (distinct and any(getattr(shape, distinct) == getattr(other, distinct) for other in shapes)):
             paint(rng, image, shape)
             shapes.append(shape)
-    shapes = tuple(sorted(shapes, key=lambda shape: shape.box[0] + shape.box[2]))
-    return Scene(image, shapes, questions(rng, shapes))
+    return image, tuple(sorted(shapes, key=lambda shape: shape.box[0] + shape.box[2]))
 
 
 def draw_digit_picture(rng, size, pixels, label, augment=False):
@@ -108,14 +124,7 @@ def background(rng, size):
     return Image.fromarray(np.clip(ground, 0, 255).astype(np.uint8))
 
 
-def random_shape(rng, size):
-    height, width = size
-    side = int(rng.integers(28, 1 + min(76, min(size) // 2 - 4)))
-    x, y = int(rng.integers(2, width - side - 1)), int(rng.integers(2, height - side - 1))
-    return Shape(KINDS[rng.integers(len(KINDS))], list(COLOURS)[rng.integers(len(COLOURS))], (x, y, x + side, y + side))
-
-
-def apart(a, b):
+def is_apart(a, b):
     """True if two boxes keep a gap, and their centres are not (nearly) in one column: left to right is then clear."""
     overlap = a[0] < b[2] + GAP and b[0] < a[2] + GAP and a[1] < b[3] + GAP and b[1] < a[3] + GAP
     return not overlap and abs(a[0] + a[2] - b[0] - b[2]) > 4 * GAP
@@ -157,21 +166,26 @@ def corners(kind):
     return [tuple(p) for p in ((points - low) / (high - low)).tolist()]
 
 
-# ---- questions: the first wording of each is the usual one ----
+# ---- questions, each in its usual wording; those of the tasks are worded in phrasings.py ----
 
 TASKS = ("describe", "count", "count kind", "colour", "where", "digit")
-DESCRIBE = ("Describe the picture.", "What is in the picture?", "Describe this image.", "What do you see?")
-COUNT = ("How many shapes are there?", "Count the shapes.", "How many objects are in the picture?")
-COUNT_KIND = ("How many {}s are there?", "How many {}s?", "Count the {}s.")
-COLOUR = ("What colour is the {}?", "What color is the {}?", "Which colour does the {} have?")
-WHERE = ("Where is the {}?", "Locate the {}.", "Give the bounding box of the {}.")
+DESCRIBE = "Describe the picture."
+COUNT = "How many shapes are there?"
+COUNT_KIND = "How many {} are there?"
+COLOUR = "What colour is the {}?"
+WHERE = "Where is the {}?"
 DIGIT = ("Which digit is written here?", "What digit is this?", "Read the digit.")
 
 
 def describe(shapes):
     """ "a red circle, a blue square and an orange star", from left to right."""
-    names = [f"{'an' if shape.colour == 'orange' else 'a'} {shape.label}" for shape in shapes]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return join_words([with_article(shape.label) for shape in shapes])
+
+
+def unique(shapes, attribute):
+    """The shapes whose kind, colour or label no other has."""
+    values = [getattr(shape, attribute) for shape in shapes]
+    return [shape for shape in shapes if values.count(getattr(shape, attribute)) == 1]
 
 
 def where(shapes):
@@ -180,21 +194,18 @@ def where(shapes):
     return f"[{boxes}]"
 
 
-def questions(rng, shapes, wording=lambda rng, phrases: phrases[0]):
+def questions(rng, shapes):
     """One question of each task about these shapes, with the true answers."""
-    asked = [(wording(rng, DESCRIBE), describe(shapes)), (wording(rng, COUNT), str(len(shapes)))]
+    asked = [(DESCRIBE, describe(shapes)), (COUNT, str(len(shapes)))]
     kinds = [shape.kind for shape in shapes]
     kind = kinds[rng.integers(len(kinds))] if rng.random() < 0.8 else KINDS[rng.integers(len(KINDS))]
-    asked.append((wording(rng, COUNT_KIND).format(kind).replace("crosss", "crosses"), str(kinds.count(kind))))
-    single = [shape for shape in shapes if kinds.count(shape.kind) == 1]
-    if single:
+    asked.append((COUNT_KIND.format(plural(kind)), str(kinds.count(kind))))
+    if single := unique(shapes, "kind"):
         shape = single[rng.integers(len(single))]
-        asked.append((wording(rng, COLOUR).format(shape.kind), shape.colour))
-    labels = [shape.label for shape in shapes]
-    unique = [shape for shape in shapes if labels.count(shape.label) == 1]
-    if unique:
-        shape = unique[rng.integers(len(unique))]
-        asked.append((wording(rng, WHERE).format(shape.label), where([shape])))
+        asked.append((COLOUR.format(shape.kind), shape.colour))
+    if single := unique(shapes, "label"):
+        shape = single[rng.integers(len(single))]
+        asked.append((WHERE.format(shape.label), where([shape])))
     return tuple(asked)
 
 
@@ -207,5 +218,5 @@ def task_of(question, answer):
     if question in DIGIT:
         return "digit"
     if answer.isdigit():
-        return "count" if question in COUNT else "count kind"
+        return "count" if question == COUNT else "count kind"
     return "describe"

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minivl.answer.grounding import iou
+from minivl.tensors.names import parse
 from minivl.tiny.phrasings import PHRASINGS
 from minivl.tiny.tasks import draw_example
 
@@ -84,16 +85,16 @@ def media_items(example):
     return images + [{"type": "video", "video": video} for video in example.videos or ()]
 
 
-def answer_with_confidence(vlm, messages, max_new_tokens=160):
+def answer_with_confidence(vlm, messages):
     """The answer, and the product of the probabilities of its tokens."""
-    stage, log_prob, value = vlm.answer(messages, temperature=0, max_new_tokens=max_new_tokens), 0.0, None
+    stage, log_prob, value = vlm.answer(messages, temperature=0, max_new_tokens=160), 0.0, None
     while True:
         try:
             name, tensor = stage.send(value)
         except StopIteration as end:
             return end.value, math.exp(log_prob)
         value = tensor
-        if name == "lm_head":
+        if parse(name).own == "lm_head":  # of the prompt, and of each step
             logits = np.asarray(tensor, dtype=np.float32).reshape(-1, tensor.shape[-1])[-1]
             log_prob -= math.log(np.exp(logits - logits.max(), dtype=np.float32).sum())
 
@@ -193,9 +194,8 @@ def render_table(results):
         "|---|---|---|---|---|---|---|",
     ]
     for task in TASKS:
-        known, new = (
-            [one.score for one in results if one.task == task and one.held_out is held] for held in (False, True)
-        )
+        scored = [one for one in results if one.task == task]
+        known, new = ([one.score for one in scored if one.held_out is held] for held in (False, True))
         if not known and not new:
             continue
         cells = [cell for values in (known, new) for cell in (str(len(values)), shown(task, values))]

@@ -56,6 +56,7 @@ def test_json_holds_everything(written):
     assert list(found) == KEYS and [path.name for path in sorted(folder.iterdir())] == ["b.json", "out.txt"]
     assert found["size"] == "tiny" and found["rounds"] == 2 and found["left_out"] == {}
     assert found["machine"]["threads"] == 1 and found["machine"]["processor"]
+    assert len(found["machine"]["caches"]) == 2 and set(found["machine"]["blocks"]) == {"depth", "tiles", "block"}
     assert found["versions"]["minivl"] == minivl.__version__ and "torch" in found["versions"]
     for limit in found["limits"].values():
         assert limit["rate"] > 0 and len(limit["times"]) == 2 and all(len(times) for times in limit["times"])
@@ -81,9 +82,10 @@ def test_table(written):
     assert text == report.table(found) + "\n"
     lines = text.splitlines()
     assert all(len(line) < 140 for line in lines)
-    assert lines[2].startswith("limits of the machine: read ") and "GFLOP/s" in lines[2]
-    assert lines[4].split() == "workload program median quartiles x minivl rate of limit differs".split()
-    assert [line[:39].split() for line in lines[5:9]] == [
+    assert lines[2].startswith("caches of a core ") and "blocks of a product depth " in lines[2]
+    assert lines[3].startswith("limits of the machine: read ") and "GFLOP/s" in lines[3]
+    assert lines[5].split() == "workload program median quartiles x minivl rate of limit differs".split()
+    assert [line[:39].split() for line in lines[6:10]] == [
         ["vision", "336x224", OURS],
         ["prefill", OURS],
         ["decode", OURS],
@@ -99,7 +101,7 @@ def test_table_and_picture_of_a_peer(written, tmp_path):
         found["results"].append({**one, **twice, "program": "other", "weight_bytes": 2 * one["weight_bytes"]})
     found["left_out"] = {"third": "torch not installed"}
     lines = report.table(found).splitlines()
-    assert lines[9].split()[0] == "other" and lines[9].split()[-2:] == ["2.00", "3e-07"]
+    assert lines[10].split()[0] == "other" and lines[10].split()[-2:] == ["2.00", "3e-07"]
     assert lines[-1] == "left out, third: torch not installed"
     report.draw(found, tmp_path / "roofline.png")
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")

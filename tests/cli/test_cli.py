@@ -36,6 +36,25 @@ def photo(tmp_path):
     return path
 
 
+@pytest.mark.parametrize(
+    "arguments, backend",
+    [
+        ("ask What?", "numpy"),
+        ("walk", "numpy"),
+        ("ask What? --backend numba", "numba"),
+        ("ask What? --model {small}", None),
+    ]
+    + [("chat", None), ("what-if no-qkv-bias", None)],
+)
+def test_one_answer_of_the_small_model_loads_no_compiled_kernels(arguments, backend, capsys, monkeypatch):
+    def load(source, weights, backend, **_):
+        raise minivl.Error(f"loaded with backend={backend}.")
+
+    monkeypatch.setattr("minivl.vlm.load", load)
+    assert main([*arguments.format(small=CHECKPOINT).split()]) == 1
+    assert f"loaded with backend={backend}." in capsys.readouterr().err
+
+
 # ---- files ----
 
 

@@ -74,6 +74,8 @@ PORT = {  # wrong answers about the first port, whose tables of cos and sin are 
     ("visual.window_order", "positions not in window order"): "the tensor before",
     ("pixel_values", "positions not in window order"): "an equal tensor",
     ("positions not in window order", "visual.rope.cos"): "exchanged",
+    ("visual.blocks.1", "unknown"): "the last tensor",
+    ("pixel_values", 3): "an equal tensor",
     ("visual.rope.cos", "BGR"): "cause is 'BGR', which is not right.",
     ("visual.rope.cos", "wrong theta"): "cause is 'wrong theta', which is not right.",
     ("visual.rope.cos", 3): "cause is 3, which is not right.",
@@ -145,6 +147,7 @@ ANSWERS = [  # (exercise, answer, mistake), of the made-up measurements
     ("01.4", set(), "none for some"),
     ("01.4", ["colour"], "words of colour only"),
     ("01.4", {"count", "count kind"}, "survivors"),
+    ("01.4", {"describe", "colour", "where"}, "another task"),
 ]  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def test_can_be_read(name, trace, vlm):
     assert all(bar.get_ylabel() for bar in bars)
 
 
-@pytest.mark.parametrize("name", ["windows", "attention_heads", "logit_lens", "token_probabilities"])
+@pytest.mark.parametrize("name", ["windows", "attention_heads", "logit_lens", "token_probabilities", "mrope_3d"])
 def test_on_a_projector(name, trace, vlm):
     """The shape of a slide at most; letters of 14 points on its 13.3 inches, 12 inside the picture; nothing cut off."""
     figures = {
@@ -163,6 +163,7 @@ def test_on_a_projector(name, trace, vlm):
         "attention_heads": lambda: plots.attention_heads(trace, vlm=vlm, size="projector"),
         "logit_lens": lambda: plots.logit_lens(trace, vlm, size="projector"),
         "token_probabilities": lambda: plots.token_probabilities(trace, vlm, size="projector"),
+        "mrope_3d": lambda: plots.mrope_3d(trace, size="projector"),
     }
     figure = figures[name]()
     assert figure._repr_png_()

@@ -135,3 +135,12 @@ def test_a_conversation_has_none():
     assert causes_of(page_of_run(vlm, messages, cache=vlm.new_cache(), max_new_tokens=1)[0])[0] is None
     with pytest.raises(Error, match="leave cache= out"):
         page_of_run(vlm, messages, causes=9, cache=vlm.new_cache(), max_new_tokens=1)
+
+
+def test_what_takes_long_is_announced(trace, capsys, monkeypatch):
+    """In a notebook no bar is shown: one sentence says how long the runs take, and how to leave them out."""
+    page(trace, VLM, causes=30)
+    assert "causes=0" not in capsys.readouterr().err
+    monkeypatch.setattr("minivl.report.causes.LONG", 0.0)
+    page(trace, VLM, causes=30)
+    assert re.search(r"minivl: \d+ runs of the decoder measure causes, about .* causes=0", capsys.readouterr().err)

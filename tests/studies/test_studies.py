@@ -144,7 +144,7 @@ def test_the_colour_moves_from_the_picture_to_the_last_token(vlm):
     prompts = [{"question": question, "images": image} for image in (drawn.image, other)]
     found = studies.patch_grid(vlm, *prompts)
     assert found.answers == ("'pink'", "'green'") and found.clean > 0 > found.corrupted
-    (picture,) = [i for i, label in enumerate(found.groups) if label.startswith("picture")]
+    (picture,) = [i for i, label in enumerate(found.groups) if label.startswith("image")]
     assert found.recovered[0, picture] == 1 and found.recovered[-1, -1] == 1
     assert found.recovered[-1, picture] == 0 == found.recovered[0, -1]
     everything = np.concatenate(list(found.groups.values()))

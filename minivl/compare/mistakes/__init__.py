@@ -88,12 +88,6 @@ class Step:
         chunks += [self.anywhere(f"steps.{n}.{name}") for n in range(1, self.number + 1)]
         return np.concatenate(chunks, axis=1)
 
-    def of_our_shape(self):
-        """Theirs, for a mistake that is fitted to its values. Raises Unknown if its shape is not ours."""
-        if self.theirs.shape != self.ours.shape:
-            raise Unknown("the same shape")
-        return self.theirs
-
     @property
     def in_tower(self):
         return self.short.startswith("visual")

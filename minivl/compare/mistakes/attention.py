@@ -223,10 +223,8 @@ def wrong_masks_of_tower(a):
     yield "no window attention", text, a.computed(seen=same_segment(frames))
     text = "patches attend to their window only, in a block with full attention"
     yield "window attention everywhere", text, a.computed(seen=same_segment(windows))
-    everything, text = (
-        a.computed(seen=np.ones((N, N), dtype=bool)),
-        "every patch attends to all others, of other images too",
-    )
+    everything = a.computed(seen=np.ones((N, N), dtype=bool))
+    text = "every patch attends to all others, of other images too"
     if a.is_full:
         yield "attention across pictures", text, everything
     yield "no window attention and attention across pictures", f"{text}: there are no windows either", everything

@@ -101,11 +101,9 @@ def guesses(step):
             yield "wrong resize", text
         elif x.shape == y.shape and is_similar(x, y):
             off = np.abs(x.astype(np.float64) - y)
-            text = f"it is the same image resized otherwise: off by {off.mean():.2g} of 255 levels in the mean, "
-            text += (
-                f"{off.max():.0f} at most. Is it bicubic, antialiased, by the same Pillow? Give the image (pictures=)"
-            )
-            yield "wrong resize", text
+            mean, most = f"{off.mean():.2g}", f"{off.max():.0f}"
+            text = f"it is the same image resized otherwise: off by {mean} of 255 levels in the mean, {most} at most. "
+            yield "wrong resize", text + "Is it bicubic, antialiased, by the same Pillow? Give the image (pictures=)"
     elif step.word in ("normalized", "patches", "pixel_values") and x.shape == y.shape and is_similar(x, y):
         yield "wrong resize", "it is a similar image: was it resized or compressed otherwise?"
 
@@ -133,10 +131,7 @@ def mean_and_deviation(step):
 def colours(step):
     """Mistakes in normalisation, of every tensor with separate channels."""
     x = step.ours.astype(np.float64)
-    if step.word == "normalized":
-        channels = x.reshape(*x.shape[:-3], 3, -1) if x.ndim == 3 else x.reshape(len(x), 3, -1)
-    else:
-        channels = x.reshape(len(x), 3, -1)
+    channels = x.reshape(3, -1) if x.ndim == 3 else x.reshape(len(x), 3, -1)  # [C, H, W]; frames of a video, or patches
     mean, std = mean_and_deviation(step)
     unit = channels * std + mean  # 0..1
     for name, sentence, values in renormalised(unit, mean, std):
@@ -175,20 +170,16 @@ COLUMNS = {
 
 def patches(step):
     """Rows or columns of patches in another order."""
-    x, P = step.ours, step.config.vision.patch_size
-    F, M, C = (
-        step.config.vision.temporal_patch_size,
-        step.config.vision.spatial_merge_size,
-        step.config.vision.in_channels,
-    )
-    cut = x.reshape(len(x), C, F, P, P)
+    x, vision = step.ours, step.config.vision
+    P = vision.patch_size
+    cut = x.reshape(len(x), vision.in_channels, vision.temporal_patch_size, P, P)
     for axes, text in COLUMNS.items():
         text = f"a patch's columns are {text}, not (channel, time, y, x)"
         yield "columns in another order", text, cut.transpose(axes).reshape(x.shape)
     blank = cut.copy()
     blank[:, :, 1:] = 0
     yield "second frame empty", "the second frame is zero: an image counts twice", blank.reshape(x.shape)
-    yield from rows_of_patches(step, x, M)
+    yield from rows_of_patches(step, x, vision.spatial_merge_size)
 
 
 def rows_of_patches(step, x, M):
@@ -204,9 +195,9 @@ def rows_of_patches(step, x, M):
 
 def patch_grids(step):
     if step.word == "patches":
-        H, W = step.at(f"{step.prefix}.normalized").shape[-2:]
-        t = len(step.ours) // (H * W // step.config.vision.patch_size**2)
-        return np.array([[t, H // step.config.vision.patch_size, W // step.config.vision.patch_size]])
+        P = step.config.vision.patch_size
+        h, w = (side // P for side in step.at(f"{step.prefix}.normalized").shape[-2:])
+        return np.array([[len(step.ours) // (h * w), h, w]])
     return step.at("video_grid_thw" if step.word == "pixel_values_videos" else "image_grid_thw")
 
 
@@ -217,11 +208,10 @@ def resized_patches(step):
     if len(step.images) != len(grids) or step.ours.shape != step.theirs.shape:
         raise Unknown("images")
     pixels = [np.asarray(image) for image in step.images]
+    sizes = [(int(w) * P, int(h) * P) for _, h, w in grids]
     for name in FILTERS:
-        turned = [
-            np.asarray(i.resize((w * P, h * P), Image.Resampling[name])) for i, (_, h, w) in zip(step.images, grids)
-        ]
         if name != "BICUBIC":
+            turned = [np.asarray(i.resize(to, Image.Resampling[name])) for i, to in zip(step.images, sizes)]
             text = f"the filter is {name.lower()} instead of bicubic"
             yield "wrong resize", text, cut_patches(turned, *mean_std, vision)
     aligned = [next(iter(not_antialiased(image, h * P, w * P)))[2] for image, (_, h, w) in zip(pixels, grids)]

@@ -63,10 +63,8 @@ def faint_eps(step):
     eps = 1e-6 if step.in_tower else step.config.text.rms_norm_eps
     slope = -1 / (2 * ((x * x).mean(axis=1) + eps))
     gain = (ours * theirs).sum(axis=1) / (ours * ours).sum(axis=1) - 1
-    (d, alone), (beside, both) = (
-        fit_slope(gain, slope[:, None]),
-        fit_slope(gain, np.stack([slope, slope * 0 + 1], axis=1)),
-    )
+    d, alone = fit_slope(gain, slope[:, None])
+    beside, both = fit_slope(gain, np.stack([slope, np.ones_like(slope)], axis=1))
     if alone < CERTAIN or both < CERTAIN / 2 or d * beside < 0 or eps + d < 0:
         return None
     if abs(d) < eps / 2:  # a reciprocal root that is a bit off, such as MLX's on CPUs, not another eps
@@ -165,10 +163,9 @@ def bias(step):
             without = np.where(np.arange(3 * D) // D == i, vector, 0)
             yield "no bias", f"the bias is not added (only that of {part})", x - without
         return
-    y = step.of_our_shape()
-    if x.ndim != 2 or len(x) < 3:
+    if x.ndim != 2 or len(x) < 3 or step.theirs.shape != x.shape:
         raise Unknown("rows")
-    difference = (y.astype(np.float64) - x).mean(axis=0)
+    difference = (step.theirs.astype(np.float64) - x).mean(axis=0)
     size = float(np.abs(difference).max()) or 1.0
     parts = {"": slice(None)}
     if step.word == "qkv":

@@ -27,17 +27,16 @@ def input_ids(step):
 
 
 def placeholders(step, ours, theirs):
-    shown = np.isin(ours, [getattr(step.config, f"{kind}_token_id") for kind in ("image", "video")])
+    tokens = step.config.image_token_id, step.config.video_token_id
+    shown, theirs_shown = np.isin(ours, tokens), np.isin(theirs, tokens)
     repeated = shown & np.r_[False, ours[1:] == ours[:-1]]
     yield "placeholders not expanded", "an image has one placeholder, not one for each of its tokens", ours[~repeated]
     merge = step.config.vision.merge_unit
     text = f"an image has a placeholder for each patch, not one for each {merge} of them"
     yield "placeholders for patches", text, np.repeat(ours, np.where(shown, merge, 1))
-    theirs_shown = np.isin(theirs, [getattr(step.config, f"{kind}_token_id") for kind in ("image", "video")])
-    if shown.sum() != theirs_shown.sum() and np.array_equal(ours[~shown], theirs[~theirs_shown]):
-        text = (
-            f"the text is the same; {theirs_shown.sum()} placeholders instead of {shown.sum()}: images of another size"
-        )
+    count, their_count = shown.sum(), theirs_shown.sum()
+    if count != their_count and np.array_equal(ours[~shown], theirs[~theirs_shown]):
+        text = f"the text is the same; {their_count} placeholders instead of {count}: images of another size"
         yield "another number of placeholders", text, theirs
     bounds = (step.config.vision_start_token_id, step.config.vision_end_token_id)
     yield "no vision_start and vision_end", "the tokens around an image are missing", ours[~np.isin(ours, bounds)]

@@ -201,17 +201,15 @@ def mistakes_of(tensors, known, model):
             for mistake, sentence, wrong in computed_mistakes(make, step):
                 # the same mistake in the tables and in the tensors that are rotated by them counts once
                 key = mistake, sentence.removeprefix(IN_BOTH), without_number(name) if make is bias else ""
-                mistakes.setdefault(key, {}).setdefault(
-                    step.in_tower,
-                    Mistake(make, mistake, sentence, name, layers=key[2:], is_felt=is_changed(wrong, array)),
-                )
+                felt = is_changed(wrong, array)
+                run = Mistake(make, mistake, sentence, name, layers=key[2:], is_felt=felt)
+                mistakes.setdefault(key, {}).setdefault(step.in_tower, run)
     runs = []
     for halves in mistakes.values():
         runs += [next(iter(halves.values()))] if len(halves) > 1 else []
         runs += [replace(mistake, in_tower=half) for half, mistake in halves.items()]
-    return runs + several_biases(
-        [mistake for mistake in runs if mistake.make is bias and "only" not in mistake.sentence]
-    )
+    whole_biases = [mistake for mistake in runs if mistake.make is bias and "only" not in mistake.sentence]
+    return runs + several_biases(whole_biases)
 
 
 def several_biases(mistakes):

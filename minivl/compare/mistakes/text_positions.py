@@ -13,7 +13,7 @@ def decoder_tables(step):
     config = step.config.text
     K, rope, ids = config.head_dim, config.rope, step.at("position_ids")
     yield RIGHT, "", mrope(ids, rope, K)
-    for name, sentence, other in wrong_positions(step):
+    for name, sentence, other in positions(step):
         if name != RIGHT:
             yield name, sentence, mrope(other, rope, K)
     a, b, c = rope.mrope_section
@@ -48,11 +48,7 @@ def other_frequencies(ids, rope, K):
 
 
 def positions(step):
-    yield from wrong_positions(step)
-
-
-def wrong_positions(step):
-    """(name, sentence, int [3, T]) of wrong position_ids."""
+    """(name, sentence, int [3, T]) of the right position_ids and of wrong ones."""
     if step.lead:
         yield from later_positions(step)
         return

@@ -154,7 +154,7 @@ def tower_tables(step):
     for name, sentence, positions in wrong_patch_positions(step):
         yield name, sentence, vision_rope(to_window_order(positions, index, unit), K, VISION_THETA)
     f = inverse_frequencies(VISION_THETA, K // 2)
-    yield from wrong_layouts(there, f, K)
+    yield from wrong_layouts(there, f)
     for theta in (1e6, 1e5, 5e5):
         angles = (there[:, :, None] * inverse_frequencies(theta, K // 2)).reshape(len(there), -1)
         yield "wrong theta", f"theta is {theta:g} instead of {VISION_THETA:g}", cos_sin_twice(angles)
@@ -163,7 +163,7 @@ def tower_tables(step):
     yield "frequencies of the whole head", text, cos_sin_twice(angles)
 
 
-def wrong_layouts(there, f, K):
+def wrong_layouts(there, f):
     """Right angles in a wrong layout."""
     angles = there[:, :, None] * f  # [N, 2, K/4]
     text = "row and column angles take turns, instead of the row's first and then the column's"

@@ -39,7 +39,7 @@ RMS_NORM = Exercise(
     "Divide each row by the root of (the mean of its squares, plus eps), and multiply by weight. No mean is subtracted.",
     ("Over the last axis, and keepdims=True so that rows are divided as rows.",
      "eps is added under the root.", "x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * weight"),
-    rms_norm_numpy, lambda: list(norm_cases()), ("rows",),
+    rms_norm_numpy, norm_cases, ("rows",),
     (
         Mistake("eps outside the root", "eps is added to the root; it belongs under it",
                 lambda x, w, eps: x / (np.sqrt(np.mean(x * x, axis=1, keepdims=True)) + eps) * w),
@@ -49,6 +49,8 @@ RMS_NORM = Exercise(
                 lambda x, w, eps: x / np.sqrt(np.mean(x * x, axis=0) + eps) * w),
         Mistake("root left out", "it is divided by the mean square, not by its root",
                 lambda x, w, eps: x / (np.mean(x * x, axis=1, keepdims=True) + eps) * w),
+        Mistake("root left out", "it is divided by the mean square, not by its root, and eps is missing",
+                lambda x, w, eps: x / np.mean(x * x, axis=1, keepdims=True) * w),
         Mistake("divided by the weight", "it is divided by the weight",
                 lambda x, w, eps: x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps) / w),
     ),
@@ -72,7 +74,11 @@ SWIGLU = Exercise(
     "swiglu(gate, up) -> float32 [N, I]",
     "silu(gate) * up, where silu(x) = x / (1 + e^-x).",
     ("SiLU is on gate alone.", "silu(x) is x times the sigmoid of x, not the sigmoid.", "gate / (1 + np.exp(-gate)) * up"),
-    silu_multiply_numpy, lambda: list(gate_cases()), ("act",), tensors=("visual.blocks.0.mlp.act",), part="swiglu",
+    silu_multiply_numpy, gate_cases, ("act",),
+    (
+        Mistake("sign of the exponent", "it is x / (1 + e^x): the exponent is -x", lambda gate, up: gate / (1 + np.exp(gate)) * up),
+    ),
+    tensors=("visual.blocks.0.mlp.act",), part="swiglu",
 )  # fmt: skip
 
 # ---- 07.3 attention in segments ----
@@ -121,7 +127,7 @@ by side: [H, N, K] -> [N, H*K].""",
     ("A loop over zip(bounds[:-1], bounds[1:]) and a slice of q, k and v each time.",
      "softmax over the keys, the last axis; subtract the largest score first.",
      "context[:, a:b] = probs @ v[:, a:b]; at the end context.swapaxes(0, 1).reshape(N, H * K)"),
-    segment_attention_numpy, lambda: list(segment_cases()), ("context",),
+    segment_attention_numpy, segment_cases, ("context",),
     (
         Mistake("windows of one size", "all segments are as long as the first one", split_evenly),
         Mistake("last segment lost", "the last segment is not computed: zip(bounds[:-1], bounds[1:]) gives all",
@@ -139,7 +145,7 @@ def linear(x, weights, name):
 
 def block(
     x, weights, cos, sin, bounds, heads, norm=rms_norm_numpy, rotate=rotate_numpy, swiglu=silu_multiply_numpy,
-    first=1, second=1, post=False, same_norm=False, order=(0, 1, 2), turn_values=False,
+    first=1, second=1, post=(False, False), parallel=False, same_norm=False, order=(0, 1, 2), turn_values=False,
 ):  # fmt: skip
     """A block of the tower, with parts to exchange: [N, D] -> [N, D]"""
     N, D = x.shape
@@ -148,10 +154,10 @@ def block(
     q, k, v = (qkv[i] for i in order)
     v = rotate(v, cos, sin) if turn_values else v.swapaxes(0, 1)
     context = segment_attention_numpy(rotate(q, cos, sin), rotate(k, cos, sin), v, bounds)
-    x = first * (h if post else x) + linear(context, weights, "attn.proj")
-    h = norm(x, weights["norm1.weight" if same_norm else "norm2.weight"], EPS)
+    x, before = first * (h if post[0] else x) + linear(context, weights, "attn.proj"), x
+    h = norm(before if parallel else x, weights["norm1.weight" if same_norm else "norm2.weight"], EPS)
     act = swiglu(linear(h, weights, "mlp.gate_proj"), linear(h, weights, "mlp.up_proj"))
-    return (second * (h if post else x) + linear(act, weights, "mlp.down_proj")).astype(np.float32)
+    return (second * (h if post[1] else x) + linear(act, weights, "mlp.down_proj")).astype(np.float32)
 
 
 def block_cases():
@@ -194,13 +200,19 @@ linears have .weight [out, in] and .bias. Use your functions of 07.1 to 07.3."""
     ("Write linear(x, name) and rotate(x) first; the block is then eight lines.",
      "qkv.reshape(N, 3, heads, K).swapaxes(0, 1) gives q, k, v as [N, heads, K]; attention takes [heads, N, K].",
      "Pre-norm: the norm's output goes into attention and MLP; what is added to their output is the x before the norm."),
-    block, lambda: list(block_cases()), ("x",),
+    block, block_cases, ("x",),
     (
         Mistake("no residual", "the input is not added to attention's output", building(first=0)),
         Mistake("no residual", "the input of the MLP is not added to its output", building(second=0)),
         Mistake("no residual", "nothing is added to the outputs of attention and MLP", building(first=0, second=0)),
         Mistake("post-norm residual", "the normed input is added to the outputs, instead of the input itself",
-                building(post=True)),
+                building(post=(True, True))),
+        Mistake("post-norm residual", "attention's output is added to the normed input, instead of the input itself",
+                building(post=(True, False))),
+        Mistake("post-norm residual", "the MLP's output is added to its normed input, instead of the input itself",
+                building(post=(False, True))),
+        Mistake("MLP beside attention", "the MLP reads the block's input; it reads what attention has been added to",
+                building(parallel=True)),
         Mistake("norm1 twice", "norm1.weight is used in both norms", building(same_norm=True)),
         Mistake("LayerNorm", "LayerNorm: the mean is subtracted, which RMSNorm does not do",
                 building(norm=lambda x, w, eps: rms_norm_numpy(x - x.mean(axis=1, keepdims=True), w, eps))),

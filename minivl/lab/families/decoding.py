@@ -51,7 +51,7 @@ before it. softmax(q k.T / sqrt(K)) v, then the heads side by side: [H, T, K] ->
     ("np.repeat(k, H // KV, axis=0) gives each query head its key head.",
      "Query t is token S - T + t: it sees keys 0 to S - T + t. np.tri(T, S, S - T) draws that.",
      "context.swapaxes(0, 1).reshape(T, H * K): exchange the axes before the reshape."),
-    causal_attention_numpy, lambda: list(attention_cases()), ("context",),
+    causal_attention_numpy, attention_cases, ("context",),
     (
         Mistake("key heads dealt out wrong", "query head h reads key head h % KV, instead of h // (H / KV): np.tile for np.repeat",
                 attending(lambda H, KV, T, S, K: {"heads": np.arange(H) % KV})),
@@ -61,6 +61,8 @@ before it. softmax(q k.T / sqrt(K)) v, then the heads side by side: [H, T, K] ->
                 attending(lambda H, KV, T, S, K: {"seen": np.ones((T, S), dtype=bool)})),
         Mistake("mask off by one", "a token does not see itself",
                 attending(lambda H, KV, T, S, K: {"seen": np.tri(T, S, S - T - 1, dtype=bool)})),
+        Mistake("mask off by one", "a token does not see itself: the first one sees nothing, and its softmax is 0 / 0",
+                lambda q, k, v: blind_to_itself(q, k, v)),
         Mistake("mask off by one", "a token sees the next one",
                 attending(lambda H, KV, T, S, K: {"seen": np.tri(T, S, S - T + 1, dtype=bool)})),
         Mistake("cache not counted", "query t sees keys 0 to t: with a cache it is token S - T + t",
@@ -72,10 +74,19 @@ before it. softmax(q k.T / sqrt(K)) v, then the heads side by side: [H, T, K] ->
                 attending(lambda H, KV, T, S, K: {"scale": 1 / math.sqrt(H * K)})),
         Mistake("heads not put side by side", "[H, T, K] was reshaped to [T, H K] without exchanging its axes first",
                 attending(lambda H, KV, T, S, K: {"put_together": lambda c: c.reshape(T, H * K)})),
+        Mistake("heads not put side by side", "it returns [H, T, K]: exchange the axes, then reshape to [T, H K]",
+                attending(lambda H, KV, T, S, K: {"put_together": lambda c: c})),
         Mistake("no softmax", "softmax is left out", lambda q, k, v: scores_for_probs(q, k, v)),
     ),
     part="causal_attention",
 )  # fmt: skip
+
+
+def blind_to_itself(q, k, v):
+    T, S = q.shape[1], k.shape[1]
+    context = attend(q, k, v, seen=np.tri(T, S, S - T - 1, dtype=bool))
+    context[: max(T - S + 1, 0)] = np.nan  # tokens that see none
+    return context
 
 
 def scores_for_probs(q, k, v):
@@ -127,7 +138,7 @@ a token alone does not say?""",
     ("Three calls: prefill, argmax, decode.",
      "One cache for both: it holds the prompt's keys and values, and the position of the next token.",
      "cache = vlm.new_cache(); first = run(vlm.prefill(inputs, cache)); run(vlm.decode(first.argmax(axis=1), cache))"),
-    second_logits, lambda vlm: list(prompt_cases(vlm)), ("logits",),
+    second_logits, prompt_cases, ("logits",),
     (
         Mistake("logits of the prompt", "it is the logits of the first token: the second was not decoded", by_whole_prompt),
         Mistake("wrong rope delta", "the second token stands at the number of tokens before it: rope_delta is left out",
@@ -180,10 +191,12 @@ probabilities together reach p; the one that reaches it is kept, and the likelie
     ("Sort by probability, sum up, cut, and put the cut back at the unsorted places.",
      "A token is kept if the sum of those likelier than it is still below p.",
      "order = np.argsort(-logits); before = np.cumsum(probs[order]) - probs[order]; kept[order[before >= p]] = -np.inf"),
-    keep_top_p, lambda: list(top_p_cases()), ("logits",),
+    keep_top_p, top_p_cases, ("logits",),
     (
         Mistake("crossing token dropped", "the token with which the sum reaches p is dropped, and should be kept",
                 cutting(crossing=False)),
+        Mistake("crossing token dropped", "the token with which the sum reaches p is dropped, be it the likeliest, and should be "
+                "kept", cutting(crossing=False, keep=0)),
         Mistake("least likely kept", "it begins at the least likely token", cutting(ascending=True)),
         Mistake("zeros for -inf", "dropped tokens get 0, a logit like any other; -inf gives probability 0", cutting(empty=0.0)),
         Mistake("probabilities for logits", "it returns probabilities; logits are asked for",
@@ -211,9 +224,8 @@ def penalty_cases():
     for penalty, label in ((1.05, "a penalty of 1.05"), (1.5, "a penalty of 1.5")):
         logits = (4 * rng.standard_normal(20)).astype(np.float32)
         seen = np.array([3, 7, 3, 3, 11, 0, 19, 7], dtype=np.int64)
-        yield Case(
-            {"logits": logits, "seen": seen, "penalty": penalty}, f"8 tokens, some of them repeated, and {label}"
-        )
+        arguments = {"logits": logits, "seen": seen, "penalty": penalty}
+        yield Case(arguments, f"8 tokens, some of them repeated, and {label}")
 
 
 def penalize(logits, seen, change):
@@ -230,7 +242,7 @@ PENALTY = Exercise(
 both cases. Once, however often the token occurred.""",
     ("Dividing a negative score would raise it.", "np.unique(seen): each token once.",
      "ids = np.unique(seen); logits[ids] = np.where(logits[ids] < 0, logits[ids] * penalty, logits[ids] / penalty), on a copy"),
-    penalize_repetition, lambda: list(penalty_cases()), ("logits",),
+    penalize_repetition, penalty_cases, ("logits",),
     (
         Mistake("always divided", "negative scores are divided, too, and so become likelier",
                 lambda logits, seen, p: penalize(logits, seen, lambda x, ids: x / p)),
@@ -274,7 +286,7 @@ CACHE_BYTES = Exercise(
 the names of config.json: num_hidden_layers, num_attention_heads, num_key_value_heads, hidden_size, head_dim.""",
     ("Keys and values: twice.", "Key heads, not query heads: that is what GQA is for.",
      "2 * layers * key heads * head_dim * tokens * bytes"),
-    cache_bytes, lambda: list(config_cases()), ("bytes",),
+    cache_bytes, config_cases, ("bytes",),
     (
         Mistake("query heads for key heads", "it has a key for each query head: with GQA there are fewer key heads",
                 lambda t, n, b: cache_bytes(t, n, b) * t.num_attention_heads // t.num_key_value_heads),

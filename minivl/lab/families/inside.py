@@ -92,24 +92,24 @@ def ablation_cases(vlm):
     words, objects = shares(vlm, cases)
     reader = largest(words)
     lookers = sorted(np.ndindex(objects.shape), key=lambda head: -objects[head])
-    early = next(
-        head for head in lookers if objects[head] > 0.3 and head[0] == min(h[0] for h in lookers if objects[h] > 0.3)
-    )
+    early = min((head for head in lookers if objects[head] > 0.3), key=lambda head: head[0])
     heads = list(dict.fromkeys([reader, early, lookers[0]]))
     cases = [case for case in cases if str(vlm.ask(case.question, images=case.images)) == case.answer]
     known = {"words": words, "objects": objects}
     return [Case({"vlm": vlm, "cases": cases, "heads": heads}, f"{len(cases)} scenes, heads {heads}", known=known)]
 
 
+def count_right(vlm, cases, edit):
+    """How many cases are answered right with an edit."""
+    answers = [vlm.trace(c.question, images=c.images, keep=[], edit=edit, max_new_tokens=8).result for c in cases]
+    return sum(str(answer) == case.answer for answer, case in zip(answers, cases))
+
+
 @per_model
 def right_without(vlm, cases, heads):
     """int64 [heads]: cases answered right without each."""
-    counts = []
-    for layer, head in heads:
-        edit = ablate_head(vlm, f"model.layers.{layer}", head)
-        answers = [vlm.trace(c.question, images=c.images, keep=[], edit=edit, max_new_tokens=8).result for c in cases]
-        counts.append(sum(str(answer) == case.answer for answer, case in zip(answers, cases)))
-    return np.array(counts, dtype=np.int64)
+    edits = [ablate_head(vlm, f"model.layers.{layer}", head) for layer, head in heads]
+    return np.array([count_right(vlm, cases, edit) for edit in edits], dtype=np.int64)
 
 
 def tell_causes(submission, cases, rights):
@@ -123,11 +123,10 @@ def tell_causes(submission, cases, rights):
     idle = [
         head for head, count in zip(case.arguments["heads"], counts) if count == n and case.known["objects"][head] > 0.3
     ]
-    lesson = (
-        f" Attention is not cause: nothing is lost without {' or without '.join(map(str, idle))}, which look at the object."
-        if idle
-        else ""
-    )
+    lesson = ""
+    if idle:
+        names = " or without ".join(map(str, idle))
+        lesson = f" Attention is not cause: nothing is lost without {names}, which look at the object."
     return True, f"Answered right: {'; '.join(lines)}.{lesson}"
 
 
@@ -158,9 +157,8 @@ is right if it equals case.answer. Predict the order before you run it.""",
 
 @per_model
 def without_all(vlm, cases, heads):
-    edit = functools.reduce(operator.or_, (ablate_head(vlm, f"model.layers.{layer}", head) for layer, head in heads))
-    answers = [vlm.trace(c.question, images=c.images, keep=[], edit=edit, max_new_tokens=8).result for c in cases]
-    return sum(str(answer) == case.answer for answer, case in zip(answers, cases))
+    edits = [ablate_head(vlm, f"model.layers.{layer}", head) for layer, head in heads]
+    return count_right(vlm, cases, functools.reduce(operator.or_, edits))
 
 
 # ---- 10.2 where the colour crosses ----

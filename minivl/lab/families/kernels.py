@@ -11,11 +11,11 @@ from minivl.lab.exercise import Case, Exercise, Mistake
 # ---- 08.1 online softmax ----
 
 
-def online(tiles, largest=True, rescale_total=True, rescale_sum=True, first_only=False):
+def online(tiles, rescale_total=True, rescale_sum=True, first_only=False):
     """softmax(all scores) @ all values, tile by tile, with parts to leave out."""
     top, total, out = -np.inf, np.float32(0), np.zeros(tiles[0][1].shape[1], dtype=np.float32)
     for i, (scores, values) in enumerate(tiles):
-        new = max(top, float(scores.max())) if largest and not (first_only and i) else top if first_only and i else 0.0
+        new = top if first_only and i else max(top, float(scores.max()))
         if not np.isfinite(new):
             continue
         factor = np.float32(np.exp(top - new)) if np.isfinite(top) else np.float32(0)
@@ -61,7 +61,7 @@ a factor: mend it. Scores may be far above 88, where e^x overflows, and a tile m
      "When the largest goes from m to n, everything summed so far is multiplied by exp(m - n).",
      "factor = exp(top - new); total = total * factor + w.sum(); out = out * factor + w @ values, with w = exp(scores - new). "
      "As long as new is -inf, skip the tile."),
-    whole, lambda: list(tile_cases()), ("context",),
+    whole, tile_cases, ("context",),
     (
         Mistake("maximum not subtracted", "nothing is subtracted before exp: large scores overflow to infinity", without_maximum),
         Mistake("not rescaled", "when the largest grows, neither sum is multiplied by exp(old - new)",
@@ -122,7 +122,7 @@ bit is 0. NaN must stay NaN: set bit 0x400000 before its lower half is cut off. 
     ("Cutting off the lower 16 bits rounds towards zero; adding something before makes it round to the nearest.",
      "Add 0x7FFF, and 1 more if the last bit that stays is 1: ties then go to even.",
      "bits + 0x7FFF + ((bits >> 16) & 1), then >> 16; np.where(np.isnan(x), bits | 0x400000, ...)"),
-    from_float32, lambda: list(number_cases()), ("bits",),
+    from_float32, number_cases, ("bits",),
     (
         Mistake("cut off", "the lower half is cut off: that rounds towards zero, not to the nearest",
                 lambda x: rounded(x, lambda bits: 0)),
@@ -145,6 +145,10 @@ bit is 0. NaN must stay NaN: set bit 0x400000 before its lower half is cut off. 
 # ---- 08.3 a product ----
 
 FASTER = 5
+ADVICE = (
+    "One sum is one chain of additions: let the innermost loop run over outputs, or allow fastmath, so that registers hold "
+    "several."
+)
 
 
 def product(x, weight):
@@ -176,14 +180,7 @@ def time_product(submission, cases, rights):
     x, weight = np.full((64, 512), 0.5, dtype=np.float32), np.full((512, 512), 0.5, dtype=np.float32)
     naive, own = best_time(naive_product, x, weight), best_time(submission, x, weight)
     times = naive / own
-    advice = (
-        ""
-        if times >= FASTER
-        else (
-            " One sum is one chain of additions: let the innermost loop run over outputs, or allow fastmath, so that "
-            "registers hold several."
-        )
-    )
+    advice = "" if times >= FASTER else f" {ADVICE}"
     return times >= FASTER, (
         f"[64, 512] times [512, 512] takes {own * 1e3:.2f} ms and three compiled loops {naive * 1e3:.2f} ms: {times:.1f} times "
         f"as fast, {FASTER} are asked for.{advice}"
@@ -200,7 +197,7 @@ times [512, 512] against minivl.kernels.naive, three loops that are compiled as 
      "With weight transposed to [K, N], out[m] += x[m, k] * turned[k] runs over neighbours, and the compiler takes eight at once.",
      "Or keep the order and give @njit(fastmath=True): a sum may then be split into several. Four rows of x at a time reuse "
      "each weight."),
-    product, lambda: list(product_cases()), ("out",),
+    product, product_cases, ("out",),
     (
         Mistake("transposed", "it is the transpose of the product", lambda x, weight: np.ascontiguousarray((x @ weight.T).T)),
         Mistake("last column lost", "the last term of each sum is missing: range(K - 1)",
@@ -252,9 +249,8 @@ def tell_roof(submission, cases, rights):
         predicted = submission(rows, size, size, operations, bytes_read)
         off = abs(predicted - took) / took
         verdict = "within 30 %" if off <= 0.3 else "more than 30 % off: is the machine busy? Check again"
-        parts.append(
-            f"{rows} x {size} x {size}: predicted {predicted * 1e3:.2f} ms, measured {took * 1e3:.2f} ms, {verdict}"
-        )
+        times = f"predicted {predicted * 1e3:.2f} ms, measured {took * 1e3:.2f} ms"
+        parts.append(f"{rows} x {size} x {size}: {times}, {verdict}")
     return True, (f"Here, with {operations / 1e9:.0f} GFLOP/s and {bytes_read / 1e9:.1f} GB/s: {'; '.join(parts)}.")
 
 
@@ -273,7 +269,7 @@ prediction comes.""",
     ("Two times: of the arithmetic, and of the bytes.", "A bfloat16 has two bytes, a float32 four. 2 * rows * inner * columns operations.",
      "max(2 * rows * inner * columns / operations_per_second, (2 * inner * columns + 4 * rows * (inner + columns)) / "
      "bytes_per_second)"),
-    seconds, lambda: list(roof_cases()), ("seconds",),
+    seconds, roof_cases, ("seconds",),
     (
         Mistake("added", "the two times are added; they overlap, and the slower decides", roof(join=lambda a, b: a + b)),
         Mistake("faster one", "the faster of the two is taken; the slower decides", roof(join=min)),

@@ -84,6 +84,10 @@ one: x/2 * (1 + erf(x / sqrt 2)); np.vectorize(math.erf) will do.""",
         Mistake("ReLU for GELU", "relu instead of GELU", exchanged(gelu=lambda x: np.maximum(x, 0))),
         Mistake("no activation", "GELU is missing between the two linears", exchanged(gelu=lambda x: x)),
         Mistake("LayerNorm", "LayerNorm: the mean is subtracted, which RMSNorm does not do", exchanged(norm=layer_norm)),
+        Mistake("sum for mean", "rows are divided by the root of the sum of their squares instead of the mean",
+                exchanged(norm=lambda x, w: x / np.sqrt(np.sum(x * x, axis=1, keepdims=True)) * w)),
+        Mistake("not transposed", "the first linear uses w0 as it is; a linear layer is x @ w.T + b",
+                lambda x, ln_q, w0, *rest: merge(x, ln_q, w0.T, *rest)),
         Mistake("no norm", "the rows are not normed", exchanged(norm=lambda x, w: x)),
         Mistake("no weight", "the norm is not multiplied by its weight ln_q",
                 lambda x, ln_q, *rest: merge(x, ln_q * 0 + 1, *rest)),
@@ -225,14 +229,15 @@ def tell_move(submission, cases, rights):
 
 
 ROWS = """embeds float32 [T, D] goes into the decoder: words, and the tokens of the picture. source int64 [n] are the rows that show
-an object, ground the row of a piece of empty ground."""
+an object, ground the row of a piece of empty ground.
+"""
 
 MOVE = Exercise(
     "03.3", "move_rows", "Move an object's rows, and see whether its box follows",
     "Move an object by moving rows, and learn where the decoder takes a place from.", 15, 2,
     "move_rows(embeds, source, target, ground) -> float32 [T, D]",
-    ROWS + """ Return the embeddings with the rows of the object at the rows target int64 [n], and the ground's row
-where it was; what is both gets the object. The check then asks the model where the object is, before and after.""",
+    ROWS + """Return the embeddings with the rows of the object at the rows target int64 [n], and the ground's row where it was; what is
+both gets the object. The check then asks the model where the object is, before and after.""",
     ("Read from embeds, write into a copy.",
      "First ground into source, then the object into target: where they overlap, the object wins.",
      "moved = embeds.copy(); moved[source] = embeds[ground]; moved[target] = embeds[source]"),
@@ -291,8 +296,7 @@ ERASE = Exercise(
     "03.4", "erase_rows", "Erase one object, and the count falls by one",
     "Take an object away from the decoder alone, without touching the picture.", 10, 1,
     "erase_rows(embeds, source, ground) -> float32 [T, D]",
-    ROWS + """ Return the embeddings with the ground's row in the place of each row of the object. The check then asks the
-model to count.""",
+    ROWS + """Return the embeddings with the ground's row in the place of each row of the object. The check then asks the model to count.""",
     ("embeds itself must not change.", "One row of ground serves for all: NumPy repeats it.",
      "erased = embeds.copy(); erased[source] = embeds[ground]; return erased"),
     erase_rows, count_cases, ("embeds",),

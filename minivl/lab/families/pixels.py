@@ -32,9 +32,11 @@ def size_cases():
     strips = [(28, n) for n in range(3600, 5600, 400)] + [(n, 31) for n in range(4000, 6000, 400)]
     limited = [(*size, LOW, HIGH) for size in sizes()] + [(*size, LOW, 28 * 28 * 16) for size in strips]
     return [
-        Case(dict(zip(("height", "width", "min_pixels", "max_pixels"), numbers)), f"a picture of {h} x {w} pixels")
-        for numbers in limited
-        for h, w in [numbers[:2]]
+        Case(
+            dict(zip(("height", "width", "min_pixels", "max_pixels"), (h, w, low, high))),
+            f"a picture of {h} x {w} pixels, where {low} to {high} are allowed",
+        )
+        for h, w, low, high in limited
     ]
 
 
@@ -72,6 +74,17 @@ def shrink_rounded(height, width, min_pixels, max_pixels):
     return right_size(height, width, min_pixels, max_pixels)
 
 
+def grown_after_shrinking(height, width, min_pixels, max_pixels):
+    H, W = (round(side / 28) * 28 for side in (height, width))
+    if H * W > max_pixels:
+        beta = math.sqrt(height * width / max_pixels)
+        H, W = (math.floor(side / beta / 28) * 28 for side in (height, width))
+    if H * W < min_pixels:
+        beta = math.sqrt(min_pixels / (height * width))
+        H, W = (math.ceil(side * beta / 28) * 28 for side in (height, width))
+    return max(28, H), max(28, W)
+
+
 SMART_RESIZE = Exercise(
     "01.1", "smart_resize", "The size of the picture, on 200 sizes",
     "Compute the size to which a picture is scaled, halves and limits included.", 15, 1,
@@ -99,6 +112,8 @@ min_pixels, they are multiplied by sqrt(min_pixels / (height * width)) and round
         Mistake("too small after growing", "what is too small is multiplied by beta and rounded down; round up",
                 variant(grow=math.floor)),
         Mistake("a side of 0", "the shorter side of a strip may become 0: no side becomes less than 28", variant(least=0)),
+        Mistake("a side of 0", "the shorter side of a strip is shrunk to 0, and then the area counts as too small: 28 at least, "
+                "before the other rule is asked", grown_after_shrinking),
         Mistake("rounded before beta", "beta is computed from the rounded sides, and applied to them; it is height and width "
                 "of the picture as it came", shrink_rounded),
         Mistake("height and width swapped", "it returns (W, H)", lambda *a: right_size(*a)[::-1]),
@@ -185,7 +200,7 @@ LOCATE = Exercise(
     "Follow a pixel to its patch, its token, and the row of the decoder that shows it.", 15, 1,
     "locate(x, y, grid_thw, first) -> (patch, token, row)",
     """(x, y) is a pixel of the resized picture, x to the right, y down; grid_thw int64 [1, 3] its frames, patch rows and patch
-columns; `first` the row of the prompt that holds its first token. Patches are counted unit by unit, as they are cut.""",
+columns; `first` the row of the prompt that holds the picture's first token. Patches are counted unit by unit, as they are cut.""",
     ("The token is simple: 28 pixels a side, row by row.",
      "The patch is 4 * token + which of the four.",
      "patch = 4 * token + 2 * (y // 14 % 2) + x // 14 % 2"),
@@ -201,6 +216,8 @@ columns; `first` the row of the prompt that holds its first token. Patches are c
                 located(lambda x, y, h, w: patch_number(x, y, h))),
         Mistake("height and width swapped", "in a unit it counts column by column: (0,0) (1,0) (0,1) (1,1)",
                 located(lambda x, y, h, w: 4 * (patch_number(x, y, w) // 4) + 2 * (x // 14 % 2) + y // 14 % 2)),
+        Mistake("units for patches", "a row of tokens is counted as long as a row of patches; it has half as many: columns / 2",
+                located(lambda x, y, h, w: patch_number(x, y, 2 * w))),
         Mistake("rows of patches", "there is a row for each token, not for each patch",
                 lambda *a: (*(right := locate(*a))[:2], a[3] + right[0])),
         Mistake("first row left out", "the row is counted from the picture, not from the prompt: add first",
@@ -266,6 +283,8 @@ minivl.tiny.scenes.task_of(question, truth) names the task.""",
                 lambda vlm, scenes: frozenset(TASKS)),
         Mistake("words of colour only", "a description names colours, too", lambda vlm, scenes: frozenset({"colour"})),
         Mistake("survivors", "it is the tasks that survive", lambda vlm, scenes: frozenset({"count", "count kind"})),
+        Mistake("another task", "where is a fifth task, which is not asked about: a box moves by a pixel or two at any change",
+                lambda vlm, scenes: tasks_changed(vlm, scenes) | {"where"}),
         Mistake("counts", "counting needs shapes, not their colours",
                 lambda vlm, scenes: frozenset({"count", "colour", "describe"})),
     ),

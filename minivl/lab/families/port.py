@@ -8,11 +8,7 @@ from minivl.faults.what_if import with_fresh_kernels
 from minivl.lab.exercise import Case, Exercise, Mistake
 from minivl.tiny import scene
 
-FAULTS = (
-    "unpermuted-rope",
-    "gate-up-exchanged",
-    "swapped-hw",
-)  # of minivl/faults, one for each port
+FAULTS = ("unpermuted-rope", "gate-up-exchanged", "swapped-hw")  # of minivl/faults, one for each port
 KEPT = ["image_grid_thw", "pixel_values", "visual*"]
 QUESTION = "Describe the picture."
 
@@ -39,9 +35,7 @@ def find_bug(ours, port, config):
 
 def differing(ours, port):
     """Names of the tensors that differ, in the order of the run."""
-    return [
-        name for name in ours if not np.allclose(ours[name], port[name], rtol=0, atol=1e-4 * np.abs(ours[name]).max())
-    ]
+    return [name for name, x in ours.items() if not np.allclose(x, port[name], rtol=0, atol=1e-4 * np.abs(x).max())]
 
 
 def named(choose):
@@ -65,7 +59,7 @@ minivl.compare.compare knows more than a loop.""",
     ("A mistake comes in at one tensor; all that is computed from it differs, too. Go from the front.",
      "Which of the tensors before it are equal? They rule out most causes. Compare the wrong one with the others of its kind.",
      "compare(ours, port, config=config).first has a name, and causes; the first of these has a name."),
-    find_bug, lambda vlm: list(port_cases(vlm)), ("tensor", "cause"),
+    find_bug, port_cases, ("tensor", "cause"),
     (
         Mistake("a later tensor", "it differs, too, but an earlier one already does: it only inherits the error",
                 named(lambda ours, port: differing(ours, port)[1])),

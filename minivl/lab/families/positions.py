@@ -37,7 +37,7 @@ theta ** (-2j / m) for j = 0 .. m / 2 - 1. A row of angles is [row * f, column *
      "f = theta ** -(np.arange(0, m, 2) / m) with m = head_dim // 2, not head_dim.",
      "angles = np.concatenate([row[:, None] * f, column[:, None] * f], axis=1), then the same twice, then cos and sin as "
      "float32."),
-    vision_rope, lambda: list(table_cases()), ("cos", "sin"), tensors=("visual.rope.cos", "visual.rope.sin"),
+    vision_rope, table_cases, ("cos", "sin"), tensors=("visual.rope.cos", "visual.rope.sin"),
     mistakes=(
         Mistake("exchanged", "cos and sin are exchanged", lambda *a: vision_rope(*a)[::-1]),
         Mistake("degrees", "angles are taken for degrees; they are radians",
@@ -106,7 +106,7 @@ moves the whole picture by random shifts and looks how far the scores q @ k.T ch
     ("Both are rotated, each row by its own patch's place.",
      "The second half of the head, with a minus, stands beside the first: np.concatenate([-x[:, K // 2 :], x[:, : K // 2]], axis=1)",
      "cos, sin = vision_rope(places + shift, K, 10000.0); x * cos + that * sin, for q and for k."),
-    rotate_both, lambda: list(relative_cases()), ("q", "k"),
+    rotate_both, relative_cases, ("q", "k"),
     (
         Mistake("keys not rotated", "only queries are rotated: scores would depend on where the whole picture lies",
                 rotating(keys=unrotated)),
@@ -168,22 +168,39 @@ is the position of the token after the prompt, minus the number of tokens T.""",
     ("Walk through the prompt: a run of words, a picture, a run of words, ... and keep the next position.",
      "After a picture of R x S tokens the next position is start + max(R, S), not start + R * S.",
      "np.indices((R, S)).reshape(2, -1) gives rows and columns; delta = next - T: negative after a large picture."),
-    with_delta, lambda: list(picture_cases()), ("position_ids", "rope_delta"),
+    with_delta, picture_cases, ("position_ids", "rope_delta"),
     (Mistake("wrong rope delta", "it is the next position itself, not that minus the number of tokens",
              lambda ids, *a: (with_delta(ids, *a)[0], with_delta(ids, *a)[1] + len(ids))),
+     Mistake("rows alone", "text goes on after the rows of a picture: the largest position may be that of a column",
+             lambda ids, c, g: with_next(ids, c, g, lambda R, S: R)),
+     Mistake("columns alone", "text goes on after the columns of a picture: the largest position may be that of a row",
+             lambda ids, c, g: with_next(ids, c, g, lambda R, S: S)),
      Mistake("starts are tokens", "a picture starts at the number of tokens before it, and the text goes on at that of those "
              "behind: positions are not indices", lambda ids, c, g: starts_are_tokens(ids, c, g))),
     ("position_ids", "rope_delta"),
 )  # fmt: skip
 
 
+def with_next(ids, config, grids, following):
+    """Text goes on following(R, S) positions after the start of a picture."""
+    runs, start, at, grids = [], 0, 0, iter(grids)
+    while at < len(ids):
+        run, step = np.zeros((3, 1), dtype=np.int64), 1
+        if ids[at] == IMAGE:
+            R, S = (int(n) // 2 for n in next(grids)[1:])
+            run = np.concatenate([np.zeros((1, R * S), dtype=np.int64), np.indices((R, S)).reshape(2, -1)])
+            step = following(R, S)
+        runs.append(start + run)
+        start, at = start + step, at + run.shape[1]
+    return np.concatenate(runs, axis=1), np.array([start - len(ids)])
+
+
 def starts_are_tokens(ids, config, grids):
-    positions, at = np.tile(np.arange(len(ids)), (3, 1)), 0
+    positions = np.tile(np.arange(len(ids)), (3, 1))
     for start, grid in zip(np.flatnonzero(ids == START) + 1, grids):
         R, S = (int(n) // 2 for n in grid[1:])
         rows, columns = np.indices((R, S)).reshape(2, -1)
         positions[:, start : start + R * S] = start + np.stack([rows * 0, rows, columns])
-        at += R * S
     return positions, np.zeros(1, dtype=np.int64)
 
 
@@ -216,7 +233,7 @@ largest position of all three rows, time included.""",
     ("Each video has its own grid and its own seconds; take the next one whenever a run of video tokens begins.",
      "np.indices((t, R, S)).reshape(3, -1) gives frame, row and column of each token of a video.",
      "time = (np.arange(t, dtype=np.float32) * np.float32(seconds * tokens_per_second)).astype(np.int64); next = largest + 1."),
-    with_delta, lambda: list(video_cases()), ("position_ids", "rope_delta"),
+    with_delta, video_cases, ("position_ids", "rope_delta"),
     (Mistake("wrong rope delta", "it is the next position itself, not that minus the number of tokens",
              lambda ids, *a: (with_delta(ids, *a)[0], with_delta(ids, *a)[1] + len(ids))),),
     ("position_ids", "rope_delta"), part="prompt_positions",
@@ -241,11 +258,20 @@ the next mrope_section[1] with h, the last mrope_section[2] with w. Then all ang
     ("np.repeat([0, 1, 2], rope.mrope_section) says for each frequency which row of position_ids turns it.",
      "angles[n, j] = position_ids[axis[j], n] * f[j]",
      "angles = position_ids[axis].T * f; twice side by side; np.cos and np.sin as float32."),
-    mrope, lambda: list(mrope_cases()), ("cos", "sin"),
+    mrope, mrope_cases, ("cos", "sin"),
     (Mistake("angles once", "the angles stand once; both halves of a head need them",
              lambda *a: tuple(table[:, : a[2] // 2] for table in mrope(*a))),
+     Mistake("frequencies of each section", "the frequencies of h and w begin again with the fastest; they run on through all pairs",
+             lambda *a: frequencies_again(*a)),
      Mistake("exchanged", "cos and sin are exchanged", lambda *a: mrope(*a)[::-1])),
     ("model.rope.cos", "model.rope.sin"), part="mrope",
 )  # fmt: skip
+
+
+def frequencies_again(position_ids, rope, head_dim):
+    f = rope.rope_theta ** -(np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+    angles = np.concatenate([position_ids[axis][:, None] * f[:n] for axis, n in enumerate(rope.mrope_section)], axis=1)
+    return np.tile(np.cos(angles), 2).astype(np.float32), np.tile(np.sin(angles), 2).astype(np.float32)
+
 
 EXERCISES = (VISION_ROPE, RELATIVITY, PICTURES, MROPE, PROMPT)

@@ -16,14 +16,14 @@ GRIDS = (
 )
 
 
-def grid_cases(**more):
+def grid_cases():
     """A case for each of GRIDS, with units as rows of the result."""
     for grid, label in GRIDS:
         grid = np.array(grid, dtype=np.int64)
         index, _ = window_index(grid, VISION)
         places = unit_grid(grid, VISION.spatial_merge_size)[index]
         known = {"image_grid_thw": grid}
-        yield Case({"grid_thw": grid, "vision": VISION, **more}, label, places, known=known, config=Config.named("3B"))
+        yield Case({"grid_thw": grid, "vision": VISION}, label, places, known=known, config=Config.named("3B"))
 
 
 def without_frames(grid_thw, vision):
@@ -50,6 +50,19 @@ def without_offset(grid_thw, vision):
     """Each frame of each picture is numbered from 0."""
     parts = [window_index(np.array([[1, h, w]]), vision)[0] for t, h, w in grid_thw for _ in range(t)]
     return np.concatenate(parts), window_index(grid_thw, vision)[1]
+
+
+def frames_without_offset(first_frame_only):
+    """The frames of a video have the numbers of its first one; whether later pictures go on after that one."""
+
+    def order(grid_thw, vision):
+        parts, start = [], 0
+        for t, h, w in grid_thw:
+            parts += [start + window_index(np.array([[1, h, w]]), vision)[0]] * t
+            start += h * w // 4 * (1 if first_frame_only else t)
+        return np.concatenate(parts), window_index(grid_thw, vision)[1]
+
+    return order
 
 
 def lengths_for_bounds(grid_thw, vision):
@@ -84,7 +97,7 @@ the boundaries of the windows in that order, from 0, counted in patches. No wind
      "on from the last ones.",
      "For each picture, frame, top, left: append the slice plus `start`; after each frame start += R * S. The boundaries are "
      "4 * np.cumsum([0, *lengths])."),
-    window_index, lambda: list(grid_cases()), ("window_index", "cu_window_seqlens"),
+    window_index, grid_cases, ("window_index", "cu_window_seqlens"),
     (
         Mistake("frames not apart", "a video's frames are taken for one tall picture: windows cross from one to the next",
                 without_frames),
@@ -93,6 +106,10 @@ the boundaries of the windows in that order, from 0, counted in patches. No wind
                 offset_in_patches),
         Mistake("windows without offset", "each frame's and picture's numbers start at 0: those of earlier ones are not added",
                 without_offset),
+        Mistake("windows without offset", "each frame of a video has the numbers of its first: those of the frames before are "
+                "not added", frames_without_offset(False)),
+        Mistake("windows without offset", "each frame of a video has the numbers of its first, and the next picture goes on "
+                "after that one: after each frame start += R * S", frames_without_offset(True)),
         Mistake("lengths for boundaries", "cu_window_seqlens are the windows' lengths; they should add up, from 0",
                 lengths_for_bounds),
         Mistake("no first boundary", "the boundaries lack the 0 in front", bounds_without_zero),
@@ -122,7 +139,7 @@ RASTER = Exercise(
     ("x[window_index] would sort them once more.",
      "You want y with y[window_index[i]] = x[i].",
      "y[window_index] = x, or x[np.argsort(window_index)]."),
-    to_raster_order, lambda: list(order_cases()), ("rows",),
+    to_raster_order, order_cases, ("rows",),
     (Mistake("inverse of the window order", "its rows were indexed by window_index, where argsort(window_index) undoes it",
              lambda x, window_index: x[window_index]),
      Mistake("sorted by value", "the values are sorted, each column by itself; whole rows should move",
@@ -134,7 +151,7 @@ RASTER = Exercise(
 # ---- 02.3 the reach of a patch ----
 
 
-def reach(patch, grid_thw, blocks, vision, full=None, of_frame=None, numbers="patches"):
+def reach(patch, grid_thw, blocks, vision, full=None, of_frame=None):
     """Patches that depend on `patch` after some blocks, rising."""
     grids = Grids(Config.named("3B"), grid_thw)
     place = grids.places[patch]
@@ -155,11 +172,11 @@ def window_number(windows):
 
 
 def reach_cases():
-    for (grid, label), patch in zip(GRIDS[1:], (300, 17, 130)):
+    for (grid, label), patch in zip(GRIDS[1:], (300, 100, 130)):
         grid = np.array(grid, dtype=np.int64)
         for blocks in (0, 1, 7, 8, 9):
             arguments = {"patch": patch, "grid_thw": grid, "blocks": blocks, "vision": VISION}
-            yield Case(arguments, f"patch {patch} after {blocks} blocks, of {label}")
+            yield Case(arguments, f"patch {patch} after {blocks} block{'s' * (blocks != 1)}, of {label}")
 
 
 def slots_of(patches, grid_thw):
@@ -177,6 +194,11 @@ def no_windows(patch, grid_thw, blocks, vision):
     return reach(patch, grid_thw, blocks, vision, full=range(32))
 
 
+def by_first_grid(patch, grid_thw, blocks, vision):
+    _, h, w = grid_thw[0]
+    return reach(patch, np.array([[patch // (h * w) + 1, h, w]]), blocks, vision)
+
+
 REACH = Exercise(
     "02.3", "reached", "The exact set of patches that one changed patch reaches",
     "Say which patches can have changed after a number of blocks, if one patch of the picture is painted over.", 20, 2,
@@ -188,7 +210,7 @@ config, grid_thw).places, or your own arithmetic, knows (picture, frame, row, co
      "Two windowed blocks reach no more than one. Blocks are counted from 0: block 7 is the eighth.",
      "Same picture, frame, row // 8 and column // 8: the window. Same picture and frame: once one of the first `blocks` "
      "blocks is a full one."),
-    reach, lambda: list(reach_cases()), ("patches",),
+    reach, reach_cases, ("patches",),
     (
         Mistake("window attention everywhere", "it stays in the window, however many blocks: a full block reaches the frame",
                 only_windows),
@@ -204,6 +226,8 @@ config, grid_thw).places, or your own arithmetic, knows (picture, frame, row, co
                 lambda p, g, b, v: reach(p, g, max(b - 1, 0), v)),
         Mistake("rows in window order", "these are rows in window order, and patches are asked for",
                 lambda p, g, b, v: slots_of(reach(p, g, b, v), g)),
+        Mistake("first grid for all", "it reckons with the grid of the first picture, and the patch lies in a later one",
+                by_first_grid),
         Mistake("itself left out", "the patch itself is missing",
                 lambda p, g, b, v: np.setdiff1d(reach(p, g, b, v), [p])),
         Mistake("units for patches", "these are units of 2 x 2 patches, and patches are asked for",
@@ -230,10 +254,13 @@ in a full one. Count all scores of one head, for all pictures. Mind the windows 
     ("A segment of n patches has n * n scores.",
      "A window has 64 patches at most; at the edges it has fewer.",
      "windowed = sum of n ** 2 over np.diff(cu_window_seqlens); full = sum of (h * w) ** 2 over the frames."),
-    scores, lambda: list(grid_cases()), ("windowed", "full"),
+    scores, grid_cases, ("windowed", "full"),
     (
         Mistake("partial windows taken for whole", "it is 64 for each patch: windows at the edges have fewer",
                 lambda g, v: (64 * int(g.prod(axis=1).sum()), scores(g, v)[1])),
+        Mistake("partial windows taken for whole", "it is 64 for each patch, where windows at the edges have fewer; and full is the "
+                "square of all patches, where pictures and frames see themselves only",
+                lambda g, v: (64 * int(g.prod(axis=1).sum()), int(g.prod(axis=1).sum()) ** 2)),
         Mistake("attention across pictures", "full is the square of all patches: pictures and frames see themselves only",
                 lambda g, v: (scores(g, v)[0], int(g.prod(axis=1).sum()) ** 2)),
         Mistake("frames not apart", "full takes a video for one segment: each frame is one",

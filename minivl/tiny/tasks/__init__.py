@@ -7,8 +7,6 @@
 The same family, seed and options always give the same example. Needs NumPy and Pillow only.
 """
 
-from dataclasses import replace
-
 import numpy as np
 
 from minivl.tiny import scenes
@@ -24,9 +22,8 @@ def draw_family_scene(rng, options):
     size = scenes.SIZES[rng.choice(len(chance), p=chance / chance.sum())]
     count = int(rng.integers(1, 2 + round(4 * options.ease)))
     drawn = scenes.draw_scene(rng, size, count)
-    return Example(
-        (Medium((drawn.image,), (drawn.shapes,)),), shapes.ask_about(rng, drawn.shapes, options.held_out, options.most)
-    )
+    conversations = shapes.ask_about(rng, drawn.shapes, options.held_out, options.most)
+    return Example((Medium((drawn.image,), (drawn.shapes,)),), conversations)
 
 
 FAMILIES = {  # share of the training examples while they get harder, share from then on, how to draw one
@@ -60,4 +57,4 @@ def draw_example(family, seed, held_out=False, ease=1.0, most=1, branch=SCORED):
     while True:
         example = FAMILIES[family][2](rng, options)
         if example.conversations:
-            return replace(example, family=family)
+            return example

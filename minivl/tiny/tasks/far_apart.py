@@ -7,14 +7,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from minivl.tiny.examples import Example, Medium, Turn
-from minivl.tiny.phrasings import phrase
-from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, paint
+from minivl.tiny.phrasings import phrase, with_article
+from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, draw_shapes, paint
 from minivl.tiny.tasks.reading import ink_for
-from minivl.tiny.tasks.shapes import draw_shapes, pick, with_article, worded
+from minivl.tiny.tasks.shapes import pick, worded
 
 SIZES = ((168, 168), (140, 168), (168, 140), (112, 196), (196, 112))
 MARK = 22
-PLACES = {(112, 196): ("left", "right"), (140, 168): ("left", "right"), (168, 140): ("top", "bottom")}
 
 
 def draw_family_corner(rng, options):
@@ -92,9 +91,8 @@ def draw_family_line(rng, options):
     turns = []
     for i in rng.permutation(count)[: options.most]:
         target = shapes[count + int(ends[i])]
-        turns.append(
-            (worded(rng, ("line", {"colour": shapes[i].colour}, target.colour, target.box), options.held_out),)
-        )
+        asked = ("line", {"colour": shapes[i].colour}, target.colour, target.box)
+        turns.append((worded(rng, asked, options.held_out),))
     return Example((Medium((image,), (tuple(shapes),)),), tuple(turns))
 
 

@@ -139,9 +139,8 @@ def draw_family_chart(rng, options):
         box = (x, floor - int(value) * unit, x + bar, floor)
         draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=COLOURS[colour])
         shapes.append(Shape("bar", colour, box))
-    return Example(
-        (Medium((image,), (tuple(shapes),)),), ask_bars(rng, shapes, values.tolist(), options.held_out, options.most)
-    )
+    conversations = ask_bars(rng, shapes, values.tolist(), options.held_out, options.most)
+    return Example((Medium((image,), (tuple(shapes),)),), conversations)
 
 
 def ask_bars(rng, shapes, values, held_out, most):

@@ -3,8 +3,9 @@
 import numpy as np
 
 from minivl.tiny.examples import Example, Medium, Turn
-from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, paint
-from minivl.tiny.tasks.shapes import draw_shapes, pick, plural, unique, with_article, worded
+from minivl.tiny.phrasings import plural, with_article
+from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, draw_shapes, paint, unique
+from minivl.tiny.tasks.shapes import ask_about, pick, worded
 
 FIRST, SECOND = "the first", "the second"
 SIZE = (112, 112)
@@ -59,9 +60,8 @@ def ask_of_two(rng, pictures):
 def draw_change(rng, options):
     """Two pictures of the same shapes, of which one is new, gone or of another colour; or nothing has changed."""
     ground = background(rng, SIZE)
-    _, shapes = draw_shapes(
-        rng, SIZE, int(rng.integers(2, 3 + round(2 * options.ease))), ground=ground.copy(), distinct="kind"
-    )
+    count = int(rng.integers(2, 3 + round(2 * options.ease)))
+    _, shapes = draw_shapes(rng, SIZE, count, ground=ground.copy(), distinct="kind")
     index, what = int(rng.integers(len(shapes))), pick(rng, ("new", "gone", "colour", "colour", "nothing"))
     before = after = list(shapes)
     changed = shapes[index]
@@ -157,8 +157,6 @@ def draw_arrivals(rng, options):
 
 def draw_family_blind(rng, options):
     """Family "blind": questions about pictures without any picture."""
-    from minivl.tiny.tasks.shapes import ask_about
-
     _, shapes = draw_shapes(rng, SIZE, 2)
     conversations = ask_about(rng, shapes, options.held_out, options.most)
     unknown = tuple((Turn("blind", turns[0].question, "I don't know"),) for turns in conversations)

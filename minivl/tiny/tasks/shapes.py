@@ -5,8 +5,8 @@ question. One question in seven is about something that is not there: its answer
 """
 
 from minivl.tiny.examples import Example, Medium, Turn
-from minivl.tiny.phrasings import phrase, vary
-from minivl.tiny.scenes import COLOURS, GAP, KINDS, Shape, background, describe, paint, where
+from minivl.tiny.phrasings import join_words, phrase, plural, vary, with_article
+from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, describe, draw_shapes, is_apart, paint, unique, where
 
 SIZES = (  # (height, width): mostly small, for time; every picture has at least one full window of 112 pixels
     (112, 112), (112, 112), (112, 140), (140, 112), (140, 140), (112, 168), (168, 112), (140, 168), (168, 168),
@@ -17,33 +17,6 @@ SIDES = {"left": "left of", "right": "right of", "above": "above", "below": "bel
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 EXTREMES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest")
 NOTHING = "none"
-
-
-def draw_shapes(rng, size, count, kinds=KINDS, colours=tuple(COLOURS), ground=None, sides=None, distinct=None):
-    """Up to `count` shapes apart from each other, from left to right, and their picture.
-
-    sides      (least, most) of a shape's box
-    distinct   "kind", "colour" or "label" if no two shapes may share it
-    """
-    image, shapes = ground or background(rng, size), []
-    low, high = sides or (28, 1 + min(68, min(size) // 2 - 4))
-    for _ in range(25 * count):
-        if len(shapes) == count:
-            break
-        side = int(rng.integers(low, high))
-        x, y = int(rng.integers(2, size[1] - side - 1)), int(rng.integers(2, size[0] - side - 1))
-        shape = Shape(kinds[rng.integers(len(kinds))], colours[rng.integers(len(colours))], (x, y, x + side, y + side))
-        fits = all(is_apart(shape.box, other.box) for other in shapes)
-        if fits and not (distinct and any(getattr(shape, distinct) == getattr(other, distinct) for other in shapes)):
-            paint(rng, image, shape)
-            shapes.append(shape)
-    return image, tuple(sorted(shapes, key=lambda shape: shape.box[0] + shape.box[2]))
-
-
-def is_apart(a, b):
-    """True if two boxes keep a gap and their centres are not nearly in one column."""
-    overlap = a[0] < b[2] + GAP and b[0] < a[2] + GAP and a[1] < b[3] + GAP and b[1] < a[3] + GAP
-    return not overlap and abs(a[0] + a[2] - b[0] - b[2]) > 4 * GAP
 
 
 def draw_inside(rng, size):
@@ -102,21 +75,8 @@ def extreme_of(shapes, most):
     return ranked[0] if clear else None
 
 
-def unique(shapes, attribute):
-    values = [getattr(shape, attribute) for shape in shapes]
-    return [shape for shape in shapes if values.count(getattr(shape, attribute)) == 1]
-
-
 def pick(rng, items):
     return items[int(rng.integers(len(items)))]
-
-
-def plural(kind):
-    return "crosses" if kind == "cross" else f"{kind}s"
-
-
-def with_article(text):
-    return f"an {text}" if text[0] in "aeiou" else f"a {text}"
 
 
 def box_json(shapes):
@@ -157,7 +117,7 @@ def ask_detail(rng, shapes):
     if len(shapes) > 3 or not all(map(size_word, shapes)):
         return None
     names = [f"a {size_word(shape)} {shape.label}" for shape in shapes]
-    return "detail", {}, " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0], None
+    return "detail", {}, join_words(names), None
 
 
 def ask_count(rng, shapes):
