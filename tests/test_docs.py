@@ -65,7 +65,8 @@ def test_third_half_day_of_the_course_adds_up():
     from minivl.lab.catalogue import find
 
     text = (ROOT / "docs" / "teaching" / "plan.md").read_text(encoding="utf-8")
-    day, subjects = re.findall(r"^\|(?:[- ]*\|)+\n((?:\|.*\n)+)", text.split("## A third half-day")[1], re.MULTILINE)
+    part = text.split("\n## A third half-day")[1].split("\n## ")[0]
+    day, subjects = re.findall(r"^\|(?:[- ]*\|)+\n((?:\|.*\n)+)", part, re.MULTILINE)
     assert sum(int(minutes) for minutes in re.findall(r"^\| (\d+) \|", day, re.MULTILINE)) == 180
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in subjects.splitlines()]
     assert len(rows) == 6

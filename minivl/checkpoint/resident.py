@@ -11,6 +11,8 @@ import mmap
 
 import numpy as np
 
+from minivl.checkpoint.safetensors import align
+
 ALIGNMENT = 64  # bytes: a line of the caches
 
 
@@ -18,19 +20,15 @@ class ResidentCopies:
     """Space for copies of so many bytes of arrays, one after the other."""
 
     def __init__(self, sizes):
-        self._space, self._used = allocate(sum(map(aligned, sizes))), 0
+        self._space, self._used = allocate(sum(align(nbytes, ALIGNMENT) for nbytes in sizes)), 0
 
     def copy(self, array):
         """A copy of an array in this space, of the same shape and dtype."""
-        start, self._used = self._used, self._used + aligned(array.nbytes)
+        start, self._used = self._used, self._used + align(array.nbytes, ALIGNMENT)
         copy = self._space[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
         copy[...] = array
         copy.flags.writeable = False
         return copy
-
-
-def aligned(nbytes):
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def allocate(nbytes):

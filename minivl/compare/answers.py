@@ -54,6 +54,7 @@ class Answers:
     def lines(self):
         """The two answers; one line if no token differs."""
         kind = "greedy answer" if self.greedy else "answer"
+        kind += ", as token ids" * (self.tokenizer is None)
         if self.ours == self.theirs:
             yield f"Same {kind}: {self.show(self.ours)} ({count_tokens(self.ours)})"
         elif self.differs_at is None:

@@ -85,9 +85,9 @@ def media_items(example):
     return images + [{"type": "video", "video": video} for video in example.videos or ()]
 
 
-def answer_with_confidence(vlm, messages, max_new_tokens=160):
+def answer_with_confidence(vlm, messages):
     """The answer, and the product of the probabilities of its tokens."""
-    stage, log_prob, value = vlm.answer(messages, temperature=0, max_new_tokens=max_new_tokens), 0.0, None
+    stage, log_prob, value = vlm.answer(messages, temperature=0, max_new_tokens=160), 0.0, None
     while True:
         try:
             name, tensor = stage.send(value)

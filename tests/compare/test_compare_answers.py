@@ -37,7 +37,7 @@ def test_answers_are_shown_side_by_side(setting):
     theirs = [*ours[:2], other, ours[3]]
     found = compare(trace, logits(trace, theirs), model=False)
     assert found.answers.differs_at == 2 and found.answers.greedy and found.answers.theirs == theirs
-    assert f"Greedy answer, theirs: '{ours[0]} {ours[1]} >>{other}<< {ours[3]}' (4 tokens)" in str(found)
+    assert f"Greedy answer, as token ids, theirs: '{ours[0]} {ours[1]} >>{other}<< {ours[3]}' (4 tokens)" in str(found)
     found = compare(trace, logits(trace, theirs), model=vlm)
     start = decode(ours[:2], skip_special=False)
     assert f"Greedy answer, theirs: {f'{start}>>{decode([other])}<<'!r}"[:-1] in str(found), f"\n{found}"
@@ -60,7 +60,10 @@ def test_equal_answers_are_one_line_and_missing_ones_none(setting, tmp_path):
     vlm, trace = setting
     trace.save(tmp_path / "ours.safetensors")
     found = compare(tmp_path / "ours.safetensors", trace, model=False)
-    assert found.ok and f"Same answer: '{' '.join(map(str, trace.info['generated_ids']))}' (4 tokens)" in str(found)
+    assert (
+        found.ok
+        and f"Same answer, as token ids: '{' '.join(map(str, trace.info['generated_ids']))}' (4 tokens)" in str(found)
+    )
     short = {name: np.array(trace[name]) for name in ("visual", "lm_head")}
     found = compare(trace, short, model=False)
     assert found.answers.theirs == trace.info["generated_ids"][:1] and "as far as both go" in str(found)
@@ -76,4 +79,6 @@ def test_long_answers_are_cut_near_the_difference():
     answers = Answers(ids, [*ids[:100], -1, *ids[101:]])
     line = list(answers.lines())[1]
     assert ">>-1<< 101" in line and "theirs: ... '76 77" in line and "123 124' ... (200 tokens)" in line
-    assert list(Answers(ids, ids).lines()) == [f"Same answer: {' '.join(map(str, ids[:24]))!r} ... (200 tokens)"]
+    assert list(Answers(ids, ids).lines()) == [
+        f"Same answer, as token ids: {' '.join(map(str, ids[:24]))!r} ... (200 tokens)"
+    ]
