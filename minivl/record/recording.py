@@ -85,10 +85,13 @@ def module_name(path, prefix=""):
 
     model.language_model.layers.0               model.layers.0
     base_model.model.vision_tower.blocks.0      visual.blocks.0
+    model.lm_head                               lm_head                 as nnsight and PEFT wrap it
 
     prefix  the name of the module that the path starts from
     """
     words = [word for word in f"{prefix}.{path}".split(".") if word and word != "_orig_mod"]  # of torch.compile
+    if words[-1:] == ["lm_head"]:
+        return "lm_head"
     for at, word in enumerate(words):
         if word in TOWERS:
             return ".".join(["visual", *words[at + 1 :]])

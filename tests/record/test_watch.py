@@ -48,6 +48,7 @@ def test_names_of_modules():
     assert module_name("vision_tower.merger.mlp.0") == "visual.merger.mlp.0"
     assert module_name("language_model.model.layers.3.mlp") == "model.layers.3.mlp"
     assert module_name("_orig_mod.model.norm") == "model.norm"
+    assert module_name("model.lm_head") == module_name("base_model.model.lm_head") == "lm_head"
     assert module_name("blocks.0.norm1", "visual") == "visual.blocks.0.norm1"
     assert module_name("", "visual") == "visual" and module_name("") == ""
 
