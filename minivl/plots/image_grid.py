@@ -109,7 +109,7 @@ def windows(trace, image=0, frame=0):
     full = (side // unit) ** 2
     on_picture = windows_on(maps, image, frame)
     partial = sum(window.partial for window in on_picture)
-    smaller = f"{partial} of them cut smaller by the image's edge (hatched)" if partial else "all of them whole"
+    smaller = f"{partial} of them cut smaller (hatched)" if partial else "all of them whole"
     figure = plot(
         f"{len(on_picture)} windows of up to {side} x {side} pixels ({full} tokens), {smaller}:\n"
         "in a windowed block a patch attends to the patches of its own window only",
