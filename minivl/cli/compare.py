@@ -21,6 +21,7 @@ OPTIONS = (
     ),
     ("--no-model", bool, "judge by the recordings alone"),
     ("--require GLOB", list, "our tensors that must be compared ('visual.*'), or the exit status is 3"),
+    ("--runs N", int, "most runs of the model to search for causes, and for names (default: by the size of a run)"),
     ("--config PATH", str, "config.json, if the first file does not hold it and there is no model"),
     ("--json FILE", str, "write the result as JSON: every row, cause and note"),
     ("--html FILE", str, "write the result as one page: the path as a map, green to red"),
@@ -43,7 +44,15 @@ def run(options):
     tolerance = TOLERANCE if options.tolerance is None else options.tolerance
     model = False if options.no_model else options.model
     comparison = compare(
-        options.ours, options.theirs, options.names, tolerance, options.config, options.image, model, options.require
+        options.ours,
+        options.theirs,
+        options.names,
+        tolerance,
+        options.config,
+        options.image,
+        model,
+        options.require,
+        options.runs,
     )
     if options.write_names is not None:
         write_json(comparison.names, options.write_names)

@@ -51,6 +51,7 @@ from minivl.compare.rows import (
     rounding_limit,
     softmax_error,
 )
+from minivl.compare.runs import Runs, check_runs
 from minivl.compare.search import Evidence, add_all_causes
 from minivl.compare.shipped import find_model
 from minivl.errors import Error
@@ -142,7 +143,7 @@ class Comparison:
         return html(self)
 
 
-def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures=(), model=None, require=()):
+def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures=(), model=None, require=(), runs=None):
     """Compare two recordings. -> Comparison
 
     ours, theirs  a Trace, a dict {name: array}, or the path of a .safetensors, .npz or .pt file. Ours has minivl's
@@ -154,7 +155,9 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
     model      a VLM with the same weights, or a folder or hub id of one: it judges each stage alone, and finds mistakes
                between two recorded tensors. Default: the model that ships, if ours is a run of it; False for none
     require    names or globs of our tensors that must be compared: "visual.*"; see `Comparison.covered`
+    runs       most runs of the model to search for causes, and for tensors without a name. Default: by the size of a run
     """
+    runs = check_runs(runs)
     tolerance = plain_number(tolerance)
     if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
         raise Error(
@@ -165,7 +168,7 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
     config = model.config if config is None and model is not None else find_config(config, ours, theirs)
     matches, left = match_names(theirs, ours, names), unmatched(theirs, ours, names)
     theirs = merge_rope_rows(theirs, matches, config)
-    theirs, by_values = read_by_values(ours, theirs, left, matches, model)
+    theirs, by_values = read_by_values(ours, theirs, left, matches, model, runs)
     matches |= {mine: name for mine, (name, _) in by_values.layouts.items()}
     if not matches:
         raise Error(nothing_in_common(ours, theirs))
@@ -191,15 +194,18 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
     )
     agreeing = {row.name for row in comparison.compared if row.status in (OK, CLOSE)}
     limit = max(tolerance, rounding_limit(precision, 0.0))
-    evidence = Evidence(ours, theirs, matches, agreeing.__contains__, config, open_images(pictures), local, limit)
+    runs = Runs.of(runs, 0 if local is None else local.size)
+    evidence = Evidence(ours, theirs, matches, agreeing.__contains__, config, open_images(pictures), local, limit, runs)
     return add_all_causes(comparison, evidence)
 
 
-def read_by_values(ours, theirs, left, matches, model):
+def read_by_values(ours, theirs, left, matches, model, runs=None):
     """(their recording in our layouts, `ValueMatches` of their tensors `left`)."""
     rows = find_processor_rows(ours, theirs, matches, left)
     inputs = None if model is None else inputs_or_none(ours, model.config)
-    matched = match_values(ours, theirs, left, matches, rows is not None, model if inputs is not None else None, inputs)
+    matched = match_values(
+        ours, theirs, left, matches, rows is not None, model if inputs is not None else None, inputs, runs
+    )
     layouts = {**(rows or {}), **matched.layouts}
     if rows is not None:
         matched.notes.append(

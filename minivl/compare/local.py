@@ -15,6 +15,7 @@ may have.
 
 import copy
 import functools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -195,6 +196,11 @@ class Local:
             if there is not None:
                 self.figures[name] = measure(ours, there)
         self.precision, self.arithmetic = precision, self.find_arithmetic(precision)
+
+    @property
+    def size(self):
+        """How many values a run makes."""
+        return sum(math.prod(tensor.shape) for tensor in self.known.values())
 
     @functools.cached_property
     def tower(self):

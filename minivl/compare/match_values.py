@@ -19,6 +19,7 @@ import re
 from dataclasses import dataclass, field
 
 import numpy as np
+from tqdm import tqdm
 
 from minivl.compare.layouts import CLOSE, FEWEST, closest_layout, layouts_between, with_processor_rows
 from minivl.compare.measure import to_float64
@@ -43,10 +44,11 @@ class ValueMatches:
     equal: set = field(default_factory=set)
 
 
-def match_values(ours, theirs, left, matches, in_processor_order=False, model=None, inputs=None):
+def match_values(ours, theirs, left, matches, in_processor_order=False, model=None, inputs=None, runs=None):
     """The `ValueMatches` of their tensors `left`.
 
     matches  {our name: their name} of those that are known;  model, inputs  to compute ours from theirs, or None
+    runs  most runs of the model to place wrong tensors; None: by the size of a run
     in_processor_order  whether their tower's rows are in the image processor's order
     """
     if not any(theirs[name].size >= FEWEST for name in left):
@@ -62,7 +64,7 @@ def match_values(ours, theirs, left, matches, in_processor_order=False, model=No
         banned |= closer
     matched = {mine: pair for mine, pair in matched.items() if mine in known or not matcher.is_other(mine, pair[0])}
     if model is not None:
-        matched = matcher.place_wrong_ones(matched, banned)
+        matched = matcher.place_wrong_ones(matched, banned, runs)
     else:
         matched |= matcher.siblings(matched)
     return matcher.report(matched)
@@ -182,7 +184,7 @@ class Matcher:
                 more[mine] = (name, same[0])
         return more
 
-    def place_wrong_ones(self, matched, banned):
+    def place_wrong_ones(self, matched, banned, runs=None):
         """More matches: each tensor that is close to none, where the ones after it come out as theirs."""
 
         def settle(matched):
@@ -193,7 +195,8 @@ class Matcher:
                     return matched
 
         matched, hopeless = settle(matched), set()
-        seen, left = self.seen, max(FEWEST_RUNS, min(MOST_RUNS, MOST_VALUES // max(self.values, 1)))
+        left = max(FEWEST_RUNS, min(MOST_RUNS, MOST_VALUES // max(self.values, 1))) if runs is None else runs
+        seen = self.seen
         while (name := self.next_left(matched, hopeless)) is not None:
             places = self.places(name, matched)
             if len(places) > left:
@@ -202,7 +205,7 @@ class Matcher:
             left -= len(places)
             gains = {
                 mine: len(self.run({**matched, mine: (name, layout)}, banned)) - len(matched) - 1
-                for mine, layout in places
+                for mine, layout in tqdm(places, desc=f"placing {name}", leave=False, delay=1, disable=None)
             }
             best = max(gains.values(), default=0)
             winners = [pair for pair in places if gains[pair[0]] == best]
@@ -222,7 +225,7 @@ class Matcher:
         some = ", ".join(left[:3]) + (" ..." if len(left) > 3 else "")
         return (
             f"the search for the places of wrong tensors stopped at its limit of runs: {len(left)} of theirs stay unmatched "
-            f"({some}); names= may say what they are"
+            f"({some}); runs= raises it, names= may say what they are"
         )
 
     def next_left(self, matched, hopeless):

@@ -205,7 +205,7 @@ def advice(comparison):
     if comparison.between and not with_model:
         return "It may lie in a tensor that was not recorded: record more, or give model=, to try each mistake there."
     if comparison.between:
-        return "They were tried in the tensors that were not recorded, too: record those, to see which differs first."
+        return "Record those between the two, in which they were searched, too: the first that differs says more."
     if comparison.before is None:
         return "Nothing before it was recorded: do both run the same prompt?"
     return "Its inputs agree: look at its own stage."

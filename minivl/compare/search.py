@@ -23,6 +23,7 @@ from minivl.compare.measure import align, axis_orders, distance
 from minivl.compare.mistakes import Cause, Step
 from minivl.compare.recordings import Recording
 from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, OK, SHAPE
+from minivl.compare.runs import Runs
 from minivl.stream import value_of
 from minivl.tensors import catalogue
 from minivl.tensors.names import parse
@@ -38,6 +39,7 @@ class Evidence:
 
     matches  {our name: their name};  agrees  function of a name: whether both have the same values
     local    the `Local` errors, if a model could give them;  limit  largest error that a cause may leave
+    runs     of the model, that may be taken to search
     """
 
     ours: Recording
@@ -48,6 +50,7 @@ class Evidence:
     images: list
     local: Local | None
     limit: float
+    runs: Runs
 
     def known(self, name):
         """The values that both agree about, or ours; None if it was not recorded."""
@@ -232,7 +235,7 @@ def search_between(comparison, row, evidence):
         return []
     causes = [cause.name for other in comparison.rows for cause in other.causes]
     likely = {name for cause in causes for name in (cause, *cause.split(" and "))}
-    return causes_between(row.name, names, evidence.local, evidence.limit_of(row), evidence.ours, likely)
+    return causes_between(row.name, names, evidence.local, evidence.limit_of(row), evidence.ours, evidence.runs, likely)
 
 
 def is_shared(name, user):
@@ -282,4 +285,4 @@ PASSES = (
 def add_all_causes(comparison, evidence):
     for add_causes in PASSES:
         comparison = add_causes(comparison, evidence)
-    return comparison
+    return replace(comparison, notes=(*comparison.notes, *evidence.runs.notes()))

@@ -43,12 +43,15 @@ class Watch:
         self.running, self.prefix = [], ""  # (module, name) of the modules that run now, the outermost first
         self.called, self.tokens = set(), 0  # names of the modules called in this pass, and its tokens
         self.step = self.chunk = 0
+        self.pictures, self.is_tower_again = [], False  # inputs of the tower's runs; whether this run repeats one
         self.last, self.seen = None, set()  # the last tensor that a module returned; names kept in this pass
 
     def enter(self, module, name, args, kwargs):
         self.forget(module)
         if not self.running:
             self.begin_pass(name, args, kwargs)
+        if name == "visual":
+            self.begin_tower(args, kwargs)
         self.running.append((module, name))
         if not is_tower(name):
             self.called.add(name)
@@ -84,6 +87,14 @@ class Watch:
             self.called, self.seen = set(), set()
         self.tokens = tokens if not self.called else self.tokens
 
+    def begin_tower(self, args, kwargs):
+        """Without a cache the tower may run again for each token of the answer, with the same patches."""
+        patches = next((value for value in (*args, *kwargs.values()) if is_tensor(value)), None)
+        patches = None if patches is None else np.array(self.to_numpy(patches))
+        is_later = self.step > 0 or any(name.startswith("model.layers.") for name in self.called)
+        self.is_tower_again = is_later and any(np.array_equal(patches, earlier) for earlier in self.pictures)
+        self.pictures += [] if self.is_tower_again else [patches]
+
     # ---- tensors ----
 
     def outputs_of(self, name, output):
@@ -102,6 +113,8 @@ class Watch:
 
     def keep(self, name, tensor):
         """Keep a tensor, by its name in this pass."""
+        if is_tower(name) and self.is_tower_again:
+            return
         full = name
         if self.prefix and not is_tower(name):
             if name in WITHOUT_STEP and self.step:
@@ -113,6 +126,8 @@ class Watch:
         if name == "lm_head":
             tensor = tensor[..., -1:, :]
         array = without_batch(name, np.array(self.to_numpy(tensor)))
+        if name == "position_ids" and self.step:
+            array = array[..., -1:]  # subtle: rows are cut by `compare`, columns are not
         if is_tower(name):
             array = append_to_tower(self.recording, name, array)
         self.recording.add(full, array)
@@ -120,7 +135,7 @@ class Watch:
     def attend(self, query, key):
         """Keep queries and keys, [..., heads, rows, K], of an attention inside the module that runs now."""
         name = self.running[-1][1] if self.running else ""
-        if "attn" not in name.rpartition(".")[2]:
+        if "attn" not in name.rpartition(".")[2] or is_tower(name) and self.is_tower_again:
             return
         arrays = [np.array(self.to_numpy(tensor)) for tensor in (query, key)]
         while all(array.ndim > 3 and len(array) == 1 for array in arrays):
@@ -129,6 +144,7 @@ class Watch:
             return
         q, k = arrays
         if not is_tower(name):
+            q = q[:, -1:] if self.step else q
             k = k[:: self.repeats(name, k)][:, -q.shape[1] :]  # without the cached rows
         for own, array in ((f"{name}.q_rope", q), (f"{name}.k_rope", k)):
             full = own if is_tower(name) else self.prefix + own

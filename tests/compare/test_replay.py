@@ -1,11 +1,16 @@
 """A coarse recording and the model: the mistake lies between two recorded tensors, and runs with each are compared."""
 
+import re
+
 import numpy as np
 import pytest
 from conftest import random_video_inputs, small_inputs, small_model
 
 from minivl.compare import local
 from minivl.compare.comparison import compare
+from minivl.compare.mistakes import replay
+from minivl.compare.shipped import load_model
+from minivl.errors import Error
 from minivl.faults import fault
 from minivl.faults.what_if import with_fresh_kernels
 
@@ -110,3 +115,45 @@ def test_the_tower_is_not_run_for_mistakes_of_the_decoder(right, runs):
     assert comparison.first.causes[0].name == "height and width swapped", f"\n{comparison}"
     with_tower = [names for names in runs if "visual.patch_embed" in names]
     assert len(with_tower) <= 5 < len(runs), "runs of the tower: one right, and one for each arithmetic"
+
+
+@pytest.fixture
+def unexplained(right):
+    """Only the logits, of no known mistake."""
+    trace = right[2]
+    noise = np.random.default_rng(0).standard_normal(trace["lm_head"].shape, dtype=np.float32)
+    return {"input_ids": trace["input_ids"], "lm_head": trace["lm_head"] + noise * np.abs(trace["lm_head"]).max() / 10}
+
+
+def test_the_search_ends_and_says_what_was_not_tried(right, unexplained, runs):
+    vlm, _, trace = right
+    comparison = compare(trace, unexplained, model=vlm)
+    judged = 3 + len(local.ARITHMETICS)
+    tried = int(re.search(r"only (\d+) of [\d,]+ pairs were tried", str(comparison))[1])
+    assert not comparison.first.causes and tried == replay.MOST_PAIRS and len(runs) <= 300 + tried + judged, len(runs)
+    del runs[:]
+    comparison = compare(trace, unexplained, model=vlm, runs=7)
+    assert 7 <= len(runs) <= 7 + judged and "of 2" in str(comparison), len(runs)
+    assert re.search(r"lm_head: \d+ of \d+ known mistakes before it were not tried", str(comparison)), f"\n{comparison}"
+    with pytest.raises(Error, match="runs is -1"):
+        compare(trace, unexplained, model=vlm, runs=-1)
+
+
+def test_common_mistakes_are_tried_first(right, runs):
+    vlm, inputs, trace = right
+    with fault("no-qkv-bias").inject():
+        wrong = with_fresh_kernels(vlm).trace(inputs, keep="lm_head")
+    comparison = compare(trace, {"lm_head": wrong["lm_head"]}, model=vlm, runs=40)
+    assert comparison.first.causes[0].name == "no bias", f"\n{comparison}"
+
+
+def test_mistakes_that_change_nothing_take_no_run(right):
+    """One square picture: rows and columns exchanged in its grid are the same grid; a video's time is not there."""
+    vlm, _, _ = right
+    inputs = small_inputs(vlm.config, grids=((1, 4, 4),), text=2)
+    values = dict(vlm.trace(inputs))
+    known, model = values.get, load_model(vlm)
+    mistakes = replay.mistakes_of({"image_grid_thw": values["image_grid_thw"]}, known, model)
+    swapped = [mistake for mistake in mistakes if mistake.name == "height and width swapped"]
+    assert swapped and not any(mistake.is_felt for mistake in swapped)
+    assert not any(replay.changes_something(mistake, values, known, model) for mistake in swapped)

@@ -201,3 +201,35 @@ def test_types_that_a_file_has(array, kind):
     assert stored.dtype == kind and stored.shape[:1] == array.shape[:1]
     if array.dtype.kind == "c":
         assert stored.shape == (2, 3, 2) and stored[0, 0].tolist() == [1, 0]
+
+
+def test_a_port_without_a_cache_runs_all_again():
+    """Each token of the answer takes a pass over all tokens up to it, and the tower again: as tiny-qwen does."""
+    port, patches = Port(), rows(8)[0]
+    for count in (5, 6, 7):
+        port.call("model.embed_tokens", ids(count), returns=rows(count))
+        port.call("visual", pixels=patches, returns=patches[:2], inside=[
+            lambda: port.call("visual.blocks.0", patches, returns=patches + 1),
+            lambda: port.call("visual.blocks.0.attn", patches, returns=patches, inside=[
+                lambda: port.watch.attend(rows(4).reshape(1, 2, 4, 2), rows(4).reshape(1, 2, 4, 2))]),
+        ])  # fmt: skip
+        port.call("model.rotary_emb", rows(count), np.tile(np.arange(count), (3, 1, 1)), returns=None)
+        attend = lambda n=count: port.watch.attend(rows(n, 4).reshape(1, 2, n, 2), rows(n, 2).reshape(1, 1, n, 2))  # noqa: E731
+        port.call("model.layers.0.self_attn", rows(count), returns=rows(count), inside=[attend])
+        port.call("model.layers.0", rows(count), returns=rows(count) + count)
+    found = port.recording
+    assert found["visual"].shape == (2, 4) and found["visual.blocks.0"].shape == (8, 4)
+    assert found["visual.blocks.0.attn.q_rope"].shape == (2, 4, 2)
+    assert found["model.layers.0"].shape == (5, 4) and found["position_ids"].shape == (3, 5)
+    for step, count in ((1, 6), (2, 7)):
+        assert np.array_equal(found[f"steps.{step}.model.layers.0"], rows(count)[0] + count)
+        assert found[f"steps.{step}.position_ids"].tolist() == [[count - 1]] * 3
+        assert found[f"steps.{step}.model.layers.0.self_attn.q_rope"].shape == (2, 1, 2)
+        assert found[f"steps.{step}.model.layers.0.self_attn.k_rope"].shape == (1, 1, 2)
+
+
+def test_further_pictures_are_appended():
+    port, patches = Port(), rows(8)[0]
+    for start in (0, 1):
+        port.call("visual", patches + start, returns=patches[:2])
+    assert port.recording["visual"].shape == (4, 4)

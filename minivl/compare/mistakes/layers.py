@@ -91,14 +91,14 @@ def fit_slope(values, columns):
 
 def act(step):
     gate, up = step.near("gate_proj").astype(np.float64), step.near("up_proj").astype(np.float64)
-    silu, erf, tanh = (function(gate) for function in (sigmoid_times, gelu_numpy, gelu_tanh))
+    silu = sigmoid_times(gate)
     yield RIGHT, "", silu * up
     text = "the activation is on up_proj instead of gate_proj: gate * silu(up)"
     yield "gate and up exchanged", text, gate * sigmoid_times(up)
-    yield "GELU for SiLU", "gelu(gate) * up instead of silu(gate) * up", erf * up
-    yield "GELU for SiLU", "gelu(gate) * up, GELU by tanh, instead of silu(gate) * up", tanh * up
-    quick = sigmoid_times(gate, 1.702)
-    yield "quick GELU", "quick GELU, gate * sigmoid(1.702 gate), instead of silu(gate), times up", quick * up
+    yield "GELU for SiLU", "gelu(gate) * up instead of silu(gate) * up", lambda: gelu_numpy(gate) * up
+    yield "GELU for SiLU", "gelu(gate) * up, GELU by tanh, instead of silu(gate) * up", lambda: gelu_tanh(gate) * up
+    text = "quick GELU, gate * sigmoid(1.702 gate), instead of silu(gate), times up"
+    yield "quick GELU", text, lambda: sigmoid_times(gate, 1.702) * up
     yield "ReLU for SiLU", "relu(gate) * up instead of silu(gate) * up", np.maximum(gate, 0) * up
     yield "no activation", "gate * up: SiLU is missing", gate * up
     yield "sigmoid for SiLU", "sigmoid(gate) * up: silu(x) is x * sigmoid(x)", silu / np.where(gate == 0, 1, gate) * up

@@ -22,48 +22,133 @@ from minivl.stream import value_of
 from minivl.tensors.names import parse
 
 SKIPPED = (".scores", ".probs")  # mistakes in them show in the context
-MOST_FIRST = 3  # mistakes that alone come closest, each tried together with every other
+COMMON = (  # mistakes that ports make most often, a judgement: where not all can be tried, these are tried first
+    "interleaved RoPE", "no window attention", "window order not undone", "height and width swapped", "1-D positions",
+    "wrong mrope sections", "no bias", "wrong eps", "wrong theta", "GELU for SiLU", "quick GELU", "tanh GELU",
+    "gate and up exchanged", "no causal mask", "key heads dealt out wrong", "unscaled scores", "wrong rope delta", "LayerNorm",
+    "attention across pictures", "other mean and deviation", "BGR", "columns in another order", "inverse of the window order",
+)  # fmt: skip
+UNCHANGED = 5e-7  # a mistake that changes a tensor by less, relative to its largest value, changes nothing
+MOST_PAIRS = 60  # of mistakes that are tried together
+SAMPLE = 4096  # values of a tensor that pairs are foreseen by
 
 
-def causes_between(wanted, names, local, limit, ours, likely=()):
+def causes_between(wanted, names, local, limit, ours, runs, likely=()):
     """[Cause] of the tensor `wanted`, among mistakes in `names`: the tensors before it that theirs does not have.
 
     For a tensor of the decoder, mistakes of the tower, each of which takes a run of it, are tried only if none of the
-    decoder explains it. If no mistake alone does, two are tried together.
+    decoder explains it. If no mistake alone does, two are tried together. Mistakes that change nothing in this prompt take
+    no run.
 
+    runs    the `Runs` that may be taken
     likely  names of mistakes that were found elsewhere: they are tried first
     """
-    theirs = fit(local.theirs, wanted, local.computed[wanted].shape)
-    before, rounding = distance(local.computed[wanted], theirs), local.rounding(wanted)
     values = {name: value_of(local.known[name]) for name in names if name in local.known and not name.endswith(SKIPPED)}
     known = lambda name: value_of(local.known[name]) if name in local.known else ours.get(name)  # noqa: E731
-    mistakes = sorted(mistakes_of(values, known, local.model), key=lambda mistake: mistake.name not in likely)
+    mistakes = mistakes_of(values, known, local.model)
+    mistakes = [m for m in mistakes if m.is_felt or changes_something(m, values, known, local.model)]
+    mistakes = in_order(mistakes, likely)
+    tried, untried = mistakes[: runs.left], mistakes[runs.left :]
+    slow = [mistake for mistake in tried if wanted not in local.tower and needs_tower({mistake.where}, local)]
+    trial = Trial(wanted, set(values), local, limit, runs)
+    with tqdm(total=len(tried), desc="trying mistakes", unit="run", leave=False, delay=1, disable=None) as bar:
+        for group in ([mistake for mistake in tried if mistake not in slow], slow):
+            if causes := trial.causes_of([(mistake,) for mistake in group], bar):
+                return causes
+        pairs, most = trial.pairs(), min(MOST_PAIRS, runs.left)
+        bar.reset(min(most, len(pairs)))
+        causes = trial.causes_of(pairs[:most], bar)
+    if not causes:
+        runs.untried[wanted] = [mistake.name for mistake in untried], len(tried), min(most, len(pairs)), len(pairs)
+    return causes
 
-    def error_with(*made):
-        tensor = run_with(made, local, set(values), wanted)
-        return np.inf if tensor is None else distance(tensor, theirs)
 
-    def try_each(sets):
-        causes, errors = [], {}
-        for made in tqdm(sets, desc="trying", unit="run", leave=False, delay=1, disable=None):
-            errors[made] = left = error_with(*made)
-            if explains(left, before, limit, rounding):
+def in_order(mistakes, likely):
+    """Mistakes, the likeliest first: those found elsewhere, the common ones; of each name its first sentence before others."""
+    counts, keys = {}, {}
+    for mistake in mistakes:
+        kind = mistake.name, mistake.make
+        nth = counts[kind] = counts.get(kind, -1) + 1
+        keys[mistake] = mistake.name not in likely, nth, mistake.name not in COMMON
+    return sorted(mistakes, key=keys.get)
+
+
+def changes_something(mistake, values, known, model):
+    """Whether a mistake changes any of the tensors {name: array} that it may be made in.
+
+    If it leaves the first one as it is, the second has right inputs, too, and so on.
+    """
+    for name, value in values.items():
+        if mistake.may_be_in(name):
+            try:
+                wrong = mistake.wrong(Step(name, value, value, known, model.config, weights=model.weights))
+            except (Error, Unknown, ValueError, IndexError, ArithmeticError):
+                return True
+            if wrong is not None and is_changed(wrong, value):
+                return True
+    return False
+
+
+def is_changed(wrong, value):
+    """Whether an array differs by more than rounding; one that takes a function to compute is taken to."""
+    return callable(wrong) or wrong.shape != value.shape or distance(value, wrong) > UNCHANGED
+
+
+class Trial:
+    """Runs with mistakes in the tensors `names`, each compared with their tensor `wanted`.
+
+    changes  {mistake: what it alone changes in a sample of the values}
+    """
+
+    def __init__(self, wanted, names, local, limit, runs):
+        self.wanted, self.names, self.local, self.limit, self.runs = wanted, names, local, limit, runs
+        self.right = local.computed[wanted]
+        self.theirs = fit(local.theirs, wanted, self.right.shape)
+        self.before, self.rounding = distance(self.right, self.theirs), local.rounding(wanted)
+        size = self.right.size
+        self.sample = np.random.default_rng(0).choice(size, SAMPLE, replace=False) if size > SAMPLE else slice(None)
+        self.changes = {}
+
+    def causes_of(self, sets, bar):
+        """The likeliest [Cause] among these sets of mistakes."""
+        causes = []
+        for made in sets:
+            left = self.error_with(made)
+            bar.update()
+            if explains(left, self.before, self.limit, self.rounding):
                 sentence = "; and ".join(f"at {mistake.where}: {mistake.shown or mistake.sentence}" for mistake in made)
                 name, where = dict.fromkeys(mistake.name for mistake in made), tuple(mistake.where for mistake in made)
                 causes.append(Cause(" and ".join(name), sentence, left, where=where))
-            if left <= limit / 20:  # nothing can explain it better
+            if left <= self.limit / 20:  # nothing can explain it better
                 break
-        return likeliest(sorted(causes, key=lambda cause: cause.error)), errors
+        return likeliest(sorted(causes, key=lambda cause: cause.error))
 
-    slow = [mistake for mistake in mistakes if wanted not in local.tower and needs_tower({mistake.where}, local)]
-    errors = {}
-    for group in ([mistake for mistake in mistakes if mistake not in slow], slow):
-        causes, more = try_each([(mistake,) for mistake in group])
-        if causes:
-            return causes
-        errors |= more
-    closest = sorted((made for made in errors if errors[made] < before), key=errors.get)[:MOST_FIRST]
-    return try_each([(first, other) for (first,) in closest for other in mistakes if other.name != first.name])[0]
+    def error_with(self, made):
+        self.runs.left -= 1
+        tensor = run_with(made, self.local, self.names, self.wanted)
+        if tensor is None:
+            return np.inf
+        if len(made) == 1 and tensor.shape == self.right.shape:
+            self.changes[made[0]] = self.change(tensor)
+        return distance(tensor, self.theirs)
+
+    def change(self, tensor):
+        return tensor.reshape(-1)[self.sample].astype(np.float64) - self.right.reshape(-1)[self.sample]
+
+    def pairs(self):
+        """[(mistake, other)], the likeliest first: the sum of what both change alone is closest to what theirs changes."""
+        wanted = self.change(self.theirs)
+        mistakes = [mistake for mistake, change in self.changes.items() if np.isfinite(change).all() and change.any()]
+        if not mistakes or not np.isfinite(wanted).all():
+            return []
+        changes = np.stack([self.changes[mistake] for mistake in mistakes])
+        products, towards = changes @ changes.T, changes @ wanted
+        squares = np.diag(products) - 2 * towards  # |change - wanted|^2 - |wanted|^2
+        left = squares[:, None] + squares + 2 * products
+        pairs = [
+            (left[i, j], i, j) for i in range(len(mistakes)) for j in range(i) if mistakes[i].name != mistakes[j].name
+        ]
+        return [(mistakes[j], mistakes[i]) for _, i, j in sorted(pairs)]
 
 
 @dataclass(frozen=True)
@@ -74,6 +159,7 @@ class Mistake:
     in_tower  True or False: made in the tower only, or in the decoder only
     layers    of a missing bias: the linear layers that miss it, without the number of their block
     shown     another sentence to show
+    is_felt   whether it changes the first of these tensors
     """
 
     make: Callable
@@ -83,6 +169,7 @@ class Mistake:
     in_tower: bool | None = None
     layers: tuple = ()
     shown: str = ""
+    is_felt: bool = True
 
     def may_be_in(self, name):
         """Whether a tensor is one that can have the mistake, and that it is made in."""
@@ -111,15 +198,16 @@ def mistakes_of(tensors, known, model):
             if kind in asked:
                 continue
             asked.add(kind)
-            for mistake, sentence in names_and_sentences(make, step):
+            for mistake, sentence, wrong in computed_mistakes(make, step):
                 # the same mistake in the tables and in the tensors that are rotated by them counts once
                 key = mistake, sentence.removeprefix(IN_BOTH), without_number(name) if make is bias else ""
-                run = Mistake(make, mistake, sentence, name, layers=key[2:])
+                felt = is_changed(wrong, array)
+                run = Mistake(make, mistake, sentence, name, layers=key[2:], is_felt=felt)
                 mistakes.setdefault(key, {}).setdefault(step.in_tower, run)
     runs = []
     for halves in mistakes.values():
-        runs.append(next(iter(halves.values())))
-        runs += [replace(mistake, in_tower=half) for half, mistake in halves.items() if len(halves) > 1]
+        runs += [next(iter(halves.values()))] if len(halves) > 1 else []
+        runs += [replace(mistake, in_tower=half) for half, mistake in halves.items()]
     whole_biases = [mistake for mistake in runs if mistake.make is bias and "only" not in mistake.sentence]
     return runs + several_biases(whole_biases)
 
@@ -138,15 +226,14 @@ def several_biases(mistakes):
     return list(runs.values())
 
 
-def names_and_sentences(make, step):
-    """(name, sentence) of all mistakes that a function yields, up to the first that needs an unknown tensor."""
-    pairs = []
+def computed_mistakes(make, step):
+    """(name, sentence, tensor) of all mistakes that a function yields, up to the first that needs an unknown tensor."""
     try:
-        for name, sentence, _ in make(step):
-            pairs += [(name, sentence)] if name != RIGHT else []
+        for name, sentence, wrong in make(step):
+            if name != RIGHT:
+                yield name, sentence, wrong
     except Unknown:
-        pass
-    return pairs
+        return
 
 
 def run_with(mistakes, local, names, wanted):

@@ -1,0 +1,50 @@
+"""How many runs of the model the searches of a comparison may take: by the size of a run, not by the clock.
+
+runs = Runs.of(values=3_000_000)      # a run that makes so many values
+runs.left                             # 600
+"""
+
+from dataclasses import dataclass, field
+
+from minivl.helpers import check_kind, plain_number
+
+FEWEST, MOST = 100, 600  # to search for causes, in all; each known mistake takes one
+MOST_VALUES = 10**10  # made by these runs together, if they are more than FEWEST
+
+
+@dataclass
+class Runs:
+    """Runs that may still be taken for causes.
+
+    untried  {name of a tensor without a cause: (names of mistakes not tried, how many were, how many pairs were, of how many)}
+    """
+
+    left: int
+    untried: dict = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, most, values):
+        """As many as the user says; by default as many as the `values` that a run makes allow."""
+        return cls(max(FEWEST, min(MOST, MOST_VALUES // max(values, 1))) if most is None else most)
+
+    def notes(self):
+        """Sentences on what was not tried."""
+        for name, (mistakes, tried, pairs, of_pairs) in self.untried.items():
+            if mistakes:
+                some = ", ".join(list(dict.fromkeys(mistakes))[:3])
+                yield (
+                    f"{name}: {len(mistakes)} of {len(mistakes) + tried} known mistakes before it were not tried ({some} ...), "
+                    "for the limit of runs: --runs (runs=) raises it"
+                )
+            if pairs < of_pairs:
+                yield (
+                    f"{name}: of two mistakes at once before it only {pairs:,} of {of_pairs:,} pairs were tried; "
+                    "tensors recorded before it say which part is wrong"
+                )
+
+
+def check_runs(runs):
+    """The option `runs`: None, or a whole number."""
+    if runs is not None:
+        check_kind("runs", [plain_number(runs)], int, "a whole number, the most runs of the model to search with", 0)
+    return plain_number(runs)
