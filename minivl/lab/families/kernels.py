@@ -45,6 +45,12 @@ def tile_cases():
         yield Case({"tiles": tiles}, label)
 
 
+def masked_not_skipped(tiles):
+    """Softmax in tiles by the plain formula: nan after a first tile that is all -inf."""
+    masked = np.isneginf(tiles[0][0]).all()
+    return np.full(tiles[0][1].shape[1], np.nan, dtype=np.float32) if masked else whole(tiles)
+
+
 def without_maximum(tiles):
     weights = [np.exp(scores) for scores, _ in tiles]
     return (sum(w @ v for w, (_, v) in zip(weights, tiles)) / sum(w.sum() for w in weights)).astype(np.float32)
@@ -70,6 +76,8 @@ a factor: mend it. Scores may be far above 88, where e^x overflows, and a tile m
                 lambda tiles: online(tiles, rescale_total=False)),
         Mistake("values not rescaled", "when the largest grows, the sum of weights is rescaled, and the sum of values is not",
                 lambda tiles: online(tiles, rescale_sum=False)),
+        Mistake("masked tile not skipped", "while the largest score is -inf, -inf - -inf is nan, and every later sum stays nan",
+                masked_not_skipped),
         Mistake("maximum of the first tile", "the largest score of the first tile is used for all: later ones may overflow",
                 lambda tiles: online(tiles, first_only=True)),
         Mistake("softmax of each tile", "each tile has a softmax of its own, and the results are averaged",
@@ -147,7 +155,7 @@ bit is 0. NaN must stay NaN: set bit 0x400000 before its lower half is cut off. 
 FASTER = 5
 ADVICE = (
     "One sum is one chain of additions: let the innermost loop run over outputs, or allow fastmath, so that registers hold "
-    "several."
+    "several. If it does that already, let several rows of x share each weight, or check again when the machine is less busy."
 )
 
 
@@ -191,8 +199,9 @@ PRODUCT = Exercise(
     "08.3", "product", "A product of your own, five times as fast as three loops",
     "Write a matrix product in Numba that is right, and at least 5 times as fast as the naive one.", 40, 3,
     "product(x, weight) -> float32 [M, N]        x float32 [M, K], weight float32 [N, K]",
-    """x @ weight.T with loops of your own under @numba.njit (not NumPy's product). Sizes are any. The check measures it on [64, 512]
-times [512, 512] against minivl.kernels.naive, three loops that are compiled as well.""",
+    """x @ weight.T with loops of your own under @numba.njit (not NumPy's product). Sizes are any, such as 5 rows.
+Numba checks no bounds: a tile that writes beyond the last row crashes Python. The check measures [64, 512] times [512, 512]
+against minivl.kernels.naive, three loops that are compiled as well.""",
     ("Three loops in another order are already faster: which one should be innermost, so that neighbours in memory are used?",
      "With weight transposed to [K, N], out[m] += x[m, k] * turned[k] runs over neighbours, and the compiler takes eight at once.",
      "Or keep the order and give @njit(fastmath=True): a sum may then be split into several. Four rows of x at a time reuse "
@@ -224,7 +233,9 @@ def roof_cases():
     for rows, inner, columns in ((1, 2048, 11008), (512, 2048, 2048), (16, 4096, 4096), (4096, 64, 64)):
         arguments = {"rows": rows, "inner": inner, "columns": columns, "operations_per_second": 1.2e11,
                      "bytes_per_second": 2.4e10}  # fmt: skip
-        yield Case(arguments, f"{rows} rows times a matrix of {inner} x {columns}, 120 GFLOP/s and 24 GB/s")
+        yield Case(
+            arguments, f"{rows} row{'s' * (rows > 1)} times a matrix of {inner} x {columns}, 120 GFLOP/s and 24 GB/s"
+        )
 
 
 def measure():
@@ -276,6 +287,9 @@ prediction comes.""",
         Mistake("one operation", "a multiplication and an addition count as one operation; they are two", roof(factor=1)),
         Mistake("float32 weights", "weights are counted with 4 bytes; bfloat16 has 2", roof(weight_bytes=4)),
         Mistake("weights alone", "x and the result are not counted among the bytes", roof(activations=False)),
+        Mistake("bfloat16 activations", "rows of x and of the result are counted with 2 bytes; float32 has 4",
+                lambda rows, inner, columns, operations, bytes_read: max(
+                    2 * rows * inner * columns / operations, 2 * (inner * columns + rows * (inner + columns)) / bytes_read)),
         Mistake("bits for bytes", "weights are counted with 16: those are bits", roof(weight_bytes=16)),
         Mistake("arithmetic alone", "memory is left out", roof(join=lambda a, b: a)),
         Mistake("memory alone", "arithmetic is left out", roof(join=lambda a, b: b)),
