@@ -2,13 +2,14 @@
 
 import io
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from minivl.palette import COLOURS
 from minivl.processing.load_image import open_image
 from minivl.processing.messages import find_media
 
-SIDE, GAP, LINE = 168, 8, 13  # pixels of a picture on a sheet, between pictures, of a line of text
+SIDE, GAP, LINE = 168, 8, 18  # pixels of a picture on a sheet, between pictures, of a line of text
+LETTERS, FONT_SIZE = 22, 14  # in a line of text; 14 pixels are 10.5 points on a page of 96 to the inch
 
 
 def thumbnail(prompt):
@@ -31,7 +32,7 @@ def sheet(pictures, captions, boxes, columns=5):
     lines = max(len(caption.splitlines()) for caption in captions)
     rows, height = -(-len(pictures) // columns), SIDE + LINE * lines + 2 * GAP
     page = Image.new("RGB", (GAP + columns * (SIDE + GAP), rows * height), "white")
-    draw = ImageDraw.Draw(page)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(FONT_SIZE)
     for number, (picture, caption, box) in enumerate(zip(pictures, captions, boxes)):
         x, y = GAP + number % columns * (SIDE + GAP), GAP + number // columns * height
         if picture is not None:
@@ -41,5 +42,5 @@ def sheet(pictures, captions, boxes, columns=5):
             if box is not None:
                 (w, h), (x0, y0, x1, y1) = small.size, box
                 draw.rectangle((x + x0 * w, y + y0 * h, x + x1 * w - 1, y + y1 * h - 1), outline=COLOURS[0], width=2)
-        draw.multiline_text((x, y + SIDE + 2), caption, fill="black", spacing=1)
+        draw.multiline_text((x, y + SIDE + 2), caption, fill="black", font=font, spacing=3)
     return page

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from minivl.dataset.collect import check_libraries, finished_blocks, read_info
-from minivl.dataset.pictures import sheet
+from minivl.dataset.pictures import LETTERS, sheet
 from minivl.dataset.rows import OF_LAST_TOKEN
 from minivl.errors import Error
 from minivl.helpers import did_you_mean, format_table
@@ -263,8 +263,8 @@ class Neighbours:
             box = [line[name] for name in ("x0", "y0", "x1", "y1")]
             boxes.append(None if line["image"] < 0 else [v / side for v, side in zip(box, (width, height) * 2)])
             cosine, id, what, known = self._describe(at)
-            lines = [textwrap.shorten(text, 28) for text in (f"{cosine} {id}", what)]
-            captions.append("\n".join(lines + textwrap.wrap(known, 28, max_lines=3, placeholder=" ...")))
+            lines = [textwrap.shorten(text, LETTERS) for text in (f"{cosine} {id}", what)]
+            captions.append("\n".join(lines + textwrap.wrap(known, LETTERS, max_lines=4, placeholder=" ...")))
         return sheet(pictures, captions, boxes, columns)
 
     def _open(self, prompt, image):
