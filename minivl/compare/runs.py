@@ -34,7 +34,7 @@ class Runs:
                 some = ", ".join(list(dict.fromkeys(mistakes))[:3])
                 yield (
                     f"{name}: {len(mistakes)} of {len(mistakes) + tried} known mistakes before it were not tried ({some} ...), "
-                    "for the limit of runs: --runs (runs=) raises it"
+                    "for the limit of runs, which runs= sets"
                 )
             if pairs < of_pairs:
                 yield (

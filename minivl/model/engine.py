@@ -110,6 +110,11 @@ class Engine:
 
         For a batch, one more token each, int64 [B], and a `KVCaches` -> [B, V].
         """
+        if np.ndim(token) != 1:
+            raise Error(
+                f"token={token!r} has {np.ndim(token)} axes; decode takes an id for each sequence, int64 [1] for one, such as "
+                "logits.argmax(axis=1)."
+            )
         x = yield "model.embed_tokens", self.embed_tokens(token)
         # subtle: the three positions go on from the largest one used so far, not from the number of tokens
         position_ids = yield "position_ids", np.full((3, len(token)), cache.next_position, dtype=np.int64)

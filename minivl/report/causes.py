@@ -99,7 +99,7 @@ def announce(runs, seconds):
     """Say on stderr what takes long, and how to leave it out: in a notebook there is no progress bar."""
     if runs * seconds > LONG:
         text = f"minivl: {runs} runs of the decoder measure causes, about {format_seconds(runs * seconds)} together; "
-        tqdm.write(text + "causes=0 (in a terminal: --causes 0) leaves them out.", file=sys.stderr)
+        tqdm.write(text + "causes=0 leaves them out.", file=sys.stderr)
 
 
 def head_groups(layers, heads, runs, images):

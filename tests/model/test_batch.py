@@ -273,3 +273,12 @@ def test_the_bar_counts_answers(vlm, prompts, monkeypatch):
     vlm.ask_many(prompts, max_new_tokens=3)
     for words in ("answering", "0/5", "5/5", "prompts.1.visual.blocks.2", "steps.2.model.layers.0"):
         assert words in shown.getvalue()
+
+
+@pytest.mark.parametrize("token", [5, np.int64(5), np.zeros((1, 1), dtype=np.int64)])
+def test_a_token_without_its_axis_is_refused_and_the_cache_stays(vlm, token):
+    cache = vlm.new_cache()
+    run(vlm.prefill(text_inputs(4), cache))
+    with pytest.raises(Error, match=r"decode takes an id for each sequence, int64 \[1\] for one"):
+        run(vlm.decode(token, cache))
+    assert len(cache) == 4 and run(vlm.decode(np.array([5]), cache)).shape == (1, vlm.config.text.vocab_size)
