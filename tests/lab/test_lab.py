@@ -113,7 +113,10 @@ def test_line_of_a_notebook_cell():
         (lambda gate: gate, "is called with (gate, up), and it takes (gate)"),
         (lambda gate, up: gate.astype(np.float64), "It is the argument gate, unchanged"),
         (lambda gate, up: FUNCTIONS["swiglu"](gate.astype(np.float64), up), "right numbers in float64"),
-        (lambda gate, up: FUNCTIONS["swiglu"](gate, up) + np.float32(1), "act[0, 0] is 1, and 0 is right"),  # it is -0.0
+        (
+            lambda gate, up: FUNCTIONS["swiglu"](gate, up) + np.float32(1),
+            "act[0, 0] is 1, and 0 is right",
+        ),  # it is -0.0
         (lambda gate, up: gate[:, :3], "has the shape [7, 3], and [7, 12] is right"),
         (lambda gate, up: "text", "is a str, and an array float32 [7, 12] is expected"),
         (lambda gate, up: np.multiply(gate, up, out=gate), "changes its argument gate"),

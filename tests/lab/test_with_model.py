@@ -173,3 +173,15 @@ def test_second_token_is_that_of_a_run_without_a_cache(vlm):
     token = np.argmax(run(vlm.prefill(inputs, cache)), axis=1)
     longer = minivl.Inputs(np.append(inputs.input_ids, token), inputs.pixel_values, inputs.image_grid_thw)
     assert np.allclose(run(vlm.prefill(longer, vlm.new_cache())), logits, atol=1e-3)
+
+
+def test_films_tell_the_times_of_the_video_from_those_of_all_tokens(vlm, monkeypatch):
+    """With the films of the exercise, not the few of the other tests: a function that moves the text as well is found out."""
+    monkeypatch.setattr(inside, "FILMS", 17)
+    monkeypatch.setitem(course._solved, "vlm", None)
+    for function in (inside.order_effect, inside.changed_with_text):
+        monkeypatch.setattr(function, "measured", type(function.measured)())
+    films = inside.film_cases(vlm)[0].arguments["films"]
+    wrong = inside.order_effect(vlm, films)[0], inside.changed_with_text(vlm, films)
+    result = lab.check("11.2", wrong, vlm=vlm)
+    assert not result and result.mistake == "the text's times too", result

@@ -13,7 +13,7 @@ from minivl.lab.exercise import Case, Exercise, Mistake, per_model
 from minivl.studies.over import ASKED, QUESTION_WORD
 from minivl.trace.edits import ablate_head
 
-SCENES, PAIRS, FILMS = 6, 3, 5
+SCENES, PAIRS, FILMS = 6, 3, 17
 
 
 # ---- 09.1 the reader ----
@@ -235,18 +235,20 @@ that comes back. In the mean over the pairs, which is the first layer after whic
 
 
 def film_cases(vlm):
-    films = studies.scenes(FILMS, family="video", task="first")
+    films = studies.scenes(FILMS, family="video", task="way")
     right = sum(ask(vlm, film) == film.answer for film in films)
     return [Case({"vlm": vlm, "films": films}, f"{FILMS} films", known={"right": right})]
 
 
-def ask(vlm, film, backwards=False, timeless=False):
+def ask(vlm, film, backwards=False, timeless=False, text=False):
+    """The answer; timeless: with all frames at one time; text: and all tokens of text."""
     videos = [frames[::-1] if backwards else frames for frames in film.videos]
     edit = {"position_ids": lambda ids: without_time(ids, shown)} if timeless else None
     if timeless:
         shown = vlm.trace(
             film.question, videos=videos, keep=["input_ids", "video_grid_thw"], stop="video_grid_thw"
         ).maps.shown
+        shown = np.ones_like(shown) if text else shown
     return str(vlm.trace(film.question, videos=videos, keep=[], edit=edit, max_new_tokens=8).result)
 
 
@@ -266,10 +268,18 @@ def order_effect(vlm, films):
     )
 
 
+@per_model
+def changed_with_text(vlm, films):
+    """Films whose answer changes if all tokens, the text's too, stand at one time."""
+    return sum(ask(vlm, film, timeless=True, text=True) != ask(vlm, film) for film in films)
+
+
 def tell_order(submission, cases, rights):
     right, n = cases[0].known["right"], FILMS
     judged = (
-        "so the order of events reaches its answers" if 2 * right >= n else "so it has hardly learnt what comes first"
+        "so the order of frames reaches its answers"
+        if 2 * right >= n
+        else "so it has hardly learnt which way things move"
     )
     backwards, timeless = rights[0]
     return True, (
@@ -300,6 +310,8 @@ same for all tokens of the video (the smallest of them; edit={\"position_ids\": 
         Mistake("shares", "it returns shares; counts are asked for", by_order(lambda b, t, n: (b / n, t / n))),
         Mistake("one for both", "both counts are those of the reversed films", by_order(lambda b, t, n: (b, b))),
         Mistake("one for both", "both counts are those without time", by_order(lambda b, t, n: (t, t))),
+        Mistake("the text's times too", "the second count is with the t of all tokens the same: leave those of the text alone",
+                lambda vlm, films: (order_effect(vlm, films)[0], changed_with_text(vlm, films))),
     ),
     uses_model=True, finish=tell_order,
 )  # fmt: skip
