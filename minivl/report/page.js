@@ -106,7 +106,7 @@ function drawPictures() {
     });
     const view = make("div", { class: "view", style: `aspect-ratio: ${one.width}/${one.height}; max-width: calc(var(--high) * ${one.width / one.height})` },
       make("img", { src: one.src, alt: one.name, onload: () => showStrip() }), make("canvas"), svg);
-    box.append(make("figure", {}, view, make("figcaption", {}, `${one.name} · ${one.rows} × ${one.columns} tokens · ${one.windows.length} windows`)));
+    box.append(make("figure", {}, view, make("figcaption", {}, `${one.name} · ${one.columns} × ${one.rows} tokens · ${one.windows.length} windows`)));
   });
   const stops = HEAT.map((c) => `rgb(${c})`).join(", ");
   at("legend").querySelector("i").style.background = `linear-gradient(90deg, ${stops})`;
