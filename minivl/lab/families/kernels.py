@@ -34,7 +34,7 @@ def tile_cases():
     rng = np.random.default_rng(14)
     for offsets, label in (
         ((0, 2, 5, 3), "4 tiles, scores that rise and fall"),
-        ((100, 60, 140), "3 tiles, scores above 100: e^100 is too large for float32"),
+        ((100, 60, 210), "3 tiles, scores above 100: e^100 is too large for float32"),
         ((-np.inf, 0, 1), "3 tiles, the first all masked (-inf)"),
     ):
         sizes = rng.integers(3, 6, len(offsets))
