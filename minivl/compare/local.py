@@ -275,8 +275,9 @@ class Local:
         return [name for name in self.figures if (tensor := catalogue.of(name)) and tensor.made_by == "linear"]
 
     def median(self, run):
-        """Of the root mean square errors of products; without any, of all that are not equal."""
-        names = self.products or [name for name, figures in self.figures.items() if figures["rms"] > 0]
+        """Of the root mean square errors of products; if these are few, of all that are not equal."""
+        unequal = [name for name, figures in self.figures.items() if figures["rms"] > 0]
+        names = self.products if len(self.products) >= FEWEST_PRODUCTS else unequal
         errors = [measure(run[name], fit(self.theirs, name, run[name].shape))["rms"] for name in names]
         return float(np.median(errors)) if errors else 0.0
 
