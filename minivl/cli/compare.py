@@ -19,6 +19,12 @@ OPTIONS = (
         "the model: it judges each stage alone, and finds mistakes in tensors that were not recorded. "
         "Default: the model that ships, if OURS is a run of it",
     ),
+    (
+        "--weights FILE",
+        list,
+        ".gguf or .safetensors with the weights that THEIRS computed with, quantised ones: each stage is judged "
+        "with these; may be given several times",
+    ),
     ("--no-model", bool, "judge by the recordings alone"),
     ("--require GLOB", list, "our tensors that must be compared ('visual.*'), or the exit status is 3"),
     ("--runs N", int, "most runs of the model to search for causes, and for names (default: by the size of a run)"),
@@ -53,6 +59,7 @@ def run(options):
         model,
         options.require,
         options.runs,
+        options.weights or (),
     )
     if options.write_names is not None:
         write_json(comparison.names, options.write_names)

@@ -23,6 +23,7 @@ within GROWTH times the largest of any row before it, and never above WORST time
 the rounding cannot be seen in such a recording.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -143,7 +144,18 @@ class Comparison:
         return html(self)
 
 
-def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures=(), model=None, require=(), runs=None):
+def compare(
+    ours,
+    theirs,
+    names=None,
+    tolerance=TOLERANCE,
+    config=None,
+    pictures=(),
+    model=None,
+    require=(),
+    runs=None,
+    weights=(),
+):
     """Compare two recordings. -> Comparison
 
     ours, theirs  a Trace, a dict {name: array}, or the path of a .safetensors, .npz or .pt file. Ours has minivl's
@@ -156,6 +168,8 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
                between two recorded tensors. Default: the model that ships, if ours is a run of it; False for none
     require    names or globs of our tensors that must be compared: "visual.*"; see `Comparison.covered`
     runs       most runs of the model to search for causes, and for tensors without a name. Default: by the size of a run
+    weights    .gguf or .safetensors files with the weights that theirs computed with: each stage is judged with these. What
+               quantisation did to them is no fault then
     """
     runs = check_runs(runs)
     tolerance = plain_number(tolerance)
@@ -165,6 +179,8 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
         )
     ours, theirs = open_recording(ours, "the first"), open_recording(theirs, "the second")
     model, notes = find_model(model, ours)
+    if weights:
+        model, notes = use_port_weights(model, notes, weights)
     config = model.config if config is None and model is not None else find_config(config, ours, theirs)
     matches, left = match_names(theirs, ours, names), unmatched(theirs, ours, names)
     theirs = merge_rope_rows(theirs, matches, config)
@@ -176,7 +192,7 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
     rows = compare_rows(ours, theirs, matches, tolerance, precision, by_values.layouts)
     local = None if model is None else judge_from_theirs(model, ours, theirs, matches, precision)
     if local is not None:
-        rows, local = with_local_errors(rows, local, tolerance)
+        rows, local = with_local_errors(rows, local, tolerance, same_weights=not weights)
     explained = {*matches.values(), *by_values.equal}
     rows += [row_without_match(name, theirs, ours) for name in theirs if name not in explained]
     comparison = Comparison(
@@ -197,6 +213,16 @@ def compare(ours, theirs, names=None, tolerance=TOLERANCE, config=None, pictures
     runs = Runs.of(runs, 0 if local is None else local.size)
     evidence = Evidence(ours, theirs, matches, agreeing.__contains__, config, open_images(pictures), local, limit, runs)
     return add_all_causes(comparison, evidence)
+
+
+def use_port_weights(model, notes, weights):
+    """(model with their weights, notes)."""
+    from minivl.compare.port_weights import with_port_weights
+
+    if model is None:
+        raise Error("weights= are put into the place of the model's. Give model=, too.")
+    model, note = with_port_weights(model, [weights] if isinstance(weights, (str, os.PathLike)) else weights)
+    return model, (*notes, note)
 
 
 def read_by_values(ours, theirs, left, matches, model, runs=None):

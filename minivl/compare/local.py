@@ -317,12 +317,20 @@ def judge_from_theirs(model, ours, theirs, matches, precision):
     return None
 
 
-def with_local_errors(rows, local, tolerance):
-    """(rows with statuses by their local errors, local); unchanged and None if it is ours that the model does not give."""
+def with_local_errors(rows, local, tolerance, same_weights=True):
+    """(rows with statuses by their local errors, local); unchanged and None if it is ours that the model does not give.
+
+    same_weights   whether ours was computed with the model's weights
+    """
     judged = [judge(row, local, tolerance) for row in rows]
     wrong = [at for at, row in enumerate(judged) if row.status == DIFF]
     moved = [row for row in rows if row.status == DIFF and row.name in local.figures]
-    if not wrong and local.arithmetic == "float32" and any(row.error > FAR * tolerance for row in moved):
+    if (
+        same_weights
+        and not wrong
+        and local.arithmetic == "float32"
+        and any(row.error > FAR * tolerance for row in moved)
+    ):
         return rows, None
     first = wrong[0] if wrong else len(rows)
     return [replace(r, status=CLOSE) if r.status == INPUT and at < first else r for at, r in enumerate(judged)], local

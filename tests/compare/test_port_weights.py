@@ -1,0 +1,191 @@
+"""Their weights in the place of the model's: a port with quantised weights is judged with these."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import random_weights, small_inputs, small_model
+from safetensors.numpy import save_file
+
+import minivl
+from minivl.checkpoint.weights import Weights, as_float32
+from minivl.cli import main
+from minivl.compare.comparison import compare
+from minivl.compare.port_weights import with_port_weights
+from minivl.errors import Error
+from minivl.tiny import CHECKPOINT
+from minivl.vlm import VLM
+
+
+def quantise(array):
+    step = np.abs(array).max(axis=-1, keepdims=True) / 7
+    return (np.round(array / np.where(step == 0, 1, step)) * step).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    """(model, inputs, our trace, trace of a port with weights of four bits, file with these)."""
+    vlm = small_model("numpy")
+    inputs = small_inputs(vlm.config, grids=((1, 6, 10),), text=2)
+    weights = {n: quantise(a) if a.ndim == 2 else a for n, a in random_weights(vlm.config).items()}
+    port = VLM(vlm.config, Weights(weights), vlm.kernels)
+    path = tmp_path_factory.mktemp("port") / "port.safetensors"
+    save_file(weights, path)
+    return vlm, inputs, dict(vlm.trace(inputs, max_new_tokens=1)), dict(port.trace(inputs, max_new_tokens=1)), path
+
+
+def test_a_port_with_quantised_weights_is_right_with_its_own(quantised):
+    vlm, _, ours, port, path = quantised
+    assert not compare(ours, port, model=vlm).ok
+    found = compare(ours, port, model=vlm, weights=path)
+    assert found.ok and found.arithmetic == "float32", f"\n{found}"
+    assert all(row.local == 0 for row in found.rows if row.local == row.local)  # the same code with the same weights
+    names = vlm.weights.names()
+    assert f"{len(names)} of the model's {len(names)} weights are theirs (port.safetensors)" in str(found)
+    wrong = port | {"model.layers.1.mlp.act": port["model.layers.1.mlp.act"] * np.float32(1.001)}
+    found = compare(ours, wrong, model=vlm, weights=path)
+    assert found.first.name == "model.layers.1.mlp.act" and found.first.causes[0].name == "constant scale"
+
+
+def test_of_weights_that_were_not_given_the_models_stay(quantised, tmp_path):
+    vlm = quantised[0]
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({name: np.zeros_like(vlm.weights[name])}, tmp_path / "part.safetensors")
+    other, note = with_port_weights(vlm, [tmp_path / "part.safetensors"])
+    assert note.startswith("1 of the model's") and not other.weights[name].any() and vlm.weights[name].any()
+    assert all(other.weights[n] is vlm.weights[n] for n in vlm.weights.names() if n != name)
+
+
+def test_a_tied_head_follows_its_table(tmp_path):
+    vlm = small_model("numpy", tie_word_embeddings=True)
+    table = np.zeros_like(vlm.weights["model.embed_tokens.weight"])
+    save_file({"model.embed_tokens.weight": table}, tmp_path / "table.safetensors")
+    other, _ = with_port_weights(vlm, [tmp_path / "table.safetensors"])
+    assert other.weights["lm_head.weight"] is other.weights["model.embed_tokens.weight"]
+    assert not np.asarray(other.weights["lm_head.weight"]).any()
+
+
+@pytest.mark.parametrize(
+    "tensors, message",
+    [
+        ({"model.layers.9.mlp.up_proj.weight": np.zeros((80, 48))}, "is no weight of this model. Did you mean"),
+        ({"model.norm.weight": np.zeros(7)}, r"model.norm.weight is \[7\], and the model's is \[48\]"),
+    ],
+)
+def test_weights_of_another_model_are_refused(quantised, tmp_path, tensors, message):
+    path = tmp_path / "other.safetensors"
+    save_file({name: array.astype(np.float32) for name, array in tensors.items()}, path)
+    with pytest.raises(Error, match=message):
+        with_port_weights(quantised[0], [path])
+
+
+def test_weights_need_a_model(quantised):
+    _, _, ours, port, path = quantised
+    with pytest.raises(Error, match="Give model="):
+        compare(ours, port, model=False, weights=path)
+    with pytest.raises(Error, match="does not exist"):
+        compare(ours, port, model=quantised[0], weights=path.parent / "none.safetensors")
+
+
+# ---- GGUF ----
+
+
+def write_tower(path, weights, kind=None, leave_out=()):
+    """The tower as llama.cpp's converter names and cuts it; matrices quantised, if a kind is given."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "clip")
+    words = {"norm1": "ln1", "norm2": "ln2", "attn.proj": "attn_out", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+             "mlp.down_proj": "ffn_down"}  # fmt: skip
+    for name in weights.names():
+        array = as_float32(weights[name])
+        stem, _, end = name.removeprefix("visual.").rpartition(".")
+        if "patch_embed" in name:
+            parts = {"v.patch_embd.weight": array[:, :, 0], "v.patch_embd.weight.1": array[:, :, 1]}
+        elif stem.endswith("attn.qkv"):
+            parts = {f"v.blk.{stem.split('.')[1]}.attn_{p}.{end}": a for p, a in zip("qkv", np.split(array, 3))}
+        elif stem.startswith("blocks"):
+            _, number, word = stem.split(".", 2)
+            parts = {f"v.blk.{number}.{words[word]}.{end}": array}
+        else:
+            merger = {"merger.ln_q": "v.post_ln", "merger.mlp.0": "mm.0", "merger.mlp.2": "mm.2"}
+            parts = {f"{merger[stem]}.{end}": array} if stem in merger else {}
+        for there, part in parts.items():
+            part = np.ascontiguousarray(part)
+            if kind is not None and part.ndim == 2:
+                writer.add_tensor(there, gguf.quantize(part, kind), raw_dtype=kind)
+            elif there not in leave_out:
+                writer.add_tensor(there, part)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_gguf_gives_the_checkpoint_back(tmp_path):
+    pytest.importorskip("gguf")
+    from minivl.bench.gguf import write_gguf
+
+    vlm = minivl.load(backend="numpy")
+    write_tower(tmp_path / "mmproj.gguf", vlm.weights)
+    write_gguf(CHECKPOINT, tmp_path / "decoder.gguf")
+    other, note = with_port_weights(vlm, [tmp_path / "decoder.gguf", tmp_path / "mmproj.gguf"])
+    assert note == "116 of the model's 116 weights are theirs (decoder.gguf, mmproj.gguf)"
+    for name in vlm.weights.names():
+        assert np.array_equal(as_float32(other.weights[name]), as_float32(vlm.weights[name])), name
+
+
+def test_quantised_gguf_from_the_command_line(tmp_path, capsys):
+    gguf = pytest.importorskip("gguf")
+    vlm, path = minivl.load(backend="numpy"), tmp_path / "mmproj.gguf"
+    write_tower(path, vlm.weights, gguf.GGMLQuantizationType.Q8_0)
+    port, _ = with_port_weights(vlm, [path])
+    image = minivl.tiny.scene(15).image
+    messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "Say."}]}]
+    for name, model in (("ours", vlm), ("port", port)):
+        model.trace(messages, max_new_tokens=1).save(tmp_path / f"{name}.safetensors")
+    files = ["compare", str(tmp_path / "ours.safetensors"), str(tmp_path / "port.safetensors")]
+    assert main([*files, "--weights", str(path), "--json", str(tmp_path / "f.json")]) == 0
+    tower = [name for name in vlm.weights.names() if name.startswith("visual.")]
+    assert f"{len(tower)} of the model's 116 weights are theirs (mmproj.gguf)" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "f.json").read_text())["rows"]
+    errors = [row["local"] for row in rows if isinstance(row["local"], float)]
+    assert len(errors) > 100 and max(errors) < 2e-5  # the kernels of the command line may be others
+
+
+@pytest.mark.parametrize(
+    "leave_out, message", [("v.patch_embd.weight.1", "1 of the 2 parts"), ("v.blk.0.attn_k.bias", "2 of the 3")]
+)
+def test_a_file_that_lacks_a_part_is_refused(tmp_path, leave_out, message):
+    pytest.importorskip("gguf")
+    vlm, path = minivl.load(backend="numpy"), tmp_path / "mmproj.gguf"
+    write_tower(path, vlm.weights, leave_out=(leave_out,))
+    with pytest.raises(Error, match=message):
+        with_port_weights(vlm, [path])
+
+
+def test_files_that_are_no_gguf_of_this_model_are_refused(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    vlm = minivl.load(backend="numpy")
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(9))
+    with pytest.raises(Error, match="is not a GGUF file"):
+        with_port_weights(vlm, [tmp_path / "a.gguf"])
+    with pytest.raises(Error, match="does not exist"):
+        with_port_weights(vlm, [tmp_path / "b.gguf"])
+    writer = gguf.GGUFWriter(tmp_path / "c.gguf", "clip")
+    writer.add_tensor("v.blk.0.cross_attn.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(Error, match="no weight of Qwen2.5-VL in llama.cpp"):
+        with_port_weights(vlm, [tmp_path / "c.gguf"])
+
+
+def test_without_the_package_it_says_how_to_get_it(tmp_path, monkeypatch):
+    import sys
+
+    (tmp_path / "a.gguf").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(Error, match="pip install gguf"):
+        with_port_weights(minivl.load(backend="numpy"), [tmp_path / "a.gguf"])
