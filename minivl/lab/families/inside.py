@@ -10,7 +10,8 @@ import numpy as np
 
 from minivl import studies
 from minivl.lab.exercise import Case, Exercise, Mistake, per_model
-from minivl.studies.over import ASKED, QUESTION_WORD
+from minivl.stream import value_of
+from minivl.studies.over import ASKED, QUESTION_WORD, CaseRun
 from minivl.trace.edits import ablate_head
 
 SCENES, PAIRS, FILMS = 6, 3, 17
@@ -25,6 +26,23 @@ def shares(vlm, cases):
     atlas = studies.head_atlas(vlm, over=cases)
     roles = list(atlas.axes["role"])
     return tuple(np.nan_to_num(atlas.mean[..., roles.index(role)]) for role in (QUESTION_WORD, ASKED))
+
+
+@per_model
+def shares_of_all_rows(vlm, cases):
+    """Share on the question's word, [layers, heads], in the mean over all rows of the prompt and over the cases."""
+    return np.mean([shares_of_rows(CaseRun(vlm, case)) for case in cases], axis=0)
+
+
+def shares_of_rows(case_run):
+    words, rows, shares = case_run.roles[QUESTION_WORD], case_run.forced.T, []
+
+    def see(name, tensor):
+        if name.endswith("self_attn.probs"):
+            shares.append(value_of(tensor)[:, :rows, words].sum(axis=-1).mean(axis=-1))
+
+    case_run.logits(see=see)
+    return np.stack(shares)
 
 
 def largest(table):
@@ -79,6 +97,8 @@ studies.head_atlas does it for all roles at once.""",
                 by_share(lambda w, o: largest(np.where(w == w.max(), 0, w)))),
         Mistake("numbered through", "the head is numbered through all layers; give its number within the layer",
                 by_share(lambda w, o: (largest(w)[0], int(np.argmax(w))))),
+        Mistake("all rows", "this head puts most on the word in the mean over all rows; the answer is chosen at the last one",
+                lambda vlm, cases: largest(shares_of_all_rows(vlm, cases))),
     ),
     uses_model=True, finish=tell_reader,
 )  # fmt: skip

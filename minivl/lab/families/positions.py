@@ -12,6 +12,7 @@ from minivl.model.windows import to_window_order, window_index
 
 CONFIG = Config.named("3B")
 IMAGE, VIDEO, START, END = 151655, 151656, 151652, 151653
+SPEED = np.float32(CONFIG.vision.tokens_per_second)
 
 # ---- 04.1 rows and columns ----
 
@@ -208,7 +209,7 @@ def video_cases():
     for images, videos, seconds, label in (
         ([], [[4, 4, 6]], [0.5], "a video of four pairs of frames, half a second apart"),
         ([[1, 4, 8]], [[3, 6, 4]], [1.0], "a picture and a video of three pairs, a second apart"),
-        ([], [[3, 4, 4], [2, 4, 8]], [1.5, 0.25], "two videos, 1.5 and 0.25 seconds from pair to pair"),
+        ([], [[3, 4, 4], [4, 4, 8]], [1.5, 0.4], "two videos, 1.5 and 0.4 seconds from pair to pair"),
     ):
         grids = [np.array(g, dtype=np.int64).reshape(-1, 3) for g in (images, videos)]
         parts = [(IMAGE, t * h * w // 4) for t, h, w in images] + [(VIDEO, t * h * w // 4) for t, h, w in videos]
@@ -235,7 +236,11 @@ largest position of all three rows, time included.""",
      "time = (np.arange(t, dtype=np.float32) * np.float32(seconds * tokens_per_second)).astype(np.int64); next = largest + 1."),
     with_delta, video_cases, ("position_ids", "rope_delta"),
     (Mistake("wrong rope delta", "it is the next position itself, not that minus the number of tokens",
-             lambda ids, *a: (with_delta(ids, *a)[0], with_delta(ids, *a)[1] + len(ids))),),
+             lambda ids, *a: (with_delta(ids, *a)[0], with_delta(ids, *a)[1] + len(ids))),
+     Mistake("seconds cut", "the seconds are cut to a whole number before they are multiplied; only the product is",
+             lambda *a: with_delta(*a[:4], np.floor(a[4]))),
+     Mistake("step cut", "seconds * tokens_per_second is cut to a whole number before it is multiplied by i; cut at the end",
+             lambda *a: with_delta(*a[:4], np.floor(a[4] * SPEED) / SPEED))),
     ("position_ids", "rope_delta"), part="prompt_positions",
 )  # fmt: skip
 
