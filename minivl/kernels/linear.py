@@ -1,10 +1,10 @@
 """Linear layers: x @ W.T + b, where W [out, in] is float32, or bfloat16 as the checkpoint stores it.
 
 Many rows (prefill, tower): arithmetic is the limit; see matmul.py.
-Few rows (decode: one for each sequence): each weight is used a few times only, so the time is the time to read W, and bfloat16
-halves it. The compiled kernel reads each weight once for all rows of x, upcasts it in a register and multiplies it there
-(few_rows.py). A task takes some rows of W at once, so that several streams of memory are under way and each value of x is read
-once for all of them:
+Few rows (decoding: one for each sequence; a short question that follows another): each weight is used a few times only, so the
+time is the time to read W, and bfloat16 halves it. The compiled kernel reads each weight once for all rows of x, upcasts it in a
+register and multiplies it there (few_rows.py). A task takes some rows of W at once, so that several streams of memory are under
+way and each value of x is read once for all of them:
 
     one row of x     4 rows of W        several     3 rows of W times 4 of x, the sums of which fit into the registers
 
@@ -20,7 +20,7 @@ from minivl.kernels.few_rows import dot_products
 from minivl.kernels.jit_cache import CACHE
 from minivl.kernels.matmul import matmul_numba
 
-FEW = 8  # most rows for which that is so: with more, arithmetic is the limit
+FEW = 32  # most rows for which that is so: with more, the tiles of matmul.py are faster
 PANEL = 1024  # rows of W that the reference upcasts at a time: 8 MB of float32 at 2,048 columns
 
 

@@ -18,22 +18,23 @@ the answers are those of one prompt after the other.
 import numpy as np
 
 from minivl.errors import Error
-from minivl.kernels.linear import FEW
 from minivl.model.sampling import make_rng
 from minivl.processing.inputs import Inputs
 from minivl.stream import under
+
+AT_ONCE = 8
 
 
 def answer_many(vlm, prompts, seed=None, **options):
     """Stage: a list of messages (or `Inputs`) for each prompt -> a list of `Answer`. Names: see docs/tensors.md.
 
-    FEW are decoded at a time: for so many, linear layers keep their promise, and more would not be faster for each.
+    AT_ONCE are decoded at a time: each has a cache of its own, and more would hardly be faster for each.
     """
     prepare_options, sampling = vlm.split_options(options)
     make_rng(seed)  # raises its error before anything runs
     waiting, running, answers, steps = [*range(len(prompts))], {}, [None] * len(prompts), 0
     while waiting or running:
-        if waiting and len(running) < FEW:
+        if waiting and len(running) < AT_ONCE:
             i = waiting.pop(0)
             first = begin(vlm, prompts[i], i, prepare_options, sampling, make_rng(seed))
             running[i] = yield from under(f"prompts.{i}", first)

@@ -77,7 +77,8 @@ class Engine:
 
         The longest cached beginning with the same tokens, images and videos is not run again. The rest runs in chunks of at
         most `prefill_chunk` tokens, which bounds the memory of a layer's activations. Each chunk attends to those before it
-        through the cache, with the same bits as all at once as long as no layer has a sliding window. An image may span chunks.
+        through the cache, with the same bits as all at once as long as no layer has a sliding window and no chunk has few rows
+        (linear.py). An image may span chunks.
         """
         config, T = self.config, len(inputs.input_ids)
         grids = inputs.image_grid_thw, inputs.video_grid_thw, inputs.second_per_grid_ts

@@ -9,9 +9,8 @@ from conftest import random_video_inputs, small_inputs, small_model
 
 import minivl
 from minivl.errors import Error
-from minivl.kernels.linear import FEW
 from minivl.model import progress
-from minivl.model.batch import answer_many
+from minivl.model.batch import AT_ONCE, answer_many
 from minivl.model.kv_cache import KVCache, KVCaches
 from minivl.processing.inputs import Inputs
 from minivl.stream import run
@@ -82,7 +81,7 @@ def ending(vlm):
 
 
 def test_what_ends_leaves_and_what_waits_takes_its_place(ending, prompts):
-    many = [*prompts, *(text_inputs(3 + i, seed=i) for i in range(2 * FEW))]
+    many = [*prompts, *(text_inputs(3 + i, seed=i) for i in range(2 * AT_ONCE))]
     options = {"max_new_tokens": 20, "repetition_penalty": 1.3}
     expected = one_by_one(ending, many, **options)
     lengths = [len(answer.ids) for answer in expected]
@@ -92,7 +91,7 @@ def test_what_ends_leaves_and_what_waits_takes_its_place(ending, prompts):
     same(seen.result, expected)
 
     rows = [len(seen[name]) for name in seen.names if name.startswith("steps.") and name.endswith(".next_token")]
-    assert max(rows) == FEW and sum(rows) == sum(lengths) - len(many)
+    assert max(rows) == AT_ONCE and sum(rows) == sum(lengths) - len(many)
     for i, answer in enumerate(expected):
         assert seen[f"prompts.{i}.answer_ids"].tolist() == answer.ids
         assert seen[f"prompts.{i}.next_token"].tolist() == answer.ids[:1]

@@ -21,6 +21,7 @@ from minivl.tiny import scene
 from minivl.trace.recorder import record
 
 CLOSE = 1e-5  # of the NumPy backend, whose BLAS may sum a part's rows in another order: measured at most 2e-6
+LARGE = (1, 20, 28), (1, 6, 4)  # 140 + 6 tokens of images, 161 in all: parts of more rows than few (linear.py)
 YARN = {"type": "yarn", "mrope_section": [1, 2, 1], "factor": 4, "original_max_position_embeddings": 32}
 
 
@@ -45,15 +46,15 @@ def test_parts_are_even(length, most, parts):
 
 
 @pytest.mark.parametrize("rope", [{}, {"rope_scaling": YARN}], ids=["plain", "yarn"])
-@pytest.mark.parametrize("most", [10, 20, 31, 60])
+@pytest.mark.parametrize("most", [45, 60, 100, 170])
 def test_in_parts_as_all_at_once(most, rope):
-    """Every tensor, bit for bit; 35 + 6 tokens of images lie across the borders, 20 and 31 cut the first in two. With YaRN
-    the 56 tokens go beyond the 32 of the original context."""
+    """Every tensor, bit for bit; the first image is cut into pieces. With YaRN the 161 tokens go beyond the 32 of the
+    original context."""
     vlm = small_model(**rope)
-    inputs = small_inputs(vlm.config)
+    inputs = small_inputs(vlm.config, LARGE)
     whole, parts = in_parts(vlm, inputs, 1000), in_parts(vlm, inputs, most)
     count = len(split_evenly(len(inputs.input_ids), most))
-    assert sum(name.endswith("model.layers.2") for name in parts) == count > (most < 56)
+    assert sum(name.endswith("model.layers.2") for name in parts) == count > (most < 161)
     for name in whole:
         rows = joined(parts, name) if name.startswith("model.layers") and whole[name].ndim == 2 else parts[name]
         if name in ("lm_head", "position_ids", "rope_delta") or rows.shape == whole[name].shape:
@@ -61,7 +62,7 @@ def test_in_parts_as_all_at_once(most, rope):
     assert np.array_equal(joined(parts, "model.norm"), whole["model.norm"])
 
 
-@pytest.mark.parametrize("most", [1, 2, 7])
+@pytest.mark.parametrize("most", [1, 2, 7, 20])
 def test_in_parts_of_few_rows(most):
     """These go through the kernel of decoding (linear.py), which sums in another order."""
     vlm = small_model()
@@ -90,8 +91,8 @@ def test_in_parts_in_plain_numpy():
 def test_answers_are_the_same():
     """The tokens after the prompt find the same keys and values."""
     vlm = small_model()
-    inputs, answers = small_inputs(vlm.config), []
-    for most in (1000, 20):
+    inputs, answers = small_inputs(vlm.config, LARGE), []
+    for most in (1000, 45):
         vlm.prefill_chunk = most
         trace = vlm.trace(inputs, max_new_tokens=8, keep="*lm_head")
         answers.append((trace.result.ids, [logits.tobytes() for logits in trace.values()]))
@@ -101,27 +102,27 @@ def test_answers_are_the_same():
 def test_a_conversation_goes_on_in_parts():
     """The second turn's new tokens are cut where they begin, not where the prompt does."""
     vlm = small_model()
-    first, later = small_inputs(vlm.config), small_inputs(vlm.config, grids=((1, 8, 12),), seed=5)
+    first, later = small_inputs(vlm.config, LARGE), small_inputs(vlm.config, grids=((1, 16, 12),), text=40, seed=5)
     both = Inputs(
         np.concatenate([first.input_ids, later.input_ids]),
         np.concatenate([first.pixel_values, later.pixel_values]),
         np.concatenate([first.image_grid_thw, later.image_grid_thw]),
     )
     cache = vlm.new_cache()
-    in_parts(vlm, first, 20, cache)
-    second = in_parts(vlm, both, 20, cache)
-    assert second["image_grid_thw"].tolist() == [[1, 8, 12]] and "chunks.1.model.norm" in second
+    in_parts(vlm, first, 45, cache)
+    second = in_parts(vlm, both, 50, cache)
+    assert second["image_grid_thw"].tolist() == [[1, 16, 12]] and "chunks.1.model.norm" in second
     assert np.array_equal(second.result, in_parts(vlm, both, 1000).result)
 
 
 def test_a_run_that_was_stopped_leaves_a_cache_that_can_be_used():
     vlm = small_model()
-    inputs, cache = small_inputs(vlm.config), vlm.new_cache()
-    vlm.prefill_chunk = 20
+    inputs, cache = small_inputs(vlm.config, LARGE), vlm.new_cache()
+    vlm.prefill_chunk = 45
     run(vlm.prefill(inputs, cache), stop=lambda name: name == "chunks.2.model.layers.1")
-    assert len(cache) == 37  # two parts of three
-    again = in_parts(vlm, inputs, 20, cache)
-    assert len(again["input_ids"]) == 56 - 6  # from the first image on: nobody said what it showed
+    assert len(cache) == 80  # two parts of four
+    again = in_parts(vlm, inputs, 45, cache)
+    assert len(again["input_ids"]) == 161 - 6  # from the first image on: nobody said what it showed
     assert np.array_equal(again.result, in_parts(vlm, inputs, 1000).result)
 
 
@@ -158,8 +159,8 @@ def test_memory_is_that_of_a_part():
 def test_the_parts_put_together():
     """A trace as of one piece: names, bits, maps, causes. Lazy tensors are built from products of other shapes."""
     vlm = small_model()
-    inputs = small_inputs(vlm.config)
-    one, vlm.prefill_chunk = vlm.trace(inputs, max_new_tokens=2), 20
+    inputs = small_inputs(vlm.config, LARGE)
+    one, vlm.prefill_chunk = vlm.trace(inputs, max_new_tokens=2), 45
     trace = vlm.trace(inputs, max_new_tokens=2)
     found = trace.whole()
     assert found.names == one.names == list(found) and found.result.ids == one.result.ids
@@ -167,13 +168,13 @@ def test_the_parts_put_together():
         close = CLOSE if name.endswith(("scores", "probs")) else 0
         np.testing.assert_allclose(found[name], one[name], rtol=0, atol=close, equal_nan=True, err_msg=name)
     assert trace.compare(one).ok and not any("chunks" in row.name for row in trace.compare(one).rows)
-    with pytest.raises(Error, match=r"has 56 rows \(prompt\); the values are \[18\].*trace.whole"):
+    with pytest.raises(Error, match=r"has 161 rows \(prompt\); the values are \[40\].*trace.whole"):
         trace.maps.on_image(np.zeros(len(trace["model.norm"])), "model.norm")
-    assert trace.maps.on_image(found["model.norm"], "model.norm").shape[:2] == (5, 7)
+    assert trace.maps.on_image(found["model.norm"], "model.norm").shape[:2] == (10, 14)
     with pytest.raises(Error, match="was run in chunks .chunks.1.model.rope.cos.*give trace.whole"):
         require(trace, "model.norm")
     some = vlm.trace(inputs, keep=["model.norm", "*model.layers.1"]).whole()
-    assert list(some) == ["model.layers.1"] and len(some["model.layers.1"]) == 56
+    assert list(some) == ["model.layers.1"] and len(some["model.layers.1"]) == 161
 
 
 def test_a_walk_through_parts_explains_them():
