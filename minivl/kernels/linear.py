@@ -2,9 +2,9 @@
 
 Many rows (prefill, tower): arithmetic is the limit; see matmul.py.
 Few rows (decoding: one for each sequence; a short question that follows another): each weight is used a few times only, so the
-time is the time to read W, and bfloat16 halves it. The compiled kernel reads each weight once for all rows of x, upcasts it in a
-register and multiplies it there (few_rows.py). A task takes some rows of W at once, so that several streams of memory are under
-way and each value of x is read once for all of them:
+time is the time to read W, and bfloat16 halves it. The compiled kernel reads each weight once for all rows of x, upcasts it in
+a register and multiplies it there (few_rows.py). A task takes some rows of W at once, so that several streams of memory are
+under way and each value of x is read once for all of them:
 
     one row of x     4 rows of W        several     3 rows of W times 4 of x, the sums of which fit into the registers
 
