@@ -22,8 +22,8 @@ OPTIONS = (
     (
         "--weights FILE",
         list,
-        ".gguf or .safetensors with the weights that THEIRS computed with, quantised ones: each stage is judged "
-        "with these; may be given several times",
+        "the weights that THEIRS computed with, if these are quantised: each stage is judged with them. .gguf of any type, or "
+        ".safetensors with them turned back into float32, float16 or bfloat16; may be given several times",
     ),
     ("--no-model", bool, "judge by the recordings alone"),
     ("--require GLOB", list, "our tensors that must be compared ('visual.*'), or the exit status is 3"),
@@ -44,6 +44,10 @@ def run(options):
 
     if options.no_model and options.model is not None:
         raise Error("--model and --no-model exclude each other. Give one of them.")
+    if options.no_model and options.weights:
+        raise Error(
+            "--weights and --no-model exclude each other: weights take the place of a model's. Leave one of them out."
+        )
     for path in (options.write_names, options.json, options.html):
         if path is not None:
             check_writable(path)

@@ -23,7 +23,6 @@ within GROWTH times the largest of any row before it, and never above WORST time
 the rounding cannot be seen in such a recording.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -73,6 +72,7 @@ class Comparison:
     arithmetic how theirs computes, as far as a model could tell; None without one
     names      {theirs: ours} that were found by their values;  notes  sentences on how theirs was read
     answers    the tokens that both chose; None if a recording has none
+    own_weights  whether theirs was judged with its own weights: INPUT is right then, before the first difference too
     """
 
     rows: list
@@ -86,6 +86,7 @@ class Comparison:
     names: dict = field(default_factory=dict)
     notes: tuple = ()
     answers: Answers | None = None
+    own_weights: bool = False
 
     @property
     def compared(self):
@@ -115,7 +116,8 @@ class Comparison:
 
     @property
     def before(self):
-        agreeing = [row for row in self._ahead() if row.status in (OK, CLOSE)]
+        right = (OK, CLOSE, INPUT) if self.own_weights else (OK, CLOSE)
+        agreeing = [row for row in self._ahead() if row.status in right]
         return agreeing[-1] if agreeing else None
 
     @property
@@ -168,8 +170,8 @@ def compare(
                between two recorded tensors. Default: the model that ships, if ours is a run of it; False for none
     require    names or globs of our tensors that must be compared: "visual.*"; see `Comparison.covered`
     runs       most runs of the model to search for causes, and for tensors without a name. Default: by the size of a run
-    weights    .gguf or .safetensors files with the weights that theirs computed with: each stage is judged with these. What
-               quantisation did to them is no fault then
+    weights    .gguf files, .safetensors files or folders of dequantised weights: those that theirs computed with. Each stage
+               is judged with these; what quantisation did to them is no fault then (port_weights.py)
     """
     runs = check_runs(runs)
     tolerance = plain_number(tolerance)
@@ -207,6 +209,7 @@ def compare(
         names={name: mine for mine, (name, _) in by_values.layouts.items()},
         notes=(*notes, *by_values.notes),
         answers=read_answers(ours, theirs, matches, model),
+        own_weights=bool(weights),
     )
     agreeing = {row.name for row in comparison.compared if row.status in (OK, CLOSE)}
     limit = max(tolerance, rounding_limit(precision, 0.0))
@@ -220,8 +223,10 @@ def use_port_weights(model, notes, weights):
     from minivl.compare.port_weights import with_port_weights
 
     if model is None:
-        raise Error("weights= are put into the place of the model's. Give model=, too.")
-    model, note = with_port_weights(model, [weights] if isinstance(weights, (str, os.PathLike)) else weights)
+        raise Error(
+            "weights= take the place of a model's, and there is none. Give model=, the checkpoint that was converted."
+        )
+    model, note = with_port_weights(model, weights if isinstance(weights, (list, tuple)) else [weights])
     return model, (*notes, note)
 
 

@@ -119,7 +119,7 @@ def fit(theirs, name, shape):
 
 
 def fit_last_row(theirs, name, value):
-    """Ours with their last row, if they have only that (llama.cpp's last layer); None if they do not."""
+    """Ours with the last row of theirs, of a tensor of which they recorded that row alone; None of other tensors."""
     ours, last, _ = align(value, theirs[name])
     return np.concatenate([value[:-1], last]) if len(ours) == len(last) == 1 < len(value) else None
 
@@ -205,7 +205,7 @@ class Local:
         for name, ours in self.computed.items():
             there = fit(self.theirs, name, ours.shape)
             if there is not None:
-                self.figures[name] = measure(ours, there)
+                self.figures[name] = self.measure(name, ours, there)
         self.precision, self.arithmetic = precision, self.find_arithmetic(precision)
 
     @property
@@ -238,9 +238,13 @@ class Local:
         """The largest error that rounding usually makes of a tensor."""
         return USUAL / SLACK * self.limits[name][0] if name in self.limits else 0.0
 
+    def measure(self, name, ours, other):
+        """`measure` of two arrays; of the last rows alone where theirs has no others."""
+        return measure(ours[-1:], other[-1:]) if name in self.last_rows else measure(ours, other)
+
     def limit(self, name, *others):
         """(error, rms) that rounding explains, from the tensor as other runs computed it."""
-        figures = [measure(self.computed[name], other) for other in others]
+        figures = [self.measure(name, self.computed[name], other) for other in others]
         return tuple(SLACK * max(figure[key] for figure in figures) for key in ("error", "rms"))
 
     def find_arithmetic(self, precision):
@@ -264,7 +268,9 @@ class Local:
     def is_of_size(self, run):
         """Whether the errors of most recorded products are of the size that this run makes of the same inputs."""
         names = self.products
-        made = [(self.figures[name]["rms"], measure(self.computed[name], run[name])["rms"]) for name in names]
+        made = [
+            (self.figures[name]["rms"], self.measure(name, self.computed[name], run[name])["rms"]) for name in names
+        ]
         ratios = np.array([theirs / ours for theirs, ours in made if ours and theirs > NOISE])
         flat = np.mean((1 / LIKE <= ratios) & (ratios <= LIKE)) if len(ratios) else 0.0
         return len(ratios) >= FEWEST_PRODUCTS and flat >= MOST_PRODUCTS
@@ -278,7 +284,7 @@ class Local:
         """Of the root mean square errors of products; if these are few, of all that are not equal."""
         unequal = [name for name, figures in self.figures.items() if figures["rms"] > 0]
         names = self.products if len(self.products) >= FEWEST_PRODUCTS else unequal
-        errors = [measure(run[name], fit(self.theirs, name, run[name].shape))["rms"] for name in names]
+        errors = [self.measure(name, run[name], fit(self.theirs, name, run[name].shape))["rms"] for name in names]
         return float(np.median(errors)) if errors else 0.0
 
     def is_fault(self, name, tolerance):
@@ -332,6 +338,8 @@ def with_local_errors(rows, local, tolerance, same_weights=True):
         and any(row.error > FAR * tolerance for row in moved)
     ):
         return rows, None
+    if not same_weights:  # what differs before the first fault differs by the weights
+        return judged, local
     first = wrong[0] if wrong else len(rows)
     return [replace(r, status=CLOSE) if r.status == INPUT and at < first else r for at, r in enumerate(judged)], local
 

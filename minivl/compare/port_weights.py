@@ -1,19 +1,24 @@
 """The weights that a port computed with, in the place of a model's: what quantisation did to them is then no error of a stage.
 
-    model = with_port_weights(model, ["decoder-Q4_K_M.gguf", "mmproj-Q8_0.gguf"])
+    model, note = with_port_weights(model, ["decoder-Q4_K_M.gguf", "mmproj-Q8_0.gguf"])
 
-A .safetensors file has the checkpoint's names. A GGUF file, of llama.cpp's decoder or tower (mmproj), is turned back into
-float32 by the package `gguf`, which knows all of its types.
+A .safetensors file has the checkpoint's names, and numbers, not codes. A GGUF file, of llama.cpp's decoder or tower (mmproj),
+is turned back into float32 by the package `gguf`, which knows all of its types; it takes four bytes for each weight.
+
+What a conversion does wrong would be right with its own weights: a weight that is further from the model's than
+quantisation takes it is an error.
 """
 
 import copy
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 
+from minivl.checkpoint.memory import check_upcast
 from minivl.checkpoint.parameters import parameter_shapes
-from minivl.checkpoint.weights import HEAD, TABLE, Weights, as_float32, find_files, read_files
+from minivl.checkpoint.weights import HEAD, TABLE, Weights, as_float32, find_files, read_files, resolve_tied_head
 from minivl.errors import Error
 from minivl.helpers import did_you_mean
 
@@ -33,46 +38,105 @@ TOWER = {  # llama.cpp's names of the tower, without .weight and .bias; {i} is t
 }
 PATCHES = {"v.patch_embd.weight": 0, "v.patch_embd.weight.1": 1}  # of the first frame of a pair, of the second
 BUFFERS = ("rope_freqs.weight",)
+FURTHEST = 0.4  # relative root mean square: two bits a weight are about 0.3 away from what they stand for
 
 
 def with_port_weights(model, paths):
     """(a copy of the model with the weights of these files, note). The model is not changed.
 
     paths   .safetensors files or folders, or .gguf files; of weights that no file has, the model's stay
-    Raises Error for a file that cannot be read, and for a weight that is none of the model's or of another shape.
+    Raises Error for a file that cannot be read, and for a weight that is none of the model's, has another shape or is further
+    from the model's than FURTHEST.
     """
     expected, given = parameter_shapes(model.config), {}
-    for path in map(Path, paths):
-        arrays = read_gguf(path, model.config) if path.suffix == ".gguf" else read_checkpoint(path)
-        for name, array in arrays.items():
-            check_weight(name, array.shape, expected | {HEAD: expected[TABLE]}, path)
-            given[name] = array
     own = {name: model.weights[name] for name in model.weights.names()}
-    if own[HEAD] is own[TABLE] and TABLE in given:  # tied: the port's head is its table, unless it has one of its own
-        given.setdefault(HEAD, given[TABLE])
+    tied = own[HEAD] is own[TABLE]
+    for path in paths:
+        if not isinstance(path, (str, os.PathLike)):
+            raise Error(f"weights={path!r} is no path. Give .gguf or .safetensors files.")
+        path = Path(path)
+        arrays = read_gguf(path, model.config) if path.suffix.lower() == ".gguf" else read_checkpoint(path)
+        if tied and arrays.keys() & {HEAD, TABLE} and resolve_tied_head(arrays, path):
+            arrays[HEAD] = arrays[TABLE]
+        for name, array in arrays.items():
+            if name in given:
+                raise Error(f"{path} holds {name}, and a file before it does, too. Give each weight once.")
+            check_weight(name, array, own, path)
+        given |= arrays
+    files = ", ".join(Path(path).name for path in paths)
+    names = [name for name in expected if name in given]
+    if not names:
+        raise Error(
+            f"{files}: none of the model's {len(expected)} weights is in it. Give the files that the port loads."
+        )
+    off = {name: distance(given[name], own[name]) for name in names}
+    far = max(off, key=off.get)
+    for name in names:
+        if not off[name] <= FURTHEST:
+            raise Error(too_far(name, given[name], off[name], own, files))
     other = copy.copy(model)
     other.weights = Weights(own | given)
-    files = ", ".join(Path(path).name for path in paths)
-    changed = len(expected.keys() & given.keys())
-    return other, f"{changed} of the model's {len(expected)} weights are theirs ({files})"
+    note = (
+        f"{len(names)} of the model's {len(expected)} weights are theirs ({files}), at most {off[far]:.1%} away ({far})"
+    )
+    return other, note
 
 
-def check_weight(name, shape, expected, path):
-    if name not in expected:
-        raise Error(f"{path} holds {name}, which is no weight of this model.{did_you_mean(name, expected)}")
-    if shape != expected[name]:
+def check_weight(name, array, own, path):
+    if name not in own:
+        number = re.search(r"\.(?:layers|blocks)\.(\d+)\.", name)
+        why = did_you_mean(name, own)
+        if number and re.sub(r"\.\d+\.", ".0.", name, count=1) in own:
+            why = f" It has no number {number[1]}: give --model (model=) the checkpoint that was converted."
+        raise Error(f"{path} holds {name}, which is no weight of this model.{why}")
+    if array.shape != own[name].shape:
         raise Error(
-            f"{path}: {name} is {list(shape)}, and the model's is {list(expected[name])}. Give the weights of a port of this "
-            "model."
+            f"{path}: {name} is {list(array.shape)}, and the model's is {list(own[name].shape)}. Give --model (model=) the "
+            "checkpoint that was converted."
         )
+
+
+def distance(theirs, ours):
+    """Root mean square of the difference over that of ours; NaN if theirs is not finite."""
+    theirs, ours = as_numbers(theirs), as_numbers(ours)
+    size = float(np.sqrt(np.mean(np.square(ours), dtype=np.float64)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        off = float(np.sqrt(np.mean(np.square(theirs - ours), dtype=np.float64)))
+    return off / size if size else 0.0 if off == 0 else np.inf
+
+
+def as_numbers(array):
+    return as_float32(array) if array.dtype != np.float32 else array
+
+
+def too_far(name, array, off, own, files):
+    """Why a weight is not the model's, and which of its layer it is like."""
+    layer = name.rpartition(".mlp.")[0] or name.rpartition(".self_attn.")[0] or name.rpartition(".attn.")[0]
+    others = [n for n in own if layer and n.startswith(layer) and n != name and own[n].shape == array.shape]
+    near = next((n for n in others if distance(array, own[n]) <= FURTHEST), None)
+    like = f" It is the model's {near}." if near else ""
+    how = f"is {off:.0%} away from the model's" if np.isfinite(off) else "has NaN or infinite values"
+    return (
+        f"{files}: {name} {how}, which no quantisation explains.{like} Is it converted from this checkpoint, and each weight "
+        "under its own name? Without weights, compare shows what it does."
+    )
 
 
 def read_checkpoint(path):
     """{name: array} of a .safetensors file or folder: matrices as stored, vectors and float16 as float32."""
     if not path.exists():
         raise Error(f"{path} does not exist. Give a .safetensors file, a folder with one, or a .gguf file.")
-    stored = read_files(find_files(path))
-    return {n: as_float32(a) if a.ndim == 1 or a.dtype == np.float16 else a for n, a in stored.items()}
+    if path.is_dir() and not any(path.glob("*.safetensors*")) and (files := sorted(path.glob("*.gguf"))):
+        raise Error(f"{path} is a folder. Give its files one by one: {', '.join(file.name for file in files[:5])}.")
+    try:
+        stored = read_files(find_files(path))
+    except Error as error:
+        raise Error(
+            f"{error} (Of a port, weights= takes numbers: turn quantised ones back into float32 first.)"
+        ) from None
+    upcast = {name for name, array in stored.items() if array.ndim == 1 or array.dtype == np.float16}
+    check_upcast(sum(4 * stored[name].size for name in upcast), None, f"upcasting {path}")
+    return {name: as_float32(array) if name in upcast else array for name, array in stored.items()}
 
 
 # ---- GGUF ----
@@ -83,29 +147,33 @@ def read_gguf(path, config):
     try:
         from gguf import GGUFReader, dequantize
     except ImportError:
-        raise Error(
-            f'{path} needs the package gguf to be read. Run: pip install "minivl[bench]", or pip install gguf.'
-        ) from None
+        raise Error(f"{path} needs the package gguf to be read. Run: pip install gguf") from None
     if not path.is_file():
-        raise Error(f"{path} does not exist.")
+        raise Error(f"{path} does not exist. Give the .gguf files that the port loads.")
     try:
         tensors = GGUFReader(str(path)).tensors
     except Exception as cause:  # the package raises whatever a damaged file leads it to
-        raise Error(f"{path} is not a GGUF file that the package gguf can read ({cause!r:.200}).") from None
+        raise Error(
+            f"{path} is not a GGUF file that the package gguf can read ({cause!r:.200}). Download or convert it again."
+        ) from None
+    check_upcast(sum(4 * int(tensor.n_elements) for tensor in tensors), None, f"turning {path} back into float32")
     names, arrays, parts = decoder_names(config), {}, {}
     for tensor in tensors:
+        if tensor.name in BUFFERS:
+            continue
         try:
             values = np.asarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
         except NotImplementedError:
             kind = tensor.tensor_type.name
             raise Error(
-                f"{path}: {tensor.name} is of type {kind}, which the package gguf does not turn back into numbers."
+                f"{path}: {tensor.name} is of type {kind}, which the package gguf does not turn back into numbers. Convert to "
+                "another type."
             ) from None
         values = values.reshape([int(size) for size in reversed(tensor.shape)])
         if tensor.name in names:
             arrays[names[tensor.name]] = values
-        elif tensor.name not in BUFFERS:
-            name, part = tower_name(tensor.name, path)
+        else:
+            name, part = name_part(tensor.name, config, path)
             parts.setdefault(name, {})[part] = values
     return arrays | {name: join_parts(name, made, path) for name, made in parts.items()}
 
@@ -119,15 +187,23 @@ def decoder_names(config):
     return {table.get_name(name, try_suffixes=(".weight", ".bias")): name for name in ours}
 
 
-def tower_name(name, path):
+def name_part(name, config, path):
     """(the checkpoint's name, number of the part): q, k and v are parts of qkv, the frames of the patch embedding's kernel."""
     if name in PATCHES:
         return "visual.patch_embed.proj.weight", PATCHES[name]
+    layer = re.match(r"blk\.(\d+)\.", name)
+    if layer and int(layer[1]) >= config.text.num_hidden_layers:
+        raise Error(
+            f"{path} has a layer {layer[1]}, and the model has {config.text.num_hidden_layers} layers. Give --model (model=) "
+            "the checkpoint that was converted."
+        )
     stem, _, kind = name.rpartition(".")
     number = re.fullmatch(r"v\.blk\.(\d+)\..*", stem)
     general = f"v.blk.{{i}}.{stem.split('.', 3)[3]}" if number else stem
     if general not in TOWER or kind not in ("weight", "bias"):
-        raise Error(f"{path} holds {name}, which is no weight of Qwen2.5-VL in llama.cpp. Is it a file of this model?")
+        raise Error(
+            f"{path} holds {name}, which is no weight of Qwen2.5-VL in llama.cpp. Give the decoder or the mmproj of this model."
+        )
     own, _, part = TOWER[general].partition(" ")
     return f"{own.format(i=number[1]) if number else own}.{kind}", int(part or 0)
 
@@ -137,4 +213,6 @@ def join_parts(name, parts, path):
     if sorted(parts) != list(range(wanted)):
         raise Error(f"{path} holds {len(parts)} of the {wanted} parts of {name}. Convert the checkpoint again.")
     parts = [parts[i] for i in range(wanted)]
+    if len({part.shape[1:] for part in parts}) > 1 or "patch_embed" in name and parts[0].shape != parts[1].shape:
+        raise Error(f"{path}: the parts of {name} have shapes that do not fit together. Convert the checkpoint again.")
     return np.stack(parts, axis=2) if "patch_embed" in name else np.concatenate(parts)

@@ -77,7 +77,11 @@ def verdict(comparison):
         worst = max((row.error for row in comparison.compared), default=0.0)
         count = f"{len(comparison.compared)} tensors"
         count = count if comparison.covered else f"the {count} that were compared"
-        return [*lines, *answers(comparison), f"No difference in {count}; largest error {worst:.1e}."]
+        worst = f"largest error {worst:.1e}"
+        if comparison.own_weights:
+            alone = max((row.local for row in comparison.compared if not math.isnan(row.local)), default=0.0)
+            worst = f"with their own weights every stage is right, largest error alone {alone:.1e}"
+        return [*lines, *answers(comparison), f"No difference in {count}; {worst}."]
     lines.append(f"First difference: {comparison.first.name} ({comparison.first.status})")
     if comparison.before is not None:
         lines.append(f"Last that agrees before it: {comparison.before.name}")

@@ -131,7 +131,7 @@ def add_faint_mistakes(comparison, evidence):
             causes = find_causes(step, evidence.limit, (of_the_stage,))
         if is_made_by(row.name, "norm"):
             causes = causes or (find_faint_eps(step) if row.status == OK else [])
-        if not causes and row.status == CLOSE and evidence.local is not None:
+        if not causes and row.status == CLOSE and evidence.local is not None and evidence.local.arithmetic != "float32":
             causes = find_faint(step, FAINT)
         if causes:
             return comparison.replace_row(row, with_causes(replace(row, status=DIFF), causes))

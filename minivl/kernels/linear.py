@@ -8,7 +8,7 @@ under way and each value of x is read once for all of them:
 
     one row of x     4 rows of W        several     3 rows of W times 4 of x, the sums of which fit into the registers
 
-A row of x gives the same bits alone and among up to FEW others.
+A row of x gives the same bits alone and among others, up to FEW rows in all.
 No weight is ever copied to float32 as a whole; upcasting a bfloat16 is exact (bfloat16.py).
 """
 
@@ -20,7 +20,7 @@ from minivl.kernels.few_rows import dot_products
 from minivl.kernels.jit_cache import CACHE
 from minivl.kernels.matmul import matmul_numba
 
-FEW = 32  # most rows for which that is so: with more, the tiles of matmul.py are faster
+FEW = 32  # most rows for which that is so: with more, the tiles of matmul.py are faster (amx.py takes 16 and more)
 PANEL = 1024  # rows of W that the reference upcasts at a time: 8 MB of float32 at 2,048 columns
 
 

@@ -285,6 +285,23 @@ def test_llama_cpp_is_explained_to_the_last_row(right):
         assert found[name].status == "DIFF" and found[name].causes[0].name == cause, f"\n{found}"
 
 
+def test_an_error_of_the_last_row_is_not_hidden_by_a_large_first_row(right):
+    """As in real models, whose first token has the largest activations; theirs has the last row of the last layer alone."""
+    vlm, inputs, _ = right
+    weights = random_weights(vlm.config)
+    weights["model.embed_tokens.weight"][int(inputs.input_ids[0])] *= 100
+    large = VLM(vlm.config, Weights(weights), vlm.kernels)
+    trace = dict(large.trace(inputs, max_new_tokens=1))
+    last = f"model.layers.{vlm.config.text.num_hidden_layers - 1}"
+    port = {name: np.array(trace[name]) for name in trace if is_block(name)}
+    assert np.abs(port[last][0]).max() > 20 * np.abs(port[last][-1]).max()
+    assert compare(trace, port | {last: port[last][-1:]}, model=large).ok
+    wrong = port[last][-1:].copy()
+    wrong[0, 3] += 1e-3 * np.abs(wrong).max()
+    found = compare(trace, port | {last: wrong}, model=large)
+    assert found.first is not None and found.first.name == last, f"\n{found}"
+
+
 @pytest.mark.parametrize(
     "kind, recorded", [("bfloat16", "everything"), ("float16", "everything"), ("float16", "modules")]
 )

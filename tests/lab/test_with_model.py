@@ -18,7 +18,8 @@ from minivl.stream import run
 MODEL = {number: exercise for number, exercise in all_exercises().items() if exercise.uses_model}
 FUNCTIONS = {name: value for path in sorted(FOLDER.glob("*.py")) for name, value in solutions(path.stem).items()}
 MEASURED = (
-    inside.shares, inside.right_without, inside.without_all, inside.recovered, inside.order_effect, pixels.tasks_changed,
+    inside.shares, inside.right_without, inside.without_all, inside.recovered, inside.order_effect, inside.shares_of_all_rows,
+    pixels.tasks_changed,
 )  # fmt: skip
 TOLD = {  # what is said of the model's behaviour, as it was measured
     "03.3": "its box moves by", "03.4": "The count falls by one in", "09.1": "of the last token's attention",
@@ -102,6 +103,7 @@ def made_up(vlm):
         0,
         np.array([[1, 0], [1, 0], [0.9, 0.1], [0, 1], [0, 1], [0, 1.0]]),
         (3, 1),
+        np.eye(30)[3 * 6 + 3].reshape(5, 6),
     )
     with pytest.MonkeyPatch.context() as patch:
         for name, count in (("SCENES", 2), ("PAIRS", 1), ("FILMS", 5)):
@@ -126,6 +128,7 @@ ANSWERS = [  # (exercise, answer, mistake), of the made-up measurements
     ("09.1", (0, 2), "counted from 1"),
     ("09.1", (1, 0), "exchanged"),
     ("09.1", (1, 5), "the second"),
+    ("09.1", (3, 3), "all rows"),
     ("10.1", [1, 2, 0], None),
     ("10.1", [2, 2, 2], "nothing depends on them"),
     ("10.1", [0, 0, 0], "all depend on them"),

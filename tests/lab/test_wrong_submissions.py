@@ -106,6 +106,8 @@ WRONG = {  # family: (function, text of the solution, what a student wrote, name
          "return np.tile(np.arange(len(input_ids)), (3, 1)), np.array([0])", "1-D positions"),
         ("prompt_positions", "(t, h // 2, w // 2)", "(t, w // 2, h // 2)", "height and width swapped"),
         ("prompt_positions", "next(seconds)", "int(next(seconds))", "truncated second_per_grid"),
+        ("prompt_positions", "next(seconds) * config.vision.tokens_per_second",
+         "int(next(seconds) * config.vision.tokens_per_second)", "step cut"),
         ("prompt_positions", "next(seconds) * config.vision.tokens_per_second", "1.0", "time in frames"),
         ("prompt_positions", "np.array([start - len(input_ids)])", "np.array([start])", "wrong rope delta"),
         ("prompt_positions", "np.array([start - len(input_ids)])", "np.array([0])", "wrong rope delta"),
