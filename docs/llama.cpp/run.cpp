@@ -8,8 +8,10 @@
 
 // embeds [T, D]: the prompt's embeddings, in which the rows of each image are replaced by what mtmd makes of it
 // pos [4, T]: M-RoPE positions, the fourth 0;  rgb, sides: the images one after the other, and width, height of each
+// rows [count]: of embeds, those of image tokens
+// returns 0, or where it failed: 1 decoder file, 2 contexts, 3 an image, 4 the tower, 5 decoding, 6 another number of image tokens
 extern "C" int record(const char * text, const char * mmproj, float * embeds, const int * pos, int T, int D, const unsigned char * rgb,
-                      const int * sides, int images, const int * rows, const char * out) {
+                      const int * sides, int images, const int * rows, int count, const char * out) {
     minivl::recording tensors;
     llama_model_params model_params = llama_model_default_params();
     model_params.n_gpu_layers = 0;
@@ -40,10 +42,13 @@ extern "C" int record(const char * text, const char * mmproj, float * embeds, co
             if (mtmd_input_chunk_get_type(chunk) != MTMD_INPUT_CHUNK_TYPE_IMAGE) continue;
             if (mtmd_encode_chunk(vision, chunk)) return 4;
             const float * features = mtmd_get_output_embd(vision);
+            count -= mtmd_input_chunk_get_n_tokens(chunk);
+            if (count < 0) return 6;
             for (size_t row = 0; row < mtmd_input_chunk_get_n_tokens(chunk); row++)
                 std::memcpy(embeds + (size_t) *rows++ * D, features + row * D, D * sizeof(float));
         }
     }
+    if (count) return 6;
     llama_seq_id zero = 0;
     std::vector<int> ones(T, 1);
     std::vector<llama_seq_id *> sequences(T, &zero);
