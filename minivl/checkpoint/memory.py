@@ -66,7 +66,13 @@ def resident_memory():
         return None
 
 
-def check_upcast(needed, memory_limit, why):
+STORED = (
+    'Weights as they are stored (weights="bfloat16", of a bfloat16 or float32 checkpoint) are mapped from the file, and only '
+    "those in use have to be in memory."
+)
+
+
+def check_upcast(needed, memory_limit, why, advice=STORED):
     """Check that so many bytes of upcast weights fit, which stay in memory."""
     if memory_limit is None:
         free = available_memory()
@@ -74,7 +80,5 @@ def check_upcast(needed, memory_limit, why):
         free = parse_bytes(memory_limit, "memory_limit") - (resident_memory() or 0)
     if free is not None and needed > max(free, 0):
         raise Error(
-            f"{why} takes {format_bytes(needed)} of memory, and {format_bytes(max(free, 0))} are free for it. Weights as they "
-            'are stored (weights="bfloat16", of a bfloat16 or float32 checkpoint) are mapped from the file, and only those in '
-            "use have to be in memory."
+            f"{why} takes {format_bytes(needed)} of memory, and {format_bytes(max(free, 0))} are free for it. {advice}"
         )

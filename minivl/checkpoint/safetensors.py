@@ -128,7 +128,10 @@ def parse_entry(path, name, entry, dtypes):
     if not valid:
         raise Error(f"{path}: the header's entry for {name} is damaged. Download the file again.")
     if code not in dtypes:
-        raise Error(f"{path}: {name} is stored as {code}; minivl reads {', '.join(dtypes)}, no quantised weights.")
+        raise Error(
+            f"{path}: {name} is stored as {code}; minivl reads {', '.join(dtypes)}, no quantised weights. Turn them back into "
+            "one of these first."
+        )
     if len(shape) > MOST_AXES:
         raise Error(f"{path}: {name} has {len(shape)} axes; NumPy has at most {MOST_AXES}. Download the file again.")
     dtype = np.dtype(dtypes[code])

@@ -22,7 +22,7 @@ OPTIONS = (
     (
         "--weights FILE",
         list,
-        "the weights that THEIRS computed with, if these are quantised: each stage is judged with them. .gguf of any type, or "
+        "the weights that THEIRS computed with, if these are quantised: each stage is judged with them. .gguf, or "
         ".safetensors with them turned back into float32, float16 or bfloat16; may be given several times",
     ),
     ("--no-model", bool, "judge by the recordings alone"),

@@ -3,13 +3,14 @@
     model, note = with_port_weights(model, ["decoder-Q4_K_M.gguf", "mmproj-Q8_0.gguf"])
 
 A .safetensors file has the checkpoint's names, and numbers, not codes. A GGUF file, of llama.cpp's decoder or tower (mmproj),
-is turned back into float32 by the package `gguf`, which knows all of its types; it takes four bytes for each weight.
+is turned back into float32 by the package `gguf`, which knows nearly all of its types; it takes four bytes for each weight.
 
 What a conversion does wrong would be right with its own weights: a weight that is further from the model's than
-quantisation takes it is an error.
+quantisation takes it is an error. Vectors (norms, biases) are not quantised.
 """
 
 import copy
+import math
 import os
 import re
 from pathlib import Path
@@ -18,7 +19,17 @@ import numpy as np
 
 from minivl.checkpoint.memory import check_upcast
 from minivl.checkpoint.parameters import parameter_shapes
-from minivl.checkpoint.weights import HEAD, TABLE, Weights, as_float32, find_files, read_files, resolve_tied_head
+from minivl.checkpoint.weights import (
+    HEAD,
+    ROWS,
+    TABLE,
+    Weights,
+    as_float32,
+    find_files,
+    is_upcast,
+    read_files,
+    resolve_tied_head,
+)
 from minivl.errors import Error
 from minivl.helpers import did_you_mean
 
@@ -38,7 +49,9 @@ TOWER = {  # llama.cpp's names of the tower, without .weight and .bias; {i} is t
 }
 PATCHES = {"v.patch_embd.weight": 0, "v.patch_embd.weight.1": 1}  # of the first frame of a pair, of the second
 BUFFERS = ("rope_freqs.weight",)
-FURTHEST = 0.4  # relative root mean square: two bits a weight are about 0.3 away from what they stand for
+# relative root mean square: three values a weight (TQ1_0) are 0.81 from Gaussian ones, bfloat16 0.002; another matrix is 1.4
+FURTHEST_MATRIX, FURTHEST_VECTOR = 0.9, 0.01
+ADVICE = "Give fewer files at a time, or compare on a machine with more memory."
 
 
 def with_port_weights(model, paths):
@@ -46,7 +59,7 @@ def with_port_weights(model, paths):
 
     paths   .safetensors files or folders, or .gguf files; of weights that no file has, the model's stay
     Raises Error for a file that cannot be read, and for a weight that is none of the model's, has another shape or is further
-    from the model's than FURTHEST.
+    from the model's than quantisation takes it.
     """
     expected, given = parameter_shapes(model.config), {}
     own = {name: model.weights[name] for name in model.weights.names()}
@@ -69,11 +82,11 @@ def with_port_weights(model, paths):
         raise Error(
             f"{files}: none of the model's {len(expected)} weights is in it. Give the files that the port loads."
         )
-    off = {name: distance(given[name], own[name]) for name in names}
-    far = max(off, key=off.get)
+    off = {name: relative_error(given[name], own[name]) for name in names}
     for name in names:
-        if not off[name] <= FURTHEST:
+        if not off[name] <= (FURTHEST_MATRIX if own[name].ndim > 1 else FURTHEST_VECTOR):
             raise Error(too_far(name, given[name], off[name], own, files))
+    far = max(off, key=off.get)
     other = copy.copy(model)
     other.weights = Weights(own | given)
     note = (
@@ -96,26 +109,24 @@ def check_weight(name, array, own, path):
         )
 
 
-def distance(theirs, ours):
-    """Root mean square of the difference over that of ours; NaN if theirs is not finite."""
-    theirs, ours = as_numbers(theirs), as_numbers(ours)
-    size = float(np.sqrt(np.mean(np.square(ours), dtype=np.float64)))
-    with np.errstate(invalid="ignore", over="ignore"):
-        off = float(np.sqrt(np.mean(np.square(theirs - ours), dtype=np.float64)))
-    return off / size if size else 0.0 if off == 0 else np.inf
-
-
-def as_numbers(array):
-    return as_float32(array) if array.dtype != np.float32 else array
+def relative_error(theirs, ours):
+    """Root mean square of the difference over that of ours; NaN or infinite if theirs is not finite. Some rows at a time."""
+    off = size = 0.0
+    for at in range(0, len(ours), ROWS):
+        x, y = (as_float32(array[at : at + ROWS]).reshape(-1) for array in (ours, theirs))
+        with np.errstate(invalid="ignore", over="ignore"):
+            y -= x
+            off, size = off + float(np.dot(y, y)), size + float(np.dot(x, x))
+    return math.sqrt(off / size) if size else 0.0 if off == 0 else math.inf
 
 
 def too_far(name, array, off, own, files):
     """Why a weight is not the model's, and which of its layer it is like."""
-    layer = name.rpartition(".mlp.")[0] or name.rpartition(".self_attn.")[0] or name.rpartition(".attn.")[0]
-    others = [n for n in own if layer and n.startswith(layer) and n != name and own[n].shape == array.shape]
-    near = next((n for n in others if distance(array, own[n]) <= FURTHEST), None)
-    like = f" It is the model's {near}." if near else ""
-    how = f"is {off:.0%} away from the model's" if np.isfinite(off) else "has NaN or infinite values"
+    layer = re.match(r".*?\.\d+\.", name)
+    others = [n for n in own if layer and n.startswith(layer[0]) and n != name and own[n].shape == array.shape]
+    near = [n for n in others if relative_error(array, own[n]) <= FURTHEST_MATRIX]
+    like = f" It is like the model's {near[0]}." if near else ""
+    how = f"is {off:.0%} away from the model's" if math.isfinite(off) else "has NaN or infinite values"
     return (
         f"{files}: {name} {how}, which no quantisation explains.{like} Is it converted from this checkpoint, and each weight "
         "under its own name? Without weights, compare shows what it does."
@@ -128,14 +139,9 @@ def read_checkpoint(path):
         raise Error(f"{path} does not exist. Give a .safetensors file, a folder with one, or a .gguf file.")
     if path.is_dir() and not any(path.glob("*.safetensors*")) and (files := sorted(path.glob("*.gguf"))):
         raise Error(f"{path} is a folder. Give its files one by one: {', '.join(file.name for file in files[:5])}.")
-    try:
-        stored = read_files(find_files(path))
-    except Error as error:
-        raise Error(
-            f"{error} (Of a port, weights= takes numbers: turn quantised ones back into float32 first.)"
-        ) from None
-    upcast = {name for name, array in stored.items() if array.ndim == 1 or array.dtype == np.float16}
-    check_upcast(sum(4 * stored[name].size for name in upcast), None, f"upcasting {path}")
+    stored = read_files(find_files(path))
+    upcast = {name for name, array in stored.items() if is_upcast(array, "bfloat16")}
+    check_upcast(sum(4 * stored[name].size for name in upcast), None, f"upcasting {path}", ADVICE)
     return {name: as_float32(array) if name in upcast else array for name, array in stored.items()}
 
 
@@ -156,7 +162,9 @@ def read_gguf(path, config):
         raise Error(
             f"{path} is not a GGUF file that the package gguf can read ({cause!r:.200}). Download or convert it again."
         ) from None
-    check_upcast(sum(4 * int(tensor.n_elements) for tensor in tensors), None, f"turning {path} back into float32")
+    check_upcast(
+        sum(4 * int(tensor.n_elements) for tensor in tensors), None, f"turning {path} back into float32", ADVICE
+    )
     names, arrays, parts = decoder_names(config), {}, {}
     for tensor in tensors:
         if tensor.name in BUFFERS:

@@ -11,7 +11,7 @@ import minivl
 from minivl.checkpoint.weights import Weights, as_float32
 from minivl.cli import main
 from minivl.compare.comparison import compare
-from minivl.compare.port_weights import with_port_weights
+from minivl.compare.port_weights import FURTHEST_MATRIX, relative_error, with_port_weights
 from minivl.errors import Error
 from minivl.tiny import CHECKPOINT, scene
 from minivl.vlm import VLM
@@ -59,6 +59,16 @@ def test_of_weights_that_were_not_given_the_models_stay(quantised, tmp_path):
     assert all(other.weights[n] is vlm.weights[n] for n in vlm.weights.names() if n != name)
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "TQ1_0"])
+def test_coarse_types_are_quantisation(kind):
+    """Four bits, and three values a weight: further from the model's, and still nearer than another matrix."""
+    gguf = pytest.importorskip("gguf")
+    kind, rng = gguf.GGMLQuantizationType[kind], np.random.default_rng(0)
+    ours, other = rng.standard_normal((2, 64, 512)).astype(np.float32)
+    theirs = gguf.dequantize(gguf.quantize(ours, kind), kind)
+    assert relative_error(theirs, ours) < FURTHEST_MATRIX < relative_error(other, ours)
+
+
 def test_a_tied_head_follows_its_table(tmp_path):
     vlm = small_model("numpy", tie_word_embeddings=True)
     table = quantise(vlm.weights["model.embed_tokens.weight"])
@@ -76,7 +86,14 @@ def test_a_tied_head_follows_its_table(tmp_path):
         ({"model.layers.0.mlp.up.weight": np.zeros((80, 48))}, "is no weight of this model. Did you mean"),
         ({}, "none of the model's .* weights is in it"),
         ({"model.norm.weight": np.full(48, np.nan)}, "has NaN or infinite values"),
-        ({"model.norm.weight": np.zeros(48)}, "is 100% away from the model's, which no quantisation explains"),
+        (
+            {"model.norm.weight": np.full(48, 1.1)},
+            "model.norm.weight is .*% away from the model's, which no quantisation",
+        ),
+        (
+            {"model.layers.0.mlp.up_proj.weight": np.zeros((80, 48))},
+            "is 100% away from the model's, which no quantisation explains",
+        ),
         ({"model.norm.weight": np.zeros(7)}, r"model.norm.weight is \[7\], and the model's is \[48\]"),
     ],
 )
@@ -92,7 +109,7 @@ def test_exchanged_weights_do_not_pass(quantised, tmp_path):
     vlm = quantised[0]
     gate, up = (f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up"))
     save_file({gate: quantise(vlm.weights[up]), up: quantise(vlm.weights[gate])}, tmp_path / "port.safetensors")
-    with pytest.raises(Error, match=f"{gate} is 1..% away .* It is the model's {up}"):
+    with pytest.raises(Error, match=f"{gate} is 1..% away .* It is like the model's {up}"):
         with_port_weights(vlm, [tmp_path / "port.safetensors"])
 
 
@@ -110,7 +127,7 @@ def test_weights_need_a_model_and_are_files(quantised, tmp_path, capsys):
     with pytest.raises(Error, match="Give its files one by one: decoder.gguf"):
         compare(ours, port, model=vlm, weights=tmp_path)
     save_file({"model.norm.weight": np.zeros(48, dtype=np.int8)}, tmp_path / "codes.safetensors")
-    with pytest.raises(Error, match="turn quantised ones back into float32 first"):
+    with pytest.raises(Error, match="stored as I8; .* Turn them back into one of these first"):
         compare(ours, port, model=vlm, weights=tmp_path / "codes.safetensors")
     assert (
         main(["compare", "a", "b", "--no-model", "--weights", "c"]) == 1
@@ -175,6 +192,10 @@ def write_tower(path, weights, kind=None, leave_out=()):
                 writer.add_tensor(there, gguf.quantize(part, kind), raw_dtype=kind)
             elif there not in leave_out:
                 writer.add_tensor(there, part)
+    write(writer)
+
+
+def write(writer):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -223,8 +244,16 @@ def test_a_file_that_lacks_a_part_is_refused(tmp_path, leave_out, message):
         with_port_weights(vlm, [path])
 
 
+def write_tensor(path, name, array):
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_tensor(name, array)
+    write(writer)
+
+
 def test_files_that_are_no_gguf_of_this_model_are_refused(tmp_path):
-    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("gguf")
     from minivl.bench.gguf import write_gguf
 
     vlm = minivl.load(backend="numpy")
@@ -233,14 +262,12 @@ def test_files_that_are_no_gguf_of_this_model_are_refused(tmp_path):
         with_port_weights(vlm, [tmp_path / "a.gguf"])
     with pytest.raises(Error, match="does not exist"):
         with_port_weights(vlm, [tmp_path / "b.gguf"])
-    writer = gguf.GGUFWriter(tmp_path / "c.gguf", "clip")
-    writer.add_tensor("v.blk.0.cross_attn.weight", np.zeros((4, 4), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_tensor(tmp_path / "c.gguf", "v.blk.0.cross_attn.weight", np.zeros((4, 4), np.float32))
     with pytest.raises(Error, match="no weight of Qwen2.5-VL in llama.cpp"):
         with_port_weights(vlm, [tmp_path / "c.gguf"])
+    write_tensor(tmp_path / "e.gguf", "v.post_ln.weight", np.zeros(128, np.int8))
+    with pytest.raises(Error, match="v.post_ln.weight is of type I8, which .* Convert to another type"):
+        with_port_weights(vlm, [tmp_path / "e.gguf"])
     write_gguf(CHECKPOINT, tmp_path / "d.GGUF")
     with pytest.raises(Error, match="has a layer 3, and the model has 3 layers"):
         with_port_weights(small_model("numpy"), [tmp_path / "d.GGUF"])

@@ -106,6 +106,9 @@ def act(step):
     yield "no gate", "it is up_proj: the gate is missing", up
 
 
+FLIPPED = 0.001  # share of the values of a table that may be rounded the other way
+
+
 def merger_act(step):
     x = step.near("0").astype(np.float64)
     yield RIGHT, "", gelu_numpy(x)
@@ -141,9 +144,6 @@ def gelu_of_a_table(x, theirs):
     off = np.abs(made - theirs)
     flipped = (off > 0) & (off <= np.abs(np.spacing(table)).astype(np.float64))
     return np.where(flipped, theirs, made) if flipped.mean() <= FLIPPED else made
-
-
-FLIPPED = 0.001
 
 
 def attn_residual(step):
