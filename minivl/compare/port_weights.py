@@ -100,11 +100,11 @@ def check_weight(name, array, own, path):
         number = re.search(r"\.(?:layers|blocks)\.(\d+)\.", name)
         why = did_you_mean(name, own)
         if number and re.sub(r"\.\d+\.", ".0.", name, count=1) in own:
-            why = f" It has no number {number[1]}: give --model (model=) the checkpoint that was converted."
+            why = f" It has no number {number[1]}: give model= the checkpoint that was converted."
         raise Error(f"{path} holds {name}, which is no weight of this model.{why}")
     if array.shape != own[name].shape:
         raise Error(
-            f"{path}: {name} is {list(array.shape)}, and the model's is {list(own[name].shape)}. Give --model (model=) the "
+            f"{path}: {name} is {list(array.shape)}, and the model's is {list(own[name].shape)}. Give model= the "
             "checkpoint that was converted."
         )
 
@@ -202,7 +202,7 @@ def name_part(name, config, path):
     layer = re.match(r"blk\.(\d+)\.", name)
     if layer and int(layer[1]) >= config.text.num_hidden_layers:
         raise Error(
-            f"{path} has a layer {layer[1]}, and the model has {config.text.num_hidden_layers} layers. Give --model (model=) "
+            f"{path} has a layer {layer[1]}, and the model has {config.text.num_hidden_layers} layers. Give model= "
             "the checkpoint that was converted."
         )
     stem, _, kind = name.rpartition(".")
