@@ -31,7 +31,7 @@ PAUSE = 0.05  # seconds before a measurement, in which the threads of other prog
 READ = 1 << 30  # bytes to read: much more than any cache
 TRIES = 3  # of each way to read
 SIDE = 2048  # of the matrices to multiply
-LIMITS = {"read": READ, "sgemm": 2 * SIDE**3}  # bytes, and operations
+LIMITS = {"read": READ, "sgemm": 2 * SIDE**3, "fma": 2 * SIDE**3}  # bytes, and operations
 THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -101,14 +101,16 @@ def time_stage(stage, after=None):
 
 
 class Limits:
-    """Limits of the machine: "read" READ bytes of memory, "sgemm" multiply two float32 matrices [SIDE, SIDE].
+    """Limits of the machine: "read" READ bytes of memory, "sgemm" multiply two float32 matrices [SIDE, SIDE] with NumPy,
+    "fma" multiply and add as often in registers.
 
     Memory is read in the fastest of several ways, tried out at the start: one stream or several at once, small or large pages.
     """
 
     def __init__(self):
-        from minivl.kernels.speeds import READERS
+        from minivl.kernels.speeds import READERS, multiply_add
 
+        self.multiply_add = multiply_add
         rng = np.random.default_rng(0)
         ways = [(read, words) for words in memory_to_read() for read in READERS]
         self.sum, self.words = min(ways, key=lambda way: min(time_call(*way) for _ in range(TRIES + 1)))
@@ -117,8 +119,18 @@ class Limits:
 
     def run(self, name):
         began = time.perf_counter()
-        result = self.sum(self.words) if name == "read" else np.matmul(self.a, self.b, out=self.product)
-        return time.perf_counter() - began, np.ravel(result)[:1]
+        result = getattr(self, name)()
+        seconds = time.perf_counter() - began
+        return seconds * (LIMITS["fma"] / result if name == "fma" else 1), np.ravel(result)[:1]
+
+    def read(self):
+        return self.sum(self.words)
+
+    def sgemm(self):
+        return np.matmul(self.a, self.b, out=self.product)
+
+    def fma(self):
+        return self.multiply_add(LIMITS["fma"])
 
 
 def memory_to_read():

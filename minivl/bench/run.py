@@ -3,13 +3,15 @@
     report = bench("3B-layers", rounds=5)            # a dict of plain values, every single time included
     print(table(report))                             # report.py
 
-A round measures the machine's limits (reading memory, multiplying float32 matrices) and then every program on every
-workload in turn, in reverse in every other round, so that a machine that gets slower does so for all. The first round warms up
-and is not counted; nor is, in each turn, a first run of less than a second. The least time for a workload is
+A round measures the machine's limits (reading memory, NumPy's float32 matrix product, multiply-adds in registers) and then
+every program on every workload in turn, in reverse in every other round, so that a machine that gets slower does so for all.
+The first round warms up and is not counted; nor is, in each turn, a first run of less than a second. The least time for a
+workload is
 
-    max(operations / sgemm, bytes of weights / read)     the "roofline"; workloads.py says what is counted
+    max(operations / arithmetic, bytes of weights / read)     the "roofline"; workloads.py says what is counted
 
-and minivl's share of the limit is that time over its own. A peer with bfloat16 arithmetic has another limit than sgemm.
+where arithmetic is NumPy's product ("sgemm") or the multiply-adds ("fma"), whichever is faster, and minivl's share of the limit
+is that time over its own. A peer with bfloat16 arithmetic has another limit.
 """
 
 import contextlib
@@ -202,13 +204,14 @@ def row(config, workload, program, limits, times, results):
 
     times       a list per round; median and quartiles are over all of them
     ratio       median over minivl's
-    bound       the limit that takes longer: "read" or "sgemm"
+    bound       the limit that takes longer: "read", or of "sgemm" and "fma" the faster one
     share       of that limit; None for other programs than minivl
     difference  largest difference of the first result from minivl's, over minivl's largest value
     """
     name, size = workload.name, PEERS[program].size if program in PEERS else 2
     low, median, high = quartiles(times[name, program])
-    costs = {"sgemm": operations(config, workload), "read": weight_bytes(config, workload, size)}
+    arithmetic = max(("sgemm", "fma"), key=lambda limit: limits[limit]["rate"])
+    costs = {arithmetic: operations(config, workload), "read": weight_bytes(config, workload, size)}
     least = {limit: cost / limits[limit]["rate"] for limit, cost in costs.items()}
     bound = max(least, key=least.get)
     ours = results[name, OURS]
@@ -218,7 +221,7 @@ def row(config, workload, program, limits, times, results):
         "median": median,
         "quartiles": [low, high],
         "ratio": median / quartiles(times[name, OURS])[1],
-        "operations": costs["sgemm"],
+        "operations": costs[arithmetic],
         "weight_bytes": costs["read"],
         "bound": bound,
         "rate": costs[bound] / median,

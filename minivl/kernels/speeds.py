@@ -1,10 +1,11 @@
-"""How fast the machine can read memory: the limit of everything that uses each number once, decoding above all.
+"""How fast the machine can read memory, and how fast it can multiply: the two limits of `minivl bench`.
 
     total = words[0] + words[1] + ...        an array much larger than the caches, all threads at once
+    sums += w * x                            in registers, w and x in the first-level cache, all threads at once
 
 Whole numbers are added, so that the order does not matter; the additions are far faster than the memory.
-`minivl bench` measures with the fastest of READERS, in memory with small and with large pages. The other limit, arithmetic, is
-NumPy's own float32 matrix product.
+`minivl bench` measures with the fastest of READERS, in memory with small and with large pages, and takes the arithmetic of
+`multiply_add` or of NumPy's own float32 matrix product, whichever is faster.
 
 `calibrate` measures the speeds of minivl's own kernels on this machine, for `minivl plan`.
 """
@@ -20,6 +21,7 @@ from minivl.kernels.attention import causal_attention_numba, segment_attention_n
 from minivl.kernels.jit_cache import CACHE
 from minivl.kernels.linear import linear_numba
 from minivl.kernels.norms import rms_norm_numba
+from minivl.kernels.tile import COLUMNS, ROWS, first_tile
 from minivl.kernels.warm_up import compile_kernels
 
 PIECE = 1 << 15  # words that a thread reads in one go: 256 KB, in one stream or in STREAMS at once
@@ -82,6 +84,37 @@ def _read_sum(words):
             subtotal += words[i]
         total += subtotal
     return total
+
+
+DEPTH = 128  # steps of k of a tile: its operands take half of a small first-level cache
+TURNS = 1000  # tiles that a thread multiplies in one go
+
+
+def multiply_add(operations):
+    """Multiply and add float32 about that many times over two, the register tile of matrix products alone: operations done.
+
+    Nothing is packed, upcast or written but the sums of a tile, so that a product can hardly be faster.
+    """
+    threads = numba.get_num_threads()
+    per_piece = 2 * ROWS * COLUMNS * DEPTH * TURNS
+    pieces = threads * max(1, round(operations / per_piece / threads))
+    _multiply_add(np.ones((DEPTH, ROWS), np.float32), np.ones((DEPTH, COLUMNS), np.float32), pieces)
+    return pieces * per_piece
+
+
+@numba.njit(parallel=True, cache=CACHE)
+def _multiply_add(w, x, pieces):
+    for _ in numba.prange(pieces):
+        _multiply_add_piece(w.copy(), x.copy())
+
+
+@numba.njit(cache=CACHE)
+def _multiply_add_piece(w, x):
+    sums = np.empty((ROWS, COLUMNS), dtype=np.float32)
+    at_w, at_x, at_sums = w.ctypes.data, x.ctypes.data, sums.ctypes.data
+    for _ in range(TURNS):
+        first_tile(at_w, 1, ROWS, at_x, COLUMNS, at_sums, DEPTH)
+    return sums[0, 0] + w[0, 0] + x[0, 0]  # subtle: an array that is used later is not freed before
 
 
 def calibrate(seconds=2.0):

@@ -6,6 +6,7 @@ import json
 import tracemalloc
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 from conftest import SMALL, random_weights, small_inputs, small_model
@@ -21,9 +22,10 @@ from minivl.checkpoint.parameters import parameter_shapes
 from minivl.checkpoint.weights import Weights
 from minivl.cli import main
 from minivl.errors import Error
-from minivl.kernels import choose
+from minivl.kernels import choose, speeds
 from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.kernels.speeds import READERS, read_sum_numpy
+from minivl.kernels.tile import COLUMNS, ROWS
 from minivl.stream import drive, run
 from minivl.vlm import VLM
 
@@ -71,7 +73,8 @@ def test_json_holds_everything(written):
         times = np.concatenate(one["times"])
         assert len(one["times"]) == 2 and times.min() <= low <= one["median"] <= high <= times.max()
         assert one["ratio"] == 1 and one["difference"] == 0 and one["share"] > 0
-        least = {"read": one["weight_bytes"], "sgemm": one["operations"]}
+        fastest = max(("sgemm", "fma"), key=lambda name: found["limits"][name]["rate"])
+        least = {"read": one["weight_bytes"], fastest: one["operations"]}
         least = {name: cost / found["limits"][name]["rate"] for name, cost in least.items()}
         assert one["bound"] == max(least, key=least.get)
         assert one["share"] == pytest.approx(least[one["bound"]] / one["median"])
@@ -145,7 +148,7 @@ def test_rounds_are_interleaved_and_the_first_is_not_counted():
     limits = Fake("limits", [], times=[9.0, 9.0, 1.0])
     of_limits, times, results, peaks = bench_run.run_rounds(limits, running, {}, {"decode": None}, 2)
     assert log == [OURS, "a", "b", "b", "a", OURS, OURS, "a", "b"]
-    assert of_limits == {"read": [[1.0], [1.0]], "sgemm": [[1.0], [1.0]]}
+    assert of_limits == {name: [[1.0], [1.0]] for name in ("read", "sgemm", "fma")}
     assert times == {("decode", name): [[1.0], [1.0]] for name in running}
     assert peaks == {name: 7 for name in running} and list(results) == list(times)
 
@@ -280,6 +283,18 @@ def test_limits_are_measured(monkeypatch):
     seconds, _ = limits.run("sgemm")
     assert seconds > 0
     np.testing.assert_allclose(limits.product, limits.a @ limits.b, rtol=1e-5)
+    seconds, done = limits.run("fma")
+    assert seconds > 0 and done[0] >= 2 * ROWS * COLUMNS
+
+
+def test_multiply_adds_are_counted():
+    """A tile of ones times ones sums DEPTH ones; the number of operations is near the one asked for, and whole pieces."""
+    piece = 2 * ROWS * COLUMNS * speeds.DEPTH * speeds.TURNS
+    for asked in (1, 10 * piece, 33 * piece):
+        done = speeds.multiply_add(asked)
+        assert done % piece == 0 and abs(done - asked) <= piece * numba.get_num_threads()
+    ones = np.ones((speeds.DEPTH, ROWS), np.float32), np.ones((speeds.DEPTH, COLUMNS), np.float32)
+    assert speeds._multiply_add_piece(*ones) == speeds.DEPTH + 2
 
 
 # ---- the random checkpoint ----
