@@ -75,8 +75,16 @@ def run_command(arguments):
         return 1
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser for which a wrong option is an error like any other: status 1. (2 is `minivl compare`'s "something differs".)"""
+
+    def error(self, message):
+        self.print_usage(sys.stderr)
+        self.exit(1, f"{self.prog}: {message}\n")
+
+
 def build_parser():
-    top = argparse.ArgumentParser(
+    top = Parser(
         "minivl", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subparsers = top.add_subparsers(required=True, title="commands", metavar="COMMAND")

@@ -210,3 +210,12 @@ def test_output_without_unicode(photo):
         capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT), **variables}, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0 and not run.stderr
+
+
+@pytest.mark.parametrize("arguments", [["compare", "--bogus"], ["nothing"], ["walk", "--scene", "no number"]])
+def test_a_wrong_option_is_an_error_like_any_other(arguments, capsys):
+    """Status 2 is that of `minivl compare` for recordings that differ."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 1
+    assert "usage: minivl" in capsys.readouterr().err
