@@ -81,6 +81,7 @@ def write_whole(path):
         partial = _create_partial(target)
     except OSError as cause:
         raise cannot_write(path, cause) from None
+    lock = _lock(partial)
     try:
         yield partial
         if mode is not None:
@@ -94,6 +95,8 @@ def write_whole(path):
             raise  # of another file that the block opened
         raise cannot_write(path, cause) from None
     finally:
+        if lock is not None:
+            lock.close()
         with suppress(OSError):
             partial.unlink(missing_ok=True)
 
@@ -125,7 +128,8 @@ def cannot_write(path, cause):
         advice = "Free some space, or give a file on another disk."
     elif cause.errno == errno.EISDIR:
         advice = "Give the name of a file."
-    reason = "its folder does not exist" if cause.errno == errno.ENOENT else cause.strerror or cause
+    missing = cause.errno == errno.ENOENT and not Path(os.path.realpath(path)).parent.is_dir()
+    reason = "its folder does not exist" if missing else cause.strerror or cause
     return Error(f"cannot write {path}: {reason}. {advice}")
 
 
@@ -161,14 +165,41 @@ def _writer():
 
 
 def _remove_leftovers(target):
-    """Remove partial files of the same path whose process, on this machine, is no more."""
+    """Remove partial files of the same path whose process, on this machine, is no more.
+
+    subtle: containers may share a folder and a host name and number their processes apart; a writer holds a lock, too.
+    """
     host = _writer().rpartition("-")[0]
     pattern = re.compile(rf"\.{re.escape(_short_name(target))}\.{host}-(\d+)-[0-9a-f]{{8}}\.partial")
     for name in os.listdir(target.parent):
         match = pattern.fullmatch(name)
-        if match and not _is_running(int(match[1])):
+        if match and not _is_running(int(match[1])) and not _is_locked(target.with_name(name)):
             with suppress(OSError):
                 os.unlink(target.with_name(name))
+
+
+def _lock(path):
+    """Open a file and lock it until it is closed: the file, None where the system has no such locks."""
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        file = open(path, "rb")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+
+
+def _is_locked(path):
+    """Whether another writer holds a lock on a file; False where the system has none."""
+    try:
+        import fcntl
+
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    return False
 
 
 def _is_running(pid):

@@ -44,7 +44,7 @@ from minivl.processing.media_cache import prepare_with_cache
 from minivl.processing.messages import IMAGE, VIDEO, build_messages, check_has_video, parse_prompts, user
 from minivl.processing.prepare import Processor, prepare
 from minivl.processing.tokenizer import Tokenizer
-from minivl.stream import drive, run
+from minivl.stream import drive, run, watch
 from minivl.trace.metadata import describe_run
 from minivl.trace.recorder import record
 from minivl.walk.walk import Walk
@@ -275,9 +275,10 @@ class VLM(Engine):
         if cache is None:  # a later turn may have a video
             check_has_video([prompt], prepare_options)
         kv_cache = self.new_cache() if cache is None else cache
-        with hold(kv_cache):
+        with hold(kv_cache) as check_held:
             inputs = yield from self.read(prompt, cache, **prepare_options)
-            sequence = yield from self.within_memory(self.generate(inputs, kv_cache, sampling, rng))
+            generating = self.within_memory(self.generate(inputs, kv_cache, sampling, rng))
+            sequence = yield from watch(generating, lambda name, tensor: check_held())
         return self.build_answer(sequence, has_text=not isinstance(prompt, Inputs))
 
     def use_compiled_kernels(self):
@@ -285,9 +286,11 @@ class VLM(Engine):
 
         Kernels that were changed since, by `with_parts` or a fault, stay: the compiled ones know nothing of the change.
         """
-        if self.compilation is not None and self.kernels is self.compilation.plain:
-            self.kernels = self.compilation.take()
-            self.compilation = self.compilation if self.kernels is self.compilation.plain else None
+        compilation = self.compilation  # subtle: another thread may set it to None meanwhile
+        if compilation is not None and self.kernels is compilation.plain:
+            kernels = compilation.take()
+            if kernels is not compilation.plain:
+                self.kernels, self.compilation = kernels, None
 
     def within_memory(self, stage):
         """The same stage; where the weights do not fit in memory, they are paged as its tensors pass."""
@@ -302,6 +305,9 @@ class VLM(Engine):
     def read(self, prompt, cache=None, **options):
         """Stage: messages -> validated `Inputs`. A prompt that is `Inputs` is validated alone."""
         if isinstance(prompt, Inputs):
+            given = [name for name, value in options.items() if value not in (None, False)]
+            if given:
+                raise Error(f"{' and '.join(given)}: for preparing messages; the prompt is Inputs, which are prepared.")
             return validate(prompt, self.config)
         return validate((yield from self.prepare(prompt, cache=cache, **options)), self.config)
 
@@ -343,7 +349,8 @@ class VLMWithParts(EngineWithParts, VLM):
 def hold(cache):
     """Keep other threads from a cache while an answer uses it: an Error there, where both answers would be wrong.
 
-    A thread may take over from its own earlier answer, or from one of a thread that has ended: it was abandoned half-way.
+    A thread may take over from its own earlier answer, or from one of a thread that has ended: it was abandoned half-way,
+    and if it goes on after all that is an Error. Yields a function that checks it.
     """
     holder = (current_thread(), object())
     with HOLDERS_LOCK:
@@ -354,8 +361,16 @@ def hold(cache):
                 "its turns one after the other."
             )
         HOLDERS[cache] = holder
+
+    def check_held():
+        if HOLDERS.get(cache) is not holder:
+            raise Error(
+                "a later answer has taken over the cache of this one, which cannot go on. Read an answer to its end before the "
+                "next turn, or give each conversation a cache of its own, vlm.new_cache()."
+            )
+
     try:
-        yield
+        yield check_held
     finally:
         with HOLDERS_LOCK:
             if HOLDERS.get(cache) is holder:

@@ -296,3 +296,15 @@ def test_user_cache(monkeypatch, tmp_path):
     monkeypatch.setattr("pwd.getpwuid", raise_key_error)  # a user without a home
     with pytest.raises(RuntimeError):
         user_cache()
+
+
+@POSIX
+def test_the_partial_file_of_a_writer_in_another_container_stays(tmp_path, monkeypatch):
+    """Containers that share a host name number their processes apart: there, the other's number may be nobody's."""
+    monkeypatch.setattr("minivl.helpers._is_running", lambda pid: False)
+    path = tmp_path / "run.json"
+    with write_whole(path) as first:
+        first.write_text("first")
+        write_json([1], path)
+        assert first.exists()
+    assert path.read_text() == "first" and partials(tmp_path) == []

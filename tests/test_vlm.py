@@ -1,5 +1,6 @@
 """The engine on a small random model: observation is neutral, caches are exact, backends agree, edits do what they say."""
 
+import copy
 import dataclasses
 import threading
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import small_inputs, small_model
 
+import minivl
 from minivl.errors import Error
 from minivl.model.engine import scatter
 from minivl.processing.inputs import Inputs
@@ -342,3 +344,55 @@ def test_a_cache_in_use_by_another_thread(vlm, inputs):
     abandoned = vlm.answer(inputs, cache)
     next(abandoned)
     assert len(vlm.trace(inputs, keep="lm_head", cache=cache)["lm_head"]) == 1  # the same thread takes over
+
+
+def test_an_answer_whose_cache_was_taken_over_cannot_go_on(vlm, inputs):
+    cache = vlm.new_cache()
+    first = vlm.answer(inputs, cache, max_new_tokens=3)
+    next(first)
+    record(vlm.answer(inputs, cache, max_new_tokens=1), keep="lm_head")
+    with pytest.raises(Error, match="a later answer has taken over the cache of this one"):
+        record(first, keep="lm_head")
+
+
+def test_options_of_preparing_do_not_go_with_inputs(vlm, inputs):
+    for options in ({"max_pixels": 784}, {"add_vision_id": True}):
+        with pytest.raises(Error, match=f"{next(iter(options))}: for preparing messages; the prompt is Inputs"):
+            vlm.trace(inputs, **options)
+    assert vlm.trace(inputs, keep="lm_head", max_pixels=None, add_vision_id=False).keys() == {"lm_head"}
+
+
+def test_inputs_of_text_alone_and_chunks_of_nothing(vlm):
+    text = Inputs(np.array([1, 2, 3]), None, None)
+    assert len(vlm.trace(text, keep="lm_head")["lm_head"]) == 1
+    vlm.prefill_chunk = 0
+    with pytest.raises(Error, match="prefill_chunk is 0; it must be a number of tokens"):
+        vlm.trace(text)
+    del vlm.prefill_chunk
+
+
+def test_two_threads_that_find_compiled_kernels_at_once():
+    """The first one changes to them; the second must not stumble over what is no longer there."""
+    vlm = minivl.load(backend="numpy")
+    plain, started, results = vlm.kernels, threading.Barrier(2), []
+
+    class Compilation:
+        def take(self):
+            started.wait()
+            return copy.copy(plain)
+
+    compilation = Compilation()
+    compilation.plain = plain
+    vlm.compilation = compilation
+
+    def use():
+        try:
+            vlm.use_compiled_kernels()
+            results.append("changed")
+        except Exception as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=use) for _ in range(2)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert results == ["changed"] * 2 and vlm.kernels is not plain and vlm.compilation is None

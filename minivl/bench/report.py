@@ -90,7 +90,9 @@ def draw(report, path):
         color="black",
         label=f"read {read / 1e9:.0f} GB/s, multiply-adds {highest / 1e9:.0f} GFLOP/s",
     )
-    axes.axhline(sgemm / 1e9, color="gray", linewidth=0.8, linestyle="--", label=f"sgemm of NumPy {sgemm / 1e9:.0f} GFLOP/s")
+    axes.axhline(
+        sgemm / 1e9, color="gray", linewidth=0.8, linestyle="--", label=f"sgemm of NumPy {sgemm / 1e9:.0f} GFLOP/s"
+    )
     for i, program in enumerate(dict.fromkeys(row["program"] for row in report["results"])):
         dots = [(row, at) for row, at in zip(report["results"], intensity) if row["program"] == program]
         speed = [row["operations"] / row["median"] / 1e9 for row, _ in dots]

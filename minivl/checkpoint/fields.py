@@ -15,7 +15,7 @@ from pathlib import Path
 from minivl.checkpoint.config_json import TEXT_OTHERS, TEXT_SIZES, VISION_ALIASES, VISION_OTHERS, VISION_SIZES, YARN
 from minivl.checkpoint.presets import TOKEN_IDS
 from minivl.errors import Error
-from minivl.helpers import did_you_mean
+from minivl.helpers import did_you_mean, object_in, read_json
 
 _TEXT = " ".join([*TEXT_SIZES, *TEXT_OTHERS, "layer_types tie_word_embeddings rope_theta rope_scaling rope_parameters"])
 _VISION = " ".join([*VISION_SIZES, *VISION_OTHERS, *VISION_ALIASES, "in_chans rope_parameters"])
@@ -47,12 +47,12 @@ OBEYED = {
     "rope": f"type rope_type rope_theta mrope_section original_max_position_embeddings truncate {' '.join(YARN)}",
     "preprocessor_config.json": f"{' '.join(PIXELS)} min_pixels max_pixels size",
     "video_preprocessor_config.json": " ".join(PIXELS),
-    "generation_config.json": "do_sample temperature top_k top_p repetition_penalty max_new_tokens eos_token_id",
+    "generation_config.json": "do_sample temperature top_k top_p repetition_penalty max_new_tokens max_length eos_token_id",
     "tokenizer_config.json": """chat_template added_tokens_decoder additional_special_tokens extra_special_tokens eos_token
         pad_token bos_token unk_token""",
 }
 NO_EFFECT = {
-    "config.json": _BOOKKEEPING,
+    "config.json": _BOOKKEEPING.replace(" model_type ", " "),
     "text_config": _BOOKKEEPING,
     "vision_config": f"{_BOOKKEEPING} spatial_patch_size",
     "rope": "",
@@ -66,7 +66,7 @@ NO_EFFECT = {
         return_dict_in_generate is_assistant num_assistant_tokens num_assistant_tokens_schedule
         assistant_confidence_threshold prompt_lookup_num_tokens max_matching_ngram_size assistant_early_exit
         assistant_lookbehind target_lookbehind assistant_ensemble_weight speculation_type attn_implementation
-        early_stopping length_penalty diversity_penalty renormalize_logits remove_invalid_values max_length""",
+        early_stopping length_penalty diversity_penalty renormalize_logits remove_invalid_values""",
     "tokenizer_config.json": """add_prefix_space add_bos_token add_eos_token clean_up_tokenization_spaces errors
         split_special_tokens model_max_length tokenizer_class processor_class auto_map padding_side truncation_side
         backend is_local use_fast legacy tokenizer_file vocab_file merges_file name_or_path special_tokens_map_file
@@ -110,16 +110,28 @@ def warn_unknown_fields(folder):
 
 
 def check_video_processor(folder):
-    """Check that video_preprocessor_config.json prepares frames as preprocessor_config.json prepares images."""
-    parts = dict(read_parts(folder))
-    images, videos = (parts.get(f"{name}preprocessor_config.json", {}) for name in ("", "video_"))
-    for field, default in PIXELS.items() if videos else ():
-        expected = default if images.get(field) is None else images[field]
-        if videos.get(field) not in (None, expected):
-            raise Error(
-                f"{Path(folder) / 'video_preprocessor_config.json'}: {field} is {videos[field]!r}, and for images "
-                f"{expected!r}; minivl prepares both in the same way. Make them equal."
-            )
+    """Check that videos are prepared as images are.
+
+    What images need is in "image_processor" of processor_config.json, or else in preprocessor_config.json, as transformers 5
+    takes it; what videos need is in "video_processor" there, and in video_preprocessor_config.json.
+    """
+    folder = Path(folder)
+    whole, own, videos = (
+        read_json(folder / f"{name}.json") if (folder / f"{name}.json").is_file() else {}
+        for name in ("processor_config", "preprocessor_config", "video_preprocessor_config")
+    )
+    images = object_in(whole, "image_processor") or own
+    for file, stored in (
+        ("processor_config.json, video_processor", object_in(whole, "video_processor")),
+        ("video_preprocessor_config.json", videos),
+    ):
+        for field, default in PIXELS.items() if stored else ():
+            expected = default if images.get(field) is None else images[field]
+            if stored.get(field) not in (None, expected):
+                raise Error(
+                    f"{folder / file}: {field} is {stored[field]!r}, and for images {expected!r}; minivl prepares both in the "
+                    "same way. Make them equal."
+                )
 
 
 def read_parts(folder):
@@ -134,6 +146,21 @@ def read_parts(folder):
         yield file, stored
         if file == "config.json":
             yield from objects_in(stored)
+    yield from processors_in(Path(folder) / "processor_config.json")
+
+
+def processors_in(path):
+    """The two processors that transformers 5 writes into one file, each as the contents of the file that it had before."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    for part, name in (
+        ("image_processor", "preprocessor_config.json"),
+        ("video_processor", "video_preprocessor_config.json"),
+    ):
+        if isinstance(stored, dict) and isinstance(stored.get(part), dict):
+            yield name, stored[part]
 
 
 def objects_in(config):

@@ -50,6 +50,8 @@ def offload_if_needed(weights, config, memory_limit=None):
     """
     if memory_limit is not None and resident_memory() is None:
         raise Error("memory_limit= needs Linux, which tells what is resident. Leave it out: the system pages weights.")
+    if not any(isinstance(weights[name].base, np.memmap) for name in weights.names()):
+        return None  # upcast when they were opened: that they fit was checked there, and nothing can be dropped
     if memory_limit is not None:
         return Offloader(weights, config, parse_bytes(memory_limit, "memory_limit"), drop_file_pages=False)
     available = available_memory()

@@ -202,6 +202,7 @@ class TensorWriter:
             raise Error(f"a second tensor is called {name}: a file holds each name once. Keep only one of them.")
         if array.dtype.name not in CODES:
             raise Error(f"{name} is {array.dtype}; a file of tensors holds {', '.join(CODES)}.")
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)  # as the format has it
         if array.itemsize <= 4 and array.nbytes % 4 == 0:
             self._write(name, array)
         else:

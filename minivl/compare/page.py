@@ -140,7 +140,10 @@ def path_map(comparison):
     out = []
     for name, rows in lines.items():
         worst = next(status for status in WORST if any(row.status == status for row in rows))
-        boxes = "".join(box(COLOURS[r.status], f"{r.name}: {r.status} {figures(r)}", anchor(r)) for r in rows)
+        boxes = "".join(
+            box(COLOURS[r.status], f"{r.name}: {r.status} {figures(r)}", "" if r.status == MISSING else anchor(r))
+            for r in rows
+        )
         out.append(f'<div class=line><span style="border-color:{COLOURS[worst]}">{escape(name)}</span>{boxes}</div>')
     return "".join(out)
 

@@ -61,7 +61,7 @@ def with_port_weights(model, paths):
     Raises Error for a file that cannot be read, and for a weight that is none of the model's, has another shape or is further
     from the model's than quantisation takes it.
     """
-    expected, given = parameter_shapes(model.config), {}
+    expected, given, path_of = parameter_shapes(model.config), {}, {}
     own = {name: model.weights[name] for name in model.weights.names()}
     tied = own[HEAD] is own[TABLE]
     for path in paths:
@@ -69,13 +69,17 @@ def with_port_weights(model, paths):
             raise Error(f"weights={path!r} is no path. Give .gguf or .safetensors files.")
         path = Path(path)
         arrays = read_gguf(path, model.config) if path.suffix.lower() == ".gguf" else read_checkpoint(path)
-        if tied and arrays.keys() & {HEAD, TABLE} and resolve_tied_head(arrays, path):
-            arrays[HEAD] = arrays[TABLE]
         for name, array in arrays.items():
             if name in given:
-                raise Error(f"{path} holds {name}, and a file before it does, too. Give each weight once.")
+                raise Error(f"{path} holds {name}, and {path_of[name]} does, too. Give each weight once.")
             check_weight(name, array, own, path)
+            path_of[name] = path
         given |= arrays
+    if tied and given.keys() & {HEAD, TABLE}:  # whatever files they are in
+        if resolve_tied_head(given, path_of.get(HEAD) or path_of[TABLE]):
+            given[HEAD] = given[TABLE]
+        else:
+            expected |= {HEAD: expected[TABLE]}
     files = ", ".join(Path(path).name for path in paths)
     names = [name for name in expected if name in given]
     if not names:
@@ -126,7 +130,12 @@ def too_far(name, array, off, own, files):
     others = [n for n in own if layer and n.startswith(layer[0]) and n != name and own[n].shape == array.shape]
     near = [n for n in others if relative_error(array, own[n]) <= FURTHEST_MATRIX]
     like = f" It is like the model's {near[0]}." if near else ""
-    how = f"is {off:.0%} away from the model's" if math.isfinite(off) else "has NaN or infinite values"
+    if math.isfinite(off):
+        how = f"is {off:.0%} away from the model's"
+    elif all(np.isfinite(as_float32(array[at : at + ROWS])).all() for at in range(0, len(array), ROWS)):
+        how = "is not 0 as the model's is"
+    else:
+        how = "has NaN or infinite values"
     return (
         f"{files}: {name} {how}, which no quantisation explains.{like} Is it converted from this checkpoint, and each weight "
         "under its own name? Without weights, compare shows what it does."

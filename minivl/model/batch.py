@@ -53,6 +53,6 @@ def begin(vlm, prompt, i, prepare_options, sampling, rng):
     """Stage: prompt i -> a `Sequence` with its first token."""
     try:
         inputs = yield from vlm.read(prompt, **prepare_options)
+        return (yield from vlm.begin(inputs, vlm.new_cache(), sampling, rng))
     except Error as error:
         raise Error(f"prompt {i}: {error}") from None
-    return (yield from vlm.begin(inputs, vlm.new_cache(), sampling, rng))

@@ -60,7 +60,7 @@ class Engine:
                 f"{self.config.text.max_position_embeddings}. Lower max_pixels, send fewer images or frames, or shorten "
                 "the text."
             )
-        sequence = Sequence(inputs, cache, sampling, rng, min(sampling.max_new_tokens, free))
+        sequence = Sequence(inputs, cache, sampling, rng, min(sampling.most_new_tokens(len(inputs.input_ids)), free))
         cache.reserve(len(inputs.input_ids) + sequence.most - 1)  # the last token is never fed back
         logits = yield from self.prefill(inputs, cache)
         yield from append_tokens([sequence], logits)
@@ -99,6 +99,8 @@ class Engine:
 
         position_ids = yield "position_ids", positions[:, cached:]
         delta = yield "rope_delta", np.array([following - T], dtype=np.int64)
+        if self.prefill_chunk < 1:
+            raise Error(f"prefill_chunk is {self.prefill_chunk}; it must be a number of tokens, at least 1.")
         for i, rows in enumerate(split_evenly(len(x), self.prefill_chunk)):
             prefix = f"chunks.{i}.model" if i else "model"
             hidden = yield from under(prefix, self.run_decoder(x[rows], position_ids[:, rows], cache))

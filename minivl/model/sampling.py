@@ -41,6 +41,7 @@ RULES = {  # the kind of a field, its range, and both in words; the range of top
     "top_p": (numbers.Real, lambda v: 0 < v <= 1, "a number above 0 and at most 1 (1: no limit)"),
     "repetition_penalty": (numbers.Real, lambda v: 0 < v < LARGEST, "a number above 0 (1: no penalty)"),
     "max_new_tokens": (numbers.Integral, at_least(1), "a whole number, at least 1"),
+    "max_length": (numbers.Integral, at_least(1), "a whole number, at least 1"),
 }
 
 
@@ -51,6 +52,7 @@ class Sampling:
     top_k           keep the k best (0: all);  top_p  keep the best that together have this probability (1: all)
     eos_token_id    tuple of ids that end an answer
     max_new_tokens  most tokens in an answer (transformers' own default, 20, is too short to be of use)
+    max_length      most tokens of prompt and answer together, of a file that has no max_new_tokens; None: no such limit
     refused         fields of the file that are not built, with their values; they matter in sampling only
     """
 
@@ -62,10 +64,13 @@ class Sampling:
     max_new_tokens: int = 256
     eos_token_id: tuple = ()
     refused: tuple = ()
+    max_length: int | None = None
 
     def __post_init__(self):
         for field, (kind, in_range, rule) in RULES.items():
             value = getattr(self, field)
+            if field == "max_length" and value is None:
+                continue
             is_kind = isinstance(value, kind) and isinstance(value, bool) == (kind is bool) and abs(value) < LARGEST
             has_effect = self.do_sample or field not in ("top_k", "top_p")
             if not is_kind or has_effect and not in_range(value):
@@ -93,6 +98,8 @@ class Sampling:
         eos = stored.get("eos_token_id")
         eos = eos_token_id if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
         fields = {field: stored[field] for field in FIELDS if stored.get(field) is not None}
+        if "max_new_tokens" not in fields:  # which goes before it, as in transformers
+            fields["max_length"] = stored.get("max_length")
         return cls(**fields, eos_token_id=eos, refused=refused)
 
     def replace(self, **options):
@@ -110,7 +117,20 @@ class Sampling:
         do_sample = options.get("do_sample", self.do_sample)
         if do_sample is True and options.get("temperature", self.temperature) == 0:
             options["do_sample"] = False
+        if "max_new_tokens" in options:
+            options["max_length"] = None
         return dataclasses.replace(self, **options)
+
+    def most_new_tokens(self, prompt_tokens):
+        """Most tokens of the answer to a prompt of so many."""
+        if self.max_length is None:
+            return self.max_new_tokens
+        if self.max_length <= prompt_tokens:
+            raise Error(
+                f"the prompt has {prompt_tokens} tokens, and max_length of generation_config.json, {self.max_length}, counts "
+                "them too: nothing is left for the answer. Give max_new_tokens=."
+            )
+        return self.max_length - prompt_tokens
 
 
 def check_built(stored, path):

@@ -31,8 +31,8 @@ class Inputs:
     """
 
     input_ids: np.ndarray
-    pixel_values: np.ndarray
-    image_grid_thw: np.ndarray
+    pixel_values: np.ndarray | None
+    image_grid_thw: np.ndarray | None
     pixel_values_videos: np.ndarray | None = None
     video_grid_thw: np.ndarray | None = None
     second_per_grid_ts: np.ndarray | None = None
@@ -41,7 +41,9 @@ class Inputs:
     cached: tuple = ((), ())
 
     def __post_init__(self):
-        """Without videos, their arrays are empty."""
+        """Without images or videos, their arrays are empty."""
+        if self.pixel_values is None and self.image_grid_thw is None:
+            self.pixel_values, self.image_grid_thw = np.zeros((0, 0), np.float32), np.zeros((0, 3), np.int64)
         if self.pixel_values_videos is None:
             self.pixel_values_videos = np.asarray(self.pixel_values)[:0]
         if self.video_grid_thw is None:
@@ -77,6 +79,8 @@ def validate_media(inputs, pixels, grid_thw, cached, config):
     if np.any(grids[:, 1:] % merge):
         raise Error(f"{grid_thw} holds {grids.tolist()}; rows and columns must be multiples of {merge}.")
     rows = sum(math.prod(grid) for grid in grids[cached:].tolist())  # subtle: NumPy's product of 2^32 * 2^32 is 0
+    if patches.shape == (0, 0):  # of `Inputs` that were made without any
+        patches = patches.reshape(0, width)
     if patches.dtype.kind != "f" or patches.shape != (rows, width):
         raise Error(
             f"{pixels} is {patches.dtype} {list(patches.shape)}; for this {grid_thw} it must be float32 {[rows, width]}: a "

@@ -95,8 +95,11 @@ def parse_prompts(prompts, kept=()):
         images, videos = ([], []) if isinstance(conversation, kept) else find_media(conversation)
         for _, source, _ in (*images, *videos):
             try:
-                if isinstance(source, (str, Path)):
-                    locate(source)
+                frames = source if isinstance(source, (list, tuple)) else (source,)
+                for one in frames:
+                    if isinstance(one, (str, Path)):
+                        source = one
+                        locate(one)
             except FileNotFoundError:
                 raise Error(f"prompt {i}: {describe_source(source)} does not exist. Check the path.") from None
             except (Error, OSError) as cause:
@@ -136,6 +139,12 @@ def parse_message(i, message):
         raise Error(f'message {i} is {shorten(message)}; it must be {{"role": "user", "content": ...}}.')
     if message.get("tool_calls"):
         raise Error(f"message {i} has tool_calls, which the chat template leaves out. Write them into its content.")
+    beside = [key for key in ("image", "images", "image_url", "video", "videos") if message.get(key)]
+    if beside:
+        raise Error(
+            f"message {i} has {' and '.join(beside)} beside its content, where the template does not look. Put each into the "
+            'content: [{"type": "image", "image": ...}, {"type": "text", "text": ...}].'
+        )
     content = message["content"]
     if not isinstance(content, str):
         items = content if isinstance(content, list) else [content]
@@ -162,6 +171,11 @@ def parse_item(item):
         raise Error(f'an item {what} has no text, image or video, such as {{"type": "text", "text": "..."}}.')
     if not isinstance(item["text"], str):
         raise Error(f'the text of an item is {shorten(item["text"])}, not a string: {{"type": "text", "text": "..."}}.')
+    media = [key for key in ("path", "url", "base64", "images", "videos") if key in item]
+    if media:
+        raise Error(
+            f'an item of text has {" and ".join(media)}. An image is an item of its own: {{"type": "image", "path": ...}}.'
+        )
     return item["text"]
 
 

@@ -35,7 +35,8 @@ def locate(source, noun="image"):
         return bytes(source)
     if isinstance(source, Path):
         return check_regular(source, noun)
-    scheme = source[: source.find(":")].lower()
+    scheme, colon, _ = source.partition(":")
+    scheme = scheme.lower() if colon else ""
     if scheme in ("http", "https"):
         raise Error(
             f"{describe_source(source)}: minivl fetches nothing from the network. Give the path of a downloaded {noun}."

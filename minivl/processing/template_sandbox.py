@@ -42,10 +42,11 @@ class Budget:
 
     def check(self, name, values):
         """Refuse a method or filter of strings whose arguments would pad, repeat or join without end."""
-        for value in values:
-            is_large = isinstance(value, int) and abs(value) > LONGEST
-            if is_large or isinstance(value, str) and name in FORMATS and WIDTH.search(value):
-                raise TooMuch
+        if any(isinstance(value, int) and abs(value) > LONGEST for value in values):
+            raise TooMuch
+        form = values[0] if values and name in FORMATS else None  # what is filled in may say anything
+        if isinstance(form, str) and WIDTH.search(form):
+            raise TooMuch
         sizes = [len(value) if isinstance(value, Sized) else 0 for value in values]
         if name == "join" and sizes:
             longest = max(values, key=lambda v: len(v) if isinstance(v, (list, tuple)) else 0)

@@ -41,7 +41,7 @@ class Stats:
 def stats(array, channels=True):
     """`Stats` of an array. channels=False: the last axis is not a channel axis."""
     channels = channels and array.ndim == 2 and array.dtype.kind == "f" and array.size > 0
-    rows = array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(1, 1)
+    rows = array.reshape(-1, array.shape[-1]) if array.ndim and array.size else array.reshape(-1, 1)
     low, high, count, total, nan = np.inf, -np.inf, 0, 0.0, 0
     squares = np.zeros(rows.shape[1], dtype=np.float64)
     step = max(1, AT_ONCE // max(1, rows.shape[1]))

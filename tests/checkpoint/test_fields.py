@@ -24,7 +24,7 @@ from minivl.tiny import CHECKPOINT
 @pytest.mark.parametrize("part", OBEYED)
 def test_each_field_is_in_one_list(part):
     lists = [OBEYED[part].split(), NO_EFFECT[part].split(), REFUSED[part].split()]
-    assert len(known_fields(part)) == sum(len(set(names)) for names in lists) or part in ("config.json",)
+    assert len(known_fields(part)) == sum(len(set(names)) for names in lists)
 
 
 def test_what_is_read_is_in_the_table():
@@ -71,3 +71,23 @@ def test_videos_are_prepared_as_images_are(tmp_path, field, value):
     video.write_text(json.dumps({"image_mean": None}))
     check_video_processor(tmp_path)
     check_video_processor(CHECKPOINT)
+
+
+def test_the_video_half_of_one_processor_file(tmp_path):
+    """transformers 5 writes both processors into processor_config.json, and leaves older files as they were."""
+    path, stale = tmp_path / "processor_config.json", tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({"image_processor": {}, "video_processor": {"image_mean": [0, 0, 0]}}))
+    with pytest.raises(
+        Error, match=r"processor_config.json, video_processor: image_mean is \[0, 0, 0\], and for images"
+    ):
+        check_video_processor(tmp_path)
+    half = {"image_mean": [0.5, 0.5, 0.5]}
+    path.write_text(json.dumps({"image_processor": half | {"sharpen": 1}, "video_processor": half | {"blur": 1}}))
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(half))
+    stale.write_text(json.dumps({"image_mean": [0.4, 0.4, 0.4]}))
+    check_video_processor(tmp_path)
+    with pytest.warns(UserWarning, match="preprocessor_config.json: sharpen, video_preprocessor_config.json: blur"):
+        warn_unknown_fields(tmp_path)
+    (tmp_path / "video_preprocessor_config.json").write_text('{"image_mean": [0.5')
+    with pytest.raises(Error, match="video_preprocessor_config.json"):
+        check_video_processor(tmp_path)

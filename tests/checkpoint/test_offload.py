@@ -292,3 +292,12 @@ def test_the_command_line(monkeypatch, capsys):
     assert main(["ask", "Hello", "--max-new-tokens", "2"]) in (0, 1)  # so little that the kernels' own may be too much
     limited = capsys.readouterr()
     assert "the weights, 7.00 MB, do not fit in memory" in limited.err and "do not fit" not in free.err
+
+
+@LINUX
+def test_upcast_weights_are_not_paged(folder, monkeypatch):
+    """They fitted when they were upcast; afterwards half of the memory is theirs, and no matrix can be dropped."""
+    size = minivl.load(folder, "float32").weights.nbytes
+    monkeypatch.setattr("minivl.checkpoint.offload.available_memory", lambda: size // 2)
+    assert minivl.load(folder, "float32").offloader is None
+    assert minivl.load(folder, "float32", memory_limit="40GB").offloader is None

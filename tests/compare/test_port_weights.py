@@ -82,7 +82,7 @@ def test_a_tied_head_follows_its_table(tmp_path):
 @pytest.mark.parametrize(
     "tensors, message",
     [
-        ({"model.layers.9.mlp.up_proj.weight": np.zeros((80, 48))}, "It has no number 9: give --model"),
+        ({"model.layers.9.mlp.up_proj.weight": np.zeros((80, 48))}, "It has no number 9: give model="),
         ({"model.layers.0.mlp.up.weight": np.zeros((80, 48))}, "is no weight of this model. Did you mean"),
         ({}, "none of the model's .* weights is in it"),
         ({"model.norm.weight": np.full(48, np.nan)}, "has NaN or infinite values"),
@@ -280,3 +280,23 @@ def test_without_the_package_it_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(Error, match="pip install gguf"):
         with_port_weights(minivl.load(backend="numpy"), [tmp_path / "a.gguf"])
+
+
+def test_a_head_of_its_own_is_checked(tmp_path):
+    """A port of a tied model may store the table twice, in two files; a head that differs must be near the table, too."""
+    vlm = small_model("numpy", tie_word_embeddings=True)
+    table, head = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    right = as_float32(vlm.weights["model.embed_tokens.weight"])
+    save_file({"model.embed_tokens.weight": right}, table)
+    save_file({"lm_head.weight": right}, head)
+    other, note = with_port_weights(vlm, [table, head])
+    assert other.weights["lm_head.weight"] is other.weights["model.embed_tokens.weight"] and note.startswith("1 of")
+    wrong = right * 3
+    for change, words in ((wrong, "lm_head.weight is 200% away"), (np.where(wrong > 0, np.nan, wrong), "has NaN")):
+        save_file({"lm_head.weight": change.astype(np.float32)}, head)
+        with pytest.raises(Error, match=words), pytest.warns(UserWarning, match="two different tables"):
+            with_port_weights(vlm, [table, head])
+    with pytest.raises(Error, match="2.safetensors holds lm_head.weight, and .*1.safetensors does, too"):
+        save_file({"lm_head.weight": right}, table)
+        save_file({"lm_head.weight": right}, head)
+        with_port_weights(vlm, [table, head])

@@ -287,3 +287,11 @@ def test_a_token_without_its_axis_is_refused_and_the_cache_stays(vlm, token):
     with pytest.raises(Error, match=r"decode takes an id for each sequence, int64 \[1\] for one"):
         run(vlm.decode(token, cache))
     assert len(cache) == 4 and run(vlm.decode(np.array([5]), cache)).shape == (1, vlm.config.text.vocab_size)
+
+
+def test_errors_name_the_prompt(tmp_path):
+    vlm = minivl.load(backend="numpy")
+    with pytest.raises(Error, match="prompt 1: the prompt has [0-9]+ tokens; the model's context is"):
+        vlm.ask_many(["How many?", "word " * 5000, "What?"])
+    with pytest.raises(Error, match="prompt 0: no1.png does not exist"):
+        vlm.ask_many([{"question": "What?", "videos": [["no1.png", "no2.png"]]}])

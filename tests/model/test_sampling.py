@@ -223,3 +223,20 @@ def test_options_that_change_any_answer_are_refused(field, tmp_path):
 def test_what_is_refused_is_in_the_table_of_fields():
     assert {*NOT_BUILT, *NOT_BUILT_IN_SAMPLING} == set(REFUSED["generation_config.json"].split())
     assert set(FIELDS) <= set(OBEYED["generation_config.json"].split())
+
+
+def test_max_length_counts_the_prompt(tmp_path):
+    """transformers' older limit: in effect where neither the file nor the call gives max_new_tokens."""
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({"max_length": 8}))
+    settings = Sampling.read(tmp_path, (7,))
+    assert settings.most_new_tokens(5) == 3 and settings.replace(max_new_tokens=9).most_new_tokens(5) == 9
+    with pytest.raises(
+        Error, match="the prompt has 8 tokens, and max_length of generation_config.json, 8, counts them too"
+    ):
+        settings.most_new_tokens(8)
+    path.write_text(json.dumps({"max_length": 8, "max_new_tokens": 20}))
+    assert Sampling.read(tmp_path, (7,)).most_new_tokens(5) == 20
+    path.write_text(json.dumps({"max_length": "8"}))
+    with pytest.raises(Error, match="max_length='8': it must be a whole number"):
+        Sampling.read(tmp_path, (7,))

@@ -343,3 +343,10 @@ def test_a_stored_limit_is_a_number_of_pixels(tmp_path, value):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"min_pixels": value}))
     with pytest.raises(Error, match="min_pixels is .*; it must be a number of pixels"):
         ImageProcessor.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["data1", "httpd", "files", "http1"])
+def test_a_file_whose_name_begins_like_a_scheme(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (28, 28), "red").save(name, format="PNG")
+    assert open_image(name).size == (28, 28)

@@ -94,3 +94,20 @@ def test_added_tokens_that_are_none(decoder, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
     with pytest.raises(Error, match="added_tokens_decoder holds"):
         Tokenizer.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "form", ["{{ '%s' % m.content }}", "{{ '%s' | format(m.content) }}", "{{ '{}'.format(m.content) }}"]
+)
+@pytest.mark.parametrize("question", ["What is 2 * 3?", "In the year 1234567?", "{a{b}}"])
+def test_what_is_filled_into_a_format_may_say_anything(form, question):
+    source = f"{{% for m in messages %}}{form}{{% endfor %}}"
+    assert Template(source, "a.jinja").render([{"role": "user", "content": question}]) == question
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ '%9999999d' | format(1) }}", "{{ '%*d' | format(9999999, 1) }}", "{{ '{:9999999}'.format(1) }}"]
+)
+def test_a_format_may_not_pad_without_end(source):
+    with pytest.raises(Error, match="too much memory or time"):
+        Template(source, "a.jinja").render(MESSAGES)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minivl import Error
 from minivl.processing.chat_template import render
-from minivl.processing.messages import build_messages, expand, find_media, user
+from minivl.processing.messages import build_messages, expand, find_media, parse, user
 from minivl.processing.tokenizer import Tokenizer
 from minivl.tiny import CHECKPOINT
 
@@ -250,3 +250,21 @@ def test_long_values_are_not_repeated():
         with pytest.raises(Error) as caught:
             render(messages)
         assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "message, words",
+    [
+        ({"content": "What?", "images": ["a.png"]}, "message 0 has images beside its content"),
+        ({"content": "What?", "video": "a.mp4"}, "message 0 has video beside its content"),
+        (
+            {"content": [{"type": "text", "text": "What?", "path": "a.png"}]},
+            "an item of text has path. An image is an item of",
+        ),
+    ],
+)
+def test_images_where_no_template_looks_are_refused(message, words):
+    """Ollama has "images" beside "content"; passed over, the model would answer without them."""
+    with pytest.raises(Error, match=words):
+        parse([{"role": "user", **message}])
+    parse([{"role": "user", "content": "What?", "images": []}])

@@ -184,7 +184,9 @@ def test_parse(name, expected):
 @given(st.text(alphabet="stepchunkimagelayrmod.0123*{i}", max_size=40))
 def test_parse_takes_any_text(name):
     parsed = parse(name)
-    assert parsed.prefix + parsed.own == name and parse(parsed.own).own == parsed.own or parsed.prefix
+    assert parsed.prefix + parsed.own == name
+    if not parsed.prefix:
+        assert parse(parsed.own).own == parsed.own
 
 
 MADE_UP = "visual.blocks.{i}.attn.v_heads"

@@ -378,3 +378,14 @@ def test_the_command(tmp_path, capsys):
     assert len(found) == 4 * 15 + 1 and f"{len(found)} of {len(found.names)} tensors" in shown
     assert all(f"\n{name} " in shown for name in found) and f"Answer: {found.result}" in shown
     assert main(["trace", "Hello"]) == 1 and "give -o FILE.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3)])
+def test_stats_of_nothing(shape):
+    found = stats(np.zeros(shape, dtype=np.float32))
+    assert found.shape == shape and found.min is None and found.nan == found.inf == 0
+
+
+def test_big_endian_numbers_are_stored_as_what_they_are(tmp_path):
+    Trace(["a"], {"a": np.arange(3, dtype=">f4")}).save(tmp_path / "x.safetensors")
+    np.testing.assert_array_equal(Trace.load(tmp_path / "x.safetensors")["a"], [0, 1, 2])
