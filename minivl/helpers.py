@@ -81,13 +81,13 @@ def write_whole(path):
         partial = _create_partial(target)
     except OSError as cause:
         raise cannot_write(path, cause) from None
-    lock = _lock(partial)
     try:
-        yield partial
-        if mode is not None:
-            os.chmod(partial, mode)
-        _flush_to_disk(partial)
-        os.replace(partial, target)
+        with lock(partial):
+            yield partial
+            if mode is not None:
+                os.chmod(partial, mode)
+            _flush_to_disk(partial)
+            os.replace(partial, target)
         with suppress(OSError):  # some systems cannot open a folder; the rename itself is done
             _flush_to_disk(target.parent)
     except OSError as cause:
@@ -95,8 +95,6 @@ def write_whole(path):
             raise  # of another file that the block opened
         raise cannot_write(path, cause) from None
     finally:
-        if lock is not None:
-            lock.close()
         with suppress(OSError):
             partial.unlink(missing_ok=True)
 
@@ -148,7 +146,7 @@ def _mode_of_regular_file(path):
 
 def _create_partial(target):
     """The path of a new empty file beside `target`, which no other writer uses."""
-    partial = target.with_name(f".{_short_name(target)}.{_writer()}-{uuid.uuid4().hex[:8]}.partial")
+    partial = target.with_name(f".{_short_name(target)}.{writer_name()}-{uuid.uuid4().hex[:8]}.partial")
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return partial
 
@@ -158,8 +156,8 @@ def _short_name(path):
     return path.name.encode(errors="ignore")[:100].decode(errors="ignore")
 
 
-def _writer():
-    """HOST-PID, as it stands in the name of a partial file."""
+def writer_name():
+    """HOST-PID of this process, as it stands in the name of a partial file or folder."""
     host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:40] or "host"
     return f"{host}-{os.getpid()}"
 
@@ -169,40 +167,52 @@ def _remove_leftovers(target):
 
     subtle: containers may share a folder and a host name and number their processes apart; a writer holds a lock, too.
     """
-    host = _writer().rpartition("-")[0]
+    host = writer_name().rpartition("-")[0]
     pattern = re.compile(rf"\.{re.escape(_short_name(target))}\.{host}-(\d+)-[0-9a-f]{{8}}\.partial")
     for name in os.listdir(target.parent):
         match = pattern.fullmatch(name)
-        if match and not _is_running(int(match[1])) and not _is_locked(target.with_name(name)):
+        if match and not is_running(int(match[1])) and not is_locked(target.with_name(name)):
             with suppress(OSError):
                 os.unlink(target.with_name(name))
 
 
-def _lock(path):
-    """Open a file and lock it until it is closed: the file, None where the system has no such locks."""
+@contextmanager
+def lock(path):
+    """Hold a lock on a file or folder, where the system has such locks; see `is_locked`."""
+    descriptor = None
     with suppress(ImportError, OSError):
         import fcntl
 
-        file = open(path, "rb")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return file
+        descriptor = os.open(path, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
-def _is_locked(path):
-    """Whether another writer holds a lock on a file; False where the system has none."""
+def is_locked(path):
+    """Whether another writer holds a lock on a file or folder; False where the system has none."""
     try:
         import fcntl
 
-        with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        descriptor = os.open(path, os.O_RDONLY)
     except (ImportError, OSError):
         return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
     return False
 
 
-def _is_running(pid):
+def is_running(pid):
+    """Whether a process of this number runs on this machine, as far as that can be told."""
     if pid == os.getpid():
         return True
     if os.name == "nt":

@@ -81,7 +81,9 @@ def load(source=None, weights="bfloat16", backend=None, video_positions="launch"
     if opened["lm_head.weight"] is not opened["model.embed_tokens.weight"]:  # whatever the file says
         config = dataclasses.replace(config, tie_word_embeddings=False)
     offloader = None if weights == "resident" else offload_if_needed(opened, config, memory_limit)
-    return VLM(config, opened, kernels, folder, video_positions, offloader, compilation)
+    vlm = VLM(config, opened, kernels, folder, video_positions, offloader, compilation)
+    vlm.source = path
+    return vlm
 
 
 class VLM(Engine):
@@ -103,6 +105,7 @@ class VLM(Engine):
     ):
         super().__init__(config, weights, kernels, video_positions)
         self.folder, self.offloader, self.compilation = folder, offloader, compilation
+        self.source = folder  # what `load` takes to make it again
 
     @cached_property
     def tokenizer(self):

@@ -301,7 +301,7 @@ def test_user_cache(monkeypatch, tmp_path):
 @POSIX
 def test_the_partial_file_of_a_writer_in_another_container_stays(tmp_path, monkeypatch):
     """Containers that share a host name number their processes apart: there, the other's number may be nobody's."""
-    monkeypatch.setattr("minivl.helpers._is_running", lambda pid: False)
+    monkeypatch.setattr("minivl.helpers.is_running", lambda pid: False)
     path = tmp_path / "run.json"
     with write_whole(path) as first:
         first.write_text("first")

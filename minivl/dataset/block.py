@@ -12,7 +12,7 @@ import numpy as np
 from minivl.dataset.pictures import thumbnail
 from minivl.dataset.rows import OF_LAST_TOKEN, Selector, in_set_order, text_pieces
 from minivl.errors import Error
-from minivl.helpers import write_whole
+from minivl.helpers import lock, write_whole, writer_name
 from minivl.stream import run, value_of
 from minivl.tensors.names import parse
 from minivl.tensors.tokens import token_text
@@ -20,6 +20,17 @@ from minivl.trace.maps import Maps
 from minivl.trace.metadata import has_tokenizer
 
 REDUCTIONS = {"mean": np.mean, "max": np.max}
+TEXT_COLUMNS = (
+    "id",
+    "kind",
+    "text",
+    "question",
+    "answer",
+    "labels",
+    "sources",
+    "sizes",
+    "error",
+)  # others hold whole numbers
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ def run_block(job, vlm, prompts, bar=None):
             "prompt": [prompt.number], "id": [prompt.id], "question": [prompt.question], "answer": [str(answer)],
             "labels": [json.dumps(prompt.labels, ensure_ascii=False, default=plain)],
             "sources": [json.dumps([str(s) if isinstance(s, (str, Path)) else None for s in prompt.sources])],
-            "sizes": [json.dumps(sizes)], "thumbnail": [small], "error": [error],
+            "sizes": [json.dumps(sizes)], "thumbnail": [small], "thumbnail_image": [prompt.image], "error": [error],
         })  # fmt: skip
         if bar is not None:
             bar.update()
@@ -135,8 +146,8 @@ def is_last_chunk(started, name, maps):
 
 def finish(parts, job, name):
     """The rows of all choices, [rows, ...], reduced and in the type of the store."""
-    if job.reduce:
-        parts = [REDUCTIONS[job.reduce](part, axis=0, keepdims=True) for part in parts]
+    if job.reduce:  # a choice may have no rows, such as "image" in a prompt of text
+        parts = [REDUCTIONS[job.reduce](part, axis=0, keepdims=True) if len(part) else part for part in parts]
     rows = np.concatenate(parts)
     if rows.dtype.kind != "f":
         return rows
@@ -174,7 +185,7 @@ def describe_rows(vlm, prompt, maps, own, choices, reduce):
             ids = maps.input_ids[numbers]
             lines |= {"token": ids.tolist(), "text": [token_text(vlm, token) for token in ids]}
             lines |= dict(zip("thw", maps.position_of_prompt(numbers).T.tolist()))
-        append(columns, merge_lines(lines) if reduce else lines)
+        append(columns, merge_lines(lines) if reduce and count else lines)
     return columns
 
 
@@ -219,21 +230,23 @@ def write_block(job, number, arrays, index, table):
     import zarr
 
     path, name = Path(job.out), f"{number:06d}"
-    partial = path / "blocks" / f".{name}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
+    partial = path / "blocks" / f".{name}-{writer_name()}-{uuid.uuid4().hex[:8]}.partial"
+    whole = {tensor: rows for tensor, parts in arrays.items() if len(rows := np.concatenate(parts or [np.zeros(0)]))}
     try:
         for own, columns in index.items():
             write_table(columns, path / "index" / own / f"{name}.parquet")
         write_table(table, path / "prompts" / f"{name}.parquet")
         group = zarr.open_group(partial, mode="w-")
-        for tensor, parts in arrays.items():
-            if parts:
-                rows = np.concatenate(parts)
+        with lock(partial):
+            for tensor, rows in whole.items():
                 group.create_array(tensor, data=rows, chunks=rows.shape, compressors=None)
-        try:
-            os.rename(partial, path / "blocks" / name)
-        except OSError:
-            if not (path / "blocks" / name).is_dir():
-                raise
+            if sorted(zarr.open_group(partial, mode="r").array_keys()) != sorted(whole):
+                raise OSError("another program removed a part of it")
+            try:
+                os.rename(partial, path / "blocks" / name)
+            except OSError:
+                if not (path / "blocks" / name).is_dir():
+                    raise
     except OSError as cause:
         raise Error(
             f"cannot write block {number} of {path}: {cause.strerror or cause}. What was collected before is whole; free some "
@@ -247,9 +260,8 @@ def write_table(columns, path):
     import pyarrow
     import pyarrow.parquet
 
-    table = pyarrow.table(columns)
-    if "thumbnail" in columns:  # of a column of nothing but None the type would be unknown
-        at = table.column_names.index("thumbnail")
-        table = table.set_column(at, "thumbnail", pyarrow.array(columns["thumbnail"], pyarrow.binary()))
+    # the types are given: those of an empty column, or of nothing but None, would be unknown
+    kinds = dict.fromkeys(TEXT_COLUMNS, pyarrow.string()) | {"thumbnail": pyarrow.binary()}
+    table = pyarrow.table({n: pyarrow.array(values, kinds.get(n, pyarrow.int64())) for n, values in columns.items()})
     with write_whole(path) as partial:
         pyarrow.parquet.write_table(table, partial)

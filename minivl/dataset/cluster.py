@@ -59,17 +59,29 @@ def run_task(job, number, prompts):
     """Run and write a block; what a worker does."""
     from minivl.dataset.block import run_block, write_block
 
-    write_block(job, number, *run_block(job, load_once(job.model), prompts))
+    write_block(job, number, *run_block(job, load_once(job), prompts))
 
 
-def load_once(arguments):
-    """The model of a worker, loaded at its first block; weights mapped from one file are shared by all of a machine."""
+def load_once(job):
+    """The model of a worker, loaded at its first block; weights mapped from one file are shared by all of a machine.
+
+    Raises Error if it is not the one that the store was made for: changed in memory, or another under the same path there.
+    """
+    from minivl.dataset.collect import read_info
+    from minivl.dataset.digest import digest_model
     from minivl.vlm import load
 
-    key = tuple(sorted(arguments.items()))
+    expected = read_info(job.out)["model"]
+    key = (*sorted(job.model.items()), expected)
     if key not in _loaded:
+        vlm = load(**job.model)
+        if digest_model(vlm) != expected:
+            raise Error(
+                f"a worker loads another model from {job.model['source']} than the one given. Give one that is as its files "
+                "are, which all workers see under one path, or workers=1."
+            )
         _loaded.clear()
-        _loaded[key] = load(**arguments)
+        _loaded[key] = vlm
     return _loaded[key]
 
 

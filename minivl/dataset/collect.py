@@ -13,7 +13,10 @@ Which process ran a block, and how many there were, changes no bit.
 """
 
 import json
+import os
+import re
 import shutil
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from minivl.dataset.estimate import announce, block_size, check_space, estimate
 from minivl.dataset.prompts import check_places, read_prompts
 from minivl.dataset.rows import choose_tensors, parse_choices
 from minivl.errors import Error
-from minivl.helpers import write_json
+from minivl.helpers import is_locked, is_running, writer_name
 from minivl.trace.metadata import versions
 from minivl.vlm import PREPARE_OPTIONS, VLM, load
 
@@ -118,12 +121,15 @@ def load_model(model, needs_source=False):
         raise Error(
             "model= was made in memory; several workers load it from a folder. Give workers=1, or a checkpoint."
         )
+    if needs_source and getattr(model, "parts", None):
+        raise Error("model= has parts of your own, which no worker would load. Give workers=1.")
     weights = {str(model.weights[name].dtype) for name in model.weights.names() if model.weights[name].ndim > 1}
     arguments = {
-        "source": None if model.folder is None else str(model.folder),
+        "source": None if model.source is None else str(model.source),
         "backend": model.kernels.name,
         "video_positions": model.video_positions,
         "weights": "float32" if weights == {"float32"} else "bfloat16",
+        "matmul": "bf16x2" if model.kernels.matmul.startswith("bf16x2") else "float32",
     }
     return model, arguments
 
@@ -135,19 +141,17 @@ def open_or_create(vlm, prompts, job, identity):
     """(the job with its size of blocks, numbers of blocks that are to be run)"""
     path = Path(job.out)
     described = describe(job, identity)
-    if (path / INFO).is_file():
-        kept = read_info(path)
-        check_same(path, kept, described, bool(job.block))
-        job = Job(**{**asdict(job), "block": kept["block"], "choices": job.choices})
-        remove_leftovers(path)
-    else:
+    if not (path / INFO).is_file():
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise Error(f"{path} is there already and is no store of minivl. Give the name of a new folder.")
         nbytes, seconds = estimate(vlm, prompts, job)
-        job = Job(**{**asdict(job), "block": job.block or block_size(nbytes, seconds), "choices": job.choices})
         check_space(path, nbytes * len(prompts))
         announce(prompts, nbytes, seconds)
-        create(path, {**described, "block": job.block})
+        create(path, {**described, "block": job.block or block_size(nbytes, seconds)})
+    kept = read_info(path)  # another process may have made it meanwhile, with blocks of another size
+    check_same(path, kept, described, bool(job.block))
+    job = Job(**{**asdict(job), "block": kept["block"], "choices": job.choices})
+    remove_leftovers(path)
     done = finished_blocks(path)
     return job, [number for number in range(-(-len(prompts) // job.block)) if number not in done]
 
@@ -167,12 +171,22 @@ def describe(job, identity):
 
 
 def create(path, described):
+    """Make the folders, and then collection.json, unless another process was faster."""
     import zarr
 
     for folder in ("index/prompt", "index/patch", "index/token", "prompts"):
         (path / folder).mkdir(parents=True, exist_ok=True)
-    zarr.open_group(path, mode="w-" if not (path / "zarr.json").exists() else "r+").require_group("blocks")
-    write_json(described, path / INFO)
+    zarr.open_group(path, mode="a").require_group("blocks")
+    partial = path / f".{INFO}.{writer_name()}-{uuid.uuid4().hex[:8]}.partial"
+    partial.write_text(json.dumps(described, indent=1, ensure_ascii=False), encoding="utf-8")
+    try:
+        os.link(partial, path / INFO)  # subtle: a rename would replace what the other process has written
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        os.replace(partial, path / INFO)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_info(path):
@@ -199,10 +213,11 @@ def check_same(path, kept, asked, block_given):
 
 
 def remove_leftovers(path):
-    """Remove what killed processes of this machine left of blocks; those of running ones are younger than a day."""
+    """Remove what killed processes of this machine left of blocks."""
+    host = writer_name().rpartition("-")[0]
     for partial in (path / "blocks").glob(".*.partial"):
-        process = partial.name.split("-")[-2]
-        if not (process.isdecimal() and Path(f"/proc/{process}").exists()):
+        match = re.fullmatch(rf"\.\d+-{re.escape(host)}-(\d+)-[0-9a-f]{{8}}\.partial", partial.name)
+        if match and not is_running(int(match[1])) and not is_locked(partial):
             shutil.rmtree(partial, ignore_errors=True)
 
 

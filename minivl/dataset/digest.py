@@ -3,9 +3,12 @@
 import hashlib
 import json
 from pathlib import Path
+from types import CodeType
 
 import numpy as np
 
+from minivl.errors import Error
+from minivl.processing.sources import locate
 from minivl.trace.metadata import to_config_json
 
 PREPARATION = (  # files of a checkpoint that decide what a prompt becomes
@@ -19,6 +22,10 @@ def digest_model(vlm):
     """SHA-256 of the configuration, the files for preparation and all weights; of large ones 16 pieces of 16 KiB each."""
     digest = hashlib.sha256(json.dumps(to_config_json(vlm.config), sort_keys=True).encode())
     digest.update(f"{vlm.video_positions} {vlm.kernels.name}".encode())
+    if vlm.kernels.matmul.startswith("bf16x2") or vlm.prefill_chunk != type(vlm).prefill_chunk:
+        digest.update(f"{vlm.kernels.matmul} {vlm.prefill_chunk}".encode())
+    for name, function in sorted(getattr(vlm, "parts", {}).items()):
+        digest.update(f"{name} {describe_function(function)}".encode())
     for name in PREPARATION:
         path = Path(vlm.folder or ".") / name
         if vlm.folder is not None and path.is_file():
@@ -31,6 +38,18 @@ def digest_model(vlm):
         for start in starts:
             digest.update(flat[start : start + (WHOLE if flat.size <= WHOLE else PIECE)].tobytes())
     return digest.hexdigest()
+
+
+def describe_function(function):
+    """The name, the code and the constants of a function; what it looks up elsewhere may change unseen."""
+    code = getattr(getattr(function, "py_func", function), "__code__", None)
+    name = f"{getattr(function, '__module__', '')} {getattr(function, '__qualname__', type(function).__qualname__)}"
+    return name if code is None else f"{name} {describe_code(code)}"
+
+
+def describe_code(code):
+    inner = [describe_code(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts]
+    return f"{code.co_code.hex()} {inner} {code.co_names}"
 
 
 def digest_prompts(prompts):
@@ -52,9 +71,10 @@ def describe(source):
     """A string that changes with what a source holds."""
     if isinstance(source, (str, Path)):
         try:
-            status = Path(source).stat()
-            return f"{source} {status.st_size} {status.st_mtime_ns}"
-        except (OSError, ValueError):
+            path = locate(source)  # a file, also of a file:// URI; or bytes
+            status = path.stat() if isinstance(path, Path) else None
+            return str(source) if status is None else f"{source} {status.st_size} {status.st_mtime_ns}"
+        except (Error, OSError, ValueError):
             return str(source)
     if isinstance(source, (list, tuple)):
         return " ".join(map(describe, source))

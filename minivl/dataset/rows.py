@@ -51,7 +51,7 @@ OF_LAST_TOKEN = ("lm_head", "next_token")
 
 def parse_choices(rows):
     """rows= as a tuple of choices; an Error for one that is unknown."""
-    choices = (rows,) if isinstance(rows, str) else tuple(rows)
+    choices = (rows,) if isinstance(rows, str) else tuple(dict.fromkeys(rows))
     if not choices:
         raise Error('rows= is empty; give, for example, rows="answer".')
     for choice in choices:
@@ -169,6 +169,11 @@ class Selector:
     def of_mask(self, mask, image, of_patches):
         """Patches or tokens of which at least half lies in the mask; the fullest ones if none has that much."""
         maps, vision = self.maps, self.maps.config.vision
+        given = maps.image_sizes[image] if image < len(maps.image_sizes) else maps.size(image)
+        if mask.shape != tuple(given):
+            raise Error(
+                f"the mask is {list(mask.shape)}, and image {image} {list(given)}: give bool [height, width] of the image."
+            )
         merge = 1 if of_patches else vision.spatial_merge_size
         side, (height, width) = vision.patch_size * merge, maps.size(image)
         y = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(np.int64)
@@ -181,19 +186,27 @@ class Selector:
         return patches if of_patches else maps.token_of_patch(patches)
 
     def tokens_of_word(self, word):
-        """Tokens that hold a word of the question, whole words, any letter case."""
-        text = "".join(self.pieces)
-        start = text.rfind(self.prompt.question)
-        first = max(start, 0)
-        end = first + len(self.prompt.question) if start >= 0 else len(text)
-        spans = [m.span() for m in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text[first:end], re.IGNORECASE)]
+        """Tokens that hold a word of the question, whole words, any letter case.
+
+        The question is the text of the last message, in one piece or, with images between, in several.
+        """
+        text, end, spans = "".join(self.pieces), None, []
+        for part in reversed([item for item in self.prompt.messages[-1].items if isinstance(item, str)]):
+            first = text.rfind(part, 0, end)
+            if first < 0:
+                raise Error(
+                    f"the question {self.prompt.question!r} is not in the prompt as it is written; its template changes it."
+                )
+            matches = re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", part, re.IGNORECASE)
+            spans += [(first + m.start(), first + m.end()) for m in matches]
+            end = first
         if not spans:
             raise Error(f"the word {word!r} is not in the question {self.prompt.question!r}.")
         ends = np.cumsum([len(piece) for piece in self.pieces])
         begins = ends - [len(piece) for piece in self.pieces]
         hit = np.zeros(len(ends), dtype=bool)
         for a, b in spans:
-            hit |= (begins < first + b) & (ends > first + a)
+            hit |= (begins < b) & (ends > a)
         return np.flatnonzero(hit)
 
 

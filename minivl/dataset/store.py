@@ -58,7 +58,12 @@ class Store:
     def __getitem__(self, tensor):
         """The `Rows` of a tensor, [rows, ...], read when they are used."""
         self._check(tensor)
-        return Rows(self.path, self.blocks, tensor)
+        rows, lines = Rows(self.path, self.blocks, tensor), len(self.index(tensor).get("prompt", ()))
+        if len(rows) != lines:
+            raise Error(
+                f"{self.path} is damaged: {tensor} has {len(rows)} rows and its index {lines}. Collect into a new folder."
+            )
+        return rows
 
     def _check(self, tensor):
         if tensor not in self.tensors:
@@ -69,6 +74,12 @@ class Store:
         """{column: array} of the prompts that have run: prompt, id, question, answer, error ("" if it ran); as Python values
         labels, sources (paths of images and videos), sizes ((height, width) of each after resizing), thumbnail (JPEG)."""
         columns = self._read("prompts")
+        size, count = self.info["block"], self.info["count"]
+        due = [n for block in self.blocks for n in range(block * size, min((block + 1) * size, count))]
+        if columns.get("prompt", np.zeros(0)).tolist() != due:
+            raise Error(
+                f"{self.path} is damaged: its blocks hold other prompts than they should. Collect into a new folder."
+            )
         for name in ("labels", "sources", "sizes"):
             values = np.empty(len(columns.get(name, ())), dtype=object)
             values[:] = [json.loads(text) for text in columns.get(name, ())]
@@ -268,8 +279,9 @@ class Neighbours:
         return sheet(pictures, captions, boxes, columns)
 
     def _open(self, prompt, image):
-        if prompt["thumbnail"] is not None:
-            return Image.open(io.BytesIO(prompt["thumbnail"]))
+        if prompt["thumbnail"] is not None:  # of one image; which one, older stores do not say
+            own = image in (-1, prompt.get("thumbnail_image", image))
+            return Image.open(io.BytesIO(prompt["thumbnail"])) if own else None
         source = prompt["sources"][max(image, 0)] if prompt["sources"] else None
         try:
             return None if source is None else open_image(source)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,21 +11,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import minivl
 from minivl.cli import main
 from minivl.errors import Error
+from minivl.helpers import lock, writer_name
 from minivl.tiny import scene
 
 pytest.importorskip("zarr", minversion="3")
 pytest.importorskip("pyarrow")
 
 from minivl.dataset import block as block_module  # noqa: E402
+from minivl.dataset import cluster  # noqa: E402
 from minivl.dataset import collect as collect_module  # noqa: E402
 from minivl.dataset.collect import estimate, finished_blocks  # noqa: E402
+from minivl.dataset.digest import describe, digest_model  # noqa: E402
 
 KEEP = ["visual.blocks.1", "visual.merger", "visual", "model.layers.{i}", "model.layers.2.self_attn.q_rope", "lm_head"]
 COUNT = 7
+HOST = writer_name().rpartition("-")[0]
 
 
 def prompt(seed):
@@ -265,7 +271,7 @@ def test_killed_it_goes_on_without_a_lost_or_doubled_row(whole, vlm, tmp_path):
     process.wait()
     done = len(finished_blocks(out))
     assert 2 <= done
-    (out / "blocks" / ".000005-999999999-aa.partial").mkdir()  # of a process that is gone
+    (out / "blocks" / f".000005-{HOST}-999999999-0123abcd.partial").mkdir()  # of a process that is gone
     before = {
         path: path.stat().st_mtime_ns
         for number in finished_blocks(out)
@@ -461,3 +467,141 @@ def test_reading_parts_of_it(whole):
 def test_what_is_no_store(tmp_path):
     with pytest.raises(Error, match="no store of minivl"):
         minivl.open_store(tmp_path)
+
+
+# ---- what several processes, other models and odd prompts may do to it ----
+
+
+def test_two_that_start_together_agree_on_the_blocks(whole, vlm, tmp_path, monkeypatch):
+    """The second one makes the store while the first still estimates; its blocks are of another size."""
+    out, inside = tmp_path / "s.zarr", []
+
+    def slow(*arguments):
+        if not inside:
+            inside.append(True)
+            minivl.collect(PROMPTS, KEEP, out, rows=["answer", "box", "word"], model=vlm, block=2)
+        return 1.0, 1.0
+
+    monkeypatch.setattr(collect_module, "estimate", slow)
+    store = minivl.collect(PROMPTS, KEEP, out, rows=["answer", "box", "word"], model=vlm)
+    assert store.is_complete and store.info["block"] == 2 and contents(store) == contents(whole)
+    monkeypatch.setattr(collect_module, "finished_blocks", lambda path: [])
+    with pytest.raises(Error, match="with block=2, not 3"):
+        minivl.collect(PROMPTS, KEEP, out, rows=["answer", "box", "word"], model=vlm, block=3)
+    assert not list(out.glob(".*"))
+
+
+def test_a_block_that_is_being_written_elsewhere_stays(vlm, tmp_path, monkeypatch):
+    """Of another machine, and of a process with another numbering on this one; and if it goes, the block does not count."""
+    out = tmp_path / "s.zarr"
+    minivl.collect(PROMPTS, "model.norm", out, model=vlm, block=3)
+    other = out / "blocks" / ".000001-elsewhere-999999999-0123abcd.partial"
+    held = out / "blocks" / f".000002-{HOST}-999999999-0123abcd.partial"
+    other.mkdir()
+    held.mkdir()
+    with lock(held):
+        collect_module.remove_leftovers(out)
+        assert other.exists() and held.exists()
+    collect_module.remove_leftovers(out)
+    assert other.exists() and not held.exists()
+
+    import zarr
+
+    create, fresh = zarr.Group.create_array, tmp_path / "t.zarr"
+
+    def lose(self, name, **options):
+        if name == "model.layers.2":
+            shutil.rmtree(next(fresh.glob("blocks/.*.partial")))
+        return create(self, name, **options)
+
+    monkeypatch.setattr(zarr.Group, "create_array", lose)
+    with pytest.raises(Error, match="cannot write block 0 .*run the same again"):
+        minivl.collect(PROMPTS[:2], "model.layers.{i}", fresh, model=vlm, block=2)
+    monkeypatch.undo()
+    assert not minivl.open_store(fresh).blocks
+    store = minivl.collect(PROMPTS[:2], "model.layers.{i}", fresh, model=vlm, block=2)
+    assert all(len(store[name]) == 2 for name in store.tensors)
+
+
+def test_rows_that_do_not_fit_their_index_are_damage(vlm, tmp_path):
+    store = minivl.collect(PROMPTS[:3], "model.layers.{i}", tmp_path / "s", model=vlm, block=3)
+    shutil.rmtree(tmp_path / "s/blocks/000000/model.layers.1")
+    with pytest.raises(Error, match="is damaged: model.layers.1 has 0 rows and its index 3"):
+        minivl.open_store(tmp_path / "s")["model.layers.1"]
+    assert len(store["model.layers.0"]) == 3
+
+
+def test_a_changed_model_is_another_model(vlm, tmp_path):
+    out = tmp_path / "s"
+    minivl.collect(PROMPTS[:2], "model.norm", out, model=vlm, block=1)
+    mine = vlm.with_parts(rms_norm=lambda x, weight, eps: x * 0)
+    shorter = minivl.load(backend="numba")
+    shorter.prefill_chunk = 16
+    for other in (mine, vlm.with_parts(rms_norm=lambda x, weight, eps: x * 1), shorter):
+        with pytest.raises(Error, match="by another model"):
+            minivl.collect(PROMPTS[:2], "model.norm", out, model=other, block=1)
+    assert digest_model(mine) == digest_model(vlm.with_parts(rms_norm=lambda x, weight, eps: x * 0))
+    with pytest.raises(Error, match="parts of your own, which no worker would load"):
+        minivl.collect(PROMPTS[:2], "model.norm", tmp_path / "t", model=mine, workers=2)
+
+
+def test_a_worker_refuses_another_model(vlm, tmp_path):
+    """A worker loads the model by its path: what was changed in memory is not there."""
+    minivl.collect(PROMPTS[:1], "model.norm", tmp_path / "s", model=vlm, block=1)
+    info = json.loads((tmp_path / "s" / "collection.json").read_text())
+    job = block_module.Job(str(tmp_path / "s"), {}, (), None, "float32", 1, 1, collect_module.load_model(vlm)[1])
+    assert cluster.load_once(job).config == vlm.config
+    (tmp_path / "s" / "collection.json").write_text(json.dumps({**info, "model": "of another"}))
+    with pytest.raises(Error, match="a worker loads another model from .*checkpoint than the one given"):
+        cluster.load_once(job)
+
+
+def test_a_changed_file_behind_a_uri_is_another_prompt(tmp_path):
+    scene(3).image.save(tmp_path / "a.png")
+    uri = (tmp_path / "a.png").as_uri()
+    before = describe(uri)
+    scene(4).image.save(tmp_path / "a.png")
+    assert describe(uri) != before and describe("no file") == "no file"
+
+
+@pytest.mark.parametrize("reduce", [None, "mean", "max"])
+@pytest.mark.parametrize("keep", ["visual", "model.layers.0"])
+def test_a_prompt_of_text_has_no_rows_of_images(keep, reduce, vlm, tmp_path):
+    given = [{"question": "How many?", "images": scene(3).image}, {"question": "Hello?"}, {"question": "What?"}]
+    store = minivl.collect(given, keep, tmp_path / "s", rows="image", reduce=reduce, model=vlm, block=1)
+    assert store.is_complete and not any(store.prompts["error"])
+    lines = store.index(keep)
+    assert len(store[keep]) == len(lines["prompt"]) and set(lines["prompt"].tolist()) == {0}
+    assert (len(store[keep]) == 1) == bool(reduce)
+
+
+def test_a_choice_counts_once(vlm, tmp_path):
+    store = minivl.collect(PROMPTS[:1], "model.norm", tmp_path / "s", rows=["answer", "answer"], model=vlm)
+    assert len(store["model.norm"]) == len(store.index("model.norm")["prompt"]) == 1
+
+
+def test_a_word_of_a_question_in_pieces(vlm, tmp_path):
+    """Not that of the system prompt, with "Picture 1: " between the pieces, too."""
+    content = [{"type": "text", "text": "Is a dog in "}, {"type": "image", "image": scene(3).image}]
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": " or a cat?"}]}]
+    for number, options in enumerate(({}, {"add_vision_id": True})):
+        one = {"messages": messages, "word": "a"}
+        store = minivl.collect([one], "model.norm", tmp_path / f"{number}", rows="word", model=vlm, **options)
+        assert not store.prompts["error"][0] and len(store["model.norm"]) == 2
+        assert [text.strip() for text in store.index("model.norm")["text"]] == ["a", "a"]
+        assert store.index("model.norm")["number"].min() > 12  # behind the system prompt
+
+
+def test_a_mask_of_another_image_is_the_prompts_error(vlm, tmp_path):
+    drawn = scene(3, size=(112, 168))
+    given = [{"question": "What?", "images": drawn.image, "mask": np.ones((168, 112), dtype=bool)}]
+    store = minivl.collect(given, "visual", tmp_path / "s", rows="mask", model=vlm)
+    assert "the mask is [168, 112], and image 0 [112, 168]" in store.prompts["error"][0]
+
+
+def test_a_thumbnail_is_shown_for_its_own_image(vlm, tmp_path):
+    images = [Image.new("RGB", (112, 112), colour) for colour in ("red", "blue")]
+    store = minivl.collect([{"question": "What?", "images": images}], "visual", tmp_path / "s", rows="image", model=vlm)
+    prompt = {name: values[0] for name, values in store.prompts.items()}
+    near = store.nearest("visual", query=store["visual"][0], most=1)
+    assert near._open(prompt, 0) is None and near._open(prompt, 1).getpixel((5, 5))[2] > 200
