@@ -45,7 +45,13 @@ def finish(exercise, submission, cases, rights):
         sentence = f"{shown} Submit the function: it is run on {len(cases)} cases."
         return Result(exercise.number, exercise.name, True, sentence, whole=False)
     value = f"All {len(cases)} cases are right." if len(cases) > 1 else "The result is right."
-    ok, sentence = exercise.finish(submission, cases, rights) if exercise.finish else (True, "")
+    try:
+        ok, sentence = exercise.finish(submission, cases, rights) if exercise.finish else (True, "")
+    except Exception as error:
+        if isinstance(error, Error) or not own_frames(error, submission):
+            raise
+        sentence = f"{value} Then: {type(error).__name__}: {error}{line_of(error, submission)}"
+        return Result(exercise.number, exercise.name, False, sentence)
     return Result(exercise.number, exercise.name, ok, f"{value} {sentence}".strip())
 
 
@@ -116,16 +122,20 @@ def check_parameters(function, case):
 
 def line_of(error, function):
     """ ", in line 7 of windows.py: `x = 1 / 0`": the last line of the submission's own file in a traceback."""
-    code = getattr(inspect.unwrap(getattr(function, "py_func", function)), "__code__", None)
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
-    own = own or [frame for frame in frames if not frame.filename.startswith(PACKAGE)]
+    own = own_frames(error, function) or [frame for frame in frames if not frame.filename.startswith(PACKAGE)]
     if not own:
         return "."
     last = own[-1]
     is_file = Path(last.filename).is_file() and "ipykernel" not in last.filename
     where = f" of {Path(last.filename).name}" if is_file else ""
     return f", in line {last.lineno}{where}: `{last.line}`" if last.line else f", in line {last.lineno}{where}."
+
+
+def own_frames(error, function):
+    """The frames of a traceback that are in a function's own file."""
+    code = getattr(inspect.unwrap(getattr(function, "py_func", function)), "__code__", None)
+    return [f for f in traceback.extract_tb(error.__traceback__) if code is not None and f.filename == code.co_filename]
 
 
 def right_results(exercise, cases):

@@ -1,4 +1,7 @@
-"""Load a file of solutions: the functions and values that are named like exercises."""
+"""Load a file of solutions: the functions and values that are named like exercises.
+
+Its folder stays in sys.path afterwards, as in `python FILE.py`: a function may import other files when it is called.
+"""
 
 import importlib.util
 import sys
@@ -30,17 +33,23 @@ def run_file(path):
     module = importlib.util.module_from_spec(spec)
     module.__file__ = str(path)
     try:
-        code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+        code = compile(path.read_text(encoding="utf-8-sig"), str(path), "exec")  # Notepad writes a mark first
     except OSError as cause:
         raise Error(f"cannot read {path}: {cause.strerror}.") from None
     except (SyntaxError, ValueError) as cause:
         raise Error(f"{path} is not Python: {cause}.") from None
-    sys.path.insert(0, str(path.parent.resolve()))  # where its imports of other files look, as in `python FILE.py`
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    own = sys.modules.get(path.stem)
+    sys.modules[path.stem] = module  # where dataclasses look for the names of their module
     try:
         exec(code, vars(module))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        raise Error(f"{path} fails in line {lines[-1]}: {type(error).__name__}: {error}") from None
+        how = "ends Python" if isinstance(error, SystemExit) else f"fails in line {lines[-1]}"
+        raise Error(f"{path} {how}: {type(error).__name__}: {error}") from None
     finally:
-        sys.path.pop(0)
+        if own is not None:  # of a file that is called like a library
+            sys.modules[path.stem] = own
     return vars(module)

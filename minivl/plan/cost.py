@@ -106,6 +106,9 @@ def build_prompt(model, images, text_tokens, tokens, videos=(), fps=None, nframe
     """`Inputs` of the whole prompt. An Error if prompt and answer are too long for the model's context."""
     if text_tokens < 1 or tokens < 1:
         raise Error(f"{text_tokens} tokens of text and {tokens} of the answer: both must be at least 1.")
+    for name, value in (("fps", fps), ("nframes", nframes)):
+        if value is not None and not len(videos):
+            raise Error(f"{name}= chooses frames of a video, and there is none. Leave it out, or give a video.")
     grids, clips = run(model.prepare_media(images, videos, limits, {"fps": fps, "nframes": nframes}))
     inputs = model.inputs(grids, text_tokens, clips)
     length, context = len(inputs.input_ids), model.config.text.max_position_embeddings

@@ -60,6 +60,7 @@ def draw_table(result):
     """A cell for each mean; those whose 95 % interval contains 0 are grey."""
     (row_name, rows), (column_name, columns) = result.axes.items()
     kept = [at for at in range(len(columns)) if not np.isnan(result.mean[:, at]).all()]
+    check_any(kept, result)
     mean, (low, high) = result.mean[:, kept], result.interval()[..., kept]
     names = [columns[at] for at in kept]
     figure = plot(title_of(result), height=float(np.clip(0.42 * len(rows) + 2.2, 3.2, 16)))
@@ -83,12 +84,21 @@ def draw_table(result):
     return figure
 
 
+def check_any(kept, result):
+    if not kept:
+        raise Error(
+            f"there is nothing to draw: none of the {len(result.values)} cases has a value. A pair of images counts only if "
+            "both get their true answers; take a model that answers them, or other cases."
+        )
+
+
 @resizable
 def head_atlas(atlas):
     """Where each head reads when the answer is chosen, a panel for each role of tokens: what `studies.head_atlas` returned."""
     layers, heads, roles = (list(labels) for labels in atlas.axes.values())
     mean = atlas.mean
     shown = [at for at, _ in enumerate(roles) if not np.isnan(mean[..., at]).all()]
+    check_any(shown, atlas)
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
     figure = plot(

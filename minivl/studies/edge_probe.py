@@ -55,7 +55,8 @@ def edge_of(vlm, case, side, options):
     maps = trace.maps
     x0, y0, x1, y1 = resized_box(inputs.image_sizes, maps, case.asked[0])
     x = x0 if side == 0 else np.nextafter(x1, x0)
-    token = int(maps.token_of_pixel(x, (y0 + y1) / 2))
+    image, frame = case.asked[0][4:] or (0, 0)
+    token = int(maps.token_of_pixel(x, (y0 + y1) / 2, image, frame))
     patches = maps.patches_of_token(token)
     slots = maps.slot_of_patch(patches)
     features = [np.zeros(1, dtype=np.float32), trace["pixel_values"][patches], trace["visual.patch_embed"][patches]]

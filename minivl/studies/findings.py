@@ -56,7 +56,10 @@ def run(options):
     for name in options.names or FINDINGS:
         question, measure = FINDINGS[name]
         started = time.time()
-        lines, figure = measure(model)
+        try:
+            lines, figure = measure(model)
+        except minivl.Error as error:  # an early checkpoint may answer none of the cases
+            lines, figure = [f"Not measured: {error}"], None
         print(f"{name}: {format_seconds(time.time() - started)}", file=sys.stderr)
         command = f"`python -m minivl.studies.findings {name} --over {options.over}`"
         print("\n".join([f"### {question}", "", command, "", *lines, ""]), flush=True)

@@ -88,7 +88,8 @@ def probe(store, label, tensors=None, held_out=0.3, strength=1.0, seed=0, **wher
         rows = np.flatnonzero(store.matching(lines, where))
         if not len(rows) and tensors is None:
             continue
-        values, prompts = label_values(store, tensor, lines, label)[rows], lines["prompt"][rows]
+        values, of_index = label_values(store, tensor, lines, label)
+        values, prompts = values[rows], lines["prompt"][rows]
         known = np.array([value is not None for value in values])
         rows, values, prompts = rows[known], values[known], prompts[known]
         if len(np.unique(prompts)) < 10:
@@ -96,15 +97,15 @@ def probe(store, label, tensors=None, held_out=0.3, strength=1.0, seed=0, **wher
                 f"{len(np.unique(prompts))} prompts have rows of {tensor} with {label!r}; a probe needs 10 at least."
             )
         x = store[tensor][rows].reshape(len(rows), -1).astype(np.float32)
-        is_number = label in ("x0", "y0", "x1", "y1", "t", "h", "w") or all(isinstance(v, float) for v in values)
+        is_number = of_index and label in ("x0", "y0", "x1", "y1", "t", "h", "w") or are_numbers(values)
         y = values.astype(np.float64) if is_number else values.astype(str)
         test = held_out_prompts(prompts, held_out, seed)
         if len(np.unique(y[~test])) < 2:
             raise Error(f"all rows of {tensor} have the same {label!r}: there is nothing to tell apart.")
         right = fit(regression, x, y, test, is_number, strength)
         control = fit(regression, x, deal_out(y, prompts, seed), test, is_number, strength)
-        low, high = interval(right, prompts[test], seed)
-        scores.append(Score(tensor, total(right), low, high, total(control)))
+        low, high = interval(right, prompts[test], seed, is_number)
+        scores.append(Score(tensor, total(right, is_number), low, high, total(control, is_number)))
         facts = facts or (baseline(y, test, is_number), len(rows), len(np.unique(prompts)), is_number)
     if not scores:
         raise Error(f"no tensor of {store.path} has rows with {where}.")
@@ -122,10 +123,16 @@ def load_sklearn():
 
 
 def label_values(store, tensor, lines, label):
-    """The label of each row, object [rows]: one of its prompt, or a column of the index."""
+    """(the label of each row, object [rows]; whether it is a column of the index, and none of its prompt)"""
     if label in lines and not any(label in labels for labels in store.prompts["labels"]):
-        return lines[label].astype(object)
-    return store.labels(tensor, label)
+        return lines[label].astype(object), True
+    return store.labels(tensor, label), False
+
+
+def are_numbers(values):
+    """Whether labels measure something: numbers, not all whole. Whole ones are classes, such as digits."""
+    kinds = {type(value) for value in values}
+    return float in kinds and kinds <= {int, float}
 
 
 def held_out_prompts(prompts, share, seed):
@@ -155,13 +162,13 @@ def fit(regression, x, y, test, is_number, strength):
     return np.stack([right, np.ones(len(right))], axis=1)
 
 
-def total(parts):
-    """Accuracy, or R² = 1 - squared errors over squared distances to the mean."""
+def total(parts, is_number):
+    """Accuracy, or of numbers R² = 1 - squared errors over squared distances to the mean."""
     ratio = parts[:, 0].sum() / max(parts[:, 1].sum(), 1e-30)
-    return float(ratio if np.all(parts[:, 1] == 1) else 1 - ratio)
+    return float(1 - ratio if is_number else ratio)
 
 
-def interval(parts, prompts, seed):
+def interval(parts, prompts, seed, is_number):
     """95 % interval of the score by bootstrap over the held-out prompts: rows of one prompt stay together."""
     names, of_row = np.unique(prompts, return_inverse=True)
     sums = np.zeros((len(names), 2))
@@ -169,7 +176,7 @@ def interval(parts, prompts, seed):
     draws = np.random.default_rng(seed).integers(len(names), size=(DRAWS, len(names)))
     drawn = sums[draws].sum(axis=1)
     ratios = drawn[:, 0] / np.maximum(drawn[:, 1], 1e-30)
-    return tuple(float(v) for v in np.percentile(ratios if np.all(parts[:, 1] == 1) else 1 - ratios, INTERVAL))
+    return tuple(float(v) for v in np.percentile(1 - ratios if is_number else ratios, INTERVAL))
 
 
 def baseline(y, test, is_number):

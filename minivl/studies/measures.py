@@ -119,7 +119,7 @@ def share_right(right, count):
 
 
 def right_without(result, number):
-    return share_right(float(result.right[number]), len(result.values))
+    return share_right(float(result.right[number]), int(result.counts[number]))
 
 
 def right_at_first(result):

@@ -291,7 +291,12 @@ class Averages:
         if self.what != CHANGE:
             raise Error(f"{self.study} measures the {self.what}, and not whether answers are right.")
         margins = self.baseline.reshape(-1, *[1] * len(self.axes)) + self.values
-        return np.where(np.isnan(margins).all(axis=0), np.nan, (margins > 0).mean(axis=0))
+        return divide((margins > 0).sum(axis=0), (~np.isnan(margins)).sum(axis=0))
+
+    @property
+    def counts(self):
+        """How many cases have a value, int64 [*axes]."""
+        return (~np.isnan(self.values)).sum(axis=0)
 
     def __getitem__(self, labels):
         """(mean, low, high) of one cell, by its labels: averages["layer 1", "head 1"]."""

@@ -99,7 +99,8 @@ def force(vlm, question, images=None, videos=None, answer=None, **options):
     options  as of `vlm.ask`
     """
     ids = None if answer is None else encode_answer(vlm, answer)
-    most = options.pop("max_new_tokens", vlm.sampling.max_new_tokens) if ids is None else 1
+    most = options.pop("max_new_tokens", None) or vlm.sampling.max_new_tokens
+    most = most if ids is None else 1  # a given answer is forced whole
     prompt = build_messages(question, images, videos)
     trace = vlm.trace(prompt, keep=is_needed, max_new_tokens=most, **options)
     return Forced(vlm, trace, trace.result.ids if ids is None else ids)

@@ -15,6 +15,7 @@ from minivl.errors import Error
 from minivl.lab import grade, progress
 from minivl.lab.catalogue import NOTEBOOKS, all_exercises
 from minivl.lab.families import kernels
+from minivl.lab.submission import load_submissions
 
 EXERCISES = all_exercises()
 PURE = [number for number, exercise in EXERCISES.items() if not exercise.uses_model]
@@ -252,3 +253,45 @@ def test_what_the_docs_show_runs(capsys):
         exec(block.split("```")[0], names)
     shown = capsys.readouterr().out.splitlines()
     assert shown and all(f"    {line}" in text.splitlines() for line in shown)
+
+
+def test_files_as_people_have_them(tmp_path, monkeypatch):
+    """With the mark that Notepad writes, a dataclass, an import when it is called; and one that ends Python."""
+    (tmp_path / "my_helper_of_a_student.py").write_text("def twice(x):\n    return 2 * x\n")
+    path = tmp_path / "mine.py"
+    text = """from __future__ import annotations
+from dataclasses import dataclass
+import numpy as np
+
+@dataclass
+class Size:
+    side: int
+
+def product(x, weight):
+    from my_helper_of_a_student import twice
+    return (twice(x) @ weight.T) / np.float32(2)
+"""
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
+    submissions = load_submissions(path)
+    assert lab.check("08.3", submissions["08.3"])
+    path.write_text("import sys\ndef product(x, weight):\n    return x\nsys.exit()\n")
+    with pytest.raises(Error, match="mine.py ends Python: SystemExit"):
+        load_submissions(path)
+
+
+def test_what_comes_after_the_cases_may_fail_too(monkeypatch):
+    """A product that is right once for each case and breaks when it is timed: its own line is told."""
+    calls = []
+
+    def product(x, weight):
+        calls.append(x.shape)
+        if len(calls) > 5:
+            raise IndexError("out of rows")
+        return x @ weight.T
+
+    monkeypatch.setattr(kernels, "best_time", lambda function, *arguments: function(*arguments) is None or 0.001)
+    result = lab.check("08.3", product)
+    assert not result and "All 5 cases are right. Then: IndexError: out of rows, in line" in str(result)
+    wrong_when_large = lab.check("08.3", lambda x, w: x @ w.T if x.shape[1] < 200 else np.zeros((64, 512), np.float32))
+    assert not wrong_when_large

@@ -10,7 +10,8 @@ from solutions import FOLDER, solutions
 
 import minivl
 from minivl import lab
-from minivl.lab import course
+from minivl.errors import Error
+from minivl.lab import course, progress
 from minivl.lab.catalogue import all_exercises
 from minivl.lab.families import decoding, inside, pixels, port
 from minivl.stream import run
@@ -188,3 +189,18 @@ def test_films_tell_the_times_of_the_video_from_those_of_all_tokens(vlm, monkeyp
     wrong = inside.order_effect(vlm, films)[0], inside.changed_with_text(vlm, films)
     result = lab.check("11.2", wrong, vlm=vlm)
     assert not result and result.mistake == "the text's times too", result
+
+
+def test_a_model_that_answers_in_sentences_has_no_cases():
+    """Nothing can be checked then, and nothing is right."""
+
+    class Talkative(type(minivl.load(backend="numpy"))):
+        def ask(self, *arguments, **options):
+            return f"There are {super().ask(*arguments, **options)}"
+
+    model = minivl.load(backend="numpy")
+    model.__class__ = Talkative
+    for number, submission in (("03.4", lambda *_: None), ("10.1", lambda vlm, cases, heads: np.zeros(len(heads)))):
+        with pytest.raises(Error, match=f"exercise {number} needs scenes that the model answers right"):
+            lab.check(number, submission, vlm=model)
+        assert number not in progress.read()["done"]

@@ -534,3 +534,9 @@ def test_errors_come_before_the_measuring(arguments, words, monkeypatch, capsys)
     assert words in captured.err and captured.err.count("\n") == 1 and not captured.out
     with pytest.raises(Error, match="weights='int4'"):
         load_meta_model("3B", "int4")
+
+
+@pytest.mark.parametrize("option", ["fps", "nframes"])
+def test_options_of_videos_need_one(option):
+    with pytest.raises(Error, match=f"{option}= chooses frames of a video, and there is none"):
+        plan("3B", **{option: 4})

@@ -107,3 +107,16 @@ def test_figure(store):
 def test_refused(store, change, words):
     with pytest.raises(Error, match=words):
         studies.probe(store, **change)
+
+
+def test_balanced_signs_are_numbers():
+    """All squared distances to the mean are 1 then: no accuracy for all that."""
+    made = MadeUpStore()
+    signs = np.where(np.arange(PROMPTS) % 2 == 0, 1.0, -1.0)
+    labels = [{"side": float(s), "t": "left" if s > 0 else "right", "n": 1 if s > 0 else 2.5} for s in signs]
+    made.prompts["labels"] = np.array(labels, dtype=object)
+    made.values["model.layers.1"][:, 0] = 5 * signs[made.lines["prompt"]]
+    for label, measure in (("side", "R²"), ("n", "R²"), ("t", "accuracy")):  # "t" is a column of the index elsewhere
+        result = studies.probe(made, label, tensors="model.layers.1", kind="box")
+        assert result.measure == measure and result.scores[0].score > 0.95 and result.scores[0].low > 0.9
+        assert result.scores[0].control < 0.75

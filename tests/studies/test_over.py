@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import minivl
-from minivl import Error, studies
+from minivl import Error, plots, studies
 from minivl.studies.causal_tracing import logits_with_heads
 from minivl.studies.over import ASKED, BACKGROUND, OTHERS, QUESTION_WORD, ROLES, Averages, CaseRun
 from minivl.studies.scenes import FIRST
@@ -74,7 +74,8 @@ def test_every_family_gives_cases(family):
             x0, y0, x1, y1 = box[:4]
             assert x0 < x1 and y0 < y1
     named = studies.scenes(3, "which picture", family="pair")
-    assert all("picture" in case.question.lower() or case.images for case in named) and len(named[0].images) == 2
+    assert all("picture" in case.question.lower() or "image" in case.question.lower() for case in named)
+    assert all(len(case.images) == 2 for case in named)
 
 
 def test_answers_that_are_true_too_are_not_wrong():
@@ -314,6 +315,12 @@ def test_cases_without_a_cell_do_not_count():
         result.right  # noqa: B018
     changes = some([[-2, 0.5], [0, -0.5]], studies.over.CHANGE)
     np.testing.assert_array_equal(changes.right, [0.5, 1])
+    lacking = some([[1, 1], [1, np.nan], [1, np.nan]], studies.over.CHANGE)  # of those with the cell all are right
+    np.testing.assert_array_equal(lacking.right, [1, 1])
+    assert lacking.counts.tolist() == [3, 1]
+    with pytest.raises(Error, match="nothing to draw: none of the 2 cases"):
+        empty, axes = np.full((2, 3, 2), np.nan), {"layer": "abc", "role": "de"}
+        plots.patch_grid(Averages(empty, axes, "a study", "recovered", np.ones(2), CASES[:2]))
 
 
 @pytest.mark.parametrize(

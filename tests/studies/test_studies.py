@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from conftest import random_video_inputs, small_inputs, small_model
+from PIL import Image
 
 import minivl
 from minivl import Error, plots, studies
@@ -303,3 +304,24 @@ def test_the_last_layer_of_the_lens_is_the_answer(vlm):
         assert np.all(found.ids[layer:, column, 0] == trace.result.ids[column])
         assert layer == 0 or found.ids[layer - 1, column, 0] != trace.result.ids[column]
     assert str(found).startswith(f"At token {T - 1}, ") and "\n" not in str(found)
+
+
+def test_a_given_answer_is_forced_whatever_the_limit_on_new_tokens():
+    vlm, image = minivl.load(backend="numpy"), scene(5).image
+    for most in (None, 1, 4):
+        forced = studies.force(vlm, "What colour is the cross?", image, answer="red", max_new_tokens=most)
+        assert vlm.tokenizer.decode(forced.ids) == "red"
+
+
+def test_an_edge_is_read_from_its_own_image():
+    from minivl.studies.edge_probe import edge_of
+
+    vlm, image = minivl.load(backend="numpy"), scene(5).image
+    pictures = [Image.new("RGB", (112, 112), "white"), image.resize((224, 112))]
+    case = studies.Case(pictures, "How many?", "2", asked=((150, 30, 190, 60, 1, 0),))
+    other = studies.Case([image.resize((112, 112)), pictures[1]], "How many?", "2", asked=case.asked)
+    (place, features), (again, same) = (edge_of(vlm, one, 0, {}) for one in (case, other))
+    assert place == again == 150 % 28
+    np.testing.assert_array_equal(features[1], same[1])  # pixels of image 1, whatever image 0 is
+    blank = studies.Case([pictures[0], Image.new("RGB", (224, 112))], "How many?", "2", asked=case.asked)
+    assert not np.array_equal(features[1], edge_of(vlm, blank, 0, {})[1][1])

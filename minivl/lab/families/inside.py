@@ -112,10 +112,12 @@ def ablation_cases(vlm):
     words, objects = shares(vlm, cases)
     reader = largest(words)
     lookers = sorted(np.ndindex(objects.shape), key=lambda head: -objects[head])
-    early = min((head for head in lookers if objects[head] > 0.3), key=lambda head: head[0])
+    early = min((head for head in lookers if objects[head] > 0.3), key=lambda head: head[0], default=lookers[0])
     heads = list(dict.fromkeys([reader, early, lookers[0]]))
     cases = [case for case in cases if str(vlm.ask(case.question, images=case.images)) == case.answer]
     known = {"words": words, "objects": objects}
+    if not cases:
+        return []
     return [Case({"vlm": vlm, "cases": cases, "heads": heads}, f"{len(cases)} scenes, heads {heads}", known=known)]
 
 
