@@ -34,7 +34,8 @@ LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 MOST_AXES = 64  # NumPy's limit
 DTYPES = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}  # of weights; bfloat16 as its bits
 INTEGERS = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
-ALL_DTYPES = {**DTYPES, "F64": np.float64, **INTEGERS}  # of traces and recordings
+UNSIGNED = {"U64": np.uint64, "U32": np.uint32}  # token ids of MLX, for one
+ALL_DTYPES = {**DTYPES, "F64": np.float64, **INTEGERS, **UNSIGNED}  # of traces and recordings
 CODES = {np.dtype(dtype).name: code for code, dtype in ALL_DTYPES.items() if code != "BF16"}
 RESERVED = 1 << 18  # bytes reserved for the header and the tensors of 8-byte values
 ALIGNMENT = 64

@@ -10,9 +10,10 @@ import numpy as np
 
 from minivl.compare.comparison import compare
 from minivl.compare.local import inputs_or_none, tokens_up_to
+from minivl.compare.match_names import name_by_step
 from minivl.compare.recordings import open_recording
 from minivl.compare.render import text
-from minivl.compare.shipped import load_model
+from minivl.compare.shipped import load_model, with_settings_of
 from minivl.errors import Error
 from minivl.stream import run, value_of
 
@@ -28,16 +29,18 @@ def assert_port(theirs, ours=None, model=None, **options):
     """
     theirs = open_recording(theirs)
     if ours is None:
+        if model is False:
+            raise Error("assert_port needs a model to run, or ours=. Leave model= out for the one that ships.")
         model = load_model(model)
-        ours = run_on_inputs_of(theirs, model)
+        ours = run_on_inputs_of(theirs, model, options.get("names"))
     comparison = compare(ours, theirs, model=model, **options)
     if not comparison.ok or not comparison.covered:
         raise AssertionError(f"the port differs from minivl\n{text(comparison)}")
     return comparison
 
 
-def run_on_inputs_of(theirs, model):
-    """{name: tensor} of a run of the model on the inputs that a recording has."""
+def run_on_inputs_of(theirs, model, names=None):
+    """{name: tensor} of a run of the model on the inputs that a recording has; greedy, but for tokens that it has itself."""
     inputs = inputs_or_none(theirs, model.config)
     if inputs is None:
         raise Error("the recording has no input_ids. Record the inputs of the port, or give ours=.")
@@ -47,5 +50,6 @@ def run_on_inputs_of(theirs, model):
         if not callable(tensor) or name in theirs:
             tensors[name] = np.array(value_of(tensor))
 
-    run(model.answer(inputs, max_new_tokens=tokens_up_to(theirs)), see)
+    model = with_settings_of(theirs, model)
+    run(model.answer(inputs, max_new_tokens=tokens_up_to(name_by_step(theirs, names))), see)
     return tensors

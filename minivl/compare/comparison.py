@@ -23,6 +23,8 @@ within GROWTH times the largest of any row before it, and never above WORST time
 the rounding cannot be seen in such a recording.
 """
 
+import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -53,7 +55,7 @@ from minivl.compare.rows import (
 )
 from minivl.compare.runs import Runs, check_runs
 from minivl.compare.search import Evidence, add_all_causes
-from minivl.compare.shipped import find_model
+from minivl.compare.shipped import check_is_model_of_ours, find_model, with_settings_of
 from minivl.errors import Error
 from minivl.helpers import plain_number
 from minivl.tensors.catalogue import in_data_flow
@@ -181,6 +183,7 @@ def compare(
         )
     ours, theirs = open_recording(ours, "the first"), open_recording(theirs, "the second")
     model, notes = find_model(model, ours)
+    model = None if model is None else with_settings_of(ours, model)
     if weights:
         model, notes = use_port_weights(model, notes, weights)
     config = model.config if config is None and model is not None else find_config(config, ours, theirs)
@@ -194,6 +197,7 @@ def compare(
     rows = compare_rows(ours, theirs, matches, tolerance, precision, by_values.layouts)
     local = None if model is None else judge_from_theirs(model, ours, theirs, matches, precision)
     if local is not None:
+        check_is_model_of_ours(rows, local)
         rows, local = with_local_errors(rows, local, tolerance, same_weights=not weights)
     explained = {*matches.values(), *by_values.equal}
     rows += [row_without_match(name, theirs, ours) for name in theirs if name not in explained]
@@ -253,7 +257,10 @@ def compare_rows(ours, theirs, matches, tolerance, precision, layouts=()):
         if name in matches:
             rounded = max(tolerance, rounding_limit(precision, largest, name))
             row = compare_tensor(name, ours[name], matches[name], theirs[matches[name]], tolerance, rounded)
-            if row.status == DIFF and max(row.error, row.rms) <= softmax_error(name, ours, rows):
+            softmax = (
+                softmax_error(name, ours, rows) if precision == "float32" else 0.0
+            )  # that of others is in `rounded`
+            if row.status == DIFF and max(row.error, row.rms) <= softmax:
                 row = replace(row, status=CLOSE)
             if name in layouts:
                 remarks = filter(None, ["found by its values", layouts[name][1].text, row.note])
@@ -269,9 +276,16 @@ def find_config(given, *recordings):
     if isinstance(given, Config):
         return given
     if given is not None:
+        if not isinstance(given, (Mapping, str, os.PathLike)):
+            raise Error(f"config={given!r}: give a Config, a config.json or what it holds.")
         return Config.from_dict(given) if isinstance(given, Mapping) else Config.read(given)
-    stored = next((recording.config for recording in recordings if recording.config is not None), None)
-    return None if stored is None else Config.from_dict(stored)
+    ours, *others = (recording.config for recording in recordings)
+    if ours is not None:
+        return Config.from_dict(ours)
+    for stored in others:  # of another program, perhaps in another form
+        with contextlib.suppress(Error):
+            return None if stored is None else Config.from_dict(stored)
+    return None
 
 
 def open_images(pictures):

@@ -10,6 +10,10 @@ from minivl.helpers import did_you_mean
 def not_compared(require, rows):
     """Our tensors that match a required name or glob and were not compared. Raises an Error for one that matches none."""
     missing = []
+    if not isinstance(require, str) and not (
+        isinstance(require, (list, tuple)) and all(isinstance(p, str) for p in require)
+    ):
+        raise Error(f"require={require!r}: give a name or glob, or a list of them.")
     for pattern in [require] if isinstance(require, str) else require:
         matching = [row for row in rows if row.shape is not None and fnmatchcase(row.name, pattern)]
         if not matching:

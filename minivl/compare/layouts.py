@@ -117,23 +117,29 @@ def closest_layout(ours, theirs, layouts):
 def find_processor_rows(ours, theirs, matches, left):
     """{our name: (their name, Layout)} of the tower's tensors that `matches` names, if theirs keeps the processor's order.
 
-    It does if some of its tensors, of whatever name, agree in that order, and none in ours. None if it does not.
+    It does if two of its tensors at least, of whatever name, one of them of a block or the merger, agree in that order, and
+    none in ours. None if it does not. subtle: tables of angles in another order are a mistake, not an order of the rows.
     """
-    agrees = False
+    agreeing = []
     for mine in in_data_flow(ours):
-        if processor_order(mine, ours) is None or ours[mine].dtype.kind != "f":
+        if (
+            processor_order(mine, ours) is None
+            or ours[mine].dtype.kind != "f"
+            or catalogue.of(mine).made_by == "angles"
+        ):
             continue
         for name in [matches[mine]] if mine in matches else left:
             layouts = layouts_between(ours[mine].shape, theirs[name].shape)
             if layouts and closest_layout(ours[mine], theirs[name], layouts)[0] <= CLOSE:
                 return None
             turned = with_processor_rows(layouts, mine, ours)
-            agrees = agrees or closest_layout(ours[mine], theirs[name], turned)[0] <= CLOSE
-    if not agrees:
+            if closest_layout(ours[mine], theirs[name], turned)[0] <= CLOSE:
+                agreeing.append(mine)
+    if len(agreeing) < 2 or not any(mine.startswith(("visual.blocks.", "visual.merger")) for mine in agreeing):
         return None
     rows = {}
     for mine, name in matches.items():
-        if processor_order(mine, ours) is not None:
+        if processor_order(mine, ours) is not None and ours[mine].dtype.kind == "f":
             layouts = with_processor_rows(layouts_between(ours[mine].shape, theirs[name].shape), mine, ours)
             rows |= {mine: (name, layouts[0])} if layouts else {}
     return rows

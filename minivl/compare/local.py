@@ -109,7 +109,7 @@ def fit(theirs, name, shape):
     array = theirs[name]
     if array.shape == shape:
         return array
-    squeezed = align(np.empty(shape, dtype=np.bool_), array)[1]
+    squeezed = align(np.empty(shape, dtype=np.bool_), array, name)[1]
     if squeezed.shape == shape:
         return squeezed
     if 1 not in shape:
@@ -120,7 +120,9 @@ def fit(theirs, name, shape):
 
 def fit_last_row(theirs, name, value):
     """Ours with the last row of theirs, of a tensor of which they recorded that row alone; None of other tensors."""
-    ours, last, _ = align(value, theirs[name])
+    ours, last, _ = align(value, theirs[name], name)
+    if ours.ndim < 2 or last.ndim < 2:
+        return None
     return np.concatenate([value[:-1], last]) if len(ours) == len(last) == 1 < len(value) else None
 
 
@@ -206,6 +208,7 @@ class Local:
             there = fit(self.theirs, name, ours.shape)
             if there is not None:
                 self.figures[name] = self.measure(name, ours, there)
+        self.excuse_what_nan_makes()
         self.precision, self.arithmetic = precision, self.find_arithmetic(precision)
 
     @property
@@ -237,6 +240,17 @@ class Local:
     def rounding(self, name):
         """The largest error that rounding usually makes of a tensor."""
         return USUAL / SLACK * self.limits[name][0] if name in self.limits else 0.0
+
+    def excuse_what_nan_makes(self):
+        """A tensor with NaN or inf does not go on (`run_from_theirs`): those behind it that have them too are not judged."""
+        broken = False
+        for name in in_data_flow(list(self.figures)):
+            is_float = self.computed[name].dtype.kind == "f"
+            there = fit(self.theirs, name, self.computed[name].shape)
+            has = is_float and not np.isfinite(there[np.isfinite(self.computed[name])]).all()
+            if has and broken:
+                self.figures[name] = measure(self.computed[name], self.computed[name])
+            broken = broken or has
 
     def measure(self, name, ours, other):
         """`measure` of two arrays; of the last rows alone where theirs has no others."""

@@ -15,9 +15,14 @@ or behind. Where a 0 occurs, it is the prompt, or with "decode", or beside a pro
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from minivl.errors import Error
+from minivl.helpers import did_you_mean
+from minivl.tensors import catalogue
 from minivl.tensors.names import OTHER_NAMES, parse, published_name
 
 LAST_LAYER = {"attn": "attn.proj", "self_attn": "self_attn.o_proj", "mlp": "mlp.down_proj"}
@@ -28,6 +33,9 @@ OPERATOR = re.compile(r"[./](Add|Cast|Conv|Gelu|Gemm|MatMul|Mul|Reshape|Sigmoid|
 STEP = re.compile(
     r"(?<![A-Za-z0-9])(decode[._/:-]?steps?|decode|decoding|steps?|token)[._/:-]?\[?(\d+)\]?(?![A-Za-z0-9])"
 )
+# words of a name that say which half of the model it belongs to, or that it belongs to neither
+OF_TOWER, OF_DECODER = {"vision", "visual", "vit", "image"}, {"text", "decoder", "language", "llm", "gpt", "h"}
+OF_NEITHER = {"audio", "speech", "grad", "gradient", "gradients"}
 NOT_OURS = re.compile(r"\b(act_fn|rotary_emb|rotary_pos_emb|dropout|drop_path)\b|attn\.softmax$|patch_embed\.proj$")
 
 
@@ -44,9 +52,21 @@ def match_names(theirs, ours, names=None):
 
 
 def unmatched(theirs, ours, names=None):
-    """Their names that mean none of our tensors. Modules whose output minivl has no tensor for (`act_fn`) do not count."""
-    meant = meanings(theirs, ours, names)
-    return [name for name, (_, mine) in meant.items() if mine is None and not NOT_OURS.search(name)]
+    """Their names that mean none of our tensors, or one that another name means with other values.
+
+    Modules whose output minivl has no tensor for (`act_fn`) do not count; nor does a name beside another for one tensor, as a
+    module's and its last layer's.
+    """
+    meant, matches = meanings(theirs, ours, names), match_names(theirs, ours, names)
+    left = [name for name, (_, mine) in meant.items() if mine is None and not NOT_OURS.search(name)]
+    if not isinstance(theirs, Mapping):
+        return left
+    lost = [name for name, (_, mine) in meant.items() if mine is not None and matches[mine] != name]
+    return left + [name for name in lost if not are_equal(theirs[name], theirs[matches[meant[name][1]]])]
+
+
+def are_equal(a, b):
+    return a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f" == b.dtype.kind)
 
 
 def meanings(theirs, ours, names):
@@ -74,6 +94,13 @@ def split_step(name, first):
         return "", name
     number = int(match[2]) + first
     return f"steps.{number}." if number else "", without_step(name, match)
+
+
+def name_by_step(theirs, names=None):
+    """Their names with the step in front as we have it: "decode_1.lm_head" -> "steps.1.lm_head"."""
+    names, first = read_map(names), first_step(theirs)
+    pairs = [(mapped, 0) if (mapped := translate(name, names)) is not None else (name, first) for name in theirs]
+    return ["".join(split_step(*pair)) for pair in pairs]
 
 
 def spell(ours):
@@ -120,7 +147,19 @@ def recognise(name, spellings, names, first):
     # subtle: a later token's tensor is never taken for the prompt's
     lead, own = split_step(name, first)
     rank, mine = recognise_own(own, spellings[lead], names) if lead in spellings else (None, None)
-    return rank, None if mine is None else lead + mine
+    if mine is None or rank and contradicts(own, mine):
+        return None, None
+    return rank, lead + mine
+
+
+def contradicts(name, mine):
+    """Whether a name says that it is of the other half of the model, or of none: `vision_model.layers.0` is no decoder's."""
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    if words & OF_NEITHER:
+        return True
+    if mine.startswith("visual"):
+        return bool(words & OF_DECODER) and not words & OF_TOWER
+    return mine.startswith(("model.", "lm_head")) and bool(words & OF_TOWER)
 
 
 def recognise_own(name, spellings, names):
@@ -187,6 +226,11 @@ def read_map(names):
     if not isinstance(names, dict) or not all(isinstance(text, str) for pair in names.items() for text in pair):
         raise Error('a name map is an object of strings: {"ffn_out-{}": "model.layers.{}.mlp.down_proj"}.')
     for theirs, ours in names.items():
+        known = parse(re.sub(r"\{\}|\*", "0", ours)).own
+        if "*" not in ours and catalogue.of(known) is None:
+            every = {tensor.name for tensor in catalogue.CATALOGUE}
+            near = did_you_mean(ours.replace("{}", "{i}"), every)
+            raise Error(f"name map: {ours!r} is no tensor of minivl.{near} docs/tensors.md lists all.")
         if len(wildcards(theirs)) < len(wildcards(ours)):
             raise Error(
                 f"name map: {ours!r} has more {{}} or * than {theirs!r}. Each stands for the same text in both."

@@ -5,6 +5,9 @@ import math
 
 import numpy as np
 
+from minivl.tensors import catalogue
+
+MASKED = -1e4  # where ours is -inf: -10000, -65504 and -1e9 are other programs' numbers for it
 LOWEST = -1e30  # ports mask scores with the lowest number of their type instead of -inf
 
 
@@ -28,6 +31,7 @@ def distance(ours, theirs):
     if ours.dtype.kind in "iub" and theirs.dtype.kind in "iub":
         return float(np.mean(ours != theirs))
     a, b = to_float64(ours), to_float64(theirs)
+    b = np.where(np.isneginf(a) & (b <= MASKED), a, b)
     finite = np.isfinite(a)
     if np.isnan(a).any() or not np.array_equal(finite, np.isfinite(b)):
         return math.inf
@@ -42,6 +46,7 @@ def measure(ours, theirs):
     if np.array_equal(ours, theirs):
         return {"error": 0.0, "rms": 0.0, "cosine": 1.0, "worst": (0,) * ours.ndim if ours.size else (), "nans": 0}
     a, b = to_float64(ours), to_float64(theirs)
+    b = np.where(np.isneginf(a) & (b <= MASKED), a, b)
     with np.errstate(invalid="ignore"):
         off = np.abs(a - b)
     finite = np.isfinite(off)
@@ -69,17 +74,30 @@ def count_nans(array):
     return int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
 
 
-def align(ours, theirs):
-    """(ours, theirs, note) without a batch axis, or the last row of both if one side has only that."""
+def align(ours, theirs, name):
+    """(ours, theirs, note) of a tensor in one shape: without a batch axis, or with one that theirs leaves out; of tensors of
+    the decoder the last row of both if one side has only that."""
     if theirs.shape == ours.shape:
         return ours, theirs, ""
+    if theirs.ndim < ours.ndim and theirs.shape == tuple(size for size in ours.shape if size != 1):
+        return ours, theirs.reshape(ours.shape), "batch axis"
     squeezed = squeeze_to(theirs, ours.shape)
     if squeezed is not None:
         return ours, squeezed, "batch axis"
     rows = theirs.reshape(theirs.shape[-2:]) if theirs.ndim > 1 and math.prod(theirs.shape[:-2]) == 1 else theirs
-    if rows.ndim == ours.ndim == 2 and rows.shape[1] == ours.shape[1] and 1 in (len(rows), len(ours)):
+    if (
+        has_rows_of_prompt(name)
+        and rows.ndim == ours.ndim == 2
+        and rows.shape[1] == ours.shape[1]
+        and 1 in (len(rows), len(ours))
+    ):
         return ours[-1:], rows[-1:], f"last of {max(len(rows), len(ours))} rows"
     return ours, theirs, ""
+
+
+def has_rows_of_prompt(name):
+    tensor = catalogue.of(name)
+    return tensor is not None and (tensor.rows == "prompt" or tensor.name == "lm_head")
 
 
 def squeeze_to(array, shape):

@@ -181,8 +181,12 @@ class TensorUnpickler(pickle.Unpickler):
         return np.frombuffer(self.file.read(f"{self.folder}data/{key}"), dtype=STORAGES[storage]), storage
 
 
-def rebuild_tensor(storage, offset, shape, strides, *_):
-    """The array of a tensor. Raises ValueError if it reaches beyond its storage."""
+def rebuild_tensor(storage, offset, shape, strides, requires_grad=False, hooks=None, flags=None):
+    """The array of a tensor. Raises ValueError if it reaches beyond its storage, or if its values are to be changed."""
+    if flags:
+        raise ValueError(
+            f"a tensor is stored as it is not ({', '.join(flags)}): save its .resolve_neg().resolve_conj()"
+        )
     values, kind = storage
     end = offset + sum((n - 1) * step for n, step in zip(shape, strides)) + 1
     if min(offset, *shape, *strides, 0) < 0 or (0 not in shape and end > len(values)):

@@ -10,6 +10,7 @@ from minivl.compare.measure import align, count_nans, measure
 OK, CLOSE, DIFF, INPUT, SHAPE, MISSING = "OK", "OK~", "DIFF", "INPUT", "SHAPE", "MISSING"
 
 ROUNDED, GROWTH, WORST = 5, 4, 64  # see comparison.py
+MOST_OF_SOFTMAX = 0.05  # of an error that softmax may make; see `softmax_error`
 FEW = 64  # so few values may fit into a narrower type by chance
 ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # largest rounding, relative
 
@@ -62,7 +63,7 @@ def softmax_error(name, ours, before):
     near = near or [row.error for row in agreeing[-1:]]
     if scores is None or not near:
         return 0.0
-    return 2 * max(near) * float(np.abs(scores[np.isfinite(scores)]).max())
+    return min(2 * max(near) * float(np.abs(scores[np.isfinite(scores)]).max()), MOST_OF_SOFTMAX)
 
 
 def find_precision(recording, matches):
@@ -94,7 +95,7 @@ def narrowest_type(array):
 def compare_tensor(name, ours, their_name, theirs, tolerance, rounded):
     """The `Row` of one tensor; `rounded` is the largest root-mean-square error that rounding explains."""
     shapes = dict(shape=ours.shape, their_shape=theirs.shape)
-    ours, there, note = align(ours, theirs)
+    ours, there, note = align(ours, theirs, name)
     common = dict(name=name, their_name=their_name, note=note) | shapes
     if there.shape != ours.shape:
         return Row(status=SHAPE, nans=count_nans(there), **common)

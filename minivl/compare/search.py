@@ -55,7 +55,7 @@ class Evidence:
     def known(self, name):
         """The values that both agree about, or ours; None if it was not recorded."""
         if self.agrees(name):
-            there = align(self.ours[name], self.theirs[self.matches[name]])[1]
+            there = align(self.ours[name], self.theirs[self.matches[name]], name)[1]
             return there if there.shape == self.ours[name].shape else self.ours[name]
         return self.ours.get(name)
 
@@ -88,7 +88,7 @@ class Evidence:
         return self.step_as_recorded(row, turned, order)
 
     def step_as_recorded(self, row, turned=False, order=None):
-        ours, theirs, _ = align(self.ours[row.name], self.theirs[row.their_name])
+        ours, theirs, _ = align(self.ours[row.name], self.theirs[row.their_name], row.name)
         theirs = theirs if order is None else theirs.transpose(order)
         pair = (theirs, ours) if turned else (ours, theirs)
         return Step(row.name, *pair, self.known, self.config, self.images)

@@ -1,5 +1,6 @@
 """The model that judges a comparison: a given one, or the one that ships with minivl if the recording is a run of it."""
 
+import copy
 import os
 
 import numpy as np
@@ -8,8 +9,13 @@ from minivl.checkpoint.config import Config
 from minivl.compare.local import inputs_or_none, run_from_theirs
 from minivl.compare.measure import distance
 from minivl.errors import Error
+from minivl.model.positions import VIDEO_POSITIONS, prompt_positions
+from minivl.model.sampling import Sampling
+from minivl.tensors import catalogue
+from minivl.tensors.names import parse
 from minivl.tiny import CHECKPOINT
 
+FAR = 0.05  # of a product by other weights is off by its own size
 SAME = 1e-3  # two backends are closer than this; other weights are not
 NOTE = "ours is a run of the model that ships, so that model judges each stage alone (model=False: by the recordings alone)"
 
@@ -33,7 +39,49 @@ def load_model(model=None):
     """The VLM itself, or the one in a folder or file or of a hub id; by default the model that ships."""
     import minivl
 
-    return minivl.load(model) if model is None or isinstance(model, (str, os.PathLike)) else model
+    if model is None or isinstance(model, (str, os.PathLike)):
+        return minivl.load(model)
+    if not hasattr(model, "weights"):
+        raise Error(f"model={model!r}: give a model of minivl.load, a folder or a hub id.")
+    return model
+
+
+def with_settings_of(ours, model):
+    """The model with the settings that ours was made with, as far as its tensors tell; the model itself if it has them.
+
+    A token is chosen with a penalty or without, and text goes on after a video in one of two ways.
+    """
+    other = copy.copy(model)
+    pairs = [(name, name.replace("next_token", "lm_head")) for name in ours if parse(name).own == "next_token"]
+    chosen = [(ours[token].reshape(-1)[-1], last_row(ours[scores])) for token, scores in pairs if scores in ours]
+    if all(int(token) == int(np.argmax(scores)) for token, scores in chosen):
+        other.sampling = Sampling(eos_token_id=model.sampling.eos_token_id)  # greedy, no penalty
+    inputs = inputs_or_none(ours, model.config)
+    if inputs is not None and "position_ids" in ours and len(inputs.video_grid_thw):
+        for positions in VIDEO_POSITIONS:
+            media = inputs.image_grid_thw, inputs.video_grid_thw, inputs.second_per_grid_ts
+            made, _ = prompt_positions(inputs.input_ids, model.config, *media, positions)
+            if np.array_equal(made, ours["position_ids"]):
+                other.video_positions = positions
+    return other
+
+
+def last_row(array):
+    return array.reshape(-1, array.shape[-1])[-1]
+
+
+def check_is_model_of_ours(rows, local):
+    """Raise an Error for a model with other weights: both recordings agree, and most products are not those of the model."""
+    agreeing = [
+        row for row in rows
+        if row.name in local.figures and row.error <= SAME and (known := catalogue.of(row.name)) and known.made_by == "linear"
+    ]  # fmt: skip
+    off = [row for row in agreeing if local.figures[row.name]["error"] > FAR]
+    if len(off) > max(1, len(agreeing) / 2):
+        raise Error(
+            f"model= is another model than that of the recordings: they agree with each other, and {len(off)} of "
+            f"{len(agreeing)} products, {off[0].name} first, are not the model's. Give the checkpoint that both ran."
+        )
 
 
 def is_shipped(config):

@@ -2,7 +2,7 @@
 
 from minivl.errors import Error
 from minivl.record.recording import Recording, module_name
-from minivl.record.watch import NO_TENSOR, is_tower, without_batch
+from minivl.record.watch import NO_TENSOR, append_to_tower, is_tower, without_batch
 from minivl.tensors import catalogue
 
 
@@ -44,6 +44,7 @@ class GraphRecording(Recording):
             if output in arrays:
                 array = without_batch(own, arrays[output])
                 array = array[-1:] if own == "lm_head" else array
+                array = append_to_tower(self, own, array) if is_tower(own) else array
                 self.add(own if is_tower(own) else prefix + own, array)
         self.runs += 1
 

@@ -7,6 +7,7 @@ recording.save("port.safetensors")         # complete or not at all; `minivl.Tra
 import json
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import numpy as np
 
@@ -60,6 +61,10 @@ class Recording(Mapping):
 
     def save(self, path):
         """Write all tensors to a safetensors file: complete or not at all."""
+        if Path(path).suffix.lower() in (".npz", ".pt", ".pth", ".npy"):
+            raise Error(
+                f"{path}: a recording is a safetensors file, whatever it is called. Give a name that ends in .safetensors."
+            )
         self.check()
         tensors = dict(self)
         metadata = {"format": FORMAT, "versions": json.dumps(self.versions), **self.metadata}

@@ -45,6 +45,7 @@ class Watch:
         self.step = self.chunk = 0
         self.pictures, self.is_tower_again = [], False  # inputs of the tower's runs; whether this run repeats one
         self.last, self.seen = None, set()  # the last tensor that a module returned; names kept in this pass
+        self.widths, self.given = {}, None  # {attention: width of its k_proj}; ids or embeddings of this pass
 
     def enter(self, module, name, args, kwargs):
         self.forget(module)
@@ -58,7 +59,10 @@ class Watch:
 
     def leave(self, module, name, args, kwargs, output):
         self.forget(module)
-        for own, tensor in {**inputs_of(name, args, kwargs), **self.outputs_of(name, output)}.items():
+        inputs = inputs_of(name, args, kwargs)
+        for own, tensor in {**inputs, **self.outputs_of(name, output, "input_ids" in inputs)}.items():
+            if own.endswith(".k_proj"):
+                self.widths[own.rpartition(".")[0]] = tensor.shape[-1]
             self.keep(own, tensor)
 
     def forget(self, module):
@@ -73,8 +77,9 @@ class Watch:
         if is_tower(name):  # runs once for the images, once for the videos
             return
         tokens, cached = count_tokens(args, kwargs), is_cache_filled(kwargs)
+        given = self.read_given(args, kwargs)
         if name in self.called:
-            if tokens == 1 or not cached and tokens == self.tokens + 1:
+            if tokens == 1 or not cached and tokens == self.tokens + 1 and begins_with(given, self.given):
                 self.step += 1
                 self.prefix = f"steps.{self.step}."
             elif cached and not self.step:
@@ -85,23 +90,33 @@ class Watch:
                     f"another prompt begins, of {tokens} tokens: a recording holds one. Record it in a `with` of its own."
                 )
             self.called, self.seen = set(), set()
-        self.tokens = tokens if not self.called else self.tokens
+        if not self.called:
+            self.tokens, self.given = tokens, given
+
+    def read_given(self, args, kwargs):
+        """Ids [T] or embeddings [T, D] of a pass of the model; None if its arguments do not tell."""
+        tensor = first_given(args, kwargs)
+        return None if tensor is None else without_batch("input_ids", np.array(self.to_numpy(tensor)))
 
     def begin_tower(self, args, kwargs):
-        """Without a cache the tower may run again for each token of the answer, with the same patches."""
+        """The tower may run again with the same patches: without a cache for each token of the answer; by itself to warm up."""
         patches = next((value for value in (*args, *kwargs.values()) if is_tensor(value)), None)
         patches = None if patches is None else np.array(self.to_numpy(patches))
-        is_later = self.step > 0 or any(name.startswith("model.layers.") for name in self.called)
+        is_later = self.step > 0 or any(name.startswith("model.layers.") for name in self.called) or not self.running
         self.is_tower_again = is_later and any(np.array_equal(patches, earlier) for earlier in self.pictures)
         self.pictures += [] if self.is_tower_again else [patches]
 
     # ---- tensors ----
 
-    def outputs_of(self, name, output):
+    def outputs_of(self, name, output, has_ids):
+        """{name: tensor}; has_ids: whether the module got token ids: a root without them is a part of the model."""
         last = name.rpartition(".")[2]
         if last == "rotary_emb" and is_pair(output):
             return {"model.rope.cos": output[0], "model.rope.sin": output[1]}
-        logits = getattr(output, "logits", output if name == "" else None)
+        is_whole = (
+            name == "" and has_ids and output is not self.last
+        )  # a decoder without a head returns its norm's output
+        logits = getattr(output, "logits", output if is_whole else None)
         if is_tensor(logits) and not name.startswith("visual") and self.prefix + "lm_head" not in self.seen:
             return {"lm_head": logits}  # a head that is no module, or tied
         tensor = first_tensor(output, "pooler_output" if name == "visual" else "last_hidden_state")
@@ -124,7 +139,7 @@ class Watch:
         if not self.recording.wants(full):
             return
         if name == "lm_head":
-            tensor = tensor[..., -1:, :]
+            tensor = tensor[..., -1:, :] if tensor.ndim > 1 else tensor[None]
         array = without_batch(name, np.array(self.to_numpy(tensor)))
         if name == "position_ids" and self.step:
             array = array[..., -1:]  # subtle: rows are cut by `compare`, columns are not
@@ -157,9 +172,14 @@ class Watch:
 
     def repeats(self, name, keys):
         """How many times in a row each key head stands in `keys`, [heads, rows, K]."""
-        width = self.recording.get(f"{self.prefix}{name}.k_proj", keys[:0]).shape[-1]
         heads, _, K = keys.shape
-        return heads * K // width if width and heads * K % width == 0 else 1
+        width = self.widths.get(name, 0)
+        if width:
+            return heads * K // width if heads * K % width == 0 else 1
+        for times in range(heads, 1, -1):  # of one product for queries, keys and values: by the values
+            if heads % times == 0 and np.array_equal(keys, np.repeat(keys[::times], times, axis=0)):
+                return times
+        return 1
 
 
 def inputs_of(name, args, kwargs):
@@ -230,10 +250,22 @@ def first_tensor(output, field):
     return None
 
 
+def first_given(args, kwargs):
+    """The token ids or embeddings of a pass of the model, or of a part of it."""
+    given = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args, *kwargs.values()]
+    return next((value for value in given if is_tensor(value) and value.ndim), None)
+
+
+def begins_with(given, earlier):
+    """Whether the ids or embeddings of a pass go on from those of an earlier one."""
+    if given is None or earlier is None or given.shape[1:] != earlier.shape[1:]:
+        return True  # nothing tells that they do not
+    return np.allclose(given[: len(earlier)], earlier, rtol=1e-3, atol=1e-3 * np.abs(earlier).max(initial=0))
+
+
 def count_tokens(args, kwargs):
     """Tokens of a pass of the model, or of a part of it; 0 if its arguments do not tell."""
-    given = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args, *kwargs.values()]
-    tensor = next((value for value in given if is_tensor(value) and value.ndim), None)
+    tensor = first_given(args, kwargs)
     if tensor is None:
         return 0
     if is_integer(tensor):

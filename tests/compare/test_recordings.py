@@ -185,12 +185,6 @@ def test_the_last_output_of_a_module_counts(right):
     assert match_names(names, right[1].names) == {"visual.blocks.1.norm1": names[1]}
 
 
-def test_hints_name_the_tensor_and_not_a_neighbour(right):
-    assert match_names(["visual.blocks.1.mlp"], right[1].names) == {
-        "visual.blocks.1.mlp.down_proj": "visual.blocks.1.mlp"
-    }
-
-
 # ---- what was compared ----
 
 

@@ -1,0 +1,218 @@
+"""Recordings that once passed unseen, or that were accused though they were right."""
+
+import numpy as np
+import pytest
+from conftest import random_video_inputs, random_weights, small_inputs, small_model
+from test_local import is_module, round_to
+
+import minivl
+from minivl.checkpoint.weights import Weights
+from minivl.compare import assert_port, compare
+from minivl.compare.match_names import match_names, unmatched
+from minivl.errors import Error
+from minivl.faults import fault
+from minivl.faults.inject import patch
+from minivl.faults.what_if import with_fresh_kernels
+from minivl.tiny import scene
+from minivl.vlm import VLM
+
+
+@pytest.fixture(scope="module")
+def right():
+    """(model, inputs, {name: tensor}) of a prompt with two images and three tokens of the answer."""
+    vlm = small_model("numba")
+    inputs = small_inputs(vlm.config, grids=((1, 6, 10), (1, 4, 4)), text=2)
+    return vlm, inputs, dict(vlm.trace(inputs, max_new_tokens=3))
+
+
+# ---- wrong ports that passed ----
+
+
+def of_shipped(model):
+    return dict(model.trace("How many shapes are there?", images=scene(5).image, max_new_tokens=1))
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.8])
+def test_wrong_scores_in_bfloat16_without_a_model(factor):
+    """On the shipped model, whose scores are large: what softmax makes of a rounded score must not excuse another score."""
+    vlm = minivl.load(backend="numba")
+    ours = of_shipped(vlm)
+    scaled = lambda original: lambda q, *rest: original(q * np.float32(factor), *rest)  # noqa: E731
+    with patch("minivl.kernels.attention.segment_attention_numba", scaled):
+        wrong = of_shipped(with_fresh_kernels(vlm))
+    right = {name: round_to(np.array(ours[name]), "bfloat16") for name in ours if is_module(name)}
+    port = {name: round_to(np.array(wrong[name]), "bfloat16") for name in ours if is_module(name)}
+    assert not all(np.array_equal(right[name], port[name]) for name in port)
+    assert compare(ours, right, model=False, config=vlm.config).ok
+    found = compare(ours, port, model=False, config=vlm.config)
+    assert not found.ok and found.first.name.startswith("visual.blocks.")
+    assert all(row.rms <= 64 / 256 for row in found.rows if row.status == "OK~")
+
+
+def test_only_the_decoder_may_record_its_last_row(right):
+    grids = np.array([[1, 6, 10], [1, 4, 4]])
+    assert not compare({"image_grid_thw": grids}, {"image_grid_thw": grids[-1:]}, model=False).ok
+    features = np.random.default_rng(0).standard_normal((24, 8)).astype(np.float32)
+    assert not compare({"visual": features}, {"visual": features[-1:]}, model=False).ok
+    vlm, _, trace = right
+    found = compare(trace, {"model.layers.1": trace["model.layers.1"][-1:]}, model=vlm)
+    assert found.ok and "last of" in found["model.layers.1"].note
+
+
+def test_tables_in_raster_order_are_the_mistake(right):
+    """Angles that were not put into window order: no order in which theirs keeps its rows."""
+    vlm, inputs, trace = right
+    with fault("unpermuted-rope").inject():
+        wrong = dict(with_fresh_kernels(vlm).trace(inputs, max_new_tokens=1))
+    names = ("visual.rope.cos", "visual.rope.sin", "visual.blocks.0", "visual.blocks.1", "visual")
+    for given in (names, ("visual.patch_embed", *names[:2])):
+        found = compare(trace, {name: wrong[name] for name in given}, model=vlm)
+        assert not found.ok and found.first.name == "visual.rope.cos", f"\n{found}"
+    assert not compare(trace, {"visual.window_order": trace["visual.patch_embed"]}, model=False).ok
+
+
+def test_a_tower_under_a_foreign_name_is_not_the_decoder(right):
+    vlm, _, trace = right
+    names = [
+        "vision_model.encoder.layers.0.mlp.gate_proj",
+        "text_model.encoder.blocks.0.norm1",
+        "transformer.h.0.attn.proj",
+        "decoder.blocks.0.mlp.gate_proj",
+        "audio_tower.layers.0.self_attn.q_proj",
+        "grad/model.layers.0.mlp.down_proj",
+    ]
+    assert match_names(names, trace) == {} and unmatched(names, trace) == names
+    port = {}
+    for name, tensor in trace.items():
+        other = name.replace("visual.blocks", "vision_model.encoder.layers")
+        wrong = other.startswith("vision_m") and ".mlp." in other
+        port[other] = np.asarray(tensor) * (5 if wrong else 1)
+    found = compare(trace, port, model=vlm)
+    assert not (found.ok and found.covered) and "vision_model.encoder.layers.0.mlp.gate_proj" in found.unmatched
+
+
+def test_a_name_that_lost_to_another_is_not_compared(right):
+    """Two names for one tensor: with equal values one is enough, with others the loser is told."""
+    _, _, trace = right
+    down = trace["visual.blocks.1.mlp.down_proj"]
+    same = {"visual.blocks.1.mlp": down, "visual.blocks.1.mlp.down_proj": down}
+    assert unmatched(same, trace) == []
+    assert unmatched({**same, "visual.blocks.1.mlp": down * 2}, trace) == ["visual.blocks.1.mlp"]
+
+
+def test_a_map_to_nothing_is_refused(right):
+    with pytest.raises(Error, match=r"'model.layer.\{\}' is no tensor of minivl. Did you mean model.layers"):
+        compare(right[2], {"x-0": np.ones(3)}, names={"x-{}": "model.layer.{}"}, model=False)
+
+
+# ---- right ports that were accused ----
+
+
+def test_settings_of_the_checkpoint_do_not_matter(right):
+    """Ours was recorded greedily and without the penalty that the checkpoint asks for."""
+    vlm, _, _ = right
+    other = VLM(vlm.config, vlm.weights, vlm.kernels)
+    other.sampling = vlm.sampling.replace(repetition_penalty=1.05)
+    inputs = small_inputs(vlm.config, grids=((1, 6, 10), (1, 4, 4)), text=2, seed=1)
+    for penalty in (1.0, 1.05):
+        trace = dict(other.trace(inputs, max_new_tokens=7, repetition_penalty=penalty))
+        found = compare(trace, trace, model=other)
+        assert found.ok and not found.faults, f"\n{found}"
+        if penalty == 1.0:
+            port = {name: trace[name] for name in trace if is_module(name) and not name.endswith("next_token")}
+            assert compare(trace, port, model=other).ok
+            inputs_of_port = {name: trace[name] for name in ("input_ids", "pixel_values", "image_grid_thw")}
+            assert assert_port({**port, **inputs_of_port}, model=other).ok
+
+
+def test_a_given_model_must_be_that_of_the_recordings(right):
+    vlm, _, trace = right
+    other = VLM(vlm.config, Weights(random_weights(vlm.config, seed=1)), vlm.kernels)
+    with pytest.raises(Error, match="model= is another model than that of the recordings"):
+        compare(trace, trace, model=other)
+    film = random_video_inputs(vlm.config)
+    for positions in ("launch", "transformers5"):
+        made = dict(small_model("numba", video_positions=positions).trace(film, max_new_tokens=1))
+        assert compare(made, made, model=vlm).ok  # whatever the model was loaded with
+
+
+def test_numbers_without_axes_and_rows_without_a_batch(right):
+    vlm, _, trace = right
+    logits, token = trace["lm_head"], trace["next_token"]
+    for port in (
+        {"visual": trace["visual"], "next_token": int(token[0])},
+        {"visual": trace["visual"], "next_token": np.array(token[0])},
+        {"lm_head": logits[-1], "steps.1.model.norm": trace["steps.1.model.norm"][0]},
+    ):
+        for model in (vlm, False):
+            found = compare(trace, port, model=model)
+            assert found.ok and len(found.compared) == 2, f"\n{found}"
+    assert not compare(trace, {"visual": np.float32(3)}, model=vlm).ok
+
+
+@pytest.mark.parametrize("lowest", [-1e4, -65504.0, -1e9, float(np.finfo(np.float32).min)])
+def test_masks_of_all_kinds(right, lowest):
+    """A float16 mask that was upcast before it was written is the float32 number -65504."""
+    vlm, _, trace = right
+    scores = np.array(trace["model.layers.0.self_attn.scores"])
+    port = {"model.layers.0.self_attn.scores": np.where(np.isneginf(scores), np.float32(lowest), scores)}
+    assert compare(trace, port, model=vlm).ok and compare(trace, port, model=False).ok
+    unmasked = {"model.layers.0.self_attn.scores": np.where(np.isneginf(scores), np.float32(-5), scores)}
+    assert not compare(trace, unmasked, model=False).ok
+
+
+def test_what_nan_makes_is_not_wrong_by_itself(right):
+    vlm, inputs, trace = right
+    overflow = {"model.layers.1.mlp.act": lambda x: np.where(np.arange(x.shape[1]) == 3, np.nan, x)}
+    port = dict(vlm.trace(inputs, edit=overflow, stop="lm_head"))
+    found = compare({name: trace[name] for name in port}, port, model=vlm)
+    assert [row.name for row in found.faults] == ["model.layers.1.mlp.act"], f"\n{found}"
+
+
+def test_later_tokens_under_other_names_are_run(right):
+    vlm, _, trace = right
+    base = {name: trace[name] for name in ("input_ids", "pixel_values", "image_grid_thw", "visual")}
+    later = {f"decode_1.{name}": trace[f"steps.1.{name}"] for name in ("lm_head", "model.norm", "model.layers.0")}
+    assert len(assert_port({**base, **later}, model=vlm).compared) == 7
+    with pytest.raises(AssertionError, match="steps.1.lm_head"):
+        assert_port({**base, **later, "decode_1.lm_head": later["decode_1.lm_head"] * -3}, model=vlm)
+
+
+# ---- arguments ----
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(model=5), "model=5: give a model of minivl.load"),
+        (dict(config=5, model=False), "config=5: give a Config"),
+        (dict(require=5, model=False), "require=5: give a name or glob"),
+        (dict(require=[5], model=False), r"require=\[5\]: give a name or glob"),
+    ],
+)
+def test_arguments_of_no_sense(right, options, words):
+    with pytest.raises(Error, match=words):
+        compare(right[2], right[2], **options)
+    with pytest.raises(Error, match="assert_port needs a model"):
+        assert_port(right[2], model=False)
+
+
+def test_files_of_other_programs(tmp_path):
+    """Unsigned token ids, a foreign configuration, a recording that is called like another format."""
+    torch = pytest.importorskip("torch")
+    from safetensors.numpy import save_file
+
+    ids = {"input_ids": np.arange(5, dtype=np.uint32), "visual": np.ones((2, 3), np.float32)}
+    save_file(ids, tmp_path / "mlx.safetensors", metadata={"config": '{"model_type": null}'})
+    ours = {"input_ids": np.arange(5), "visual": np.ones((2, 3), np.float32)}
+    assert compare(ours, tmp_path / "mlx.safetensors", model=False).ok
+    torch.save({"visual": torch.tensor([1 + 2j]).conj().imag}, tmp_path / "neg.pt")
+    with pytest.raises(Error, match="resolve_neg"):
+        compare(ours, tmp_path / "neg.pt", model=False)
+
+
+def test_a_recording_is_no_npz(tmp_path):
+    from minivl.record.recording import Recording
+
+    with pytest.raises(Error, match="a recording is a safetensors file"):
+        Recording("*").save(tmp_path / "port.npz")
