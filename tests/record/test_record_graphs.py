@@ -55,6 +55,15 @@ def test_which_tensors_are_kept():
         GraphRecording("model.*", {}).choose(read_graph(OLD, "port.onnx")[0], "visual", every=False)
 
 
+def test_runs_of_the_tower_are_appended():
+    """Two images in two runs, as the recorder of modules has them."""
+    graph = GraphRecording("*", {})
+    graph.choose(read_graph(OLD, "port.onnx")[0], "visual", every=False)
+    for rows in (4, 6):
+        graph.keep_run({"a": np.full((rows, 3), rows, np.float32)})
+    assert graph["visual.blocks.0"][:, 0].tolist() == [4] * 4 + [6] * 6
+
+
 @pytest.mark.parametrize("content", [b"", b"not a model", OLD[:-20], varint(1 << 3) + varint(8)])
 def test_no_onnx_file(tmp_path, content):
     with pytest.raises(minivl.Error, match="is not an ONNX file|has no graph"):

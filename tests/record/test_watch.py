@@ -234,3 +234,57 @@ def test_further_pictures_are_appended():
     for start in (0, 1):
         port.call("visual", patches + start, returns=patches[:2])
     assert port.recording["visual"].shape == (4, 4)
+
+
+@pytest.mark.parametrize("keep", ["*", "*_rope"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_repeated_key_heads_count_once_whatever_is_kept(keep, fused):
+    """The width of k_proj is known though its output is not kept; of one fused product the values tell."""
+    port, q, k = Port(keep), np.ones((1, 4, 5, 8)), np.random.default_rng(0).standard_normal((1, 2, 5, 8), dtype=np.float32)
+    project = lambda: port.call("model.layers.0.self_attn.k_proj", rows(5), returns=rows(5, 16))  # noqa: E731
+    inside = [] if fused else [project]
+    attend = lambda: port.watch.attend(q, k.repeat(2, axis=1))  # noqa: E731
+    port.call("model.layers.0.self_attn", rows(5), inside=[*inside, attend])
+    assert np.array_equal(port.recording["model.layers.0.self_attn.k_rope"], k[0])
+
+
+def test_logits_of_one_row():
+    port = Port()
+    port.call("lm_head", rows(1)[0, 0], returns=np.arange(7.0))
+    assert port.recording["lm_head"].shape == (1, 7)
+
+
+def test_a_part_of_a_model_has_no_logits():
+    """A tower and a decoder without its head, recorded without name=: their output is no lm_head."""
+    tower, x = Port(), rows(3)
+    tower.call("", x, returns=x, inside=[lambda: tower.call("blocks.0", x, returns=x + 1)])
+    assert list(tower.recording) == ["blocks.0"]
+    decoder = Port()
+    norm = rows(3) * 2
+    decoder.call("", ids(3), returns=norm, inside=[lambda: decoder.call("norm", x, returns=norm)])
+    assert "lm_head" not in decoder.recording
+    tied = Port()  # a head that is no module
+    tied.call("", ids(3), returns=norm + 1, inside=[lambda: tied.call("norm", x, returns=norm)])
+    assert np.array_equal(tied.recording["lm_head"], (norm + 1)[0, -1:])
+
+
+def test_a_warm_up_run_of_the_tower_counts_once():
+    port = Port()
+    for _ in range(2):
+        port.call(
+            "visual", rows(4), returns=rows(4), inside=[lambda: port.call("visual.blocks.0", rows(4), returns=rows(4))]
+        )
+    assert port.recording["visual.blocks.0"].shape == (4, 4)
+
+
+def test_a_longer_prompt_is_no_next_token():
+    """Without a cache a token more means a step only if the tokens before are the same."""
+    for again in (dict(input_ids=np.arange(6)[None] + 1), dict(inputs_embeds=rows(6, start=9))):
+        port = Port()
+        port.answer(5, **({"input_ids": ids(5)} if "input_ids" in again else {"inputs_embeds": rows(5)}))
+        with pytest.raises(minivl.Error, match="another prompt begins, of 6 tokens"):
+            port.answer(6, **again)
+    port = Port()
+    port.answer(5, inputs_embeds=rows(5))
+    port.answer(6, inputs_embeds=rows(6))
+    assert "steps.1.model.layers.0" in port.recording
