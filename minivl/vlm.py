@@ -310,7 +310,10 @@ class VLM(Engine):
         if isinstance(prompt, Inputs):
             given = [name for name, value in options.items() if value not in (None, False)]
             if given:
-                raise Error(f"{' and '.join(given)}: for preparing messages; the prompt is Inputs, which are prepared.")
+                raise Error(
+                    f"{' and '.join(given)}: for preparing messages; the prompt is Inputs, which are prepared. Leave it out, "
+                    "or give it to vlm.prepare."
+                )
             return validate(prompt, self.config)
         return validate((yield from self.prepare(prompt, cache=cache, **options)), self.config)
 

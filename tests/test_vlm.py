@@ -365,6 +365,8 @@ def test_options_of_preparing_do_not_go_with_inputs(vlm, inputs):
 def test_inputs_of_text_alone_and_chunks_of_nothing(vlm):
     text = Inputs(np.array([1, 2, 3]), None, None)
     assert len(vlm.trace(text, keep="lm_head")["lm_head"]) == 1
+    with pytest.raises(Error, match="both pixel_values and image_grid_thw, or neither"):
+        Inputs(np.array([1, 2, 3]), None, np.array([[1, 4, 4]]))
     vlm.prefill_chunk = 0
     with pytest.raises(Error, match="prefill_chunk is 0; it must be a number of tokens"):
         vlm.trace(text)

@@ -22,6 +22,7 @@ strings are not escaped. So the objects are found by their keys and braces, and 
 known key. No text raises an error.
 """
 
+import bisect
 import html
 import json
 import re
@@ -54,6 +55,7 @@ ESCAPE = re.compile(r"\\(?:[\"\\/bfnrt]|u[0-9a-fA-F]{4})|\\(?P<other>.)|\"", re.
 XML = re.compile(
     r"<(?P<tag>\w+)(?P<attributes>(?:\s+[\w-]+\s*=\s*(?:\"[^\"]*\"|'[^']*'))+)(?:\s*>(?P<inside>[^<]*))?", re.DOTALL
 )
+TAG = re.compile(r"<[^<>]*>")
 ATTRIBUTE = re.compile(r"([\w-]+)\s*=\s*([\"'])(.*?)\2", re.DOTALL)
 TOKENS = re.compile(
     r"<\|object_ref_start\|>(?P<label>(?:(?!<\|).)*)|<\|box_start\|>(?P<numbers>[^<]*)(?P<end><\|box_end\|>)?",
@@ -218,16 +220,29 @@ def bare_label(word):
 
 def match_tags(text):
     """<points x1= y1= x2= y2= alt=>, <point x= y=>, and data-bbox= of any tag."""
-    for tag in XML.finditer(text):
+    tags = list(XML.finditer(text))
+    boxes = [tag.start() for tag in tags if "data-bbox" in tag["attributes"]]
+    for tag in tags:
         values = {name: html.unescape(value) for name, _, value in ATTRIBUTE.findall(tag["attributes"])}
         inside = html.unescape(tag["inside"] or "")
         if "data-bbox" in values:
             numbers = [number(value) for value in re.findall(NUMBER, values["data-bbox"])]
+            after = bisect.bisect_right(boxes, tag.start())
+            inside = text_within(text, tag, boxes[after] if after < len(boxes) else len(text))
             yield from ((tag.start(), inside, corners, False) for corners in pair_corners([numbers]))
         for name in values if tag["tag"] in ("point", "points") else ():
             pair = [values.get(axis + name[1:], "").strip() for axis in "xy"]
             if name.startswith("x") and all(re.fullmatch(NUMBER, value) for value in pair):
                 yield tag.start(), values.get("alt") or inside, [number(value) for value in pair], False
+
+
+def text_within(text, tag, limit):
+    """What stands behind an opening tag, without other tags, up to its closing one or the next box (`limit`)."""
+    start = tag.start("inside")
+    if start < 0:
+        return ""
+    end = text.find(f"</{tag['tag']}>", start, limit)
+    return html.unescape(" ".join(TAG.sub(" ", text[start : limit if end < 0 else end]).split()))
 
 
 def match_tokens(text):

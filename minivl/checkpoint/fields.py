@@ -160,7 +160,7 @@ def processors_in(path):
         ("video_processor", "video_preprocessor_config.json"),
     ):
         if isinstance(stored, dict) and isinstance(stored.get(part), dict):
-            yield name, stored[part]
+            yield name, stored[part]  # by the name that its fields are listed under
 
 
 def objects_in(config):

@@ -35,7 +35,7 @@ from minivl.compare.answers import Answers, read_answers
 from minivl.compare.coverage import not_compared, nothing_in_common, row_without_match
 from minivl.compare.layouts import find_processor_rows, merge_rope_rows, replace_arrays
 from minivl.compare.local import inputs_or_none, judge_from_theirs, with_local_errors
-from minivl.compare.match_names import match_names, unmatched
+from minivl.compare.match_names import match_names, outvoted, unmatched
 from minivl.compare.match_values import match_values
 from minivl.compare.recordings import open_recording
 from minivl.compare.render import html, text
@@ -197,8 +197,13 @@ def compare(
     rows = compare_rows(ours, theirs, matches, tolerance, precision, by_values.layouts)
     local = None if model is None else judge_from_theirs(model, ours, theirs, matches, precision)
     if local is not None:
-        check_is_model_of_ours(rows, local)
+        check_is_model_of_ours(rows, local, ours)
         rows, local = with_local_errors(rows, local, tolerance, same_weights=not weights)
+    lost = outvoted(theirs, ours, names)
+    if lost:
+        name, other = next(iter(lost.items()))
+        more = f", and {len(lost) - 1} more such names" if len(lost) > 1 else ""
+        notes = (*notes, f"{name} means the same tensor as {other} and holds other values: it was not compared{more}")
     explained = {*matches.values(), *by_values.equal}
     rows += [row_without_match(name, theirs, ours) for name in theirs if name not in explained]
     comparison = Comparison(

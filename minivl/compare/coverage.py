@@ -1,5 +1,6 @@
 """How much of two recordings was compared, and which tensors were not."""
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from minivl.compare.rows import MISSING, Row
@@ -10,11 +11,10 @@ from minivl.helpers import did_you_mean
 def not_compared(require, rows):
     """Our tensors that match a required name or glob and were not compared. Raises an Error for one that matches none."""
     missing = []
-    if not isinstance(require, str) and not (
-        isinstance(require, (list, tuple)) and all(isinstance(p, str) for p in require)
-    ):
+    patterns = [require] if isinstance(require, str) else list(require) if isinstance(require, Iterable) else [None]
+    if not all(isinstance(pattern, str) for pattern in patterns):
         raise Error(f"require={require!r}: give a name or glob, or a list of them.")
-    for pattern in [require] if isinstance(require, str) else require:
+    for pattern in patterns:
         matching = [row for row in rows if row.shape is not None and fnmatchcase(row.name, pattern)]
         if not matching:
             raise Error(f"require={pattern!r} matches none of our tensors. docs/tensors.md lists the names.")

@@ -250,7 +250,7 @@ class Local:
             has = is_float and not np.isfinite(there[np.isfinite(self.computed[name])]).all()
             if has and broken:
                 self.figures[name] = measure(self.computed[name], self.computed[name])
-            broken = broken or has
+            broken = has or broken and not (is_float and catalogue.of(name).level == "block")  # a finite block ends it
 
     def measure(self, name, ours, other):
         """`measure` of two arrays; of the last rows alone where theirs has no others."""

@@ -15,7 +15,6 @@ or behind. Where a 0 occurs, it is the prompt, or with "decode", or beside a pro
 import json
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +43,7 @@ def match_names(theirs, ours, names=None):
 
     names  a name map {theirs: ours}, or the path of a JSON file with one
     """
+    check_targets(read_map(names), ours)
     matches = {}
     for name, (rank, mine) in meanings(theirs, ours, names).items():
         if mine is not None and (mine not in matches or rank <= matches[mine][0]):
@@ -52,20 +52,25 @@ def match_names(theirs, ours, names=None):
 
 
 def unmatched(theirs, ours, names=None):
-    """Their names that mean none of our tensors, or one that another name means with other values.
+    """Their names that mean none of our tensors. Modules whose output minivl has no tensor for (`act_fn`) do not count."""
+    meant = meanings(theirs, ours, names)
+    return [name for name, (_, mine) in meant.items() if mine is None and not NOT_OURS.search(name)]
 
-    Modules whose output minivl has no tensor for (`act_fn`) do not count; nor does a name beside another for one tensor, as a
-    module's and its last layer's.
+
+def outvoted(theirs, ours, names=None):
+    """{their name: the name taken instead of it} of those that mean one tensor of ours and hold other values.
+
+    An operator before another one of the same module (`qkv/MatMul` before its `qkv/Add`) is no other name for it.
     """
     meant, matches = meanings(theirs, ours, names), match_names(theirs, ours, names)
-    left = [name for name, (_, mine) in meant.items() if mine is None and not NOT_OURS.search(name)]
-    if not isinstance(theirs, Mapping):
-        return left
-    lost = [name for name, (_, mine) in meant.items() if mine is not None and matches[mine] != name]
-    return left + [name for name in lost if not are_equal(theirs[name], theirs[matches[meant[name][1]]])]
+    lost = [(name, matches[mine]) for name, (_, mine) in meant.items() if mine is not None and matches[mine] != name]
+    lost = [(name, other) for name, other in lost if strip_output(name) != strip_output(other)]
+    return {name: other for name, other in lost if not are_equal(theirs[name], theirs[other])}
 
 
 def are_equal(a, b):
+    """Whether two arrays hold the same values, with a batch axis or without."""
+    a, b = np.squeeze(a), np.squeeze(b)
     return a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f" == b.dtype.kind)
 
 
@@ -153,13 +158,21 @@ def recognise(name, spellings, names, first):
 
 
 def contradicts(name, mine):
-    """Whether a name says that it is of the other half of the model, or of none: `vision_model.layers.0` is no decoder's."""
-    words = set(re.split(r"[^a-z]+", name.lower()))
-    if words & OF_NEITHER:
+    """Whether a name says that it is of the other half of the model, or of none: `vision_model.layers.0` is no decoder's.
+
+    A word counts unless its own part of the name, or a later one, says otherwise: `vision_language_model.model.layers.0`.
+    """
+    parts = [set(re.split(r"[_-]", part)) for part in re.split(r"[^a-z_-]+", name.lower())]
+    if any(part & OF_NEITHER and "no" not in part for part in parts):  # torch's no_grad is no gradient
         return True
-    if mine.startswith("visual"):
-        return bool(words & OF_DECODER) and not words & OF_TOWER
-    return mine.startswith(("model.", "lm_head")) and bool(words & OF_TOWER)
+    own, other = (OF_TOWER, OF_DECODER) if mine.startswith("visual") else ({*OF_DECODER, "model"}, OF_TOWER)
+    if not mine.startswith(("visual", "model.", "lm_head")):
+        return False
+    for at, part in enumerate(parts):
+        says_so = part & (own - {"model"}) or any(later & own for later in parts[at + 1 :])
+        if part & other and not says_so:
+            return True
+    return False
 
 
 def recognise_own(name, spellings, names):
@@ -226,16 +239,23 @@ def read_map(names):
     if not isinstance(names, dict) or not all(isinstance(text, str) for pair in names.items() for text in pair):
         raise Error('a name map is an object of strings: {"ffn_out-{}": "model.layers.{}.mlp.down_proj"}.')
     for theirs, ours in names.items():
-        known = parse(re.sub(r"\{\}|\*", "0", ours)).own
-        if "*" not in ours and catalogue.of(known) is None:
-            every = {tensor.name for tensor in catalogue.CATALOGUE}
-            near = did_you_mean(ours.replace("{}", "{i}"), every)
-            raise Error(f"name map: {ours!r} is no tensor of minivl.{near} docs/tensors.md lists all.")
         if len(wildcards(theirs)) < len(wildcards(ours)):
             raise Error(
                 f"name map: {ours!r} has more {{}} or * than {theirs!r}. Each stands for the same text in both."
             )
     return names
+
+
+def check_targets(names, ours):
+    """Raise an Error for an entry of a name map that can mean no tensor of a run, whatever stands for its {} and *."""
+    every = {parse(name).own for name in ours} | {tensor.name.replace("{i}", "0") for tensor in catalogue.CATALOGUE}
+    every |= {spelling for name in list(every) for spelling in other_spellings(name)}
+    for target in names.values():
+        own = parse(target).own
+        pattern = re.compile(".+".join(map(re.escape, re.split(r"\{\}|\*", own))))
+        if not any(pattern.fullmatch(name) for name in every):
+            near = did_you_mean(own.replace("{}", "{i}"), {tensor.name for tensor in catalogue.CATALOGUE})
+            raise Error(f"name map: {target!r} is no tensor of minivl.{near} docs/tensors.md lists all.")
 
 
 def wildcards(pattern):

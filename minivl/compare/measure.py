@@ -7,7 +7,7 @@ import numpy as np
 
 from minivl.tensors import catalogue
 
-MASKED = -1e4  # where ours is -inf: -10000, -65504 and -1e9 are other programs' numbers for it
+MASKED = -5e3  # where ours is -inf: others add -10000, -65504 or -1e9 to a score
 LOWEST = -1e30  # ports mask scores with the lowest number of their type instead of -inf
 
 

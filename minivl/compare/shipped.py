@@ -47,7 +47,7 @@ def load_model(model=None):
 
 
 def with_settings_of(ours, model):
-    """The model with the settings that ours was made with, as far as its tensors tell; the model itself if it has them.
+    """A copy of the model with the settings that ours was made with, as far as its tensors tell.
 
     A token is chosen with a penalty or without, and text goes on after a video in one of two ways.
     """
@@ -70,17 +70,23 @@ def last_row(array):
     return array.reshape(-1, array.shape[-1])[-1]
 
 
-def check_is_model_of_ours(rows, local):
-    """Raise an Error for a model with other weights: both recordings agree, and most products are not those of the model."""
-    agreeing = [
-        row for row in rows
-        if row.name in local.figures and row.error <= SAME and (known := catalogue.of(row.name)) and known.made_by == "linear"
-    ]  # fmt: skip
+def check_is_model_of_ours(rows, local, ours):
+    """Raise an Error for a model with other weights: both recordings agree, and most products are not those of the model.
+
+    Products may be off because the norms before them were recorded otherwise, so ours alone is asked then.
+    """
+    products = [row for row in rows if (tensor := catalogue.of(row.name)) and tensor.made_by == "linear"]
+    agreeing = [row for row in products if row.name in local.figures and row.error <= SAME]
     off = [row for row in agreeing if local.figures[row.name]["error"] > FAR]
-    if len(off) > max(1, len(agreeing) / 2):
+    if len(off) <= max(1, len(agreeing) / 2):
+        return
+    floats = {name: ours[name] for name in ours if ours[name].dtype == np.float32 and catalogue.of(name) is not None}
+    made, _ = run_from_theirs(local.model, local.inputs, floats, None)
+    off = [row.name for row in products if row.name in made and distance(made[row.name], ours[row.name]) > FAR]
+    if len(off) > len(products) / 2:
         raise Error(
             f"model= is another model than that of the recordings: they agree with each other, and {len(off)} of "
-            f"{len(agreeing)} products, {off[0].name} first, are not the model's. Give the checkpoint that both ran."
+            f"{len(products)} products, {off[0]} first, are not the model's. Give the checkpoint that both ran."
         )
 
 

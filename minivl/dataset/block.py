@@ -231,14 +231,15 @@ def write_block(job, number, arrays, index, table):
 
     path, name = Path(job.out), f"{number:06d}"
     partial = path / "blocks" / f".{name}-{writer_name()}-{uuid.uuid4().hex[:8]}.partial"
-    whole = {tensor: rows for tensor, parts in arrays.items() if len(rows := np.concatenate(parts or [np.zeros(0)]))}
+    whole = {tensor: parts for tensor, parts in arrays.items() if any(map(len, parts))}
     try:
         for own, columns in index.items():
             write_table(columns, path / "index" / own / f"{name}.parquet")
         write_table(table, path / "prompts" / f"{name}.parquet")
         group = zarr.open_group(partial, mode="w-")
         with lock(partial):
-            for tensor, rows in whole.items():
+            for tensor, parts in whole.items():
+                rows = np.concatenate(parts)
                 group.create_array(tensor, data=rows, chunks=rows.shape, compressors=None)
             if sorted(zarr.open_group(partial, mode="r").array_keys()) != sorted(whole):
                 raise OSError("another program removed a part of it")

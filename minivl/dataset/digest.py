@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import uuid
 from pathlib import Path
 from types import CodeType
 
@@ -42,14 +43,32 @@ def digest_model(vlm):
 
 def describe_function(function):
     """The name, the code and the constants of a function; what it looks up elsewhere may change unseen."""
-    code = getattr(getattr(function, "py_func", function), "__code__", None)
+    function = getattr(function, "py_func", function)
+    code = getattr(function, "__code__", None)
     name = f"{getattr(function, '__module__', '')} {getattr(function, '__qualname__', type(function).__qualname__)}"
-    return name if code is None else f"{name} {describe_code(code)}"
+    if code is None:
+        return f"{name} {uuid.uuid4()}"  # of an object or a partial nothing tells what it does: never the same
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    held = [*cells, *(function.__defaults__ or ()), *sorted((function.__kwdefaults__ or {}).items())]
+    return f"{name} {describe_code(code)} {[describe_constant(value) for value in held]}"
 
 
 def describe_code(code):
-    inner = [describe_code(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts]
+    inner = [describe_constant(value) for value in code.co_consts]
     return f"{code.co_code.hex()} {inner} {code.co_names}"
+
+
+def describe_constant(value):
+    """A string that is the same in every process."""
+    if isinstance(value, CodeType):
+        return describe_code(value)
+    if isinstance(value, (set, frozenset)):
+        return str(sorted(map(repr, value)))
+    if isinstance(value, np.ndarray):
+        return describe(value)
+    if callable(value):
+        return describe_function(value)
+    return repr(value)
 
 
 def digest_prompts(prompts):

@@ -21,6 +21,7 @@ and a choice of rows is one of these, several of which may be given:
 
 import re
 from fnmatch import fnmatchcase
+from unicodedata import normalize
 
 import numpy as np
 
@@ -191,11 +192,17 @@ class Selector:
         The question is the text of the last message, in one piece or, with images between, in several.
         """
         text, end, spans = "".join(self.pieces), None, []
-        for part in reversed([item for item in self.prompt.messages[-1].items if isinstance(item, str)]):
+        word = normalize("NFC", word)  # as the tokenizer does
+        for item in reversed([item for item in self.prompt.messages[-1].items if isinstance(item, str)]):
+            part = normalize("NFC", item)
             first = text.rfind(part, 0, end)
+            if first < 0:  # a template may trim it
+                part = part.strip()
+                first = text.rfind(part, 0, end)
             if first < 0:
                 raise Error(
-                    f"the question {self.prompt.question!r} is not in the prompt as it is written; its template changes it."
+                    f"the question {self.prompt.question!r} is not in the prompt as it is written: its chat template changes "
+                    "it. Choose rows by text or all."
                 )
             matches = re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", part, re.IGNORECASE)
             spans += [(first + m.start(), first + m.end()) for m in matches]

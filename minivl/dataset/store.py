@@ -121,7 +121,7 @@ class Store:
         tables = [table for path in paths if (table := pyarrow.parquet.read_table(path)).num_columns]
         if not tables:
             return {}
-        table = pyarrow.concat_tables(tables)
+        table = pyarrow.concat_tables(tables, promote_options="default")  # an older block may lack a column
         columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
         text = [name for name in columns if columns[name].dtype == object and name != "thumbnail"]
         return columns | {name: columns[name].astype(str) for name in text}
@@ -280,7 +280,7 @@ class Neighbours:
 
     def _open(self, prompt, image):
         if prompt["thumbnail"] is not None:  # of one image; which one, older stores do not say
-            own = image in (-1, prompt.get("thumbnail_image", image))
+            own = image in (-1, prompt.get("thumbnail_image", image)) or np.isnan(prompt["thumbnail_image"])
             return Image.open(io.BytesIO(prompt["thumbnail"])) if own else None
         source = prompt["sources"][max(image, 0)] if prompt["sources"] else None
         try:

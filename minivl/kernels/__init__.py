@@ -152,7 +152,11 @@ def _warn(sentence):
 
 
 def set_threads(count):
-    """Use so many threads from now on; results are the same bits for any number. Environment: NUMBA_NUM_THREADS."""
+    """Use so many threads from now on, in this Python thread; results are the same bits for any number.
+
+    Each Python thread has a number of its own, as in Numba: a server sets it in each of its workers, or NUMBA_NUM_THREADS for
+    all.
+    """
     from minivl.kernels.processes import check_numba
 
     most = check_numba()

@@ -67,6 +67,7 @@ def linear_amx(x, weight, bias=None, terms=3):
 
 def matmul_amx(x, weight, bias=None, terms=3):
     """x [M, K] float32, weight [N, K] bfloat16 bits (uint16), bias [N] float32 -> [M, N] float32"""
+    x, weight = np.ascontiguousarray(x, dtype=np.float32), np.ascontiguousarray(weight)  # they are read by address
     (M, K), N = x.shape, len(weight)
     out = np.empty((M, N), dtype=np.float32)
     panels, steps = -(-M // SIDE), -(-K // SIDE)
@@ -234,6 +235,9 @@ def request_permission():
         return f"Linux refuses it ({os.strerror(ctypes.get_errno())}; 5.16 is the first that knows it)"
 
 
+NOT_STARTED = "its check could not be started in another process"
+
+
 def recall_check():
     """The verdict of `check_in_processes` since the machine started, from the disk or new. -> what went wrong, or None
 
@@ -244,7 +248,8 @@ def recall_check():
     if verdict == "works" or verdict and os.environ.get("MINIVL_AMX") != "1":
         return None if verdict == "works" else verdict
     why = check_in_processes()
-    write_record(RECORD, why or "works", *boot)
+    if why != NOT_STARTED:  # that says nothing of the machine
+        write_record(RECORD, why or "works", *boot)
     return why
 
 
@@ -259,9 +264,11 @@ def check_in_processes():
     An instruction that the machine does not know ends such a process and not this one; and as the threads of two processes
     take turns, a virtual machine that loses tiles meanwhile is detected.
     """
-    command = [sys.executable, "-c", CHECK]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    from minivl.kernels.first_run import start_python
+
+    processes = [start_python(CHECK, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    if None in processes:
+        return NOT_STARTED
     said = [process.communicate()[1].strip() for process in processes]
     for process, words in zip(processes, said):
         if process.returncode < 0:

@@ -91,17 +91,16 @@ def _start(folder):
 
 
 def start_python(code, *arguments, **settings):
-    """Run code that imports minivl in another process, without input and output. -> the process; None if it cannot start
+    """Run code that imports minivl in another process, without input and output unless settings ask for them.
 
+    -> the process; None if it cannot start
     arguments  are sys.argv[2:] there;  settings  of Popen
     """
     if not sys.executable:
         return None
     code = f"import sys; sys.path.insert(0, sys.argv[1])\n{code}"
-    nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    settings = {**dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL), **settings}
     try:
-        return subprocess.Popen(
-            [sys.executable, "-c", code, str(Path(__file__).parents[2]), *arguments], **nowhere, **settings
-        )
+        return subprocess.Popen([sys.executable, "-c", code, str(Path(__file__).parents[2]), *arguments], **settings)
     except OSError:
         return None

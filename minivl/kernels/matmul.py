@@ -33,6 +33,7 @@ def blocks_of_machine():
 def matmul_numba(x, weight, bias=None, blocks=None):
     """x [M, K] float32, weight [N, K] float32 or bfloat16 bits (uint16), bias [N] float32 -> [M, N] float32"""
     depth, tiles, block = blocks or blocks_of_machine()
+    x, weight = np.ascontiguousarray(x, dtype=np.float32), np.ascontiguousarray(weight)  # they are read by address
     (M, K), N = x.shape, len(weight)
     out = np.empty((M, N), dtype=np.float32)
     words = weight if weight.dtype == np.uint16 else weight.view(np.uint32)

@@ -45,7 +45,9 @@ def make_checkpoint(folder, seed=0, blocks=32, layers=4, tied=True):
     check_kind("seed=", [seed], int, "a number", 0)
     check_kind("tied=", [tied], bool, "True or False")
     sizes = small_sizes(blocks, layers, tied)
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))
+    if folder == Path.cwd():
+        raise Error(f"{folder} is the current folder, which cannot be replaced by another. Give the name of a new one.")
     try:
         check_folder(folder, total_bytes(sizes) + SPARE)
         partial = folder.with_name(f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")

@@ -31,12 +31,14 @@ def answer_many(vlm, prompts, seed=None, **options):
     AT_ONCE are decoded at a time: each has a cache of its own, and more would hardly be faster for each.
     """
     prepare_options, sampling = vlm.split_options(options)
+    prepared = [isinstance(prompt, Inputs) for prompt in prompts]
+    options_of = [{} if one and not all(prepared) else prepare_options for one in prepared]  # those are for the others
     make_rng(seed)  # raises its error before anything runs
     waiting, running, answers, steps = [*range(len(prompts))], {}, [None] * len(prompts), 0
     while waiting or running:
         if waiting and len(running) < AT_ONCE:
             i = waiting.pop(0)
-            first = begin(vlm, prompts[i], i, prepare_options, sampling, make_rng(seed))
+            first = begin(vlm, prompts[i], i, options_of[i], sampling, make_rng(seed))
             running[i] = yield from under(f"prompts.{i}", first)
         else:
             steps += 1

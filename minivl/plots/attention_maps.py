@@ -7,6 +7,7 @@ the map's largest share instead.
 import numpy as np
 
 from minivl.errors import Error
+from minivl.helpers import check_kind
 from minivl.plots.figure import (
     BLUE,
     GREY,
@@ -75,6 +76,8 @@ def draw_shares(title, pixels, values, outlines, label, scale):
 def shares_on_picture(trace, layer, head, step, query, image, frame):
     """Attention of one query to each token of one frame, float32 [token rows, token columns]: shares of all it attends to."""
     T = len(trace.maps.input_ids)
+    if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 0:
+        raise Error(f"step {step!r}: tokens of the answer are counted from 0.")
     if query is not None and query not in range(T) and not step:
         raise Error(f"query {query!r}: the prompt has {T} tokens, counted from 0. None is the last.")
     token = T - 1 + step if query is None or step else query
@@ -167,6 +170,7 @@ def attention_steps(trace, layer, head=None, image=0, frame=0, vlm=None, columns
 
     Needs image.{i}.resized, model.layers.{layer}.self_attn.probs and steps.*.model.layers.{layer}.self_attn.probs.
     """
+    check_kind("columns=", [columns], int, "a number of images in a row", 1)
     steps = [0, *find_numbers(trace, "steps.{i}.model.layers." + f"{layer}.self_attn.probs")]
     tokens = [f"{step_prefix(k)}next_token" for k in steps]
     require(trace, *[f"{step_prefix(k)}model.layers.{layer}.self_attn.probs" for k in steps], *tokens)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minivl.errors import Error
 from minivl.plots.figure import (
     BLUE,
     GREEN,
@@ -35,6 +36,10 @@ def patches(trace, image=0, frame=0, token=None):
     tokens = maps.raster("tokens", image, frame)
     rows, columns = tokens.shape
     token = most_detailed(maps, tokens, pixels) if token is None else token
+    if 0 <= token < maps.tokens and token not in tokens:
+        raise Error(
+            f"token {token!r} is none of this image's, {tokens.min()} to {tokens.max()}. Give its image= and frame=."
+        )
     P, unit = maps.config.vision.patch_size, maps.config.vision.merged_size
     H, W, _ = pixels.shape
     figure = plot(

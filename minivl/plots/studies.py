@@ -131,6 +131,10 @@ def attention_rollout(result, row=None, image=0, frame=0):
     if tower:
         patches = maps.raster("patches", image, frame)
         patch = int(patches[patches.shape[0] // 2, patches.shape[1] // 2]) if row is None else row
+        if patch not in patches:
+            raise Error(
+                f"patch {patch!r} is none of this image's, {patches.min()} to {patches.max()}. Give its image=."
+            )
         values = result.on_image(int(maps.slot_of_patch(patch)), image, frame)
         name, outlines = f"patch {patch} (blue)", [(maps.pixels_of_patch(patch), BLUE, 1.6)]
     else:

@@ -42,7 +42,9 @@ class Inputs:
 
     def __post_init__(self):
         """Without images or videos, their arrays are empty."""
-        if self.pixel_values is None and self.image_grid_thw is None:
+        if (self.pixel_values is None) != (self.image_grid_thw is None):
+            raise Error("Inputs need both pixel_values and image_grid_thw, or neither: a prompt of text.")
+        if self.pixel_values is None:
             self.pixel_values, self.image_grid_thw = np.zeros((0, 0), np.float32), np.zeros((0, 3), np.int64)
         if self.pixel_values_videos is None:
             self.pixel_values_videos = np.asarray(self.pixel_values)[:0]

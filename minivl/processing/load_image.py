@@ -57,6 +57,7 @@ def open_pillow(source):
     elif isinstance(source, (bytes, bytearray, str, Path)):
         place = locate(source)
         with Image.open(io.BytesIO(place) if isinstance(place, bytes) else place) as image:
+            scale_transparent_colour(image)
             yield image
     else:
         raise Error(f"a {type(source).__name__} is not an image. Give a path, bytes, a PIL image or a NumPy array.")
@@ -91,6 +92,23 @@ def to_rgb(image):
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image).convert("RGB")
+
+
+def scale_transparent_colour(image):
+    """Scale the transparent colour of a PNG of 2, 4 or 3 x 16 bits to 8 bits, as Pillow scales its pixels when it loads them.
+
+    Of 16 bits Pillow keeps the upper 8, so that a colour which differs in the lower ones alone is transparent, too.
+    """
+    sample, raw = image.info.get("transparency"), image.tile[0][3] if getattr(image, "tile", None) else ""
+    raw = raw[0] if isinstance(raw, tuple) and raw else raw
+    if image.format == "PNG" and isinstance(sample, int) and raw in ("L;2", "L;4"):
+        scaled = sample * 255 // (3 if raw == "L;2" else 15)
+    elif image.format == "PNG" and isinstance(sample, tuple) and raw == "RGB;16B":
+        scaled = tuple(value >> 8 for value in sample)
+    else:
+        return
+    image.load()  # which reads the stored one once more
+    image.info["transparency"] = scaled
 
 
 def grey_to_8_bits(image):

@@ -10,6 +10,7 @@ rate: its fps is None.
 
 import io
 import itertools
+import re
 import struct
 import warnings
 from collections.abc import Callable
@@ -195,11 +196,13 @@ def open_pillow(source):
 def open_film(source):
     """mp4, webm and whatever FFmpeg reads. Frames are counted and timed without decoding them, unless the file is damaged."""
     with open_container(source) as (container, stream):
-        times, damaged = packet_times(container, stream)
+        times, damaged, is_counted = packet_times(container, stream)
         header_rate, tick, listed = stream.average_rate or stream.guessed_rate, float(stream.time_base), stream.frames
         seconds = (stream.duration or 0) * tick
         if container.format.name in ("matroska,webm", "flv"):  # their duration is that of the whole file, from time 0
-            seconds = max(seconds, (container.duration or 0) / 1e6 - (times[0] or 0 if times else 0))
+            alone = len(container.streams) == 1  # sound may be longer than the picture
+            whole = seconds_of_tag(stream.metadata.get("DURATION")) or (container.duration or 0) / 1e6 * alone
+            seconds = max(seconds, whole - (times[0] or 0 if times else 0))
     if not times:
         raise Error(f"the video {describe_source(source)} has no frames. Convert it to mp4, or give a list of frames.")
     fps = frame_rate(times, tick, header_rate)
@@ -210,8 +213,8 @@ def open_film(source):
         )
     damaged |= times[0] is not None and times[-1] - times[0] + 1.5 / fps + 0.05 * seconds < seconds
     # an edit list may leave frames out, so that fewer than listed need not be damage
-    total = count_frames(source) if damaged or len(times) < listed else len(times)
-    damaged |= total < len(times)
+    total = count_frames(source) if damaged or len(times) < listed or not is_counted else len(times)
+    damaged |= total < len(times) and is_counted
     if not total:
         raise Error(f"no frame of the video {describe_source(source)} can be decoded. Is the file whole?")
     if damaged:
@@ -220,18 +223,32 @@ def open_film(source):
 
 
 def packet_times(container, stream):
-    """(seconds at which each frame is shown, rising, or None where unknown; whether the file is damaged)"""
-    times, damaged = [], False
+    """(seconds at which frames are shown, rising, or None where unknown; whether there is damage; whether each packet is one)
+
+    subtle: VP8 has packets that show none, and what was cut out of a broadcast begins with frames that need an earlier one:
+    these are dropped if they come before the first key frame, and shown by no decoder.
+    """
+    times, damaged, key = [], False, None
     try:
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:  # an edit list may leave frames out
                 moment = packet.dts if packet.pts is None else packet.pts
                 times.append(None if moment is None else float(moment * packet.time_base))
                 damaged |= packet.is_corrupt
+                key = times[-1] if key is None and packet.is_keyframe else key
     except Exception:  # FFmpeg's errors: what comes before the damage counts
         damaged = True
     known = sorted(t for t in times if t is not None)
-    return (known if len(known) == len(times) else [None] * len(times)), damaged
+    if len(known) < len(times):
+        return [None] * len(times), damaged, stream.codec_context.name != "vp8"
+    shown = [t for t in known if key is None or t >= key]
+    return shown, damaged, stream.codec_context.name != "vp8" and len(shown) == len(known)
+
+
+def seconds_of_tag(tag):
+    """Matroska's "00:00:02.000000000" in seconds; None for another text, or for none."""
+    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)\s*", tag or "")
+    return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3]) if match else None
 
 
 def frame_rate(times, tick, header_rate):

@@ -139,7 +139,7 @@ def parse_message(i, message):
         raise Error(f'message {i} is {shorten(message)}; it must be {{"role": "user", "content": ...}}.')
     if message.get("tool_calls"):
         raise Error(f"message {i} has tool_calls, which the chat template leaves out. Write them into its content.")
-    beside = [key for key in ("image", "images", "image_url", "video", "videos") if message.get(key)]
+    beside = [key for key in ("image", "images", "image_url", "video", "videos") if not is_nothing(message.get(key))]
     if beside:
         raise Error(
             f"message {i} has {' and '.join(beside)} beside its content, where the template does not look. Put each into the "
@@ -157,6 +157,10 @@ def parse_message(i, message):
             )
         content = tuple(map(parse_item, items))
     return Message(message["role"], content, message)
+
+
+def is_nothing(value):
+    return value is None or isinstance(value, (str, list, tuple)) and not value
 
 
 def parse_item(item):

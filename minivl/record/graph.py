@@ -1,5 +1,7 @@
 """What the recorders of graphs share: the module that a node came from, runs, and the names of what they return."""
 
+import numpy as np
+
 from minivl.errors import Error
 from minivl.record.recording import Recording, module_name
 from minivl.record.watch import NO_TENSOR, append_to_tower, is_tower, without_batch
@@ -15,6 +17,7 @@ class GraphRecording(Recording):
     def __init__(self, keep, versions):
         super().__init__(keep, versions)
         self.outputs, self.runs = {}, 0
+        self.towers = []  # outputs of the tower's runs so far
 
     def choose(self, nodes, name, every):
         """Set `outputs`: of each module the output of its last node; every node's, if asked for or if none tells its module.
@@ -40,10 +43,17 @@ class GraphRecording(Recording):
     def keep_run(self, arrays):
         """Keep the outputs of a run, {output: NumPy array}."""
         prefix = f"steps.{self.runs}." if self.runs else ""
+        tower = [arrays[output] for own, output in self.outputs.items() if is_tower(own) and output in arrays]
+        is_new = not any(
+            len(tower) == len(earlier) and all(map(np.array_equal, tower, earlier)) for earlier in self.towers
+        )
+        self.towers += [tower] if is_new else []
         for own, output in self.outputs.items():
             if output in arrays:
                 array = without_batch(own, arrays[output])
                 array = array[-1:] if own == "lm_head" else array
+                if is_tower(own) and own in self and not is_new:
+                    continue  # a warm-up run, or the tower once more for a token of the answer
                 array = append_to_tower(self, own, array) if is_tower(own) else array
                 self.add(own if is_tower(own) else prefix + own, array)
         self.runs += 1

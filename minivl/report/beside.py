@@ -69,9 +69,16 @@ def fill_beside(first, second):
     return MARK.sub(lambda mark: parts[mark[1]], (folder / "page.beside.html").read_text(encoding="utf-8"))
 
 
+def compared(run, key):
+    """What of a run's data is compared: of images what they show, and not where they stand in the prompt."""
+    if key == "pictures":
+        return [[picture.get(name) for name in ("src", "width", "height")] for picture in run[key]]
+    return run[key]
+
+
 def describe_differences(first, second):
     """ "The question and the answer differ." """
-    names = [f"the {name}" for key, name in COMPARED.items() if first[key] != second[key]]
+    names = [f"the {name}" for key, name in COMPARED.items() if compared(first, key) != compared(second, key)]
     if not names:
         return "Model, question, image and answer are the same."
     text = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

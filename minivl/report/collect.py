@@ -123,7 +123,7 @@ class Collector:
         media = np.flatnonzero(maps.shown) if not maps.tokens else maps.prompt_of_token(np.arange(maps.tokens))
         return {
             "question": question_of(info),
-            "answer": str(answer) if answer is not None else token_text(self.vlm, self.ids),
+            "answer": str(answer or "") or token_text(self.vlm, self.ids),
             "finished": bool(answer is None or answer.finished),
             "model": model_name(self.vlm),
             "config": describe_config(self.config),

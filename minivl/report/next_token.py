@@ -23,15 +23,18 @@ def question_of(info):
 
 
 def prompt_tokens(maps, vlm):
-    """The prompt in runs: each token of text, and all tokens of an image as one. [{text, id, at, count, text_at}]
+    """The prompt in runs: each token of text, and all tokens of an image as one. [{text, id, at, count, text_at, from}]
 
-    at  index in the prompt of the first;  text_at  index among the prompt's text, None for images
+    at       index in the prompt of the first;  text_at  index among the prompt's text, None for images
+    from     number of the first among all image tokens, which count images before videos; None for text
     """
     runs, text = [], 0
     for start, count in token_runs(maps.input_ids, maps.input_ids[maps.shown]):
         token, media = int(maps.input_ids[start]), bool(maps.shown[start])
         text_at = None if media else text
-        runs.append({"text": token_text(vlm, token), "id": token, "at": start, "count": count, "text_at": text_at})
+        first = int(maps.token_of_prompt(np.array([start]))[0]) if media and maps.tokens else None
+        run = {"text": token_text(vlm, token), "id": token, "at": start, "count": count, "text_at": text_at}
+        runs.append({**run, "from": first})
         text += not media
     return runs
 

@@ -466,8 +466,7 @@ function showMatrix() {
 // ---- the prompt ----
 
 function drawPrompt() {
-  let first = 0; // of an image's tokens among those of all images
-  const runs = data.prompt.map((one) => (one.text_at === null ? { ...one, from: first, to: (first += one.count) } : one));
+  const runs = data.prompt.map((one) => (one.text_at === null ? { ...one, to: one.from + one.count } : one));
   const own = data.tokens.slice(0, -1).map((one, k) => ({ text: one.text, at: null, text_at: maps.columns - maps.tokens - data.tokens.length + k, count: 1, own: k }));
   at("prompt").replaceChildren(...[...runs, ...own].map((one) => make("span", {
     class: one.text_at === null ? "picture" : one.own !== undefined ? "own" : null, "data-text": one.text_at, "data-own": one.own, "data-from": one.from, "data-to": one.to,

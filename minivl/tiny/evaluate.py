@@ -29,6 +29,8 @@ def main():
     parser.add_argument("--digits", type=int, default=360, help="number of held-out digits, of 360")
     parser.add_argument("--seed", type=int, default=1_000_000, help="number of the first scene")
     options = parser.parse_args()
+    if not 0 <= options.digits <= 360:
+        parser.error(f"--digits {options.digits}: there are 360.")
     try:
         vlm = minivl.load(options.checkpoint)
     except minivl.Error as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from minivl.errors import Error
 from minivl.tiny.digits import draw_digit, held_out_digits
 from minivl.tiny.phrasings import join_words, plural, with_article
 
@@ -31,6 +32,7 @@ SIZES = (  # (height, width): from one window of 112 pixels to 3 x 3, partial wi
     (112, 112), (112, 168), (168, 112), (140, 196), (196, 140), (168, 168), (168, 224), (224, 168),
     (224, 224), (252, 196), (168, 336), (224, 336), (336, 224), (280, 308), (336, 336),
 )  # fmt: skip
+LEAST = 72  # pixels of a side: a shape of 28 fits, with room around it
 SUPERSAMPLE = 4
 GAP = 6  # pixels between two shapes' boxes, and between their centres from left to right
 
@@ -60,14 +62,18 @@ class Scene:
 
 def scene(seed, size=None, count=None):
     """Scene number `seed`: shapes on a plain ground. size (height, width) and count (1-5) are drawn if not given."""
+    if size is not None and min(size) < LEAST:
+        raise Error(f"size={tuple(size)}: a scene has at least {LEAST} x {LEAST} pixels. Give (height, width).")
     rng = np.random.default_rng([1, seed])
     return draw_scene(rng, size or SIZES[rng.integers(len(SIZES))], count or int(rng.integers(1, 6)))
 
 
 def digit_picture(index, seed=0):
     """An image of held-out handwritten digit number `index`, and the question which one it is."""
-    rng = np.random.default_rng([2, seed, index])
     pixels, label = held_out_digits()
+    if not 0 <= index < len(label):
+        raise Error(f"digit {index}: there are {len(label)} held-out digits, counted from 0.")
+    rng = np.random.default_rng([2, seed, index])
     return draw_digit_picture(rng, SIZES[rng.integers(len(SIZES))], pixels[index], int(label[index]))
 
 

@@ -86,8 +86,9 @@ def media_items(example):
 
 
 def answer_with_confidence(vlm, messages):
-    """The answer, and the product of the probabilities of its tokens."""
+    """The answer, and the product of the probabilities of its tokens, before a repetition penalty if the model has one."""
     stage, log_prob, value = vlm.answer(messages, temperature=0, max_new_tokens=160), 0.0, None
+    logits = None
     while True:
         try:
             name, tensor = stage.send(value)
@@ -96,7 +97,9 @@ def answer_with_confidence(vlm, messages):
         value = tensor
         if parse(name).own == "lm_head":  # of the prompt, and of each step
             logits = np.asarray(tensor, dtype=np.float32).reshape(-1, tensor.shape[-1])[-1]
-            log_prob -= math.log(np.exp(logits - logits.max(), dtype=np.float32).sum())
+        if parse(name).own == "next_token":  # with a penalty not always the likeliest one
+            lead = logits - logits[int(np.reshape(tensor, -1)[-1])]
+            log_prob -= float(lead.max()) + math.log(np.exp(lead - lead.max(), dtype=np.float32).sum())
 
 
 def score_answer(turn, answer):

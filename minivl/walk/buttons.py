@@ -63,6 +63,8 @@ class Buttons(anywidget.AnyWidget):
                 raise Error(f"there is no command {command!r}.")
         except Error as error:
             self.message = str(error)
+        except Exception as error:  # the browser waits for an answer, whatever happened
+            self.message = f"{type(error).__name__}: {error}"
         self.show()
         self.count += 1
 

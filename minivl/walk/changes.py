@@ -78,7 +78,10 @@ def swap(step, first, second):
 
 def load(step, path):
     """The array of a .npy file, or the tensor of this name in a .safetensors file."""
-    file = Path(path).expanduser()
+    try:
+        file = Path(path).expanduser()
+    except RuntimeError as cause:
+        raise Error(f"cannot read {path}: {cause}") from None
     if file.suffix == ".safetensors":
         trace = Trace.load(file)
         if step.name not in trace:
@@ -88,7 +91,7 @@ def load(step, path):
         raise Error(f"load takes a .npy file (numpy.save) or a .safetensors file (minivl trace); {path} is neither.")
     try:
         return np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as cause:
+    except (OSError, ValueError, EOFError) as cause:
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
         raise Error(f"cannot read {path}: {reason}. Write it with numpy.save(path, array).") from None
 
@@ -104,14 +107,14 @@ def parse_number(text, form):
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if not abs(value) <= np.finfo(np.float32).max:
         raise Error(f"{form}: {text!r} is not a finite number.")
     return value
 
 
 def parse_whole(text, form):
     """A whole number from 0."""
-    if not (text.isascii() and text.isdecimal()):
+    if not (text.isascii() and text.isdecimal() and len(text) <= 18):
         raise Error(f"{form}: {text!r} is not a whole number from 0.")
     return int(text)
 

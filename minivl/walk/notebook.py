@@ -141,7 +141,8 @@ def positions_table(positions, maps):
     """Text and images of the prompt with the ranges of their positions in time, row and column."""
     rows, edges = [], np.flatnonzero(np.diff(maps.shown.astype(np.int64))) + 1
     for start, end in zip([0, *edges], [*edges, len(maps.input_ids)]):
-        kind = "image" if maps.shown[start] else "text"
+        is_video = maps.input_ids[start] == maps.config.video_token_id
+        kind = ("video" if is_video else "image") if maps.shown[start] else "text"
         spans = (f"{int(row.min())}..{int(row.max())}" for row in positions[:, start:end])
         cells = "".join(f"<td>{cell}</td>" for cell in (kind, f"{start}..{end - 1}", *spans))
         rows.append(f"<tr>{cells}</tr>")

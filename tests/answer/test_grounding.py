@@ -325,3 +325,25 @@ def test_a_picture_that_changed(vlm, tmp_path):
     (tmp_path / "a.png").unlink()
     with pytest.raises(Error, match="does not exist"):
         answer.draw()
+
+
+@pytest.mark.parametrize(
+    "text, labels",
+    [
+        ('<p data-bbox="1 2 3 4"><strong>Title</strong></p>', ["Title"]),
+        ('<table data-bbox="1 2 3 4"><tr><td>A</td><td>B &amp; C</td></tr></table>', ["A B & C"]),
+        ('<li data-bbox="1 2 3 4">Name<br>Street</li> after', ["Name Street"]),
+        ('<div data-bbox="1 2 3 4">one<p data-bbox="1 2 3 4">two</p></div><p data-bbox="1 2 3 4">3', ["one", "two", "3"]),
+        ('<p data-bbox="1 2 3 4">', [""]),
+    ],
+)  # fmt: skip
+def test_documents_as_html_keep_the_text_of_inner_tags(text, labels):
+    assert [place.label for place in places(text, (100, 100), (100, 100))] == labels
+
+
+def test_many_boxes_in_html_take_linear_time():
+    """Each box looks for its end no further than the next one begins."""
+    text = '<p data-bbox="1 2 3 4">x' * 20_000
+    began = time.process_time()
+    assert len(places(text, (100, 100), (100, 100))) == 20_000
+    assert time.process_time() - began < 20

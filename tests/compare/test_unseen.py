@@ -6,9 +6,9 @@ from conftest import random_video_inputs, random_weights, small_inputs, small_mo
 from test_local import is_module, round_to
 
 import minivl
-from minivl.checkpoint.weights import Weights
+from minivl.checkpoint.weights import Weights, as_float32
 from minivl.compare import assert_port, compare
-from minivl.compare.match_names import match_names, unmatched
+from minivl.compare.match_names import match_names, outvoted, unmatched
 from minivl.errors import Error
 from minivl.faults import fault
 from minivl.faults.inject import patch
@@ -96,8 +96,35 @@ def test_a_name_that_lost_to_another_is_not_compared(right):
     _, _, trace = right
     down = trace["visual.blocks.1.mlp.down_proj"]
     same = {"visual.blocks.1.mlp": down, "visual.blocks.1.mlp.down_proj": down}
-    assert unmatched(same, trace) == []
-    assert unmatched({**same, "visual.blocks.1.mlp": down * 2}, trace) == ["visual.blocks.1.mlp"]
+    wrong = {**same, "visual.blocks.1.mlp": down * 2}
+    assert outvoted(same, trace) == outvoted({**same, "visual.blocks.1.mlp": down[None]}, trace) == {}
+    assert outvoted(wrong, trace) == {"visual.blocks.1.mlp": "visual.blocks.1.mlp.down_proj"}
+    assert "visual.blocks.1.mlp means the same tensor as visual.blocks.1.mlp.down_proj and holds other" in str(
+        compare(trace, wrong, model=False)
+    )
+    qkv = trace["visual.blocks.0.attn.qkv"]
+    names = {f"/visual/blocks.0/attn/qkv/{op}_output_0": qkv - (op == "MatMul") for op in ("MatMul", "Add")}
+    assert outvoted(names, trace) == {}  # the product before its bias is another tensor of the same module
+    assert compare(trace, names, model=False).covered
+
+
+def test_names_with_words_of_both_halves(right):
+    trace = right[2]
+    down = "layers.0.mlp.down_proj"
+    for lead in (
+        "vision_language_model.model",
+        "image-text-to-text/model",
+        "qwen_vision/language_model",
+        "no_grad/model",
+    ):
+        assert match_names([f"{lead}.{down}"], trace) == {f"model.{down}": f"{lead}.{down}"}
+    for names, theirs in (
+        ({"y-{}": "{}"}, "y-visual"),
+        ({"L{}-{}": "model.layers.{}.{}"}, "L0-mlp.down_proj"),
+        ({"tower.{}": "visual.{}"}, "tower.merger"),
+        ({"x-{}": "model.language_model.layers.{}"}, "x-0"),
+    ):
+        assert len(match_names([theirs], trace, names)) == 1
 
 
 def test_a_map_to_nothing_is_refused(right):
@@ -130,6 +157,18 @@ def test_a_given_model_must_be_that_of_the_recordings(right):
     other = VLM(vlm.config, Weights(random_weights(vlm.config, seed=1)), vlm.kernels)
     with pytest.raises(Error, match="model= is another model than that of the recordings"):
         compare(trace, trace, model=other)
+    port = {name: trace[name] for name in trace if not name.endswith(("scores", "probs", "context", "rope"))}
+    weights = {
+        name: vlm.weights[f"{name}.weight"]
+        for name in port
+        if f"{name}.weight" in vlm.weights.names() and "norm" in name
+    }
+    for (
+        name,
+        weight,
+    ) in weights.items():  # norms tapped before their weight: the products that follow are right all the same
+        port[name] = port[name] / as_float32(weight)
+    assert compare(trace, port, model=vlm).first.name == "visual.blocks.0.norm1"
     film = random_video_inputs(vlm.config)
     for positions in ("launch", "transformers5"):
         made = dict(small_model("numba", video_positions=positions).trace(film, max_new_tokens=1))
@@ -157,6 +196,10 @@ def test_masks_of_all_kinds(right, lowest):
     scores = np.array(trace["model.layers.0.self_attn.scores"])
     port = {"model.layers.0.self_attn.scores": np.where(np.isneginf(scores), np.float32(lowest), scores)}
     assert compare(trace, port, model=vlm).ok and compare(trace, port, model=False).ok
+    added = np.where(
+        np.isneginf(scores), np.float32(max(lowest, -1e30)) + np.float32(8), scores
+    )  # a mask is added to a score
+    assert compare(trace, {"model.layers.0.self_attn.scores": added}, model=False).ok
     unmasked = {"model.layers.0.self_attn.scores": np.where(np.isneginf(scores), np.float32(-5), scores)}
     assert not compare(trace, unmasked, model=False).ok
 
@@ -167,6 +210,11 @@ def test_what_nan_makes_is_not_wrong_by_itself(right):
     port = dict(vlm.trace(inputs, edit=overflow, stop="lm_head"))
     found = compare({name: trace[name] for name in port}, port, model=vlm)
     assert [row.name for row in found.faults] == ["model.layers.1.mlp.act"], f"\n{found}"
+    two = {name: np.array(trace[name]) for name in trace if not name.endswith(("scores", "probs"))}
+    two["visual.blocks.0.attn.q_rope"].reshape(-1)[0] = np.nan
+    two["model.layers.2.mlp.act"][:, 3] = np.nan  # of its own: everything between is finite
+    faults = {row.name for row in compare(trace, two, model=vlm).faults}
+    assert {"visual.blocks.0.attn.q_rope", "model.layers.2.mlp.act"} <= faults
 
 
 def test_later_tokens_under_other_names_are_run(right):
@@ -199,13 +247,13 @@ def test_arguments_of_no_sense(right, options, words):
 
 def test_files_of_other_programs(tmp_path):
     """Unsigned token ids, a foreign configuration, a recording that is called like another format."""
-    torch = pytest.importorskip("torch")
     from safetensors.numpy import save_file
 
     ids = {"input_ids": np.arange(5, dtype=np.uint32), "visual": np.ones((2, 3), np.float32)}
     save_file(ids, tmp_path / "mlx.safetensors", metadata={"config": '{"model_type": null}'})
     ours = {"input_ids": np.arange(5), "visual": np.ones((2, 3), np.float32)}
     assert compare(ours, tmp_path / "mlx.safetensors", model=False).ok
+    torch = pytest.importorskip("torch")
     torch.save({"visual": torch.tensor([1 + 2j]).conj().imag}, tmp_path / "neg.pt")
     with pytest.raises(Error, match="resolve_neg"):
         compare(ours, tmp_path / "neg.pt", model=False)

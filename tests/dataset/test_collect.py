@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -605,3 +606,44 @@ def test_a_thumbnail_is_shown_for_its_own_image(vlm, tmp_path):
     prompt = {name: values[0] for name, values in store.prompts.items()}
     near = store.nearest("visual", query=store["visual"][0], most=1)
     assert near._open(prompt, 0) is None and near._open(prompt, 1).getpixel((5, 5))[2] > 200
+
+
+def test_a_word_in_decomposed_letters(vlm, tmp_path):
+    """As file systems and keyboards of some systems give them; the tokenizer composes them."""
+    question = unicodedata.normalize("NFD", "Où est la croix rosée ?")
+    for number, word in enumerate(("croix", "rosée", unicodedata.normalize("NFD", "rosée"))):
+        one = {"question": question, "images": scene(3).image, "word": word}
+        store = minivl.collect([one], "model.norm", tmp_path / f"{number}", rows="word", model=vlm)
+        assert not store.prompts["error"][0] and len(store["model.norm"]) >= 1
+
+
+def test_functions_have_the_same_digest_in_every_process_and_others_another():
+    code = """
+from minivl.dataset.digest import describe_function
+def made(k):
+    return lambda x, w, e=2: x * k if e in {"a", "b", "c", "d"} else x
+print(describe_function(made(0)) == describe_function(made(0)), describe_function(made(0)) == describe_function(made(1)))
+print(describe_function(made(0)))
+"""
+    said = set()
+    for seed in "012":
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        said.add(
+            subprocess.run(
+                [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+            ).stdout
+        )
+    (text,) = said
+    assert text.startswith("True False\n")
+
+
+def test_older_blocks_may_lack_a_column(vlm, tmp_path):
+    import pyarrow.parquet
+
+    out = tmp_path / "s"
+    minivl.collect(PROMPTS[:2], "model.norm", out, model=vlm, block=1)
+    path = out / "prompts" / "000000.parquet"
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).drop_columns(["thumbnail_image"]), path)
+    store = minivl.open_store(out)
+    assert len(store.prompts["id"]) == 2
+    assert store.nearest("model.norm", id="scene 1", most=1).show().width > 100

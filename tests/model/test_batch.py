@@ -14,6 +14,7 @@ from minivl.model import progress
 from minivl.model.batch import AT_ONCE, answer_many
 from minivl.model.kv_cache import KVCache, KVCaches
 from minivl.processing.inputs import Inputs
+from minivl.processing.messages import user
 from minivl.stream import run
 from minivl.tiny import scene
 from minivl.trace.recorder import record
@@ -295,3 +296,12 @@ def test_errors_name_the_prompt(tmp_path):
         vlm.ask_many(["How many?", "word " * 5000, "What?"])
     with pytest.raises(Error, match="prompt 0: no1.png does not exist"):
         vlm.ask_many([{"question": "What?", "videos": [["no1.png", "no2.png"]]}])
+
+
+def test_options_of_preparing_beside_inputs_are_for_the_others():
+    vlm, image = minivl.load(backend="numpy"), scene(5).image
+    prepared = run(vlm.read(user("How many shapes are there?", image)))
+    other = {"question": "How many shapes are there?", "images": image}
+    assert len(vlm.ask_many([prepared, other], max_pixels=112 * 112)) == 2
+    with pytest.raises(Error, match="max_pixels: for preparing messages"):
+        vlm.ask_many([prepared, prepared], max_pixels=112 * 112)

@@ -535,3 +535,19 @@ def test_bounds_of_training_may_round_beyond_the_mean():
     curves = {"colour": [(1.0, 0.5, 1 - 1e-16), (0.0, 1e-17, 0.5)]}
     history = studies.Training((1, 2), curves, curves, {"colour": [(0, 0), (0, 0)]})
     assert len(plots.over_training(history).axes) == 2
+
+
+def test_a_token_of_another_image_is_refused():
+    vlm = minivl.load(backend="numpy")
+    pictures = [scene(5, size=(168, 168)).image, scene(3, size=(112, 112)).image]
+    trace = vlm.trace("How many?", pictures, max_new_tokens=2)
+    plots.patches(trace, image=1, token=40)
+    with pytest.raises(Error, match="token 0 is none of this image's, 36 to 51"):
+        plots.patches(trace, image=1, token=0)
+    with pytest.raises(Error, match="patch 0 is none of this image's"):
+        plots.attention_rollout(studies.attention_rollout(trace, "visual"), image=1, row=0)
+    for step in (-1, 1.5, True):
+        with pytest.raises(Error, match="tokens of the answer are counted from 0"):
+            plots.attention(trace, 0, step=step)
+    with pytest.raises(Error, match="columns="):
+        plots.attention_steps(trace, 0, columns=0)

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -350,3 +352,36 @@ def test_a_file_whose_name_begins_like_a_scheme(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (28, 28), "red").save(name, format="PNG")
     assert open_image(name).size == (28, 28)
+
+
+def handmade_png(depth, colour_type, rows, transparent):
+    """A PNG with so many bits a sample, made by hand: Pillow writes none of these."""
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
+    channels = 3 if colour_type == 2 else 1
+    width, height = len(rows[0]) // channels, len(rows)
+    lines = b""
+    for row in rows:
+        bits = "".join(f"{value:0{depth}b}" for value in row)
+        bits += "0" * (-len(bits) % 8)
+        lines += b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    parts = (
+        chunk(b"IHDR", header),
+        chunk(b"tRNS", struct.pack(f">{channels}H", *transparent)),
+        chunk(b"IDAT", zlib.compress(lines)),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "depth, colour_type, row, transparent, expected",
+    [
+        (4, 0, [8, 15, 0], [8], [255, 255, 0]),
+        (2, 0, [1, 2, 3], [1], [255, 170, 255]),
+        (8, 0, [8, 16, 0], [8], [255, 16, 0]),
+        (16, 2, [0x1200] * 3 + [0] * 3, [0x1200] * 3, [255, 0]),
+    ],
+)
+def test_a_transparent_colour_of_any_depth(depth, colour_type, row, transparent, expected):
+    image = open_image(handmade_png(depth, colour_type, [row], transparent))
+    assert np.asarray(image).reshape(-1, 3)[:, 0].tolist() == expected

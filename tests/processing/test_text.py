@@ -268,3 +268,5 @@ def test_images_where_no_template_looks_are_refused(message, words):
     with pytest.raises(Error, match=words):
         parse([{"role": "user", **message}])
     parse([{"role": "user", "content": "What?", "images": []}])
+    with pytest.raises(Error, match="message 0 has image beside its content"):
+        parse([{"role": "user", "content": "What?", "image": np.zeros((28, 28, 3), np.uint8)}])

@@ -279,3 +279,46 @@ def test_an_animation_that_breaks_off(after, tmp_path):
     with pytest.warns(UserWarning, match="breaks off"):
         clip = open_video(data[: end + after])
     assert 5 < clip.total < 15 and clip.fps == 10 and len(list(clip.pictures(range(clip.total)))) == clip.total
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "codec, options",
+    [("mpeg2video", {"bf": "2", "g": "8"}), ("libx264", {"x264-params": "keyint=8:bframes=2:open-gop=1"})],
+)
+def test_a_recording_that_begins_within_a_broadcast(codec, options, tmp_path):
+    """Cut at a key frame, its first B-frames need the picture before it, which is not there: no decoder shows them."""
+    path = film(tmp_path / "a.ts", even(25, 48), codec, Fraction(1, 25), 25, codec_options=options)
+    with av.open(str(path)) as whole, av.open(str(tmp_path / "cut.ts"), "w") as cut:
+        stream, keys = whole.streams.video[0], 0
+        copy = cut.add_stream_from_template(stream)
+        for packet in whole.demux(stream):
+            keys += packet.is_keyframe
+            if keys >= 2 and packet.size:
+                packet.stream = copy
+                cut.mux(packet)
+    clip = open_video(tmp_path / "cut.ts")
+    shown = list(clip.pictures(range(clip.total)))
+    assert len(shown) == clip.total >= 30 and clip.fps == pytest.approx(25, rel=1e-2)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "name, codec, sound", [("a.webm", "libvpx", "libopus"), ("a.mkv", "libx264", "aac"), ("a.mp4", "libx264", "aac")]
+)
+def test_sound_may_be_longer_than_the_picture(name, codec, sound, tmp_path):
+    path = tmp_path / name
+    with av.open(str(path), "w") as container:
+        stream, heard = container.add_stream(codec, rate=10), container.add_stream(sound, rate=48000)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for i in range(20):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 10 * i, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        for i in range(480):  # ten seconds of silence
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1000 * 2), np.int16), format="s16", layout="stereo")
+            frame.sample_rate, frame.pts = 48000, 1000 * i
+            container.mux(heard.encode(frame))
+        container.mux(heard.encode())
+    clip = open_video(path)
+    assert clip.total == len(list(clip.pictures(range(clip.total)))) == 20 and clip.fps == pytest.approx(10, rel=2e-3)

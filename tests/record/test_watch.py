@@ -1,5 +1,6 @@
 """What recorders keep of the calls of modules: names, passes over prompt and answer, inputs; without a framework."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -240,7 +241,11 @@ def test_further_pictures_are_appended():
 @pytest.mark.parametrize("fused", [False, True])
 def test_repeated_key_heads_count_once_whatever_is_kept(keep, fused):
     """The width of k_proj is known though its output is not kept; of one fused product the values tell."""
-    port, q, k = Port(keep), np.ones((1, 4, 5, 8)), np.random.default_rng(0).standard_normal((1, 2, 5, 8), dtype=np.float32)
+    port, q, k = (
+        Port(keep),
+        np.ones((1, 4, 5, 8)),
+        np.random.default_rng(0).standard_normal((1, 2, 5, 8), dtype=np.float32),
+    )
     project = lambda: port.call("model.layers.0.self_attn.k_proj", rows(5), returns=rows(5, 16))  # noqa: E731
     inside = [] if fused else [project]
     attend = lambda: port.watch.attend(q, k.repeat(2, axis=1))  # noqa: E731
@@ -288,3 +293,29 @@ def test_a_longer_prompt_is_no_next_token():
     port.answer(5, inputs_embeds=rows(5))
     port.answer(6, inputs_embeds=rows(6))
     assert "steps.1.model.layers.0" in port.recording
+
+
+def test_logits_of_tied_heads_however_the_model_is_called():
+    x = rows(3)
+    for args, kwargs in (((rows(4), ids(3)), {}), ((), {"inputs_embeds": x})):
+        port = Port()
+        norm = partial(port.call, "norm", x, returns=x)
+        port.call("", *args, returns=x + 1, inside=[norm], **kwargs)
+        assert "lm_head" in port.recording, kwargs
+
+
+def test_two_equal_images_are_two():
+    """A blank page twice, of two shapes: equal patches, other grids."""
+    port, patches = Port(), np.ones((1, 8, 6), np.float32)
+    for grid in ([[1, 2, 4]], [[1, 4, 2]]):
+        port.call("visual", patches, np.array(grid), returns=rows(2))
+    assert len(port.recording["visual"]) == 4
+
+
+def test_steps_of_a_part_in_bfloat16():
+    """Without a cache hidden states are computed again, off by a unit of the last place."""
+    port, x = Port(), rows(5) + 1
+    port.call("model.layers.5", x, returns=x)
+    again = np.concatenate([x * np.float32(1 + 2**-7), x[:, -1:]], axis=1)
+    port.call("model.layers.5", again, returns=again)
+    assert "steps.1.model.layers.5" in port.recording

@@ -10,8 +10,11 @@ from test_page import NASTY, Reader
 import minivl
 from minivl import Error
 from minivl.cli import main
+from minivl.processing.messages import user
 from minivl.report.beside import describe_differences
+from minivl.report.collect import collect_trace
 from minivl.report.html_page import needed, page, write_page
+from minivl.stream import run
 from minivl.tiny import scene
 
 QUESTION = "How many shapes are there?"
@@ -67,7 +70,11 @@ def test_texts_stay_texts(vlm, question):
 
 
 def test_what_differs_is_said():
-    one = {"model": "m", "question": "?", "pictures": [1], "edited": [], "answer": "a"}
+    picture = {"src": "x", "width": 5, "height": 6, "position": [0, 9]}
+    one = {"model": "m", "question": "?", "pictures": [picture], "edited": [], "answer": "a"}
+    moved = [{**picture, "position": [3, 9]}]  # behind a longer question
+    assert describe_differences(one, one | {"question": "Why?", "pictures": moved}) == "The question differs."
+    assert describe_differences(one, one | {"pictures": [{**picture, "src": "y"}]}) == "The image differs."
     assert describe_differences(one, one) == "Model, question, image and answer are the same."
     assert describe_differences(one, one | {"answer": "b"}) == "The answer differs."
     assert describe_differences(one, one | {"edited": ["visual"], "answer": "b"}) == "The edits and the answer differ."
@@ -110,3 +117,14 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert main([*run, "--scene", "4", "-o", "c.html", "--beside", "no.html"]) == 1
     err = capsys.readouterr().err
     assert "(On the command line: --beside.)" in err and not (tmp_path / "c.html").exists()
+
+
+def test_answers_to_inputs_are_compared_too():
+    """They have no text of their own: that of their tokens stands on the page."""
+    vlm = minivl.load(backend="numpy")
+    found = []
+    for seed in (3, 5):
+        prompt = run(vlm.read(user("How many shapes are there?", scene(seed).image)))
+        found.append(collect_trace(vlm.trace(prompt, keep=needed, max_new_tokens=1), vlm))
+    assert found[0]["answer"] and found[0]["answer"] != found[1]["answer"]
+    assert "answer" in describe_differences(*found)

@@ -18,6 +18,7 @@ from minivl.cli import main
 from minivl.kernels.attention import softmax
 from minivl.processing.messages import user
 from minivl.report import attention
+from minivl.report.collect import collect_trace
 from minivl.report.html_page import needed, page, page_of_run, write_page
 from minivl.tensors.explain import explain
 from minivl.tiny import scene
@@ -382,3 +383,16 @@ def test_inline_in_a_notebook(vlm, tmp_path):
     assert html.unescape(frame[1]) == report.text and content(report.text)["answer"] == report.answer
     report.save(tmp_path / "run.html")
     assert (tmp_path / "run.html").read_text(encoding="utf-8") == report.text and "save(path)" in repr(report)
+
+
+def test_a_video_before_an_image_keeps_its_own_attention():
+    """Tokens of images are counted before those of videos, wherever they stand in the prompt."""
+    vlm, film = minivl.load(backend="numpy"), [scene(seed, size=(112, 112)).image for seed in (0, 0, 1, 1)]
+    content = [{"type": "video", "video": film}, {"type": "image", "image": scene(3, size=(112, 168)).image}]
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": "Describe the picture."}]}]
+    trace = vlm.trace(messages, keep=needed, max_new_tokens=2)
+    media = [one for one in collect_trace(trace, vlm)["prompt"] if one["text_at"] is None]
+    assert [(one["count"], one["from"]) for one in media] == [(32, 24), (24, 0)]
+    for one in media:
+        rows = trace.maps.prompt_of_token(np.arange(one["from"], one["from"] + one["count"]))
+        assert rows.tolist() == list(range(one["at"], one["at"] + one["count"]))

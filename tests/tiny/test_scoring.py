@@ -61,18 +61,21 @@ def test_score_of_an_answer():
     assert score_answer(absent, "[]") == 1 and score_answer(absent, "none") == 0
 
 
+@pytest.mark.parametrize("penalty", (1.0, 1.3))
 @pytest.mark.parametrize("question", ("How many shapes are there?", "Describe the picture."))
-def test_confidence_is_the_probability_of_the_answer(question):
+def test_confidence_is_the_probability_of_the_answer(question, penalty):
+    """Of the chosen tokens: with a penalty these are not always the likeliest."""
     vlm, example = minivl.load(), draw_example("shapes", 2)
+    vlm.sampling = vlm.sampling.replace(repetition_penalty=penalty)
     messages = chat.user(question, example.images)
     answer, confidence = answer_with_confidence(vlm, messages)
     trace = vlm.trace(messages, keep=["*lm_head"], max_new_tokens=160)
     heads = [name for name in trace.names if name.endswith("lm_head")]
     assert answer == trace.result and len(heads) > (1 if "many" in question else 4)
     expected = 1.0
-    for name in heads:
+    for name, token in zip(heads, trace.result.ids):
         logits = np.asarray(trace[name], dtype=np.float64).reshape(-1, vlm.config.text.vocab_size)[-1]
-        expected *= 1 / np.exp(logits - logits.max()).sum()
+        expected *= 1 / np.exp(logits - logits[token]).sum()
     assert confidence == pytest.approx(expected, rel=1e-4) and 0 < confidence < 1
 
 

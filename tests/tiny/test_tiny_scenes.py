@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from minivl.errors import Error
 from minivl.processing.tokenizer import Tokenizer
 from minivl.tiny import CHECKPOINT, digit_picture, digits, scene
 from minivl.tiny.evaluate import overlap
@@ -201,3 +202,12 @@ def test_the_tokenizer_is_the_recipes():
     tokens, ours = shipped["model"].pop("vocab"), built["model"].pop("vocab")
     assert len(tokens) == len(ours) and len(tokens.keys() & ours.keys()) > 0.96 * len(ours)
     assert shipped["model"].pop("merges") and built["model"].pop("merges") and shipped == built
+
+
+def test_what_cannot_be_drawn_is_said():
+    with pytest.raises(Error, match=r"size=\(56, 56\): a scene has at least 72 x 72"):
+        scene(0, size=(56, 56))
+    assert scene(0, size=(72, 72)).shapes
+    for index in (-1, 360):
+        with pytest.raises(Error, match=f"digit {index}: there are 360 held-out digits"):
+            digit_picture(index)

@@ -6,7 +6,7 @@ from conftest import small_inputs, small_model
 
 from minivl.cli.walk_terminal import walk_by_commands
 from minivl.errors import Error
-from minivl.walk.changes import CHANGES, change
+from minivl.walk.changes import CHANGES, change, load, parse_number, parse_whole
 
 VLM = small_model()
 INPUTS = small_inputs(VLM.config)
@@ -110,3 +110,17 @@ def test_unknown_commands_are_answered_with_those_that_exist(capsys):
     assert all(f" {name} " in out.splitlines()[2] for name in ("u", "b", *CHANGES) if name != "load")
     assert "s takes no argument; now followed it" in out and "v takes no argument" in out
     assert all(meaning in out for _, _, meaning in CHANGES.values())
+
+
+def test_what_cannot_be_loaded_is_said(tmp_path, monkeypatch):
+    (tmp_path / "empty.npy").write_bytes(b"")
+    monkeypatch.delenv("HOME", raising=False)
+    for path in (tmp_path / "empty.npy", "~nobody-of-this-name/x.npy"):
+        with pytest.raises(Error, match="cannot read"):
+            load(None, str(path))
+    for text in ("1" * 5000, "-1", "x"):
+        with pytest.raises(Error, match="is not a whole number"):
+            parse_whole(text, "row N X")
+    for text in ("1e300", "nan", "-inf"):
+        with pytest.raises(Error, match="is not a finite number"):
+            parse_number(text, "row N X")

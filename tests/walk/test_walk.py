@@ -414,3 +414,12 @@ def test_the_command_reads_lines(monkeypatch, capsys):
     assert "\nlm_head  " in out and out.splitlines()[-2:] == [f"Answer: {truth}", f"Truth:  {truth}   (right)"]
     monkeypatch.setattr("sys.stdin", io.StringIO("q\n"))
     assert main(["walk", "--step"]) == 0 and "Answer" not in capsys.readouterr().out
+
+
+def test_a_video_is_called_one_in_the_table_of_positions():
+    from minivl.walk.notebook import positions_table
+
+    vlm, film = minivl.load(backend="numpy"), [scene(seed, size=(112, 112)).image for seed in (0, 1)]
+    trace = vlm.trace("What?", images=scene(3).image, videos=[film], keep="position_ids")
+    table = positions_table(trace["position_ids"], trace.maps)
+    assert table.count("<td>image</td>") == 1 and table.count("<td>video</td>") == 1
