@@ -107,7 +107,7 @@ def parse_number(text, form):
         value = float(text)
     except ValueError:
         value = math.nan
-    if not abs(value) <= np.finfo(np.float32).max:
+    if not abs(value) <= float(np.finfo(np.float32).max):
         raise Error(f"{form}: {text!r} is not a finite number.")
     return value
 

@@ -398,7 +398,7 @@ def test_the_llama_cpp_recorder_runs(tmp_path, monkeypatch):
     found = compare(trace, names["recorded"], json.loads(blocks("json")[0]), 0.03, vlm.config)
     llama_cpp.llama_free(context)
     llama_cpp.llama_model_free(model)
-    assert len(found.compared) == 3 + 11 * vlm.config.text.num_hidden_layers
+    assert len(found.compared) >= 3 + 11 * vlm.config.text.num_hidden_layers  # some more are found by their values
     assert all(row.error < 0.03 for row in found.compared), f"\n{found}"
 
 

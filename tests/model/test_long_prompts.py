@@ -199,7 +199,11 @@ def test_a_page_of_a_prompt_in_parts(monkeypatch):
     for most in (4096, 60):
         vlm.prefill_chunk = most
         page(vlm.trace("How many shapes are there?", scene(5).image, keep=page_needs, max_new_tokens=2), vlm)
-    assert all(said[0][key] == said[1][key] for key in ("tokens", "attention", "prompt", "pictures", "answer"))
+    assert all(said[0][key] == said[1][key] for key in ("tokens", "prompt", "pictures", "answer"))
+    # shares are computed when they are asked for, by NumPy, whose products of other shapes may be off by rounding
+    tops = [attention.pop("tops") for attention in (said[0]["attention"], said[1]["attention"])]
+    np.testing.assert_allclose(*tops, rtol=2e-3, atol=1e-12)
+    assert said[0]["attention"] == said[1]["attention"]
 
 
 class Bar:
