@@ -41,16 +41,21 @@ def digest_model(vlm):
     return digest.hexdigest()
 
 
-def describe_function(function):
-    """The name, the code and the constants of a function; what it looks up elsewhere may change unseen."""
+def describe_function(function, outer=()):
+    """The name, the code and the constants of a function; what it looks up elsewhere may change unseen.
+
+    outer  the functions that hold it: one that calls itself is described once
+    """
     function = getattr(function, "py_func", function)
     code = getattr(function, "__code__", None)
     name = f"{getattr(function, '__module__', '')} {getattr(function, '__qualname__', type(function).__qualname__)}"
+    if isinstance(function, type) or function in outer:
+        return name
     if code is None:
         return f"{name} {uuid.uuid4()}"  # of an object or a partial nothing tells what it does: never the same
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     held = [*cells, *(function.__defaults__ or ()), *sorted((function.__kwdefaults__ or {}).items())]
-    return f"{name} {describe_code(code)} {[describe_constant(value) for value in held]}"
+    return f"{name} {describe_code(code)} {[describe_constant(value, (*outer, function)) for value in held]}"
 
 
 def describe_code(code):
@@ -58,7 +63,7 @@ def describe_code(code):
     return f"{code.co_code.hex()} {inner} {code.co_names}"
 
 
-def describe_constant(value):
+def describe_constant(value, outer=()):
     """A string that is the same in every process."""
     if isinstance(value, CodeType):
         return describe_code(value)
@@ -67,7 +72,7 @@ def describe_constant(value):
     if isinstance(value, np.ndarray):
         return describe(value)
     if callable(value):
-        return describe_function(value)
+        return describe_function(value, outer)
     return repr(value)
 
 

@@ -1,10 +1,8 @@
 """What the recorders of graphs share: the module that a node came from, runs, and the names of what they return."""
 
-import numpy as np
-
 from minivl.errors import Error
 from minivl.record.recording import Recording, module_name
-from minivl.record.watch import NO_TENSOR, append_to_tower, is_tower, without_batch
+from minivl.record.watch import NO_TENSOR, append_to_tower, are_equal, is_tower, without_batch
 from minivl.tensors import catalogue
 
 
@@ -44,9 +42,7 @@ class GraphRecording(Recording):
         """Keep the outputs of a run, {output: NumPy array}."""
         prefix = f"steps.{self.runs}." if self.runs else ""
         tower = [arrays[output] for own, output in self.outputs.items() if is_tower(own) and output in arrays]
-        is_new = not any(
-            len(tower) == len(earlier) and all(map(np.array_equal, tower, earlier)) for earlier in self.towers
-        )
+        is_new = not any(are_equal(tower, earlier) for earlier in self.towers)
         self.towers += [tower] if is_new else []
         for own, output in self.outputs.items():
             if output in arrays:

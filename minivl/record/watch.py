@@ -120,9 +120,8 @@ class Watch:
         last = name.rpartition(".")[2]
         if last == "rotary_emb" and is_pair(output):
             return {"model.rope.cos": output[0], "model.rope.sin": output[1]}
-        is_whole = (
-            name == "" and has_ids and output is not self.normed
-        )  # a decoder without a head returns its norm's output
+        # subtle: a decoder without a head returns what its norm returned
+        is_whole = name == "" and has_ids and output is not self.normed
         logits = getattr(output, "logits", output if is_whole else None)
         if is_tensor(logits) and not name.startswith("visual") and self.prefix + "lm_head" not in self.seen:
             return {"lm_head": logits}  # a head that is no module, or tied
@@ -264,6 +263,7 @@ def first_given(args, kwargs):
 
 
 def are_equal(some, others):
+    """Whether two lists hold equal arrays."""
     return len(some) == len(others) and all(map(np.array_equal, some, others))
 
 
@@ -273,9 +273,8 @@ def begins_with(given, earlier):
         return True  # nothing tells that they do not
     if is_integer(given):
         return np.array_equal(given[: len(earlier)], earlier)
-    return np.allclose(
-        given[: len(earlier)], earlier, rtol=0.03, atol=0.03 * np.abs(earlier).max(initial=0)
-    )  # bfloat16
+    rounding = 0.03  # of bfloat16, layer by layer
+    return np.allclose(given[: len(earlier)], earlier, rounding, rounding * np.abs(earlier).max(initial=0))
 
 
 def count_tokens(args, kwargs):

@@ -623,7 +623,11 @@ from minivl.dataset.digest import describe_function
 def made(k):
     return lambda x, w, e=2: x * k if e in {"a", "b", "c", "d"} else x
 print(describe_function(made(0)) == describe_function(made(0)), describe_function(made(0)) == describe_function(made(1)))
-print(describe_function(made(0)))
+def recursive(dtype=float):
+    def again(x, w, e):
+        return again(x, w, e) if e else dtype(x)
+    return again
+print(describe_function(made(0)), describe_function(recursive()))
 """
     said = set()
     for seed in "012":

@@ -36,8 +36,7 @@ def fields_of(config_class):
 )
 def test_config(part, config_class):
     own = fields_of(config_class) - fields_of(PreTrainedConfig)
-    if not own:
-        pytest.skip("configurations are not dataclasses in this transformers")
+    assert own, "the fields of transformers' configurations are looked up in another way than they are kept in"
     assert fields_of(config_class) <= known_fields(part)
     assert set(config_class().to_dict()) <= known_fields(part)
     if part == "vision_config":
