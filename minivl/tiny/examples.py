@@ -38,6 +38,7 @@ class Medium:
     shapes: tuple = ()  # a tuple of shapes for each image or pair of frames
     signs: tuple = ()  # a tuple of signs, likewise
     digit: int = None
+    joined: tuple = ()  # of each shape of an image, the colour at the other end of its line
 
     @property
     def is_video(self):

@@ -9,7 +9,7 @@ from minivl.processing.image_processor import ImageProcessor
 from minivl.processing.messages import expand, user
 from minivl.processing.tokenizer import Tokenizer
 from minivl.tiny import CHECKPOINT, scene
-from minivl.tiny.scenes import KINDS, SIZES
+from minivl.tiny.scenes import COLOURS, KINDS, SIZES
 from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
 from minivl.tiny.tasks.reading import CHARACTERS, draw_page
 from minivl.tiny.training import vocabulary
@@ -17,6 +17,7 @@ from minivl.tiny.training.batches import (
     CELL_KINDS,
     FULL,
     GEOMETRY,
+    LINES,
     PAGES,
     UNIT,
     Batch,
@@ -24,6 +25,7 @@ from minivl.tiny.training.batches import (
     grow_tree,
     make_batch,
     patchify,
+    planes_of,
 )
 from minivl.tiny.training.recipe import ID, PREPROCESSOR
 
@@ -150,7 +152,24 @@ def test_pages_are_full_of_characters_and_nothing_is_asked_about_them():
     in_decoder = np.zeros(len(made["kind"]), dtype=bool)
     in_decoder[made["feature"][made["feature"] >= 0]] = True
     unasked = ~in_decoder & (made["kind"] >= 0)
-    assert unasked.sum() == PAGES * 36 and made["characters"][unasked].any(axis=1).mean() > 0.5
+    printed, joined = made["characters"][unasked].any(axis=1), made["joined"][unasked] >= 0
+    assert printed.sum() > 0.5 * PAGES * 36 and joined.sum() >= 4 * LINES and not (printed & joined).any()
+    assert unasked.sum() >= PAGES * 36 + LINES * 24
+
+
+def test_a_dot_is_joined_to_the_colour_at_the_other_end_of_its_line():
+    seen = 0
+    for number in range(20):
+        medium = draw_example("line", number).media[0]
+        _, (h, w), shapes, marks = next(planes_of(medium))
+        targets = cell_targets(h * 14, w * 14, shapes, *marks)
+        for cell in np.flatnonzero(targets["joined"] >= 0):
+            colour, end = (list(COLOURS)[targets[key][cell]] for key in ("colour", "joined"))
+            at, other = ([s.colour for s in shapes].index(c) for c in (colour, end))
+            assert medium.joined[at] == end and medium.joined[other] == colour
+            assert (at < len(shapes) // 2) != (other < len(shapes) // 2)  # one on the left, one on the right
+            seen += 1
+    assert seen > 60
 
 
 def test_special_tokens_are_the_recipes():

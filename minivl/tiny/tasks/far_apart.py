@@ -68,7 +68,7 @@ def draw_family_longer(rng, options):
 
 
 def draw_family_line(rng, options):
-    """Family "line": dots on the left are joined to dots on the right by curves, which may cross."""
+    """Family "line": dots on the left are joined to dots on the right by straight lines, which may cross."""
     size = pick(rng, ((112, 168), (112, 196), (140, 168)))
     height, width = size
     image = background(rng, size)
@@ -77,11 +77,8 @@ def draw_family_line(rng, options):
     ends = rng.permutation(count)
     rows = [int((i + 0.5) * height / count) for i in range(count)]
     ink, draw = ink_for(rng, image), ImageDraw.Draw(image)
-    t = np.linspace(0, 1, 25)
     for i, end in enumerate(ends):
-        bend = t * t * (3 - 2 * t)
-        y = rows[i] + (rows[end] - rows[i]) * bend
-        draw.line([*zip((16 + (width - 32) * t).tolist(), y.tolist())], fill=ink, width=3)
+        draw.line((16, rows[i], width - 16, rows[end]), fill=ink, width=3)
     shapes = []
     for x, dots in ((6, colours[:count]), (width - 26, colours[count:])):
         for row, colour in zip(rows, dots):
@@ -93,7 +90,9 @@ def draw_family_line(rng, options):
         target = shapes[count + int(ends[i])]
         asked = ("line", {"colour": shapes[i].colour}, target.colour, target.box)
         turns.append((worded(rng, asked, options.held_out),))
-    return Example((Medium((image,), (tuple(shapes),)),), tuple(turns))
+    joined = [shapes[count + int(end)].colour for end in ends]
+    joined += [shapes[ends.tolist().index(i)].colour for i in range(count)]
+    return Example((Medium((image,), (tuple(shapes),), joined=tuple(joined)),), tuple(turns))
 
 
 # ---- uncertain ones: the answer is drawn from all that are true, or cannot be seen for sure ----

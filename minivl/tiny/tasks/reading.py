@@ -21,7 +21,8 @@ WORDS = (
 ).split()
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CHARACTERS = LETTERS + "0123456789"
-SIZES = ((112, 112), (112, 140), (112, 168), (112, 168), (140, 168))
+SIZES = ((112, 140), (112, 168), (112, 196), (112, 224), (140, 224))
+LEAST, MOST = 24, 44  # pixels of the characters' font; a smaller one where six of them would not fit
 
 
 @cache
@@ -76,7 +77,7 @@ def draw_family_text(rng, options):
     height, width = SIZES[rng.integers(len(SIZES))]
     image = background(rng, (height, width))
     path = pick_font(rng) if options.training else None  # scored with Pillow's font alone
-    size = int(rng.integers(18, 37))
+    size = int(rng.integers(LEAST, MOST + 1))
     while load_font(path, size).getlength(text) > width - 8:
         size -= 1
     font = load_font(path, size)
@@ -96,7 +97,7 @@ def draw_page(rng):
     image, signs, y = background(rng, (height, width)), [], int(rng.integers(0, 10))
     ink = ink_for(rng, image)
     while True:
-        size = int(rng.integers(16, 37))
+        size = int(rng.integers(LEAST - 6, MOST + 1))
         if y + size + 6 > height:
             return Medium((image,), ((),), (tuple(signs),))
         font, x = load_font(pick_font(rng), size), int(rng.integers(0, 16))

@@ -5,7 +5,7 @@ question. One question in seven is about something that is not there: its answer
 """
 
 from minivl.tiny.examples import Example, Medium, Turn
-from minivl.tiny.phrasings import join_words, phrase, plural, vary, with_article
+from minivl.tiny.phrasings import join_words, phrase, pick, plural, vary, with_article
 from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, describe, draw_shapes, is_apart, paint, unique, where
 
 SIZES = (  # (height, width): mostly small, for time; every picture has at least one full window of 112 pixels
@@ -17,6 +17,7 @@ SIDES = {"left": "left of", "right": "right of", "above": "above", "below": "bel
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 EXTREMES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest")
 NOTHING = "none"
+FOREIGN = ("dog", "cat", "car", "tree", "house", "cup", "bird", "hat", "book", "ball", "apple", "chair", "cloud", "shoe")
 
 
 def draw_inside(rng, size):
@@ -75,10 +76,6 @@ def extreme_of(shapes, most):
     return ranked[0] if clear else None
 
 
-def pick(rng, items):
-    return items[int(rng.integers(len(items)))]
-
-
 def box_json(shapes):
     return where(shapes) if shapes else "[]"
 
@@ -94,7 +91,9 @@ def missing_label(rng, shapes):
 
 
 def missing(rng, shapes, attribute, values):
-    """A kind or colour that no shape has; None if all are there."""
+    """A kind or colour that no shape has, of kinds now and then one that is no shape at all; None if all are there."""
+    if attribute == "kind" and rng.random() < 0.25:
+        return pick(rng, FOREIGN)
     left = [value for value in values if value not in {getattr(shape, attribute) for shape in shapes}]
     return pick(rng, left) if left else None
 
@@ -254,7 +253,7 @@ ASK = {
     "count colour": (1, ask_count_colour), "colour": (1.5, ask_colour), "kind": (1, ask_kind), "size": (0.7, ask_size),
     "exists": (1.5, ask_exists), "where": (2, ask_where), "all boxes": (0.7, ask_all_boxes), "what at": (1.5, ask_what_at),
     "point": (0.7, ask_point), "relation": (1, ask_relation), "related": (1, ask_related), "beside": (1, ask_beside),
-    "extreme": (1.2, ask_extreme), "unknown": (0.4, ask_unknown),
+    "extreme": (1.2, ask_extreme), "unknown": (0.8, ask_unknown),
 }  # fmt: skip
 INSIDE = ("relation", "related", "beside", "colour", "where", "what at", "exists")  # where one shape lies in another
 

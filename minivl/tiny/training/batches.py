@@ -17,9 +17,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from minivl.model.positions import patch_positions, prompt_positions
+from minivl.tiny.examples import DrawOptions
 from minivl.tiny.phrasings import PHRASINGS
 from minivl.tiny.scenes import COLOURS, KINDS
 from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
+from minivl.tiny.tasks.far_apart import draw_family_line
 from minivl.tiny.tasks.reading import CHARACTERS, draw_page
 from minivl.tiny.training.recipe import ID
 
@@ -32,7 +34,7 @@ PLAN = {  # (tower rows, patches of each, decoder rows, tokens of each)
     False: (16, 288, 13, 256),
     True: (8, 576, 12, 384),
 }
-PAGES = 4  # images full of characters in each batch, for the tower alone
+PAGES, LINES = 4, 4  # images full of characters, and of lines between dots, in each batch, for the tower alone
 TASKS = (*PHRASINGS, "blind")
 GEOMETRY = SimpleNamespace(
     image_token_id=ID["<|image_pad|>"],
@@ -42,8 +44,13 @@ GEOMETRY = SimpleNamespace(
 
 
 def make_batch(number, ease, tokenizer):
-    """A dict of arrays; see `Batch.arrays`. ease 0..1 is how far the way from easy to hard examples has been gone."""
-    rng = np.random.default_rng([5, number])
+    """A dict of arrays; see `Batch.arrays`.
+
+    number   an integer, or several
+    ease     0..1: how far the way from easy to hard examples has been gone
+    """
+    seed = np.atleast_1d(number)
+    rng = np.random.default_rng([5, *seed])
     wide = bool(rng.random() < WIDE)
     batch = Batch(*PLAN[wide])
     names = list(FAMILIES)
@@ -53,10 +60,12 @@ def make_batch(number, ease, tokenizer):
     chances /= chances.sum()
     for _ in range(PAGES):
         batch.add_media((draw_page(rng),))
+    for _ in range(LINES):
+        batch.add_media(draw_family_line(rng, DrawOptions(ease=ease, training=True)).media)
     misfits = 0
     for attempt in range(1000):
         family = names[rng.choice(len(names), p=chances)]
-        example = draw_example(family, (number, 1 + attempt), ease=ease, most=MOST, branch=TRAINED)
+        example = draw_example(family, (*seed, 1 + attempt), ease=ease, most=MOST, branch=TRAINED)
         misfits += not batch.add(replace(example, conversations=join(rng, example.conversations)), tokenizer)
         if misfits == 4:
             break
@@ -212,12 +221,12 @@ def spoken_of(example, turn, reply, tokenizer):
 
 
 def planes_of(medium):
-    """(patches uint8 [N, 1176], (h, w), shapes, (signs, digit)) of an image, or of each pair of frames."""
+    """(patches uint8 [N, 1176], (h, w), shapes, (signs, digit, joined)) of an image, or of each pair of frames."""
     frames = [np.asarray(frame) for frame in medium.frames]
     pairs = list(zip(frames[::2], frames[1::2])) if medium.is_video else [(frames[0], frames[0])]
     signs = medium.signs or ((),) * len(pairs)
     for pair, shapes, printed in zip(pairs, medium.shapes, signs):
-        yield patchify(pair), tuple(side // 14 for side in pair[0].shape[:2]), shapes, (printed, medium.digit)
+        yield patchify(pair), tuple(side // 14 for side in pair[0].shape[:2]), shapes, (printed, medium.digit, medium.joined)
 
 
 def patchify(pair):
@@ -229,18 +238,18 @@ def patchify(pair):
 
 def cell_arrays(count):
     return {
-        "kind": np.full(count, -1, dtype=np.int64), "colour": np.full(count, -1, dtype=np.int64),
-        "digit": np.full(count, -1, dtype=np.int64), "near": np.zeros((count, 4), dtype=np.float32),
-        "far": np.zeros((count, 4), dtype=np.float32), "characters": np.zeros((count, len(CHARACTERS)), dtype=np.float32),
-    }  # fmt: skip
+        **{key: np.full(count, -1, dtype=np.int64) for key in ("kind", "colour", "digit", "joined")},
+        **{key: np.zeros((count, 4), dtype=np.float32) for key in ("near", "far")},
+        "characters": np.zeros((count, len(CHARACTERS)), dtype=np.float32),
+    }
 
 
-def cell_targets(height, width, shapes, signs, digit):
+def cell_targets(height, width, shapes, signs, digit=None, joined=()):
     """What covers each token's 28 x 28 pixels, for the auxiliary heads. U tokens in raster order.
 
-    kind [U]: number in CELL_KINDS; colour [U]: -1 none; digit [U]: -1 elsewhere; near [U, 4]: the box from the token's
-    centre, in units of 56 pixels; far [U, 4]: the box in units of 336 pixels; characters [U, 36]: those whose middle or
-    larger part is inside, as 0 or 1
+    kind [U]: number in CELL_KINDS; colour [U]: -1 none; digit [U]: -1 elsewhere; joined [U]: the colour at the other end
+    of a dot's line, -1 elsewhere; near [U, 4]: the box from the token's centre, in units of 56 pixels; far [U, 4]: the box
+    in units of 336 pixels; characters [U, 36]: those whose middle or larger part is inside, as 0 or 1
     """
     rows, cols = height // UNIT, width // UNIT
     y, x = (a.reshape(-1) * UNIT for a in np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij"))
@@ -260,6 +269,9 @@ def cell_targets(height, width, shapes, signs, digit):
         targets["far"] = boxes[best] / np.float32(FULL)
         if digit is not None:
             targets["digit"] = np.where(covered, digit, -1)
+        if joined:
+            ends = np.array([list(COLOURS).index(colour) for colour in joined])
+            targets["joined"] = np.where(covered, ends[best], -1)
     if signs:
         boxes = np.array([sign.box for sign in signs], dtype=np.float32)
         middle = (boxes[:, :2] + boxes[:, 2:]) // (2 * UNIT)

@@ -55,19 +55,19 @@ def compute_losses(parts, batch, words, tower_alone=False, run_tower=packed.run_
 
 
 class CellHead(nn.Module):
-    """What covers a token, by one linear layer: kind, colour, digit, characters, box."""
+    """What covers a token, by one linear layer: kind, colour, digit, the colour a dot is joined to, characters, box."""
 
     def __init__(self, width):
         super().__init__()
-        self.sizes = (len(CELL_KINDS), len(COLOURS), 10, len(CHARACTERS), 4)
+        self.sizes = (len(CELL_KINDS), len(COLOURS), 10, len(COLOURS), len(CHARACTERS), 4)
         self.linear = nn.Linear(width, sum(self.sizes))
         with torch.no_grad():
-            self.linear.bias[sum(self.sizes[:3]) : -4] = -3.0  # characters are rare
+            self.linear.bias[sum(self.sizes[:4]) : -4] = -3.0  # characters are rare
 
     def loss(self, x, batch, box, drawn):
         """x [U, D] of all tokens, of which `drawn` bool [U] count -> loss, and figures"""
         x = F.rms_norm(x[drawn], x.shape[-1:])
-        kind, colour, digit, characters, where = self.linear(x).split(self.sizes, dim=-1)
+        kind, colour, digit, joined, characters, where = self.linear(x).split(self.sizes, dim=-1)
         true_kind, true_colour = batch["kind"][drawn], batch["colour"][drawn]
         covered, shape = true_kind > 0, true_colour >= 0
         loss = mean_of(F.cross_entropy(kind, true_kind, reduction="none"), covered)
@@ -75,6 +75,8 @@ class CellHead(nn.Module):
         loss = loss + mean_of(F.cross_entropy(colour, true_colour.clamp(min=0), reduction="none"), shape)
         true_digit = batch["digit"][drawn]
         loss = loss + mean_of(F.cross_entropy(digit, true_digit.clamp(min=0), reduction="none"), true_digit >= 0)
+        true_end = batch["joined"][drawn]
+        loss = loss + mean_of(F.cross_entropy(joined, true_end.clamp(min=0), reduction="none"), true_end >= 0)
         true_characters = batch["characters"][drawn]
         printed = true_characters.any(dim=-1)
         spelt = F.binary_cross_entropy_with_logits(characters, true_characters, reduction="none").sum(dim=-1)
@@ -88,6 +90,7 @@ class CellHead(nn.Module):
                 "kinds": mean_of((kind.argmax(-1) == true_kind).float(), covered),
                 "pixels": mean_of(error.abs().mean(-1), shape),
                 "characters": mean_of(read.all(dim=-1).float(), printed),
+                "joined": mean_of((joined.argmax(-1) == true_end).float(), true_end >= 0),
             }
         return loss, figures
 

@@ -44,7 +44,8 @@ class Batches(Dataset):
         return self.options.steps
 
     def __getitem__(self, n):
-        made = self.make(n, min(1.0, 0.3 + 0.7 * n / max(1, self.options.ease_steps)), self.tokenizer)
+        ease = min(1.0, 0.3 + 0.7 * n / max(1, self.options.ease_steps))
+        made = self.make((n, self.options.seed) if self.options.seed else n, ease, self.tokenizer)
         return {key: torch.from_numpy(value) for key, value in made.items()}
 
 
@@ -62,6 +63,7 @@ def parse(arguments=None):
     parser.add_argument("--cooldown", type=int, default=3000, help="steps at the end in which the learning rate falls")
     parser.add_argument("--ease-steps", type=int, default=5000, help="steps until examples are as hard as they get")
     parser.add_argument("--rate", type=float, default=1.2e-3, help="highest learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the batches")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw examples")
     parser.add_argument("--no-compile", action="store_true", help="run without torch.compile")
     return parser.parse_args(arguments)
@@ -73,7 +75,7 @@ def train(options, make=make_batch):
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = share_tokenizer(folder)
     words = word_ids(tokenizer)
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parts = build_parts().to(device)
     optimizers = build_optimizers(parts, options.rate)
