@@ -87,7 +87,7 @@ def train(options, make=make_batch):
         Batches(options, tokenizer, make), batch_size=None, sampler=range(first, options.steps),
         num_workers=options.workers, prefetch_factor=4 if options.workers else None,
     )  # fmt: skip
-    log, saved, stable = Log(folder), time.time(), options.steps - options.cooldown
+    log, saved, stable = Log(folder, first), time.time(), options.steps - options.cooldown
     for step, batch in zip(range(first, options.steps), loader):
         if step == stable:
             save(folder / "stable.pt", parts, optimizers, step, options)
@@ -158,10 +158,18 @@ def schedule(step, options):
 
 
 class Log:
-    """A line of JSON for every LOG_EVERY steps: means of the figures, share of right answers of each task."""
+    """A line of JSON for every LOG_EVERY steps: means of the figures, share of right answers of each task.
 
-    def __init__(self, folder):
+    Steps that a killed run logged after its last state are run again: their lines go.
+    """
+
+    def __init__(self, folder, first=0):
         self.path, self.started = folder / "log.jsonl", time.time()
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= first]
+        if kept != lines:
+            with write_whole(self.path) as partial:
+                partial.write_text("".join(f"{line}\n" for line in kept))
         self.clear()
 
     def clear(self):
