@@ -1,7 +1,7 @@
 """How each question is worded: at least eight phrasings for every task, the last two of which training never sees.
 
 phrase(rng, "colour", thing="circle")                  # "What colour is the circle?"
-phrase(rng, "colour", held_out=True, thing="circle")   # "Which colour is the circle?"
+phrase(rng, "colour", held_out=True, thing="circle")   # "The circle is of which colour?"
 """
 
 import re
@@ -55,7 +55,7 @@ PHRASINGS = {
         "Count all {colour} objects.", "How many {colour} objects are in the picture?",
         "How many {colour} [things|objects] [are there|do you see|are in the image|are shown]?",
         "[Say|Tell me] the number of {colour} [shapes|things|objects].",
-        "How many of the [shapes|objects|things] are {colour}?", "Count [all|everything that is|what is] {colour}.",
+        "How many of the [shapes|objects|things] are {colour}?", "Count [all that are|everything that is] {colour}.",
         "How many {colour} shapes can you see?", "Tell me how many things are {colour}.",
     ),
     "colour": (
@@ -64,7 +64,7 @@ PHRASINGS = {
         "The {thing} has which colour?", "Tell me the colour of the {thing}.",
         "[Say|Name|Give me] the [colour|color] of the {thing}.", "[Say|Tell me] which [colour|color] the {thing} is.",
         "What [colour|color] does the {thing} have?", "The [colour|color] of the {thing}?",
-        "Of what [colour|color] is the {thing}?", "Which colour is the {thing}?", "Say what colour the {thing} has.",
+        "Of what [colour|color] is the {thing}?", "The {thing} is of which colour?", "Say what colour the {thing} has.",
     ),
     "kind": (
         "What shape is the {colour} thing?", "Which shape is {colour}?", "What is {colour}?",
@@ -125,8 +125,8 @@ PHRASINGS = {
     ),
     "relation": (
         "On which side of the {other} is the {thing}?", "Where is the {thing} as seen from the {other}?",
-        "Is the {thing} left, right, above or below the {other}?",
-        "What is the position of the {thing} relative to the {other}?", "How does the {thing} lie to the {other}?",
+        "Is the {thing} left, right, above, below or inside the {other}?",
+        "What is the position of the {thing} relative to the {other}?", "How does the {thing} lie relative to the {other}?",
         "Seen from the {other}, where is the {thing}?", "Where is the {thing} relative to the {other}?",
         "Which side of the {other} is the {thing} on?",
         "[Say|Tell me] where the {thing} is, [seen from|relative to] the {other}.",
@@ -274,7 +274,7 @@ PHRASINGS = {
     ),
     "bar": (
         "How high is the {colour} bar?", "What is the value of the {colour} bar?", "What does the {colour} bar show?",
-        "Read the {colour} bar.", "Which value has the {colour} bar?", "What number does the {colour} bar reach?",
+        "Read the {colour} bar.", "How many units high is the {colour} bar?", "What number does the {colour} bar reach?",
         "How tall is the {colour} bar?", "What is the height of the {colour} bar?",
         "[Say|Read|Give me|Name] the [value|height] of the {colour} bar.", "How many units is the {colour} bar?",
         "[What|Which] value does the {colour} bar show?", "Which value does the {colour} bar have?",
@@ -282,7 +282,7 @@ PHRASINGS = {
     ),
     "best bar": (
         "Which bar is the {most}?", "What colour is the {most} bar?", "Name the {most} bar.",
-        "Which colour has the {most} bar?", "Which is the {most} bar?", "What is the colour of the {most} bar?",
+        "Which bar is {most}?", "Which is the {most} bar?", "What is the colour of the {most} bar?",
         "The {most} bar has which colour?", "Which of the bars is {most}?",
         "[Say|Name] the [colour|color] of the {most} bar.", "[Which|What] one is the {most}?",
         "What [colour|color] does the {most} bar have?", "[Say|Tell me] which bar is the {most}.",
@@ -296,7 +296,7 @@ PHRASINGS = {
         "[Say|Read|Give me] the [number|value] in row {row}, column {column}.", "Row {row}, column {column}?",
         "What [number|value] [is|stands|do you see] in row {row}, column {column}?",
         "[What|Which number] is in column {column}, row {row}?", "Tell me the number in row {row}, column {column}.",
-        "Which value has row {row} in column {column}?",
+        "What does the table have in row {row}, column {column}?",
     ),
     "corner": (
         "Which shape has the colour of the corner mark?", "What has the same colour as the corner mark?",

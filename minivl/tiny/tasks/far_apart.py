@@ -123,7 +123,7 @@ def draw_family_hidden(rng, options):
     image.paste((grey, grey, grey), (x + low, y + low, x + high, y + high))
     turn = worded(rng, ("hidden", {}, with_article(kind), shape.box), options.held_out)
     turn = Turn(turn.task, turn.question, turn.answer, ("a circle", "a ring"), turn.about)
-    return Example((Medium((image,), ((),)),), ((turn,),))
+    return Example((Medium((image,), ((shape,),)),), ((turn,),))
 
 
 def draw_family_noisy(rng, options):

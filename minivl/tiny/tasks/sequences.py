@@ -10,7 +10,7 @@ from minivl.tiny.tasks.shapes import ask_about, pick, worded
 FIRST, SECOND = "the first", "the second"
 SIZE = (112, 112)
 ORDINALS = ("first", "second")
-MOVES = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+MOVES = ("left", "right", "up", "down")
 
 
 def draw_family_pair(rng, options):
@@ -85,7 +85,7 @@ def draw_change(rng, options):
     if rng.random() < 0.5 and before and after:
         asked = ask_of_two(rng, [before, after])
         turns += [(worded(rng, asked, options.held_out),)] if asked else []
-    return Example(tuple(media), tuple(turns))
+    return Example(tuple(media), tuple(turns[: options.most]))
 
 
 # ---- videos: a list of frames for each, two to a step of the grid's time ----
@@ -109,7 +109,7 @@ def film(rng, ground, states):
 
 def draw_motion(rng, options):
     count = 2 * int(rng.integers(1, 5))
-    way = pick(rng, list(MOVES))
+    way = pick(rng, MOVES)
     side, colour, kind = int(rng.integers(28, 45)), pick(rng, list(COLOURS)), pick(rng, KINDS)
     room = 112 - side - 4
     total = int(rng.integers(min(24, room - 1), room))

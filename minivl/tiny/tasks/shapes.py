@@ -17,6 +17,7 @@ SIDES = {"left": "left of", "right": "right of", "above": "above", "below": "bel
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 EXTREMES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest")
 NOTHING = "none"
+HARDLY = 4  # pixels: a centre that is less far to a side is not said to lie there
 FOREIGN = ("dog", "cat", "car", "tree", "house", "cup", "bird", "hat", "book", "ball", "apple", "chair", "cloud", "shoe")
 
 
@@ -54,14 +55,39 @@ def size_word(shape):
 
 
 def side_of(shape, other):
-    """Where `shape` lies as seen from `other`: a key of SIDES, None if that is not clear."""
-    a, b = shape.box, other.box
-    if a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3]:
+    """The one side of `other` on which `shape` lies, a key of SIDES: that of the larger distance between their centres.
+
+    None where that is not clear: near a diagonal (one distance is less than 1.5 times the other), or if `other` is inside.
+    """
+    if is_within(shape, other):
         return "inside"
-    dx, dy = (a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2
-    if max(abs(dx), abs(dy)) < 1.5 * min(abs(dx), abs(dy)) or (b[0] <= a[0] and a[2] <= b[2] and b[1] <= a[1]):
+    near, far = sorted(map(abs, offset(shape, other)))
+    if is_within(other, shape) or far < 1.5 * near:
         return None
-    return ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("above" if dy < 0 else "below")
+    return max(OPPOSITE, key=lambda side: distance_to(side, shape, other))
+
+
+def is_within(shape, other):
+    """Is the shape's box inside the other one's?"""
+    a, b = shape.box, other.box
+    return a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3]
+
+
+def offset(shape, other):
+    """From the other's centre to the shape's, in pixels to the right and down."""
+    a, b = shape.box, other.box
+    return (a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2
+
+
+def distance_to(side, shape, other):
+    """How far the shape's centre lies to this side of the other's, in pixels; negative on the opposite side."""
+    dx, dy = offset(shape, other)
+    return {"left": -dx, "right": dx, "above": -dy, "below": dy}[side]
+
+
+def is_nowhere(side, shape, other):
+    """Is it plainly false that the shape lies on this side? Its centre is hardly there, or one is inside the other."""
+    return is_within(shape, other) or (distance_to(side, shape, other) <= HARDLY and not is_within(other, shape))
 
 
 def extreme_of(shapes, most):
@@ -180,7 +206,7 @@ def ask_all_boxes(rng, shapes):
     absent = missing(rng, shapes, "kind", KINDS) if rng.random() < ABSENT else None
     kind = absent or pick(rng, shapes).kind
     matching = [shape for shape in shapes if shape.kind == kind]
-    return "all boxes", {"kinds": plural(kind)}, box_json(matching), matching[0].box if matching else None
+    return "all boxes", {"kinds": plural(kind)}, box_json(matching), matching[0].box if len(matching) == 1 else None
 
 
 def ask_what_at(rng, shapes):
@@ -216,25 +242,30 @@ def ask_related(rng, shapes):
     pair = pick_pair(rng, shapes)
     if not pair:
         return None
-    shape, _, names, side = pair
+    shape, other, names, side = pair
     true = rng.random() < 0.5
-    wrong = OPPOSITE.get(side, "left") if rng.random() < 0.7 else pick(rng, [s for s in SIDES if s != side])
+    false = [s for s in OPPOSITE if s != side and is_nowhere(s, shape, other)]
+    wrong = OPPOSITE.get(side, "left") if rng.random() < 0.7 else pick(rng, false + ["inside"] * (side != "inside"))
     fields = {"thing": names[0], "other": names[1], "side": SIDES[side if true else wrong]}
     return "related", fields, "yes" if true else "no", shape.box
 
 
 def ask_beside(rng, shapes):
-    """Asked where a single shape, or none, lies on a side of another one."""
+    """Asked where a single shape, or none, lies on a side of another one, and the others are not even partly there."""
     other = pick(rng, shapes)
-    name, sides = name_of(rng, shapes, other), [side_of(shape, other) for shape in shapes if shape is not other]
-    if not name or None in sides or not sides:
+    name, rest = name_of(rng, shapes, other), [shape for shape in shapes if shape is not other]
+    if not name or not rest:
         return None
-    present = [side for side in SIDES if sides.count(side) == 1]
-    absent = [side for side in OPPOSITE if side not in sides]
-    if rng.random() < ABSENT or not present:
+    there = {side: [s for s in rest if not is_nowhere(side, s, other)] for side in OPPOSITE}
+    there["inside"] = [s for s in rest if is_within(s, other)]
+    present = [side for side, found in there.items() if len(found) == 1 and side_of(found[0], other) == side]
+    absent = [side for side in OPPOSITE if not there[side]]
+    if rng.random() < ABSENT:
         return absent and ("beside", {"side": SIDES[pick(rng, absent)], "other": name}, NOTHING, None)
+    if not present:
+        return None
     side = pick(rng, present)
-    shape = next(s for s in shapes if s is not other and side_of(s, other) == side)
+    shape = there[side][0]
     return "beside", {"side": SIDES[side], "other": name}, with_article(shape.label), shape.box
 
 
@@ -262,7 +293,7 @@ def worded(rng, asked, held_out):
     """A Turn of (task, fields, answer, box)."""
     task, fields, answer, about = asked
     question = phrase(rng, task, held_out, **fields)
-    return Turn(task, question if held_out else vary(rng, question), answer, (), about)
+    return Turn(task, vary(rng, question), answer, (), about)
 
 
 def follow_up(rng, shapes, held_out):

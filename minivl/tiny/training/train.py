@@ -102,11 +102,11 @@ def train(options, make=make_batch):
             optimizer.step()
         log.add(step, figures, batch, whole)
         done = step + 1
+        if done % EXPORT_EVERY == 0 or done == options.steps:  # before the state: a killed run makes it again
+            export(parts["model"], folder / "checkpoints" / f"{done:06d}", tokenizer)
         if time.time() - saved > SAVE_SECONDS or done == options.steps:
             save(folder / "state.pt", parts, optimizers, done, options)
             saved = time.time()
-        if done % EXPORT_EVERY == 0 or done == options.steps:
-            export(parts["model"], folder / "checkpoints" / f"{done:06d}", tokenizer)
     export(parts["model"], folder / "checkpoint", tokenizer)
     return parts
 
