@@ -324,8 +324,8 @@ def test_absent_things_are_asked_for_in_every_kind_of_question():
 
 def plain(question):
     """In small letters, without "please" and the mark at the end: what all variations of a question share."""
-    question = re.sub(r"\ban\b", "a", question)
-    return re.sub(r"^please |, please|[.?]$", "", re.sub(r"\?$", "", question.lower()))
+    question = re.sub(r"\ban\b", "a", question.lower())
+    return re.sub(r"^please |, please|[.?]$", "", re.sub(r"\?$", "", question))
 
 
 def forms_of(wording):
