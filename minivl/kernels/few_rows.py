@@ -9,7 +9,7 @@
 
 Each pair of rows is summed in the same order, whatever rows are beside it: a row of x gives the same bits alone and among
 others. A compiler that may reorder sums gives no such promise; this one loop is therefore written in LLVM's own language, as
-the one in tile.py is. While rows of W are read, those behind them are asked for: memory is the limit here.
+the one in tile.py is. Memory is the limit here: while a row of W is read, what lies AHEAD of it is asked for.
 """
 
 from llvmlite import ir
@@ -22,6 +22,8 @@ from minivl.kernels.tile import LANES, emit_ask
 
 # subtle: as with tile.py, compiled kernels are kept on disk by the date of their own file, linear.py, and not of this one
 BYTE, WORD, NUMBER = ir.IntType(8), ir.IntType(32), ir.FloatType()
+LINE = 32  # weights to a step: as bfloat16, a line of the cache
+AHEAD = 4096  # bytes: a row of the 3B, which is the next one, or a part of a longer one
 
 
 @intrinsic
@@ -39,10 +41,11 @@ def emit_dot_products(context, builder, signature, arguments):
     weight, x = (make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2))
     w, rows = (cgutils.unpack_tuple(builder, arguments[i]) for i in (1, 3))
     _, depth = cgutils.unpack_tuple(builder, x.shape)
-    whole = builder.mul(builder.sdiv(depth, depth.type(LANES)), depth.type(LANES))
+    whole = builder.mul(builder.sdiv(depth, depth.type(LINE)), depth.type(LINE))
     starts = [address(builder, weight, row, depth) for row in w], [address(builder, x, row, depth) for row in rows]
-    ahead = builder.mul(depth, depth.type(len(w)))  # the next rows of W, if they are taken in order
-    sums = multiply(builder, *starts, depth.type(0), whole, LANES, ahead)
+    ahead = AHEAD // (signature.args[0].dtype.bitwidth // 8)
+    times = LINE // LANES if len(rows) == 1 else 1  # more rows are bound by arithmetic, and slower if written out
+    sums = multiply(builder, *starts, depth.type(0), whole, LANES, times, ahead)
     rest = multiply(builder, *starts, whole, depth, 1)
     totals = [lanes[0] for lanes in sums]
     for lane in range(1, LANES):
@@ -56,22 +59,27 @@ def address(builder, array, row, depth):
     return builder.gep(array.data, [builder.mul(row, depth)])
 
 
-def multiply(builder, w, x, start, end, lanes, ahead=None):
-    """Multiply and add from k = start to end, `lanes` at a time: for each row of w and each of x the sums, a list by lane."""
+def multiply(builder, w, x, start, end, lanes, times=1, ahead=None):
+    """Multiply and add from k = start to end: for each row of w and each of x the sums, a list by lane.
+
+    A step is `lanes` values, `times` in a row; ahead: ask for the weight so far behind each step's first.
+    """
     vector = ir.VectorType(NUMBER, lanes)
     kind = ir.FunctionType(vector, [vector] * 3)
     multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{lanes}f32")
     zero = ir.Constant(vector, [0.0] * lanes)
     sums = [[cgutils.alloca_once_value(builder, zero) for _ in x] for _ in w]
-    with cgutils.for_range_slice(builder, start, end, start.type(lanes)) as (k, _):
+    with cgutils.for_range_slice(builder, start, end, start.type(lanes * times)) as (first, _):
         if ahead is not None:
             for row in w:
-                emit_ask(builder, builder.bitcast(builder.gep(row, [builder.add(k, ahead)]), BYTE.as_pointer()), near=3)
-        weights = [upcast(builder, builder.gep(row, [k]), lanes) for row in w]
-        for c, row in enumerate(x):
-            values = load(builder, builder.gep(row, [k]), lanes)
-            for own, held in zip(weights, sums):
-                builder.store(builder.call(multiply_add, [own, values, builder.load(held[c])]), held[c])
+                place = builder.gep(row, [builder.add(first, first.type(ahead))])
+                emit_ask(builder, builder.bitcast(place, BYTE.as_pointer()), near=3)
+        for k in (builder.add(first, first.type(lanes * i)) for i in range(times)):
+            weights = [upcast(builder, builder.gep(row, [k]), lanes) for row in w]
+            for c, row in enumerate(x):
+                values = load(builder, builder.gep(row, [k]), lanes)
+                for own, held in zip(weights, sums):
+                    builder.store(builder.call(multiply_add, [own, values, builder.load(held[c])]), held[c])
     results = [builder.load(sum_) for held in sums for sum_ in held]
     return [[builder.extract_element(sum_, WORD(lane)) for lane in range(lanes)] for sum_ in results]
 

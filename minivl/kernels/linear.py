@@ -3,11 +3,13 @@
 Many rows (prefill, tower): arithmetic is the limit; see matmul.py.
 Few rows (decoding: one for each sequence; a short question that follows another): each weight is used a few times only, so the
 time is the time to read W, and bfloat16 halves it. The compiled kernel reads each weight once for all rows of x, upcasts it in
-a register and multiplies it there (few_rows.py). A task takes some rows of W at once, so that several streams of memory are
-under way and each value of x is read once for all of them:
+a register and multiplies it there (few_rows.py). A task reads W in two or three streams, each from one row to the next, and
+takes a row of each at once, so that each value of x is read once for all of them:
 
-    one row of x     4 rows of W        several     3 rows of W times 4 of x, the sums of which fit into the registers
+    one row of x     2 rows of W        several     3 rows of W times 4 of x, the sums of which fit into the registers
 
+subtle: the rows taken at once are up to STREAM rows apart. Were they neighbours, each stream would jump at the end of its row,
+which is a page of memory in the 3B, and the processor would have to find it anew: a sixth slower, or more.
 A row of x gives the same bits alone and among others, up to FEW rows in all.
 No weight is ever copied to float32 as a whole; upcasting a bfloat16 is exact (bfloat16.py).
 """
@@ -21,6 +23,7 @@ from minivl.kernels.jit_cache import CACHE
 from minivl.kernels.matmul import matmul_numba
 
 FEW = 32  # most rows for which that is so: with more, the tiles of matmul.py are faster (amx.py takes 16 and more)
+STREAM = 64  # most rows of W that a task reads one after the other in each stream
 PANEL = 1024  # rows of W that the reference upcasts at a time: 8 MB of float32 at 2,048 columns
 
 
@@ -42,36 +45,46 @@ def linear_numba(x, weight, bias=None):
     if len(x) > FEW:
         return matmul_numba(x, weight, bias)
     out = np.empty((len(x), len(weight)), dtype=np.float32)
-    _few_rows(np.ascontiguousarray(x), np.ascontiguousarray(weight), out)
+    _few_rows(np.ascontiguousarray(x), np.ascontiguousarray(weight), out, numba.get_num_threads())
     if bias is not None:
         out += bias
     return out
 
 
 @numba.njit(parallel=True, cache=CACHE)
-def _few_rows(x, weight, out):
-    rows = 4 if len(x) == 1 else 3
-    for task in numba.prange((len(weight) + rows - 1) // rows):
-        if rows == 4:
-            _one_by_four(x, weight, 4 * task, out)
-        else:
-            _four_by_three(x, weight, 3 * task, out)
+def _few_rows(x, weight, out, threads):
+    streams = 2 if len(x) == 1 else 3
+    tasks = threads * _rounded_up(len(weight), threads * streams * STREAM)
+    length = _rounded_up(len(weight), tasks * streams)
+    for task in numba.prange(tasks):
+        for n in range(task * streams * length, min(task * streams * length + length, len(weight))):
+            if streams == 2:
+                _one_by_two(x, weight, n, length, out)
+            else:
+                _four_by_three(x, weight, n, length, out)
 
 
 @numba.njit(cache=CACHE)
-def _one_by_four(x, weight, n, out):
+def _rounded_up(a, b):
+    return (a + b - 1) // b
+
+
+@numba.njit(cache=CACHE)
+def _one_by_two(x, weight, n, length, out):
     last = len(weight) - 1  # subtle: beyond the end the last row is taken again
-    sums = dot_products(weight, (n, min(n + 1, last), min(n + 2, last), min(n + 3, last)), x, (0,))
-    for r in range(min(4, len(weight) - n)):
-        out[0, n + r] = sums[r]
+    sums = dot_products(weight, (n, min(n + length, last)), x, (0,))
+    out[0, n] = sums[0]
+    if n + length <= last:
+        out[0, n + length] = sums[1]
 
 
 @numba.njit(cache=CACHE)
-def _four_by_three(x, weight, n, out):
+def _four_by_three(x, weight, n, length, out):
     last, end = len(weight) - 1, len(x) - 1
     for m in range(0, len(x), 4):
         rows = m, min(m + 1, end), min(m + 2, end), min(m + 3, end)
-        sums = dot_products(weight, (n, min(n + 1, last), min(n + 2, last)), x, rows)
-        for r in range(min(3, len(weight) - n)):
-            for c in range(min(4, len(x) - m)):
-                out[m + c, n + r] = sums[4 * r + c]
+        sums = dot_products(weight, (n, min(n + length, last), min(n + 2 * length, last)), x, rows)
+        for r in range(3):
+            if n + r * length <= last:
+                for c in range(min(4, len(x) - m)):
+                    out[m + c, n + r * length] = sums[4 * r + c]
