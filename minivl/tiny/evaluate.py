@@ -6,26 +6,24 @@ generator), digits are held-out ones.
 """
 
 import argparse
-import json
 import sys
 
 from tqdm import tqdm
 
 import minivl
-from minivl.answer.grounding import iou
 from minivl.tiny import scenes
 from minivl.tiny.scenes import TASKS, task_of
-from minivl.tiny.scoring import render_table, score_families
+from minivl.tiny.scoring import boxes_in, overlap_of, render_table, score_families
 
 
 def main():
     parser = argparse.ArgumentParser("minivl.tiny.evaluate", description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", help="a checkpoint folder; default: the model that ships")
     parser.add_argument(
-        "--examples", type=int, default=20, help="of each family, in units: 20 are some 2,000 questions"
+        "--examples", type=int, default=20, help="of each family, in units: 20 are some 2,800 questions"
     )
     parser.add_argument("--seconds", type=float, help="stop the families after this time, all equally far")
-    parser.add_argument("--scenes", type=int, default=300, help="number of scenes, each with a question of every task")
+    parser.add_argument("--scenes", type=int, default=300, help="number of scenes, each with up to five questions")
     parser.add_argument("--digits", type=int, default=360, help="number of held-out digits, of 360")
     parser.add_argument("--seed", type=int, default=1_000_000, help="number of the first scene")
     options = parser.parse_args()
@@ -49,22 +47,13 @@ def evaluate(vlm, scene_count=300, digit_count=360, seed=1_000_000):
         for question, truth in drawn.questions:
             task = task_of(question, truth)
             answer = vlm.ask(question, images=drawn.image)
-            scores[task].append(overlap(answer, truth) if task == "where" else float(answer == truth))
+            boxes = task == "where"
+            scores[task].append(overlap_of(boxes_in(answer), boxes_in(truth)) if boxes else float(answer == truth))
     for index in tqdm(range(digit_count), desc="digits", file=sys.stderr, disable=None):
         drawn = scenes.digit_picture(index)
         question, truth = drawn.questions[0]
         scores["digit"].append(float(vlm.ask(question, images=drawn.image) == truth))
     return scores
-
-
-def overlap(answer, truth):
-    """Intersection over union of the first boxes of two answers; 0 if the first is not the agreed JSON."""
-    try:
-        box = json.loads(answer)[0]["bbox_2d"]
-        x1, y1, x2, y2 = (float(v) for v in box)
-    except (ValueError, KeyError, TypeError, IndexError):
-        return 0.0
-    return iou((x1, y1, x2, y2), json.loads(truth)[0]["bbox_2d"])
 
 
 def table(scores):

@@ -86,7 +86,7 @@ def draw_scene(rng, size, count):
 def draw_shapes(rng, size, count, kinds=KINDS, ground=None, sides=None, distinct=None, tries=25):
     """(image, shapes from left to right): up to `count` that neither touch nor share a centre column; fewer without space.
 
-    sides      (least, most) of a shape's box
+    sides      (least, most + 1) of a shape's box
     distinct   "kind", "colour" or "label" if no two shapes may share it
     tries      places tried for each shape
     """

@@ -103,7 +103,7 @@ def answer_with_confidence(vlm, messages):
 
 
 def score_answer(turn, answer):
-    """1 or 0; of boxes, the mean over true and given boxes of the best overlap."""
+    """1 or 0; of boxes, how well they overlap the true ones (`overlap_of`), whatever their labels say."""
     if turn.task in BOXES and turn.answer != "[]":
         return overlap_of(boxes_in(answer), boxes_in(turn.answer))
     if turn.task == "point" and turn.about:

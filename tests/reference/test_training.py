@@ -91,7 +91,7 @@ def make_small(number, ease, tokenizer):
     return batch.arrays()
 
 
-def run_for(folder, steps, tmp_path, stop=None):
+def run_for(folder, steps, stop=None):
     options = train.parse(
         [str(folder), "--steps", str(steps), "--cooldown", "2", "--tower-steps", "2", "--workers", "0", "--no-compile"]
     )
@@ -107,29 +107,61 @@ def run_for(folder, steps, tmp_path, stop=None):
 def test_resumed_run_is_an_unbroken_one(tmp_path, monkeypatch):
     """Killed at step 5, of which the state after step 3 is left: the weights at the end are equal bit for bit."""
     monkeypatch.setattr(train, "SAVE_SECONDS", 0)
-    whole = run_for(tmp_path / "whole", 8, tmp_path).state_dict()
+    whole = run_for(tmp_path / "whole", 8).state_dict()
     with pytest.raises(KeyboardInterrupt):
-        run_for(tmp_path / "broken", 8, tmp_path, stop=5)
-    assert torch.load(tmp_path / "broken" / "state.pt")["step"] == 5
-    resumed = run_for(tmp_path / "broken", 8, tmp_path).state_dict()
+        run_for(tmp_path / "broken", 8, stop=3)
+    assert torch.load(tmp_path / "broken" / "state.pt")["step"] == 3
+    monkeypatch.setattr(train, "SAVE_SECONDS", 1000)
+    with pytest.raises(KeyboardInterrupt):
+        run_for(tmp_path / "broken", 8, stop=5)
+    assert torch.load(tmp_path / "broken" / "state.pt")["step"] == 3
+    resumed = run_for(tmp_path / "broken", 8).state_dict()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     minivl.load(tmp_path / "broken" / "checkpoint").ask("How many shapes are there?", max_new_tokens=2)
 
 
+def test_a_state_that_cannot_be_used_is_an_error_and_nothing_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    run_for(tmp_path, 6)
+    (tmp_path / "stable.pt").unlink()
+    before = (tmp_path / "log.jsonl").read_bytes(), (tmp_path / "state.pt").read_bytes()
+    for steps, message in ((9, "Give --steps 6"), (5, "larger --steps")):
+        with pytest.raises(minivl.Error, match=message):
+            run_for(tmp_path, steps)
+    assert before == ((tmp_path / "log.jsonl").read_bytes(), (tmp_path / "state.pt").read_bytes())
+
+
+def test_a_shorter_run_keeps_the_state_from_before_its_cooldown(tmp_path, monkeypatch):
+    """Killed at step 5 of 9, ended at 6, gone on to 9: the rate began to fall at 5, not where --steps 6 would have it."""
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
+    with pytest.raises(KeyboardInterrupt):
+        run_for(tmp_path, 9, stop=5)
+    run_for(tmp_path, 6)
+    assert torch.load(tmp_path / "stable.pt")["step"] == 5
+    run_for(tmp_path, 9)
+    assert torch.load(tmp_path / "state.pt")["step"] == 9
+
+
+def test_a_line_of_the_log_that_was_cut_goes(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 25}\n{"step": 50, "sec')
+    train.Log(tmp_path, 50)
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 25}\n'
+
+
 def test_longer_run_goes_on_before_the_cooldown(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "LOG_EVERY", 1)
-    run_for(tmp_path / "run", 6, tmp_path)
-    run_for(tmp_path / "run", 9, tmp_path)
+    run_for(tmp_path / "run", 6)
+    run_for(tmp_path / "run", 9)
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
 def test_a_resumed_run_takes_the_rate_that_is_asked_for(tmp_path):
-    run_for(tmp_path, 6, tmp_path)
+    run_for(tmp_path, 6)
     options = train.parse([str(tmp_path), "--rate", "0.5", "--steps", "6", "--cooldown", "2"])
     parts = build_parts()
     optimizers = train.build_optimizers(parts, options.rate)
-    assert train.restore(tmp_path, parts, optimizers, options, None) == 6
+    assert train.restore(tmp_path, parts, optimizers, options, None) == (6, True)
     assert [group["rate"] for one in optimizers for group in one.param_groups] == [0.5 * train.MUON_RATE, 0.5]
 
 

@@ -119,25 +119,53 @@ def named(text, shapes):
     return found[0]
 
 
+def lies(side, a, b):
+    """Of two shapes' boxes: True if a is plainly on this side of b, False if it plainly is not, None in between."""
+    a, b = np.array(a), np.array(b)
+    holds = [bool((one[:2] <= two[:2]).all() and (one[2:] >= two[2:]).all()) for one, two in ((b, a), (a, b))]
+    if side == "inside":
+        return holds[0]
+    if any(holds):
+        return False if holds[0] else None
+    dx, dy = centre(a) - centre(b)
+    here, across = {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[side]
+    return True if here >= 1.5 * abs(across) else False if here <= 4 else None
+
+
 def test_relations():
-    """Of the question "Is the A left of the B?" and its like, by the centres of A and B."""
-    seen = Counter()
-    for example in many("shapes", 900, most=6) + many("inside", 300, most=4):
+    """Sides of two shapes, by their boxes: what is said to be there plainly is, and what is not plainly is not."""
+    seen, sides = Counter(), {"left": "left of", "right": "right of"}
+    for example in many("shapes", 900, most=6) + many("inside", 400, most=4):
+        shapes = example.media[0].shapes[0]
         for turn in turns_of(example):
-            match = re.fullmatch(r"Is the (.+) (left of|right of|above|below|inside) the (.+)\?", turn.question)
-            if turn.task != "related" or not match:
-                continue
-            a, b = (named(match[i], example.media[0].shapes[0]) for i in (1, 3))
-            dx, dy = centre(a.box) - centre(b.box)
-            within = all(a.box[i] >= b.box[i] for i in (0, 1)) and all(a.box[i] <= b.box[i] for i in (2, 3))
-            true = {"left of": dx < 0, "right of": dx > 0, "above": dy < 0, "below": dy > 0, "inside": within}[match[2]]
-            if turn.answer == "yes":
-                assert true and (within or match[2] != "inside")
-            elif not within and match[2] != "inside":
-                flat = abs(dx) > abs(dy)
-                assert not true or (match[2] in ("above", "below")) == flat
-            seen[turn.answer] += 1
-    assert min(seen["yes"], seen["no"]) > 20
+            words = re.sub(r"\ba\b", "", turn.question.lower())
+            if turn.task == "related":
+                match = re.search(r"the ([a-z ]+?) (?:(?:really|to be \w+|seen|drawn|placed|found|lie|be seen|is) )*"
+                                  r"(left of|right of|above|below|inside) the ([a-z]+(?: [a-z]+)?)", words)  # fmt: skip
+                things = match and [named_or_none(match[i], shapes) for i in (1, 3)]
+                if things and all(things):
+                    truth = lies(match[2], *(thing.box for thing in things))
+                    assert truth is (turn.answer == "yes"), (turn, things)
+                    seen[turn.task, turn.answer] += 1
+            if turn.task == "relation":
+                match = re.fullmatch(r"on which side of the (.+) is the (.+?)\??", words)
+                if match and (thing := named_or_none(match[2], shapes)) and (other := named_or_none(match[1], shapes)):
+                    assert lies(sides.get(turn.answer, turn.answer), thing.box, other.box) is True, turn
+                    seen[turn.task] += 1
+            if turn.task == "beside":
+                match = re.fullmatch(r"(?:what is|which shape is|what lies) (left of|right of|above|below|inside) the (.+?)\??", words)
+                if match and (other := named_or_none(match[2], shapes)):
+                    there = [lies(match[1], s.box, other.box) for s in shapes if s is not other]
+                    expected = [True] if turn.answer != "none" else []
+                    assert [v for v in there if v is not False] == expected, turn
+                    seen[turn.task, turn.answer == "none"] += 1
+    assert min(seen.values()) > 5 and len(seen) == 5, seen
+
+
+def named_or_none(words, shapes):
+    """The one shape of this kind, or this colour and kind; None if the words name none, or several."""
+    found = [s for s in shapes if words in (s.kind, s.label)]
+    return found[0] if len(found) == 1 else None
 
 
 def test_largest_and_leftmost():
@@ -369,5 +397,13 @@ def test_held_out_wordings_are_never_trained(family):
             assert turn.task == "blind" or held[turn.task].fullmatch(plain(turn.question)), turn
 
 
-def test_scoring_draws_from_its_own_branch():
-    assert SCORED != TRAINED and draw_example("digit", 0).media[0].digit is not None
+def test_scoring_draws_from_its_own_branch_and_digits_that_are_held_out(monkeypatch):
+    assert SCORED != TRAINED
+
+    def refuse():
+        raise AssertionError("a digit of the other half")
+
+    for branch, other in ((SCORED, "training_digits"), (TRAINED, "held_out_digits")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"minivl.tiny.tasks.reading.{other}", refuse)
+            assert draw_example("digit", 0, branch=branch).media[0].digit is not None

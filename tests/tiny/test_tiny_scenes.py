@@ -8,8 +8,8 @@ import pytest
 from minivl.errors import Error
 from minivl.processing.tokenizer import Tokenizer
 from minivl.tiny import CHECKPOINT, digit_picture, digits, scene
-from minivl.tiny.evaluate import overlap
 from minivl.tiny.scenes import COLOURS, GAP, KINDS, SIZES, TASKS, background, draw_scene, mask, task_of
+from minivl.tiny.scoring import boxes_in, overlap_of
 from minivl.tiny.training import recipe, vocabulary
 
 SCENES = [scene(seed) for seed in range(60)]
@@ -175,11 +175,11 @@ def test_special_tokens_end_the_vocabulary_in_qwens_order():
 
 def test_overlap():
     box = '[{"bbox_2d": [%d, 0, %d, 10], "label": "red ring"}]'
-    assert overlap(box % (0, 10), box % (0, 10)) == 1
-    assert overlap(box % (5, 15), box % (0, 10)) == pytest.approx(1 / 3)
-    assert (
-        overlap(box % (20, 30), box % (0, 10)) == overlap("there", box % (0, 10)) == overlap("[]", box % (0, 10)) == 0
-    )
+    true = boxes_in(box % (0, 10))
+    assert overlap_of(boxes_in(box % (0, 10)), true) == 1
+    assert overlap_of(boxes_in(box % (5, 15)), true) == pytest.approx(1 / 3)
+    assert overlap_of(boxes_in(box % (0, 10)) * 2, true) == 0.5  # the same box twice, of which one is too many
+    assert [overlap_of(boxes_in(text), true) for text in (box % (20, 30), "there", "[]")] == [0, 0, 0]
 
 
 # ---- the checkpoint folder ----

@@ -4,7 +4,8 @@
     example.media[0].frames[0]               # the picture
     example.conversations[0][0].question     # and .answer, .task
 
-The same family, seed and options always give the same example. Needs NumPy and Pillow only.
+The same family, seed and options always give the same example. Needs NumPy and Pillow only; with matplotlib installed,
+training also prints text in its fonts.
 """
 
 import numpy as np
@@ -26,7 +27,8 @@ def draw_family_scene(rng, options):
     return Example((Medium((drawn.image,), (drawn.shapes,)),), conversations)
 
 
-FAMILIES = {  # share of the training examples while they get harder, share from then on, how to draw one
+FAMILIES = {  # (share of the training examples while they get harder, share from then on, how to draw one)
+    # subtle: "scene" comes in the batches of large images alone, and is three quarters of those: see batches.py
     "scene": (3.0, 3.0, draw_family_scene),
     "shapes": (6.0, 5.0, shapes.draw_family),
     "inside": (0.7, 0.6, shapes.draw_family_inside),

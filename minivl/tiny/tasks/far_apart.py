@@ -43,7 +43,7 @@ def draw_family_corner(rng, options):
 
 
 def draw_family_longer(rng, options):
-    """Family "longer": two bars in opposite parts of the picture; the longer one is at least six pixels longer."""
+    """Family "longer": two bars in opposite parts of the picture; the longer one is 8 to 33 pixels longer."""
     size = pick(rng, ((112, 196), (196, 112), (140, 168), (168, 140)))
     height, width = size
     image = background(rng, size)

@@ -22,7 +22,7 @@ WORDS = (
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CHARACTERS = LETTERS + "0123456789"
 SIZES = ((112, 140), (112, 168), (112, 196), (112, 224), (140, 224))
-LEAST, MOST = 24, 44  # pixels of the characters' font; a smaller one where six of them would not fit
+LEAST, MOST = 24, 44  # pixels of the font, whose capitals are 0.7 times as high; a smaller one where six would not fit
 
 
 @cache
@@ -109,7 +109,7 @@ def draw_page(rng):
 
 
 def draw_family_digit(rng, options):
-    """Family "digit": a handwritten digit, a training one unless only one question is asked (scoring)."""
+    """Family "digit": a handwritten digit, one of the training digits for training, else a held-out one."""
     images, labels = training_digits() if options.training else held_out_digits()
     index, size = int(rng.integers(len(labels))), pick(rng, ((112, 112), (112, 140), (140, 140), (168, 168)))
     drawn = draw_digit_picture(rng, size, images[index], int(labels[index]), augment=options.training)
@@ -119,7 +119,7 @@ def draw_family_digit(rng, options):
 
 
 def draw_family_chart(rng, options):
-    """Family "chart": three to five bars of different colours, one to eight units high, with a line for every unit."""
+    """Family "chart": two to four bars of different colours, one to eight units high, with a line for every unit."""
     height, width = pick(rng, ((112, 112), (112, 140), (140, 140), (140, 168)))
     count = int(rng.integers(2, 3 + round(2 * options.ease)))
     top = 6 if height == 112 else 8

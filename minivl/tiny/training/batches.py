@@ -4,7 +4,7 @@
     decoder   rows of tokens; an example is one tree: images first, then conversations that do not see each other
 
     tokens   <s> I I I I  Q  A   Q  A  A   Q  A  |  <s> I I  Q  A  ...        two trees in a row
-    tree      1  1 1 1 1  1  1   1  1  1   1  1  |   2  2 2  2  2
+    tree      0  0 0 0 0  0  0   0  0  0   0  0  |   1  1 1  1  1
     turn      0  0 0 0 0  1  1   2  2  2   3  3  |   0  0 0  1  1
 
 A token sees the earlier tokens of its tree whose turn is 0 or its own. Batch number n is drawn from a generator seeded

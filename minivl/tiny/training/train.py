@@ -1,7 +1,7 @@
 """Train the small model: python -m minivl.tiny.training.train RUN_FOLDER   (needs the [reference] extra)
 
     --start FOLDER   begin with the weights of a checkpoint (tokens of equal text keep their embeddings); default: from nothing
-    --steps N        the last step; the last --cooldown of them lower the learning rate to nothing
+    --steps N        the last step; the last --cooldown of them lower the learning rate to a hundredth
 
 First the tower alone, on what covers each token (--tower-steps); then all of it, on packed examples from easy to hard.
 Resumable: the same command goes on where it stopped; a larger --steps goes on from the state before the cooldown.
@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from minivl.errors import Error
 from minivl.helpers import write_whole
 from minivl.tiny.training import model, vocabulary
 from minivl.tiny.training.batches import TASKS, make_batch
@@ -51,7 +52,10 @@ class Batches(Dataset):
 
 def main():
     options = parse()
-    train(options)
+    try:
+        train(options)
+    except Error as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def parse(arguments=None):
@@ -79,7 +83,7 @@ def train(options, make=make_batch):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parts = build_parts().to(device)
     optimizers = build_optimizers(parts, options.rate)
-    first = restore(folder, parts, optimizers, options, tokenizer)
+    first, cooled = restore(folder, parts, optimizers, options, tokenizer)
     run_tower, run_decoder = model.run_tower, model.run_decoder
     if not options.no_compile:
         run_tower, run_decoder = (torch.compile(run, dynamic=False) for run in (run_tower, run_decoder))
@@ -87,10 +91,11 @@ def train(options, make=make_batch):
         Batches(options, tokenizer, make), batch_size=None, sampler=range(first, options.steps),
         num_workers=options.workers, prefetch_factor=4 if options.workers else None,
     )  # fmt: skip
-    log, saved, stable = Log(folder, first), time.time(), options.steps - options.cooldown
+    log, saved = Log(folder, first), time.time()
+    stable = -1 if cooled else max(first, options.steps - options.cooldown)
     for step, batch in zip(range(first, options.steps), loader):
         if step == stable:
-            save(folder / "stable.pt", parts, optimizers, step, options)
+            save(folder / "stable.pt", parts, optimizers, step, options, cooling=False)
         batch = {key: value.to(device) for key, value in batch.items()}
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["rate"] * schedule(step, options)
@@ -105,7 +110,7 @@ def train(options, make=make_batch):
         if done % EXPORT_EVERY == 0 or done == options.steps:  # before the state: a killed run makes it again
             export(parts["model"], folder / "checkpoints" / f"{done:06d}", tokenizer)
         if time.time() - saved > SAVE_SECONDS or done == options.steps:
-            save(folder / "state.pt", parts, optimizers, done, options)
+            save(folder / "state.pt", parts, optimizers, done, options, cooling=cooled or done > stable)
             saved = time.time()
     export(parts["model"], folder / "checkpoint", tokenizer)
     return parts
@@ -115,7 +120,8 @@ def share_tokenizer(folder):
     """Build the tokenizer once; all later starts read the file."""
     path = folder / "tokenizer.json"
     if not path.is_file():
-        vocabulary.build_tokenizer().save(str(path))
+        with write_whole(path) as partial:
+            vocabulary.build_tokenizer().save(str(partial))
     return Tokenizer.from_file(str(path))
 
 
@@ -130,12 +136,14 @@ def build_optimizers(parts, rate):
 
 
 def restore(folder, parts, optimizers, options, tokenizer):
-    """Load the newest state that this schedule can use, or the weights to begin with; returns the first step."""
-    for name in ("state.pt", "stable.pt"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        state = torch.load(path, map_location="cpu")
+    """Load the newest state that this schedule can use, or the weights to begin with.
+
+    Returns the first step, and whether the learning rate has begun to fall.
+    """
+    states = [torch.load(path, map_location="cpu") for path in (folder / "state.pt", folder / "stable.pt") if path.is_file()]
+    for state in states:
+        if state["step"] > options.steps:
+            raise Error(f"{folder} has run {state['step']} steps: give a larger --steps, or another folder.")
         if not state["cooling"] or state["steps"] == options.steps:
             parts.load_state_dict(state["parts"])
             for optimizer, stored in zip(optimizers, state["optimizers"]):
@@ -143,16 +151,21 @@ def restore(folder, parts, optimizers, options, tokenizer):
                 optimizer.load_state_dict(stored)
                 for group, rate in zip(optimizer.param_groups, rates):
                     group["rate"] = rate  # as asked for now, not as when the state was saved
-            return state["step"]
+            return state["step"], state["cooling"]
+    if states:
+        raise Error(
+            f"{folder} has a run of {states[0]['steps']} steps whose learning rate is falling, and no stable.pt from before that. "
+            f"Give --steps {states[0]['steps']}, or another folder."
+        )
     if options.start:
         old = Tokenizer.from_file(str(Path(options.start) / "tokenizer.json"))
         weights = load_file(Path(options.start) / "model.safetensors")
         parts["model"].load_state_dict(vocabulary.carry_over(weights, old, tokenizer))
-    return 0
+    return 0, False
 
 
 def schedule(step, options):
-    """Warm up, stay, and fall to nothing over the last steps: a share of the highest rate."""
+    """Warm up, stay, and fall to a hundredth over the last steps: a share of the highest rate."""
     left = (options.steps - step) / max(1, options.cooldown)
     return min(1.0, (step + 1) / WARM_UP, max(0.01, left))
 
@@ -166,7 +179,7 @@ class Log:
     def __init__(self, folder, first=0):
         self.path, self.started = folder / "log.jsonl", time.time()
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= first]
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]  # a kill may cut one
         if kept != lines:
             with write_whole(self.path) as partial:
                 partial.write_text("".join(f"{line}\n" for line in kept))
@@ -190,9 +203,9 @@ class Log:
             self.clear()
 
 
-def save(path, parts, optimizers, step, options):
-    plan = {"steps": options.steps, "cooling": step > options.steps - options.cooldown}
-    state = {"parts": parts.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step, **plan}
+def save(path, parts, optimizers, step, options, cooling):
+    state = {"parts": parts.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+    state |= {"step": step, "steps": options.steps, "cooling": cooling}
     with write_whole(path) as partial:
         torch.save(state, partial)
 

@@ -51,9 +51,7 @@ def corpus():
                 for turn in turns:
                     if not turn.question.isupper():
                         yield turn.question
-                    if turn.task not in SPELT and '"' not in turn.answer.replace('bbox_2d"', ""):
-                        yield turn.answer
-                    elif turn.answer.startswith("["):
+                    if turn.task not in SPELT and not turn.answer.startswith(("the word", "the number")):
                         yield turn.answer
     yield from ["You are a helpful assistant.", "system\n", "user\n", "assistant\n"] * 200
     yield from EVERYDAY * 20
