@@ -213,7 +213,7 @@ def recovered_shares(case_run, firsts, options):
 def corrupt(clean, options):
     """(clean, corrupted, function of logits -> recovered share) of a case's two runs, one answer token forced in both.
 
-    None if the two images do not get their true answers.
+    None unless both images get their true answers, as far as the token in which these differ.
     """
     vlm, case = clean.vlm, clean.case
     if case.corrupted is None:
@@ -226,9 +226,9 @@ def corrupt(clean, options):
         clean = CaseRun(vlm, case, [*shared, tokens[0]], **options)
     corrupted = CaseRun(vlm, dataclasses.replace(case, images=images), [*shared, tokens[1]], **options)
     check_alike(clean.forced, corrupted.forced)
-    whole, none = (difference(run.unchanged, tokens) for run in (clean, corrupted))
-    if not whole > 0 > none:
+    if not all((run.unchanged.argmax(axis=1) == run.forced.ids).all() for run in (clean, corrupted)):
         return None
+    whole, none = (difference(run.unchanged, tokens) for run in (clean, corrupted))
     return clean, corrupted, lambda logits: (difference(logits, tokens) - none) / (whole - none)
 
 

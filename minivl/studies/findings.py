@@ -9,6 +9,7 @@ A finding is a question about the model, a table and, mostly, a figure: see meas
 """
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -57,14 +58,14 @@ def run(options):
         question, measure = FINDINGS[name]
         started = time.time()
         try:
-            lines, figure = measure(model)
+            lines, draw = measure(model)
         except minivl.Error as error:  # an early checkpoint may answer none of the cases
-            lines, figure = [f"Not measured: {error}"], None
+            lines, draw = [f"Not measured: {error}"], None
         print(f"{name}: {format_seconds(time.time() - started)}", file=sys.stderr)
         command = f"`python -m minivl.studies.findings {name} --over {options.over}`"
         print("\n".join([f"### {question}", "", command, "", *lines, ""]), flush=True)
-        if options.figures is not None and figure is not None:
-            figure.savefig(options.figures / f"finding-{name}.png")
+        if options.figures is not None and draw is not None:
+            draw().savefig(options.figures / f"finding-{name}.png")
 
 
 def run_over_training(options):
@@ -74,10 +75,10 @@ def run_over_training(options):
         raise minivl.Error(
             f"--training {options.training} is no folder. Give one with checkpoints named by their steps."
         )
-    history = over_training(options.training.iterdir(), scenes(options.over), examples=max(1, options.over // UNIT))
+    history = over_training(options.training.iterdir(), scenes(options.over), examples=math.ceil(options.over / UNIT))
     print("\n".join(training_lines(history)))
     if options.figures is not None:
-        plots.over_training(history).savefig(options.figures / "training.png")
+        plots.over_training(history).savefig(options.figures / "finding-training.png")
 
 
 def training_lines(history):

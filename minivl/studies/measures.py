@@ -1,9 +1,10 @@
 """Findings about the small model: each is a question, what is measured over many drawn cases, and lines that say it.
 
-Heads are chosen by what is measured, not by number, so the same findings serve any checkpoint of the small model. "0.1" is
-head 1 of layer 0. Intervals are 95 %: Wilson's for shares of right answers, bootstrap over the cases for means.
+Heads are chosen by what is measured, not by number, so the same findings serve any checkpoint of the small model, and each
+sentence is true of any. "0.1" is head 1 of layer 0. Intervals are 95 %: Wilson's for shares of right answers, bootstrap over the cases for means.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -27,6 +28,7 @@ SCENE_TASKS = ("colour", "count", "count kind", "describe")
 FAR_TASKS = (("corner", "corner"), ("longer", "longer"), ("line", "line"), ("word", "text"), ("more", "pair"))
 VIDEO_TASKS = ("way", "when", "first")
 TRIED, KNOWN = 20, 0.4  # a task is measured if at least this share of so many cases is answered right
+AHEAD = "right answer ahead"  # of the wrong ones that it is compared with
 UNIT = 100  # cases for one unit of `score_families`
 
 
@@ -74,7 +76,7 @@ FINDINGS = {}
 
 
 def finding(name, question):
-    """Decorator: make a function of a `Model` -> (lines of Markdown, figure or None) a finding."""
+    """Decorator: make a function of a `Model` -> (lines of Markdown, function that draws the figure or None) a finding."""
 
     def add(measure):
         FINDINGS[name] = question, measure
@@ -113,7 +115,9 @@ def mean_of(result, *labels, percent=False, digits=None):
 
 
 def share_right(right, count):
-    """ "97.0 % (93 to 99)" of a share of right answers."""
+    """ "97.0 % (93 to 99)" of a share of right answers; "" of none."""
+    if not count or np.isnan(right):
+        return ""
     low, high = wilson(right * count, count)
     return f"{100 * right:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
 
@@ -137,7 +141,7 @@ def find_reader(model):
     others = [(layer, other) for other in range(vlm.config.text.num_attention_heads) if other != head]
 
     def named(case_run):
-        """Whether the answer without the reader is the right one, another object's colour, or neither."""
+        """Which colour is ahead without the reader: the right one, another object's, or another."""
         logits = logits_without(case_run, [reader])
         if case_run.difference(logits) > 0:
             return [1, 0, 0]
@@ -145,9 +149,7 @@ def find_reader(model):
         best = max(case.wrong, key=lambda text: logits[0, ids[text]])
         return [0, best in case.distractors, best not in case.distractors]
 
-    answers = average(
-        vlm, model.cases, "answers", {"answer": ["right", "another object's", "other"]}, named, "share of the answers"
-    )
+    ahead = average(vlm, model.cases, "colours", {"colour": ["right", "another object's", "other"]}, named, "share ahead")
     ablation = ablate_heads(vlm, over=model.cases, heads={"reader": [reader], "others": others})
     rows = [
         ["with all heads", right_at_first(ablation), ""],
@@ -155,15 +157,21 @@ def find_reader(model):
         [f"without all other heads of layer {layer}", right_without(ablation, 1), mean_of(ablation, "others")],
     ]
     share = mean_of(model.atlas, f"layer {layer}", f"head {head}", QUESTION_WORD, percent=True)
-    right, confused, other = (round(count * value) for value in answers.mean)
+    right, confused, other = (round(count * value) for value in ahead.mean)
+    reads = model.atlas[f"layer {layer}", f"head {head}", QUESTION_WORD][0] >= LOOKS
+    first = (
+        f"Head {head_name(reader)} has the largest share of attention on the word that names the kind: {share}."
+        if reads
+        else f"No head has most of its attention on the word that names the kind; most of all, head {head_name(reader)} has {share}."
+    )
     return [
-        f"Head {head_name(reader)} has the largest share of attention on the word that names the kind: {share}.",
+        first,
         "",
-        *table(["", "answered right", "change of the logit difference"], rows),
+        *table(["", AHEAD, "change of the logit difference"], rows),
         "",
-        f"Without it, {count - right} of {count} answers are wrong; {confused} of them are the colour of another object in "
-        f"the image, {other} are not.",
-    ], plots.head_atlas(model.atlas)
+        f"Without it, another colour is ahead in {count - right} of {count} cases: in {confused} that of another object in the "
+        f"image, in {other} one that no object has.",
+    ], lambda: plots.head_atlas(model.atlas)
 
 
 @finding("object", "Which heads find the asked object, and which copy its colour?")
@@ -179,12 +187,13 @@ def find_object(model):
     lines = [f"{names(heads)} together: {mean_of(together, name, percent=True)}" for name, heads in groups.items()]
     return [
         "The output of a head at the last token is taken from an image in which the asked object has the right colour, "
-        "into a run in which it has another one: how much of the logit difference comes back?",
+        "into a run in which it has another one: how much of the logit difference comes back? "
+        f"Over {known_pairs(patched)} pairs of images that both get their true answers; attention over all {len(model.cases)}.",
         "",
         *table(["head", "attention on the asked object", "on the question word", "recovered by its output"], rows),
         "",
         *[f"* {line}" for line in dict.fromkeys(lines)],
-    ], plots.averages(patched)
+    ], lambda: plots.averages(patched)
 
 
 @finding("needed", "Which heads does the answer need?")
@@ -196,6 +205,7 @@ def find_needed(model):
     groups = {f"{head_name(head)}": [head] for head in strongest}
     groups["heads that look"] = model.lookers
     groups |= by_layer(model.lookers, "lookers of layer {}")
+    groups = {name: group for name, group in groups.items() if group}
     groups |= {f"layer {i}": [(i, head) for head in heads] for i in layers}
     together = ablate_heads(vlm, over=model.cases, heads=groups)
     rows = [["none", right_at_first(together), f"({float(together.baseline.mean()):.1f})"]]
@@ -204,10 +214,10 @@ def find_needed(model):
         rows.append([text, right_without(together, number), mean_of(together, name)])
     unneeded = int((result.right > 0.99).sum())
     return [
-        f"Without one head, {unneeded} of {result.mean.size} leave more than 99 % of the answers right.",
+        f"{unneeded} of {result.mean.size} heads can be ablated alone and leave the right answer ahead in more than 99 % of the cases.",
         "",
-        *table(["heads ablated", "answered right", "change of the logit difference"], rows),
-    ], plots.averages(result)
+        *table(["heads ablated", AHEAD, "change of the logit difference"], [list(row) for row in dict.fromkeys(map(tuple, rows))]),
+    ], lambda: plots.averages(result)
 
 
 @finding("misleading", "Where does attention mislead?")
@@ -217,46 +227,72 @@ def find_misleading(model):
     rows, idle = [], []
     for layer, head in heads_on(atlas, ASKED, LOOKS / 2):
         cell = f"layer {layer}", f"head {head}"
-        if patched[cell][0] < CARRIES:
+        if patched[cell][0] < CARRIES:  # subtle: False where nothing is known
             idle.append((layer, head))
         rows.append([
             head_name((layer, head)), mean_of(atlas, *cell, ASKED, percent=True), mean_of(patched, *cell, percent=True),
             mean_of(ablation, *cell), share_right(float(ablation.right[layer, head]), len(ablation.values)),
         ])  # fmt: skip
-    together = ablate_heads(model.vlm, over=model.cases, heads={"idle": idle})
-    rows.append([f"{names(idle)} together", "", "", mean_of(together, "idle"), right_without(together, 0)])
+    if idle:
+        together = ablate_heads(model.vlm, over=model.cases, heads={"idle": idle})
+        rows.append([f"{names(idle)} together", "", "", mean_of(together, "idle"), right_without(together, 0)])
+    header = ["head", "attention on the asked object", "recovered by its output", "change without it", f"{AHEAD} without it"]
+    sentences = [
+        f"{int((share >= LOOKS / 2).sum())} heads have at least {LOOKS / 2:.0%} of their attention on the asked object.",
+        *about_idle(patched, idle),
+        *about_most_needed(share, ablation),
+        f"Rank correlation over all heads of the share and of what the head brings: {rank_correlation(share, patched.mean)}; of "
+        f"the share and of what its loss costs: {rank_correlation(share, -ablation.mean)}.",
+    ]
+    return [" ".join(sentences), "", *table(header, rows)], lambda: plots.share_and_effect(atlas, ablation)
+
+
+def about_idle(patched, idle):
+    pairs = known_pairs(patched)
+    if not pairs:
+        return ["What a head brings is not known: no pair of images gets both of its true answers."]
+    return [f"{len(idle)} of them ({names(idle)}) bring less than {CARRIES:.0%} of its colour, over {pairs} pairs of images."]
+
+
+def about_most_needed(share, ablation):
+    """The head without which most is lost, if the interval of the loss does not hold 0."""
+    if np.isnan(ablation.mean).all():
+        return []
     worst = np.unravel_index(np.nanargmin(ablation.mean), ablation.mean.shape)
-    brings = rank_correlation(share.reshape(-1), patched.mean.reshape(-1))
-    costs = rank_correlation(share.reshape(-1), -ablation.mean.reshape(-1))
-    header = [
-        "head", "attention on the asked object", "recovered by its output", "change without it", "right without it",
-    ]  # fmt: skip
-    return [
-        f"{int((share >= LOOKS / 2).sum())} heads have at least {LOOKS / 2:.0%} of their attention on the asked object. "
-        f"{len(idle)} of them ({names(idle)}) bring less than {CARRIES:.0%} of its colour. The head that the answer needs "
-        f"most, {head_name(worst)}, has {share[worst]:.0%} on it. Rank correlation over all heads of the share and of what the "
-        f"head brings: {brings:.2f}; of the share and of what its loss costs: {costs:.2f}.",
-        "",
-        *table(header, rows),
-    ], plots.share_and_effect(atlas, ablation)
+    if not ablation.high[worst] < 0:
+        return ["No head alone is needed."]
+    return [f"The head that the answer needs most, {head_name(worst)}, has {share[worst]:.0%} on it."]
 
 
 def rank_correlation(a, b):
-    """Spearman's: the correlation of ranks."""
-    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable").astype(np.float64) for values in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    """Spearman's, as text: the correlation of ranks over what is known of both; equal values share a rank."""
+    a, b = np.ravel(a), np.ravel(b)
+    known = np.isfinite(a) & np.isfinite(b)
+    ranks = [shared_ranks(values[known]) for values in (a, b)]
+    if known.sum() < 3 or any(np.ptp(one) == 0 for one in ranks):
+        return "not known"
+    return f"{np.corrcoef(*ranks)[0, 1]:.2f}"
+
+
+def shared_ranks(values):
+    _, number, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[number]
+
+
+def known_pairs(patched):
+    """How many cases have a pair of images that both get their true answers."""
+    return int((~np.isnan(patched.values).reshape(len(patched.values), -1).all(axis=1)).sum())
 
 
 def patching_lines(result):
     """Where what is asked for sits after each layer."""
     first = result.axes["patched after"]
-    known = int((~np.isnan(result.values).all(axis=(1, 2))).sum())
     roles = [role for role in result.axes["tokens"] if not np.isnan(result[first[0], role][0])]
     rows = [
         [name.removeprefix("model."), *[mean_of(result, name, role, percent=True) for role in roles]] for name in first
     ]
     return [
-        f"Over {known} pairs of images that both get their true answers:",
+        f"Over {known_pairs(result)} pairs of images that both get their true answers:",
         "",
         *table(["patched after", *roles], rows),
     ]
@@ -265,7 +301,7 @@ def patching_lines(result):
 @finding("colour", "Where is the colour, layer by layer?")
 def find_colour(model):
     result = patch_grid(model.vlm, over=model.cases)
-    return patching_lines(result), plots.patch_grid(result)
+    return patching_lines(result), lambda: plots.patch_grid(result)
 
 
 @finding("lens", "After which layer is the colour settled?")
@@ -275,7 +311,7 @@ def find_lens(model):
     for number, layer in enumerate(result.axes["after"]):
         right = float((result.values[:, number] > 0).mean())
         rows.append([layer, mean_of(result, layer), share_right(right, len(result.values))])
-    return table(["after", "logit difference", "right answer ahead"], rows), plots.averages(result)
+    return table(["after", "logit difference", AHEAD], rows), lambda: plots.averages(result)
 
 
 @finding("hidden", "Which part of the image does the answer need?")
@@ -284,7 +320,7 @@ def find_hidden(model):
     rows = [["nothing", right_at_first(result), ""]]
     for number, role in enumerate(result.axes["hidden"]):
         rows.append([role, right_without(result, number), mean_of(result, role)])
-    return table(["hidden", "answered right", "change of the logit difference"], rows), plots.averages(result)
+    return table(["hidden", AHEAD, "change of the logit difference"], rows), lambda: plots.averages(result)
 
 
 @finding("count", "Where is a count made?")
@@ -300,8 +336,8 @@ def find_count(model):
         "",
         *patching_lines(result),
         "",
-        f"Recovered by the output of single heads at the last token: {', '.join(best)}.",
-    ], plots.patch_grid(result)
+        f"Recovered by the output of single heads at the last token, over the same pairs: {', '.join(best)}.",
+    ], lambda: plots.patch_grid(result)
 
 
 @finding("windows", "What do the tower's windows carry?")
@@ -313,13 +349,13 @@ def find_windows(model):
         changes = [[right_without(result, at), mean_of(result, name)] for at, name in enumerate(result.axes["tower"])]
         rows.append([task, right_at_first(result), *changes[0], *changes[1]])
     header = ["task", "as trained", "full attention everywhere", "change", "windows everywhere", "change"]
-    return [
-        "Answered right, and the change of the logit difference, with full attention in all blocks of the tower and with "
-        "windows in all.",
+    lines = [
+        "How often the right answer is ahead, and the change of the logit difference, with full attention in all blocks of the "
+        "tower and with windows in all.",
         "",
         *table(header, rows),
-        *unknown,
-    ], plots.averages(max(results.values(), key=worst_loss)) if results else None
+    ]
+    return [*(lines if rows else []), *unknown], draw_worst(results)
 
 
 def over_known_tasks(model, study, tasks):
@@ -330,16 +366,21 @@ def over_known_tasks(model, study, tasks):
         tried = [replace(case, wrong=()) for case in cases[:TRIED]]  # above 0 if the model gives this very answer
         known = int((study(model.vlm, tried).baseline > 0).sum())
         if known < KNOWN * TRIED:
-            unknown.append(f"{task} ({known} of {TRIED})")
+            unknown.append(f"{task} ({known})")
         else:
             results[task] = study(model.vlm, cases)
-    remark = f"Tasks that the model does not know are left out (answered right): {', '.join(unknown)}."
+    least = math.ceil(KNOWN * TRIED)
+    remark = f"Left out, since fewer than {least} of the first {TRIED} cases are answered right: {', '.join(unknown)}."
     return results, ["", remark] if unknown else []
 
 
-def worst_loss(result):
-    """How many more answers are wrong with the change."""
-    return float((result.baseline > 0).mean() - result.right.min())
+def draw_worst(results):
+    """A function that draws the task that loses most; None without any."""
+
+    def loss(result):
+        return float((result.baseline > 0).mean() - result.right.min())
+
+    return (lambda: plots.averages(max(results.values(), key=loss))) if results else None
 
 
 @finding("time", "What do positions in time carry?")
@@ -350,8 +391,7 @@ def find_time(model):
         for task, result in results.items()
     ]
     header = ["task", "as trained", "all frames at one time", "change of the logit difference"]
-    figure = plots.averages(max(results.values(), key=worst_loss)) if results else None
-    return [*(table(header, rows) if rows else []), *unknown], figure
+    return [*(table(header, rows) if rows else []), *unknown], draw_worst(results)
 
 
 @finding("edge", "What does the merger keep of a shape's edge?")
@@ -364,19 +404,18 @@ def find_edge(model):
         f"{model.vlm.config.vision.merged_size} pixels, read by ridge regression.",
         "",
         *table(["read from", "mean error, pixels"], rows),
-    ], plots.averages(result)
+    ], lambda: plots.averages(result)
 
 
 @finding("calibration", "How well does the model know when it is right?")
 def find_calibration(model):
-    results = score_families(model.vlm, max(1, model.count // UNIT))
+    results = score_families(model.vlm, math.ceil(model.count / UNIT))
     chosen = [scored for scored in results if scored.task not in UNCERTAIN]
-    rows = [
-        [f"{100 * confidence:.1f} %", share_right(right, count), str(count)]
-        for confidence, right, count in calibration_bins(chosen)
-    ]
+    bins = calibration_bins(chosen)
+    rows = [[f"{100 * confidence:.1f} %", share_right(right, count), str(count)] for confidence, right, count in bins]
     return [
-        f"Over all task families, trained and held-out wordings: expected calibration error {calibration_error(chosen):.1%}.",
+        f"Over {sum(count for *_, count in bins)} answers of all task families but the uncertain ones, trained and held-out "
+        f"wordings, boxes left out: expected calibration error {calibration_error(chosen):.1%}.",
         "",
         *table(["mean confidence", "answered right", "answers"], rows),
-    ], plots.calibration(results)
+    ], lambda: plots.calibration(results)

@@ -12,9 +12,11 @@ import numpy as np
 
 import minivl
 from minivl.errors import Error
+from minivl.helpers import did_you_mean
 from minivl.studies.head_atlas import head_atlas
 from minivl.studies.over import ASKED, QUESTION_WORD
 from minivl.tiny.scoring import FAMILIES, interval_of, score_families
+from minivl.tiny.scoring import TASKS as SCORED_TASKS
 
 TASKS = ("describe", "count", "colour", "exists", "where", "word", "way", "corner")
 READ = (QUESTION_WORD, ASKED)
@@ -42,7 +44,8 @@ class Training:
             f"head {self.strongest[role][-1][1]} of layer {self.strongest[role][-1][0]} has {values[-1][0]:.0%} on the {role}"
             for role, values in self.heads.items()
         ]
-        return f"At step {self.steps[-1]}, the last of {len(self.steps)}: {', '.join(skills)}; {', '.join(heads)}."
+        parts = [", ".join(part) for part in (skills, heads) if part]
+        return f"At step {self.steps[-1]}, the last of {len(self.steps)}: {'; '.join(parts)}."
 
 
 def over_training(checkpoints, over, tasks=TASKS, families=tuple(FAMILIES), examples=1, **options):
@@ -52,6 +55,10 @@ def over_training(checkpoints, over, tasks=TASKS, families=tuple(FAMILIES), exam
     over         cases for the heads: see over.py
     tasks        to be scored by minivl.tiny.scoring, in trained wordings;  families, examples  as of `score_families`
     """
+    for argument, given, known in (("tasks", tasks, SCORED_TASKS), ("families", families, FAMILIES)):
+        for name in given:
+            if name not in known:
+                raise Error(f"{argument}= has {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
     folders = sorted(map(Path, checkpoints), key=step_of)
     if not folders:
         raise Error(

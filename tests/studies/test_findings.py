@@ -34,17 +34,59 @@ def test_heads_are_chosen_by_what_is_measured(vlm):
     word = list(model.atlas.axes["role"]).index("question word")
     assert model.atlas.mean[(*model.reader, word)] == np.nanmax(model.atlas.mean[..., word])
     assert all(model.patched_heads.mean[head] >= measures.CARRIES for head in model.carriers)
-    lines, figure = measures.FINDINGS["object"][1](model)
+    lines, draw = measures.FINDINGS["object"][1](model)
     listed = [line for line in lines if line[:3].strip("| ").isdigit()]
-    assert len(listed) == len({*model.lookers, *model.carriers}) and figure.axes
+    assert len(listed) == len({*model.lookers, *model.carriers}) and draw().axes
     lines, _ = measures.FINDINGS["reader"][1](model)
     assert lines[0].startswith(f"Head {measures.head_name(model.reader)} has the largest share")
 
 
 def test_rank_correlation():
     values = np.array([3.0, 1, 2, 8])
-    assert measures.rank_correlation(values, values**3) == pytest.approx(1)
-    assert measures.rank_correlation(values, -values) == pytest.approx(-1)
+    assert measures.rank_correlation(values, values**3) == "1.00"
+    assert measures.rank_correlation(values, -values) == "-1.00"
+    assert measures.rank_correlation(np.array([0.0, 0, 0, 1]), np.array([1.0, 2, 3, 4])) == "0.77"  # ranks 2, 2, 2, 4
+    assert measures.rank_correlation(values, np.array([np.nan, 1, 2, 8])) == "1.00"
+    for unknown in (np.full(4, np.nan), np.zeros(4), np.array([np.nan, np.nan, 1, 2])):
+        assert measures.rank_correlation(values, unknown) == "not known"
+
+
+def changed_model(folder, change):
+    """The model that ships with other weights: change(name, float32 array), in place."""
+    from safetensors.torch import load_file, save_file
+
+    for file in CHECKPOINT.iterdir():
+        if file.suffix == ".json":
+            (folder / file.name).write_bytes(file.read_bytes())
+    weights = load_file(CHECKPOINT / "model.safetensors")
+    for name, tensor in weights.items():
+        change(name, tensor)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return minivl.load(folder)
+
+
+def test_sentences_are_true_of_a_model_that_looks_at_nothing(tmp_path):
+    pytest.importorskip("torch")
+    vlm = changed_model(tmp_path, lambda name, tensor: tensor.zero_() if "q_proj" in name else None)
+    model = measures.Model(vlm, 6)
+    reader, misleading, needed, found = (
+        measures.FINDINGS[name][1](model)[0] for name in ("reader", "misleading", "needed", "object")
+    )
+    assert reader[0].startswith("No head has most of its attention on the word")
+    assert "no pair of images gets both of its true answers" in misleading[0] and misleading[0].endswith("not known.")
+    assert "needs most" not in misleading[0] or "No head alone" in misleading[0] or "has 0%" in misleading[0]
+    assert not any("none" in line and "together" in line for line in misleading)
+    assert len([line for line in needed if line.startswith("| none |")]) == 1
+    assert "Over 0 pairs" in found[0]
+
+
+def test_a_model_of_nans_has_no_findings_and_no_exception(tmp_path):
+    pytest.importorskip("torch")
+    vlm = changed_model(tmp_path, lambda name, tensor: tensor.fill_(float("nan")) if name == "model.norm.weight" else None)
+    model = measures.Model(vlm, 3)
+    for name in ("reader", "hidden", "lens", "colour"):
+        lines, _ = measures.FINDINGS[name][1](model)
+        assert lines
 
 
 @pytest.mark.parametrize(
@@ -66,10 +108,9 @@ def test_bad_options_are_named(arguments, words):
 def test_calibration_is_the_scores(vlm, monkeypatch):
     results = [Scored("colour", False, float(i % 2), 0.3) for i in range(8)] + [Scored("hidden", False, 1.0, 0.9)]
     monkeypatch.setattr(measures, "score_families", lambda vlm, examples: results * examples)
-    lines, figure = measures.FINDINGS["calibration"][1](measures.Model(vlm, 20))
-    assert (
-        "expected calibration error 20.0%" in lines[0] and "| 30.0 % | 50.0 % (22 to 78) | 8 |" in lines and figure.axes
-    )
+    lines, draw = measures.FINDINGS["calibration"][1](measures.Model(vlm, 20))
+    assert lines[0].startswith("Over 8 answers") and "expected calibration error 20.0%" in lines[0]
+    assert "| 30.0 % | 50.0 % (22 to 78) | 8 |" in lines and draw().axes
 
 
 def test_training_table():
@@ -147,6 +188,9 @@ def test_checkpoints_of_a_run(vlm, tmp_path):
     scores = [one.score for one in results if one.task == "digit" and not one.held_out]
     assert [value[0] for value in history.skills["digit"]] == [np.mean(scores)] * 2
     assert np.isnan(history.skills["word"][0]).all()
+    for wrong in ({"tasks": ("colours",)}, {"families": ("digits",)}):
+        with pytest.raises(Error, match="Did you mean"):
+            studies.over_training(tmp_path.iterdir(), cases, **wrong)
     atlas = studies.head_atlas(vlm, cases)
     layer, head = history.strongest[ASKED][0]
     assert atlas[f"layer {layer}", f"head {head}", ASKED] == pytest.approx(history.heads[ASKED][0])
