@@ -92,15 +92,16 @@ def measure_growth(size="tiny", repeats=3, only=(), threads=None, folder=None):
 
 
 def measure_work(work, repeats):
-    """{quantity, amount, seconds, memory, planned_seconds, planned_memory}"""
+    """{quantity, amount, runs, seconds, memory, planned_seconds, planned_memory}; runs: those of which seconds is the median"""
     times = []
     for _ in range(repeats + 1):  # the first warms up
         times.append(time_stage(work.stage(), work.begins)[0])
         if times[-1] > LONG:
             break
-    seconds, memory = statistics.median(times[1:] or times), measure_memory(work)
+    counted = times[1:] or times
+    seconds, memory = statistics.median(counted), measure_memory(work)
     planned = dict(zip(("planned_seconds", "planned_memory"), work.planned))
-    return {"quantity": work.quantity, "amount": work.amount, "seconds": seconds, "memory": memory, **planned}
+    return {"quantity": work.quantity, "amount": work.amount, "runs": len(counted), "seconds": seconds, "memory": memory, **planned}
 
 
 def measure_memory(work):

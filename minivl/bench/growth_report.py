@@ -22,7 +22,7 @@ def growth_table(report):
     computer = report["machine"]
     lines = [
         f"{report['size']}, {report['date']}, {computer['processor']}, {computer['threads']} threads, "
-        f"matmul {computer['matmul']}, medians of {report['repeats']}",
+        f"matmul {computer['matmul']}, medians of {report['repeats']} runs, fewer where one takes seconds",
         ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version),
         "",
     ]

@@ -11,7 +11,8 @@ workload is
     max(operations / arithmetic, bytes of weights / read)     the "roofline"; workloads.py says what is counted
 
 where arithmetic is NumPy's product ("sgemm") or the multiply-adds ("fma"), whichever is faster, and minivl's share of the limit
-is that time over its own. A peer with bfloat16 arithmetic has another limit.
+is that time over its own. A peer with bfloat16 arithmetic has another limit. Ratio and share are medians of those of each round,
+which compare what was measured within seconds; a round counts as the median of its runs.
 """
 
 import contextlib
@@ -50,6 +51,9 @@ from minivl.kernels.matmul import blocks_of_machine
 from minivl.kernels.records import processor_name
 from minivl.tiny import CHECKPOINT
 from minivl.vlm import load
+
+
+CACHED = 256 << 20  # bytes of weights that a cache may hold from one run to the next
 
 
 def bench(size="tiny", rounds=5, only=(), threads=None, folder=None, peers=True):
@@ -108,7 +112,7 @@ def choose_work(size, config, only, peers):
             raise Error(f"only={pattern!r}: there is no such name. There are: {', '.join([*work, *PEERS])}.")
     work, others, left_out = select(work, only), select(PEERS, only) if peers else {}, {}
     for name, peer in [*others.items()]:
-        cannot = [workload for workload, peer in unable_pairs(work, others) if peer == name]
+        cannot = [item.name for item in work.values() if item.kind not in peer.kinds]
         if cannot:
             left_out[name] = f"{' and '.join(cannot)}: it has only the text decoder, one prompt at a time"
         if peer.missing():
@@ -202,10 +206,11 @@ def summarize(config, work, programs, limit_times, times, results, peaks):
 def row(config, workload, program, limits, times, results):
     """One row of the table, in seconds, bytes, operations, and bytes or operations per second.
 
-    times       a list per round; median and quartiles are over all of them
-    ratio       median over minivl's
+    times       a list per round; median and quartiles are those of the rounds' medians
+    ratio       to minivl's time, median of the rounds'
     bound       the limit that takes longer: "read", or of "sgemm" and "fma" the faster one
-    share       of that limit; None for other programs than minivl
+    share       of that limit, median of the rounds'; None for other programs than minivl, and where memory is the limit but
+                the weights are few enough to stay in a cache
     difference  largest difference of the first result from minivl's, over minivl's largest value
     """
     name, size = workload.name, PEERS[program].size if program in PEERS else 2
@@ -214,26 +219,33 @@ def row(config, workload, program, limits, times, results):
     costs = {arithmetic: operations(config, workload), "read": weight_bytes(config, workload, size)}
     least = {limit: cost / limits[limit]["rate"] for limit, cost in costs.items()}
     bound = max(least, key=least.get)
-    ours = results[name, OURS]
+    ours, own = results[name, OURS], medians(times[name, program])
+    shares = [costs[bound] / LIMITS[bound] * limit / mine for limit, mine in zip(medians(limits[bound]["times"]), own)]
+    measurable = program == OURS and (bound != "read" or costs["read"] >= CACHED)
     return {
         "workload": name,
         "program": program,
         "median": median,
         "quartiles": [low, high],
-        "ratio": median / quartiles(times[name, OURS])[1],
+        "ratio": float(np.median([mine / theirs for mine, theirs in zip(own, medians(times[name, OURS]))])),
         "operations": costs[arithmetic],
         "weight_bytes": costs["read"],
         "bound": bound,
         "rate": costs[bound] / median,
-        "share": least[bound] / median if program == OURS else None,
+        "share": float(np.median(shares)) if measurable else None,
         "difference": float(np.max(np.abs(results[name, program] - ours)) / np.max(np.abs(ours))),
         "times": times[name, program],
     }
 
 
+def medians(rounds):
+    """The median of each round's times."""
+    return [float(np.median(times)) for times in rounds]
+
+
 def quartiles(rounds):
-    """Lower quartile, median and upper quartile of all times."""
-    return [float(value) for value in np.percentile(np.concatenate(rounds), [25, 50, 75])]
+    """Lower quartile, median and upper quartile of the rounds' medians: a fast round, which runs more often, counts once."""
+    return [float(value) for value in np.percentile(medians(rounds), [25, 50, 75])]
 
 
 def describe_machine(threads):

@@ -137,6 +137,7 @@ def calibrate(seconds=2.0):
 def tasks():
     """(name, bytes or operations, function) of each thing to time."""
     small, square, large = (np.full(shape, ONE, np.uint16) for shape in ((64, 64), (2048, 2048), (1 << 15, 1 << 12)))
+    large.reshape(-1, 2048)[:, :3] += unequal(large.size // 2048)
     heads, bounds = halves(16, 1024, 80), np.array([0, 1024], dtype=np.int64)
     query, cached = halves(16, 1, 128), halves(2, 2049, 128)[:, :2048]  # a cache has room behind its tokens
     rows, many, scale = halves(512, 2048), halves(4096, 2048), np.ones(2048, dtype=np.float32)
@@ -149,6 +150,11 @@ def tasks():
         ("rows", 2 * many.nbytes, lambda: rms_norm_numba(many, scale, 1e-6)),
         ("move", 3 * many.nbytes, lambda: silu_multiply_numba(many, many)),
     ]
+
+
+def unequal(pages):
+    """Three small numbers for each page of memory, uint16 [pages, 3], no two pages the same: a host may keep equal ones once."""
+    return np.stack([np.arange(pages) >> shift & 127 for shift in (0, 7, 14)], axis=1).astype(np.uint16)
 
 
 def halves(*shape):

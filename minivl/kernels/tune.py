@@ -33,6 +33,8 @@ def main(arguments=None):
     parser = argparse.ArgumentParser("minivl.kernels.tune", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7, help="times that each is timed (7)")
     options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: at least 1.")
     first, second = read_caches()
     print(f"caches of a core: {format_bytes(first)}, {format_bytes(second)}; tile {ROWS} x {COLUMNS}, {LANES} lanes")
     speeds = time_candidates(candidates(blocks_of_machine()), SHAPES, options.rounds)
@@ -76,7 +78,8 @@ def table(speeds):
     best = max(relative, key=relative.get)
     rows = [("depth", "tiles", "block", *("x".join(map(str, shape)) for shape in SHAPES), "relative", "")]
     for blocks, values in speeds.items():
-        remark = "chosen" if blocks is next(iter(speeds)) else "fastest" if blocks == best else ""
+        remarks = {"chosen": blocks is next(iter(speeds)), "fastest": blocks == best}
+        remark = ", ".join(word for word, holds in remarks.items() if holds)
         rows.append((*blocks, *(f"{value / 1e9:.0f}" for value in values), f"{relative[blocks]:.3f}", remark))
     return format_table(rows, right=range(len(rows[0]) - 1))
 
