@@ -55,10 +55,10 @@ class Model:
     def without_each(self):
         return ablate_heads(self.vlm, over=self.cases)
 
-    @cached_property
-    def reader(self):
-        """The head with the largest share on the question's word: (layer, head)."""
-        return heads_on(self.atlas, QUESTION_WORD, 0)[0]
+    @property
+    def readers(self):
+        """Heads that look at the question's word."""
+        return heads_on(self.atlas, QUESTION_WORD, LOOKS)
 
     @property
     def lookers(self):
@@ -134,15 +134,18 @@ def right_at_first(result):
 # ---- the findings ----
 
 
-@finding("reader", "Which head reads the question, and what happens without it?")
-def find_reader(model):
-    vlm, reader, count = model.vlm, model.reader, len(model.cases)
-    layer, head = reader
-    others = [(layer, other) for other in range(vlm.config.text.num_attention_heads) if other != head]
+@finding("reader", "Which heads read the question, and what happens without them?")
+def find_readers(model):
+    vlm, readers, count = model.vlm, model.readers, len(model.cases)
+    if not readers:
+        layer, head = heads_on(model.atlas, QUESTION_WORD, 0)[0]
+        share = mean_of(model.atlas, f"layer {layer}", f"head {head}", QUESTION_WORD, percent=True)
+        first = "No head has most of its attention on the word that names the kind; most of all, head"
+        return [f"{first} {head_name((layer, head))} has {share}."], lambda: plots.head_atlas(model.atlas)
 
     def named(case_run):
-        """Which colour is ahead without the reader: the right one, another object's, or another."""
-        logits = logits_without(case_run, [reader])
+        """Which colour is ahead without the readers: the right one, another object's, or another."""
+        logits = logits_without(case_run, readers)
         if case_run.difference(logits) > 0:
             return [1, 0, 0]
         case, ids = case_run.case, {text: vlm.tokenizer.encode(text)[0] for text in case_run.case.wrong}
@@ -150,27 +153,21 @@ def find_reader(model):
         return [0, best in case.distractors, best not in case.distractors]
 
     ahead = average(vlm, model.cases, "colours", {"colour": ["right", "another object's", "other"]}, named, "share ahead")
-    ablation = ablate_heads(vlm, over=model.cases, heads={"reader": [reader], "others": others})
-    rows = [
-        ["with all heads", right_at_first(ablation), ""],
-        [f"without {head_name(reader)}", right_without(ablation, 0), mean_of(ablation, "reader")],
-        [f"without all other heads of layer {layer}", right_without(ablation, 1), mean_of(ablation, "others")],
-    ]
-    share = mean_of(model.atlas, f"layer {layer}", f"head {head}", QUESTION_WORD, percent=True)
+    everything = [(layer, head) for layer in {layer for layer, _ in readers} for head in range(vlm.config.text.num_attention_heads)]
+    groups = {head_name(head): [head] for head in readers}
+    groups |= {names(readers): readers, "all other heads of these layers": [head for head in everything if head not in readers]}
+    ablation = ablate_heads(vlm, over=model.cases, heads=groups)
+    rows = [["with all heads", "", right_at_first(ablation), ""]]
+    for number, (name, group) in enumerate(groups.items()):
+        cell = [f"{part} {at}" for part, at in zip(("layer", "head"), group[0])]
+        share = mean_of(model.atlas, *cell, QUESTION_WORD, percent=True) if len(group) == 1 and group[0] in readers else ""
+        rows.append([f"without {name}", share, right_without(ablation, number), mean_of(ablation, name)])
     right, confused, other = (round(count * value) for value in ahead.mean)
-    reads = model.atlas[f"layer {layer}", f"head {head}", QUESTION_WORD][0] >= LOOKS
-    first = (
-        f"Head {head_name(reader)} has the largest share of attention on the word that names the kind: {share}."
-        if reads
-        else f"No head has most of its attention on the word that names the kind; most of all, head {head_name(reader)} has {share}."
-    )
     return [
-        first,
+        *table(["", "its attention on the word that names the kind", AHEAD, "change of the logit difference"], rows),
         "",
-        *table(["", AHEAD, "change of the logit difference"], rows),
-        "",
-        f"Without it, another colour is ahead in {count - right} of {count} cases: in {confused} that of another object in the "
-        f"image, in {other} one that no object has.",
+        f"Without {names(readers)}, another colour is ahead in {count - right} of {count} cases: in {confused} that of another object "
+        f"in the image, in {other} one that no object has.",
     ], lambda: plots.head_atlas(model.atlas)
 
 
