@@ -49,18 +49,26 @@ def largest(table):
     return tuple(int(i) for i in np.unravel_index(np.argmax(table), table.shape))
 
 
+TIE = 0.005  # shares this close are equal
+
+
+def first_of_largest(table):
+    """The first of those that are within TIE of the largest: heads that read as much are not told apart by rounding."""
+    return tuple(int(i) for i in np.argwhere(table >= table.max() - TIE)[0])
+
+
 def atlas_cases(vlm):
     cases = studies.scenes(SCENES, "colour")
     return [Case({"vlm": vlm, "cases": cases}, f"{SCENES} scenes", known={"shares": shares(vlm, cases)})]
 
 
 def find_reader(vlm, cases):
-    return largest(shares(vlm, cases)[0])
+    return first_of_largest(shares(vlm, cases)[0])
 
 
 def tell_reader(submission, cases, rights):
     words, objects = cases[0].known["shares"]
-    reader, looker = largest(words), largest(objects)
+    reader, looker = first_of_largest(words), largest(objects)
     return True, (
         f"Head {reader[1]} of layer {reader[0]} puts {words[reader]:.0%} of the last token's attention on the question's word. "
         f"Most on the asked object: head {looker[1]} of layer {looker[0]}, {objects[looker]:.0%}. Whether anything depends on "
@@ -79,24 +87,30 @@ READER = Exercise(
     "reader(vlm, cases) -> (layer, head), counted from 0",
     """Each case asks for the colour of a shape: case.images, case.question, and case.word, the question's word for it ("ring"). At
 the prompt's last token the answer is chosen. Which head of the decoder puts the largest share of that token's attention on
-the word, in the mean over the cases? Shares are in model.layers.{i}.self_attn.probs of vlm.trace, [heads, tokens, tokens];
+the word, in the mean over the cases? If several are within half a point of the largest, the first of them: the lowest layer, then
+the lowest head. Shares are in model.layers.{i}.self_attn.probs of vlm.trace, [heads, tokens, tokens];
 studies.head_atlas does it for all roles at once.""",
     ("One row of probs is enough: [:, -1].",
      "The word may be several tokens: add their shares. Average over the cases before you look for the largest.",
-     "atlas = studies.head_atlas(vlm, over=cases); its mean[..., role] is [layers, heads]; np.unravel_index(np.argmax(...))."),
+     "atlas = studies.head_atlas(vlm, over=cases); its mean[..., role] is [layers, heads]; np.argwhere(share >= share.max() - 0.005)[0]."),
     find_reader, atlas_cases, ("layer", "head"),
     (
         Mistake("the looker", "this head looks at the asked object most; the reader looks at the word",
                 by_share(lambda words, objects: largest(objects))),
-        Mistake("counted from 1", "layer and head are counted from 1", by_share(lambda w, o: tuple(n + 1 for n in largest(w)))),
-        Mistake("counted from 1", "the layer is counted from 1", by_share(lambda w, o: (largest(w)[0] + 1, largest(w)[1]))),
-        Mistake("counted from 1", "the head is counted from 1", by_share(lambda w, o: (largest(w)[0], largest(w)[1] + 1))),
-        Mistake("exchanged", "layer and head are exchanged", by_share(lambda w, o: largest(w)[::-1])),
+        Mistake("counted from 1", "layer and head are counted from 1",
+                by_share(lambda w, o: tuple(n + 1 for n in first_of_largest(w)))),
+        Mistake("counted from 1", "the layer is counted from 1",
+                by_share(lambda w, o: (first_of_largest(w)[0] + 1, first_of_largest(w)[1]))),
+        Mistake("counted from 1", "the head is counted from 1",
+                by_share(lambda w, o: (first_of_largest(w)[0], first_of_largest(w)[1] + 1))),
+        Mistake("exchanged", "layer and head are exchanged", by_share(lambda w, o: first_of_largest(w)[::-1])),
+        Mistake("not the first", "this head puts as much on the word as another that comes before it",
+                by_share(lambda w, o: largest(w))),
         Mistake("the smallest share", "this head looks at the word least", by_share(lambda w, o: largest(-w))),
         Mistake("the second", "another head puts more on the word: this one is second",
-                by_share(lambda w, o: largest(np.where(w == w.max(), 0, w)))),
+                by_share(lambda w, o: first_of_largest(np.where(w >= w.max() - TIE, 0, w)))),
         Mistake("numbered through", "the head is numbered through all layers; give its number within the layer",
-                by_share(lambda w, o: (largest(w)[0], int(np.argmax(w))))),
+                by_share(lambda w, o: (first_of_largest(w)[0], int(np.flatnonzero(w.ravel() >= w.max() - TIE)[0])))),
         Mistake("all rows", "this head puts most on the word in the mean over all rows; the answer is chosen at the last one",
                 lambda vlm, cases: largest(shares_of_all_rows(vlm, cases))),
     ),
@@ -106,19 +120,20 @@ studies.head_atlas does it for all roles at once.""",
 # ---- 10.1 cause ----
 
 
+LOOKS = 0.5  # share of attention from which a head reads the word, or looks at the object
+
+
 def ablation_cases(vlm):
-    """The reader, and the three heads that look at the asked object most, in scenes that are answered right."""
+    """All heads that read the word, the first of them, and all that look at the object, in scenes that are answered right."""
     cases = studies.scenes(SCENES, "colour")
     words, objects = shares(vlm, cases)
-    reader = largest(words)
-    lookers = sorted(np.ndindex(objects.shape), key=lambda head: -objects[head])
-    early = min((head for head in lookers if objects[head] > 0.3), key=lambda head: head[0], default=lookers[0])
-    heads = list(dict.fromkeys([reader, early, lookers[0]]))
+    readers, lookers = ([tuple(head) for head in np.argwhere(table >= LOOKS).tolist()] for table in (words, objects))
+    groups = [group for group in (readers, readers[:1], lookers) if group]
     cases = [case for case in cases if str(vlm.ask(case.question, images=case.images)) == case.answer]
-    known = {"words": words, "objects": objects}
-    if not cases:
+    known = {"what": ["that read the word", "that reads the word", "that look at the object"] if readers else ["that look at the object"]}
+    if not cases or not groups:
         return []
-    return [Case({"vlm": vlm, "cases": cases, "heads": heads}, f"{len(cases)} scenes, heads {heads}", known=known)]
+    return [Case({"vlm": vlm, "cases": cases, "groups": groups}, f"{len(cases)} scenes, groups {groups}", known=known)]
 
 
 def count_right(vlm, cases, edit):
@@ -127,60 +142,75 @@ def count_right(vlm, cases, edit):
     return sum(str(answer) == case.answer for answer, case in zip(answers, cases))
 
 
+def ablate_group(vlm, heads):
+    """One edit for heads of several layers."""
+    layers = {layer: [head for at, head in heads if at == layer] for layer, _ in heads}
+    return functools.reduce(operator.or_, [ablate_head(vlm, f"model.layers.{layer}", group) for layer, group in layers.items()])
+
+
+def count_without(vlm, cases, groups):
+    """int64 [groups]: cases answered right without each group."""
+    return np.array([count_right(vlm, cases, ablate_group(vlm, heads)) for heads in groups], dtype=np.int64)
+
+
 @per_model
-def right_without(vlm, cases, heads):
-    """int64 [heads]: cases answered right without each."""
-    edits = [ablate_head(vlm, f"model.layers.{layer}", head) for layer, head in heads]
-    return np.array([count_right(vlm, cases, edit) for edit in edits], dtype=np.int64)
+def right_without(vlm, cases, groups):
+    return count_without(vlm, cases, groups)
+
+
+@per_model
+def without_all(vlm, cases, groups):
+    return count_without(vlm, cases, [sum(groups, [])])[0]
+
+
+@per_model
+def without_last_of_layers(vlm, cases, groups):
+    """As if of the heads of one layer only the last were ablated."""
+    return count_without(vlm, cases, [list({layer: (layer, head) for layer, head in group}.values()) for group in groups])
 
 
 def tell_causes(submission, cases, rights):
     case, (counts,) = cases[0], rights[0]
-    n = len(case.arguments["cases"])
+    n, groups = len(case.arguments["cases"]), case.arguments["groups"]
     lines = [
-        f"without head {h} of layer {i}, {case.known['words'][i, h]:.0%} on the word and {case.known['objects'][i, h]:.0%} on the "
-        f"object, {count} of {n}"
-        for (i, h), count in zip(case.arguments["heads"], counts)
+        f"without the {len(group)} heads {what} {count} of {n}" if len(group) > 1 else f"without head {group[0]} {what} {count} of {n}"
+        for group, what, count in zip(groups, case.known["what"], counts)
     ]
-    idle = [
-        head for head, count in zip(case.arguments["heads"], counts) if count == n and case.known["objects"][head] > 0.3
-    ]
-    lesson = ""
-    if idle:
-        names = " or without ".join(map(str, idle))
-        lesson = f" Attention is not cause: nothing is lost without {names}, which look at the object."
+    alone = len(groups) > 1 and counts[1] > counts[0]
+    lesson = " Heads replace each other: that one can go does not say that all can." if alone else ""
+    if counts[-1] == n:
+        lesson += " Attention is not cause: nothing is lost without all that look at the object."
     return True, f"Answered right: {'; '.join(lines)}.{lesson}"
 
 
 CAUSES = Exercise(
-    "10.1", "right_without", "Ablate the looker against the reader",
+    "10.1", "right_without", "Ablate the lookers against the readers",
     "Measure which heads the answers depend on: attention is not cause.", 20, 2,
-    "right_without(vlm, cases, heads) -> int64 [heads]",
-    """heads is a list of (layer, head): the reader of exercise 09.1, and heads that look at the asked object. The model answers
-all cases right. For each head: how many are still right if its output is zero, in the prompt and in every step? An answer
-is right if it equals case.answer. Predict the order before you run it.""",
-    ("minivl.trace.edits.ablate_head(vlm, \"model.layers.2\", 4) is an edit for vlm.trace.",
+    "right_without(vlm, cases, groups) -> int64 [groups]",
+    """groups is a list of lists of (layer, head): all heads with at least half of their attention on the question's word, the first
+of these alone, and all with at least half of it on the asked object. The model answers all cases right. For each group: how many
+are still right if the outputs of its heads are zero together, in the prompt and in every step? An answer is right if it equals
+case.answer. Predict the order before you run it.""",
+    ("minivl.trace.edits.ablate_head(vlm, \"model.layers.2\", [1, 4]) is an edit for vlm.trace, of several heads of one layer.",
+     "a | b applies both edits, but of one layer only the second: collect the heads of each layer first. "
      "vlm.trace(case.question, images=case.images, edit=..., max_new_tokens=8).result is the answer, a str.",
-     "A loop over heads, in it a sum over the cases of str(result) == case.answer."),
+     "A loop over groups; in it {layer: heads}, functools.reduce(operator.or_, edits), and a sum over the cases of "
+     "str(result) == case.answer."),
     right_without, ablation_cases, ("counts",),
     (
-        Mistake("nothing depends on them", "all stay right, it says", lambda vlm, cases, heads: np.full(len(heads), len(cases))),
-        Mistake("all depend on them", "none stays right, it says", lambda vlm, cases, heads: np.zeros(len(heads), dtype=int)),
+        Mistake("nothing depends on them", "all stay right, it says", lambda vlm, cases, groups: np.full(len(groups), len(cases))),
+        Mistake("all depend on them", "none stays right, it says", lambda vlm, cases, groups: np.zeros(len(groups), dtype=int)),
         Mistake("wrong ones counted", "it counts the answers that are wrong",
-                lambda vlm, cases, heads: len(cases) - right_without(vlm, cases, heads)),
-        Mistake("together", "the heads are ablated together; one at a time is asked for",
-                lambda vlm, cases, heads: np.full(len(heads), without_all(vlm, cases, heads))),
+                lambda vlm, cases, groups: len(cases) - right_without(vlm, cases, groups)),
+        Mistake("together", "the groups are ablated together; one at a time is asked for",
+                lambda vlm, cases, groups: np.full(len(groups), without_all(vlm, cases, groups))),
+        Mistake("last of a layer", "of the heads of one layer only the last is ablated: an edit replaces another of the same tensor",
+                without_last_of_layers),
         Mistake("opposite order", "the counts are in the opposite order",
-                lambda vlm, cases, heads: right_without(vlm, cases, heads)[::-1]),
+                lambda vlm, cases, groups: right_without(vlm, cases, groups)[::-1]),
     ),
     uses_model=True, finish=tell_causes,
 )  # fmt: skip
-
-
-@per_model
-def without_all(vlm, cases, heads):
-    edits = [ablate_head(vlm, f"model.layers.{layer}", head) for layer, head in heads]
-    return count_right(vlm, cases, functools.reduce(operator.or_, edits))
 
 
 # ---- 10.2 where the colour crosses ----
