@@ -54,7 +54,7 @@ def linear_numba(x, weight, bias=None):
 @numba.njit(parallel=True, cache=CACHE)
 def _few_rows(x, weight, out, threads):
     streams = 2 if len(x) == 1 else 3
-    tasks = threads * _rounded_up(len(weight), threads * streams * STREAM)
+    tasks = threads * max(1, _rounded_up(len(weight), threads * streams * STREAM))
     length = _rounded_up(len(weight), tasks * streams)
     for task in numba.prange(tasks):
         for n in range(task * streams * length, min(task * streams * length + length, len(weight))):

@@ -156,6 +156,7 @@ def find_readers(model):
     everything = [(layer, head) for layer in {layer for layer, _ in readers} for head in range(vlm.config.text.num_attention_heads)]
     groups = {head_name(head): [head] for head in readers}
     groups |= {names(readers): readers, "all other heads of these layers": [head for head in everything if head not in readers]}
+    groups = {name: group for name, group in groups.items() if group}
     ablation = ablate_heads(vlm, over=model.cases, heads=groups)
     rows = [["with all heads", "", right_at_first(ablation), ""]]
     for number, (name, group) in enumerate(groups.items()):
@@ -235,7 +236,7 @@ def find_misleading(model):
         rows.append([f"{names(idle)} together", "", "", mean_of(together, "idle"), right_without(together, 0)])
     header = ["head", "attention on the asked object", "recovered by its output", "change without it", f"{AHEAD} without it"]
     sentences = [
-        f"{int((share >= LOOKS / 2).sum())} heads have at least {LOOKS / 2:.0%} of their attention on the asked object.",
+        f"{int((share >= LOOKS / 2).sum())} heads have at least {50 * LOOKS:.0f} % of their attention on the asked object.",
         *about_idle(patched, idle),
         *about_most_needed(share, ablation),
         f"Rank correlation over all heads of the share and of what the head brings: {rank_correlation(share, patched.mean)}; of "
@@ -248,7 +249,7 @@ def about_idle(patched, idle):
     pairs = known_pairs(patched)
     if not pairs:
         return ["What a head brings is not known: no pair of images gets both of its true answers."]
-    return [f"{len(idle)} of them ({names(idle)}) bring less than {CARRIES:.0%} of its colour, over {pairs} pairs of images."]
+    return [f"{len(idle)} of them ({names(idle)}) bring less than {100 * CARRIES:.0f} % of its colour, over {pairs} pairs of images."]
 
 
 def about_most_needed(share, ablation):
@@ -258,7 +259,7 @@ def about_most_needed(share, ablation):
     worst = np.unravel_index(np.nanargmin(ablation.mean), ablation.mean.shape)
     if not ablation.high[worst] < 0:
         return ["No head alone is needed."]
-    return [f"The head that the answer needs most, {head_name(worst)}, has {share[worst]:.0%} on it."]
+    return [f"The head that the answer needs most, {head_name(worst)}, has {100 * share[worst]:.0f} % on it."]
 
 
 def rank_correlation(a, b):
@@ -412,7 +413,7 @@ def find_calibration(model):
     rows = [[f"{100 * confidence:.1f} %", share_right(right, count), str(count)] for confidence, right, count in bins]
     return [
         f"Over {sum(count for *_, count in bins)} answers of all task families but the uncertain ones, trained and held-out "
-        f"wordings, boxes left out: expected calibration error {calibration_error(chosen):.1%}.",
+        f"wordings, boxes left out: expected calibration error {100 * calibration_error(chosen):.1f} %.",
         "",
         *table(["mean confidence", "answered right", "answers"], rows),
     ], lambda: plots.calibration(results)

@@ -143,7 +143,7 @@ def test_a_shorter_run_keeps_the_state_from_before_its_cooldown(tmp_path, monkey
 
 
 def test_a_line_of_the_log_that_was_cut_goes(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"step": 25}\n{"step": 50, "sec')
+    (tmp_path / "log.jsonl").write_text('{"step": 25}\n{"step": 50, "right": {"way": [1, 2]}')
     train.Log(tmp_path, 50)
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 25}\n'
 

@@ -76,7 +76,7 @@ def test_sentences_are_true_of_a_model_that_looks_at_nothing(tmp_path):
     )
     assert reader[0].startswith("No head has most of its attention on the word")
     assert "no pair of images gets both of its true answers" in misleading[0] and misleading[0].endswith("not known.")
-    assert "needs most" not in misleading[0] or "No head alone" in misleading[0] or "has 0%" in misleading[0]
+    assert "needs most" not in misleading[0] or "No head alone" in misleading[0] or "has 0 %" in misleading[0]
     assert not any("none" in line and "together" in line for line in misleading)
     assert len([line for line in needed if line.startswith("| none |")]) == 1
     assert "Over 0 pairs" in found[0]
@@ -111,7 +111,7 @@ def test_calibration_is_the_scores(vlm, monkeypatch):
     results = [Scored("colour", False, float(i % 2), 0.3) for i in range(8)] + [Scored("hidden", False, 1.0, 0.9)]
     monkeypatch.setattr(measures, "score_families", lambda vlm, examples: results * examples)
     lines, draw = measures.FINDINGS["calibration"][1](measures.Model(vlm, 20))
-    assert lines[0].startswith("Over 8 answers") and "expected calibration error 20.0%" in lines[0]
+    assert lines[0].startswith("Over 8 answers") and "expected calibration error 20.0 %" in lines[0]
     assert "| 30.0 % | 50.0 % (22 to 78) | 8 |" in lines and draw().axes
 
 

@@ -128,12 +128,11 @@ def ablation_cases(vlm):
     cases = studies.scenes(SCENES, "colour")
     words, objects = shares(vlm, cases)
     readers, lookers = ([tuple(head) for head in np.argwhere(table >= LOOKS).tolist()] for table in (words, objects))
-    groups = [group for group in (readers, readers[:1], lookers) if group]
+    groups = [readers, readers[:1], lookers]
     cases = [case for case in cases if str(vlm.ask(case.question, images=case.images)) == case.answer]
-    known = {"what": ["that read the word", "that reads the word", "that look at the object"] if readers else ["that look at the object"]}
-    if not cases or not groups:
+    if not cases or not all(groups):
         return []
-    return [Case({"vlm": vlm, "cases": cases, "groups": groups}, f"{len(cases)} scenes, groups {groups}", known=known)]
+    return [Case({"vlm": vlm, "cases": cases, "groups": groups}, f"{len(cases)} scenes, groups {groups}")]
 
 
 def count_right(vlm, cases, edit):
@@ -172,13 +171,13 @@ def without_last_of_layers(vlm, cases, groups):
 def tell_causes(submission, cases, rights):
     case, (counts,) = cases[0], rights[0]
     n, groups = len(case.arguments["cases"]), case.arguments["groups"]
+    readers, first, lookers = (len(groups[0]), groups[1][0], len(groups[2]))
     lines = [
-        f"without the {len(group)} heads {what} {count} of {n}" if len(group) > 1 else f"without head {group[0]} {what} {count} of {n}"
-        for group, what, count in zip(groups, case.known["what"], counts)
-    ]
-    alone = len(groups) > 1 and counts[1] > counts[0]
-    lesson = " Heads replace each other: that one can go does not say that all can." if alone else ""
-    if counts[-1] == n:
+        f"without the {readers} that read the word {counts[0]} of {n}", f"without {first} alone {counts[1]}",
+        f"without the {lookers} that look at the object {counts[2]}",
+    ]  # fmt: skip
+    lesson = " Heads replace each other: that one can go does not say that all can." if counts[1] > counts[0] else ""
+    if counts[2] == n:
         lesson += " Attention is not cause: nothing is lost without all that look at the object."
     return True, f"Answered right: {'; '.join(lines)}.{lesson}"
 

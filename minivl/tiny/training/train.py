@@ -179,7 +179,7 @@ class Log:
     def __init__(self, folder, first=0):
         self.path, self.started = folder / "log.jsonl", time.time()
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]  # a kill may cut one
+        kept = [line for line in lines if is_whole(line) and json.loads(line)["step"] <= first]
         if kept != lines:
             with write_whole(self.path) as partial:
                 partial.write_text("".join(f"{line}\n" for line in kept))
@@ -201,6 +201,15 @@ class Log:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             self.clear()
+
+
+def is_whole(line):
+    """False for a line that a kill has cut."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def save(path, parts, optimizers, step, options, cooling):
