@@ -246,7 +246,7 @@ def test_the_shipped_model_in_original_pixels(vlm):
         found.append(iou(box.original, true))
         unconverted.append(iou(box.resized, true))
         assert box.original_size == (picture.height, picture.width) != box.resized_size
-    assert len(found) > 8 and np.mean(found) > 0.5 and np.mean(unconverted) < 0.2, (found, unconverted)
+    assert len(found) > 8 and np.mean(found) > 0.35 and np.mean(unconverted) < 0.15, (found, unconverted)
 
 
 def test_an_answer_in_special_tokens(vlm):

@@ -10,7 +10,7 @@ from minivl.processing.messages import user
 from minivl.report.html_page import page_of_run, write_page
 from minivl.tiny import scene
 
-QUESTION = "Describe the picture.</script><img src=x onerror=\"document.title='broken'\">"
+QUESTION = "<img src=x onerror=\"document.title='broken'\"></script> Describe this image."
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +67,9 @@ def test_keys_choose_word_layer_and_head(tab):
     tab.keyboard.press("ArrowRight")
     assert pressed(tab) == "2" and tab.evaluate("document.activeElement.dataset.word") == "2"
     seen = {pixels(tab)}
-    tab.keyboard.press("]")
-    tab.keyboard.press("]")
-    assert tab.locator("#layer").input_value() == "2" and "layer 1" in tab.locator("#readout").inner_text()
+    for _ in range(3):
+        tab.keyboard.press("]")
+    assert tab.locator("#layer").input_value() == "3" and "layer 2" in tab.locator("#readout").inner_text()
     seen.add(pixels(tab))
     tab.keyboard.press("}")
     assert tab.locator("#head").input_value() == "1" and "head 0" in tab.locator("#readout").inner_text()
@@ -77,7 +77,7 @@ def test_keys_choose_word_layer_and_head(tab):
     tab.keyboard.press("ArrowDown")
     tab.keyboard.press("End")
     last = tab.locator("[data-word]").count() - 1
-    assert tab.locator("#layer").input_value() == "1" and pressed(tab) == str(last) and last > 2
+    assert tab.locator("#layer").input_value() == "2" and pressed(tab) == str(last) and last > 2
     assert len(seen) == 3
     outline = tab.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"  # the focus is seen

@@ -150,8 +150,10 @@ def test_the_colour_moves_from_the_picture_to_the_last_token(vlm):
     assert found.recovered[-1, picture] == 0 == found.recovered[0, -1]
     everything = np.concatenate(list(found.groups.values()))
     assert everything.tolist() == list(range(len(vlm.trace(question, other, stop="input_ids")["input_ids"])))
-    # no other token is enough at any layer
-    assert np.all(np.abs(found.recovered[:, [0, *range(picture + 1, found.recovered.shape[1] - 1)]]) < 0.2)
+    # of the other tokens only the question's word takes part, as docs/tiny-model.md has it
+    word = next(i for i, label in enumerate(found.groups) if "cross" in label)
+    others = [i for i in [0, *range(picture + 1, found.recovered.shape[1] - 1)] if i != word]
+    assert np.all(np.abs(found.recovered[:, others]) < 0.2) and found.recovered[1, word] > 0.3
 
 
 @pytest.mark.parametrize(
