@@ -15,17 +15,13 @@ import time
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
 
 from minivl.kernels.activations import silu_multiply_numba
 from minivl.kernels.attention import causal_attention_numba, segment_attention_numba
 from minivl.kernels.jit_cache import CACHE
 from minivl.kernels.linear import linear_numba
 from minivl.kernels.norms import rms_norm_numba
-from minivl.kernels.tile import COLUMNS, ROWS, emit_ask, first_tile
+from minivl.kernels.tile import COLUMNS, ROWS, first_tile
 from minivl.kernels.warm_up import compile_kernels
 
 PIECE = 1 << 15  # words that a thread reads in one go: 256 KB, in one stream or in STREAMS at once
@@ -46,11 +42,7 @@ def read_streams_numba(words):
     return int(_read_streams(words))
 
 
-def read_ahead_numba(words):
-    return int(_read_ahead(words))
-
-
-READERS = read_sum_numba, read_streams_numba, read_ahead_numba  # which is faster depends on the machine: a limit is the fastest
+READERS = read_sum_numba, read_streams_numba  # which is faster depends on the processor: a limit is the fastest
 
 
 @numba.njit(parallel=True, cache=CACHE)
@@ -79,45 +71,6 @@ def _read_piece(words):
         c += third[i]
         d += fourth[i]
     return a + b + c + d
-
-
-LINE, AHEAD = 8, 512  # words of a line of the cache; words ahead that are asked for: 4 KB, as few_rows.py does
-
-
-@numba.njit(parallel=True, cache=CACHE)
-def _read_ahead(words):
-    pieces = len(words) // PIECE
-    total = words[pieces * PIECE :].sum()
-    for piece in numba.prange(pieces):
-        total += _read_piece_ahead(words[piece * PIECE : (piece + 1) * PIECE])
-    return total
-
-
-@numba.njit(cache=CACHE)
-def _read_piece_ahead(words):
-    """The sum of a piece in two streams, while what lies AHEAD in each is asked for."""
-    length = len(words) // 2
-    a = b = np.uint64(0)
-    for line in range(0, length, LINE):
-        ask_for(words, line + AHEAD)
-        ask_for(words, length + line + AHEAD)
-        for i in range(line, line + LINE):
-            a += words[i]
-            b += words[length + i]
-    return a + b
-
-
-@intrinsic
-def ask_for(typing, words, i):
-    """Ask for the line of the cache of words[i]."""
-
-    def emit(context, builder, signature, arguments):
-        data = make_array(signature.args[0])(context, builder, arguments[0]).data
-        place = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
-        emit_ask(builder, place, near=3)
-        return context.get_dummy_value()
-
-    return types.void(words, types.int64), emit
 
 
 @numba.njit(parallel=True, cache=CACHE)
