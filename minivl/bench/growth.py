@@ -92,7 +92,7 @@ def measure_growth(size="tiny", repeats=3, only=(), threads=None, folder=None):
 
 
 def measure_work(work, repeats):
-    """{quantity, amount, runs, seconds, memory, planned_seconds, planned_memory}; runs: those of which seconds is the median"""
+    """{quantity, amount, runs, seconds, memory, planned_seconds, planned_memory}; seconds: the median of `runs`"""
     times = []
     for _ in range(repeats + 1):  # the first warms up
         times.append(time_stage(work.stage(), work.begins)[0])
@@ -101,7 +101,14 @@ def measure_work(work, repeats):
     counted = times[1:] or times
     seconds, memory = statistics.median(counted), measure_memory(work)
     planned = dict(zip(("planned_seconds", "planned_memory"), work.planned))
-    return {"quantity": work.quantity, "amount": work.amount, "runs": len(counted), "seconds": seconds, "memory": memory, **planned}
+    return {
+        "quantity": work.quantity,
+        "amount": work.amount,
+        "runs": len(counted),
+        "seconds": seconds,
+        "memory": memory,
+        **planned,
+    }
 
 
 def measure_memory(work):

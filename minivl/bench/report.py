@@ -50,11 +50,13 @@ def table(report):
         *(COLUMNS.format(*cells(row)).rstrip() for row in report["results"]),
         "",
     ]
-    beyond = [row["workload"] for row in report["results"] if row["share"] is not None and round(100 * row["share"]) > 100]
+    beyond = [
+        row["workload"] for row in report["results"] if row["share"] is not None and round(100 * row["share"]) > 100
+    ]
     if beyond:
         lines += [
             f"above 100 % of the limit: {', '.join(beyond)}",
-            "    the machine was busier while the limit was measured, AMX multiplies faster, or there is a faster way than those tried",
+            "    the machine was busier while the limit was measured, AMX multiplies faster, or a faster way was not tried",
         ]
     lines += [f"peak memory, {name}: {size / 1e9:.2f} GB" for name, size in report["peak_memory"].items() if size]
     lines += [f"left out, {name}: {why}" for name, why in report["left_out"].items()]

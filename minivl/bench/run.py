@@ -11,8 +11,8 @@ workload is
     max(operations / arithmetic, bytes of weights / read)     the "roofline"; workloads.py says what is counted
 
 where arithmetic is NumPy's product ("sgemm") or the multiply-adds ("fma"), whichever is faster, and minivl's share of the limit
-is that time over its own. A peer with bfloat16 arithmetic has another limit. Ratio and share are medians of those of each round,
-which compare what was measured within seconds; a round counts as the median of its runs.
+is that time over its own. A peer with bfloat16 arithmetic has another limit. Ratio and share are medians of those of each
+round, which compare what was measured within seconds; a round counts as the median of its runs.
 """
 
 import contextlib
@@ -51,7 +51,6 @@ from minivl.kernels.matmul import blocks_of_machine
 from minivl.kernels.records import processor_name
 from minivl.tiny import CHECKPOINT
 from minivl.vlm import load
-
 
 CACHED = 256 << 20  # bytes of weights that a cache may hold from one run to the next
 

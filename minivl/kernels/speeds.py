@@ -153,7 +153,7 @@ def tasks():
 
 
 def unequal(pages):
-    """Three small numbers for each page of memory, uint16 [pages, 3], no two pages the same: a host may keep equal ones once."""
+    """Three small numbers for each page of memory, uint16 [pages, 3], all pages unlike: a host may keep equal ones once."""
     return np.stack([np.arange(pages) >> shift & 127 for shift in (0, 7, 14)], axis=1).astype(np.uint16)
 
 

@@ -1,7 +1,8 @@
 """Findings about the small model: each is a question, what is measured over many drawn cases, and lines that say it.
 
 Heads are chosen by what is measured, not by number, so the same findings serve any checkpoint of the small model, and each
-sentence is true of any. "0.1" is head 1 of layer 0. Intervals are 95 %: Wilson's for shares of right answers, bootstrap over the cases for means.
+sentence is true of any. "0.1" is head 1 of layer 0. Intervals are 95 %: Wilson's for shares of right answers, bootstrap over
+the cases for means.
 """
 
 import math
@@ -152,23 +153,34 @@ def find_readers(model):
         best = max(case.wrong, key=lambda text: logits[0, ids[text]])
         return [0, best in case.distractors, best not in case.distractors]
 
-    ahead = average(vlm, model.cases, "colours", {"colour": ["right", "another object's", "other"]}, named, "share ahead")
-    everything = [(layer, head) for layer in {layer for layer, _ in readers} for head in range(vlm.config.text.num_attention_heads)]
+    ahead = average(
+        vlm, model.cases, "colours", {"colour": ["right", "another object's", "other"]}, named, "share ahead"
+    )
+    everything = [
+        (layer, head)
+        for layer in {layer for layer, _ in readers}
+        for head in range(vlm.config.text.num_attention_heads)
+    ]
     groups = {head_name(head): [head] for head in readers}
-    groups |= {names(readers): readers, "all other heads of these layers": [head for head in everything if head not in readers]}
+    groups |= {
+        names(readers): readers,
+        "all other heads of these layers": [head for head in everything if head not in readers],
+    }
     groups = {name: group for name, group in groups.items() if group}
     ablation = ablate_heads(vlm, over=model.cases, heads=groups)
     rows = [["with all heads", "", right_at_first(ablation), ""]]
     for number, (name, group) in enumerate(groups.items()):
         cell = [f"{part} {at}" for part, at in zip(("layer", "head"), group[0])]
-        share = mean_of(model.atlas, *cell, QUESTION_WORD, percent=True) if len(group) == 1 and group[0] in readers else ""
+        share = (
+            mean_of(model.atlas, *cell, QUESTION_WORD, percent=True) if len(group) == 1 and group[0] in readers else ""
+        )
         rows.append([f"without {name}", share, right_without(ablation, number), mean_of(ablation, name)])
     right, confused, other = (round(count * value) for value in ahead.mean)
     return [
         *table(["", "its attention on the word that names the kind", AHEAD, "change of the logit difference"], rows),
         "",
-        f"Without {names(readers)}, another colour is ahead in {count - right} of {count} cases: in {confused} that of another object "
-        f"in the image, in {other} one that no object has.",
+        f"Without {names(readers)}, another colour is ahead in {count - right} of {count} cases: in {confused} that of "
+        f"another object in the image, in {other} one that no object has.",
     ], lambda: plots.head_atlas(model.atlas)
 
 
@@ -212,9 +224,13 @@ def find_needed(model):
         rows.append([text, right_without(together, number), mean_of(together, name)])
     unneeded = int((result.right > 0.99).sum())
     return [
-        f"{unneeded} of {result.mean.size} heads can be ablated alone and leave the right answer ahead in more than 99 % of the cases.",
+        f"{unneeded} of {result.mean.size} heads can be ablated alone and leave the right answer ahead in more than 99 % of "
+        "the cases.",
         "",
-        *table(["heads ablated", AHEAD, "change of the logit difference"], [list(row) for row in dict.fromkeys(map(tuple, rows))]),
+        *table(
+            ["heads ablated", AHEAD, "change of the logit difference"],
+            [list(row) for row in dict.fromkeys(map(tuple, rows))],
+        ),
     ], lambda: plots.averages(result)
 
 
@@ -234,13 +250,19 @@ def find_misleading(model):
     if idle:
         together = ablate_heads(model.vlm, over=model.cases, heads={"idle": idle})
         rows.append([f"{names(idle)} together", "", "", mean_of(together, "idle"), right_without(together, 0)])
-    header = ["head", "attention on the asked object", "recovered by its output", "change without it", f"{AHEAD} without it"]
+    header = [
+        "head",
+        "attention on the asked object",
+        "recovered by its output",
+        "change without it",
+        f"{AHEAD} without it",
+    ]
     sentences = [
         f"{int((share >= LOOKS / 2).sum())} heads have at least {50 * LOOKS:.0f} % of their attention on the asked object.",
         *about_idle(patched, idle),
         *about_most_needed(share, ablation),
-        f"Rank correlation over all heads of the share and of what the head brings: {rank_correlation(share, patched.mean)}; of "
-        f"the share and of what its loss costs: {rank_correlation(share, -ablation.mean)}.",
+        f"Rank correlation over all heads of the share and of what the head brings: {rank_correlation(share, patched.mean)}; "
+        f"of the share and of what its loss costs: {rank_correlation(share, -ablation.mean)}.",
     ]
     return [" ".join(sentences), "", *table(header, rows)], lambda: plots.share_and_effect(atlas, ablation)
 
@@ -249,7 +271,9 @@ def about_idle(patched, idle):
     pairs = known_pairs(patched)
     if not pairs:
         return ["What a head brings is not known: no pair of images gets both of its true answers."]
-    return [f"{len(idle)} of them ({names(idle)}) bring less than {100 * CARRIES:.0f} % of its colour, over {pairs} pairs of images."]
+    return [
+        f"{len(idle)} of them ({names(idle)}) bring less than {100 * CARRIES:.0f} % of its colour, over {pairs} pairs."
+    ]
 
 
 def about_most_needed(share, ablation):

@@ -37,7 +37,12 @@ class Row:
 def compared(reference, trace, tolerance=TOLERANCE, logits=LOGITS):
     """Rows in the data-flow order of `trace`; what only the reference has follows at the end, MISSING."""
     rows = [
-        row(name, reference.get(name), trace[name], logits if name.endswith("lm_head") else max(tolerance, sharpness(name, trace)))
+        row(
+            name,
+            reference.get(name),
+            trace[name],
+            logits if name.endswith("lm_head") else max(tolerance, sharpness(name, trace)),
+        )
         for name in trace
     ]
     return rows + [Row(name, MISSING, note="not in minivl's run") for name in reference if name not in trace]

@@ -30,7 +30,9 @@ def test_every_tensor_agrees(pictures, tmp_path, capsys):
     assert main(["record-reference", pictures[0], QUESTION, "--image", pictures[1], "-o", str(path)]) == 0
     trace = minivl.load().trace(QUESTION, images=pictures)
     found = trace.compare(path)
-    exact = [row for row in found.rows if not row.name.endswith((".probs", ".context"))]  # those may be sharper: see parity.py
+    exact = [
+        row for row in found.rows if not row.name.endswith((".probs", ".context"))
+    ]  # those may be sharper: see parity.py
     assert found.ok and {row.status for row in exact} == {"OK"}, f"\n{found}"
     assert [row.name for row in found.rows] == trace.names
     metadata = read_header(path)[0]["__metadata__"]

@@ -84,7 +84,9 @@ def test_sentences_are_true_of_a_model_that_looks_at_nothing(tmp_path):
 
 def test_a_model_of_nans_has_no_findings_and_no_exception(tmp_path):
     pytest.importorskip("torch")
-    vlm = changed_model(tmp_path, lambda name, tensor: tensor.fill_(float("nan")) if name == "model.norm.weight" else None)
+    vlm = changed_model(
+        tmp_path, lambda name, tensor: tensor.fill_(float("nan")) if name == "model.norm.weight" else None
+    )
     model = measures.Model(vlm, 3)
     for name in ("reader", "hidden", "lens", "colour"):
         lines, _ = measures.FINDINGS[name][1](model)

@@ -153,7 +153,9 @@ def test_relations():
                     assert lies(sides.get(turn.answer, turn.answer), thing.box, other.box) is True, turn
                     seen[turn.task] += 1
             if turn.task == "beside":
-                match = re.fullmatch(r"(?:what is|which shape is|what lies) (left of|right of|above|below|inside) the (.+?)\??", words)
+                match = re.fullmatch(
+                    r"(?:what is|which shape is|what lies) (left of|right of|above|below|inside) the (.+?)\??", words
+                )
                 if match and (other := named_or_none(match[2], shapes)):
                     there = [lies(match[1], s.box, other.box) for s in shapes if s is not other]
                     expected = [True] if turn.answer != "none" else []

@@ -144,7 +144,9 @@ def count_right(vlm, cases, edit):
 def ablate_group(vlm, heads):
     """One edit for heads of several layers."""
     layers = {layer: [head for at, head in heads if at == layer] for layer, _ in heads}
-    return functools.reduce(operator.or_, [ablate_head(vlm, f"model.layers.{layer}", group) for layer, group in layers.items()])
+    return functools.reduce(
+        operator.or_, [ablate_head(vlm, f"model.layers.{layer}", group) for layer, group in layers.items()]
+    )
 
 
 def count_without(vlm, cases, groups):
@@ -165,7 +167,9 @@ def without_all(vlm, cases, groups):
 @per_model
 def without_last_of_layers(vlm, cases, groups):
     """As if of the heads of one layer only the last were ablated."""
-    return count_without(vlm, cases, [list({layer: (layer, head) for layer, head in group}.values()) for group in groups])
+    return count_without(
+        vlm, cases, [list({layer: (layer, head) for layer, head in group}.values()) for group in groups]
+    )
 
 
 def tell_causes(submission, cases, rights):

@@ -18,7 +18,22 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 EXTREMES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest")
 NOTHING = "none"
 HARDLY = 4  # pixels: a centre that is less far to a side is not said to lie there
-FOREIGN = ("dog", "cat", "car", "tree", "house", "cup", "bird", "hat", "book", "ball", "apple", "chair", "cloud", "shoe")
+FOREIGN = (
+    "dog",
+    "cat",
+    "car",
+    "tree",
+    "house",
+    "cup",
+    "bird",
+    "hat",
+    "book",
+    "ball",
+    "apple",
+    "chair",
+    "cloud",
+    "shoe",
+)
 
 
 def draw_inside(rng, size):

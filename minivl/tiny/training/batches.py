@@ -226,7 +226,12 @@ def planes_of(medium):
     pairs = list(zip(frames[::2], frames[1::2])) if medium.is_video else [(frames[0], frames[0])]
     signs = medium.signs or ((),) * len(pairs)
     for pair, shapes, printed in zip(pairs, medium.shapes, signs):
-        yield patchify(pair), tuple(side // 14 for side in pair[0].shape[:2]), shapes, (printed, medium.digit, medium.joined)
+        yield (
+            patchify(pair),
+            tuple(side // 14 for side in pair[0].shape[:2]),
+            shapes,
+            (printed, medium.digit, medium.joined),
+        )
 
 
 def patchify(pair):

@@ -140,7 +140,9 @@ def restore(folder, parts, optimizers, options, tokenizer):
 
     Returns the first step, and whether the learning rate has begun to fall.
     """
-    states = [torch.load(path, map_location="cpu") for path in (folder / "state.pt", folder / "stable.pt") if path.is_file()]
+    states = [
+        torch.load(path, map_location="cpu") for path in (folder / "state.pt", folder / "stable.pt") if path.is_file()
+    ]
     for state in states:
         if state["step"] > options.steps:
             raise Error(f"{folder} has run {state['step']} steps: give a larger --steps, or another folder.")
@@ -154,7 +156,7 @@ def restore(folder, parts, optimizers, options, tokenizer):
             return state["step"], state["cooling"]
     if states:
         raise Error(
-            f"{folder} has a run of {states[0]['steps']} steps whose learning rate is falling, and no stable.pt from before that. "
+            f"{folder} has a run of {states[0]['steps']} steps whose learning rate falls, and no stable.pt from before that. "
             f"Give --steps {states[0]['steps']}, or another folder."
         )
     if options.start:
