@@ -142,8 +142,8 @@ def test_a_reader_that_ends_early_is_no_error():
     [
         (["walk", "--backend", "numpy"], None, "visual.blocks"),  # in the tower
         (["walk", "--backend", "numpy"], None, "model.layers"),  # in the decoder
-        (["ask", "What?", "--max-new-tokens", "4000", "--temperature", "9", "--seed", "1"], None, ""),  # while decoding
-        (["chat", "--max-new-tokens", "4000", "--temperature", "9", "--seed", "1"], "What?\n", ""),
+        (["ask", "What?", "--max-new-tokens", "4000", "--temperature", "99", "--seed", "1"], None, ""),  # while decoding
+        (["chat", "--max-new-tokens", "4000", "--temperature", "99", "--seed", "1"], "What?\n", ""),
     ],
 )
 def test_interrupt(arguments, stdin, start):
