@@ -18,22 +18,7 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 EXTREMES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest")
 NOTHING = "none"
 HARDLY = 4  # pixels: a centre that is less far to a side is not said to lie there
-FOREIGN = (
-    "dog",
-    "cat",
-    "car",
-    "tree",
-    "house",
-    "cup",
-    "bird",
-    "hat",
-    "book",
-    "ball",
-    "apple",
-    "chair",
-    "cloud",
-    "shoe",
-)
+FOREIGN = tuple("dog cat car tree house cup bird hat book ball apple chair cloud shoe".split())  # no shapes
 
 
 def draw_inside(rng, size):
@@ -101,7 +86,7 @@ def distance_to(side, shape, other):
 
 
 def is_nowhere(side, shape, other):
-    """Is it plainly false that the shape lies on this side? Its centre is hardly there, or one is inside the other."""
+    """Is it plainly false that the shape lies on this side? Its centre is hardly there, or it is inside the other."""
     return is_within(shape, other) or (distance_to(side, shape, other) <= HARDLY and not is_within(other, shape))
 
 
