@@ -1,9 +1,11 @@
 """Keep the log of a training run: means over 100 steps in training.csv, and training.png, drawn from it.
 
-python docs/training_log.py RUN_FOLDER/log.jsonl      # both
-python docs/training_log.py                           # the picture alone
+python docs/training_log.py RUN_FOLDER/log.jsonl                    # both
+python docs/training_log.py RUN_FOLDER/log.jsonl --after 12000      # of a run with --start: its steps follow those of the table
+python docs/training_log.py                                         # the picture alone
 """
 
+import argparse
 import csv
 import json
 import sys
@@ -18,8 +20,14 @@ from minivl.palette import COLOURS  # noqa: E402
 from minivl.tiny.phrasings import PHRASINGS  # noqa: E402
 
 EVERY = 100
-LOSSES = {"text": "text of the answers", "near": "what covers a token, and where", "far": "the same, inside the decoder",
-          "asked": "box that is spoken of", "named": "features point at words"}  # fmt: skip
+LOSSES = {
+    "text": "text of the answers",
+    "near": "what covers a token, and where",
+    "far": "the same, inside the decoder",
+    "change": "what is new in an image or frame",
+    "asked": "box that is spoken of",
+    "named": "features point at words",
+}
 GROUPS = {
     "attributes, counts, yes or no": (
         "colour",
@@ -41,11 +49,31 @@ GROUPS = {
 }
 
 
-def main(arguments):
-    if arguments:
-        write_table(read_log(Path(arguments[0])), DOCS / "training.csv")
-    with (DOCS / "training.csv").open() as file:
-        draw(list(csv.DictReader(file)), DOCS / "training.png")
+def main():
+    parser = argparse.ArgumentParser("docs/training_log.py", description=__doc__.split("\n")[0])
+    parser.add_argument("log", nargs="?", type=Path, help="log.jsonl of a run; default: draw the table that is there")
+    parser.add_argument(
+        "--after", type=int, default=0, help="keep the table's rows up to this step, and count on from there"
+    )
+    options = parser.parse_args()
+    rows = read_table(DOCS / "training.csv")
+    if options.log:
+        rows = [row for row in rows if int(row["step"]) <= options.after]
+        rows += make_rows(read_log(options.log), options.after, float(rows[-1]["hours"]) if rows else 0.0)
+        write_table(rows, DOCS / "training.csv")
+    draw(rows, DOCS / "training.png", options.after)
+
+
+def read_table(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def write_table(rows, path):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["step", "hours", *LOSSES, *PHRASINGS, "blind"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_log(path):
@@ -59,21 +87,16 @@ def read_log(path):
     return lines
 
 
-def write_table(lines, path):
+def make_rows(lines, before, hours):
     """One row for each EVERY steps: hours so far, means of the losses, share of right answers of each task."""
-    hours = 0.0
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["step", "hours", *LOSSES, *PHRASINGS, "blind"])
-        for end in range(EVERY, max(lines) + EVERY, EVERY):
-            block = [lines[step] for step in sorted(lines) if end - EVERY < step <= end]
-            hours += sum(line["spent"] for line in block) / 3600
-            losses = [mean([line[name] for line in block if name in line], "{:.4f}") for name in LOSSES]
-            tasks = [
-                share([line["right"][task] for line in block if task in line["right"]])
-                for task in (*PHRASINGS, "blind")
-            ]
-            writer.writerow([end, f"{hours:.2f}", *losses, *tasks])
+    for end in range(EVERY, max(lines) + EVERY, EVERY):
+        block = [lines[step] for step in sorted(lines) if end - EVERY < step <= end]
+        hours += sum(line["spent"] for line in block) / 3600
+        row = {"step": before + end, "hours": f"{hours:.2f}"}
+        row |= {name: mean([line[name] for line in block if name in line], "{:.4f}") for name in LOSSES}
+        for task in (*PHRASINGS, "blind"):
+            row[task] = share([line["right"][task] for line in block if task in line["right"]])
+        yield row
 
 
 def mean(values, form):
@@ -85,7 +108,7 @@ def share(counts):
     return f"{sum(right for right, _ in counts) / asked:.3f}" if asked else ""
 
 
-def draw(rows, path):
+def draw(rows, path, after=0):
     figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for (name, title), colour in zip(LOSSES.items(), COLOURS):
@@ -95,6 +118,8 @@ def draw(rows, path):
         right.plot(*curve(rows, tasks), label=title, color=colour, linestyle=style)
     right.set(title="right answers, given the true answer so far", xlabel="step", ylabel="share", ylim=(0, 1))
     for axes in (left, right):
+        if after:
+            axes.axvline(after, color="black", linewidth=0.8, linestyle=":")
         axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=90)
@@ -102,10 +127,10 @@ def draw(rows, path):
 
 def curve(rows, names):
     """Steps, and means over the columns that have a value."""
-    points = [(int(row["step"]), [float(row[name]) for name in names if row[name]]) for row in rows]
+    points = [(int(row["step"]), [float(row[name]) for name in names if row.get(name)]) for row in rows]
     points = [(step, sum(values) / len(values)) for step, values in points if values]
     return [step for step, _ in points], [value for _, value in points]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,6 +1,7 @@
 """What the docs take from the code is up to date."""
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -17,6 +18,37 @@ def test_generated_parts_are_up_to_date():
     command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, f"run python docs/generate.py: {run.stdout}{run.stderr}"
+
+
+def load_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    return importlib.import_module("measured")
+
+
+def test_each_measured_part_stands_once_in_the_docs(monkeypatch):
+    measured = load_measured(monkeypatch)
+    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md")]
+    names = [name for page in pages for name in measured.names_in(page)]
+    assert sorted(names) == sorted(measured.MEASURED)
+    assert sum(page.count("<!-- measured: ") for page in pages) == len(names)  # each has its end
+
+
+def test_a_measured_part_is_replaced_and_nothing_else(monkeypatch, tmp_path):
+    measured = load_measured(monkeypatch)
+    page, form = (
+        tmp_path / "page.md",
+        "before\n{}<!-- end -->\n\n<!-- measured: usual questions -->\nkept\n<!-- end -->\nafter\n",
+    )
+    page.write_text(form.format("<!-- measured: scores -->\nold\n"))
+    measured.replace_part(page, "scores", ["| \\1 |", "|---|"])
+    assert page.read_text() == form.format("<!-- measured: scores -->\n\n| \\1 |\n|---|\n\n")
+
+
+def test_overlap_of_boxes_in_a_resized_image(monkeypatch):
+    """Where the model sees the image at its own size, nothing is to convert; else the converted box fits better."""
+    measured = load_measured(monkeypatch)
+    same, other = measured.box_overlaps(3, (1.0, 1.0)), measured.box_overlaps(3, (1.07, 0.93))
+    assert same[0] == same[1] > 0.5 and other[0] > other[1] > 0
 
 
 def test_picture_of_the_glossary_shows_todays_numbers():

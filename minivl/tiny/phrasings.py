@@ -27,7 +27,9 @@ PHRASINGS = {
         "What is in the picture, with sizes?", "Describe everything in detail.", "List the shapes with their sizes.",
         "Tell me all about the picture.",
         "[Describe|List|Name] [all the|the] [shapes|objects|things] [and how large they are|with their sizes].",
-        "[Tell me|Say] [in detail what you see|what you see, with sizes].", "Describe this image in detail.",
+        "[Tell me|Say] [in detail what you see|what you see, with sizes].",
+        "What [shapes|objects|things] do you see[, and how large are they|, with their sizes]?",
+        "Describe this image in detail.",
         "What do you see in detail?",
     ),
     "count": (
@@ -72,6 +74,7 @@ PHRASINGS = {
         "The {colour} thing is what shape?", "What shape has the colour {colour}?", "[Say|Name] what is {colour}.",
         "What [object|thing|kind of thing] is {colour}?", "Name the {colour} [thing|shape|object].",
         "What is the {colour} [shape|object]?", "[Which|What] [object|thing] has the colour {colour}?",
+        "[Tell me|Say] which [thing|object] is {colour}.",
         "Which kind of shape is {colour}?", "Tell me which shape is {colour}.",
     ),
     "size": (
@@ -89,6 +92,7 @@ PHRASINGS = {
         "Is there [a|any] {thing} [here|in this image|to be seen]?",
         "[Do|Can] you see [a|any] {thing} [here|in the image]?",
         "Does the [image|scene] [show|have|contain] [a|any] {thing}?", "[Say|Tell me] [if|whether] there is a {thing}.",
+        "A {thing}[: is it there|, is there one|: can you see one]?", "Can [a|any] {thing} be [found|spotted]?",
         "A {thing}: yes or no?", "Can a {thing} be seen?", "Is a {thing} there?",
         "Do you see any {thing} in the picture?",
     ),
@@ -121,6 +125,7 @@ PHRASINGS = {
         "Mark the {thing} with a point.", "Find the centre of the {thing}.",
         "[Give|Show] me one point [on|in] the {thing}.", "[Give|Show me|Find|Mark] the [center|middle] of the {thing}.",
         "Where is the [center|middle] of the {thing}?", "Put a point on the {thing}.",
+        "[Please point|Point] [to|at] the [middle|center] of the {thing}[| for me].",
         "Please point at the {thing} for me.", "Give the centre point of the {thing}.",
     ),
     "relation": (
@@ -132,7 +137,8 @@ PHRASINGS = {
         "[Say|Tell me] where the {thing} is, [seen from|relative to] the {other}.",
         "From the {other}, where is the {thing}?", "Which way is the {thing} from the {other}?",
         "Where does the {thing} lie [relative to|seen from] the {other}?",
-        "In which direction from the {other} is the {thing}?", "Relative to the {other}, where is the {thing}?",
+        "In which direction from the {other} [is|lies] the {thing}?", "Looking from the {other}, where is the {thing}?",
+        "What direction is the {thing} from the {other}?", "Relative to the {other}, where is the {thing}?",
     ),
     "related": (
         "Is the {thing} {side} the {other}?", "Is the {thing} really {side} the {other}?",
@@ -153,7 +159,8 @@ PHRASINGS = {
         "Which object is {side} the {other}?", "Is there a shape {side} the {other}, and which?",
         "Say what [is|lies] {side} the {other}.", "[Which|What] [thing|object] [is|lies] {side} the {other}?",
         "Name the [thing|object] {side} the {other}.", "Is [something|anything] {side} the {other}, and what?",
-        "What [do you find|can you see|is there] {side} the {other}?", "Tell me what is {side} the {other}.",
+        "What [do you find|can you see|is there] {side} the {other}?",
+        "Tell me [which shape|which thing|which object] is {side} the {other}.", "Tell me what is {side} the {other}.",
         "Name what is {side} the {other}.",
     ),
     "extreme": (
@@ -162,7 +169,8 @@ PHRASINGS = {
         "The {most} shape is which?", "Which thing is the {most}?",
         "[Say|Tell me] [what|which shape|which thing] is the {most}.", "Name the {most} [thing|object|one].",
         "[Which|What] [one|object] is the {most}?", "What is the {most} [object|one]?",
-        "Which of [the objects|the things|them] is the {most}?", "Tell me the {most} shape.",
+        "Which of [the objects|the things|them] is the {most}?", "Tell me [the {most} thing|what is {most}].",
+        "Tell me the {most} shape.",
         "Which of the shapes is {most}?",
     ),
     "unknown": (
@@ -179,6 +187,7 @@ PHRASINGS = {
         "How much does the {thing} [weigh|earn|eat]?", "Is the {thing} [happy|expensive|old|heavy|warm|tired|hungry]?",
         "What is the {thing} [made of|used for|thinking about]?",
         "[Say|Tell me] [who made the {thing}|how old the {thing} is|what the {thing} costs].",
+        "Where did someone buy the {thing}?", "What does the {thing} [think of|hope for|listen to]?",
         "What does the {thing} smell like?", "Where was the {thing} bought?",
     ),
     "word": (
@@ -208,7 +217,8 @@ PHRASINGS = {
         "Which picture shows more {kinds}?", "Which image has more {kinds}?", "Which of the pictures has more {kinds}?",
         "Where do you see more {kinds}?", "More {kinds}: in which picture?",
         "[Which|What] [picture|image] [shows|contains] more {kinds}?", "[Say|Tell me] which picture has more {kinds}.",
-        "In which [picture|image] [can you see|do you find] more {kinds}?", "Which one has more {kinds}?",
+        "In which [picture|image] [can you see|do you find] more {kinds}?",
+        "[Tell me|Say] in which [one|image|picture] you see more {kinds}.", "Which one has more {kinds}?",
         "In which image do you see more {kinds}?",
     ),
     "changed": (
@@ -234,6 +244,7 @@ PHRASINGS = {
         "The {thing} in the {nth} picture has which colour?", "What colour does the {thing} have in the {nth} picture?",
         "[Say|Name] the [colour|color] of the {thing} in the {nth} [picture|image].",
         "In the {nth} [picture|image], what [colour|color] [is the {thing}|does the {thing} have]?",
+        "In the {nth} one, [which|what] [colour|color] [is the {thing}|does the {thing} have]?",
         "Tell me the colour of the {thing} in the {nth} picture.", "In the {nth} image, which colour is the {thing}?",
     ),
     "way": (
@@ -242,14 +253,16 @@ PHRASINGS = {
         "The {thing} moves which way?", "Where is the {thing} going?",
         "[In which|In what] direction [does the {thing} go|is the {thing} going|does the {thing} travel]?",
         "[Say|Name] the direction of the {thing}.", "Which way [did the {thing} go|does the {thing} travel]?",
-        "Say [where|which way] the {thing} [goes|moves].", "Which way is the {thing} moving?",
+        "Say [where|which way] the {thing} [goes|moves].", "In which direction is the {thing} moving?",
+        "Tell me where the {thing} [goes|moves|travels].", "Which way is the {thing} moving?",
         "Tell me which way the {thing} goes.",
     ),
     "first": (
         "What came first?", "Which shape came first?", "What appeared first?", "Which shape was there first?",
         "What was the first shape?", "Which shape appeared first?", "What do you see first?", "Name the first shape.",
         "Say what [came|appeared|was] first.", "[Which|What] [object|thing|one] [came|appeared|was seen] first?",
-        "What is the first [shape|object|thing]?", "With what does [it|the video] begin?", "What was there first?",
+        "What is the first [shape|object|thing]?", "With what does [it|the video] begin?",
+        "[What|Which shape] was there [at the start|before the others|from the start]?", "What was there first?",
         "Tell me which shape came first.",
     ),
     "when": (
@@ -269,7 +282,8 @@ PHRASINGS = {
         "How many [objects|things] [came|were added|are new|appeared later|came later]?",
         "[Say|Tell me] the number of new [shapes|objects|things].",
         "Count the [shapes that came|shapes that appeared|new objects|new things].",
-        "How many [shapes|objects] were not there [at first|at the start]?", "How many new shapes are there?",
+        "How many [shapes|objects] were not there [at first|at the start]?",
+        "[Tell me|Say] how many [new ones|new shapes] there are.", "How many new shapes are there?",
         "Tell me how many shapes appeared.",
     ),
     "bar": (
@@ -306,6 +320,7 @@ PHRASINGS = {
         "Say [what|which shape] has the colour of the [corner mark|mark].",
         "[Which|What] [object|thing] [matches|is like|goes with] the [mark|corner mark]?",
         "Find the shape [with the colour of|that is like|of the same colour as] the [mark|corner mark].",
+        "Name the [thing|object] that [is like|goes with|has the colour of] the [mark|corner mark].",
         "Name the shape that matches the corner mark.", "Which shape shares its colour with the corner mark?",
     ),
     "longer": (
@@ -364,7 +379,8 @@ PHRASINGS = {
         "And the other one?", "And the other?", "What is the other one?", "And the other shape?",
         "What about the other one?", "Name the other one.", "And what is the other one?", "Which is the other one?",
         "[And|Then] [which|what] is the other?", "Say the other one.", "Which shape is the other one?",
-        "[And|Now] the second one?", "How about the other one?", "Tell me the other one.",
+        "[And|Now] the second one?", "[What about|And|And now] the other [thing|object]?",
+        "How about the other one?", "Tell me the other one.",
     ),
 }  # fmt: skip
 PHRASINGS["ambiguous"] = PHRASINGS["colour"]

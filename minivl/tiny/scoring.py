@@ -1,6 +1,6 @@
 """Score a model on the task families: by task, in trained and in held-out wordings, with confidence intervals.
 
-    results = score_families(vlm, examples=20)       # [Scored("colour", held_out=False, score=1.0, confidence=0.98), ...]
+    results = score_families(vlm, examples=60)       # [Scored("colour", held_out=False, score=1.0, confidence=0.98), ...]
     print(render_table(results))
 
 Examples come from a branch of the generator that training never draws from; printed text has Pillow's own font, and
@@ -49,7 +49,7 @@ class Scored:
     confidence: float
 
 
-def score_families(vlm, examples=20, seconds=None, seed=0, families=FAMILIES):
+def score_families(vlm, examples=60, seconds=None, seed=0, families=FAMILIES):
     """A list of Scored. examples: units of FAMILIES for each wording; seconds: stop then, with all families equally far."""
     started, results = time.time(), []
     planned = [

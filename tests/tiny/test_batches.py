@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from minivl.model.positions import prompt_positions
 from minivl.processing.chat_template import render
@@ -9,7 +10,8 @@ from minivl.processing.image_processor import ImageProcessor
 from minivl.processing.messages import expand, user
 from minivl.processing.tokenizer import Tokenizer
 from minivl.tiny import CHECKPOINT, scene
-from minivl.tiny.scenes import COLOURS, KINDS, SIZES
+from minivl.tiny.examples import Medium, Sign
+from minivl.tiny.scenes import COLOURS, KINDS, SIZES, Shape
 from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
 from minivl.tiny.tasks.reading import CHARACTERS, draw_page
 from minivl.tiny.training import vocabulary
@@ -135,11 +137,76 @@ def test_each_printed_character_is_a_target_where_its_middle_is():
         width, height = medium.frames[0].size
         targets = cell_targets(height, width, (), medium.signs[0], None)["characters"]
         expected = {sign.text for sign in medium.signs[0]}
-        assert {CHARACTERS[i] for i in np.flatnonzero(targets.any(axis=0))} == expected
+        assert {CHARACTERS[i] for i in np.flatnonzero(targets.any(axis=(0, 1)))} == expected
         for sign in medium.signs[0]:
             x1, y1, x2, y2 = sign.box
             cell = (y1 + y2) // (2 * UNIT) * (width // UNIT) + (x1 + x2) // (2 * UNIT)
-            assert targets[cell, CHARACTERS.index(sign.text)] == 1
+            assert targets[cell, (x1 + x2) // UNIT % 2, CHARACTERS.index(sign.text)] == 1
+
+
+def test_two_characters_in_one_token_have_an_order():
+    """The left half of a token has the character whose middle is there, the right half the other."""
+    signs = (Sign("A", (2, 4, 13, 24)), Sign("B", (15, 4, 26, 24)))
+    targets = cell_targets(28, 28, (), signs)["characters"][0]
+    assert [CHARACTERS[i] for half in targets for i in np.flatnonzero(half)] == ["A", "B"]
+
+
+def test_the_smaller_of_two_shapes_is_a_tokens_where_it_is_seen():
+    """A small shape that lies across four tokens of a large one has at least one of them, whatever its place."""
+    large = Shape("square", "red", (4, 4, 108, 108))
+    for left in range(30, 58):
+        small = Shape("star", "blue", (left, 44, left + 24, 68))
+        targets = cell_targets(112, 112, (large, small), ())
+        star = targets["kind"] == CELL_KINDS.index("star")
+        assert star.any() and set(targets["colour"][star]) == {list(COLOURS).index("blue")}
+        assert np.allclose(targets["far"][star] * FULL, small.box)
+        assert (targets["kind"] == CELL_KINDS.index("square")).sum() > 8
+
+
+def test_targets_of_change_are_where_something_else_is():
+    """Of each image or pair of frames but the first: 1 where another kind or colour covers the token than before."""
+    blank = Image.new("RGB", (112, 112))
+    red, blue = (Shape("square", colour, (28, 56, 56, 84)) for colour in ("red", "blue"))
+    moved = Shape("square", "red", (56, 56, 84, 84))
+    at, beside = 2 * 4 + 1, 2 * 4 + 2  # tokens: row 2, columns 1 and 2
+    film = Medium((blank,) * 8, ((red,), (red,), (blue,), (blue,)))
+    images = Medium((blank,), ((red,),)), Medium((blank,), ((moved,),))
+    larger = Medium((blank.resize((140, 112)),), ((red,),))
+    for media, expected in (
+        ((film,), [None, [], [at], []]),
+        (images, [None, [at, beside]]),
+        ((images[0], larger), [None, None]),  # of another size: not compared
+    ):
+        batch = Batch(16, 288, 1, 256)
+        changed = np.split(batch.cells["changed"][batch.add_media(media)], [16 * i for i in range(1, len(expected))])
+        for marks, places in zip(changed, expected):
+            assert (marks == -1).all() if places is None else np.flatnonzero(marks).tolist() == places
+            assert places is None or set(marks) <= {0, 1}
+
+
+def test_batches_of_large_images_have_enlarged_videos():
+    """And those of small ones have none: a row of each holds what the other cannot."""
+    tokenizer, sides = vocabulary.build_tokenizer(), {True: set(), False: set()}
+    for number in range(12):
+        made = make_batch(number, 1.0, tokenizer)
+        wide = made["pixels"].shape[1] == 576
+        video = made["feature"][made["input_ids"] == ID["<|video_pad|>"]]
+        rows, counts = np.unique(made["segment"][0].reshape(-1)[4 * video], return_counts=True)
+        sides[wide] |= {int(count) for count, row in zip(counts, rows) if row >= 0}
+    assert sides[False] == {16} and sides[True] == {64, 144}  # tokens of a pair of frames
+
+
+def test_an_enlarged_video_is_the_same_film():
+    for seed in range(12):
+        plain, large = (draw_example("video", seed, branch=TRAINED, enlarged=enlarged) for enlarged in (False, True))
+        (small,), (big,) = plain.media, large.media
+        times = big.frames[0].width // small.frames[0].width
+        assert times in (2, 3) and len(big.frames) == len(small.frames) and large.conversations == plain.conversations
+        assert all(frame.size == (times * 112, times * 112) for frame in big.frames)
+        boxes = [[[times * side for side in shape.box] for shape in shapes] for shapes in small.shapes]
+        assert [[list(shape.box) for shape in shapes] for shapes in big.shapes] == boxes
+        back = np.asarray(big.frames[-1].resize(small.frames[0].size), dtype=np.int64)
+        assert np.abs(back - np.asarray(small.frames[-1])).mean() < 6
 
 
 def test_pages_are_full_of_characters_and_nothing_is_asked_about_them():
@@ -152,7 +219,7 @@ def test_pages_are_full_of_characters_and_nothing_is_asked_about_them():
     in_decoder = np.zeros(len(made["kind"]), dtype=bool)
     in_decoder[made["feature"][made["feature"] >= 0]] = True
     unasked = ~in_decoder & (made["kind"] >= 0)
-    printed, joined = made["characters"][unasked].any(axis=1), made["joined"][unasked] >= 0
+    printed, joined = made["characters"][unasked].any(axis=(1, 2)), made["joined"][unasked] >= 0
     assert printed.sum() > 0.5 * PAGES * 36 and joined.sum() >= 4 * LINES and not (printed & joined).any()
     assert unasked.sum() >= PAGES * 36 + LINES * 24
 

@@ -28,19 +28,19 @@ def draw_family_scene(rng, options):
 
 
 FAMILIES = {  # (share of the training examples while they get harder, share from then on, how to draw one)
-    # subtle: "scene" comes in the batches of large images alone, and is three quarters of those: see batches.py
+    # subtle: "scene" comes in the batches of large images alone, and is most of those: see batches.py
     "scene": (3.0, 3.0, draw_family_scene),
     "shapes": (6.0, 5.0, shapes.draw_family),
-    "inside": (0.7, 0.6, shapes.draw_family_inside),
+    "inside": (0.7, 2.0, shapes.draw_family_inside),
     "blind": (0.3, 0.2, sequences.draw_family_blind),
-    "text": (3.5, 6.0, reading.draw_family_text),
-    "digit": (1.2, 1.5, reading.draw_family_digit),
+    "text": (3.5, 7.0, reading.draw_family_text),
+    "digit": (1.2, 2.5, reading.draw_family_digit),
     "chart": (0.8, 0.6, reading.draw_family_chart),
     "table": (0.8, 1.5, reading.draw_family_table),
-    "pair": (1.5, 2.2, sequences.draw_family_pair),
-    "video": (2.0, 2.8, sequences.draw_family_video),
+    "pair": (1.5, 3.0, sequences.draw_family_pair),
+    "video": (2.0, 3.2, sequences.draw_family_video),
     "corner": (0.8, 0.5, far_apart.draw_family_corner),
-    "longer": (0.8, 1.2, far_apart.draw_family_longer),
+    "longer": (0.8, 2.0, far_apart.draw_family_longer),
     "line": (1.0, 1.5, far_apart.draw_family_line),
     "ambiguous": (0.4, 0.4, far_apart.draw_family_ambiguous),
     "hidden": (0.3, 0.3, far_apart.draw_family_hidden),
@@ -48,14 +48,15 @@ FAMILIES = {  # (share of the training examples while they get harder, share fro
 }
 
 
-def draw_example(family, seed, held_out=False, ease=1.0, most=1, branch=SCORED):
+def draw_example(family, seed, held_out=False, ease=1.0, most=1, branch=SCORED, enlarged=False):
     """Example number `seed` of a family, with up to `most` conversations.
 
     held_out   word the questions as training never does
     ease       0..1: how far the way from the easiest examples to all of them has been gone
+    enlarged   make the frames of a video two or three times as large
     """
     rng = np.random.default_rng([branch, list(FAMILIES).index(family), *np.atleast_1d(seed)])
-    options = DrawOptions(held_out, ease, most, training=branch == TRAINED)
+    options = DrawOptions(held_out, ease, most, training=branch == TRAINED, enlarged=enlarged)
     while True:
         example = FAMILIES[family][2](rng, options)
         if example.conversations:

@@ -1,6 +1,9 @@
 """Two pictures, where the order matters, and videos of two to eight frames."""
 
+from dataclasses import replace
+
 import numpy as np
+from PIL import Image
 
 from minivl.tiny.examples import Example, Medium, Turn
 from minivl.tiny.phrasings import plural, with_article
@@ -93,7 +96,20 @@ def draw_change(rng, options):
 
 def draw_family_video(rng, options):
     """Family "video": a shape that moves, one that changes its colour, or shapes that appear."""
-    return pick(rng, (draw_motion, draw_recolouring, draw_arrivals))(rng, options)
+    example = pick(rng, (draw_motion, draw_recolouring, draw_arrivals))(rng, options)
+    return enlarge(rng, example) if options.enlarged else example
+
+
+def enlarge(rng, example):
+    """The same film with frames two or three times as large; long ones two times, for their tokens."""
+    medium = example.media[0]
+    times = int(rng.integers(2, 4)) if len(medium.frames) <= 4 else 2
+    width, height = medium.frames[0].size
+    frames = tuple(frame.resize((times * width, times * height), Image.Resampling.BICUBIC) for frame in medium.frames)
+    shapes = tuple(
+        tuple(replace(shape, box=tuple(times * side for side in shape.box)) for shape in shown) for shown in medium.shapes
+    )
+    return replace(example, media=(replace(medium, frames=frames, shapes=shapes),))
 
 
 def film(rng, ground, states):

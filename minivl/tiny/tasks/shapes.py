@@ -18,7 +18,7 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 EXTREMES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest")
 NOTHING = "none"
 HARDLY = 4  # pixels: a centre that is less far to a side is not said to lie there
-FOREIGN = tuple("dog cat car tree house cup bird hat book ball apple chair cloud shoe".split())  # no shapes
+FOREIGN = tuple("dog cat car tree house cup bird hat book apple chair cloud shoe".split())  # no shapes
 
 
 def draw_inside(rng, size):

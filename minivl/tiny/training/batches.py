@@ -12,6 +12,7 @@ with n, so a resumed run sees what an unbroken one would have. NumPy only.
 """
 
 from dataclasses import replace
+from itertools import permutations
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,10 +30,11 @@ UNIT, FULL = 28, 336  # pixels of a token, and of the longest side: the unit of 
 CELL_KINDS = ("nothing", *KINDS, "bar", "digit")
 MOST = 5  # conversations about one example
 JOINED = 0.3  # share of the examples in which two conversations are one
-WIDE = 0.4  # share of the batches for the images of family "scene", which are up to 336 x 336
+WIDE = 0.4  # share of the batches for the images of family "scene", which are up to 336 x 336, and for enlarged videos
+IN_WIDE = {"scene": 3.0, "video": 0.8}  # how often these are drawn there, in units of the sum of all shares
 PLAN = {  # (tower rows, patches of each, decoder rows, tokens of each)
     False: (16, 288, 13, 256),
-    True: (8, 576, 12, 384),
+    True: (8, 576, 9, 384),
 }
 PAGES, LINES = 4, 4  # images full of characters, and of lines between dots, in each batch, for the tower alone
 TASKS = (*PHRASINGS, "blind")
@@ -53,10 +55,10 @@ def make_batch(number, ease, tokenizer):
     rng = np.random.default_rng([5, *seed])
     wide = bool(rng.random() < WIDE)
     batch = Batch(*PLAN[wide])
-    names = list(FAMILIES)
-    chances = np.array([later if ease == 1 else early for early, later, _ in FAMILIES.values()], dtype=np.float64)
-    scene = names.index("scene")
-    chances[scene] = (3.0 if wide else 0.0) * chances.sum()
+    shares = {name: later if ease == 1 else early for name, (early, later, _) in FAMILIES.items()}
+    total = sum(shares.values())
+    shares |= {name: share * total for name, share in IN_WIDE.items()} if wide else {"scene": 0.0}
+    names, chances = list(shares), np.array(list(shares.values()), dtype=np.float64)
     chances /= chances.sum()
     for _ in range(PAGES):
         batch.add_media((draw_page(rng),))
@@ -65,7 +67,7 @@ def make_batch(number, ease, tokenizer):
     misfits = 0
     for attempt in range(1000):
         family = names[rng.choice(len(names), p=chances)]
-        example = draw_example(family, (*seed, 1 + attempt), ease=ease, most=MOST, branch=TRAINED)
+        example = draw_example(family, (*seed, 1 + attempt), ease=ease, most=MOST, branch=TRAINED, enlarged=wide)
         misfits += not batch.add(replace(example, conversations=join(rng, example.conversations)), tokenizer)
         if misfits == 4:
             break
@@ -119,6 +121,10 @@ class Batch:
             taken[rows[0]] += len(patches)
         self.tower_used = taken
         features = [self.add_plane(plane, *slot) for plane, slot in zip(planes, slots)]
+        for before, after in zip(features, features[1:]):
+            if len(before) == len(after):
+                same = [self.cells[key][before] == self.cells[key][after] for key in ("kind", "colour")]
+                self.cells["changed"][after] = ~(same[0] & same[1])
         return np.concatenate(features) if features else np.zeros(0, dtype=np.int64)
 
     def add_plane(self, plane, row, start):
@@ -243,9 +249,9 @@ def patchify(pair):
 
 def cell_arrays(count):
     return {
-        **{key: np.full(count, -1, dtype=np.int64) for key in ("kind", "colour", "digit", "joined")},
+        **{key: np.full(count, -1, dtype=np.int64) for key in ("kind", "colour", "digit", "joined", "changed")},
         **{key: np.zeros((count, 4), dtype=np.float32) for key in ("near", "far")},
-        "characters": np.zeros((count, len(CHARACTERS)), dtype=np.float32),
+        "characters": np.zeros((count, 2, len(CHARACTERS)), dtype=np.float32),
     }
 
 
@@ -254,7 +260,11 @@ def cell_targets(height, width, shapes, signs, digit=None, joined=()):
 
     kind [U]: number in CELL_KINDS; colour [U]: -1 none; digit [U]: -1 elsewhere; joined [U]: the colour at the other end
     of a dot's line, -1 elsewhere; near [U, 4]: the box from the token's centre, in units of 56 pixels; far [U, 4]: the box
-    in units of 336 pixels; characters [U, 36]: those whose middle or larger part is inside, as 0 or 1
+    in units of 336 pixels; characters [U, 2, 36]: those whose middle or more than 40 % is in its left half, and in its
+    right half, as 0 or 1. (changed [U], whether something else covers it than in the image or pair of frames before, is found
+    later: `Batch.add_media`.)
+
+    Of several shapes, that of which most is seen: `visible`.
     """
     rows, cols = height // UNIT, width // UNIT
     y, x = (a.reshape(-1) * UNIT for a in np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij"))
@@ -263,7 +273,8 @@ def cell_targets(height, width, shapes, signs, digit=None, joined=()):
     if shapes:
         boxes = np.array([shape.box for shape in shapes], dtype=np.float32)
         area = overlap(x, y, boxes)
-        best = (area * (1 - 1e-3 * (boxes[:, 2] - boxes[:, 0]))).argmax(axis=1)  # of two that cover it, the smaller
+        seen = visible(area, boxes)
+        best = seen.argmax(axis=1)
         covered = area.max(axis=1) > 0.2 * UNIT**2
         kinds = np.array([CELL_KINDS.index(shape.kind) for shape in shapes])
         colours = np.array([list(COLOURS).index(shape.colour) if shape.colour else -1 for shape in shapes])
@@ -279,16 +290,38 @@ def cell_targets(height, width, shapes, signs, digit=None, joined=()):
             targets["joined"] = np.where(covered, ends[best], -1)
     if signs:
         boxes = np.array([sign.box for sign in signs], dtype=np.float32)
-        middle = (boxes[:, :2] + boxes[:, 2:]) // (2 * UNIT)
-        inside = overlap(x, y, boxes) > 0.4 * ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
-        inside |= (x[:, None] == UNIT * middle[:, 0]) & (y[:, None] == UNIT * middle[:, 1])
-        for cell, sign in zip(*np.nonzero(inside)):
-            targets["characters"][cell, CHARACTERS.index(signs[sign].text)] = 1
+        size = boxes[:, 2:] - boxes[:, :2]
+        for half, left in enumerate((x, x + UNIT // 2)):
+            inside = overlap(left, y, boxes, UNIT // 2) > 0.4 * size[:, 0] * size[:, 1]
+            inside |= has_middle(left, y, boxes, UNIT // 2)
+            for cell, sign in zip(*np.nonzero(inside)):
+                targets["characters"][cell, half, CHARACTERS.index(signs[sign].text)] = 1
     return targets
 
 
-def overlap(x, y, boxes):
-    """Pixels that each token shares with each box: [U, boxes]."""
-    across = np.minimum(x[:, None] + UNIT, boxes[:, 2]) - np.maximum(x[:, None], boxes[:, 0])
+def visible(area, boxes):
+    """Of the pixels [U, shapes] that tokens share with shapes' boxes, those that no shape inside covers.
+
+    Of the token in which most of such an inner shape lies, nothing is left to the outer one.
+    """
+    seen = area.copy()
+    for inner, outer in permutations(range(len(boxes)), 2):
+        a, b = boxes[inner], boxes[outer]
+        if a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3]:
+            seen[:, outer] -= area[:, inner]
+            seen[area[:, inner].argmax(), outer] = 0
+    return seen
+
+
+def overlap(x, y, boxes, width=UNIT):
+    """Pixels that each token, or the part of it from x on that is this wide, shares with each box: [U, boxes]."""
+    across = np.minimum(x[:, None] + width, boxes[:, 2]) - np.maximum(x[:, None], boxes[:, 0])
     down = np.minimum(y[:, None] + UNIT, boxes[:, 3]) - np.maximum(y[:, None], boxes[:, 1])
     return across.clip(0) * down.clip(0)
+
+
+def has_middle(x, y, boxes, width=UNIT):
+    """Is the middle of each box in the token, or in the part of it from x on that is this wide? [U, boxes]"""
+    middle_x, middle_y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+    across = (x[:, None] <= middle_x) & (middle_x < x[:, None] + width)
+    return across & (y[:, None] <= middle_y) & (middle_y < y[:, None] + UNIT)

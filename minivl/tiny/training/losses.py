@@ -1,7 +1,8 @@
-"""The losses: the text of the answers, and three heads that are thrown away after training.
+"""The losses: the text of the answers, and four heads that are thrown away after training.
 
     near     on each feature of the tower: what covers its 28 x 28 pixels, and where its box lies from there
     far      on image tokens behind layer FAR of the decoder: where the box lies in the whole image
+    changed  there too: does something else cover it than in the image, or the pair of frames, before?
     asked    on the tokens of an answer behind layer ASKED: the box that is being spoken of
 
 and features should point along the decoder's embeddings of the words for what they show.
@@ -23,7 +24,12 @@ SPELT = 3.0  # weight of the characters that are printed on a token, which are l
 def build_parts():
     """The model and the heads, in one module."""
     width = CONFIG["hidden_size"]
-    heads = {"near": CellHead(width), "far": CellHead(width), "asked": nn.Linear(width, 4)}
+    heads = {
+        "near": CellHead(width),
+        "far": CellHead(width),
+        "changed": nn.Linear(width, 1),
+        "asked": nn.Linear(width, 4),
+    }
     return nn.ModuleDict({"model": packed.Model(), **heads})
 
 
@@ -46,12 +52,13 @@ def compute_losses(parts, batch, words, tower_alone=False, run_tower=packed.run_
     text, whole = text_loss(model, last, batch)
     at = batch["feature"].flatten()
     at, far_state = at[at >= 0], far_state.flatten(0, 1)[at >= 0]
-    in_decoder = torch.zeros_like(features).index_copy(0, at, far_state)
+    in_decoder = far_state.new_zeros(features.shape).index_copy(0, at, far_state)
     shown = torch.zeros_like(batch["kind"], dtype=torch.bool).index_fill(0, at, True)
     far, _ = parts["far"].loss(in_decoder, batch, "far", shown)
+    changed, found = changed_loss(parts["changed"], in_decoder, batch["changed"].masked_fill(~shown, -1))
     asked = asked_loss(parts["asked"], asked_state, batch)
-    figures |= {"text": text, "far": far, "asked": asked}
-    return text + 0.15 * (near + named) + 0.15 * far + 0.5 * asked, figures, whole
+    figures |= {"text": text, "far": far, "change": changed, "changes": found, "asked": asked}
+    return text + 0.15 * (near + named) + 0.15 * far + 0.3 * changed + 0.5 * asked, figures, whole
 
 
 class CellHead(nn.Module):
@@ -59,7 +66,7 @@ class CellHead(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.sizes = (len(CELL_KINDS), len(COLOURS), 10, len(COLOURS), len(CHARACTERS), 4)
+        self.sizes = (len(CELL_KINDS), len(COLOURS), 10, len(COLOURS), 2 * len(CHARACTERS), 4)
         self.linear = nn.Linear(width, sum(self.sizes))
         with torch.no_grad():
             self.linear.bias[sum(self.sizes[:4]) : -4] = -3.0  # characters are rare
@@ -77,7 +84,7 @@ class CellHead(nn.Module):
         loss = loss + mean_of(F.cross_entropy(digit, true_digit.clamp(min=0), reduction="none"), true_digit >= 0)
         true_end = batch["joined"][drawn]
         loss = loss + mean_of(F.cross_entropy(joined, true_end.clamp(min=0), reduction="none"), true_end >= 0)
-        true_characters = batch["characters"][drawn]
+        true_characters = batch["characters"][drawn].flatten(1)
         printed = true_characters.any(dim=-1)
         spelt = F.binary_cross_entropy_with_logits(characters, true_characters, reduction="none").sum(dim=-1)
         loss = loss + SPELT * mean_of(spelt, printed) + mean_of(spelt, ~printed)
@@ -109,6 +116,16 @@ def text_loss(model, last, batch):
     right = (logits.argmax(-1) == batch["target"]).float()
     whole = torch.ones(len(batch["task"]), device=right.device)
     return loss, whole.scatter_reduce(0, batch["answer"], right, "amin")
+
+
+def changed_loss(head, x, changed):
+    """Cross entropy of a yes or no for each token x [U, D] whose `changed` is 1 or 0; share of right ones. Both count alike."""
+    logit = head(F.rms_norm(x, x.shape[-1:]))[:, 0].float()
+    yes, no = changed == 1, changed == 0
+    error = F.softplus(torch.where(yes, -logit, logit))
+    with torch.no_grad():
+        right = (mean_of((logit > 0).float(), yes) + mean_of((logit <= 0).float(), no)) / 2
+    return mean_of(error, yes) + mean_of(error, no), right
 
 
 def asked_loss(head, hidden, batch):

@@ -62,14 +62,14 @@ class VisionAttention(nn.Module):
     def forward(self, x, cos, sin, mask):
         R, N, D = x.shape
         q, k, v = self.qkv(x).view(R, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        context = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, attn_mask=mask)
+        context = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, mask)
         return self.proj(context.transpose(1, 2).reshape(R, N, D))
 
 
 def run_tower(tower, pixels, segment, cos, sin):
     """pixels uint8 [R, N, 1176], segment [2, R, N] -> features [R*N/4, D_text], unit order."""
     scale, shift = normalisation(pixels.device)
-    x = (pixels.float() * scale + shift) @ tower.patch_embed["proj"].weight.flatten(1).T
+    x = ((pixels.float() * scale + shift) @ tower.patch_embed["proj"].weight.flatten(1).T).float()
     full, windows = (to_bias(numbers[:, :, None] == numbers[:, None]) for numbers in segment)
     for i, block in enumerate(tower.blocks):
         x = x + block.attn(block.norm1(x), cos, sin, full if i in VISION["fullatt_block_indexes"] else windows)
@@ -126,7 +126,7 @@ class SelfAttention(nn.Module):
         )
         group = self.heads // self.kv_heads
         k, v = rotate(k, cos, sin).repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        context = F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, attn_mask=mask)
+        context = attend(rotate(q, cos, sin), k, v, mask)
         return self.o_proj(context.transpose(1, 2).reshape(R, T, D))
 
 
@@ -184,6 +184,12 @@ class MLP(nn.Module):
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def attend(q, k, v, bias):
+    """Attention in float32, also where products are bfloat16: PyTorch's backward pass of it in bfloat16 is slower on a CPU."""
+    with torch.autocast(q.device.type, enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=bias)
 
 
 def rotate(x, cos, sin):

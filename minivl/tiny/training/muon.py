@@ -1,7 +1,7 @@
 """Muon (Keller Jordan, 2024): momentum whose singular values are all made about 1, for the matrices inside a network.
 
-PyTorch has one, in bfloat16, which a CPU without bfloat16 arithmetic only emulates; this one is float32 and takes matrices of
-one shape together.
+PyTorch has one, in bfloat16, which a CPU without bfloat16 arithmetic only emulates; this one takes matrices of one shape
+together, in bfloat16 only if asked to.
 """
 
 import torch
@@ -10,10 +10,14 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # steep at 0, ends between 0.7 and 1.
 
 
 class Muon(torch.optim.Optimizer):
-    """`lr` means what it means in AdamW: the mean square of an update is that of a typical one there (0.2 lr)."""
+    """`lr` means what it means in AdamW: the mean square of an update is that of a typical one there (0.2 lr).
 
-    def __init__(self, params, lr=1e-3, momentum=0.95, weight_decay=0.01):
+    dtype   of the products that make singular values alike; momentum and weights stay as they are
+    """
+
+    def __init__(self, params, lr=1e-3, momentum=0.95, weight_decay=0.01, dtype=torch.float32):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self):
@@ -23,7 +27,7 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     alike.setdefault(p.shape, []).append(p)
             for shape, matrices in alike.items():
-                updates = orthogonal(torch.stack([self.momentum(p, group["momentum"]) for p in matrices]))
+                updates = orthogonal(torch.stack([self.momentum(p, group["momentum"]) for p in matrices]).to(self.dtype))
                 for p, update in zip(matrices, updates):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update, alpha=-0.2 * max(shape) ** 0.5 * group["lr"])

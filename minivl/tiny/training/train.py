@@ -1,6 +1,6 @@
 """Train the small model: python -m minivl.tiny.training.train RUN_FOLDER   (needs the [reference] extra)
 
-    --start FOLDER   begin with the weights of a checkpoint (tokens of equal text keep their embeddings); default: from nothing
+    --start FOLDER   begin with the weights and the tokenizer of a checkpoint; default: from nothing
     --steps N        the last step; the last --cooldown of them lower the learning rate to a hundredth
 
 First the tower alone, on what covers each token (--tower-steps); then all of it, on packed examples from easy to hard.
@@ -11,10 +11,12 @@ minivl loads.
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
@@ -33,6 +35,7 @@ WARM_UP = 100
 SAVE_SECONDS = 300
 LOG_EVERY = 25
 EXPORT_EVERY = 400
+STATES = ("state.pt", "stable.pt")
 
 
 class Batches(Dataset):
@@ -48,6 +51,12 @@ class Batches(Dataset):
         ease = min(1.0, 0.3 + 0.7 * n / max(1, self.options.ease_steps))
         made = self.make((n, self.options.seed) if self.options.seed else n, ease, self.tokenizer)
         return {key: torch.from_numpy(value) for key, value in made.items()}
+
+
+def step_back(worker):
+    """Lower the priority of a process that draws examples: a thread that waits for its core holds up the whole product."""
+    if hasattr(os, "nice"):
+        os.nice(19)
 
 
 def main():
@@ -68,6 +77,9 @@ def parse(arguments=None):
     parser.add_argument("--ease-steps", type=int, default=3500, help="steps until examples are as hard as they get")
     parser.add_argument("--rate", type=float, default=1.2e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the batches")
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="multiply matrices in bfloat16: faster with AMX, on a GPU"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes that draw examples")
     parser.add_argument("--no-compile", action="store_true", help="run without torch.compile")
     return parser.parse_args(arguments)
@@ -77,19 +89,19 @@ def train(options, make=make_batch):
     """Run the steps that are left; returns the modules."""
     folder = Path(options.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = share_tokenizer(folder)
+    tokenizer = share_tokenizer(folder, options.start)
     words = word_ids(tokenizer)
     torch.manual_seed(options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parts = build_parts().to(device)
-    optimizers = build_optimizers(parts, options.rate)
-    first, cooled = restore(folder, parts, optimizers, options, tokenizer)
+    optimizers = build_optimizers(parts, options.rate, torch.bfloat16 if options.bfloat16 else torch.float32)
+    first, cooled = restore(folder, parts, optimizers, options)
     run_tower, run_decoder = model.run_tower, model.run_decoder
     if not options.no_compile:
         run_tower, run_decoder = (torch.compile(run, dynamic=False) for run in (run_tower, run_decoder))
     loader = DataLoader(
         Batches(options, tokenizer, make), batch_size=None, sampler=range(first, options.steps),
-        num_workers=options.workers, prefetch_factor=4 if options.workers else None,
+        num_workers=options.workers, prefetch_factor=4 if options.workers else None, worker_init_fn=step_back,
     )  # fmt: skip
     log, saved = Log(folder, first), time.time()
     stable = -1 if cooled else max(first, options.steps - options.cooldown)
@@ -99,7 +111,10 @@ def train(options, make=make_batch):
         batch = {key: value.to(device) for key, value in batch.items()}
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["rate"] * schedule(step, options)
-        loss, figures, whole = compute_losses(parts, batch, words, step < options.tower_steps, run_tower, run_decoder)
+        with torch.autocast(device, torch.bfloat16, enabled=options.bfloat16):
+            loss, figures, whole = compute_losses(
+                parts, batch, words, step < options.tower_steps, run_tower, run_decoder
+            )
         parts.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
@@ -116,37 +131,41 @@ def train(options, make=make_batch):
     return parts
 
 
-def share_tokenizer(folder):
-    """Build the tokenizer once; all later starts read the file."""
+def share_tokenizer(folder, start=None):
+    """Build the tokenizer once, or take that of the checkpoint to begin with; later runs read the file."""
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    begun = any((folder / name).is_file() for name in STATES)
+    if not path.is_file() or start and not begun:
+        made = load_start(start)[1] if start else vocabulary.build_tokenizer()
         with write_whole(path) as partial:
-            vocabulary.build_tokenizer().save(str(partial))
+            made.save(str(partial))
     return Tokenizer.from_file(str(path))
 
 
-def build_optimizers(parts, rate):
-    """Muon for the matrices of the layers, AdamW for the rest."""
+def build_optimizers(parts, rate, dtype=torch.float32):
+    """Muon, whose products are of this dtype, for the matrices of the layers, AdamW for the rest."""
     model = parts["model"]
     matrices = [p for blocks in (model.visual.blocks, model.model.layers) for p in blocks.parameters() if p.ndim == 2]
     inner = {id(p) for p in matrices}
     others = [p for p in parts.parameters() if id(p) not in inner]
-    muon = Muon([{"params": matrices, "rate": MUON_RATE * rate}])
+    muon = Muon([{"params": matrices, "rate": MUON_RATE * rate}], dtype=dtype)
     return muon, torch.optim.AdamW([{"params": others, "rate": rate}], betas=(0.9, 0.98), weight_decay=0.01, fused=True)
 
 
-def restore(folder, parts, optimizers, options, tokenizer):
+def restore(folder, parts, optimizers, options):
     """Load the newest state that this schedule can use, or the weights to begin with.
 
     Returns the first step, and whether the learning rate has begun to fall.
     """
-    states = [
-        torch.load(path, map_location="cpu") for path in (folder / "state.pt", folder / "stable.pt") if path.is_file()
-    ]
+    states = [torch.load(folder / name, map_location="cpu") for name in STATES if (folder / name).is_file()]
     for state in states:
         if state["step"] > options.steps:
             raise Error(f"{folder} has run {state['step']} steps: give a larger --steps, or another folder.")
         if not state["cooling"] or state["steps"] == options.steps:
+            if state["parts"].keys() != parts.state_dict().keys():
+                raise Error(
+                    f"{folder} was begun with other heads. Give another folder, and --start {folder / 'checkpoint'}."
+                )
             parts.load_state_dict(state["parts"])
             for optimizer, stored in zip(optimizers, state["optimizers"]):
                 rates = [group["rate"] for group in optimizer.param_groups]
@@ -160,10 +179,22 @@ def restore(folder, parts, optimizers, options, tokenizer):
             f"Give --steps {states[0]['steps']}, or another folder."
         )
     if options.start:
-        old = Tokenizer.from_file(str(Path(options.start) / "tokenizer.json"))
-        weights = load_file(Path(options.start) / "model.safetensors")
-        parts["model"].load_state_dict(vocabulary.carry_over(weights, old, tokenizer))
+        parts["model"].load_state_dict(load_start(options.start)[0])
     return 0, False
+
+
+def load_start(folder):
+    """Weights and tokenizer of a checkpoint to begin with. Raises an Error if it is no small model."""
+    try:
+        weights = load_file(Path(folder) / "model.safetensors")
+        text = (Path(folder) / "tokenizer.json").read_text(encoding="utf-8")
+    except (OSError, SafetensorError) as cause:
+        raise Error(f"--start {folder}: {cause}. Give a folder with a checkpoint of the small model.") from None
+    for name, tensor in model.Model().state_dict().items():
+        found = list(weights[name].shape) if name in weights else "missing"
+        if found != list(tensor.shape):
+            raise Error(f"--start {folder} is another model: {name} is {found}, and {list(tensor.shape)} is needed.")
+    return weights, Tokenizer.from_str(text)
 
 
 def schedule(step, options):

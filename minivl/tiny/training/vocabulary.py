@@ -55,18 +55,3 @@ def corpus():
                         yield turn.answer
     yield from ["You are a helpful assistant.", "system\n", "user\n", "assistant\n"] * 200
     yield from EVERYDAY * 20
-
-
-def carry_over(state, old, new):
-    """A state dict for tokenizer `new` from one for `old`: rows of equal tokens, else the mean of the pieces."""
-    import torch
-
-    table = state["model.embed_tokens.weight"].float()
-    ids, rows = old.get_vocab(), torch.zeros(VOCABULARY, table.shape[1])
-    for token, id in new.get_vocab().items():
-        if token in ids:
-            rows[id] = table[ids[token]]
-        else:
-            pieces = old.encode(new.decode([id]), add_special_tokens=False).ids
-            rows[id] = table[pieces].mean(dim=0) if pieces else table.mean(dim=0)
-    return {name: tensor.float() for name, tensor in state.items()} | {"model.embed_tokens.weight": rows}

@@ -1,0 +1,219 @@
+"""Measure what the docs say about the small model that ships, and write it into the pages. Done after it is trained anew.
+
+    python docs/measured.py                      # all parts: a quarter of an hour
+    python docs/measured.py scores "finding reader"
+    python docs/measured.py --list
+
+A measured part of a page stands between <!-- measured: NAME --> and <!-- end -->. The sentences around it say what is to be
+seen there: read them again. Findings write their figures too, and a few pictures of other pages have names of their own.
+"""
+
+import argparse
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent))
+
+import minivl  # noqa: E402
+from minivl import plots, studies  # noqa: E402
+from minivl.answer.grounding import iou  # noqa: E402
+from minivl.faults import all_faults, score  # noqa: E402
+from minivl.helpers import write_whole  # noqa: E402
+from minivl.studies.measures import FINDINGS, Model  # noqa: E402
+from minivl.tiny import evaluate, scene  # noqa: E402
+from minivl.tiny.scenes import COLOURS, mask  # noqa: E402
+from minivl.tiny.scoring import render_table, score_families  # noqa: E402
+
+PART = re.compile(r"(<!-- measured: ([\w -]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
+CASES = 200  # of each finding
+FAULT_SCENES = 40
+FIRST_SCENE = 1_000_000  # of scenes that training cannot have used
+SIZES = {  # factors of (height, width) for the table of boxes
+    "at their own size, which needs no resizing": (1.0, 1.0),
+    "0.93 times as wide, 1.07 times as high": (1.07, 0.93),
+    "3.3 times as wide, 3.1 times as high": (3.1, 3.3),
+}
+
+
+@cache
+def small_model():
+    return minivl.load()
+
+
+@cache
+def cases():
+    """The model with its 200 cases, of which several findings share what is measured."""
+    return Model(small_model(), CASES)
+
+
+def scores():
+    """Score the task families in both wordings, and the calibration."""
+    return render_table(score_families(small_model())).splitlines()
+
+
+def usual_questions():
+    return evaluate.table(evaluate.evaluate(small_model())).splitlines()
+
+
+def finding(name):
+    """Measure a finding: its command and its lines; draw its figure if a page shows it."""
+    _, measure = FINDINGS[name]
+    lines, draw = measure(cases())
+    figure = f"finding-{name}.png"
+    if draw is not None and any(figure in page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")):
+        draw().savefig(DOCS / figure)
+    return [f"`python -m minivl.studies.findings {name} --over {CASES}`", "", *lines]
+
+
+def faults_of_one_scene():
+    """Each fault on its drawn scene: the first tensor that moves, what happens to the answer, whether `compare` names it."""
+    yield "| fault | first tensor that moves | probability moved | the answer becomes | cause that `compare` names |"
+    yield "|---|---|---|---|---|"
+    for one in all_faults().values():
+        found = small_model().what_if(one)
+        moved = 100 * found.moved_probability
+        share = "none" if moved == 0 else "< 0.01 %" if moved < 0.005 else f"{moved:.2f} %"
+        named = found.cause.name if found.cause else "none"
+        cause = "the right one" if named == one.cause else named
+        video = " (of a video)" if one.shows == "video" else ""
+        yield f"| {one.name}{video} | {found.moved.name} | {share} | {shown_answer(found)} | {cause} |"
+
+
+def shown_answer(found):
+    right, wrong = found.answers
+    if right.ids == wrong.ids:
+        return "unchanged"
+    text = " ".join(str(wrong).split())
+    text = text if len(text) <= 90 else f"{text[:60].rstrip()} ..."
+    return re.sub(r"([|`<])", r"\\\1", text) or "(nothing)"
+
+
+def faults_of_many_scenes():
+    return score.table(small_model(), [one for one in all_faults().values() if one.shows != "video"], FAULT_SCENES)
+
+
+def resized_boxes():
+    """IoU of the box of one shape in each of 100 scenes, at several sizes of the image."""
+    yield "| images | mean IoU | median | above 0.5 | mean, were boxes not converted |"
+    yield "|---|---|---|---|---|"
+    for name, factors in SIZES.items():
+        found, raw = np.array([box_overlaps(FIRST_SCENE + number, factors) for number in range(100)]).T
+        above = int((found > 0.5).sum())
+        yield f"| {name} | {found.mean():.3f} | {np.median(found):.3f} | {above} | {raw.mean():.3f} |"
+
+
+def box_overlaps(number, factors):
+    """(IoU of the first box in pixels of the original image, the same of the box as the model wrote it) with the true one."""
+    drawn = scene(number)
+    asked = [(question, answer) for question, answer in drawn.questions if answer.startswith("[{")]
+    if not asked:
+        drawn = scene(number, count=1)
+        asked = [(question, answer) for question, answer in drawn.questions if answer.startswith("[{")]
+    (question, truth), (width, height) = asked[0], drawn.image.size
+    size = round(width * factors[1]), round(height * factors[0])
+    answer = small_model().ask(question, images=drawn.image.resize(size, Image.Resampling.BICUBIC))
+    label = truth.split('"label": "')[1].split('"')[0]
+    shape = next(shape for shape in drawn.shapes if shape.label == label)
+    true = tuple(side * (size[i % 2] / drawn.image.size[i % 2]) for i, side in enumerate(shape.box))
+    if not answer.boxes:
+        return 0.0, 0.0
+    return iou(answer.boxes[0].original, true), iou(answer.boxes[0].resized, true)
+
+
+def attention_of_an_answer():
+    """Draw plots-attention.png, of plots.md."""
+    trace = small_model().trace("Describe the picture.", scene(351).image, max_new_tokens=20)
+    return {"plots-attention": plots.attention_steps(trace, layer=4, vlm=small_model(), scale="own")}
+
+
+def patch_grid_of_a_colour():
+    """Draw studies-patch-grid.png, of studies.md: the cross of scene 5, pink and green."""
+    drawn, question = scene(5), "What colour is the cross?"
+    green = drawn.image.copy()
+    green.paste(COLOURS["green"], drawn.shapes[0].box[:2], mask("cross", 44))
+    prompts = [{"question": question, "images": image} for image in (drawn.image, green)]
+    return {"studies-patch-grid": plots.patch_grid(studies.patch_grid(small_model(), *prompts))}
+
+
+def probes():
+    """Draw probes-object.png and probes-place.png from the prompts of dataset.md; print the figures of its sentences."""
+    code = re.findall(r"```python\n(.*?)```", (DOCS / "dataset.md").read_text(encoding="utf-8"), re.DOTALL)[-1]
+    names = {"minivl": minivl, "studies": studies, "scene": scene}
+    exec(code, names)  # ask_colour
+    prompts = [prompt for prompt in map(names["ask_colour"], range(900)) if prompt]
+    keep = ["visual.patch_embed", "visual.blocks.{i}", "visual", "model.layers.{i}"]
+    pictures = {
+        "object": [("colour", "box"), ("colour", "answer"), ("shape", "box"), ("shape", "answer")],
+        "place": [("x", "box"), ("y", "box"), ("side", "box")],
+    }
+    with TemporaryDirectory() as folder:
+        store = minivl.collect(
+            prompts,
+            keep,
+            Path(folder) / "colour.zarr",
+            rows=["answer", "word", "box"],
+            reduce="mean",
+            vlm=small_model(),
+        )
+        for picture, pairs in pictures.items():
+            found = [studies.probe(store, label, kind=kind) for label, kind in pairs]
+            print("\n".join(map(str, found)), flush=True)
+            yield f"probes-{picture}", plots.probes(found)
+
+
+PICTURES = {"attention": attention_of_an_answer, "patch grid": patch_grid_of_a_colour, "probes": probes}
+MEASURED = {
+    "scores": scores,
+    "usual questions": usual_questions,
+    **{f"finding {name}": lambda name=name: finding(name) for name in FINDINGS},
+    "faults of one scene": faults_of_one_scene,
+    "faults of many scenes": faults_of_many_scenes,
+    "resized boxes": resized_boxes,
+}
+
+
+def names_in(text):
+    return [match[2] for match in PART.finditer(text)]
+
+
+def main():
+    parser = argparse.ArgumentParser("docs/measured.py", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="parts to measure; all if none is given")
+    parser.add_argument("--list", action="store_true", help="list the parts")
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join([*MEASURED, *PICTURES]))
+        return
+    for name in options.names:
+        if name not in [*MEASURED, *PICTURES]:
+            parser.error(f"there is no part {name!r}: see --list.")
+    for page in sorted(DOCS.glob("*.md")):
+        for name in names_in(page.read_text(encoding="utf-8")):
+            if name in (options.names or MEASURED):
+                print(f"{page.name}: {name}", file=sys.stderr, flush=True)
+                replace_part(page, name, list(MEASURED[name]()))
+    for name in options.names or PICTURES:
+        if name in PICTURES:
+            print(f"pictures: {name}", file=sys.stderr, flush=True)
+            for file, figure in dict(PICTURES[name]()).items():
+                figure.savefig(DOCS / f"{file}.png")
+
+
+def replace_part(page, name, lines):
+    """Write a part into its page, which is read again: a long measurement must not undo an edit."""
+    text = page.read_text(encoding="utf-8")
+    body = "\n".join(lines)
+    new = PART.sub(lambda match: f"{match[1]}\n\n{body}\n\n{match[4]}" if match[2] == name else match[0], text)
+    with write_whole(page) as partial:
+        partial.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
