@@ -24,7 +24,7 @@ LOSSES = {
     "text": "text of the answers",
     "near": "what covers a token, and where",
     "far": "the same, inside the decoder",
-    "change": "what is new in an image or frame",
+    "sequence": "what is new in an image or frame, and its number",
     "asked": "box that is spoken of",
     "named": "features point at words",
 }

@@ -177,11 +177,15 @@ def test_targets_of_change_are_where_something_else_is():
         (images, [None, [at, beside]]),
         ((images[0], larger), [None, None]),  # of another size: not compared
     ):
-        batch = Batch(16, 288, 1, 256)
-        changed = np.split(batch.cells["changed"][batch.add_media(media)], [16 * i for i in range(1, len(expected))])
+        batch, ends = Batch(16, 288, 1, 256), [16 * i for i in range(1, len(expected))]
+        features = batch.add_media(media)
+        changed, order = (np.split(batch.cells[key][features], ends) for key in ("changed", "order"))
+        assert [set(numbers) for numbers in order] == [{i} for i in range(len(expected))]
         for marks, places in zip(changed, expected):
             assert (marks == -1).all() if places is None else np.flatnonzero(marks).tolist() == places
             assert places is None or set(marks) <= {0, 1}
+    batch = Batch(16, 288, 1, 256)
+    assert set(batch.cells["order"][batch.add_media(images[:1])]) == {-1}  # of a single image nothing is asked
 
 
 def test_batches_of_large_images_have_enlarged_videos():

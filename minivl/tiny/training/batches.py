@@ -29,6 +29,7 @@ from minivl.tiny.training.recipe import ID
 UNIT, FULL = 28, 336  # pixels of a token, and of the longest side: the unit of absolute boxes
 CELL_KINDS = ("nothing", *KINDS, "bar", "digit")
 MOST = 5  # conversations about one example
+LONGEST = 4  # pairs of frames in a video
 JOINED = 0.3  # share of the examples in which two conversations are one
 WIDE = 0.4  # share of the batches for the images of family "scene", which are up to 336 x 336, and for enlarged videos
 IN_WIDE = {"scene": 3.0, "video": 0.8}  # how often these are drawn there, in units of the sum of all shares
@@ -121,6 +122,8 @@ class Batch:
             taken[rows[0]] += len(patches)
         self.tower_used = taken
         features = [self.add_plane(plane, *slot) for plane, slot in zip(planes, slots)]
+        for number, tokens in enumerate(features if len(features) > 1 else ()):
+            self.cells["order"][tokens] = number
         for before, after in zip(features, features[1:]):
             if len(before) == len(after):
                 same = [self.cells[key][before] == self.cells[key][after] for key in ("kind", "colour")]
@@ -249,7 +252,9 @@ def patchify(pair):
 
 def cell_arrays(count):
     return {
-        **{key: np.full(count, -1, dtype=np.int64) for key in ("kind", "colour", "digit", "joined", "changed")},
+        **{
+            key: np.full(count, -1, dtype=np.int64) for key in ("kind", "colour", "digit", "joined", "changed", "order")
+        },
         **{key: np.zeros((count, 4), dtype=np.float32) for key in ("near", "far")},
         "characters": np.zeros((count, 2, len(CHARACTERS)), dtype=np.float32),
     }
@@ -261,8 +266,8 @@ def cell_targets(height, width, shapes, signs, digit=None, joined=()):
     kind [U]: number in CELL_KINDS; colour [U]: -1 none; digit [U]: -1 elsewhere; joined [U]: the colour at the other end
     of a dot's line, -1 elsewhere; near [U, 4]: the box from the token's centre, in units of 56 pixels; far [U, 4]: the box
     in units of 336 pixels; characters [U, 2, 36]: those whose middle or more than 40 % is in its left half, and in its
-    right half, as 0 or 1. (changed [U], whether something else covers it than in the image or pair of frames before, is found
-    later: `Batch.add_media`.)
+    right half, as 0 or 1. (changed [U], whether something else covers it than in the image or pair of frames before, and
+    order [U], the number of its image or pair of frames, are for `Batch.add_media` to find.)
 
     Of several shapes, that of which most is seen: `visible`.
     """

@@ -1,9 +1,10 @@
 """The losses: the text of the answers, and four heads that are thrown away after training.
 
-    near     on each feature of the tower: what covers its 28 x 28 pixels, and where its box lies from there
-    far      on image tokens behind layer FAR of the decoder: where the box lies in the whole image
-    changed  there too: does something else cover it than in the image, or the pair of frames, before?
-    asked    on the tokens of an answer behind layer ASKED: the box that is being spoken of
+    near      on each feature of the tower: what covers its 28 x 28 pixels, and where its box lies from there
+    far       on image tokens behind layer FAR of the decoder: where the box lies in the whole image
+    sequence  there too, of two images or a video: the number of its image or pair of frames, and whether something else
+              covers the token than in the one before
+    asked     on the tokens of an answer behind layer ASKED: the box that is being spoken of
 
 and features should point along the decoder's embeddings of the words for what they show.
 """
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from minivl.tiny.scenes import COLOURS, KINDS
 from minivl.tiny.tasks.reading import CHARACTERS
 from minivl.tiny.training import model as packed
-from minivl.tiny.training.batches import CELL_KINDS
+from minivl.tiny.training.batches import CELL_KINDS, LONGEST
 from minivl.tiny.training.recipe import CONFIG
 
 SPELT = 3.0  # weight of the characters that are printed on a token, which are learnt last
@@ -27,7 +28,7 @@ def build_parts():
     heads = {
         "near": CellHead(width),
         "far": CellHead(width),
-        "changed": nn.Linear(width, 1),
+        "sequence": nn.Linear(width, 1 + LONGEST),
         "asked": nn.Linear(width, 4),
     }
     return nn.ModuleDict({"model": packed.Model(), **heads})
@@ -55,10 +56,11 @@ def compute_losses(parts, batch, words, tower_alone=False, run_tower=packed.run_
     in_decoder = far_state.new_zeros(features.shape).index_copy(0, at, far_state)
     shown = torch.zeros_like(batch["kind"], dtype=torch.bool).index_fill(0, at, True)
     far, _ = parts["far"].loss(in_decoder, batch, "far", shown)
-    changed, found = changed_loss(parts["changed"], in_decoder, batch["changed"].masked_fill(~shown, -1))
+    changed, order = (batch[key].masked_fill(~shown, -1) for key in ("changed", "order"))
+    sequence, found = sequence_loss(parts["sequence"], in_decoder, changed, order)
     asked = asked_loss(parts["asked"], asked_state, batch)
-    figures |= {"text": text, "far": far, "change": changed, "changes": found, "asked": asked}
-    return text + 0.15 * (near + named) + 0.15 * far + 0.3 * changed + 0.5 * asked, figures, whole
+    figures |= {"text": text, "far": far, "sequence": sequence, **found, "asked": asked}
+    return text + 0.15 * (near + named) + 0.15 * far + 0.3 * sequence + 0.5 * asked, figures, whole
 
 
 class CellHead(nn.Module):
@@ -118,14 +120,20 @@ def text_loss(model, last, batch):
     return loss, whole.scatter_reduce(0, batch["answer"], right, "amin")
 
 
-def changed_loss(head, x, changed):
-    """Cross entropy of a yes or no for each token x [U, D] whose `changed` is 1 or 0; share of right ones. Both count alike."""
-    logit = head(F.rms_norm(x, x.shape[-1:]))[:, 0].float()
-    yes, no = changed == 1, changed == 0
-    error = F.softplus(torch.where(yes, -logit, logit))
+def sequence_loss(head, x, changed, order):
+    """Cross entropies for tokens x [U, D]: of a yes or no where `changed` is 1 or 0, which count alike, and of `order`.
+
+    Both are -1 where nothing is asked. Also the shares of right ones.
+    """
+    logits = head(F.rms_norm(x, x.shape[-1:])).float()
+    new, number = logits[:, 0], logits[:, 1:]
+    yes, no, known = changed == 1, changed == 0, order >= 0
+    error = F.softplus(torch.where(yes, -new, new))
+    placed = mean_of(F.cross_entropy(number, order.clamp(min=0), reduction="none"), known)
     with torch.no_grad():
-        right = (mean_of((logit > 0).float(), yes) + mean_of((logit <= 0).float(), no)) / 2
-    return mean_of(error, yes) + mean_of(error, no), right
+        right = (mean_of((new > 0).float(), yes) + mean_of((new <= 0).float(), no)) / 2
+        figures = {"changes": right, "order": mean_of((number.argmax(-1) == order).float(), known)}
+    return mean_of(error, yes) + mean_of(error, no) + placed, figures
 
 
 def asked_loss(head, hidden, batch):

@@ -27,7 +27,9 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     alike.setdefault(p.shape, []).append(p)
             for shape, matrices in alike.items():
-                updates = orthogonal(torch.stack([self.momentum(p, group["momentum"]) for p in matrices]).to(self.dtype))
+                updates = orthogonal(
+                    torch.stack([self.momentum(p, group["momentum"]) for p in matrices]).to(self.dtype)
+                )
                 for p, update in zip(matrices, updates):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update, alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
