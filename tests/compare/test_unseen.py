@@ -32,7 +32,7 @@ def of_shipped(model):
     return dict(model.trace("How many shapes are there?", images=scene(5).image, max_new_tokens=1))
 
 
-@pytest.mark.parametrize("factor", [0.5, 0.7])
+@pytest.mark.parametrize("factor", [0.5, 0.6])
 def test_wrong_scores_in_bfloat16_without_a_model(factor):
     """On the shipped model, whose scores are large: what softmax makes of a rounded score must not excuse another score."""
     vlm = minivl.load(backend="numba")

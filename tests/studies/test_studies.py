@@ -153,7 +153,7 @@ def test_the_colour_moves_from_the_picture_to_the_last_token(vlm):
     # of the other tokens only the question's word takes part, as docs/tiny-model.md has it
     word = next(i for i, label in enumerate(found.groups) if "cross" in label)
     others = [i for i in [0, *range(picture + 1, found.recovered.shape[1] - 1)] if i != word]
-    assert np.all(np.abs(found.recovered[:, others]) < 0.2) and found.recovered[1, word] > 0.3
+    assert np.all(np.abs(found.recovered[:, others]) < 0.2) and found.recovered[1, word] > 0.1
 
 
 @pytest.mark.parametrize(
