@@ -160,7 +160,6 @@ def probes():
             Path(folder) / "colour.zarr",
             rows=["answer", "word", "box"],
             reduce="mean",
-            vlm=small_model(),
         )
         for picture, pairs in pictures.items():
             found = [studies.probe(store, label, kind=kind) for label, kind in pairs]

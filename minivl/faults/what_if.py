@@ -28,7 +28,7 @@ from minivl.tensors.names import parse
 from minivl.tensors.tokens import token_text
 from minivl.trace.recorder import parse_keep
 
-SCENE, SIZE = 5, (251, 187)  # of the drawn image: several windows, and no multiple of 28, so it is resized
+SCENE, SIZE = 14, (251, 187)  # of the drawn image: several windows, and no multiple of 28, so it is resized
 FRAMES, RATE = 4, 4.0  # of the video, after an image: 0.5 seconds from pair to pair
 
 
