@@ -1,6 +1,6 @@
 """Measure what the docs say about the small model that ships, and write it into the pages. Done after it is trained anew.
 
-    python docs/measured.py                      # all parts: a quarter of an hour
+    python docs/measured.py                      # all parts: some twenty minutes
     python docs/measured.py scores "finding reader"
     python docs/measured.py --list
 

@@ -103,9 +103,9 @@ def _choose_compiled(matmul):
     compile_kernels()
     functions = _functions("numba")
     if _may_run_on_amx(matmul):
-        from minivl.kernels.amx import linear_amx
+        from minivl.kernels.amx import linear_amx, linear_amx_two_terms
 
-        functions["linear"] = functools.partial(linear_amx, terms=3 if matmul == "float32" else 2)
+        functions["linear"] = linear_amx if matmul == "float32" else linear_amx_two_terms
         matmul += " on AMX"
     return protect(Kernels("numba", **functions, matmul=matmul))
 

@@ -58,8 +58,17 @@ CHECK = "from minivl.kernels import amx; amx.check()"
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # of Linux on x86-64
 
 
-def linear_amx(x, weight, bias=None, terms=3):
+def linear_amx(x, weight, bias=None):
     """As `linear_numba`, which it leaves float32 weights, few rows (bound by memory) and small matrices to."""
+    return _linear(x, weight, bias, terms=3)
+
+
+def linear_amx_two_terms(x, weight, bias=None):
+    """As `linear_amx`, with two terms of x instead of three: faster, and a tenth as exact."""
+    return _linear(x, weight, bias, terms=2)
+
+
+def _linear(x, weight, bias, terms):
     if weight.dtype != np.uint16 or len(x) < TILE or weight.size < LARGE or find_obstacle() is not None:
         return linear_numba(x, weight, bias)
     return matmul_amx(x, weight, bias, terms)
