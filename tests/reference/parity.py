@@ -9,7 +9,8 @@ to 6e-6, and blocks and layers add to it. What is compared is the largest differ
 tensor*: an entry that is small because large terms cancel keeps the absolute error of those terms, so an error relative to
 each entry would say nothing. A wrong order of windows, a lost bias, a wrong eps or section gives 1e-3 and more.
 Softmax turns the absolute error of a score into a relative one of its probability: where scores are as large as 161, as in the
-sharpest heads of the small model, the roundings of a score alone are worth 5e-5 of a probability. SHARP allows three of them.
+sharpest heads of the small model, one rounding of a score is worth 2e-5 of a probability. Scores carry the error of all layers before
+as well, a millionth of their largest value or two: SHARP allows eight roundings, a millionth.
 Integers must be equal, and -inf must stand in the same places.
 """
 
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 TOLERANCE = 2e-5  # every tensor but the logits; measured: at most 3e-6 (measure.py prints it for each kind of tensor)
-SHARP = 3 * 2.0**-23  # of the largest score, for probabilities and what is read with them
+SHARP = 8 * 2.0**-23  # of the largest score, for probabilities, what is read with them, and its projection
 LOGITS = 5e-5  # the logits stand behind all blocks and layers and one more long sum; measured: at most 1.2e-6
 
 OK, DIFF, SHAPE, MISSING = "OK", "DIFF", "SHAPE", "MISSING"
@@ -49,9 +50,9 @@ def compared(reference, trace, tolerance=TOLERANCE, logits=LOGITS):
 
 
 def sharpness(name, trace):
-    """What the roundings of the largest score are worth in a head's probabilities and context; 0 for other tensors."""
+    """What the roundings of the largest score are worth in probabilities, context and its projection; 0 for other tensors."""
     place, _, own = name.rpartition(".")
-    scores = trace[f"{place}.scores"] if own in ("probs", "context") and f"{place}.scores" in trace else np.zeros(1)
+    scores = trace[f"{place}.scores"] if own in ("probs", "context", "proj", "o_proj") and f"{place}.scores" in trace else np.zeros(1)
     return SHARP * float(np.abs(scores[np.isfinite(scores)]).max(initial=0))
 
 
