@@ -64,7 +64,7 @@ def linear_amx(x, weight, bias=None):
 
 
 def linear_amx_two_terms(x, weight, bias=None):
-    """As `linear_amx`, with two terms of x instead of three: faster, and a tenth as exact."""
+    """As `linear_amx`, with two terms of x instead of three: faster, and less exact."""
     return _linear(x, weight, bias, terms=2)
 
 

@@ -24,6 +24,7 @@ from minivl.tiny.scenes import COLOURS, KINDS
 from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
 from minivl.tiny.tasks.far_apart import draw_family_line
 from minivl.tiny.tasks.reading import CHARACTERS, draw_page
+from minivl.tiny.tasks.shapes import is_within
 from minivl.tiny.training.recipe import ID
 
 UNIT, FULL = 28, 336  # pixels of a token, and of the longest side: the unit of absolute boxes
@@ -278,7 +279,7 @@ def cell_targets(height, width, shapes, signs, digit=None, joined=()):
     if shapes:
         boxes = np.array([shape.box for shape in shapes], dtype=np.float32)
         area = overlap(x, y, boxes)
-        seen = visible(area, boxes)
+        seen = visible(area, shapes)
         best = seen.argmax(axis=1)
         covered = area.max(axis=1) > 0.2 * UNIT**2
         kinds = np.array([CELL_KINDS.index(shape.kind) for shape in shapes])
@@ -304,15 +305,14 @@ def cell_targets(height, width, shapes, signs, digit=None, joined=()):
     return targets
 
 
-def visible(area, boxes):
+def visible(area, shapes):
     """Of the pixels [U, shapes] that tokens share with shapes' boxes, those that no shape inside covers.
 
     Of the token in which most of such an inner shape lies, nothing is left to the outer one.
     """
     seen = area.copy()
-    for inner, outer in permutations(range(len(boxes)), 2):
-        a, b = boxes[inner], boxes[outer]
-        if a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3]:
+    for inner, outer in permutations(range(len(shapes)), 2):
+        if is_within(shapes[inner], shapes[outer]):
             seen[:, outer] -= area[:, inner]
             seen[area[:, inner].argmax(), outer] = 0
     return seen
