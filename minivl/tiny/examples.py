@@ -24,10 +24,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sign:
-    """A printed character and its box (x1, y1, x2, y2)."""
+    """A printed character, its box (x1, y1, x2, y2), and its place in the word that is asked for, from 0; -1 without one."""
 
     text: str
     box: tuple
+    ordinal: int = -1
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,10 @@ PHRASINGS = {
         "From the {other}, where is the {thing}?", "Which way is the {thing} from the {other}?",
         "Where does the {thing} lie [relative to|seen from] the {other}?",
         "In which direction from the {other} [is|lies] the {thing}?", "Looking from the {other}, where is the {thing}?",
+        "Relative to the {other}, [on which side is the {thing}|how does the {thing} lie|which way is the {thing}]?",
+        "[In what|In which] direction [is|lies] the {thing} from the {other}?",
+        "What direction does the {thing} lie from the {other}?",
+        "What side of the {other} is the {thing} on?",
         "What direction is the {thing} from the {other}?", "Relative to the {other}, where is the {thing}?",
     ),
     "related": (
@@ -321,6 +325,8 @@ PHRASINGS = {
         "[Which|What] [object|thing] [matches|is like|goes with] the [mark|corner mark]?",
         "Find the shape [with the colour of|that is like|of the same colour as] the [mark|corner mark].",
         "Name the [thing|object] that [is like|goes with|has the colour of] the [mark|corner mark].",
+        "[What|Which object|Which thing] shares [the colour of the mark|the corner mark's colour|the mark's colour]?",
+        "Which [object|shape] has the same colour as the [mark|corner mark]?",
         "Name the shape that matches the corner mark.", "Which shape shares its colour with the corner mark?",
     ),
     "longer": (

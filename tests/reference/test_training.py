@@ -14,8 +14,8 @@ from minivl.stream import run
 from minivl.tiny import CHECKPOINT, scene
 from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
 from minivl.tiny.training import train, vocabulary
-from minivl.tiny.training.batches import Batch, grow_tree
-from minivl.tiny.training.losses import build_parts, compute_losses, word_ids
+from minivl.tiny.training.batches import FULL, Batch, grow_tree
+from minivl.tiny.training.losses import LEAST, box_loss, build_parts, compute_losses, read_in_float32, word_ids
 from minivl.tiny.training.model import attend, forward
 from minivl.trace.recorder import record
 
@@ -162,7 +162,7 @@ def test_a_resumed_run_takes_the_rate_that_is_asked_for(tmp_path):
     options = train.parse([str(tmp_path), "--rate", "0.5", "--steps", "6", "--cooldown", "2"])
     parts = build_parts()
     optimizers = train.build_optimizers(parts, options.rate)
-    assert train.restore(tmp_path, parts, optimizers, options) == (6, True)
+    assert train.restore(tmp_path, parts, optimizers, options) == (6, True, 0)
     assert [group["rate"] for one in optimizers for group in one.param_groups] == [0.5 * train.MUON_RATE, 0.5]
 
 
@@ -192,6 +192,79 @@ def test_a_run_begins_with_a_checkpoints_weights_and_tokens(tmp_path, other_toke
     assert all(torch.equal(start[name], begun[name]) for name in start) and start.keys() == begun.keys()
     question, drawn = "What shape is the red thing?", scene(3).image
     assert minivl.load(tmp_path / "run" / "checkpoint").ask(question, drawn) == minivl.load().ask(question, drawn)
+
+
+def run_from(folder, start, *more, stop=None):
+    """A run of six steps that begins with a checkpoint."""
+    options = train.parse([str(folder), "--start", str(start), "--steps", "6", *SMALL, *more])
+
+    def make(number, ease, tokenizer):
+        if number == stop:
+            raise KeyboardInterrupt
+        return make_small(number, ease, tokenizer)
+
+    return train.train(options, make).state_dict()
+
+
+def test_heads_are_trained_alone_at_first(tmp_path, monkeypatch):
+    """Those that no checkpoint has; meanwhile the model stays as it is. Killed there, a run goes on as an unbroken one."""
+    monkeypatch.setattr(train, "HEADS_STEPS", 3)
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
+    start = load_file(CHECKPOINT / "model.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        run_from(tmp_path / "broken", CHECKPOINT, stop=2)
+    state = torch.load(tmp_path / "broken" / "state.pt")["parts"]
+    assert all(torch.equal(state[f"model.{name}"], tensor.float()) for name, tensor in start.items())
+    torch.manual_seed(0)
+    raw = build_parts().state_dict()
+    for head in ("near.linear", "far.linear", "sequence", "asked"):
+        assert not torch.equal(state[f"{head}.weight"], raw[f"{head}.weight"]), head
+    whole, resumed = (run_from(tmp_path / name, CHECKPOINT) for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not any(torch.equal(whole[f"model.{name}"], start[name].float()) for name in start if "layers" in name)
+
+
+def test_too_few_steps_for_more_than_the_heads_are_an_error(tmp_path):
+    with pytest.raises(minivl.Error, match="the first 150 steps are for the heads alone. Give more"):
+        run_from(tmp_path, CHECKPOINT)
+
+
+def test_a_state_with_other_heads_is_an_error(tmp_path):
+    run_for(tmp_path, 3)
+    state = torch.load(tmp_path / "state.pt")
+    state["parts"]["near.linear.weight"] = state["parts"]["near.linear.weight"][:-1]
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(minivl.Error, match="other heads"):
+        run_for(tmp_path, 3)
+
+
+def test_the_learning_rate_warms_up_stays_and_falls():
+    for start, alone in (((), 0), (("--start", "X"), train.HEADS_STEPS)):
+        options = train.parse(["run", *start, "--steps", "1000", "--cooldown", "200"])
+        assert (options.tower_steps, options.ease_steps) == ((0, 0) if start else (2000, 3500))
+        rates = [train.schedule(step, options, alone) for step in range(1000)]
+        assert rates[:alone] == [train.HEADS_RATE] * alone and rates[alone] == 1 / train.WARM_UP
+        assert rates[alone + train.WARM_UP - 1] == rates[800] == 1 and rates[900] == 0.5 and rates[-1] == 0.01
+
+
+def test_a_box_is_read_in_float32_and_judged_by_its_own_size():
+    true = torch.tensor([[0.1, 0.1, 0.3, 0.4]])
+    assert box_loss(true, true, FULL) == 0
+    assert torch.allclose(box_loss(true + 0.02, true, FULL), box_loss(2 * true + 0.04, 2 * true, FULL))
+    wide, high = (torch.tensor([error]) for error in ((0.1, 0.0, 0.0, 0.0), (0.0, 0.1, 0.0, 0.0)))
+    assert box_loss(true + wide, true, FULL) > box_loss(true + high, true, FULL)  # it is higher than wide
+    thin, thinner = (torch.tensor([[0.1, 0.1, 0.1 + width / FULL, 0.4]]) for width in (LEAST, 1))
+    assert torch.allclose(box_loss(thin + wide, thin, FULL), box_loss(thinner + wide, thinner, FULL))
+    head, x = torch.nn.Linear(8, 4), torch.randn(3, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = read_in_float32(head, x)
+    assert found.dtype == torch.float32 and torch.equal(found, read_in_float32(head, x))
+
+
+def test_characters_are_taken_for_rare_at_first():
+    head = build_parts()["near"]
+    bias = torch.where(head.linear.bias == -3, -3.0, 0.0).split(head.sizes)
+    assert [bool((part == -3).all()) for part in bias] == [False, False, False, False, True, False, False]
 
 
 def test_what_is_no_small_model_is_no_start(tmp_path):

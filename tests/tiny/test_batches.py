@@ -1,5 +1,7 @@
 """Training batches: what training sees is what the engine sees."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +15,7 @@ from minivl.tiny import CHECKPOINT, scene
 from minivl.tiny.examples import Medium, Sign
 from minivl.tiny.scenes import COLOURS, KINDS, SIZES, Shape
 from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
-from minivl.tiny.tasks.reading import CHARACTERS, draw_page
+from minivl.tiny.tasks.reading import CHARACTERS, LONGEST_WORD, draw_page
 from minivl.tiny.training import vocabulary
 from minivl.tiny.training.batches import (
     CELL_KINDS,
@@ -78,21 +80,42 @@ def test_a_tree_is_the_chat_template(family):
 
 
 def test_an_answer_knows_the_box_it_speaks_of():
-    """A description goes from shape to shape; any other answer speaks of one box, or of none."""
-    tasks = set()
+    """A description, or a list of boxes, goes from shape to shape; any other answer speaks of one box, or of none."""
+    tasks, several = set(), 0
     for example in (draw("shapes", number, most=6) for number in range(12)):
         shapes = example.media[0].shapes[0]
         turns = [turn for turns in example.conversations for turn in turns]
         for turn, (_, _, reply, spoken) in zip(turns, grow_tree(example, vocabulary.build_tokenizer())["answers"]):
             tasks.add(turn.task)
             assert len(spoken) == len(reply) and spoken[-1] is None
+            if turn.task == "all boxes":
+                listed = [entry["bbox_2d"] for entry in json.loads(turn.answer)]
+                assert list(dict.fromkeys(spoken[:-1])) == ([tuple(box) for box in listed] or [None])
+                for box in listed:  # its coordinates, and not those of the box before or after it
+                    part = TOKENIZER.decode([token for token, one in zip(reply, spoken) if one == tuple(box)])
+                    assert str(box) in part and part.count("bbox_2d") == 1
+                several += len(listed) > 1
+                continue
             if turn.task not in ("describe", "detail"):
                 assert set(spoken[:-1]) == {turn.about}
                 continue
             for shape in shapes:
                 part = TOKENIZER.decode([token for token, box in zip(reply, spoken) if box == shape.box])
                 assert part.endswith(shape.label), part
-    assert {"describe", "detail", "where", "count", "exists"} <= tasks
+    assert {"describe", "detail", "where", "count", "exists", "all boxes"} <= tasks and several
+
+
+def test_a_word_is_spelt_character_by_character():
+    """Each token of a word or number speaks of its own character; the description of the image of all of it."""
+    tasks = set()
+    for example in (draw("text", number) for number in range(20)):
+        turns = [turn for turns in example.conversations for turn in turns]
+        for turn, (_, _, reply, spoken) in zip(turns, grow_tree(example, vocabulary.build_tokenizer())["answers"]):
+            tasks.add(turn.task)
+            signs = example.media[0].signs[0]
+            expected = [turn.about] * (len(reply) - 1) if turn.task == "describe" else [sign.box for sign in signs]
+            assert spoken == [*expected, None]
+    assert tasks == {"describe", "word", "number"}
 
 
 def test_batches_repeat():
@@ -151,6 +174,31 @@ def test_two_characters_in_one_token_have_an_order():
     assert [CHARACTERS[i] for half in targets for i in np.flatnonzero(half)] == ["A", "B"]
 
 
+def test_characters_are_numbered_in_their_word():
+    """From left to right, over the halves of the tokens; the first where a half has two; -1 where nothing is printed."""
+    signs = [Sign(c, (x, 4, x + 10, 24), i) for i, (c, x) in enumerate((("A", 2), ("B", 16), ("C", 30), ("D", 44)))]
+    assert cell_targets(28, 84, (), signs)["ordinal"].tolist() == [[0, 1], [2, 3], [-1, -1]]
+    narrow = [Sign("I", (1, 4, 6, 24), 0), Sign("L", (7, 4, 12, 24), 1)]
+    assert cell_targets(28, 28, (), narrow)["ordinal"].tolist() == [[0, -1]]
+    for seed in range(20):
+        medium = draw("text", seed).media[0]
+        width, height = medium.frames[0].size
+        found = cell_targets(height, width, (), medium.signs[0])["ordinal"].reshape(height // UNIT, -1)
+        assert [sign.ordinal for sign in medium.signs[0]] == list(range(len(medium.signs[0])))
+        for row in found:  # a character may cover two rows of tokens, and two halves
+            assert (np.diff(row[row >= 0]) >= 0).all()
+        for sign in medium.signs[0]:
+            x1, y1, x2, y2 = sign.box
+            cell = (y1 + y2) // (2 * UNIT) * (width // UNIT) + (x1 + x2) // (2 * UNIT)
+            first = found.reshape(-1, 2)[cell, (x1 + x2) // UNIT % 2]
+            assert first == sign.ordinal or medium.signs[0][first].box[2] > sign.box[0] - UNIT // 2  # they share the half
+        assert found.max() < LONGEST_WORD
+    for medium in (draw("table").media[0], draw_page(np.random.default_rng(0))):  # no word is asked for there
+        width, height = medium.frames[0].size
+        targets = cell_targets(height, width, (), medium.signs[0])
+        assert targets["characters"].any() and (targets["ordinal"] == -1).all()
+
+
 def test_the_smaller_of_two_shapes_is_a_tokens_where_it_is_seen():
     """A small shape that lies across four tokens of a large one has at least one of them, whatever its place."""
     large = Shape("square", "red", (4, 4, 108, 108))
@@ -161,6 +209,10 @@ def test_the_smaller_of_two_shapes_is_a_tokens_where_it_is_seen():
         assert star.any() and set(targets["colour"][star]) == {list(COLOURS).index("blue")}
         assert np.allclose(targets["far"][star] * FULL, small.box)
         assert (targets["kind"] == CELL_KINDS.index("square")).sum() > 8
+    for side, expected in ((36, [[1, 1], [1, 2], [2, 1], [2, 2]]), (32, [[1, 1]])):  # 41 and 33 % of each of four tokens
+        inner = Shape("star", "blue", (56 - side // 2, 56 - side // 2, 56 + side // 2, 56 + side // 2))
+        targets = cell_targets(112, 112, (large, inner), ())["kind"].reshape(4, 4)
+        assert np.argwhere(targets == CELL_KINDS.index("star")).tolist() == expected
 
 
 def test_targets_of_change_are_where_something_else_is():

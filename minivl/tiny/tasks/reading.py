@@ -1,5 +1,6 @@
 """Printed words and numbers, handwritten digits, a bar chart and a table."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ WORDS = (
 ).split()
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CHARACTERS = LETTERS + "0123456789"
+LONGEST_WORD = 6  # characters of a word or number, at most
 SIZES = ((112, 140), (112, 168), (112, 196), (112, 224), (140, 224))
 LEAST, MOST = 24, 44  # pixels of the font, whose capitals are 0.7 times as high; a smaller one where six would not fit
 
@@ -63,10 +65,10 @@ def ink_for(rng, image):
 
 def draw_family_text(rng, options):
     """Family "text": a word or a number of up to six characters."""
-    longest = 1 + round(5 * options.ease)
+    longest = 1 + round((LONGEST_WORD - 1) * options.ease)
     if rng.random() < 0.4:
         task = "number"
-        text = "".join(str(d) for d in (rng.integers(1, 10), *rng.integers(0, 10, int(rng.integers(0, longest)))))[:6]
+        text = "".join(str(d) for d in (rng.integers(1, 10), *rng.integers(0, 10, int(rng.integers(0, longest)))))
     else:
         task = "word"
         known = [word for word in WORDS if len(word) <= longest]
@@ -84,6 +86,7 @@ def draw_family_text(rng, options):
     x = int(rng.integers(3, max(4, width - int(font.getlength(text)) - 3)))
     y = int(rng.integers(2, height - size - 8))
     signs = print_text(image, text, (x, y), font, ink_for(rng, image))
+    signs = [replace(sign, ordinal=i) for i, sign in enumerate(signs)]
     box = (signs[0].box[0], signs[0].box[1], signs[-1].box[2], signs[-1].box[3])
     turns = [(worded(rng, (task, {}, text, box), options.held_out),)]
     if options.most > 1 and rng.random() < 0.3:

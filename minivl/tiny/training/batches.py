@@ -11,6 +11,7 @@ A token sees the earlier tokens of its tree whose turn is 0 or its own. Batch nu
 with n, so a resumed run sees what an unbroken one would have. NumPy only.
 """
 
+import re
 from dataclasses import replace
 from itertools import permutations
 from types import SimpleNamespace
@@ -28,11 +29,12 @@ from minivl.tiny.tasks.shapes import is_within
 from minivl.tiny.training.recipe import ID
 
 UNIT, FULL = 28, 336  # pixels of a token, and of the longest side: the unit of absolute boxes
+NEAR = 2 * UNIT  # that of boxes as seen from a token
 CELL_KINDS = ("nothing", *KINDS, "bar", "digit")
 MOST = 5  # conversations about one example
 LONGEST = 4  # pairs of frames in a video
 JOINED = 0.3  # share of the examples in which two conversations are one
-WIDE = 0.4  # share of the batches for the images of family "scene", which are up to 336 x 336, and for enlarged videos
+WIDE = 0.45  # share of the batches for the images of family "scene", which are up to 336 x 336, and for enlarged videos
 IN_WIDE = {"scene": 3.0, "video": 0.8}  # how often these are drawn there, in units of the sum of all shares
 PLAN = {  # (tower rows, patches of each, decoder rows, tokens of each)
     False: (16, 288, 13, 256),
@@ -40,6 +42,7 @@ PLAN = {  # (tower rows, patches of each, decoder rows, tokens of each)
 }
 PAGES, LINES = 4, 4  # images full of characters, and of lines between dots, in each batch, for the tower alone
 TASKS = (*PHRASINGS, "blind")
+ENTRY = re.compile(r"\{[^}]*\[(\d+), (\d+), (\d+), (\d+)\][^}]*\}")  # one box in an answer that lists them
 GEOMETRY = SimpleNamespace(
     image_token_id=ID["<|image_pad|>"],
     video_token_id=ID["<|video_pad|>"],
@@ -219,15 +222,31 @@ def grow_tree(example, tokenizer):
 
 
 def spoken_of(example, turn, reply, tokenizer):
-    """The box that each token of a reply speaks of, None for none; a description goes from shape to shape."""
-    if turn.task not in ("describe", "detail") or turn.about or len(example.media) != 1:
+    """The box that each token of a reply speaks of, or None. Descriptions, lists of boxes and words go from one to the next."""
+    parts = spoken_parts(example, turn)
+    if not parts:
         return [turn.about] * (len(reply) - 1) + [None]
-    names = {tokenizer.token_to_id(f"Ġ{kind}") for kind in KINDS}
-    boxes, now, spoken = [shape.box for shape in example.media[0].shapes[0]], 0, []
+    start, spoken = 0, []
     for token in reply:
-        spoken.append(boxes[now] if now < len(boxes) else None)
-        now += token in names
+        spoken.append(next((box for end, box in parts if start < end), None))
+        start += len(tokenizer.id_to_token(token))  # answers are ASCII: a byte-level token is as long as its text
     return spoken
+
+
+def spoken_parts(example, turn):
+    """[(end, box)]: up to which character of the answer it speaks of each shape or character. Empty where `turn.about` holds
+    for the whole answer."""
+    if turn.task in ("word", "number"):
+        return [(i + 1, sign.box) for i, sign in enumerate(example.media[0].signs[0])]
+    if turn.task == "all boxes":
+        return [(match.end(), tuple(map(int, match.groups()))) for match in ENTRY.finditer(turn.answer)]
+    if turn.task not in ("describe", "detail") or turn.about or len(example.media) != 1:
+        return []
+    end, parts = 0, []
+    for shape in example.media[0].shapes[0]:
+        end = turn.answer.index(shape.label, end) + len(shape.label)
+        parts.append((end, shape.box))
+    return parts
 
 
 def planes_of(medium):
@@ -258,6 +277,7 @@ def cell_arrays(count):
         },
         **{key: np.zeros((count, 4), dtype=np.float32) for key in ("near", "far")},
         "characters": np.zeros((count, 2, len(CHARACTERS)), dtype=np.float32),
+        "ordinal": np.full((count, 2), -1, dtype=np.int64),
     }
 
 
@@ -267,10 +287,11 @@ def cell_targets(height, width, shapes, signs, digit=None, joined=()):
     kind [U]: number in CELL_KINDS; colour [U]: -1 none; digit [U]: -1 elsewhere; joined [U]: the colour at the other end
     of a dot's line, -1 elsewhere; near [U, 4]: the box from the token's centre, in units of 56 pixels; far [U, 4]: the box
     in units of 336 pixels; characters [U, 2, 36]: those whose middle or more than 40 % is in its left half, and in its
-    right half, as 0 or 1. (changed [U], whether something else covers it than in the image or pair of frames before, and
-    order [U], the number of its image or pair of frames, are for `Batch.add_media` to find.)
+    right half, as 0 or 1; ordinal [U, 2]: the number of the first of them in its word, -1 elsewhere. (changed [U],
+    whether something else covers it than in the image or pair of frames before, and order [U], the number of its image
+    or pair of frames, are for `Batch.add_media` to find.)
 
-    Of several shapes, that of which most is seen: `visible`.
+    Of several shapes, that with the strongest claim: `claims`.
     """
     rows, cols = height // UNIT, width // UNIT
     y, x = (a.reshape(-1) * UNIT for a in np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij"))
@@ -279,15 +300,14 @@ def cell_targets(height, width, shapes, signs, digit=None, joined=()):
     if shapes:
         boxes = np.array([shape.box for shape in shapes], dtype=np.float32)
         area = overlap(x, y, boxes)
-        seen = visible(area, shapes)
-        best = seen.argmax(axis=1)
+        best = claims(area, shapes).argmax(axis=1)
         covered = area.max(axis=1) > 0.2 * UNIT**2
         kinds = np.array([CELL_KINDS.index(shape.kind) for shape in shapes])
         colours = np.array([list(COLOURS).index(shape.colour) if shape.colour else -1 for shape in shapes])
         centre = np.stack([x, y, x, y], axis=1) + UNIT / 2
         targets["kind"] = np.where(covered, kinds[best], 0)
         targets["colour"] = np.where(covered, colours[best], -1)
-        targets["near"] = ((boxes[best] - centre) / 56).astype(np.float32)
+        targets["near"] = ((boxes[best] - centre) / NEAR).astype(np.float32)
         targets["far"] = boxes[best] / np.float32(FULL)
         if digit is not None:
             targets["digit"] = np.where(covered, digit, -1)
@@ -302,20 +322,24 @@ def cell_targets(height, width, shapes, signs, digit=None, joined=()):
             inside |= has_middle(left, y, boxes, UNIT // 2)
             for cell, sign in zip(*np.nonzero(inside)):
                 targets["characters"][cell, half, CHARACTERS.index(signs[sign].text)] = 1
+            printed = inside.any(axis=1)
+            ordinals = np.array([sign.ordinal for sign in signs])
+            targets["ordinal"][printed, half] = ordinals[inside[printed].argmax(axis=1)]
     return targets
 
 
-def visible(area, shapes):
-    """Of the pixels [U, shapes] that tokens share with shapes' boxes, those that no shape inside covers.
+def claims(area, shapes):
+    """How strongly each shape claims each token, from the pixels [U, shapes] that they share.
 
-    Of the token in which most of such an inner shape lies, nothing is left to the outer one.
+    A shape inside another takes twice what it covers from the outer one, so that a token of which it covers more than a
+    third is its own; and so is the one in which most of it lies. Else it would have few tokens, or none.
     """
-    seen = area.copy()
+    claim = area.copy()
     for inner, outer in permutations(range(len(shapes)), 2):
         if is_within(shapes[inner], shapes[outer]):
-            seen[:, outer] -= area[:, inner]
-            seen[area[:, inner].argmax(), outer] = 0
-    return seen
+            claim[:, outer] -= 2 * area[:, inner]
+            claim[area[:, inner].argmax(), outer] = 0
+    return claim
 
 
 def overlap(x, y, boxes, width=UNIT):

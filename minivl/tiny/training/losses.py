@@ -1,10 +1,10 @@
 """The losses: the text of the answers, and four heads that are thrown away after training.
 
     near      on each feature of the tower: what covers its 28 x 28 pixels, and where its box lies from there
-    far       on image tokens behind layer FAR of the decoder: where the box lies in the whole image
+    far       on image tokens behind layer FAR of the decoder: the same, but where the box lies in the whole image
     sequence  there too, of two images or a video: the number of its image or pair of frames, and whether something else
               covers the token than in the one before
-    asked     on the tokens of an answer behind layer ASKED: the box that is being spoken of
+    asked     on the tokens of an answer behind layer ASKED: the box of the shape or character that is being spoken of
 
 and features should point along the decoder's embeddings of the words for what they show.
 """
@@ -14,20 +14,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from minivl.tiny.scenes import COLOURS, KINDS
-from minivl.tiny.tasks.reading import CHARACTERS
+from minivl.tiny.tasks.reading import CHARACTERS, LONGEST_WORD
 from minivl.tiny.training import model as packed
-from minivl.tiny.training.batches import CELL_KINDS, LONGEST
+from minivl.tiny.training.batches import CELL_KINDS, FULL, LONGEST, NEAR
 from minivl.tiny.training.recipe import CONFIG
 
 SPELT = 3.0  # weight of the characters that are printed on a token, which are learnt last
+LEAST = 10  # pixels: what is thinner counts as wide as this where a box is compared with its own size
 
 
 def build_parts():
     """The model and the heads, in one module."""
     width = CONFIG["hidden_size"]
     heads = {
-        "near": CellHead(width),
-        "far": CellHead(width),
+        "near": CellHead(width, unit=NEAR, box_weight=10),
+        "far": CellHead(width, unit=FULL, box_weight=2),
         "sequence": nn.Linear(width, 1 + LONGEST),
         "asked": nn.Linear(width, 4),
     }
@@ -60,23 +61,25 @@ def compute_losses(parts, batch, words, tower_alone=False, run_tower=packed.run_
     sequence, found = sequence_loss(parts["sequence"], in_decoder, changed, order)
     asked = asked_loss(parts["asked"], asked_state, batch)
     figures |= {"text": text, "far": far, "sequence": sequence, **found, "asked": asked}
-    return text + 0.15 * (near + named) + 0.15 * far + 0.3 * sequence + 0.5 * asked, figures, whole
+    return text + 0.25 * (near + named) + 0.15 * far + 0.3 * sequence + asked, figures, whole
 
 
 class CellHead(nn.Module):
-    """What covers a token, by one linear layer: kind, colour, digit, the colour a dot is joined to, characters, box."""
+    """What covers a token, by one linear layer: kind, colour, digit, the colour a dot is joined to, characters and their
+    numbers in their word, box (in units of so many pixels)."""
 
-    def __init__(self, width):
+    def __init__(self, width, unit, box_weight):
         super().__init__()
-        self.sizes = (len(CELL_KINDS), len(COLOURS), 10, len(COLOURS), 2 * len(CHARACTERS), 4)
+        self.unit, self.box_weight = unit, box_weight
+        self.sizes = (len(CELL_KINDS), len(COLOURS), 10, len(COLOURS), 2 * len(CHARACTERS), 2 * LONGEST_WORD, 4)
         self.linear = nn.Linear(width, sum(self.sizes))
         with torch.no_grad():
-            self.linear.bias[sum(self.sizes[:4]) : -4] = -3.0  # characters are rare
+            self.linear.bias[sum(self.sizes[:4]) : sum(self.sizes[:5])] = -3.0  # characters are rare
 
     def loss(self, x, batch, box, drawn):
         """x [U, D] of all tokens, of which `drawn` bool [U] count -> loss, and figures"""
-        x = F.rms_norm(x[drawn], x.shape[-1:])
-        kind, colour, digit, joined, characters, where = self.linear(x).split(self.sizes, dim=-1)
+        read = read_in_float32(self.linear, x[drawn])
+        kind, colour, digit, joined, characters, ordinal, where = read.split(self.sizes, dim=-1)
         true_kind, true_colour = batch["kind"][drawn], batch["colour"][drawn]
         covered, shape = true_kind > 0, true_colour >= 0
         loss = mean_of(F.cross_entropy(kind, true_kind, reduction="none"), covered)
@@ -90,18 +93,37 @@ class CellHead(nn.Module):
         printed = true_characters.any(dim=-1)
         spelt = F.binary_cross_entropy_with_logits(characters, true_characters, reduction="none").sum(dim=-1)
         loss = loss + SPELT * mean_of(spelt, printed) + mean_of(spelt, ~printed)
-        error = where - batch[box][drawn]
-        distance = F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=0.05).mean(dim=-1)
-        loss = loss + 10 * mean_of(distance, shape)
+        true_ordinal, ordinal = batch["ordinal"][drawn].flatten(), ordinal.reshape(-1, LONGEST_WORD)
+        numbered = F.cross_entropy(ordinal, true_ordinal.clamp(min=0), reduction="none")
+        loss = loss + mean_of(numbered, true_ordinal >= 0)
+        true_box = batch[box][drawn]
+        loss = loss + self.box_weight * mean_of(box_loss(where, true_box, self.unit), shape)
         with torch.no_grad():
-            read = (characters > 0) == (true_characters > 0)
+            right = (characters > 0) == (true_characters > 0)
             figures = {
                 "kinds": mean_of((kind.argmax(-1) == true_kind).float(), covered),
-                "pixels": mean_of(error.abs().mean(-1), shape),
-                "characters": mean_of(read.all(dim=-1).float(), printed),
+                "pixels": self.unit * mean_of((where - true_box).abs().mean(-1), shape),
+                "characters": mean_of(right.all(dim=-1).float(), printed),
+                "ordinals": mean_of((ordinal.argmax(-1) == true_ordinal).float(), true_ordinal >= 0),
                 "joined": mean_of((joined.argmax(-1) == true_end).float(), true_end >= 0),
             }
         return loss, figures
+
+
+def read_in_float32(head, x):
+    """What a linear layer reads off x, normalised: bfloat16 has steps of up to 1.3 pixels for a place in 336."""
+    with torch.autocast(x.device.type, enabled=False):
+        return head(F.rms_norm(x.float(), x.shape[-1:]))
+
+
+def box_loss(found, true, unit):
+    """Smooth L1 of the sides of boxes [B, 4], each error a share of the true width or height: [B].
+
+    That is what overlap is about: two pixels are a fourteenth of a small shape and a fortieth of a large one.
+    """
+    size = (true[:, 2:] - true[:, :2]).clamp(min=LEAST / unit).repeat(1, 2)
+    share = (found - true) / size
+    return F.smooth_l1_loss(share, torch.zeros_like(share), reduction="none", beta=0.02).mean(dim=-1)
 
 
 def mean_of(values, chosen):
@@ -125,7 +147,7 @@ def sequence_loss(head, x, changed, order):
 
     Both are -1 where nothing is asked. Also the shares of right ones.
     """
-    logits = head(F.rms_norm(x, x.shape[-1:])).float()
+    logits = read_in_float32(head, x)
     new, number = logits[:, 0], logits[:, 1:]
     yes, no, known = changed == 1, changed == 0, order >= 0
     error = F.softplus(torch.where(yes, -new, new))
@@ -142,7 +164,7 @@ def asked_loss(head, hidden, batch):
     if not spoken.any():
         return hidden.sum() * 0
     x = hidden.flatten(0, 1)[batch["at"][spoken]]
-    return 10 * F.smooth_l1_loss(head(F.rms_norm(x, x.shape[-1:])), batch["box"][spoken], beta=0.05)
+    return box_loss(read_in_float32(head, x), batch["box"][spoken], FULL).mean()
 
 
 def naming_loss(features, batch, embedding, words):

@@ -4,6 +4,7 @@
     --steps N        the last step; the last --cooldown of them lower the learning rate to a hundredth
 
 First the tower alone, on what covers each token (--tower-steps); then all of it, on packed examples from easy to hard.
+With --start, instead, the heads of the auxiliary losses alone for 150 steps, since no checkpoint has them; then all of it.
 Resumable: the same command goes on where it stopped; a larger --steps goes on from the state before the cooldown.
 RUN_FOLDER gets state.pt, stable.pt (before the cooldown), log.jsonl, tokenizer.json, checkpoints/STEP and checkpoint/, which
 minivl loads.
@@ -32,6 +33,7 @@ from minivl.tiny.training.recipe import write_folder
 
 MUON_RATE = 2.5  # of the learning rate, for Muon's matrices
 WARM_UP = 100
+HEADS_STEPS, HEADS_RATE = 150, 10.0  # with --start: steps for the heads of the auxiliary losses alone; a factor of --rate
 SAVE_SECONDS = 300
 LOG_EVERY = 25
 EXPORT_EVERY = 400
@@ -48,7 +50,7 @@ class Batches(Dataset):
         return self.options.steps
 
     def __getitem__(self, n):
-        ease = min(1.0, 0.3 + 0.7 * n / max(1, self.options.ease_steps))
+        ease = 1.0 if n >= self.options.ease_steps else 0.3 + 0.7 * n / self.options.ease_steps
         made = self.make((n, self.options.seed) if self.options.seed else n, ease, self.tokenizer)
         return {key: torch.from_numpy(value) for key, value in made.items()}
 
@@ -72,17 +74,21 @@ def parse(arguments=None):
     parser.add_argument("folder", help="where the state, the log and the checkpoints go")
     parser.add_argument("--start", help="a checkpoint folder to begin with")
     parser.add_argument("--steps", type=int, default=12_000, help="last step")
-    parser.add_argument("--tower-steps", type=int, default=2000, help="steps at the beginning for the tower alone")
+    parser.add_argument("--tower-steps", type=int, help="steps for the tower alone at first (2000; with --start 0)")
     parser.add_argument("--cooldown", type=int, default=2500, help="steps at the end in which the learning rate falls")
-    parser.add_argument("--ease-steps", type=int, default=3500, help="steps until examples are as hard as they get")
-    parser.add_argument("--rate", type=float, default=1.2e-3, help="highest learning rate")
+    parser.add_argument("--ease-steps", type=int, help="steps until examples are as hard as they get (3500; with --start 0)")
+    parser.add_argument("--rate", type=float, default=1.2e-3, help="learning rate between warm-up and cooldown")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the batches")
     parser.add_argument(
         "--bfloat16", action="store_true", help="multiply matrices in bfloat16: faster with AMX, on a GPU"
     )
     parser.add_argument("--workers", type=int, default=1, help="processes that draw examples")
     parser.add_argument("--no-compile", action="store_true", help="run without torch.compile")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for name, steps in (("tower_steps", 2000), ("ease_steps", 3500)):
+        if getattr(options, name) is None:
+            setattr(options, name, 0 if options.start else steps)
+    return options
 
 
 def train(options, make=make_batch):
@@ -95,7 +101,9 @@ def train(options, make=make_batch):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parts = build_parts().to(device)
     optimizers = build_optimizers(parts, options.rate, torch.bfloat16 if options.bfloat16 else torch.float32)
-    first, cooled = restore(folder, parts, optimizers, options)
+    first, cooled, heads_alone = restore(folder, parts, optimizers, options)
+    if 0 < options.steps <= heads_alone:
+        raise Error(f"--steps {options.steps}: the first {heads_alone} steps are for the heads alone. Give more steps.")
     run_tower, run_decoder = model.run_tower, model.run_decoder
     if not options.no_compile:
         run_tower, run_decoder = (torch.compile(run, dynamic=False) for run in (run_tower, run_decoder))
@@ -104,19 +112,20 @@ def train(options, make=make_batch):
         num_workers=options.workers, prefetch_factor=4 if options.workers else None, worker_init_fn=step_back,
     )  # fmt: skip
     log, saved = Log(folder, first), time.time()
-    stable = -1 if cooled else max(first, options.steps - options.cooldown)
+    stable = -1 if cooled else max(first, heads_alone, options.steps - options.cooldown)
     for step, batch in zip(range(first, options.steps), loader):
         if step == stable:
-            save(folder / "stable.pt", parts, optimizers, step, options, cooling=False)
+            save(folder / "stable.pt", parts, optimizers, step, options, False, heads_alone)
         batch = {key: value.to(device) for key, value in batch.items()}
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = group["rate"] * schedule(step, options)
+            group["lr"] = group["rate"] * schedule(step, options, heads_alone)
         with torch.autocast(device, torch.bfloat16, enabled=options.bfloat16):
-            loss, figures, whole = compute_losses(
-                parts, batch, words, step < options.tower_steps, run_tower, run_decoder
-            )
+            tower_alone = heads_alone <= step < options.tower_steps
+            loss, figures, whole = compute_losses(parts, batch, words, tower_alone, run_tower, run_decoder)
         parts.zero_grad(set_to_none=True)
         loss.backward()
+        if step < heads_alone:  # untrained heads would spoil what the model knows
+            parts["model"].zero_grad(set_to_none=True)
         nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -125,7 +134,7 @@ def train(options, make=make_batch):
         if done % EXPORT_EVERY == 0 or done == options.steps:  # before the state: a killed run makes it again
             export(parts["model"], folder / "checkpoints" / f"{done:06d}", tokenizer)
         if time.time() - saved > SAVE_SECONDS or done == options.steps:
-            save(folder / "state.pt", parts, optimizers, done, options, cooling=cooled or done > stable)
+            save(folder / "state.pt", parts, optimizers, done, options, cooled or done > stable, heads_alone)
             saved = time.time()
     export(parts["model"], folder / "checkpoint", tokenizer)
     return parts
@@ -155,14 +164,15 @@ def build_optimizers(parts, rate, dtype=torch.float32):
 def restore(folder, parts, optimizers, options):
     """Load the newest state that this schedule can use, or the weights to begin with.
 
-    Returns the first step, and whether the learning rate has begun to fall.
+    Returns the first step, whether the learning rate has begun to fall, and the steps for the heads alone.
     """
+    heads_alone = HEADS_STEPS if options.start else 0
     states = [torch.load(folder / name, map_location="cpu") for name in STATES if (folder / name).is_file()]
     for state in states:
         if state["step"] > options.steps:
             raise Error(f"{folder} has run {state['step']} steps: give a larger --steps, or another folder.")
         if not state["cooling"] or state["steps"] == options.steps:
-            if state["parts"].keys() != parts.state_dict().keys():
+            if shapes_of(state["parts"]) != shapes_of(parts.state_dict()):
                 raise Error(
                     f"{folder} was begun with other heads. Give another folder, and --start {folder / 'checkpoint'}."
                 )
@@ -172,7 +182,7 @@ def restore(folder, parts, optimizers, options):
                 optimizer.load_state_dict(stored)
                 for group, rate in zip(optimizer.param_groups, rates):
                     group["rate"] = rate  # as asked for now, not as when the state was saved
-            return state["step"], state["cooling"]
+            return state["step"], state["cooling"], state["heads_alone"]
     if states:
         raise Error(
             f"{folder} has a run of {states[0]['steps']} steps whose learning rate falls, and no stable.pt from before that. "
@@ -180,7 +190,11 @@ def restore(folder, parts, optimizers, options):
         )
     if options.start:
         parts["model"].load_state_dict(load_start(options.start)[0])
-    return 0, False
+    return 0, False, heads_alone
+
+
+def shapes_of(tensors):
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def load_start(folder):
@@ -197,10 +211,15 @@ def load_start(folder):
     return weights, Tokenizer.from_str(text)
 
 
-def schedule(step, options):
-    """Warm up, stay, and fall to a hundredth over the last steps: a share of the highest rate."""
-    left = (options.steps - step) / max(1, options.cooldown)
-    return min(1.0, (step + 1) / WARM_UP, max(0.01, left))
+def schedule(step, options, heads_alone):
+    """The learning rate as a factor of --rate: warm up, stay, and fall to a hundredth over the last steps.
+
+    Before that, HEADS_RATE in the steps for the heads alone.
+    """
+    if step < heads_alone:
+        return HEADS_RATE
+    left = (options.steps - step) / max(1, min(options.cooldown, options.steps - heads_alone))
+    return min(1.0, (step - heads_alone + 1) / WARM_UP, max(0.01, left))
 
 
 class Log:
@@ -245,9 +264,9 @@ def is_whole(line):
     return True
 
 
-def save(path, parts, optimizers, step, options, cooling):
+def save(path, parts, optimizers, step, options, cooling, heads_alone):
     state = {"parts": parts.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-    state |= {"step": step, "steps": options.steps, "cooling": cooling}
+    state |= {"step": step, "steps": options.steps, "cooling": cooling, "heads_alone": heads_alone}
     with write_whole(path) as partial:
         torch.save(state, partial)
 
