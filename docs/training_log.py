@@ -59,9 +59,9 @@ def main():
     rows = read_table(DOCS / "training.csv")
     if options.log:
         rows = [row for row in rows if int(row["step"]) <= options.after]
-        rows += make_rows(read_log(options.log), options.after, float(rows[-1]["hours"]) if rows else 0.0)
+        rows += make_rows(read_log(options.log), rows[-1] if rows else {"run": 0, "step": 0, "hours": 0})
         write_table(rows, DOCS / "training.csv")
-    draw(rows, DOCS / "training.png", options.after)
+    draw(rows, DOCS / "training.png")
 
 
 def read_table(path):
@@ -71,7 +71,7 @@ def read_table(path):
 
 def write_table(rows, path):
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["step", "hours", *LOSSES, *PHRASINGS, "blind"], lineterminator="\n")
+        writer = csv.DictWriter(file, ["run", "step", "hours", *LOSSES, *PHRASINGS, "blind"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -87,12 +87,16 @@ def read_log(path):
     return lines
 
 
-def make_rows(lines, before, hours):
-    """One row for each EVERY steps: hours so far, means of the losses, share of right answers of each task."""
+def make_rows(lines, before):
+    """One row for each EVERY steps of a run: hours so far, means of the losses, share of right answers of each task.
+
+    before   the last row of the run before it
+    """
+    run, hours = int(before["run"]) + 1, float(before["hours"])
     for end in range(EVERY, max(lines) + EVERY, EVERY):
         block = [lines[step] for step in sorted(lines) if end - EVERY < step <= end]
         hours += sum(line["spent"] for line in block) / 3600
-        row = {"step": before + end, "hours": f"{hours:.2f}"}
+        row = {"run": run, "step": int(before["step"]) + end, "hours": f"{hours:.2f}"}
         row |= {name: mean([line[name] for line in block if name in line], "{:.4f}") for name in LOSSES}
         for task in (*PHRASINGS, "blind"):
             row[task] = share([line["right"][task] for line in block if task in line["right"]])
@@ -108,7 +112,7 @@ def share(counts):
     return f"{sum(right for right, _ in counts) / asked:.3f}" if asked else ""
 
 
-def draw(rows, path, after=0):
+def draw(rows, path):
     figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for (name, title), colour in zip(LOSSES.items(), COLOURS):
@@ -118,8 +122,9 @@ def draw(rows, path, after=0):
         right.plot(*curve(rows, tasks), label=title, color=colour, linestyle=style)
     right.set(title="right answers, given the true answer so far", xlabel="step", ylabel="share", ylim=(0, 1))
     for axes in (left, right):
-        if after:
-            axes.axvline(after, color="black", linewidth=0.8, linestyle=":")
+        for last, first in zip(rows, rows[1:]):
+            if last["run"] != first["run"]:
+                axes.axvline(int(last["step"]), color="black", linewidth=0.8, linestyle=":")
         axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=90)

@@ -48,7 +48,10 @@ def plain_number(value):
 
 
 def check_kind(field, values, kind, what, least=None):
-    """subtle: JSON true is a Python int, so bool is asked for by name."""
+    """Raise an Error unless all values are of this kind, and at least `least`.
+
+    subtle: JSON true is a Python int, so bool is asked for by name.
+    """
     for value in values:
         if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
             raise Error(f"{field} is {value!r}; it must be {what}.")

@@ -41,7 +41,7 @@ from minivl.processing.count_tokens import count_tokens
 from minivl.processing.image_processor import ImageProcessor
 from minivl.processing.inputs import Inputs, validate
 from minivl.processing.media_cache import prepare_with_cache
-from minivl.processing.messages import IMAGE, VIDEO, build_messages, check_has_video, parse_prompts, user
+from minivl.processing.messages import IMAGE, VIDEO, build_messages, check_has_video, parse_prompts
 from minivl.processing.prepare import Processor, prepare
 from minivl.processing.tokenizer import Tokenizer
 from minivl.stream import drive, run, watch
@@ -61,7 +61,7 @@ def load(source=None, weights="bfloat16", backend=None, video_positions="launch"
     weights  "bfloat16": mapped from the file as they are stored; "float32": upcast now, twice the memory; "resident": copied
              into memory as they are stored, in large pages where the system has them (checkpoint/resident.py)
     backend  "numba": compiled kernels; "numpy": the plain reference, to read and to step through. Default: "numba"; but where
-             they are not compiled yet, the small model starts on "numpy" at once, and each answer after their compilation
+             they are not compiled yet, the small model starts on "numpy" at once, and each call after their compilation
              in the background uses "numba" (kernels/first_run.py)
     video_positions  where text goes on after a video: "launch", as in training, or "transformers5" (see positions.py)
     memory_limit  most resident memory of the process, in bytes or as "4GB": weights are dropped and read again as needed.
@@ -95,7 +95,7 @@ class VLM(Engine):
     max_new_tokens           most tokens in the answer
     temperature, top_k, top_p, repetition_penalty, do_sample
                              as in generation_config.json, which holds the defaults
-    seed                     of the random draws; the same seed gives the same answer, in ask_many to each prompt
+    seed                     of the random draws: the same seed gives the same answer; in ask_many each prompt begins with it
 
     `prefill_chunk`, and the stages from `Inputs` on (prefill, decode, embed_image, ...), are those of the `Engine`.
     """
@@ -124,8 +124,7 @@ class VLM(Engine):
         return Template.read(self.folder)
 
     @cached_property
-    def processor(self):
-        """The image processor."""
+    def image_processor(self):
         image_processor = ImageProcessor.read(self.folder)
         image_processor.check_matches(self.config.vision)
         return image_processor
@@ -142,9 +141,9 @@ class VLM(Engine):
     def ask(self, question, images=None, videos=None, **options):
         """Answer one question about images and videos: one, a list of several, or none. -> Answer
 
-        A video made of images is a list within the list: videos=[[first, second, ...]].
+        A video made of images is a list within the list: videos=[[first, second, ...]]. `question` may be a list of messages.
         """
-        return self.chat(user(question, images, videos), **options)
+        return self.chat(build_messages(question, images, videos), **options)
 
     def ask_many(self, prompts, **options):
         """Answer several prompts, decoded together: each step reads the weights once for all of them. -> [Answer, ...]
@@ -155,7 +154,7 @@ class VLM(Engine):
         are decoded together; when one ends, the next takes its place. Images are opened when their prompt starts.
         """
         prompts = parse_prompts(prompts, kept=Inputs)
-        check_has_video(prompts, options if prompts else {})
+        check_has_video(prompts, options)
         self.use_compiled_kernels()
         stage = self.within_memory(answer_many(self, prompts, **options))
         return run(show_answers(stage, len(prompts)))
@@ -236,7 +235,7 @@ class VLM(Engine):
         vars(other).update(vars(self), kernels=kernels_with_parts(self.kernels, parts))
         other.parts = {**getattr(self, "parts", {}), **parts}
         if PICTURE_PARTS.keys() & other.parts.keys():
-            other.processor = processor_with_parts(self.processor, other.parts)
+            other.image_processor = processor_with_parts(self.image_processor, other.parts)
         return other
 
     def report(self, question, images=None, videos=None, causes=None, beside=None, **options):
@@ -327,7 +326,7 @@ class VLM(Engine):
         return prepare_with_cache(self._processor(), messages, cache, sizes, sampling, add_vision_id)
 
     def _processor(self):
-        return Processor(self.processor, self.template, self.tokenizer, self.config)
+        return Processor(self.image_processor, self.template, self.tokenizer, self.config)
 
     def build_answer(self, sequence, has_text):
         """The `Answer` of a sequence that has ended; has_text: False for a prompt without text, which needs no tokenizer."""
@@ -353,7 +352,7 @@ class VLMWithParts(EngineWithParts, VLM):
 
 @contextmanager
 def hold(cache):
-    """Keep other threads from a cache while an answer uses it: an Error there, where both answers would be wrong.
+    """Hold a cache while an answer uses it: another thread that asks for it gets an Error, since both answers would be wrong.
 
     A thread may take over from its own earlier answer, or from one of a thread that has ended: it was abandoned half-way,
     and if it goes on after all that is an Error. Yields a function that checks it.

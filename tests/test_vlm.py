@@ -177,7 +177,7 @@ def test_a_shorter_prompt_forgets_the_rest(vlm, inputs):
     run(vlm.prefill(inputs, cache))
     text = Inputs(inputs.input_ids[:4], inputs.pixel_values[:0], inputs.image_grid_thw[:0])
     assert relative(run(vlm.prefill(text, cache)), prefill(vlm, text)) < CLOSE
-    assert len(cache) == 4 and cache.pictures == []
+    assert len(cache) == 4 and cache.media == []
 
 
 def test_images_do_not_see_each_other(vlm, inputs):

@@ -6,7 +6,8 @@
 //     ...                                                // mtmd_encode_chunk, llama_decode: one prompt
 //     tensors.save("port.safetensors");
 //
-// Set mtmd_params.warmup = false, and flash_attn_type to LLAMA_FLASH_ATTN_TYPE_DISABLED, which rounds keys and values.
+// Set mtmd_params.warmup = false, and flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED in the parameters of both: flash
+// attention rounds keys and values.
 #pragma once
 #include <cstring>
 #include <fstream>

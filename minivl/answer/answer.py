@@ -22,7 +22,7 @@ class Picture:
 
 
 def pictures_of_prompt(inputs, patch_size):
-    """A `Picture` for each one of the prompt. The resized size is that of the patches: the last of all resizes."""
+    """A `Picture` for each image of the prompt. The resized size is that of the patches: the last of all resizes."""
     resized = (inputs.image_grid_thw[:, 1:] * patch_size).tolist()
     return tuple(Picture(s, size, tuple(to)) for s, size, to in zip(inputs.images, inputs.image_sizes, resized))
 
@@ -35,7 +35,7 @@ class Answer(str):
     cached_tokens  how many of them were in the cache already and did not run again
     finished       True if the model ended the answer, False if max_new_tokens or the context did
     raw            the text with special tokens such as <|box_start|>, without the one that ended it
-    pictures       a `Picture` for each one in the conversation
+    pictures       a `Picture` for each image of the conversation, videos left out
     image          index of the image that boxes and points refer to; `on` sets another
     """
 

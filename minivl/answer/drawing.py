@@ -108,7 +108,7 @@ def contrast_to(colour):
 
 
 def font_for(text, size, path=None):
-    """The given font, or of Pillow's own and the system's the first that lacks the fewest characters of the text."""
+    """The given font; else the one that lacks the fewest characters of the text, Pillow's own or one of the system's."""
     if path is not None:
         try:
             return ImageFont.truetype(str(path), size)

@@ -1,5 +1,7 @@
 """`minivl compare`: two recordings of one prompt."""
 
+from minivl.cli.options import check_output
+
 HELP = "compare two recordings of one prompt: the first difference, and its cause"
 EPILOG = (
     "Exit status: 0 if all agrees, 2 if something differs, 3 if all that was compared agrees but too little was (--require, "
@@ -20,7 +22,7 @@ OPTIONS = (
         "Default: the model that ships, if OURS is a run of it",
     ),
     (
-        "--weights FILE",
+        "--their-weights FILE",
         list,
         "the weights that THEIRS computed with, if these are quantised: each stage is judged with them. .gguf, or "
         ".safetensors with them turned back into float32, float16 or bfloat16; may be given several times",
@@ -36,21 +38,22 @@ OPTIONS = (
 
 def run(options):
     """Exit status 2 if something differs, 3 if too little was compared."""
+    from minivl.cli import option_names
     from minivl.compare.comparison import TOLERANCE, compare
     from minivl.compare.page import to_json, write_page
     from minivl.compare.render import text
     from minivl.errors import Error
-    from minivl.helpers import check_writable, write_json
+    from minivl.helpers import write_json
 
     if options.no_model and options.model is not None:
         raise Error("--model and --no-model exclude each other. Give one of them.")
-    if options.no_model and options.weights:
+    if options.no_model and options.their_weights:
         raise Error(
-            "--weights and --no-model exclude each other: weights take the place of a model's. Leave one of them out."
+            "--their-weights and --no-model exclude each other: weights take the place of a model's. Leave one of them out."
         )
-    for path in (options.write_names, options.json, options.html):
-        if path is not None:
-            check_writable(path)
+    inputs = (options.ours, options.theirs, options.names, options.config, *options.image, *options.their_weights)
+    for option in ("write_names", "json", "html"):
+        check_output(f"--{option.replace('_', '-')}", getattr(options, option), [p for p in inputs if p], options.model)
     tolerance = TOLERANCE if options.tolerance is None else options.tolerance
     model = False if options.no_model else options.model
     comparison = compare(
@@ -63,7 +66,7 @@ def run(options):
         model,
         options.require,
         options.runs,
-        options.weights or (),
+        options.their_weights,
     )
     if options.write_names is not None:
         write_json(comparison.names, options.write_names)
@@ -71,7 +74,8 @@ def run(options):
         write_json(to_json(comparison), options.json)
     if options.html is not None:
         write_page(comparison, options.html)
-    print(text(comparison, options.all))
+    report = text(comparison, options.all)
+    print(report + option_names(report, options.command))
     for name in faults_like(comparison):
         print(f"To see what this mistake does: minivl what-if {name}")
     return 2 if not comparison.ok else 0 if comparison.covered else 3

@@ -80,7 +80,7 @@ def parse_video_size(text):
         if not os.path.isfile(text):
             raise Error(f"{text} is neither height x width x frames, such as 720x1280x900@25, nor a video file.")
         clip = open_video(text)
-        frame = next(clip.pictures([0]))
+        frame = next(clip.frames([0]))
         return Footage(frame.height, frame.width, clip.total, clip.fps)
     *sides, frames, fps = numbers.groups()
     if int(frames) < 1 or (fps is not None and float(fps) <= 0):

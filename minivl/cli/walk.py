@@ -10,7 +10,7 @@ from minivl.errors import Error
 HELP = "show every step from an image or video to the answer"
 OPTIONS = (
     *IMAGE_AND_QUESTION,
-    ("--brief", bool, "leave out the layers of the answer's later tokens, steps.1 and so on"),
+    ("--brief", bool, "one line for all tokens of the answer after the first; none with --step"),
     ("--step", bool, "stop at every step: look, explain, change something, go on, go back"),
     ("--show", ("auto", "file", *PROTOCOLS),
      "show the image in the terminal by this protocol, or only say in which file it is; auto: if the terminal is known to show "
@@ -68,7 +68,7 @@ def image_protocol(how):
 
 
 def show_image(item, options, scene, protocol):
-    """Show the image in the terminal, or print which file holds it. A drawn scene is saved first; a video is named only."""
+    """Show the image in the terminal, or print which file holds it: a drawn scene is then saved. A video is named only."""
     if protocol is not None and item["type"] == "image":
         print(encode_image(item["image"], protocol))
     elif scene is None:

@@ -1,4 +1,4 @@
-"""The tokens that both recordings chose, side by side.
+"""The answers of both recordings, token by token, side by side.
 
 answers = read_answers(ours, theirs, matches, model)
 answers.differs_at                   # 3: the fourth token

@@ -10,12 +10,14 @@ import numpy as np
 
 from minivl.compare.comparison import compare
 from minivl.compare.local import inputs_or_none, tokens_up_to
-from minivl.compare.match_names import name_by_step
+from minivl.compare.match_names import match_names, name_by_step
 from minivl.compare.recordings import open_recording
 from minivl.compare.render import text
 from minivl.compare.shipped import load_model, with_settings_of
 from minivl.errors import Error
 from minivl.stream import run, value_of
+
+GIVEN = ("input_ids", "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "position_ids")
 
 
 def assert_port(theirs, ours=None, model=None, **options):
@@ -25,17 +27,22 @@ def assert_port(theirs, ours=None, model=None, **options):
     ours     our recording of the same prompt; by default the model runs on the inputs in theirs: input_ids, and for images
              pixel_values and image_grid_thw (for videos pixel_values_videos, video_grid_thw and position_ids)
     model    a VLM, a folder or a hub id; by default the model that ships
-    options  names=, tolerance=, require=, config=, pictures= of `compare`
+    options  names=, tolerance=, require=, config=, pictures=, runs=, their_weights= of `compare`
     """
-    theirs = open_recording(theirs)
+    theirs = open_recording(theirs, "the port's recording")
     if ours is None:
         if model is False:
             raise Error("assert_port needs a model to run, or ours=. Leave model= out for the one that ships.")
         model = load_model(model)
         ours = run_on_inputs_of(theirs, model, options.get("names"))
     comparison = compare(ours, theirs, model=model, **options)
+    if all(row.name in GIVEN for row in comparison.compared):
+        raise AssertionError(
+            "the recording holds inputs alone: nothing that the port computed was compared. Did its hooks run?"
+        )
     if not comparison.ok or not comparison.covered:
-        raise AssertionError(f"the port differs from minivl\n{text(comparison)}")
+        said = "too little of the port was compared" if comparison.ok else "the port differs from minivl"
+        raise AssertionError(f"{said}\n{text(comparison)}")
     return comparison
 
 
@@ -43,11 +50,14 @@ def run_on_inputs_of(theirs, model, names=None):
     """{name: tensor} of a run of the model on the inputs that a recording has; greedy, but for tokens that it has itself."""
     inputs = inputs_or_none(theirs, model.config)
     if inputs is None:
-        raise Error("the recording has no input_ids. Record the inputs of the port, or give ours=.")
+        raise Error(
+            "the recording lacks the inputs of a run: input_ids, and of a video position_ids, too. Record them under "
+            "these names, or give ours=."
+        )
     tensors = {}
 
     def see(name, tensor):
-        if not callable(tensor) or name in theirs:
+        if not callable(tensor) or match_names(theirs, {name: tensor}, names):
             tensors[name] = np.array(value_of(tensor))
 
     model = with_settings_of(theirs, model)

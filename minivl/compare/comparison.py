@@ -35,7 +35,7 @@ from minivl.compare.answers import Answers, read_answers
 from minivl.compare.coverage import not_compared, nothing_in_common, row_without_match
 from minivl.compare.layouts import find_processor_rows, merge_rope_rows, replace_arrays
 from minivl.compare.local import inputs_or_none, judge_from_theirs, with_local_errors
-from minivl.compare.match_names import match_names, outvoted, unmatched
+from minivl.compare.match_names import idle_entries, match_names, outvoted, unmatched
 from minivl.compare.match_values import match_values
 from minivl.compare.recordings import open_recording
 from minivl.compare.render import html, text
@@ -61,19 +61,20 @@ from minivl.helpers import plain_number
 from minivl.tensors.catalogue import in_data_flow
 
 TOLERANCE = 2e-5
-FEW, SHARE = 3, 0.1  # unmatched tensors of theirs, and their share, that still count as covered
+FEW, SHARE = 3, 0.1  # so many unmatched tensors of theirs, and more than this share of them, are too many
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The rows in the order of the data flow; tensors that only theirs has come last.
 
-    precision  of theirs, judged by its values;  informed  whether a config was known, and a model
+    precision  the lower one of both recordings, judged by their values
+    informed   whether a config was known, and whether a model judged
     before     the last tensor before `first` that agrees;  between  our tensors between these two that theirs does not have
     unmatched  their tensors that mean none of ours;  required  ours that had to be compared and were not
     arithmetic how theirs computes, as far as a model could tell; None without one
     names      {theirs: ours} that were found by their values;  notes  sentences on how theirs was read
-    answers    the tokens that both chose; None if a recording has none
+    answers    the answer of each recording, as token ids; None if one has none
     own_weights  whether theirs was judged with its own weights: INPUT is right then, before the first difference too
     """
 
@@ -107,7 +108,10 @@ class Comparison:
 
     @property
     def faults(self):
-        """All rows that are wrong by themselves: DIFF, and SHAPE with other values."""
+        """Rows with other values: DIFF, and SHAPE whose values differ.
+
+        With a model, those that are wrong by themselves; without one also all that follow from them.
+        """
         return [row for row in self.compared if row.status in (DIFF, SHAPE) and not row.same_values]
 
     @property
@@ -158,7 +162,7 @@ def compare(
     model=None,
     require=(),
     runs=None,
-    weights=(),
+    their_weights=(),
 ):
     """Compare two recordings. -> Comparison
 
@@ -172,8 +176,8 @@ def compare(
                between two recorded tensors. Default: the model that ships, if ours is a run of it; False for none
     require    names or globs of our tensors that must be compared: "visual.*"; see `Comparison.covered`
     runs       most runs of the model to search for causes, and for tensors without a name. Default: by the size of a run
-    weights    .gguf files, .safetensors files or folders of dequantised weights: those that theirs computed with. Each stage
-               is judged with these; what quantisation did to them is no fault then (port_weights.py)
+    their_weights  .gguf files, .safetensors files or folders of dequantised weights: those that theirs computed with. Each
+               stage is judged with these; what quantisation did to them is no fault then (port_weights.py)
     """
     runs = check_runs(runs)
     tolerance = plain_number(tolerance)
@@ -181,11 +185,11 @@ def compare(
         raise Error(
             f"tolerance={tolerance!r}; it must be a number from 0 to below 1, relative to a tensor's largest value."
         )
-    ours, theirs = open_recording(ours, "the first"), open_recording(theirs, "the second")
+    ours, theirs = open_recording(ours, "our recording"), open_recording(theirs, "their recording")
     model, notes = find_model(model, ours)
     model = None if model is None else with_settings_of(ours, model)
-    if weights:
-        model, notes = use_port_weights(model, notes, weights)
+    if their_weights:
+        model, notes = use_port_weights(model, notes, their_weights)
     config = model.config if config is None and model is not None else find_config(config, ours, theirs)
     matches, left = match_names(theirs, ours, names), unmatched(theirs, ours, names)
     theirs = merge_rope_rows(theirs, matches, config)
@@ -198,7 +202,13 @@ def compare(
     local = None if model is None else judge_from_theirs(model, ours, theirs, matches, precision)
     if local is not None:
         check_is_model_of_ours(rows, local, ours)
-        rows, local = with_local_errors(rows, local, tolerance, same_weights=not weights)
+        rows, local = with_local_errors(rows, local, tolerance, same_weights=not their_weights)
+    if model is not None and local is None:
+        notes = (*notes, f"the model judged nothing: {why_not_judged(ours, model, their_weights)}")
+    idle = idle_entries(theirs, names) if left else []
+    if idle:  # a slip in the map, perhaps, beside names that mean nothing
+        more = f", and {len(idle) - 1} more such entries" if len(idle) > 1 else ""
+        notes = (*notes, f"the name map's {idle[0]!r} fits none of their names{more}")
     lost = outvoted(theirs, ours, names)
     if lost:
         name, other = next(iter(lost.items()))
@@ -211,14 +221,14 @@ def compare(
         (ours.label, theirs.label),
         tolerance,
         precision,
-        informed=(config is not None, model is not None),
+        informed=(config is not None, local is not None),
         unmatched=tuple(name for name in left if name not in explained),
         required=not_compared(require, rows),
         arithmetic=None if local is None else local.arithmetic,
         names={name: mine for mine, (name, _) in by_values.layouts.items()},
         notes=(*notes, *by_values.notes),
         answers=read_answers(ours, theirs, matches, model),
-        own_weights=bool(weights),
+        own_weights=bool(their_weights),
     )
     agreeing = {row.name for row in comparison.compared if row.status in (OK, CLOSE)}
     limit = max(tolerance, rounding_limit(precision, 0.0))
@@ -233,10 +243,21 @@ def use_port_weights(model, notes, weights):
 
     if model is None:
         raise Error(
-            "weights= take the place of a model's, and there is none. Give model=, the checkpoint that was converted."
+            "their_weights= take the place of a model's, and there is none. Give model=, the checkpoint that was converted."
         )
     model, note = with_port_weights(model, weights if isinstance(weights, (list, tuple)) else [weights])
     return model, (*notes, note)
+
+
+def why_not_judged(ours, model, their_weights):
+    """Why no stage could be computed from theirs. Raises an Error if their weights were given for it."""
+    if inputs_or_none(ours, model.config) is None:
+        why = "our recording lacks input_ids, and of a video position_ids: record ours with its inputs"
+    else:
+        why = "it gives theirs and not ours, or cannot run on these tensors: was our recording made with it?"
+    if their_weights:
+        raise Error(f"their_weights= could not be used: {why}.")
+    return why
 
 
 def read_by_values(ours, theirs, left, matches, model, runs=None):

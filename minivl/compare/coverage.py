@@ -30,7 +30,7 @@ def nothing_in_common(ours, theirs):
     hints = ((name, did_you_mean(name, ours, 1, 0.6)) for name in theirs)
     name, hint = next((pair for pair in hints if pair[1]), (next(iter(theirs)), ""))
     return (
-        f"no tensor of {theirs.label} has a name of {ours.label}: the first one there is {name!r}.{hint} docs/tensors.md "
+        f"no tensor of {theirs.label} has a name of {ours.label}. One there is {name!r}.{hint} docs/tensors.md "
         'lists the names; names={"theirs-{}": "model.layers.{}.mlp.act"} maps others.'
     )
 

@@ -131,11 +131,12 @@ def is_part(mistake, name):
 
 
 def find_faint(step, remark, most_left=1.0):
-    """[Cause], the remark added, of a mistake whose values are smaller than rounding, but point the same way as the difference.
+    """[Cause] of a mistake too small to be seen in any single value, found by fitting the whole difference.
 
     Rounding does not know the mistake: fitted to all values by least squares, each weighted by its size, the difference is
     1 times the mistake only if it was made, to many standard errors.
 
+    remark     is added to the cause's sentence
     most_left  largest share of the difference that the mistake may leave
     """
     best = (CERTAIN, None)

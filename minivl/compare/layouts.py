@@ -17,7 +17,7 @@ from minivl.tensors.catalogue import in_data_flow
 from minivl.tensors.names import parse
 
 MOST_AXES = 4
-CLOSE = 0.03  # relative distance within which theirs may be ours
+NEAR = 0.03  # relative distance within which theirs may be ours
 SAMPLE = 1024  # values of a tensor that are compared
 FEWEST = 8  # values of a tensor that is compared by its values
 SLOTS = ("patch slots", "token slots")
@@ -130,10 +130,10 @@ def find_processor_rows(ours, theirs, matches, left):
             continue
         for name in [matches[mine]] if mine in matches else left:
             layouts = layouts_between(ours[mine].shape, theirs[name].shape)
-            if layouts and closest_layout(ours[mine], theirs[name], layouts)[0] <= CLOSE:
+            if layouts and closest_layout(ours[mine], theirs[name], layouts)[0] <= NEAR:
                 return None
             turned = with_processor_rows(layouts, mine, ours)
-            if closest_layout(ours[mine], theirs[name], turned)[0] <= CLOSE:
+            if closest_layout(ours[mine], theirs[name], turned)[0] <= NEAR:
                 agreeing.append(mine)
     if len(agreeing) < 2 or not any(mine.startswith(("visual.blocks.", "visual.merger")) for mine in agreeing):
         return None

@@ -46,7 +46,7 @@ ARITHMETICS = {  # name: (are only the inputs of products rounded, and not all t
     "float32 with products of int8": (True, "int8"),
 }
 LIKE = 3  # errors within this factor of those of an arithmetic, of all products, are of its size
-FEWEST_PRODUCTS, MOST_PRODUCTS = 8, 0.8
+FEWEST_PRODUCTS, SHARE_OF_PRODUCTS = 8, 0.8
 
 
 def inputs_of(ours, config):
@@ -287,7 +287,7 @@ class Local:
         ]
         ratios = np.array([theirs / ours for theirs, ours in made if ours and theirs > NOISE])
         flat = np.mean((1 / LIKE <= ratios) & (ratios <= LIKE)) if len(ratios) else 0.0
-        return len(ratios) >= FEWEST_PRODUCTS and flat >= MOST_PRODUCTS
+        return len(ratios) >= FEWEST_PRODUCTS and flat >= SHARE_OF_PRODUCTS
 
     @property
     def products(self):

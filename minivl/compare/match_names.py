@@ -145,10 +145,10 @@ def one_separator(name):
 def recognise(name, spellings, names, first):
     """(rank of the rule, our name) of a port's name; (None, None) if it means none of ours. first: see `first_step`."""
     mapped = translate(name, names)
-    if mapped is not None:
+    if mapped is not None:  # subtle: the map counts, even where ours has no such tensor: nothing is guessed then
         lead, own = split_step(mapped, 0)
-        if own in spellings.get(lead, [()])[0]:
-            return 0, lead + own
+        mine = spellings[lead][1].get(one_separator(own)) if lead in spellings else None
+        return (0, lead + mine) if mine is not None else (None, None)
     # subtle: a later token's tensor is never taken for the prompt's
     lead, own = split_step(name, first)
     rank, mine = recognise_own(own, spellings[lead], names) if lead in spellings else (None, None)
@@ -258,6 +258,16 @@ def check_targets(names, ours):
             raise Error(f"name map: {target!r} is no tensor of minivl.{near} docs/tensors.md lists all.")
 
 
+def idle_entries(theirs, names):
+    """Entries of a name map that fit none of their names."""
+    return [entry for entry in read_map(names) if not any(map(pattern_of(entry).fullmatch, theirs))]
+
+
+def pattern_of(entry):
+    """A regular expression of their names, in which each {} or * stands for some text."""
+    return re.compile("(.+?)".join(map(re.escape, re.split(r"\{\}|\*", entry))))
+
+
 def wildcards(pattern):
     return re.findall(r"\{\}|\*", pattern)
 
@@ -265,9 +275,7 @@ def wildcards(pattern):
 def translate(name, names):
     """A port's name by the map; None if no entry matches. Entries without wildcards come first."""
     for theirs, ours in sorted(names.items(), key=lambda pair: len(wildcards(pair[0]))):
-        parts = re.split(r"\{\}|\*", theirs)
-        match = re.fullmatch("(.+?)".join(re.escape(part) for part in parts), name)
-        if match:
+        if match := pattern_of(theirs).fullmatch(name):
             fill = iter(match.groups())
             return re.sub(r"\{\}|\*", lambda _: next(fill), ours)  # noqa: B023
     return None

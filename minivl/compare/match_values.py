@@ -4,7 +4,7 @@
     matched.layouts                   # {"visual.blocks.0.attn.qkv": ("onnx::Add_412", Layout)}
     matched.notes                     # what was ambiguous
 
-Theirs is one of ours if it has as many values and, with its axes in some order, is at most CLOSE away from it, and at least
+Theirs is one of ours if it has as many values and, with its axes in some order, is at most NEAR away from it, and at least
 CLEAR times closer than any other tensor. With a model, ours is computed from the tensors of theirs that were matched before
 it, so this works behind a bug and in lower precision. The tensor that is wrong is close to none of ours: it takes the place
 of a sibling in another layer, or the one place from which the tensors after it come out as theirs. Equal tensors
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from minivl.compare.layouts import CLOSE, FEWEST, closest_layout, layouts_between, with_processor_rows
+from minivl.compare.layouts import FEWEST, NEAR, closest_layout, layouts_between, with_processor_rows
 from minivl.compare.measure import to_float64
 from minivl.stream import run, value_of
 from minivl.tensors.catalogue import in_data_flow
@@ -89,7 +89,7 @@ class Matcher:
     def may_be(self, value, size, name):
         """Whether the norms of both, `size` that of ours, allow them to be close."""
         other = value.size != self.theirs[name].size or value.dtype.kind != "f"
-        return other or abs(size - self.norms[name]) <= CLOSE * size
+        return other or abs(size - self.norms[name]) <= NEAR * size
 
     # ---- a run ----
 
@@ -133,7 +133,7 @@ class Matcher:
             if not self.may_be(value, size, name):
                 continue
             distance, layout = closest_layout(value, self.theirs[name], self.layouts(mine, value.shape, name))
-            if distance <= CLOSE:
+            if distance <= NEAR:
                 near.append((distance, name, layout))
                 self.seen.setdefault(name, {})[mine] = distance
         near = [one for one in near if one[1] not in taken and (mine, one[1]) not in banned]

@@ -89,7 +89,9 @@ def page(comparison):
     """The HTML page: verdict, causes, the path as a map of boxes, and a table of errors."""
     title = f"{comparison.labels[1]} against {comparison.labels[0]}"
     lead = "Agrees" if comparison.ok and comparison.covered else "Agrees, but too little was compared"
-    lead = lead if comparison.ok else "Wrong: " + ", ".join(kind[0].name for kind in kinds_of_faults(comparison)[:3])
+    if comparison.first is not None:
+        kinds = ", ".join(kind[0].name for kind in kinds_of_faults(comparison)[:3])
+        lead = f"Another layout: {comparison.first.name}" if comparison.first.same_values else f"Wrong: {kinds}"
     parts = [
         f"<h1>{escape(lead)}</h1><p class=sub>{escape(title)}</p>",
         "".join(cause_card(rows) for rows in kinds_of_faults(comparison)),

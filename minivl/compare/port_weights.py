@@ -66,7 +66,7 @@ def with_port_weights(model, paths):
     tied = own[HEAD] is own[TABLE]
     for path in paths:
         if not isinstance(path, (str, os.PathLike)):
-            raise Error(f"weights={path!r} is no path. Give .gguf or .safetensors files.")
+            raise Error(f"their_weights={path!r} is no path. Give .gguf or .safetensors files.")
         path = Path(path)
         arrays = read_gguf(path, model.config) if path.suffix.lower() == ".gguf" else read_checkpoint(path)
         for name, array in arrays.items():

@@ -72,7 +72,7 @@ def verdict(comparison):
     lines = [count_statuses(comparison.rows), *missing(comparison)]
     lines += [*coverage(comparison), *reading(comparison), *arithmetic(comparison)]
     if comparison.arithmetic is None and any(row.status == CLOSE for row in comparison.rows):
-        lines[0] += f" (theirs has {comparison.precision} values: OK~ is within their rounding)"
+        lines[0] += f" ({comparison.precision} values: OK~ is within their rounding)"
     if comparison.first is None:
         worst = max((row.error for row in comparison.compared), default=0.0)
         count = f"{len(comparison.compared)} tensors"
@@ -129,7 +129,7 @@ def coverage(comparison):
 def reading(comparison):
     """Lines: how the names and layouts of theirs were read, and by which model it was judged."""
     if comparison.names:
-        yield f"Found by their values: {len(comparison.names)} of their tensors (the comparison's `names` hold the map)."
+        yield f"Found by their values: {len(comparison.names)} of their tensors (`names`, or --write-names, keeps the map)."
     for note in comparison.notes[:MOST_NOTES]:
         yield f"Note: {note}."
     if len(comparison.notes) > MOST_NOTES:
@@ -140,7 +140,7 @@ def arithmetic(comparison):
     """A line on the precision of theirs, if a model judged it."""
     kind, no_fault = comparison.arithmetic, "errors up to what this makes of the same inputs are no fault"
     if kind in ("bfloat16", "float16"):
-        yield f"Theirs holds {kind} values, computed in it or rounded when they were recorded: {no_fault}."
+        yield f"The recordings hold {kind} values, computed in it or rounded when they were recorded: {no_fault}."
     elif kind not in (None, "float32"):
         alike = " (or TF32, which has as many digits)" if kind.endswith("products of float16") else ""
         yield f"Theirs computes in {kind}{alike}: {no_fault}."
@@ -186,7 +186,7 @@ def why(row, comparison):
         return
     for i, cause in enumerate(row.causes[:3]):
         lead = "Probable cause" if not i else "Or"
-        side = "" if cause.whose == "theirs" else " (in the first recording, if the second is right)"
+        side = "" if cause.whose == "theirs" else " (in our recording, if theirs is right)"
         left = (
             f" With that mistake made here too, the largest error left is {cause.error:.1e}."
             if cause.exact
@@ -209,7 +209,7 @@ def advice(comparison):
     if comparison.between and not with_model:
         return "It may lie in a tensor that was not recorded: record more, or give model=, to try each mistake there."
     if comparison.between:
-        return "Record those between the two, in which they were searched, too: the first that differs says more."
+        return "The tensors between the two were searched as well. Record them: the first that differs says more."
     if comparison.before is None:
         return "Nothing before it was recorded: do both run the same prompt?"
     return "Its inputs agree: look at its own stage."

@@ -8,7 +8,7 @@
     decoder.py       faults in positions of tokens, masks, heads
     inject.py        put a fault into the engine and take it out again
     what_if.py       run a prompt with and without a fault; render.py: the result as text and HTML
-    score.py         how often faults of many scenes show, and are found
+    score.py         how well a model answers about many scenes, with each fault
 
 Each fault is a function that replaces functions, methods or constants of the engine. Independent of compare/mistakes on
 purpose, so that each can test the other.
@@ -77,7 +77,7 @@ def all_faults():
 
 
 def register(name, sentence, origin, bites, cause, shows="picture"):
-    """Decorator: make a function of `swap` a Fault."""
+    """Decorator: register a function that injects a mistake; it is called with `swap`, see `Fault.insert`."""
 
     def add(insert):
         FAULTS[name] = Fault(name, sentence, origin, bites, cause, shows, insert)

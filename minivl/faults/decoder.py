@@ -53,7 +53,7 @@ def wrong_rope_delta(swap):
     "truncated-seconds",
     "second_per_grid_ts is cut to a whole number before it is multiplied",
     "int() around it, as transformers 4.57 has it",
-    "videos of more than 2 frames a second: 0.5 seconds become 0, and time stands still",
+    "videos whose pairs of frames are no whole number of seconds apart: 0.5 becomes 0, and time stands still",
     "truncated second_per_grid",
     shows="video",
 )

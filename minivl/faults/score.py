@@ -1,4 +1,4 @@
-"""Score the shipped model on fresh scenes with a fault in the engine, as `minivl what-if NAME --scenes 100` does.
+"""Score a model on fresh scenes with a fault in the engine, as `minivl what-if NAME --scenes 100` does.
 
 A row takes a minute. With a file, the table is written row by row; rows that are in it already are not computed again.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 from minivl.errors import Error
 from minivl.faults.what_if import with_fresh_kernels
 from minivl.helpers import write_whole
+from minivl.tiny import CHECKPOINT
 from minivl.tiny.evaluate import evaluate
 from minivl.tiny.scenes import TASKS
 
@@ -40,7 +41,8 @@ def table(vlm, faults, scenes=100, path=None):
     path  a file to write it to as well; lines in it are not computed again
     """
     check_scenes(scenes)
-    lines = Lines(path, f"| {scenes} scenes | {' | '.join(HEADER)} |")
+    model = f"{vlm.folder.name}, " if vlm.folder is not None and vlm.folder != CHECKPOINT else ""
+    lines = Lines(path, f"| {model}{scenes} scenes | {' | '.join(HEADER)} |")
     yield lines.first
     yield lines.line("---", lambda: "|---" * (1 + len(HEADER)) + "|")
     yield lines.line("no fault", lambda: row("no fault", score(vlm, None, scenes)))

@@ -1,7 +1,8 @@
 """Answer at once where the kernels are not compiled yet: on the NumPy kernels, while another process compiles.
 
 Compilation takes 12 to 16 seconds on two cores, once for a version of minivl, Numba and Python on a machine. A record on disk
-says that it has been done, so that a program can find out without importing Numba, which takes longer than a small answer.
+says that it has been done, so that a program can find out without loading the compiled code, which takes longer than a small
+answer.
 """
 
 import os

@@ -10,7 +10,7 @@ Source: arXiv:2412.15115 (Qwen2.5), arXiv:2409.12191 (M-RoPE); names are the che
 A batch of prompts (batch.py) is the same code as well: only its cache knows that each row has a sequence of its own.
 """
 
-from minivl.model.layers import softmax_of, swiglu
+from minivl.model.layers import mlp, softmax_of
 from minivl.model.positions import mrope
 from minivl.stream import Lazy, under
 
@@ -37,7 +37,7 @@ def decoder_layer(x, rope, cache, index, weights, config, kernels):
     a = yield from under("self_attn", self_attention(h, rope, cache, index, weights.at("self_attn"), config, kernels))
     x = yield "attn_residual", x + a
     h = yield "post_attention_layernorm", kernels.rms_norm(x, weights["post_attention_layernorm.weight"], eps)
-    m = yield from under("mlp", swiglu(h, weights.at("mlp"), kernels))
+    m = yield from under("mlp", mlp(h, weights.at("mlp"), kernels))
     return x + m
 
 

@@ -105,7 +105,7 @@ class Engine:
             prefix = f"chunks.{i}.model" if i else "model"
             hidden = yield from under(prefix, self.run_decoder(x[rows], position_ids[:, rows], cache))
             cache.commit(input_ids[rows], T + int(delta[0]))
-        cache.pictures = media
+        cache.media = media
         return (yield from self._logits(hidden))
 
     def decode(self, token, cache):

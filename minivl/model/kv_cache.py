@@ -1,10 +1,11 @@
 """KV cache for one sequence, or for a batch decoded together.
 
     past = cache.extend(layer, k, v)            # append the new tokens' keys and values, [KV, T, K] each
-    past.attend(q, window, kernels)             # [T, H*K]: each new token attends to itself and to all before it
+    past.attend(q, window, kernels)             # [T, H*K]: each new token attends to itself and to those before it
     cache.commit(input_ids, next_position)      # once every layer has been extended
 
 T new tokens, S tokens in the cache after them, B sequences, H heads, KV key heads, K head width.
+window: how many tokens a token looks back, itself included, None for all (`TextConfig.layer_window`); not one of the tower's.
 """
 
 from typing import NamedTuple
@@ -22,7 +23,7 @@ class KeysValues(NamedTuple):
 
     @property
     def length(self):
-        """S"""
+        """S: tokens in the cache, the new ones included."""
         return self.k.shape[1]
 
     def scores(self, q, window):
@@ -42,7 +43,7 @@ class KVCache:
     """Rotated keys and values of every layer, float32 [KV, capacity, K] each, and the tokens they belong to.
 
     input_ids      the cached tokens, in order
-    pictures       (start, count, digest) of each cached image or video: its first token, number of tokens, content
+    media          (start, count, digest) of each cached image or video: its first token, number of tokens, content
     next_position  M-RoPE position of the next token
     reused         how many tokens of the last prompt were in the cache
     prepared       {source of an image or video of the conversation: the prepared one}; see processing/media_cache.py
@@ -57,7 +58,7 @@ class KVCache:
         self._keys = [self._buffer(0) for _ in range(text.num_hidden_layers)]
         self._values = [self._buffer(0) for _ in range(text.num_hidden_layers)]
         self.input_ids = np.zeros(0, dtype=np.int64)
-        self.pictures = []
+        self.media = []
         self.next_position = 0
         self.reused = 0
         self.prepared = {}
@@ -95,7 +96,7 @@ class KVCache:
         """Keep the first `length` tokens only. The next prompt sets `next_position`."""
         self.reused = length
         self.input_ids = self.input_ids[:length]
-        self.pictures = [media for media in self.pictures if media[0] < length]
+        self.media = [medium for medium in self.media if medium[0] < length]
 
     def _buffer(self, capacity):
         KV, K = self._heads

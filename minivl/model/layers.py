@@ -1,4 +1,4 @@
-"""Layers that the vision tower and the decoder share: SwiGLU, and the softmax of attention scores."""
+"""Layers that the vision tower and the decoder share: the MLP, and the softmax of attention scores."""
 
 from minivl.kernels import attention
 from minivl.stream import Lazy
@@ -11,8 +11,8 @@ def softmax_of(scores):
     return attention.softmax(scores)
 
 
-def swiglu(x, weights, kernels):
-    """down(silu(gate(x)) * up(x)). [N, D] -> [N, I] -> [N, D]. The tower's has biases, the decoder's has none."""
+def mlp(x, weights, kernels):
+    """SwiGLU MLP: down(silu(gate(x)) * up(x)). [N, D] -> [N, I] -> [N, D]. The tower's has biases, the decoder's has none."""
     gate = yield "gate_proj", kernels.linear(x, *weights.linear("gate_proj"))
     up = yield "up_proj", kernels.linear(x, *weights.linear("up_proj"))
     act = yield "act", kernels.silu_multiply(gate, up)

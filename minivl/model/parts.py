@@ -1,6 +1,7 @@
 """Run a model on functions of one's own: `VLM.with_parts(window_index=mine, rms_norm=my_norm)`.
 
-A part takes the place of one function of the engine, in one model; the original is left alone. There are three ways in:
+A part does the work of one function of the engine, in one model; its parameters and results are those of docs/lab.md, which may
+differ from that function's. The original is left alone. There are three ways in:
 
     a kernel      the model's `Kernels` get the function: rms_norm, swiglu, gelu, rotate, linear, the two attentions
     a tensor      as the tensor passes through the stream, the function's result goes on in its place: windows, positions,
@@ -23,6 +24,7 @@ from minivl.kernels.bfloat16 import to_float32
 from minivl.model.windows import to_window_order
 from minivl.processing.image_processor import ImageProcessor
 from minivl.stream import read_only
+from minivl.tensors.names import parse
 
 # ---- kernels: the field of `Kernels`, the parameters, and the shape of the result ----
 
@@ -127,7 +129,7 @@ def kernels_with_parts(kernels, parts):
     """`Kernels` with these functions in their fields."""
     own = {name: function for name, function in parts.items() if name in KERNEL_PARTS}
     changes = {KERNEL_PARTS[name].field: kernel(name, function) for name, function in own.items()}
-    return replace(kernels, **changes)
+    return replace(kernels, **changes) if changes else kernels  # the same object: `VLM.use_compiled_kernels` asks for it
 
 
 def kernel(name, function):
@@ -188,8 +190,7 @@ KNOWN = {
 
 def is_block(name):
     """Whether it is the output of a block of the tower, such as visual.blocks.3."""
-    head, _, number = name.rpartition(".")
-    return head == "visual.blocks" and number.isdigit()
+    return parse(name).general == "visual.blocks.{i}"
 
 
 class Observer:
@@ -232,7 +233,7 @@ class Observer:
                 value = getattr(self, part)()
                 return check_array(part, value, tensor.shape, tensor.dtype)
         if is_block(name) and "vision_block" in self.parts:
-            return check_array("vision_block", self.vision_block(int(name.split(".")[2])), tensor.shape, tensor.dtype)
+            return check_array("vision_block", self.vision_block(parse(name).index), tensor.shape, tensor.dtype)
         return None
 
     def call(self, part, *arguments):
@@ -298,7 +299,7 @@ class Observer:
         return x
 
     def prompt_positions(self):
-        """subtle: of the whole prompt; a prompt whose beginning is cached needs the last columns only."""
+        """Positions of the tokens that run now. subtle: the part gets the whole prompt, also where its beginning is cached."""
         inputs = self.inputs["inputs"]
         positions = self.two(
             "prompt_positions", "rope_delta", inputs.input_ids, self.model.config, inputs.image_grid_thw,

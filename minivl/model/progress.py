@@ -42,7 +42,7 @@ def show_answers(stage, prompts):
     with tqdm(total=prompts, desc="answering", unit="prompt", leave=False, delay=1, miniters=0, disable=None) as bar:
 
         def see(name, tensor):
-            if name.split(".")[-2] in ("blocks", "layers") or name.endswith(".answer_ids"):
+            if level(name) == "block" or name.endswith(".answer_ids"):
                 bar.set_postfix_str(name, refresh=False)
                 bar.update(name.endswith(".answer_ids"))
 

@@ -8,7 +8,7 @@ Source: arXiv:2502.13923, section 2.1; names are the checkpoint's, below `visual
 """
 
 from minivl.kernels import attention
-from minivl.model.layers import softmax_of, swiglu
+from minivl.model.layers import mlp, softmax_of
 from minivl.model.positions import patch_positions, vision_rope
 from minivl.model.windows import check_order, frame_segments, to_raster_order, to_window_order, window_index
 from minivl.stream import Lazy, under
@@ -60,7 +60,7 @@ def vision_block(x, weights, rope, segments, heads, kernels):
     x = yield "attn_residual", x + a
     del a
     h = yield "norm2", kernels.rms_norm(x, weights["norm2.weight"], EPS)
-    m = yield from under("mlp", swiglu(h, weights.at("mlp"), kernels))
+    m = yield from under("mlp", mlp(h, weights.at("mlp"), kernels))
     return x + m
 
 

@@ -30,7 +30,7 @@ STEPS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample"
 
 
 def round_size(height, width):
-    """(H, W), about the size that an image's message asks for: both sides to the nearest multiple of 28.
+    """The size that a message asks for, both sides rounded to multiples of 28: (H, W).
 
     Source: qwen-vl-utils, `fetch_image`, which does this before the processor resizes by its own limits.
     """
@@ -99,7 +99,7 @@ class ImageProcessor:
                 )
 
     def check_matches(self, vision):
-        """The same processor, if the tower (a VisionConfig) expects such patches; an Error if not."""
+        """Raise an Error unless the tower (a VisionConfig) expects such patches."""
         for field, expected in (
             ("patch_size", vision.patch_size),
             ("temporal_patch_size", vision.temporal_patch_size),
@@ -110,7 +110,6 @@ class ImageProcessor:
                     f"{field} is {getattr(self, field)} in preprocessor_config.json and {expected} in config.json's "
                     "vision_config. Use both files from one checkpoint."
                 )
-        return self
 
     @property
     def merged_size(self):

@@ -1,7 +1,7 @@
 """Load frames of a video: from a list or array, an animated GIF, WebP, PNG or AVIF (Pillow), or mp4, webm, ... (PyAV).
 
     clip = open_video("clip.mp4")              # clip.total 300, clip.fps 30.0: counted, nothing is decoded yet
-    for image in clip.pictures([0, 16, 31]): ...     # PIL images in mode RGB
+    for image in clip.frames([0, 16, 31]): ...     # PIL images in mode RGB
 
 All frames up to the last one asked for are decoded, because later ones build on them. The rate is the mean over the times of
 the frames, which may be as uneven as they like; where the file's own rate agrees with them, it is that, exactly. A list has no
@@ -37,12 +37,12 @@ class Clip:
 
     total     how many frames it has
     fps       frames a second; None for a list or an array
-    images  function of rising indices that yields these frames, PIL images in mode RGB
+    frames    function of rising indices that yields these frames, PIL images in mode RGB
     """
 
     total: int
     fps: float | None
-    pictures: Callable
+    frames: Callable
 
 
 def open_video(source):

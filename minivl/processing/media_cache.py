@@ -5,7 +5,7 @@
 Every turn's messages hold all images from the first on. Of each, the cache remembers the grid, the size and a digest, a few
 hundred bytes, under a digest of its content and options; its tokens are in the KV cache. Patches (24 bytes per pixel) are not
 cached: where the conversation was changed before an image, the image is processed again. A changed file counts as another
-image.
+image. An animated PIL image and a `Clip`, whose content is known only when they are decoded, are processed in every turn.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ def add_patches(kind, media, processed, first, image_processor):
 
 
 def hash_origin(kind, source, options):
-    """A digest of the content and options of an image or video, 64 letters; None if that takes decoding it."""
+    """A digest of the content and options of an image or video, 64 letters; None if it takes decoding to know its content."""
     digest = hashlib.sha256(repr((kind, sorted(options.items()))).encode())
     try:
         for block in read_content(source):

@@ -237,7 +237,8 @@ def check_options(options):
 def check_has_video(conversations, options):
     """An Error where options choose frames of a video and no conversation has one."""
     chosen = [name for name in ("fps", "nframes") if options.get(name) is not None]
-    if chosen and not any(find_media(messages)[1] for messages in conversations if isinstance(messages, (list, tuple))):
+    texts = [messages for messages in conversations if isinstance(messages, (list, tuple))]  # of `Inputs`, see `VLM.read`
+    if chosen and texts and not any(find_media(messages)[1] for messages in texts):
         raise Error(f"{chosen[0]}= chooses frames of a video, and there is none. Leave it out, or give videos=.")
 
 

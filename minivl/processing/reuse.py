@@ -41,13 +41,13 @@ def locate_media(inputs, config):
 
 
 def count_reusable(cache, input_ids, media):
-    """How many tokens at the start of the prompt the cache holds: all but one at most, no part of an image."""
+    """How many tokens at the start of the prompt need not run again: never the last one, and an image whole or not at all."""
     length = min(len(cache), len(input_ids) - 1)
     differing = np.flatnonzero(cache.input_ids[:length] != input_ids[:length])
     reused = int(differing[0]) if len(differing) else length
     for medium in media:
         start, count, _ = medium
-        if start < reused and (medium not in cache.pictures or reused < start + count):
+        if start < reused and (medium not in cache.media or reused < start + count):
             reused = start
     return reused
 

@@ -1,7 +1,7 @@
 """Run a checkpoint's own chat template, a Jinja program of unknown origin, within limits on what it may read, make and take.
 
-    program = compile_template(source, path)
-    program.render(messages=[...], add_generation_prompt=True)
+    render = compile_template(source, path)
+    render(messages=[...], add_generation_prompt=True)     # the text of the prompt
 
 Jinja's sandbox keeps a template from Python's internals, but not from memory and time: {{ 'a' * 10**10 }} takes 10 GB. So
 operations, filters and methods that make text are checked before they run and counted afterwards, and lines are counted too.
@@ -81,7 +81,7 @@ def text_size(value):
 
 
 def compile_template(source, path):
-    """A jinja2 template, with the settings and functions that transformers gives one."""
+    """A function that renders a jinja2 template within the limits, with the settings and functions of transformers."""
     try:
         from jinja2.compiler import CodeGenerator
         from jinja2.exceptions import TemplateError

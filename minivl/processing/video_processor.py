@@ -118,7 +118,7 @@ def measure_video(source, processor, fps=None, nframes=None, min_frames=None, ma
     """(frames, H, W) that `prepare_video` takes of a video: its first frame alone is decoded."""
     clip = open_video(source)
     taken = len(sample_frames(clip, fps, nframes, min_frames, max_frames))
-    first = next(clip.pictures([0]))
+    first = next(clip.frames([0]))
     return taken, *processor.size(first.height, first.width, **resize_options(processor, clip, taken, **sizes))
 
 
@@ -157,7 +157,7 @@ def resize_frames(clip, indices, fit):
     """The frames of these indices, each through `fit`: uint8 [F, H, W, 3]. A bar on stderr if it takes long."""
     if not len(indices) or indices[0] < 0 or indices[-1] >= clip.total or np.any(np.diff(indices) <= 0):
         raise Error(f"frame_indices must rise, from 0 to {clip.total - 1} at most; these are {indices.tolist()}.")
-    frames = clip.pictures(indices)
+    frames = clip.frames(indices)
     bar = tqdm(frames, total=len(indices), desc="frames", unit="frame", leave=False, delay=1, disable=None)
     resized = [fit(frame) for frame in bar]
     sizes = sorted({frame.shape[:2] for frame in resized})

@@ -7,7 +7,9 @@ from minivl.tensors import catalogue
 
 
 class GraphRecording(Recording):
-    """A `Recording` that runs a graph. The second run is `steps.1.`, a token of the answer, and so on.
+    """A `Recording` that runs a graph. Of a decoder, the second run is `steps.1.`, a token of the answer, and so on.
+
+    Of a tower, it adds rows of further images, or nothing if its results are the same.
 
     outputs  {name in the recording: name of the extended graph's output}
     """

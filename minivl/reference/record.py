@@ -123,7 +123,7 @@ def prepare_video(folder, clip, indices, asked, name, recorded):
     processor = ImageProcessor.read(folder)
     low, high = frame_limits(processor, clip, len(indices))
     frames, singles = {}, []
-    for i, frame in enumerate(clip.pictures(indices)):
+    for i, frame in enumerate(clip.frames(indices)):
         size = {"shortest_edge": int(low), "longest_edge": int(high)}
         patches, (_, h, w) = prepare_image(folder, frame, f"frame.{i}", frames, size=size)
         singles.append(patches.reshape(h * w, 3, 2, -1))

@@ -96,7 +96,7 @@ def measure_causes(vlm, tensors, ids, maps, views, runs):
 
 
 def announce(runs, seconds):
-    """Say on stderr what takes long, and how to leave it out: in a notebook there is no progress bar."""
+    """Say on stderr how long the runs will take, and how to leave them out: in a notebook there is no progress bar."""
     if runs * seconds > LONG:
         text = f"minivl: {runs} runs of the decoder measure causes, about {format_seconds(runs * seconds)} together; "
         tqdm.write(text + "causes=0 leaves them out.", file=sys.stderr)

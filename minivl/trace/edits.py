@@ -10,7 +10,7 @@
 Each returns `Edits`, a dict {glob: array or function of the tensor}. It lives as long as the run that it is given to. An edit
 applies to the names that its glob matches: "model.layers.2" is the prompt's, "*model.layers.2" also that of all later steps and
 of all chunks of a long prompt.
-`positions` are rows, counted from 0 in the order of that tensor (docs/tensors.md), or a mask such as `trace.maps.shown`.
+`rows` are counted from 0 in the order of that tensor (docs/tensors.md), or a mask such as `trace.maps.shown`.
 """
 
 from collections.abc import Mapping
@@ -59,11 +59,11 @@ def as_observer(edit):
 # ---- from another run ----
 
 
-def patch_from(trace, pattern, positions=None):
+def patch_from(trace, pattern, rows=None):
     """Activation patching: take the values of another run. Both runs must have tensors of one shape.
 
-    pattern    glob of tensors that the trace has kept
-    positions  only these rows; None for all
+    pattern  glob of tensors that the trace has kept
+    rows     only these; None for all
     Source: Vig et al. 2020 (arXiv:2004.12265), Meng et al. 2022 (arXiv:2202.05262).
     """
     if not isinstance(trace, Mapping) or not isinstance(pattern, str):
@@ -71,12 +71,12 @@ def patch_from(trace, pattern, positions=None):
     names = [name for name in trace if fnmatchcase(name, pattern)]
     if not names:
         raise Error(f"the trace has no {pattern!r}: record it with keep={pattern!r}{close_names(pattern, trace.names)}")
-    if positions is None:
+    if rows is None:
         return Edits({name: trace[name] for name in names})
-    return Edits({name: copy_rows(name, trace[name], positions) for name in names})
+    return Edits({name: copy_rows(name, trace[name], rows) for name in names})
 
 
-def copy_rows(name, source, positions):
+def copy_rows(name, source, rows):
     """A change that copies these rows from `source`."""
 
     def change(tensor):
@@ -85,8 +85,8 @@ def copy_rows(name, source, positions):
                 f"{name} is {list(tensor.shape)} here and {list(source.shape)} in the run that it is patched from. "
                 "Give both runs prompts of one length with images of one size."
             )
-        rows, tensor = row_index(name, tensor, positions), tensor.copy()
-        tensor[rows] = source[rows]
+        index, tensor = row_index(name, tensor, rows), tensor.copy()
+        tensor[index] = source[index]
         return tensor
 
     return change
@@ -100,18 +100,18 @@ def freeze(trace, layers):
 # ---- changes ----
 
 
-def ablate(pattern, positions=None):
+def ablate(pattern, rows=None):
     """Zero these rows, or the whole tensor."""
 
     def change(tensor):
         tensor = tensor.copy()
-        tensor[... if positions is None else row_index(pattern, tensor, positions)] = 0
+        tensor[... if rows is None else row_index(pattern, tensor, rows)] = 0
         return tensor
 
     return Edits({pattern: change})
 
 
-def steer(pattern, direction, strength=1.0, positions=None):
+def steer(pattern, direction, strength=1.0, rows=None):
     """Add a vector to rows: x + strength * direction. direction [D] has the width of the tensor [rows, D].
 
     Source: Turner et al. 2023 (arXiv:2308.10248).
@@ -130,7 +130,7 @@ def steer(pattern, direction, strength=1.0, positions=None):
                 "Give one for each."
             )
         tensor = tensor.copy()
-        tensor[... if positions is None else row_index(pattern, tensor, positions)] += direction
+        tensor[... if rows is None else row_index(pattern, tensor, rows)] += direction
         return tensor
 
     return Edits({pattern: change})
@@ -176,15 +176,15 @@ def head_columns(config, layer, heads):
     return f"{layer}.{attention}.context", (heads[:, None] * K + np.arange(K)).reshape(-1)
 
 
-def row_index(name, tensor, positions):
+def row_index(name, tensor, rows):
     """Index of these rows of a tensor; the catalogue knows which axis counts rows."""
     axis = row_axis(name, tensor.ndim)
-    positions, count = np.atleast_1d(np.asarray(positions)), tensor.shape[axis]
-    if positions.dtype == bool and positions.shape == (count,):
-        positions = np.flatnonzero(positions)
-    if positions.dtype.kind not in "iu" or not np.all((positions >= 0) & (positions < count)):
+    rows, count = np.atleast_1d(np.asarray(rows)), tensor.shape[axis]
+    if rows.dtype == bool and rows.shape == (count,):
+        rows = np.flatnonzero(rows)
+    if rows.dtype.kind not in "iu" or not np.all((rows >= 0) & (rows < count)):
         raise Error(
-            f"positions {positions.tolist()} of {name}: it has {count} rows. Give whole numbers from 0 to {count - 1}, or a "
+            f"rows {rows.tolist()} of {name}: it has {count} rows. Give whole numbers from 0 to {count - 1}, or a "
             "mask of them."
         )
-    return (slice(None),) * axis + (positions,)
+    return (slice(None),) * axis + (rows,)

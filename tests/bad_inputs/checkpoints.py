@@ -408,7 +408,7 @@ def generation(name, changes, cause, fix):
 
 def processor(name, changes, cause, fix, file="preprocessor_config.json"):
     content = partial(changed, "preprocessor_config.json", changes) if isinstance(changes, dict) else changes
-    return Bad(f"{file}: {name}", lambda folder: load(folder).processor, cause, fix, with_file(file, content))
+    return Bad(f"{file}: {name}", lambda folder: load(folder).image_processor, cause, fix, with_file(file, content))
 
 
 def added(**token):

@@ -84,7 +84,7 @@ TRACES = [
     Bad("trace: patch_from another shape", lambda folder: tiny().trace("Hi", edit=edits.patch_from(trace(),
         "model.layers.0", 0)), "model.layers.0 is [21, 192] here and", "Give both runs prompts of one"),
     Bad("trace: ablate a row outside", lambda folder: tiny().trace("Hi", edit=edits.ablate("model.layers.0", 9999)),
-        "positions [9999] of model.layers.0: it", "Give whole numbers from 0 to 20,"),
+        "rows [9999] of model.layers.0: it", "Give whole numbers from 0 to 20,"),
     Bad("trace: ablate a head that is not there", lambda folder: edits.ablate_head(tiny(), "model.layers.0", 6),
         "heads [6]: model.layers.0 has 6 heads,", "in whole numbers."),
     Bad("trace: ablate in a layer that is not there", lambda folder: edits.ablate_head(tiny(), "model.layers.5", 0),

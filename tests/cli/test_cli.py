@@ -61,7 +61,9 @@ def test_one_answer_of_the_small_model_loads_no_compiled_kernels(arguments, back
 @pytest.mark.parametrize(
     "arguments",
     ["trace {photo} What? -o {out}", "report {photo} What? -o {out}", "ask {photo} What? --draw {out}"]
-    + ["record-reference {photo} What? -o {out}", "plan --image {photo} --json {out}"],
+    + ["record-reference {photo} What? -o {out}", "plan --image {photo} --json {out}"]
+    + ["compare {photo} a.npz --json {out}", "compare a.npz {photo} --html {out}"]
+    + ["compare a.npz b.npz --names {photo} --write-names {out}"],
 )
 @pytest.mark.parametrize("link", [None, "symlink_to", "hardlink_to"])
 def test_an_input_is_not_overwritten(arguments, link, photo, capsys, monkeypatch):

@@ -15,7 +15,7 @@ from minivl.faults.inject import patch
 from minivl.faults.what_if import with_fresh_kernels
 from minivl.kernels import rope
 from minivl.model import decoder, engine, positions, vision
-from minivl.model.layers import swiglu
+from minivl.model.layers import mlp
 from minivl.tiny import scene
 
 
@@ -118,7 +118,7 @@ def post_norm(patch):
         )
         x = yield "attn_residual", h + a
         h = yield "norm2", kernels.rms_norm(x, weights["norm2.weight"], 1e-6)
-        return x + (yield from vision.under("mlp", swiglu(h, weights.at("mlp"), kernels)))
+        return x + (yield from vision.under("mlp", mlp(h, weights.at("mlp"), kernels)))
 
     patch.setattr(vision, "vision_block", block)
 

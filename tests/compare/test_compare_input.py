@@ -23,7 +23,7 @@ BLOCK = "visual.blocks.0"
     "theirs, words",
     [
         ({}, "has no tensors"),
-        ({"v.blk.0.ln1": np.zeros((24, 32))}, r"the first one there is 'v.blk.0.ln1'. Did you mean visual"),
+        ({"v.blk.0.ln1": np.zeros((24, 32))}, r"One there is 'v.blk.0.ln1'. Did you mean visual"),
         ({BLOCK: np.zeros(3, dtype=complex)}, "must be an array of numbers"),
         ({BLOCK: [[1, 2], [3]]}, "is no array"),
         ({BLOCK: object()}, "must be an array of numbers"),

@@ -37,7 +37,7 @@ def quantised(tmp_path_factory):
 def test_a_port_with_quantised_weights_is_right_with_its_own(quantised):
     vlm, _, ours, port, path = quantised
     assert not compare(ours, port, model=vlm).ok
-    found = compare(ours, port, model=vlm, weights=path)
+    found = compare(ours, port, model=vlm, their_weights=path)
     assert found.ok and found.arithmetic == "float32", f"\n{found}"
     assert all(row.local == 0 for row in found.rows if row.local == row.local)  # the same code with the same weights
     names = vlm.weights.names()
@@ -45,7 +45,7 @@ def test_a_port_with_quantised_weights_is_right_with_its_own(quantised):
     assert "with their own weights every stage is right, largest error alone 0.0e+00" in str(found)
     assert {row.status for row in found.compared} == {"OK", "INPUT"}
     wrong = port | {"model.layers.1.mlp.act": port["model.layers.1.mlp.act"] * np.float32(1.001)}
-    found = compare(ours, wrong, model=vlm, weights=path)
+    found = compare(ours, wrong, model=vlm, their_weights=path)
     assert found.first.name == "model.layers.1.mlp.act" and found.first.causes[0].name == "constant scale"
 
 
@@ -116,21 +116,21 @@ def test_exchanged_weights_do_not_pass(quantised, tmp_path):
 def test_weights_need_a_model_and_are_files(quantised, tmp_path, capsys):
     vlm, _, ours, port, path = quantised
     with pytest.raises(Error, match="Give model="):
-        compare(ours, port, model=False, weights=path)
+        compare(ours, port, model=False, their_weights=path)
     with pytest.raises(Error, match="does not exist"):
-        compare(ours, port, model=vlm, weights=path.parent / "none.safetensors")
+        compare(ours, port, model=vlm, their_weights=path.parent / "none.safetensors")
     with pytest.raises(Error, match="is no path"):
-        compare(ours, port, model=vlm, weights=5)
+        compare(ours, port, model=vlm, their_weights=5)
     with pytest.raises(Error, match="Give each weight once"):
-        compare(ours, port, model=vlm, weights=[path, path])
+        compare(ours, port, model=vlm, their_weights=[path, path])
     (tmp_path / "decoder.gguf").write_bytes(b"")
     with pytest.raises(Error, match="Give its files one by one: decoder.gguf"):
-        compare(ours, port, model=vlm, weights=tmp_path)
+        compare(ours, port, model=vlm, their_weights=tmp_path)
     save_file({"model.norm.weight": np.zeros(48, dtype=np.int8)}, tmp_path / "codes.safetensors")
     with pytest.raises(Error, match="stored as I8; .* Turn them back into one of these first"):
-        compare(ours, port, model=vlm, weights=tmp_path / "codes.safetensors")
+        compare(ours, port, model=vlm, their_weights=tmp_path / "codes.safetensors")
     assert (
-        main(["compare", "a", "b", "--no-model", "--weights", "c"]) == 1
+        main(["compare", "a", "b", "--no-model", "--their-weights", "c"]) == 1
         and "exclude each other" in capsys.readouterr().err
     )
 
@@ -158,7 +158,7 @@ def test_right_ports_with_quantised_weights_raise_no_alarm(tmp_path, number, lev
     ]
     port = VLM(vlm.config, Weights(weights), vlm.kernels, vlm.folder).trace(messages, max_new_tokens=1)
     compiled = minivl.load(backend="numba")
-    found = compare(vlm.trace(messages, max_new_tokens=1), dict(port), model=compiled, weights=path)
+    found = compare(vlm.trace(messages, max_new_tokens=1), dict(port), model=compiled, their_weights=path)
     assert found.ok and found.arithmetic == "float32", f"\n{found}"
     assert 0 < np.nanmax([row.local for row in found.compared]) < 2e-5
 
@@ -225,7 +225,7 @@ def test_quantised_gguf_from_the_command_line(tmp_path, capsys):
     for name, model in (("ours", vlm), ("port", port)):
         model.trace(messages, max_new_tokens=1).save(tmp_path / f"{name}.safetensors")
     files = ["compare", str(tmp_path / "ours.safetensors"), str(tmp_path / "port.safetensors")]
-    assert main([*files, "--weights", str(path), "--json", str(tmp_path / "f.json")]) == 0
+    assert main([*files, "--their-weights", str(path), "--json", str(tmp_path / "f.json")]) == 0
     tower = [name for name in vlm.weights.names() if name.startswith("visual.")]
     assert f"{len(tower)} of the model's 116 weights are theirs (mmproj.gguf), at most" in capsys.readouterr().out
     rows = json.loads((tmp_path / "f.json").read_text())["rows"]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from conftest import random_video_inputs, random_weights, small_inputs, small_model
+from safetensors.numpy import save_file
 from test_local import is_module, round_to
 
 import minivl
@@ -130,6 +131,51 @@ def test_names_with_words_of_both_halves(right):
 def test_a_map_to_nothing_is_refused(right):
     with pytest.raises(Error, match=r"'model.layer.\{\}' is no tensor of minivl. Did you mean model.layers"):
         compare(right[2], {"x-0": np.ones(3)}, names={"x-{}": "model.layer.{}"}, model=False)
+
+
+def test_what_a_map_says_is_not_overruled(right):
+    """A tensor that ours does not have is not compared with another one whose name is like theirs."""
+    _, _, trace = right
+    ours = {name: trace[name] for name in trace if not name.endswith("context")}
+    names = {"blocks.0.attn": "visual.blocks.0.attn.context"}
+    assert match_names(["blocks.0.attn"], ours) == {"visual.blocks.0.attn.proj": "blocks.0.attn"}
+    assert match_names(["blocks.0.attn"], ours, names) == {} and unmatched(["blocks.0.attn"], ours, names)
+    assert match_names(["blocks.0.attn"], trace, names) == {"visual.blocks.0.attn.context": "blocks.0.attn"}
+
+
+def test_an_entry_of_a_map_that_fits_nothing_is_told(right):
+    _, _, trace = right
+    port = {"visual": trace["visual"], "attn-0": np.ones(3)}
+    said = "the name map's 'atn-{}' fits none of their names"
+    names = {"atn-{}": "visual.blocks.{}.attn.context", "visual": "visual"}
+    assert said in str(compare(trace, port, names=names, model=False))
+    assert said not in str(compare(trace, {"visual": trace["visual"]}, names=names, model=False))  # nothing is left over
+
+
+def test_a_model_that_judged_nothing_is_told(right, tmp_path):
+    """Ours without its inputs: no stage can be computed, and no sentence says that one was."""
+    vlm, _, trace = right
+    ours = {name: trace[name] for name in trace if name.startswith("visual")}
+    found = compare(ours, {"visual.merger.mlp.0": 2 * ours["visual.merger.mlp.0"]}, model=vlm)
+    assert found.arithmetic is None and found.informed == (True, False)
+    assert "the model judged nothing: our recording lacks input_ids" in str(found) and "searched as well" not in str(found)
+    weights = {name: as_float32(vlm.weights[name]) for name in vlm.weights.names()}
+    minivl_file = tmp_path / "theirs.safetensors"
+    save_file(weights, minivl_file)
+    with pytest.raises(Error, match="their_weights= could not be used: our recording lacks input_ids"):
+        compare(ours, ours, model=vlm, their_weights=minivl_file)
+
+
+def test_scores_under_another_name_are_computed_for_a_port(right):
+    """Fused attention never makes them, so ours has them only where theirs does, whatever it calls them."""
+    vlm, _, trace = right
+    inputs = {name: trace[name] for name in ("input_ids", "pixel_values", "image_grid_thw", "visual")}
+    scores = np.array(trace["visual.blocks.0.attn.scores"])
+    for name, names in (("base.visual.blocks.0.attn.scores", None), ("s-0", {"s-{}": "visual.blocks.{}.attn.scores"})):
+        found = assert_port({**inputs, name: scores}, model=vlm, names=names)
+        assert found["visual.blocks.0.attn.scores"].status == "OK"
+        with pytest.raises(AssertionError, match="visual.blocks.0.attn.scores"):
+            assert_port({**inputs, name: 2 * scores}, model=vlm, names=names)
 
 
 # ---- right ports that were accused ----

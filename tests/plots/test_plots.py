@@ -262,7 +262,7 @@ def test_all_heads_and_all_steps(trace, vlm):
     for k in range(1, len(figure.axes)):
         expected = trace[f"steps.{k}.model.layers.4.self_attn.probs"][1, 0, where].reshape(shape)
         np.testing.assert_array_equal(heat(figure.axes[k]), expected)
-        said = vlm.tokenizer.token(trace.result.ids[k])
+        said = vlm.tokenizer.decode([trace.result.ids[k]], skip_special=False)
         assert said in figure.axes[k].get_title()
 
 
@@ -356,7 +356,7 @@ def test_lens_of_the_last_layer_is_the_answer(trace, vlm):
         logits = trace["lm_head" if k == 0 else f"steps.{k}.lm_head"][0]
         np.testing.assert_allclose(values[-1, k], softmax(logits).max(), rtol=1e-4)
     texts = np.array([text.get_text() for text in figure.axes[0].texts]).reshape(5, 4)
-    assert [vlm.tokenizer.token(i)[:6] in text for i, text in zip(ids, texts[-1])] == [True] * 4
+    assert [vlm.tokenizer.decode([i], skip_special=False)[:6] in text for i, text in zip(ids, texts[-1])] == [True] * 4
     assert values[0, 0] < 1 and not np.array_equal(values[0], values[-1])
     with pytest.raises(Error, match="choose tokens from 0"):
         plots.logit_lens(trace, vlm, 0, 999)

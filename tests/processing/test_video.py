@@ -150,26 +150,26 @@ def test_sources_give_the_same_frames(tmp_path):
             for source in (path, str(path), f"file://{path}", data, uri, image):
                 clip = open_video(source)
                 assert (clip.total, clip.fps) == (6, 10.0)
-                for i, picture in zip((1, 2, 5), clip.pictures([1, 2, 5]), strict=True):
+                for i, picture in zip((1, 2, 5), clip.frames([1, 2, 5]), strict=True):
                     assert picture.mode == "RGB" and difference(picture, frames[i]) == 0
             assert image.tell() == 3
     for source in (frames, tuple(frames), np.stack(frames), np.stack(frames) / 255, [np.asarray(f) for f in frames]):
         clip = open_video(source)
         assert (clip.total, clip.fps) == (6, None)
-        assert [difference(one, other) for one, other in zip(clip.pictures(range(6)), frames, strict=True)] == [0] * 6
+        assert [difference(one, other) for one, other in zip(clip.frames(range(6)), frames, strict=True)] == [0] * 6
 
 
 def test_gif_frames_are_whole_pictures(tmp_path):
     """Later frames of a GIF hold only what changed; colours here are few enough to be kept exactly."""
     frames = pictures(5)
     clip = open_video(saved(tmp_path / "a.gif", frames))
-    assert [difference(one, frames[i]) for i, one in zip((0, 3, 4), clip.pictures([0, 3, 4]))] == [0, 0, 0]
+    assert [difference(one, frames[i]) for i, one in zip((0, 3, 4), clip.frames([0, 3, 4]))] == [0, 0, 0]
 
 
 def test_transparent_frames_show_white(tmp_path):
     clear = [Image.new("RGBA", (8, 8), (i, 0, 0, 0)) for i in (10, 200)]
     path = saved(tmp_path / "a.webp", [clear[0], Image.new("RGBA", (8, 8), (0, 200, 0, 255))])
-    first, second = open_video(path).pictures([0, 1])
+    first, second = open_video(path).frames([0, 1])
     assert first.getpixel((4, 4)) == (255, 255, 255) and second.getpixel((4, 4)) == (0, 200, 0)
 
 
@@ -191,7 +191,7 @@ def test_films(tmp_path, name, codec, rate):
         clip = open_video(source)
         assert (clip.total, clip.fps) == (24, float(rate)) and is_video(path)
         wanted = [0, 7, 8, 23]
-        for i, picture in zip(wanted, clip.pictures(wanted), strict=True):
+        for i, picture in zip(wanted, clip.frames(wanted), strict=True):
             assert int(np.argmin([difference(picture, frame) for frame in frames])) == i
 
 
@@ -205,7 +205,7 @@ def test_films_are_turned_upright(tmp_path):
     at = data.index(b"tkhd") + 44
     assert struct.unpack_from(">9i", data, at)[0] == 65536
     struct.pack_into(">9i", data, at, 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
-    shown = next(open_video(bytes(data)).pictures([0]))
+    shown = next(open_video(bytes(data)).frames([0]))
     assert (frame.size, shown.size) == ((64, 64), (64, 64))
     assert difference(shown, frame.transpose(Image.Transpose.ROTATE_270)) < 12 < 60 < difference(shown, frame)
 

@@ -85,7 +85,7 @@ def test_rates_are_those_of_the_times(name, times, codec, time_base, rate, codec
         remove_default_duration(path)
     clip, mean = open_video(path), (len(times) - 1) / (times[-1] - times[0])
     steps = {b - a for a, b in zip(times, times[1:])}
-    assert clip.total == len(times) == len(list(clip.pictures(range(clip.total))))
+    assert clip.total == len(times) == len(list(clip.frames(range(clip.total))))
     if len(steps) == 1 and rate == mean:  # even: the header's own rate, exactly
         assert clip.fps == float(mean)
     assert clip.fps == pytest.approx(float(mean), rel=2e-3)
@@ -109,7 +109,7 @@ def remove_default_duration(path):
 
 def levels(clip):
     """Mean grey of each frame."""
-    return [float(np.asarray(picture).mean()) for picture in clip.pictures(range(clip.total))]
+    return [float(np.asarray(picture).mean()) for picture in clip.frames(range(clip.total))]
 
 
 @pytest.mark.parametrize("skipped", [1, 5])
@@ -159,7 +159,7 @@ def test_display_matrices(name, quarters):
     across, down = across - across.min(), down - down.min()
     expected = np.zeros((down.max() + 1, across.max() + 1, 3), np.float32)
     expected[down, across] = pixels
-    shown = np.asarray(next(open_video(bytes(data)).pictures([0])), dtype=np.float32)
+    shown = np.asarray(next(open_video(bytes(data)).frames([0])), dtype=np.float32)
     assert shown.shape == expected.shape and np.abs(shown - expected).mean() < 30
 
 
@@ -178,7 +178,7 @@ def test_films_with_alpha_are_over_white(name, codec, pix_fmt, options, tmp_path
     pixels = np.zeros((32, 48, 4), np.uint8)
     pixels[:, 24:] = (200, 0, 0, 255)  # the left half: black, and transparent
     path = film(tmp_path / name, even(10, 4), codec, Fraction(1, 10), 10, pix_fmt, [pixels] * 4, options)
-    shown = np.asarray(list(open_video(path).pictures([0, 3]))[-1], dtype=np.float32)
+    shown = np.asarray(list(open_video(path).frames([0, 3]))[-1], dtype=np.float32)
     assert shown[:, :16].min() > 240 and np.abs(shown[:, 32:] - (200, 0, 0)).max() < 25
 
 
@@ -218,7 +218,7 @@ def test_damage_in_the_middle_is_told(name, codec, tmp_path):
         except Error as error:
             assert "is damaged: frame" in str(error) and "ffmpeg -i" in str(error)
             with pytest.raises(Error):
-                list(clip.pictures([clip.total - 1]))
+                list(clip.frames([clip.total - 1]))
             shown = levels_before(clip)
         else:
             assert told and all("is damaged" in str(warning.message) for warning in told)
@@ -229,7 +229,7 @@ def levels_before(clip):
     """Mean grey of the frames before the one that cannot be decoded."""
     shown = []
     try:
-        for picture in clip.pictures(range(clip.total)):
+        for picture in clip.frames(range(clip.total)):
             shown.append(float(np.asarray(picture).mean()))
     except Error:
         return shown
@@ -266,7 +266,7 @@ def test_a_default_image_is_no_frame(tmp_path):
     )
     clip = open_video(tmp_path / "a.png")
     assert (clip.total, clip.fps) == (3, 2.0)
-    assert [picture.getpixel((5, 5)) for picture in clip.pictures([0, 2])] == [(255, 0, 0), (0, 0, 255)]
+    assert [picture.getpixel((5, 5)) for picture in clip.frames([0, 2])] == [(255, 0, 0), (0, 0, 255)]
 
 
 @pytest.mark.parametrize("after", [0, 4, 10, 500, 1000])  # bytes: between two frames, and inside one
@@ -278,7 +278,7 @@ def test_an_animation_that_breaks_off(after, tmp_path):
     end = data.index(b"\x21\xf9\x04", len(data) // 2)  # the start of a frame: its control extension
     with pytest.warns(UserWarning, match="breaks off"):
         clip = open_video(data[: end + after])
-    assert 5 < clip.total < 15 and clip.fps == 10 and len(list(clip.pictures(range(clip.total)))) == clip.total
+    assert 5 < clip.total < 15 and clip.fps == 10 and len(list(clip.frames(range(clip.total)))) == clip.total
 
 
 @pytest.mark.filterwarnings("error")
@@ -298,7 +298,7 @@ def test_a_recording_that_begins_within_a_broadcast(codec, options, tmp_path):
                 packet.stream = copy
                 cut.mux(packet)
     clip = open_video(tmp_path / "cut.ts")
-    shown = list(clip.pictures(range(clip.total)))
+    shown = list(clip.frames(range(clip.total)))
     assert len(shown) == clip.total >= 30 and clip.fps == pytest.approx(25, rel=1e-2)
 
 
@@ -321,4 +321,4 @@ def test_sound_may_be_longer_than_the_picture(name, codec, sound, tmp_path):
             container.mux(heard.encode(frame))
         container.mux(heard.encode())
     clip = open_video(path)
-    assert clip.total == len(list(clip.pictures(range(clip.total)))) == 20 and clip.fps == pytest.approx(10, rel=2e-3)
+    assert clip.total == len(list(clip.frames(range(clip.total)))) == 20 and clip.fps == pytest.approx(10, rel=2e-3)

@@ -9,8 +9,8 @@ to 6e-6, and blocks and layers add to it. What is compared is the largest differ
 tensor*: an entry that is small because large terms cancel keeps the absolute error of those terms, so an error relative to
 each entry would say nothing. A wrong order of windows, a lost bias, a wrong eps or section gives 1e-3 and more.
 Softmax turns the absolute error of a score into a relative one of its probability: where scores are as large as 161, as in the
-sharpest heads of the small model, one rounding of a score is worth 2e-5 of a probability. Scores carry the error of all layers before
-as well, a millionth of their largest value or two: SHARP allows eight roundings, a millionth.
+sharpest heads of the small model, one rounding of a score is worth 2e-5 of a probability. Scores carry the error of all layers
+before as well, a millionth of their largest value or two: SHARP allows eight roundings, a millionth.
 Integers must be equal, and -inf must stand in the same places.
 """
 
@@ -52,7 +52,8 @@ def compared(reference, trace, tolerance=TOLERANCE, logits=LOGITS):
 def sharpness(name, trace):
     """What the roundings of the largest score are worth in probabilities, context and its projection; 0 for other tensors."""
     place, _, own = name.rpartition(".")
-    scores = trace[f"{place}.scores"] if own in ("probs", "context", "proj", "o_proj") and f"{place}.scores" in trace else np.zeros(1)
+    follows = own in ("probs", "context", "proj", "o_proj") and f"{place}.scores" in trace
+    scores = trace[f"{place}.scores"] if follows else np.zeros(1)
     return SHARP * float(np.abs(scores[np.isfinite(scores)]).max(initial=0))
 
 

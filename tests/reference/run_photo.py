@@ -28,7 +28,7 @@ def photograph():
 
 def prompt(vlm):
     """The photograph between a few words of text; random checkpoints have no tokenizer, so the words are just ids."""
-    patches, grid = run(prepare_image(photograph(), vlm.processor, max_pixels=PIXELS))
+    patches, grid = run(prepare_image(photograph(), vlm.image_processor, max_pixels=PIXELS))
     config, tokens = vlm.config, int(np.prod(grid)) // 4
     picture = [config.vision_start_token_id, *[config.image_token_id] * tokens, config.vision_end_token_id]
     ids = np.array([151644, 8948, 198, *picture, 74785, 419, 2168, 13, 151645, 198], dtype=np.int64)

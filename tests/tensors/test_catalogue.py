@@ -224,7 +224,7 @@ def test_a_new_tensor_needs_a_row_of_the_catalogue_and_nothing_else(made_up):
     shape = trace[made_up].shape
     assert len(shape) == 3 and trace.names.index(made_up) == trace.names.index("visual.blocks.1.attn.k_rope") + 1
     assert in_data_flow(trace.names) == trace.names
-    ablated = vlm.trace(inputs, edit=ablate(made_up, positions=[2]), max_new_tokens=1)
+    ablated = vlm.trace(inputs, edit=ablate(made_up, rows=[2]), max_new_tokens=1)
     assert not ablated[made_up][:, 2].any() and ablated[made_up][:, 3].any()
     assert trace.stats(made_up).outliers is None and made_up in trace.table("visual.*")
     assert trace.maps.on_image(trace[made_up][0], made_up).shape[:2] == (4, 6)
