@@ -129,7 +129,7 @@ def coverage(comparison):
 def reading(comparison):
     """Lines: how the names and layouts of theirs were read, and by which model it was judged."""
     if comparison.names:
-        yield f"Found by their values: {len(comparison.names)} of their tensors (`names`, or --write-names, keeps the map)."
+        yield f"Found by their values: {len(comparison.names)} of their tensors (the comparison's `names` hold the map)."
     for note in comparison.notes[:MOST_NOTES]:
         yield f"Note: {note}."
     if len(comparison.notes) > MOST_NOTES:

@@ -166,9 +166,10 @@ def near_points(points, x, y, least=0.004):
     """Points in order of y, those that are close together in one list: their labels would stand over each other."""
     groups = []
     for point in points:
-        last = groups[-1][-1] if groups else None
-        if last is not None and abs(y[point] - y[last]) < least and abs(x[point] - x[last]) < 0.08:
-            groups[-1].append(point)
+        for group in groups:
+            if abs(y[point] - y[group[-1]]) < least and abs(x[point] - x[group[-1]]) < 0.08:
+                group.append(point)
+                break
         else:
             groups.append([point])
     return groups

@@ -55,6 +55,11 @@ class Tokenizer:
             raise Error(f"tokenizer.json has no token {token!r}. Is it the tokenizer of a Qwen2.5-VL checkpoint?")
         return token_id
 
+    @property
+    def size(self):
+        """Number of tokens that have a name; a model's tables are often a little longer."""
+        return self._library.get_vocab_size()
+
     def stream(self):
         """A decoder to push ids into, one at a time."""
         return TextStream(self)

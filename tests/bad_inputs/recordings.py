@@ -155,7 +155,7 @@ RECORDINGS = [
     Bad("recording: ragged rows", lambda folder: open_recording({"a": [[1, 2], [3]]}),
         "'a' of the second is no array: setting", "Give arrays of numbers."),
     Bad("recording: nothing in common", lambda folder: compare(trace(), {"a": np.zeros(3)}),
-        "no tensor of the second has a name of", '"model.layers.{}.mlp.act"} maps'),
+        "no tensor of their recording has a name of", '"model.layers.{}.mlp.act"} maps'),
     Bad("recording: tolerance of 2", lambda folder: compare(trace(), trace(), tolerance=2),
         "tolerance=2; it must be a number from 0", "it must be a number from 0 to"),
     Bad("recording: tolerance a word", lambda folder: compare(trace(), trace(), tolerance="small"),

@@ -222,4 +222,4 @@ def test_the_other_way_round(right, name):
         wrong = with_fresh_kernels(vlm).trace(inputs, max_new_tokens=2)
     found = compare(wrong, trace, config=vlm.config)
     assert found.first.causes[0].name == fault(name).cause, f"\n{found}"
-    assert found.first.causes[0].whose == "ours" and "in the first recording" in str(found)
+    assert found.first.causes[0].whose == "ours" and "in our recording" in str(found)

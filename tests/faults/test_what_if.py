@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -239,17 +240,20 @@ def test_a_table_goes_on_where_it_was_broken_off(monkeypatch, tmp_path):
             raise KeyboardInterrupt
         return dict.fromkeys(score.ASKED, 0.5)
 
+    model = SimpleNamespace(folder=None)
     monkeypatch.setattr(score, "score", scores)
     with pytest.raises(KeyboardInterrupt):
-        list(score.table(None, bugs, 7, path))
-    lines = list(score.table(None, bugs, 7, path))
+        list(score.table(model, bugs, 7, path))
+    lines = list(score.table(model, bugs, 7, path))
     assert (
         made == [None, "bgr", "tanh-gelu", "tanh-gelu"] and path.read_text().splitlines() == lines and len(lines) == 5
     )
+    with pytest.raises(Error, match="is not a table of other, 7 scenes"):
+        list(score.table(SimpleNamespace(folder=Path("models/other")), bugs, 7, path))
     with pytest.raises(Error, match="is not a table of 8 scenes"):
-        list(score.table(None, bugs, 8, path))
+        list(score.table(model, bugs, 8, path))
     with pytest.raises(Error, match="cannot write"):
-        list(score.table(None, bugs, 7, tmp_path / "no" / "table.md"))
+        list(score.table(model, bugs, 7, tmp_path / "no" / "table.md"))
 
 
 def test_scores_of_videos_are_not_made_up(tiny):

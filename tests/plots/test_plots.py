@@ -16,6 +16,7 @@ from PIL import Image
 import minivl
 from minivl import Error, plots, studies
 from minivl.kernels.attention import softmax
+from minivl.plots.over import near_points
 from minivl.studies.linear_probe import Probes, Score
 from minivl.tiny import scene
 from minivl.tiny.scoring import Scored, wilson
@@ -551,3 +552,9 @@ def test_a_token_of_another_image_is_refused():
             plots.attention(trace, 0, step=step)
     with pytest.raises(Error, match="columns="):
         plots.attention_steps(trace, 0, columns=0)
+
+
+def test_heads_at_one_place_share_a_label():
+    """Also where a head at another place comes between them in the order of their effects."""
+    x, y = np.array([0.73, 0.95, 0.75, 0.74, 0.1]), np.array([0.001, 0.002, 0.003, 0.004, 0.3])
+    assert near_points([0, 1, 2, 3, 4], x, y) == [[0, 2, 3], [1], [4]]
