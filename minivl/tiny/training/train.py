@@ -211,7 +211,7 @@ def load_start(folder):
     return weights, Tokenizer.from_str(text)
 
 
-def schedule(step, options, heads_alone):
+def schedule(step, options, heads_alone=0):
     """The learning rate as a factor of --rate: warm up, stay, and fall to a hundredth over the last steps.
 
     Before that, HEADS_RATE in the steps for the heads alone.
