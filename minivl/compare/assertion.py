@@ -10,7 +10,7 @@ import numpy as np
 
 from minivl.compare.comparison import compare
 from minivl.compare.local import inputs_or_none, tokens_up_to
-from minivl.compare.match_names import match_names, name_by_step
+from minivl.compare.match_names import match_names, name_by_step, strip_output
 from minivl.compare.recordings import open_recording
 from minivl.compare.render import text
 from minivl.compare.shipped import load_model, with_settings_of
@@ -54,10 +54,11 @@ def run_on_inputs_of(theirs, model, names=None):
             "the recording lacks the inputs of a run: input_ids, and of a video position_ids, too. Record them under "
             "these names, or give ours=."
         )
-    tensors = {}
+    tensors, ends = {}, {strip_output(name).rpartition(".")[2] for name in name_by_step(theirs, names)}
 
     def see(name, tensor):
-        if not callable(tensor) or match_names(theirs, {name: tensor}, names):
+        may_be_theirs = not callable(tensor) or name.rpartition(".")[2] in ends  # quick; names are matched for few then
+        if may_be_theirs and (not callable(tensor) or match_names(theirs, {name: tensor}, names)):
             tensors[name] = np.array(value_of(tensor))
 
     model = with_settings_of(theirs, model)

@@ -9,7 +9,7 @@ takes a row of each at once, so that each value of x is read once for all of the
     one row of x     2 rows of W        several     3 rows of W times 4 of x, the sums of which fit into the registers
 
 subtle: the rows taken at once are up to STREAM rows apart. Were they neighbours, each stream would jump at the end of its row,
-which is a page of memory in the 3B, and the processor would have to find it anew: a sixth slower, or more.
+which is a page of memory in the 3B, and the processor would have to look it up again: a sixth slower, or more.
 A row of x gives the same bits alone and among others, up to FEW rows in all.
 No weight is ever copied to float32 as a whole; upcasting a bfloat16 is exact (bfloat16.py).
 """

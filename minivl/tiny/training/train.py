@@ -182,7 +182,7 @@ def restore(folder, parts, optimizers, options):
                 optimizer.load_state_dict(stored)
                 for group, rate in zip(optimizer.param_groups, rates):
                     group["rate"] = rate  # as asked for now, not as when the state was saved
-            return state["step"], state["cooling"], state["heads_alone"]
+            return state["step"], state["cooling"], state.get("heads_alone", heads_alone)
     if states:
         raise Error(
             f"{folder} has a run of {states[0]['steps']} steps whose learning rate falls, and no stable.pt from before that. "
