@@ -231,6 +231,7 @@ PHRASINGS = {
         "What has changed between the pictures?", "[Say|Name] what [changed|is different|is new or gone].",
         "What [is different now|changed from the first to the second|is new or gone]?",
         "How [do they differ|does the second picture differ|did it change]?", "[Find|Tell me] the [difference|change].",
+        "What is not [as it was|as before]?", "Which [shape|thing] [is not as it was|is not the one it was]?",
         "Did anything change, and what?", "Tell me what has changed.", "What is not the same?",
     ),
     "which picture": (

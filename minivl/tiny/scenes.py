@@ -79,11 +79,16 @@ def digit_picture(index, seed=0):
 
 def draw_scene(rng, size, count):
     """Up to `count` shapes, and questions about them."""
-    image, shapes = draw_shapes(rng, size, count, sides=(28, 1 + min(76, min(size) // 2 - 4)), tries=20)
+    image, shapes = draw_shapes(rng, size, count, sides=sides_for(size), tries=20)
     return Scene(image, shapes, questions(rng, shapes))
 
 
-def draw_shapes(rng, size, count, kinds=KINDS, ground=None, sides=None, distinct=None, tries=25):
+def sides_for(size):
+    """(least, most + 1) pixels of a shape's side in a scene."""
+    return 28, 1 + min(76, min(size) // 2 - 4)
+
+
+def draw_shapes(rng, size, count, kinds=KINDS, ground=None, sides=None, distinct=None, tries=25, colours=COLOURS):
     """(image, shapes from left to right): up to `count` that neither touch nor share a centre column; fewer without space.
 
     sides      (least, most + 1) of a shape's box
@@ -97,7 +102,7 @@ def draw_shapes(rng, size, count, kinds=KINDS, ground=None, sides=None, distinct
             break
         side = int(rng.integers(low, high))
         x, y = int(rng.integers(2, size[1] - side - 1)), int(rng.integers(2, size[0] - side - 1))
-        kind, colour = kinds[rng.integers(len(kinds))], list(COLOURS)[rng.integers(len(COLOURS))]
+        kind, colour = kinds[rng.integers(len(kinds))], list(colours)[rng.integers(len(colours))]
         shape = Shape(kind, colour, (x, y, x + side, y + side))
         fits = all(is_apart(shape.box, other.box) for other in shapes)
         if fits and not (distinct and any(getattr(shape, distinct) == getattr(other, distinct) for other in shapes)):

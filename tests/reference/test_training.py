@@ -14,8 +14,18 @@ from minivl.stream import run
 from minivl.tiny import CHECKPOINT, scene
 from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
 from minivl.tiny.training import train, vocabulary
-from minivl.tiny.training.batches import FULL, Batch, grow_tree
-from minivl.tiny.training.losses import LEAST, box_loss, build_parts, compute_losses, read_in_float32, word_ids
+from minivl.tiny.training.batches import COUNTED, FULL, Batch, grow_tree
+from minivl.tiny.training.losses import (
+    LEAST,
+    SEQUENCE,
+    box_loss,
+    build_parts,
+    compute_losses,
+    counted_loss,
+    read_in_float32,
+    sequence_loss,
+    word_ids,
+)
 from minivl.tiny.training.model import attend, forward
 from minivl.trace.recorder import record
 
@@ -259,6 +269,28 @@ def test_a_box_is_read_in_float32_and_judged_by_its_own_size():
     with torch.autocast("cpu", torch.bfloat16):
         found = read_in_float32(head, x)
     assert found.dtype == torch.float32 and torch.equal(found, read_in_float32(head, x))
+
+
+def test_losses_of_a_sequence_and_of_numbers_judge_what_is_asked_alone():
+    """What a token showed before counts where something has changed; a number counts where a shape is."""
+    torch.manual_seed(0)
+    x, head = torch.randn(4, 8), torch.nn.Linear(8, sum(SEQUENCE))
+    none, changed = torch.full((4,), -1), torch.tensor([-1, 0, 1, 1])
+    assert sequence_loss(head, x, none, none, none, none)[0] == 0
+    first = [1, 2, 3, 0], [0, 1, 2, -1]  # kinds, and colours, of before
+    losses = []
+    for place in (None, 1, 2):
+        kind, colour = (torch.tensor(values) for values in first)
+        if place is not None:
+            kind[place] = 5
+        losses.append(float(sequence_loss(head, x, changed, none, kind, colour)[0]))
+    assert losses[0] == losses[1] != losses[2]
+    head = torch.nn.Linear(8, 3 * COUNTED)
+    number = torch.tensor([[0, 0, 0], [1, 0, -1], [-1, -1, -1], [-1, -1, -1]])
+    logits = read_in_float32(head, x).view(4, 3, COUNTED).log_softmax(-1)
+    expected = -(logits[0, :, 0].sum() + logits[1, 0, 1] + logits[1, 1, 0]) / 5
+    assert torch.allclose(counted_loss(head, x, number), expected)
+    assert counted_loss(head, x, torch.full((4, 3), -1)) == 0
 
 
 def test_characters_are_taken_for_rare_at_first():

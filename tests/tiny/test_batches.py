@@ -1,6 +1,7 @@
 """Training batches: what training sees is what the engine sees."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,17 +13,19 @@ from minivl.processing.image_processor import ImageProcessor
 from minivl.processing.messages import expand, user
 from minivl.processing.tokenizer import Tokenizer
 from minivl.tiny import CHECKPOINT, scene
-from minivl.tiny.examples import Medium, Sign
+from minivl.tiny.examples import Medium, Sign, Turn
 from minivl.tiny.scenes import COLOURS, KINDS, SIZES, Shape
 from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
 from minivl.tiny.tasks.reading import CHARACTERS, LONGEST_WORD, draw_page
 from minivl.tiny.training import vocabulary
 from minivl.tiny.training.batches import (
     CELL_KINDS,
+    COUNTED,
     FULL,
     GEOMETRY,
     LINES,
     PAGES,
+    SHOUTED,
     UNIT,
     Batch,
     cell_targets,
@@ -30,6 +33,7 @@ from minivl.tiny.training.batches import (
     make_batch,
     patchify,
     planes_of,
+    shout,
 )
 from minivl.tiny.training.recipe import ID, PREPROCESSOR
 
@@ -191,7 +195,9 @@ def test_characters_are_numbered_in_their_word():
             x1, y1, x2, y2 = sign.box
             cell = (y1 + y2) // (2 * UNIT) * (width // UNIT) + (x1 + x2) // (2 * UNIT)
             first = found.reshape(-1, 2)[cell, (x1 + x2) // UNIT % 2]
-            assert first == sign.ordinal or medium.signs[0][first].box[2] > sign.box[0] - UNIT // 2  # they share the half
+            assert (
+                first == sign.ordinal or medium.signs[0][first].box[2] > sign.box[0] - UNIT // 2
+            )  # they share the half
         assert found.max() < LONGEST_WORD
     for medium in (draw("table").media[0], draw_page(np.random.default_rng(0))):  # no word is asked for there
         width, height = medium.frames[0].size
@@ -209,10 +215,38 @@ def test_the_smaller_of_two_shapes_is_a_tokens_where_it_is_seen():
         assert star.any() and set(targets["colour"][star]) == {list(COLOURS).index("blue")}
         assert np.allclose(targets["far"][star] * FULL, small.box)
         assert (targets["kind"] == CELL_KINDS.index("square")).sum() > 8
-    for side, expected in ((36, [[1, 1], [1, 2], [2, 1], [2, 2]]), (32, [[1, 1]])):  # 41 and 33 % of each of four tokens
+    for side, expected in (
+        (36, [[1, 1], [1, 2], [2, 1], [2, 2]]),
+        (32, [[1, 1]]),
+    ):  # 41 and 33 % of each of four tokens
         inner = Shape("star", "blue", (56 - side // 2, 56 - side // 2, 56 + side // 2, 56 + side // 2))
         targets = cell_targets(112, 112, (large, inner), ())["kind"].reshape(4, 4)
         assert np.argwhere(targets == CELL_KINDS.index("star")).tolist() == expected
+
+
+def test_shapes_are_counted_in_the_order_of_their_first_tokens():
+    """Among all, those of their kind, those of their colour: a token of the decoder sees what lies before it."""
+    shapes = (
+        Shape("star", "red", (0, 56, 28, 84)),  # drawn first, reached last
+        Shape("star", "blue", (0, 0, 28, 28)),
+        Shape("ring", "blue", (84, 0, 112, 84)),  # behind the star in the first row; its later tokens count the same
+    )
+    counted = cell_targets(112, 112, shapes, ())["counted"]
+    tokens = {0: [0, 0, 0], 3: [1, 0, 1], 7: [1, 0, 1], 11: [1, 0, 1], 8: [2, 1, 0]}
+    for token, expected in tokens.items():
+        assert counted[token].tolist() == expected
+    assert (np.delete(counted, list(tokens), axis=0) == -1).all()
+    row = tuple(Shape("star", "red", (28 * i, 0, 28 * i + 28, 28)) for i in range(COUNTED + 1))
+    counted = cell_targets(28, 28 * len(row), row, ())["counted"]
+    assert counted[:COUNTED].tolist() == [[i] * 3 for i in range(COUNTED)] and (counted[COUNTED] == -1).all()
+
+
+def test_some_questions_are_in_capitals():
+    rng, turn = np.random.default_rng(0), Turn("colour", "What colour is the star?", "red")
+    turns = [turn for turns in shout(rng, ((turn,) * 500, (turn,) * 500)) for turn in turns]
+    capitals = [one for one in turns if one != turn]
+    assert set(capitals) == {replace(turn, question=turn.question.upper())}
+    assert abs(len(capitals) / len(turns) - SHOUTED) < 0.03
 
 
 def test_targets_of_change_are_where_something_else_is():
@@ -236,6 +270,13 @@ def test_targets_of_change_are_where_something_else_is():
         for marks, places in zip(changed, expected):
             assert (marks == -1).all() if places is None else np.flatnonzero(marks).tolist() == places
             assert places is None or set(marks) <= {0, 1}
+    batch = Batch(16, 288, 1, 256)
+    features = batch.add_media(images)
+    former = [batch.cells[f"former_{key}"][features] for key in ("kind", "colour")]
+    kind, colour = CELL_KINDS.index("square"), list(COLOURS).index("red")
+    for values, there, nothing in zip(former, (kind, colour), (0, -1)):
+        assert (values[:16] == -1).all()  # of the first image nothing is asked
+        assert values[16 + at] == there and values[16 + beside] == nothing
     batch = Batch(16, 288, 1, 256)
     assert set(batch.cells["order"][batch.add_media(images[:1])]) == {-1}  # of a single image nothing is asked
 

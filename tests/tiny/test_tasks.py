@@ -11,7 +11,7 @@ from minivl.tiny.examples import Turn
 from minivl.tiny.phrasings import CHOICE, HELD_OUT, PHRASINGS, phrase, vary
 from minivl.tiny.scenes import COLOURS, KINDS, mask
 from minivl.tiny.tasks import FAMILIES, SCORED, TRAINED, draw_example
-from minivl.tiny.tasks.shapes import FOREIGN
+from minivl.tiny.tasks.shapes import ALIKE, FOREIGN
 
 PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
 PLURALS = {f"{kind}es" if kind == "cross" else f"{kind}s": kind for kind in (*KINDS, *FOREIGN)}
@@ -96,6 +96,18 @@ def true_answer(turn, shapes):
     if turn.task == "unknown":
         return "I don't know"
     return None
+
+
+@pytest.mark.parametrize("family", ("shapes", "scene"))
+def test_training_draws_more_pictures_of_two_kinds_or_two_colours(family):
+    """Scoring draws them as often as chance has it."""
+    share = {}
+    for branch in (SCORED, TRAINED):
+        drawn = [draw_example(family, seed, branch=branch).media[0].shapes[0] for seed in range(400)]
+        large = [shapes for shapes in drawn if len(shapes) >= 4]
+        names = [[{getattr(shape, key) for shape in shapes} for key in ("kind", "colour")] for shapes in large]
+        share[branch] = sum(min(map(len, sets)) <= 2 for sets in names) / len(large)
+    assert share[TRAINED] > share[SCORED] + 0.5 * ALIKE
 
 
 @pytest.mark.parametrize("family", ("shapes", "inside", "scene"))
@@ -212,6 +224,8 @@ def test_two_pictures():
                 shapes = second if "second" in turn.question.lower() else first
                 assert turn.answer == next((s.colour for s in shapes if s.kind in turn.question.lower()), "none")
             if turn.task == "changed":
+                boxes = {shape.box for shape in set(first) ^ set(second)}
+                assert boxes == ({turn.about} if turn.about else set())
                 a, b = (np.asarray(medium.frames[0], dtype=np.float32) for medium in example.media)
                 assert (turn.answer == "nothing") == np.array_equal(a, b)
                 new, gone = set(second) - set(first), set(first) - set(second)

@@ -22,25 +22,29 @@ def draw_family_scene(rng, options):
     chance = np.array([1 / (h * w) for h, w in scenes.SIZES], dtype=np.float64)
     size = scenes.SIZES[rng.choice(len(chance), p=chance / chance.sum())]
     count = int(rng.integers(1, 2 + round(4 * options.ease)))
-    drawn = scenes.draw_scene(rng, size, count)
-    conversations = shapes.ask_about(rng, drawn.shapes, options.held_out, options.most)
-    return Example((Medium((drawn.image,), (drawn.shapes,)),), conversations)
+    if options.training and rng.random() < shapes.ALIKE:
+        image, shown = scenes.draw_shapes(rng, size, count, sides=scenes.sides_for(size), **shapes.pick_alike(rng))
+    else:
+        drawn = scenes.draw_scene(rng, size, count)
+        image, shown = drawn.image, drawn.shapes
+    conversations = shapes.ask_about(rng, shown, options.held_out, options.most)
+    return Example((Medium((image,), (shown,)),), conversations)
 
 
 FAMILIES = {  # (share of the training examples while they get harder, share from then on, how to draw one)
     # subtle: "scene" comes in the batches of large images alone, and is most of those: see batches.py
     "scene": (3.0, 3.0, draw_family_scene),
     "shapes": (6.0, 5.0, shapes.draw_family),
-    "inside": (0.7, 3.5, shapes.draw_family_inside),
+    "inside": (0.7, 4.0, shapes.draw_family_inside),
     "blind": (0.3, 0.2, sequences.draw_family_blind),
     "text": (3.5, 7.0, reading.draw_family_text),
-    "digit": (1.2, 2.5, reading.draw_family_digit),
+    "digit": (1.2, 2.0, reading.draw_family_digit),
     "chart": (0.8, 0.6, reading.draw_family_chart),
-    "table": (0.8, 1.5, reading.draw_family_table),
-    "pair": (1.5, 4.0, sequences.draw_family_pair),
+    "table": (0.8, 1.0, reading.draw_family_table),
+    "pair": (1.5, 5.0, sequences.draw_family_pair),
     "video": (2.0, 4.0, sequences.draw_family_video),
     "corner": (0.8, 0.5, far_apart.draw_family_corner),
-    "longer": (0.8, 2.0, far_apart.draw_family_longer),
+    "longer": (0.8, 1.5, far_apart.draw_family_longer),
     "line": (1.0, 1.5, far_apart.draw_family_line),
     "ambiguous": (0.4, 0.4, far_apart.draw_family_ambiguous),
     "hidden": (0.3, 0.3, far_apart.draw_family_hidden),

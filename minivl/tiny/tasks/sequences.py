@@ -84,7 +84,8 @@ def draw_change(rng, options):
         for shape in shown:
             paint(np.random.default_rng(list(shape.box)), image, shape)  # one tone in both pictures
         media.append(Medium((image,), (tuple(shown),)))
-    turns = [(worded(rng, ("changed", {}, answer, None), options.held_out),)]
+    about = None if what == "nothing" else changed.box
+    turns = [(worded(rng, ("changed", {}, answer, about), options.held_out),)]
     if rng.random() < 0.5 and before and after:
         asked = ask_of_two(rng, [before, after])
         turns += [(worded(rng, asked, options.held_out),)] if asked else []

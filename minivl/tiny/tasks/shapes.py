@@ -13,6 +13,7 @@ SIZES = (  # (height, width): mostly small, for time; every picture has at least
 )  # fmt: skip
 SMALL, LARGE = 36, 44  # sides: small below the first, large above the second; in between no size is asked for
 ABSENT = 1 / 7
+ALIKE = 0.2  # share of the pictures, in training alone, whose shapes have two kinds or two colours among them
 SIDES = {"left": "left of", "right": "right of", "above": "above", "below": "below", "inside": "inside"}
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 EXTREMES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest")
@@ -347,8 +348,16 @@ def draw_family(rng, options):
     """Family "shapes": one to six shapes in a small picture."""
     size = SIZES[rng.integers(len(SIZES))]
     room = {112: 4, 140: 5}.get(min(size), 6)
-    image, shapes = draw_shapes(rng, size, int(rng.integers(1, 2 + round((room - 1) * options.ease))))
+    count = int(rng.integers(1, 2 + round((room - 1) * options.ease)))
+    alike = pick_alike(rng) if options.training and rng.random() < ALIKE else {}
+    image, shapes = draw_shapes(rng, size, count, **alike)
     return Example((Medium((image,), (shapes,)),), ask_about(rng, shapes, options.held_out, options.most))
+
+
+def pick_alike(rng):
+    """Two kinds, or two colours, for `draw_shapes`: several shapes of a sort are rare else, and are miscounted."""
+    name, values = (("kinds", KINDS), ("colours", tuple(COLOURS)))[rng.integers(2)]
+    return {name: tuple(values[i] for i in rng.permutation(len(values))[:2])}
 
 
 def draw_family_inside(rng, options):

@@ -33,6 +33,8 @@ NEAR = 2 * UNIT  # that of boxes as seen from a token
 CELL_KINDS = ("nothing", *KINDS, "bar", "digit")
 MOST = 5  # conversations about one example
 LONGEST = 4  # pairs of frames in a video
+COUNTED = 6  # shapes to count up to
+SHOUTED = 0.05  # share of the questions in capitals, besides those that `vary` writes so
 JOINED = 0.3  # share of the examples in which two conversations are one
 WIDE = 0.45  # share of the batches for the images of family "scene", which are up to 336 x 336, and for enlarged videos
 IN_WIDE = {"scene": 3.0, "video": 0.8}  # how often these are drawn there, in units of the sum of all shares
@@ -73,7 +75,8 @@ def make_batch(number, ease, tokenizer):
     for attempt in range(1000):
         family = names[rng.choice(len(names), p=chances)]
         example = draw_example(family, (*seed, 1 + attempt), ease=ease, most=MOST, branch=TRAINED, enlarged=wide)
-        misfits += not batch.add(replace(example, conversations=join(rng, example.conversations)), tokenizer)
+        conversations = shout(rng, join(rng, example.conversations))
+        misfits += not batch.add(replace(example, conversations=conversations), tokenizer)
         if misfits == 4:
             break
     return batch.arrays()
@@ -84,6 +87,14 @@ def join(rng, conversations):
     if len(conversations) < 2 or rng.random() > JOINED:
         return conversations
     return (conversations[0] + conversations[1], *conversations[2:])
+
+
+def shout(rng, conversations):
+    """The same with SHOUTED of the questions in capitals, of which each letter is a token."""
+    return tuple(
+        tuple(replace(turn, question=turn.question.upper()) if rng.random() < SHOUTED else turn for turn in turns)
+        for turns in conversations
+    )
 
 
 class Batch:
@@ -132,6 +143,8 @@ class Batch:
             if len(before) == len(after):
                 same = [self.cells[key][before] == self.cells[key][after] for key in ("kind", "colour")]
                 self.cells["changed"][after] = ~(same[0] & same[1])
+                for key in ("kind", "colour"):
+                    self.cells[f"former_{key}"][after] = self.cells[key][before]
         return np.concatenate(features) if features else np.zeros(0, dtype=np.int64)
 
     def add_plane(self, plane, row, start):
@@ -273,11 +286,13 @@ def patchify(pair):
 def cell_arrays(count):
     return {
         **{
-            key: np.full(count, -1, dtype=np.int64) for key in ("kind", "colour", "digit", "joined", "changed", "order")
+            key: np.full(count, -1, dtype=np.int64)
+            for key in ("kind", "colour", "digit", "joined", "changed", "order", "former_kind", "former_colour")
         },
         **{key: np.zeros((count, 4), dtype=np.float32) for key in ("near", "far")},
         "characters": np.zeros((count, 2, len(CHARACTERS)), dtype=np.float32),
         "ordinal": np.full((count, 2), -1, dtype=np.int64),
+        "counted": np.full((count, 3), -1, dtype=np.int64),
     }
 
 
@@ -287,9 +302,10 @@ def cell_targets(height, width, shapes, signs, digit=None, joined=()):
     kind [U]: number in CELL_KINDS; colour [U]: -1 none; digit [U]: -1 elsewhere; joined [U]: the colour at the other end
     of a dot's line, -1 elsewhere; near [U, 4]: the box from the token's centre, in units of 56 pixels; far [U, 4]: the box
     in units of 336 pixels; characters [U, 2, 36]: those whose middle or more than 40 % is in its left half, and in its
-    right half, as 0 or 1; ordinal [U, 2]: the number of the first of them in its word, -1 elsewhere. (changed [U],
-    whether something else covers it than in the image or pair of frames before, and order [U], the number of its image
-    or pair of frames, are for `Batch.add_media` to find.)
+    right half, as 0 or 1; ordinal [U, 2]: the number of the first of them in its word, -1 elsewhere. counted [U, 3]: see
+    `count_shapes`, -1 where no shape is. (changed [U], whether something else covers it than in the image or pair of
+    frames before, former_kind and former_colour [U], what that was, and order [U], the number of its image or pair of
+    frames, are for `Batch.add_media` to find.)
 
     Of several shapes, that with the strongest claim: `claims`.
     """
@@ -307,6 +323,8 @@ def cell_targets(height, width, shapes, signs, digit=None, joined=()):
         centre = np.stack([x, y, x, y], axis=1) + UNIT / 2
         targets["kind"] = np.where(covered, kinds[best], 0)
         targets["colour"] = np.where(covered, colours[best], -1)
+        counted = count_shapes(np.where(covered, best, -1), kinds, colours)
+        targets["counted"] = np.where(covered[:, None], counted[best], -1)
         targets["near"] = ((boxes[best] - centre) / NEAR).astype(np.float32)
         targets["far"] = boxes[best] / np.float32(FULL)
         if digit is not None:
@@ -326,6 +344,20 @@ def cell_targets(height, width, shapes, signs, digit=None, joined=()):
             ordinals = np.array([sign.ordinal for sign in signs])
             targets["ordinal"][printed, half] = ordinals[inside[printed].argmax(axis=1)]
     return targets
+
+
+def count_shapes(owner, kinds, colours):
+    """The number of each shape among all, those of its kind, and those of its colour: [shapes, 3], from 0.
+
+    owner [U]   the shape that each token is of, -1 none; shapes are counted in the order of their first tokens, since a
+                token of the decoder sees those before it alone
+    """
+    counted = np.full((len(kinds), 3), -1, dtype=np.int64)
+    seen = list(dict.fromkeys(owner[owner >= 0].tolist()))
+    for number, shape in enumerate(seen):
+        earlier = seen[:number]
+        counted[shape] = number, (kinds[earlier] == kinds[shape]).sum(), (colours[earlier] == colours[shape]).sum()
+    return np.where(counted < COUNTED, counted, -1)
 
 
 def claims(area, shapes):

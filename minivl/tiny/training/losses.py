@@ -1,9 +1,10 @@
-"""The losses: the text of the answers, and four heads that are thrown away after training.
+"""The losses: the text of the answers, and five heads that are thrown away after training.
 
     near      on each feature of the tower: what covers its 28 x 28 pixels, and where its box lies from there
     far       on image tokens behind layer FAR of the decoder: the same, but where the box lies in the whole image
-    sequence  there too, of two images or a video: the number of its image or pair of frames, and whether something else
-              covers the token than in the one before
+    sequence  there too, of two images or a video: the number of its image or pair of frames, whether something else
+              covers the token than in the one before, and what that was
+    counted   there too: the number of the shape among all, among those of its kind, and among those of its colour
     asked     on the tokens of an answer behind layer ASKED: the box of the shape or character that is being spoken of
 
 and features should point along the decoder's embeddings of the words for what they show.
@@ -16,10 +17,11 @@ from torch.nn import functional as F
 from minivl.tiny.scenes import COLOURS, KINDS
 from minivl.tiny.tasks.reading import CHARACTERS, LONGEST_WORD
 from minivl.tiny.training import model as packed
-from minivl.tiny.training.batches import CELL_KINDS, FULL, LONGEST, NEAR
+from minivl.tiny.training.batches import CELL_KINDS, COUNTED, FULL, LONGEST, NEAR
 from minivl.tiny.training.recipe import CONFIG
 
 SPELT = 3.0  # weight of the characters that are printed on a token, which are learnt last
+SEQUENCE = (1, LONGEST, len(CELL_KINDS), len(COLOURS))  # something new, number of the image, what it was before
 LEAST = 10  # pixels: what is thinner counts as wide as this where a box is compared with its own size
 
 
@@ -29,7 +31,8 @@ def build_parts():
     heads = {
         "near": CellHead(width, unit=NEAR, box_weight=10),
         "far": CellHead(width, unit=FULL, box_weight=2),
-        "sequence": nn.Linear(width, 1 + LONGEST),
+        "sequence": nn.Linear(width, sum(SEQUENCE)),
+        "counted": nn.Linear(width, 3 * COUNTED),
         "asked": nn.Linear(width, 4),
     }
     return nn.ModuleDict({"model": packed.Model(), **heads})
@@ -57,11 +60,13 @@ def compute_losses(parts, batch, words, tower_alone=False, run_tower=packed.run_
     in_decoder = far_state.new_zeros(features.shape).index_copy(0, at, far_state)
     shown = torch.zeros_like(batch["kind"], dtype=torch.bool).index_fill(0, at, True)
     far, _ = parts["far"].loss(in_decoder, batch, "far", shown)
-    changed, order = (batch[key].masked_fill(~shown, -1) for key in ("changed", "order"))
-    sequence, found = sequence_loss(parts["sequence"], in_decoder, changed, order)
+    truth = [batch[key].masked_fill(~shown, -1) for key in ("changed", "order", "former_kind", "former_colour")]
+    sequence, found = sequence_loss(parts["sequence"], in_decoder, *truth)
+    counted = counted_loss(parts["counted"], in_decoder, batch["counted"].masked_fill(~shown[:, None], -1))
     asked = asked_loss(parts["asked"], asked_state, batch)
-    figures |= {"text": text, "far": far, "sequence": sequence, **found, "asked": asked}
-    return text + 0.25 * (near + named) + 0.15 * far + 0.3 * sequence + asked, figures, whole
+    figures |= {"text": text, "far": far, "sequence": sequence, **found, "counted": counted, "asked": asked}
+    loss = text + 0.25 * (near + named) + 0.15 * far + 0.3 * sequence + 0.15 * counted + asked
+    return loss, figures, whole
 
 
 class CellHead(nn.Module):
@@ -142,20 +147,29 @@ def text_loss(model, last, batch):
     return loss, whole.scatter_reduce(0, batch["answer"], right, "amin")
 
 
-def sequence_loss(head, x, changed, order):
-    """Cross entropies for tokens x [U, D]: of a yes or no where `changed` is 1 or 0, which count alike, and of `order`.
+def sequence_loss(head, x, changed, order, former_kind, former_colour):
+    """Cross entropies for tokens x [U, D]: of a yes or no where `changed` is 1 or 0, which count alike, of `order`, and
+    where something has changed of what was there before.
 
-    Both are -1 where nothing is asked. Also the shares of right ones.
+    All are -1 where nothing is asked. Also the shares of right ones.
     """
-    logits = read_in_float32(head, x)
-    new, number = logits[:, 0], logits[:, 1:]
-    yes, no, known = changed == 1, changed == 0, order >= 0
+    new, number, kind, colour = read_in_float32(head, x).split(SEQUENCE, dim=-1)
+    new, yes, no, known = new[:, 0], changed == 1, changed == 0, order >= 0
     error = F.softplus(torch.where(yes, -new, new))
     placed = mean_of(F.cross_entropy(number, order.clamp(min=0), reduction="none"), known)
+    for logits, former in ((kind, former_kind), (colour, former_colour)):
+        placed = placed + mean_of(F.cross_entropy(logits, former.clamp(min=0), reduction="none"), yes & (former >= 0))
     with torch.no_grad():
         right = (mean_of((new > 0).float(), yes) + mean_of((new <= 0).float(), no)) / 2
         figures = {"changes": right, "order": mean_of((number.argmax(-1) == order).float(), known)}
     return mean_of(error, yes) + mean_of(error, no) + placed, figures
+
+
+def counted_loss(head, x, number):
+    """Cross entropy for tokens x [U, D] of the three numbers [U, 3] of their shape, -1 without one."""
+    logits = read_in_float32(head, x).view(-1, COUNTED)
+    error = F.cross_entropy(logits, number.flatten().clamp(min=0), reduction="none")
+    return mean_of(error, number.flatten() >= 0)
 
 
 def asked_loss(head, hidden, batch):
