@@ -48,6 +48,7 @@ from minivl.compare.rows import (
     ROUNDING,
     SHAPE,
     Row,
+    after_softmax,
     compare_tensor,
     find_precision,
     rounding_limit,
@@ -277,17 +278,19 @@ def read_by_values(ours, theirs, left, matches, model, runs=None):
 
 def compare_rows(ours, theirs, matches, tolerance, precision, layouts=()):
     """A Row for each tensor of ours; layouts: of those that were found by their values."""
-    rows, largest = [], 0.0
+    rows, largest, sharpened = [], 0.0, 0.0
     for name in tqdm(in_data_flow(ours), desc="comparing", unit="tensor", leave=False, delay=1, disable=None):
         row = Row(name, MISSING, shape=ours[name].shape, note=f"not in {theirs.label}")
         if name in matches:
             rounded = max(tolerance, rounding_limit(precision, largest, name))
             row = compare_tensor(name, ours[name], matches[name], theirs[matches[name]], tolerance, rounded)
-            softmax = (
-                softmax_error(name, ours, rows) if precision == "float32" else 0.0
-            )  # that of others is in `rounded`
-            if row.status == DIFF and max(row.error, row.rms) <= softmax:
-                row = replace(row, status=CLOSE)
+            if row.status == DIFF and precision == "float32":  # of other types `rounded` holds it
+                worse = max(row.error, row.rms)
+                if worse <= softmax_error(name, ours, rows):
+                    row = replace(row, status=CLOSE)
+                    sharpened = max(sharpened, 0.0 if name.endswith(".probs") else worse)
+                elif worse <= after_softmax(sharpened, tolerance) and ours[name].dtype.kind == "f":
+                    row = replace(row, status=CLOSE)
             if name in layouts:
                 remarks = filter(None, ["found by its values", layouts[name][1].text, row.note])
                 row = replace(row, note="; ".join(remarks))

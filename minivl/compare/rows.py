@@ -66,6 +66,14 @@ def softmax_error(name, ours, before):
     return min(2 * max(near) * float(np.abs(scores[np.isfinite(scores)]).max()), MOST_OF_SOFTMAX)
 
 
+def after_softmax(sharpened, tolerance):
+    """Largest error of what is computed from a tensor that is off by `sharpened` because of a softmax.
+
+    subtle: never much above the tolerance, since the least mistakes give 1e-3: one of those must not hide behind a softmax.
+    """
+    return min(GROWTH * sharpened, ROUNDED * tolerance)
+
+
 def find_precision(recording, matches):
     """The type that most floating-point tensors were rounded to: "float32", "float16" or "bfloat16"."""
     types = []

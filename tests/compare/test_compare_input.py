@@ -122,6 +122,28 @@ def test_what_softmax_makes_of_rounding_is_no_difference(right):
     assert found.ok and found[f"{room}.probs"].status == "OK~" and found[f"{room}.probs"].error > 2e-5
     wrong = compare(ours, {f"{room}.scores": off.astype(np.float32), f"{room}.probs": probs(off) ** 1.01})
     assert wrong.first.name == f"{room}.probs"
+    # what is computed from them may be off as well, by a little; the same without a softmax before it may not
+    context, mlp = f"{room}.context", "model.layers.0.mlp"
+    ours |= {context: rng.standard_normal((40, 96)).astype(np.float32), mlp: ours[f"{room}.probs"][0].copy()}
+    for error, ok in ((4e-5, True), (2e-4, False)):
+        theirs = {f"{room}.scores": off.astype(np.float32), f"{room}.probs": probs(off)}
+        theirs |= {context: ours[context] * np.float32(1 + 4e-5), mlp: ours[mlp] * np.float32(1 + error)}
+        found = compare(ours, theirs)
+        assert (found.ok, found[context].status) == (ok, "OK~") and found[mlp].status == ("OK~" if ok else "DIFF")
+        assert compare({mlp: ours[mlp]}, {mlp: theirs[mlp]})[mlp].status == "DIFF"
+
+
+def test_a_token_is_never_off_by_rounding():
+    """Not even after a softmax that is: of the ids 1 in 150,000 is 7e-6 of the largest."""
+    rng, room = np.random.default_rng(0), "model.layers.0.self_attn"
+    scores, context = rng.uniform(-60, 60, (6, 4, 4)).astype(np.float32), rng.standard_normal((4, 96)).astype(np.float32)
+    ours = {f"{room}.scores": scores, f"{room}.context": context, "tokens": np.array([151_644, 151_645])}
+    theirs = {
+        f"{room}.scores": scores * np.float32(1 + 5e-6), f"{room}.context": context * np.float32(1 + 4e-5),
+        "tokens": np.array([151_644, 151_644]),
+    }  # fmt: skip
+    found = compare(ours, theirs)
+    assert found[f"{room}.context"].status == "OK~" and found["tokens"].status == "DIFF"
 
 
 def test_a_prompt_in_parts_is_one(right):
