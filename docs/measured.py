@@ -29,7 +29,7 @@ from minivl.helpers import write_whole  # noqa: E402
 from minivl.studies.measures import FINDINGS, Model  # noqa: E402
 from minivl.tiny import evaluate, scene  # noqa: E402
 from minivl.tiny.scenes import COLOURS, mask  # noqa: E402
-from minivl.tiny.scoring import render_table, score_families  # noqa: E402
+from minivl.tiny.scoring import render_forms, render_table, score_families  # noqa: E402
 
 PART = re.compile(r"(<!-- measured: ([\w -]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 CASES = 200  # of each finding
@@ -54,7 +54,17 @@ def cases():
 
 def scores():
     """Score the task families in both wordings, and the calibration."""
-    return render_table(score_families(small_model())).splitlines()
+    return render_table(answers_of_families()).splitlines()
+
+
+@cache
+def answers_of_families():
+    return score_families(small_model())
+
+
+def forms():
+    """The same answers by the form of the question, and counts by their number."""
+    return render_forms(answers_of_families()).splitlines()
 
 
 def usual_questions():
@@ -169,6 +179,7 @@ def probes():
 PICTURES = {"attention": attention_of_an_answer, "patch grid": patch_grid_of_a_colour, "probes": probes}
 MEASURED = {
     "scores": scores,
+    "forms": forms,
     "usual questions": usual_questions,
     **{f"finding {name}": lambda name=name: finding(name) for name in FINDINGS},
     "faults of one scene": faults_of_one_scene,

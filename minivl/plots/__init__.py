@@ -37,6 +37,8 @@ _HOMES = {
     "share_and_effect": "over",
     "calibration": "over",
     "over_training": "over",
+    "shares_right": "over",
+    "two_answers": "over",
     "residual_norms": "norms",
     "kv_cache": "norms",
 }

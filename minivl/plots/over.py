@@ -218,6 +218,60 @@ def calibration(results, bins=10):
 
 
 @resizable
+def shares_right(results):
+    """How often the right answer is ahead, as the model is and with each change: {task: `studies.Averages`} of one study.
+
+    A group of bars for each task, with Wilson's 95 % intervals.
+    """
+    if not results:
+        raise Error("shares_right({}): give the results of at least one task.")
+    (labels,) = next(iter(results.values())).axes.values()
+    study, bars = next(iter(results.values())).study, ["as it is", *labels]
+    colours, height = (GREY, BLUE, ORANGE, GREEN, PINK, SKY), 0.8 / len(bars)
+    figure = plot(f"{study.capitalize()}: how often the right answer is ahead", height=0.3 * len(bars) * len(results) + 1.6)
+    axes, rows = figure.subplots(), np.arange(len(results))
+    for number, label in enumerate(bars):
+        share, ends = [], []
+        for result in results.values():
+            ahead = result.baseline + (result.values[:, number - 1] if number else 0) > 0
+            share.append(float(ahead.mean()))
+            ends.append(wilson(int(ahead.sum()), len(ahead)))
+        error = np.abs(np.array(ends, dtype=np.float64).T - share)
+        at = rows + (number - (len(bars) - 1) / 2) * height
+        axes.barh(at, share, height, color=colours[number % len(colours)], label=legible(label, 60))
+        axes.errorbar(share, at, xerr=error, fmt="none", ecolor="black", capsize=2, linewidth=0.8)
+    axes.set_yticks(rows, list(results), fontsize=SMALL)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.02)
+    axes.set_xlabel("share of the cases, 95 % interval (Wilson)", fontsize=SMALL)
+    axes.tick_params(labelsize=SMALL)
+    figure.legend(loc="outside lower center", ncols=min(3, len(bars)), fontsize=SMALL)
+    return figure
+
+
+@resizable
+def two_answers(shares):
+    """How a model divides its probability between two answers that are both true.
+
+    shares   {task: float [cases]}: the first answer's share of the probability of both
+    """
+    if not shares:
+        raise Error("two_answers({}): give the shares of at least one task.")
+    figure = plot("Two answers are true: the share that the model gives to the first one", height=2.1 * len(shares) + 1)
+    panels = figure.subplots(len(shares), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (task, values) in zip(panels, shares.items()):
+        axes.hist(values, np.linspace(0, 1, 21), color=SKY, edgecolor=GREY)
+        axes.axvspan(0.4, 0.6, color=GREEN, alpha=0.2, linewidth=0)
+        middle = np.mean((np.asarray(values) >= 0.4) & (np.asarray(values) <= 0.6))
+        axes.set_title(f"{task}: {len(values)} cases, {middle:.0%} between 40 and 60 %", fontsize=SMALL)
+        axes.set_ylabel("cases", fontsize=SMALL)
+        axes.tick_params(labelsize=SMALL)
+    panels[-1].set_xlim(0, 1)
+    panels[-1].set_xlabel("probability of the first answer, of both together", fontsize=SMALL)
+    return figure
+
+
+@resizable
 def over_training(history):
     """Skills and heads over the steps of a training run: what `studies.over_training` returned."""
     colours, marks = (BLUE, VERMILION, GREEN, ORANGE, PINK, SKY, GREY, "black"), "osv^DPX*"

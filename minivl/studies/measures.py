@@ -19,18 +19,22 @@ from minivl.studies.head_ablation import ablate_heads, logits_without
 from minivl.studies.head_atlas import head_atlas, heads_on
 from minivl.studies.logit_lens import logit_lens
 from minivl.studies.occlusion import occlusion
-from minivl.studies.over import ASKED, QUESTION_WORD, average
+from minivl.studies.over import ASKED, QUESTION_WORD, Case, CaseRun, average
 from minivl.studies.scenes import scenes
 from minivl.tiny.scoring import UNCERTAIN, calibration_bins, calibration_error, score_families, wilson
+from minivl.tiny.tasks import draw_example
 
 LOOKS, CARRIES = 0.5, 0.05  # a head looks at the object: share of attention; it carries the colour: recovered share
 MIDDLE_EDGES = ("square", "circle", "ring", "cross")  # kinds whose left and right edge is at half height
 SCENE_TASKS = ("colour", "count", "count kind", "describe")
 FAR_TASKS = (("corner", "corner"), ("longer", "longer"), ("line", "line"), ("word", "text"), ("more", "pair"))
-VIDEO_TASKS = ("way", "when", "first")
+VIDEO_TASKS = ("way", "when", "first", "appeared")
+TWO_TRUE = {"ambiguous": "the shape on the left", "hidden": "a circle"}  # families with two true answers; the first one
+SAMPLES = 5
+UNCERTAIN_SEED = 4_000
 TRIED, KNOWN = 20, 0.4  # a task is measured if at least this share of so many cases is answered right
 AHEAD = "right answer ahead"  # of the wrong ones that it is compared with
-UNIT = 100  # cases for one unit of `score_families`
+UNIT = 20  # cases for one unit of `score_families`
 
 
 @dataclass
@@ -377,7 +381,7 @@ def find_windows(model):
         "",
         *table(header, rows),
     ]
-    return [*(lines if rows else []), *unknown], draw_worst(results)
+    return [*(lines if rows else []), *unknown], draw_shares(results)
 
 
 def over_known_tasks(model, study, tasks):
@@ -396,13 +400,9 @@ def over_known_tasks(model, study, tasks):
     return results, ["", remark] if unknown else []
 
 
-def draw_worst(results):
-    """A function that draws the task that loses most; None without any."""
-
-    def loss(result):
-        return float((result.baseline > 0).mean() - result.right.min())
-
-    return (lambda: plots.averages(max(results.values(), key=loss))) if results else None
+def draw_shares(results):
+    """A function that draws how often each task is answered right with each change; None without any."""
+    return (lambda: plots.shares_right(results)) if results else None
 
 
 @finding("time", "What do positions in time carry?")
@@ -413,7 +413,7 @@ def find_time(model):
         for task, result in results.items()
     ]
     header = ["task", "as trained", "all frames at one time", "change of the logit difference"]
-    return [*(table(header, rows) if rows else []), *unknown], draw_worst(results)
+    return [*(table(header, rows) if rows else []), *unknown], draw_shares(results)
 
 
 @finding("edge", "What does the merger keep of a shape's edge?")
@@ -427,6 +427,47 @@ def find_edge(model):
         "",
         *table(["read from", "mean error, pixels"], rows),
     ], lambda: plots.averages(result)
+
+
+@finding("uncertain", "How sure is the model when two answers are true?")
+def find_uncertain(model):
+    rows, shares = [], {}
+    for family, name in TWO_TRUE.items():
+        found = np.array([true_answers(model.vlm, family, number) for number in range(model.count)], dtype=np.float64)
+        both, share = found.sum(axis=1), found[:, 0] / found.sum(axis=1)
+        shares[f"{family} ({name})"] = share
+        middle = (share >= 0.4) & (share <= 0.6)
+        shown = 1 - ((1 - found) ** SAMPLES).sum(axis=1) + (1 - both).clip(0) ** SAMPLES
+        likelier = np.maximum(share, 1 - share)
+        rows.append([
+            family, f"{100 * both.mean():.1f} %", name, f"{100 * share.mean():.0f} %", f"{100 * np.median(likelier):.0f} %",
+            share_right(float(middle.mean()), len(middle)), f"{100 * shown.mean():.0f} %",
+        ])  # fmt: skip
+    header = [
+        "family", "both answers together", "the first", "its share", "median of the likelier one", "between 40 and 60 %",
+        f"{SAMPLES} samples show both",
+    ]  # fmt: skip
+    return [
+        f"{model.count} cases of each family, whose two answers are equally frequent in training: the probability of each, "
+        f"of all its tokens and its end together; and how often {SAMPLES} answers drawn at temperature 1 show both.",
+        "",
+        *table(header, rows),
+    ], lambda: plots.two_answers(shares)
+
+
+def true_answers(vlm, family, number):
+    """Probabilities of the two true answers to a drawn question, in the order of `Turn.accepted`."""
+    example = draw_example(family, (UNCERTAIN_SEED, number))
+    turn = example.conversations[0][0]
+    return [probability(CaseRun(vlm, Case(example.images, turn.question, answer))) for answer in turn.accepted]
+
+
+def probability(case_run):
+    """Of all tokens of the case's answer, and of its end."""
+    logits = case_run.unchanged.astype(np.float64)
+    logits = logits - logits.max(axis=1, keepdims=True)
+    ids = case_run.forced.ids
+    return float(np.exp((logits[np.arange(len(ids)), ids] - np.log(np.exp(logits).sum(axis=1))).sum()))
 
 
 @finding("calibration", "How well does the model know when it is right?")

@@ -1,8 +1,8 @@
 """Score a model on fresh images: python -m minivl.tiny.evaluate [--checkpoint FOLDER]   (needs minivl only)
 
-Two tables: all task families of minivl.tiny.tasks, and the scenes and digits of minivl.tiny.scenes, each with a question of
-every kind in its usual wording. Images are drawn from seeds that training cannot have used (another branch of the
-generator), digits are held-out ones.
+Three tables: all task families of minivl.tiny.tasks; their answers by the form of the question, and counts by their number;
+and the scenes and digits of minivl.tiny.scenes, each with a question of every kind in its usual wording. Images are drawn
+from seeds that training cannot have used (another branch of the generator), digits are held-out ones.
 """
 
 import argparse
@@ -13,7 +13,17 @@ from tqdm import tqdm
 import minivl
 from minivl.tiny import scenes
 from minivl.tiny.scenes import TASKS, task_of
-from minivl.tiny.scoring import boxes_in, overlap_of, render_table, score_families
+from minivl.tiny.scoring import (
+    GOALS,
+    boxes_in,
+    overlap_of,
+    remark_on,
+    render_forms,
+    render_table,
+    score_families,
+    shown,
+    shown_goal,
+)
 
 
 def main():
@@ -34,7 +44,8 @@ def main():
     except minivl.Error as error:
         sys.exit(f"minivl: {error}")
     if options.examples:
-        print(render_table(score_families(vlm, options.examples, options.seconds)), flush=True)
+        results = score_families(vlm, options.examples, options.seconds)
+        print(f"{render_table(results)}\n\n{render_forms(results)}", flush=True)
     if options.scenes or options.digits:
         print("\n" * bool(options.examples) + table(evaluate(vlm, options.scenes, options.digits, options.seed)))
 
@@ -57,13 +68,12 @@ def evaluate(vlm, scene_count=300, digit_count=360, seed=1_000_000):
 
 
 def table(scores):
-    """The scores as a Markdown table."""
-    lines = ["| task | questions | score | |", "|---|---|---|---|"]
+    """The scores as a Markdown table, with 95 % intervals; what misses its goal says so."""
+    lines = ["| task | questions | score | goal | |", "|---|---|---|---|---|"]
     for task, values in scores.items():
         if values:
-            mean = sum(values) / len(values)
-            shown = f"{mean:.3f} | mean IoU" if task == "where" else f"{100 * mean:.1f} % | exact"
-            lines.append(f"| {task} | {len(values)} | {shown} |")
+            remark = remark_on(GOALS[task], values, [])
+            lines.append(f"| {task} | {len(values)} | {shown(task, values)} | {shown_goal(task)} | {remark} |")
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
     results = score_families(vlm, examples=60)       # [Scored("colour", held_out=False, score=1.0, confidence=0.98), ...]
     print(render_table(results))
+    print(render_forms(results))                    # by letter case and "please"; counts by their number
 
 Examples come from a branch of the generator that training never draws from; printed text has Pillow's own font, and
 handwritten digits are held-out ones. Boxes score by their overlap with the true ones, everything else is right or wrong.
@@ -9,6 +10,7 @@ handwritten digits are held-out ones. Boxes score by their overlap with the true
 
 import json
 import math
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -27,26 +29,51 @@ FAMILIES = {  # (examples for one unit, conversations about each)
     "ambiguous": (1, 1), "hidden": (1, 1), "noisy": (1, 1),
 }  # fmt: skip
 BOXES = ("where", "all boxes")
-TASKS = (*PHRASINGS, "blind")
-GOALS = {task: 0.97 for task in (
-    "colour", "kind", "size", "count", "count kind", "count colour", "exists", "related", "unknown", "blind", "digit",
+TASKS = (*PHRASINGS, "not shown", "blind")
+GOALS = {task: 0.97 for task in (  # attributes, counts, yes or no, absence
+    "colour", "kind", "size", "count", "count kind", "count colour", "exists", "related", "unknown", "blind", "not shown",
+    "digit", "of two", "another", "more kinds",
 )} | {task: 0.95 for task in TASKS if task in (
-    "describe", "detail", "word", "number", "more", "changed", "which picture", "of two", "way", "first", "when", "appeared",
-    "relation", "beside", "extreme", "what at", "another", "more kinds", "other one", "bar", "best bar", "table", "corner",
-    "longer", "line", "point",
+    "describe", "detail", "layout", "word", "number", "more", "changed", "which picture", "way", "first", "when", "appeared",
+    "relation", "beside", "extreme", "what at", "other one", "bar", "best bar", "table", "corner", "longer", "line", "point",
 )} | {task: 0.85 for task in BOXES}  # fmt: skip
+ABSENCE_GOAL = 0.97
+COUNTS = ("count", "count kind", "count colour", "more kinds")
+ABSENT = {("exists", "no"), *((task, "0") for task in COUNTS)}  # besides "none" and "[]"
+FORMS = ("as it is written", "in small letters", "in capitals", "with please", "without the mark at its end")
 UNCERTAIN = ("ambiguous", "hidden", "noisy", "one")  # no goal: an answer may be true and another one too
 WORDING_GOAL, CALIBRATION_GOAL = 0.03, 0.03
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One answer: its score, 0 to 1, and the probability that the model gave to its tokens together."""
+    """One answer: its score, 0 to 1, and the probability that the model gave to its tokens together.
+
+    question, truth   the question as it was asked, and the true answer
+    """
 
     task: str
     held_out: bool
     score: float
     confidence: float
+    question: str = ""
+    truth: str = ""
+
+    @property
+    def is_absence(self):
+        """Whether the truth is that there is no such thing."""
+        return self.truth in ("none", "[]") or (self.task, self.truth) in ABSENT
+
+    @property
+    def form(self):
+        """One of FORMS."""
+        if self.question.isupper():
+            return FORMS[2]
+        if re.search(r"\bplease\b", self.question, re.IGNORECASE):
+            return FORMS[3]
+        if self.question[:1].islower():
+            return FORMS[1]
+        return FORMS[0] if self.question[-1:] in (".", "?") else FORMS[4]
 
 
 def score_families(vlm, examples=60, seconds=None, seed=0, families=FAMILIES):
@@ -75,7 +102,8 @@ def score_example(vlm, example, held_out=False):
             media = media_items(example) if not messages else []
             messages.append({"role": "user", "content": [*media, {"type": "text", "text": turn.question}]})
             answer, confidence = answer_with_confidence(vlm, messages)
-            results.append(Scored(turn.task, held_out, score_answer(turn, answer), confidence))
+            score = score_answer(turn, answer)
+            results.append(Scored(turn.task, held_out, score, confidence, turn.question, turn.answer))
             messages.append({"role": "assistant", "content": turn.answer})
     return results
 
@@ -202,17 +230,45 @@ def render_table(results):
         if not known and not new:
             continue
         cells = [cell for values in (known, new) for cell in (str(len(values)), shown(task, values))]
-        goal, remark = GOALS.get(task), ""
-        if goal is not None:
-            means = [sum(values) / len(values) for values in (known, new) if values]
-            missed = ["missed"] if min(means) < goal else []
-            gap = means[0] - means[-1]
-            remark = ", ".join(missed + ([f"wordings differ by {100 * gap:.0f} points"] if gap > WORDING_GOAL else []))
-        text = "" if goal is None else f"{goal:.2f} IoU" if task in BOXES else f"{100 * goal:.0f} %"
-        lines.append(f"| {task} | {' | '.join(cells)} | {text} | {remark} |")
+        lines.append(f"| {task} | {' | '.join(cells)} | {shown_goal(task)} | {remark_on(GOALS.get(task), known, new)} |")
+    absent = [one for one in results if one.is_absence and one.task not in BOXES]
+    known, new = ([one.score for one in absent if one.held_out is held] for held in (False, True))
+    if absent:
+        cells = [cell for values in (known, new) for cell in (str(len(values)), shown("absence", values))]
+        remark = remark_on(ABSENCE_GOAL, known, new)
+        lines.append(f"| all of these about what is not there | {' | '.join(cells)} | {100 * ABSENCE_GOAL:.0f} % | {remark} |")
     error = calibration_error([one for one in results if one.task not in UNCERTAIN])
     missed = "" if error <= CALIBRATION_GOAL else ": missed"
     lines += ["", f"Expected calibration error {100 * error:.1f} % (goal {100 * CALIBRATION_GOAL:.0f} %{missed})."]
+    return "\n".join(lines)
+
+
+def remark_on(goal, known, new):
+    """What a row says of its goal: "missed", and whether wordings differ; scores of trained and of held-out wordings."""
+    if goal is None:
+        return ""
+    means = [sum(values) / len(values) for values in (known, new) if values]
+    missed = ["missed"] if min(means) < goal else []
+    gap = means[0] - means[-1]
+    return ", ".join(missed + ([f"wordings differ by {100 * gap:.0f} points"] if gap > WORDING_GOAL else []))
+
+
+def shown_goal(task):
+    goal = GOALS.get(task)
+    return "" if goal is None else f"{goal:.2f} IoU" if task in BOXES else f"{100 * goal:.0f} %"
+
+
+def render_forms(results):
+    """Right answers in Markdown, boxes apart, for each form of a question (FORMS), and counts for each true number."""
+    chosen = [one for one in results if one.task not in BOXES and one.task not in UNCERTAIN]
+    groups = [(f"question {form}", [one for one in chosen if one.form == form]) for form in FORMS]
+    counts = [one for one in chosen if one.task in COUNTS]
+    for number in sorted({one.truth for one in counts}):
+        groups.append((f"counts, of which {number} is true", [one for one in counts if one.truth == number]))
+    lines = ["| | asked | right |", "|---|---|---|"]
+    for name, members in groups:
+        if members:
+            lines.append(f"| {name} | {len(members)} | {shown('', [one.score for one in members])} |")
     return "\n".join(lines)
 
 

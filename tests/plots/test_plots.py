@@ -101,11 +101,13 @@ ALL = {
     "share_and_effect": lambda t, vlm: plots.share_and_effect(averaged(vlm)[1], averaged(vlm)[5]),
     "calibration": lambda t, vlm: plots.calibration(averaged(vlm)[2]),
     "over_training": lambda t, vlm: plots.over_training(averaged(vlm)[3]),
+    "shares_right": lambda t, vlm: plots.shares_right({"colour": averaged(vlm)[4], "the same": averaged(vlm)[4]}),
+    "two_answers": lambda t, vlm: plots.two_answers({"ambiguous (the shape on the left)": [0.1, 0.45, 0.5, 0.9]}),
     "probes": lambda t, vlm: plots.probes(PROBES),
 }
 STUDIES = (
     "ablate_heads", "patch_grid", "occlusion", "averages", "head_atlas", "share_and_effect", "calibration", "over_training",
-    "probes",
+    "shares_right", "two_answers", "probes",
 )  # fmt: skip
 # their plots ask no trace
 
@@ -530,6 +532,22 @@ def test_calibration_is_the_scores(vlm):
     assert [bar.get_height() for bar in axes[1].patches] == [4] * 10
     with pytest.raises(Error, match="right or wrong"):
         plots.calibration([Scored("where", False, 0.2, 0.9)])
+
+
+def test_shares_right_are_the_cases_above_zero(vlm):
+    result = averaged(vlm)[4]
+    ((_, labels),) = result.axes.items()
+    bars = plots.shares_right({"colour": result}).axes[0].patches
+    assert len(bars) == 1 + len(labels) and bars[0].get_width() == (result.baseline > 0).mean()
+    assert [bar.get_width() for bar in bars[1:]] == pytest.approx(list(result.right))
+    for draw in (plots.shares_right, plots.two_answers):
+        with pytest.raises(Error, match="at least one task"):
+            draw({})
+
+
+def test_two_answers_counts_cases():
+    axes = plots.two_answers({"hidden": [0.1, 0.45, 0.5, 0.9]}).axes[0]
+    assert sum(bar.get_height() for bar in axes.patches[:20]) == 4 and "4 cases, 50% between" in axes.get_title()
 
 
 def test_bounds_of_training_may_round_beyond_the_mean():

@@ -7,11 +7,13 @@ import minivl
 from minivl import Error, studies
 from minivl.checkpoint.parameters import parameter_shapes
 from minivl.checkpoint.weights import Weights
+from minivl.processing.messages import user
 from minivl.studies import findings, measures
 from minivl.studies.edge_probe import MERGER, NOTHING, edge_of, errors_of_probe, predict
 from minivl.studies.over import ASKED
 from minivl.tiny import CHECKPOINT
-from minivl.tiny.scoring import Scored, score_families, wilson
+from minivl.tiny.scoring import Scored, answer_with_confidence, score_families, wilson
+from minivl.tiny.tasks import draw_example
 from minivl.vlm import VLM
 
 
@@ -111,6 +113,18 @@ def test_calibration_is_the_scores(vlm, monkeypatch):
     lines, draw = measures.FINDINGS["calibration"][1](measures.Model(vlm, 20))
     assert lines[0].startswith("Over 8 answers") and "expected calibration error 20.0 %" in lines[0]
     assert "| 30.0 % | 50.0 % (22 to 78) | 8 |" in lines and draw().axes
+
+
+def test_uncertain_answers_have_the_probability_of_sampling_them(vlm):
+    """Of all tokens and the end; the two true answers hold nearly all of it."""
+    for family in ("ambiguous", "hidden"):
+        example = draw_example(family, (measures.UNCERTAIN_SEED, 0))
+        turn = example.conversations[0][0]
+        found = measures.true_answers(vlm, family, 0)
+        answer, confidence = answer_with_confidence(vlm, user(turn.question, example.images))
+        assert found[turn.accepted.index(str(answer))] == pytest.approx(confidence, rel=1e-4) and sum(found) < 1
+    lines, draw = measures.FINDINGS["uncertain"][1](measures.Model(vlm, 8))
+    assert lines[0].startswith("8 cases") and len(lines) == 6 and len(draw().axes) == 2
 
 
 def test_training_table():

@@ -8,6 +8,7 @@ from minivl.processing import messages as chat
 from minivl.tiny.examples import Turn
 from minivl.tiny.scoring import (
     FAMILIES,
+    FORMS,
     GOALS,
     TASKS,
     UNCERTAIN,
@@ -16,6 +17,7 @@ from minivl.tiny.scoring import (
     bootstrap,
     calibration_error,
     overlap_of,
+    render_forms,
     render_table,
     score_answer,
     score_families,
@@ -89,6 +91,23 @@ def test_a_few_families_with_the_model_that_ships():
     text = render_table(found)
     assert "| digit | 2 |" in text and "Expected calibration error" in text
     assert not score_families(minivl.load(), examples=1, seconds=0)
+
+
+def test_absence_and_the_form_of_a_question():
+    def scored(task, truth, question="Is it?", score=1.0):
+        return Scored(task, False, score, 0.9, question, truth)
+
+    absent = [scored("colour", "none"), scored("exists", "no"), scored("count", "0"), scored("line", "none", score=0.0)]
+    present = [scored("related", "no"), scored("digit", "0"), scored("changed", "nothing"), scored("colour", "red")]
+    assert all(one.is_absence for one in absent) and not any(one.is_absence for one in present)
+    (row,) = [line for line in render_table([*absent, *present]).splitlines() if "not there" in line]
+    assert "| 4 | 75.0 % (30-95) | 0 |" in row and "97 % | missed" in row
+    questions = ("Which one?", "which one?", "WHICH ONE", "Which one, please?", "Which one")
+    assert tuple(scored("colour", "red", question).form for question in questions) == FORMS
+    assert scored("colour", "red", "please say it").form == FORMS[3] and scored("colour", "red", "Name it.").form == FORMS[0]
+    lines = render_forms([*present, scored("count kind", "2"), scored("more kinds", "2", "AND STARS?", 0.0)]).splitlines()
+    assert lines[2].startswith("| question as it is written | 5 | 100.0 %") and "| question in capitals | 1 | 0.0 %" in lines[3]
+    assert lines[4].startswith("| counts, of which 2 is true | 2 | 50.0 %") and len(lines) == 5
 
 
 def test_a_missed_goal_says_so():

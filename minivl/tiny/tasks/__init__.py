@@ -18,15 +18,12 @@ SCORED, TRAINED = 11, 12  # branches of the generator: scoring and training neve
 
 
 def draw_family_scene(rng, options):
-    """Family "scene": pictures of the sizes of minivl.tiny.scenes, up to 336 x 336, with one to five shapes."""
+    """Family "scene": pictures of the sizes of minivl.tiny.scenes, up to 336 x 336, with up to six shapes."""
     chance = np.array([1 / (h * w) for h, w in scenes.SIZES], dtype=np.float64)
     size = scenes.SIZES[rng.choice(len(chance), p=chance / chance.sum())]
-    count = int(rng.integers(1, 2 + round(4 * options.ease)))
-    if options.training and rng.random() < shapes.ALIKE:
-        image, shown = scenes.draw_shapes(rng, size, count, sides=scenes.sides_for(size), **shapes.pick_alike(rng))
-    else:
-        drawn = scenes.draw_scene(rng, size, count)
-        image, shown = drawn.image, drawn.shapes
+    count = shapes.draw_count(rng, size, options.ease)
+    alike = shapes.pick_alike(rng) if options.training and rng.random() < shapes.ALIKE else {}
+    image, shown = shapes.draw_crowd(rng, size, count, scenes.sides_for(size), **alike)
     conversations = shapes.ask_about(rng, shown, options.held_out, options.most)
     return Example((Medium((image,), (shown,)),), conversations)
 

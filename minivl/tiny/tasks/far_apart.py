@@ -10,7 +10,7 @@ from minivl.tiny.examples import Example, Medium, Turn
 from minivl.tiny.phrasings import phrase, with_article
 from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, draw_shapes, paint
 from minivl.tiny.tasks.reading import ink_for
-from minivl.tiny.tasks.shapes import pick, worded
+from minivl.tiny.tasks.shapes import ABSENT, NOTHING, pick, worded
 
 SIZES = ((168, 168), (140, 168), (168, 140), (112, 196), (196, 112))
 MARK = 22
@@ -90,6 +90,9 @@ def draw_family_line(rng, options):
         target = shapes[count + int(ends[i])]
         asked = ("line", {"colour": shapes[i].colour}, target.colour, target.box)
         turns.append((worded(rng, asked, options.held_out),))
+    if rng.random() < ABSENT:
+        absent = pick(rng, [colour for colour in COLOURS if colour not in colours])
+        turns[-1] = (worded(rng, ("line", {"colour": absent}, NOTHING, None), options.held_out),)
     joined = [shapes[count + int(end)].colour for end in ends]
     joined += [shapes[ends.tolist().index(i)].colour for i in range(count)]
     return Example((Medium((image,), (tuple(shapes),), joined=tuple(joined)),), tuple(turns))

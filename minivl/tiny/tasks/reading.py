@@ -10,7 +10,7 @@ from PIL import ImageDraw, ImageFont
 from minivl.tiny.digits import held_out_digits, training_digits
 from minivl.tiny.examples import Example, Medium, Sign, Turn
 from minivl.tiny.scenes import COLOURS, Shape, background, draw_digit_picture
-from minivl.tiny.tasks.shapes import pick, worded
+from minivl.tiny.tasks.shapes import ABSENT, NOTHING, ask_about, pick, worded
 
 WORDS = (
     "AND BALL BEAR BED BIRD BLUE BOAT BOOK BOX BREAD BUS CAKE CAR CAT CHAIR CITY CLOUD COAT CUP DAY DESK DOG DOOR DUCK "
@@ -91,7 +91,15 @@ def draw_family_text(rng, options):
     turns = [(worded(rng, (task, {}, text, box), options.held_out),)]
     if options.most > 1 and rng.random() < 0.3:
         turns.append((Turn("describe", "Describe the picture.", f'the {task} "{text}"', (), box),))
+    turns += ask_for_shapes(rng, options)
     return Example((Medium((image,), ((),), (tuple(signs),)),), tuple(turns))
+
+
+def ask_for_shapes(rng, options):
+    """Now and then, after another question, one about shapes, of which a picture of text or of a digit has none."""
+    if options.most == 1 or rng.random() > 0.3:
+        return ()
+    return ask_about(rng, (), options.held_out, 1, ("colour", "kind", "exists", "where", "count kind", "beside", "point"))
 
 
 def draw_page(rng):
@@ -118,7 +126,8 @@ def draw_family_digit(rng, options):
     drawn = draw_digit_picture(rng, size, images[index], int(labels[index]), augment=options.training)
     box = drawn.shapes[0].box
     turn = worded(rng, ("digit", {}, str(drawn.digit), box), options.held_out)
-    return Example((Medium((drawn.image,), (drawn.shapes,), ((),), drawn.digit),), ((turn,),))
+    conversations = ((turn,), *ask_for_shapes(rng, options))
+    return Example((Medium((drawn.image,), (drawn.shapes,), ((),), drawn.digit),), conversations)
 
 
 def draw_family_chart(rng, options):
@@ -183,4 +192,8 @@ def draw_family_table(rng, options):
         box = (4 + (c + 1) * dx, 4 + (r + 1) * dy, 4 + (c + 2) * dx, 4 + (r + 2) * dy)
         asked = ("table", {"row": LETTERS[r], "column": c + 1}, str(values[r, c]), box)
         turns.append((worded(rng, asked, options.held_out),))
+    if rng.random() < ABSENT:
+        outside = (rows, columns + int(rng.integers(1, 3))) if rng.random() < 0.5 else (rows + 1, columns)
+        asked = ("table", {"row": LETTERS[outside[0] - 1], "column": outside[1]}, NOTHING, None)
+        turns[-1] = (worded(rng, asked, options.held_out),)
     return Example((Medium((image,), ((),), (tuple(signs),)),), tuple(turns))

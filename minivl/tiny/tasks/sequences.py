@@ -8,7 +8,7 @@ from PIL import Image
 from minivl.tiny.examples import Example, Medium, Turn
 from minivl.tiny.phrasings import plural, with_article
 from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, draw_shapes, paint, unique
-from minivl.tiny.tasks.shapes import ask_about, pick, worded
+from minivl.tiny.tasks.shapes import ABSENT, NOTHING, ask_about, missing_label, pick, worded
 
 FIRST, SECOND = "the first", "the second"
 SIZE = (112, 112)
@@ -30,6 +30,7 @@ def draw_family_pair(rng, options):
 
 def ask_more(rng, pictures):
     kind = pick(rng, [shape.kind for shapes in pictures for shape in shapes])
+    kind = pick(rng, KINDS) if rng.random() < 0.1 else kind  # perhaps in neither
     first, second = (sum(shape.kind == kind for shape in shapes) for shapes in pictures)
     answer = FIRST if first > second else SECOND if second > first else "the same"
     return "more", {"kinds": plural(kind)}, answer, None
@@ -139,13 +140,17 @@ def draw_motion(rng, options):
         x, y = (along, across) if way in ("left", "right") else (across, along)
         states.append((Shape(kind, colour, (x, y, x + side, y + side)),))
     medium = film(rng, background(rng, SIZE), states)
-    turns = [(worded(rng, ("way", {"thing": pick(rng, (kind, f"{colour} {kind}"))}, way, None), options.held_out),)]
+    asked = ("way", {"thing": pick(rng, (kind, f"{colour} {kind}"))}, way, None)
+    turns = [(worded(rng, asked, options.held_out),)]
+    if rng.random() < ABSENT:
+        asked = ("way", {"thing": missing_label(rng, states[0])}, NOTHING, None)
+        turns = [(worded(rng, asked, options.held_out),)]
     turns += [(worded(rng, ("colour", {"thing": kind}, colour, None), options.held_out),)] if options.most > 1 else []
     return Example((medium,), tuple(turns))
 
 
 def draw_recolouring(rng, options):
-    """The colour changes at the third, fifth or seventh frame: the first of a step of the grid's time."""
+    """The colour changes at the third, fifth or seventh frame: the first of a step of the grid's time. Or it does not."""
     pairs = int(rng.integers(2, 5))
     change = int(rng.integers(1, pairs))
     _, shapes = draw_shapes(rng, SIZE, 1)
@@ -156,6 +161,9 @@ def draw_recolouring(rng, options):
     medium = film(rng, background(rng, SIZE), states)
     answer = f"frame {2 * change + 1}"
     turns = [(worded(rng, ("when", {}, answer, None), options.held_out),)]
+    if rng.random() < ABSENT:
+        medium = film(rng, background(rng, SIZE), [(shape,)] * (2 * pairs))
+        turns = [(worded(rng, ("when", {}, NOTHING, None), options.held_out),)]
     return Example((medium,), tuple(turns))
 
 

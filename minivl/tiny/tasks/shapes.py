@@ -1,7 +1,8 @@
 """Questions about one picture of shapes: describe, count, attributes, yes or no, boxes, points, relations, follow-ups.
 
 Each function of ASK draws one question about given shapes and returns its turns; None where the shapes allow no such
-question. One question in seven is about something that is not there: its answer is "none", "0", "no" or no box.
+question. Of each kind some are about something that is not there, of most one in seven: the answer is "none", "0", "no"
+or no box.
 """
 
 from minivl.tiny.examples import Example, Medium, Turn
@@ -9,10 +10,12 @@ from minivl.tiny.phrasings import join_words, phrase, pick, plural, vary, with_a
 from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, describe, draw_shapes, is_apart, paint, unique, where
 
 SIZES = (  # (height, width): mostly small, for time; every picture has at least one full window of 112 pixels
-    (112, 112), (112, 112), (112, 140), (140, 112), (140, 140), (112, 168), (168, 112), (140, 168), (168, 168),
+    (112, 112), (112, 112), (112, 140), (140, 112), (140, 140), (112, 168), (168, 112), (140, 168), (168, 168), (168, 168),
+    (168, 196),
 )  # fmt: skip
 SMALL, LARGE = 36, 44  # sides: small below the first, large above the second; in between no size is asked for
 ABSENT = 1 / 7
+EMPTY, FULL = 0.04, 0.2  # shares of the pictures without any shape, and with as many as find room
 ALIKE = 0.2  # share of the pictures, in training alone, whose shapes have two kinds or two colours among them
 SIDES = {"left": "left of", "right": "right of", "above": "above", "below": "below", "inside": "inside"}
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
@@ -103,6 +106,11 @@ def extreme_of(shapes, most):
     return ranked[0] if clear else None
 
 
+def is_absent(rng, shapes):
+    """Whether to ask for what is not there."""
+    return rng.random() < ABSENT or not shapes
+
+
 def box_json(shapes):
     return where(shapes) if shapes else "[]"
 
@@ -136,14 +144,24 @@ def name_of(rng, shapes, shape):
 
 
 def ask_describe(rng, shapes):
-    return "describe", {}, describe(shapes), None
+    return "describe", {}, describe(shapes) if shapes else NOTHING, None
 
 
 def ask_detail(rng, shapes):
-    if len(shapes) > 3 or not all(map(size_word, shapes)):
+    if len(shapes) > 3 or not shapes or not all(map(size_word, shapes)):
         return None
     names = [f"a {size_word(shape)} {shape.label}" for shape in shapes]
     return "detail", {}, join_words(names), None
+
+
+def ask_layout(rng, shapes):
+    """How two shapes lie: from left to right as in a description, but what is inside the other comes first."""
+    if len(shapes) != 2:
+        return None
+    first, second = shapes if not is_within(shapes[1], shapes[0]) else shapes[::-1]
+    side = side_of(first, second)
+    answer = f"{with_article(first.label)} {SIDES.get(side)} {with_article(second.label)}"
+    return side and ("layout", {}, answer, None)
 
 
 def ask_count(rng, shapes):
@@ -151,18 +169,18 @@ def ask_count(rng, shapes):
 
 
 def ask_count_kind(rng, shapes):
-    kind = (missing(rng, shapes, "kind", KINDS) if rng.random() < ABSENT else None) or pick(rng, shapes).kind
+    kind = (missing(rng, shapes, "kind", KINDS) if is_absent(rng, shapes) else None) or pick(rng, shapes).kind
     return "count kind", {"kinds": plural(kind)}, str(sum(shape.kind == kind for shape in shapes)), None
 
 
 def ask_count_colour(rng, shapes):
-    absent = missing(rng, shapes, "colour", COLOURS) if rng.random() < ABSENT else None
+    absent = missing(rng, shapes, "colour", COLOURS) if is_absent(rng, shapes) else None
     colour = absent or pick(rng, shapes).colour
     return "count colour", {"colour": colour}, str(sum(shape.colour == colour for shape in shapes)), None
 
 
 def ask_colour(rng, shapes):
-    if rng.random() < ABSENT:
+    if is_absent(rng, shapes):
         kind = missing(rng, shapes, "kind", KINDS)
         return kind and ("colour", {"thing": kind}, NOTHING, None)
     known = unique(shapes, "kind")
@@ -171,7 +189,7 @@ def ask_colour(rng, shapes):
 
 
 def ask_kind(rng, shapes):
-    if rng.random() < ABSENT:
+    if is_absent(rng, shapes):
         colour = missing(rng, shapes, "colour", COLOURS)
         return colour and ("kind", {"colour": colour}, NOTHING, None)
     known = unique(shapes, "colour")
@@ -180,7 +198,7 @@ def ask_kind(rng, shapes):
 
 
 def ask_size(rng, shapes):
-    if rng.random() < ABSENT:
+    if is_absent(rng, shapes):
         return "size", {"thing": missing_label(rng, shapes)}, NOTHING, None
     shape = pick(rng, shapes)
     name = name_of(rng, shapes, shape)
@@ -188,7 +206,7 @@ def ask_size(rng, shapes):
 
 
 def ask_exists(rng, shapes):
-    if rng.random() < 0.5:
+    if shapes and rng.random() < 0.5:
         shape = pick(rng, shapes)
         return "exists", {"thing": pick(rng, (shape.kind, shape.label, shape.label))}, "yes", shape.box
     absent = missing(rng, shapes, "kind", KINDS) if rng.random() < 1 / 3 else None
@@ -196,7 +214,7 @@ def ask_exists(rng, shapes):
 
 
 def ask_where(rng, shapes):
-    if rng.random() < ABSENT:
+    if is_absent(rng, shapes):
         return "where", {"thing": missing_label(rng, shapes)}, "[]", None
     shape = pick(rng, shapes)
     name = name_of(rng, shapes, shape)
@@ -204,24 +222,43 @@ def ask_where(rng, shapes):
 
 
 def ask_all_boxes(rng, shapes):
-    absent = missing(rng, shapes, "kind", KINDS) if rng.random() < ABSENT else None
+    absent = missing(rng, shapes, "kind", KINDS) if is_absent(rng, shapes) else None
     kind = absent or pick(rng, shapes).kind
     matching = [shape for shape in shapes if shape.kind == kind]
     return "all boxes", {"kinds": plural(kind)}, box_json(matching), matching[0].box if len(matching) == 1 else None
 
 
 def ask_what_at(rng, shapes):
+    if is_absent(rng, shapes):
+        box = empty_box(rng, shapes)
+        return box and ("what at", {"box": list(box)}, NOTHING, None)
     shape = pick(rng, shapes)
     return "what at", {"box": list(shape.box)}, with_article(shape.label), shape.box
 
 
 def ask_point(rng, shapes):
-    if rng.random() < ABSENT:
+    if is_absent(rng, shapes):
         return "point", {"thing": missing_label(rng, shapes)}, "[]", None
     shape = pick(rng, shapes)
     name, (x1, y1, x2, y2) = name_of(rng, shapes, shape), shape.box
     answer = f'[{{"point_2d": [{(x1 + x2) // 2}, {(y1 + y2) // 2}], "label": "{shape.label}"}}]'
     return name and ("point", {"thing": name}, answer, shape.box)
+
+
+def empty_box(rng, shapes):
+    """A box of the size of a shape in the upper left 112 x 112 pixels, which every picture has, without any shape; or None."""
+    side = int(rng.integers(28, 60))
+    x, y = (int(v) for v in rng.integers(0, 113 - side, 2))
+    box = (x, y, x + side, y + side)
+    free = all(x >= b[2] or b[0] >= box[2] or y >= b[3] or b[1] >= box[3] for b in (shape.box for shape in shapes))
+    return box if free else None
+
+
+def absent_pair(rng, shapes):
+    """Names of two things, of which the first or the second, or both, are not there."""
+    names = [missing_label(rng, shapes), None if not shapes else name_of(rng, shapes, pick(rng, shapes))]
+    names[1] = names[1] or missing_label(rng, shapes)
+    return [names[i] for i in rng.permutation(2)]
 
 
 def pick_pair(rng, shapes):
@@ -235,16 +272,23 @@ def pick_pair(rng, shapes):
 
 
 def ask_relation(rng, shapes):
+    if is_absent(rng, shapes):
+        thing, other = absent_pair(rng, shapes)
+        return thing != other and ("relation", {"thing": thing, "other": other}, NOTHING, None)
     pair = pick_pair(rng, shapes)
     return pair and ("relation", {"thing": pair[2][0], "other": pair[2][1]}, pair[3], pair[0].box)
 
 
 def ask_related(rng, shapes):
+    if rng.random() < ABSENT / 4 or not shapes:
+        thing, other = absent_pair(rng, shapes)
+        side = SIDES[pick(rng, tuple(SIDES))]
+        return thing != other and ("related", {"thing": thing, "other": other, "side": side}, "no", None)
     pair = pick_pair(rng, shapes)
     if not pair:
         return None
     shape, other, names, side = pair
-    true = rng.random() < 0.5
+    true = rng.random() < 0.56  # with those that are absent about as many times yes as no
     false = [s for s in OPPOSITE if s != side and is_nowhere(s, shape, other)]
     wrong = OPPOSITE.get(side, "left") if rng.random() < 0.7 else pick(rng, false + ["inside"] * (side != "inside"))
     fields = {"thing": names[0], "other": names[1], "side": SIDES[side if true else wrong]}
@@ -253,6 +297,8 @@ def ask_related(rng, shapes):
 
 def ask_beside(rng, shapes):
     """Asked where a single shape, or none, lies on a side of another one, and the others are not even partly there."""
+    if not shapes or rng.random() < ABSENT / 5:
+        return "beside", {"side": SIDES[pick(rng, tuple(SIDES))], "other": missing_label(rng, shapes)}, NOTHING, None
     other = pick(rng, shapes)
     name, rest = name_of(rng, shapes, other), [shape for shape in shapes if shape is not other]
     if not name or not rest:
@@ -261,7 +307,7 @@ def ask_beside(rng, shapes):
     there["inside"] = [s for s in rest if is_within(s, other)]
     present = [side for side, found in there.items() if len(found) == 1 and side_of(found[0], other) == side]
     absent = [side for side in OPPOSITE if not there[side]]
-    if rng.random() < ABSENT:
+    if rng.random() < ABSENT / 2:  # of the others, most find nothing that lies clearly on a side
         return absent and ("beside", {"side": SIDES[pick(rng, absent)], "other": name}, NOTHING, None)
     if not present:
         return None
@@ -272,40 +318,59 @@ def ask_beside(rng, shapes):
 
 def ask_extreme(rng, shapes):
     most = pick(rng, EXTREMES)
+    if not shapes:
+        return "extreme", {"most": most}, NOTHING, None
     shape = extreme_of(shapes, most)
     return shape and ("extreme", {"most": most}, with_article(shape.label), shape.box)
 
 
 def ask_unknown(rng, shapes):
-    return "unknown", {"thing": pick(rng, shapes).kind}, "I don't know", None
+    return "unknown", {"thing": pick(rng, shapes).kind if shapes else pick(rng, KINDS)}, "I don't know", None
+
+
+def ask_not_shown(rng, shapes):
+    """A question about what other families show, words, bars, films, of which a picture of shapes has nothing."""
+    task, fields = pick(rng, ELSEWHERE)
+    drawn = {"colour": pick(rng, list(COLOURS)), "thing": missing_label(rng, shapes)}
+    drawn |= {"most": pick(rng, ("highest", "lowest")), "row": pick(rng, "ABC"), "column": int(rng.integers(1, 4))}
+    return "not shown", {"like": task} | {field: drawn[field] for field in fields}, NOTHING, None
 
 
 ASK = {
     "describe": (2, ask_describe), "detail": (1, ask_detail), "count": (1, ask_count), "count kind": (1, ask_count_kind),
     "count colour": (1, ask_count_colour), "colour": (1.5, ask_colour), "kind": (1, ask_kind), "size": (0.7, ask_size),
     "exists": (1.5, ask_exists), "where": (2, ask_where), "all boxes": (0.7, ask_all_boxes), "what at": (1.5, ask_what_at),
-    "point": (0.7, ask_point), "relation": (1, ask_relation), "related": (1, ask_related), "beside": (1, ask_beside),
-    "extreme": (1.2, ask_extreme), "unknown": (0.8, ask_unknown),
+    "point": (0.7, ask_point), "relation": (1, ask_relation), "related": (1, ask_related), "beside": (2, ask_beside),
+    "extreme": (1.2, ask_extreme), "unknown": (0.8, ask_unknown), "not shown": (0.8, ask_not_shown), "layout": (2, ask_layout),
 }  # fmt: skip
-INSIDE = ("relation", "related", "beside", "colour", "where", "what at", "exists")  # where one shape lies in another
+ELSEWHERE = (  # tasks of the other families, and the fields of their wordings
+    ("word", ()), ("number", ()), ("digit", ()), ("bar", ("colour",)), ("best bar", ("most",)), ("table", ("row", "column")),
+    ("line", ("colour",)), ("way", ("thing",)), ("when", ()),
+)  # fmt: skip
+INSIDE = ("relation", "related", "beside", "colour", "where", "what at", "exists", "layout")  # where one shape lies in another
 
 
 def worded(rng, asked, held_out):
-    """A Turn of (task, fields, answer, box)."""
+    """A Turn of (task, fields, answer, box). Of "not shown", the field "like" is the task whose wordings it has."""
     task, fields, answer, about = asked
-    question = phrase(rng, task, held_out, **fields)
+    question = phrase(rng, fields.get("like", task), held_out, **{k: v for k, v in fields.items() if k != "like"})
     return Turn(task, vary(rng, question), answer, (), about)
 
 
 def follow_up(rng, shapes, held_out):
     """A conversation of two or three questions whose later ones need the earlier; None where the shapes allow none."""
+    if not shapes:
+        return None
     draw = rng.random()
     known = unique(shapes, "kind")
     if draw < 0.4 and len(known) > 1:
         asked = [known[i] for i in rng.permutation(len(known))[:3]]
         first = worded(rng, ("colour", {"thing": asked[0].kind}, asked[0].colour, asked[0].box), held_out)
-        more = [worded(rng, ("another", {"thing": s.kind}, s.colour, s.box), held_out) for s in asked[1:]]
-        return (first, *more)
+        more = [("another", {"thing": shape.kind}, shape.colour, shape.box) for shape in asked[1:]]
+        if rng.random() < 2 * ABSENT:
+            kind = missing(rng, shapes, "kind", KINDS)
+            more.insert(int(rng.integers(len(more) + 1)), ("another", {"thing": kind}, NOTHING, None))
+        return first, *(worded(rng, one, held_out) for one in more[:2])
     if draw < 0.7:
         one = pick(rng, shapes).kind
         others = sorted({shape.kind for shape in shapes} - {one}) if rng.random() < 0.6 else []
@@ -345,13 +410,29 @@ def ask_about(rng, shapes, held_out, most, tasks=None):
 
 
 def draw_family(rng, options):
-    """Family "shapes": one to six shapes in a small picture."""
+    """Family "shapes": up to six shapes in a small picture, small ones where they are many."""
     size = SIZES[rng.integers(len(SIZES))]
-    room = {112: 4, 140: 5}.get(min(size), 6)
-    count = int(rng.integers(1, 2 + round((room - 1) * options.ease)))
     alike = pick_alike(rng) if options.training and rng.random() < ALIKE else {}
-    image, shapes = draw_shapes(rng, size, count, **alike)
+    image, shapes = draw_crowd(rng, size, draw_count(rng, size, options.ease), **alike)
     return Example((Medium((image,), (shapes,)),), ask_about(rng, shapes, options.held_out, options.most))
+
+
+def draw_count(rng, size, ease):
+    """How many shapes: 0 now and then, else up to as many as find room, and these more often than others."""
+    most = 1 + round(({112: 4, 140: 5}.get(min(size), 6) - 1) * ease)
+    draw = rng.random()
+    return 0 if draw < EMPTY else most if draw < EMPTY + FULL else int(rng.integers(1, 1 + most))
+
+
+def draw_crowd(rng, size, count, sides=None, **alike):
+    """`draw_shapes` with room for all: from four shapes on they are small, and what finds no place is drawn again."""
+    low, high = sides or (28, 1 + min(68, min(size) // 2 - 4))
+    high = high if count < 4 else min(high, {112: 37, 140: 42}.get(min(size), 49))
+    for _ in range(10):
+        image, shapes = draw_shapes(rng, size, count, sides=(low, high), tries=40, **alike)
+        if len(shapes) == count:
+            break
+    return image, shapes
 
 
 def pick_alike(rng):

@@ -43,7 +43,7 @@ PLAN = {  # (tower rows, patches of each, decoder rows, tokens of each)
     True: (8, 576, 9, 384),
 }
 PAGES, LINES = 4, 4  # images full of characters, and of lines between dots, in each batch, for the tower alone
-TASKS = (*PHRASINGS, "blind")
+TASKS = (*PHRASINGS, "not shown", "blind")
 ENTRY = re.compile(r"\{[^}]*\[(\d+), (\d+), (\d+), (\d+)\][^}]*\}")  # one box in an answer that lists them
 GEOMETRY = SimpleNamespace(
     image_token_id=ID["<|image_pad|>"],
@@ -253,10 +253,12 @@ def spoken_parts(example, turn):
         return [(i + 1, sign.box) for i, sign in enumerate(example.media[0].signs[0])]
     if turn.task == "all boxes":
         return [(match.end(), tuple(map(int, match.groups()))) for match in ENTRY.finditer(turn.answer)]
-    if turn.task not in ("describe", "detail") or turn.about or len(example.media) != 1:
+    if turn.task not in ("describe", "detail", "layout") or turn.about or len(example.media) != 1:
         return []
-    end, parts = 0, []
-    for shape in example.media[0].shapes[0]:
+    end, parts, shapes = 0, [], example.media[0].shapes[0]
+    if turn.task == "layout":
+        shapes = sorted(shapes, key=lambda shape: not turn.answer.split(" ", 1)[1].startswith(shape.label))
+    for shape in shapes:
         end = turn.answer.index(shape.label, end) + len(shape.label)
         parts.append((end, shape.box))
     return parts
