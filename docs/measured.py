@@ -29,11 +29,13 @@ from minivl.helpers import write_whole  # noqa: E402
 from minivl.studies.measures import FINDINGS, Model  # noqa: E402
 from minivl.tiny import evaluate, scene  # noqa: E402
 from minivl.tiny.scenes import COLOURS, mask  # noqa: E402
-from minivl.tiny.scoring import render_forms, render_table, score_families  # noqa: E402
+from minivl.tiny.scoring import FAMILIES, render_forms, render_table, score_families, shown  # noqa: E402
+from minivl.tiny.tasks import draw_example  # noqa: E402
 
 PART = re.compile(r"(<!-- measured: ([\w -]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 CASES = 200  # of each finding
 FAULT_SCENES = 40
+FILMS = 120
 SIZES = {  # factors of (height, width) for the table of boxes
     "at their own size, which needs no resizing": (1.0, 1.0),
     "0.93 times as wide, 1.07 times as high": (1.07, 0.93),
@@ -65,6 +67,33 @@ def answers_of_families():
 def forms():
     """The same answers by the form of the question, and counts by their number."""
     return render_forms(answers_of_families()).splitlines()
+
+
+def one_in_another():
+    """The family of small shapes in large ones alone, of the same size as `scores`."""
+    return [line for line in render_table(score_families(small_model(), families={"inside": FAMILIES["inside"]})).splitlines()
+            if line.startswith("|") and "not there" not in line]  # fmt: skip
+
+
+def films():
+    """Answers about films given as lists of frames, and as GIF files, whose frames are enlarged to the published least size."""
+    right = {}
+    with TemporaryDirectory() as folder:
+        for number in range(FILMS):
+            example = draw_example("video", (77, number))
+            turn, frames, path = example.conversations[0][0], list(example.media[0].frames), Path(folder) / "film.gif"
+            frames[0].save(path, save_all=True, append_images=frames[1:], duration=500, disposal=2)
+            try:
+                from_file = small_model().ask(turn.question, videos=str(path), nframes=len(frames))
+            except minivl.Error:  # equal frames become one in a GIF file
+                continue
+            answers = small_model().ask(turn.question, videos=[frames]), from_file
+            right.setdefault(turn.task, []).append([float(turn.is_right(answer)) for answer in answers])
+    yield "| task | films | as lists of frames | as GIF files |"
+    yield "|---|---|---|---|"
+    for task, values in right.items():
+        frames, file = zip(*values)
+        yield f"| {task} | {len(values)} | {shown(task, frames)} | {shown(task, file)} |"
 
 
 def usual_questions():
@@ -180,6 +209,8 @@ PICTURES = {"attention": attention_of_an_answer, "patch grid": patch_grid_of_a_c
 MEASURED = {
     "scores": scores,
     "forms": forms,
+    "one in another": one_in_another,
+    "films": films,
     "usual questions": usual_questions,
     **{f"finding {name}": lambda name=name: finding(name) for name in FINDINGS},
     "faults of one scene": faults_of_one_scene,
