@@ -385,10 +385,13 @@ def find_windows(model):
 
 
 def over_known_tasks(model, study, tasks):
-    """({task: Averages}, a remark): a study over each task, (task, family), but for those that the model does not know."""
+    """({task: Averages}, a remark): a study over each task, (task, family), but for those that the model does not know.
+
+    Of each task `model.count` cases about something that is there.
+    """
     results, unknown = {}, []
     for task, family in tasks:
-        cases = scenes(model.count, task, family)
+        cases = [case for case in scenes(2 * model.count, task, family) if case.answer != "none"][: model.count]
         tried = [replace(case, wrong=()) for case in cases[:TRIED]]  # above 0 if the model gives this very answer
         known = int((study(model.vlm, tried).baseline > 0).sum())
         if known < KNOWN * TRIED:
