@@ -73,7 +73,7 @@ class ImageProcessor:
 
     @classmethod
     def read(cls, folder):
-        """From a checkpoint folder; without the file, transformers' defaults."""
+        """Read preprocessor_config.json of a checkpoint folder; without the file, transformers' defaults."""
         stored = read_fields(Path(folder)) if folder is not None else {}
         check_steps(stored)
         fields = {name: stored[name] for name in cls.__dataclass_fields__ if stored.get(name) is not None}
@@ -131,7 +131,7 @@ class ImageProcessor:
         return smart_resize(height, width, self.merged_size, *self.limits(min_pixels, max_pixels))
 
     def limits(self, min_pixels, max_pixels):
-        """The limits of one call. Giving one moves the stored other one out of its way."""
+        """(min_pixels, max_pixels) of one call. If only one is given, the stored other one gives way where they conflict."""
         token = self.merged_size**2
         low = self.min_pixels if min_pixels is None else min_pixels
         high = self.max_pixels if max_pixels is None else max_pixels
@@ -179,7 +179,7 @@ class ImageProcessor:
 
 
 def prepare_image(image, processor, **sizes):
-    """Stage: a PIL image -> patches float32 [N, 1176] and its grid (1, rows, columns). sizes: as of `resize`."""
+    """Stage: a PIL image -> patches float32 [N, 1176] and its grid (1, rows, columns). sizes: as in `resize`."""
     resized = yield "resized", processor.resize(image, **sizes)  # [H, W, 3] uint8
     pixels = yield "normalized", processor.normalize(resized)  # [3, H, W] float32
     patches, grid = processor.patchify(pixels[None])
