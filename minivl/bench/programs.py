@@ -136,7 +136,7 @@ class Limits:
 def memory_to_read():
     """Arrays uint64 of READ bytes: as NumPy makes them, and where the system offers them, with pages of 2 MB.
 
-    subtle: no two pages are equal. A host may keep equal pages of a virtual machine once, and reads them from its caches.
+    subtle: no two pages are equal. A host may store equal pages of a virtual machine once, and reads them from its caches.
     """
     values = np.arange(READ // 8, dtype=np.uint64) * np.uint64(2654435761)
     yield values
