@@ -210,7 +210,7 @@ def label_token(vlm, token_id, most=16):
 
 
 def legible(text, most=24):
-    """Text with characters that the font lacks escaped, cut to so many, and no $ that would start a formula."""
+    """Text with characters that the font lacks escaped, cut to `most`, and no $ that would start a formula."""
     known = "".join(c if LETTERS.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in str(text))
     known = known if len(known) <= most else known[: most - 1] + "…"
     return known.replace("$", r"\$")
