@@ -50,7 +50,7 @@ class Recording(Mapping):
         return any(fnmatchcase(name, glob) for glob in self._globs)
 
     def add(self, name, array):
-        """Keep an array, in the place of an earlier one of this name."""
+        """Keep an array, replacing an earlier one of this name."""
         self._tensors[name] = to_storable(array)
 
     def check(self):
