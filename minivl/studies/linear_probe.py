@@ -75,7 +75,7 @@ def probe(store, label, tensors=None, held_out=0.3, strength=1.0, seed=0, **wher
               columns of pixels and positions, are predicted as numbers
     tensors   which tensors; None: all whose index has such rows
     held_out  share of the prompts that probes are scored on
-    strength  inverse of the regularisation (C of scikit-learn)
+    strength  inverse of the regularisation: for rows of width D, C = strength / D, or alpha = D / strength for numbers
     where     which rows: kind="answer", kind=["box", "word"], ...
     """
     regression = load_sklearn()
