@@ -72,7 +72,8 @@ class Store:
     @cached_property
     def prompts(self):
         """{column: array} of the prompts that have run: prompt, id, question, answer, error ("" if it ran); as Python values
-        labels, sources (paths of images and videos), sizes ((height, width) of each after resizing), thumbnail (JPEG)."""
+        labels, sources (paths of images and videos), sizes ((height, width) of each after resizing), thumbnail (JPEG),
+        thumbnail_image (index of its image)."""
         columns = self._read("prompts")
         size, count = self.info["block"], self.info["count"]
         due = [n for block in self.blocks for n in range(block * size, min((block + 1) * size, count))]
