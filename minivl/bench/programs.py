@@ -26,7 +26,7 @@ from minivl.vlm import VLM, load
 
 OURS = "minivl"  # its name in reports
 LEAST = 0.1  # least seconds of a measurement: short work is repeated
-LONG = 1.0  # seconds from which the first run counts, too
+LONG = 1.0  # seconds from which the first run counts too
 PAUSE = 0.05  # seconds before a measurement, in which the threads of other programs go to sleep
 READ = 1 << 30  # bytes to read: much more than any cache
 TRIES = 3  # of each way to read

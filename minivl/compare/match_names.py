@@ -81,7 +81,7 @@ def meanings(theirs, ours, names):
 
 
 def first_step(theirs):
-    """What a step 0 of theirs is of ours: 0, the prompt, or 1."""
+    """Our number of their step 0: 0, the prompt, or 1."""
     zeros = [(match[1], own) for name in theirs if (match := STEP.search(name)) and not int(match[2])
              for own in [without_step(name, match)]]  # fmt: skip
     bare = {one_separator(name) for name in theirs if not STEP.search(name)} if zeros else ()
@@ -158,7 +158,7 @@ def recognise(name, spellings, names, first):
 
 
 def contradicts(name, mine):
-    """Whether a name says that it is of the other half of the model, or of none: `vision_model.layers.0` is no decoder's.
+    """Whether a name says that it belongs to the other half of the model, or to none: `vision_model.layers.0` is no decoder's.
 
     A word counts unless its own part of the name, or a later one, says otherwise: `vision_language_model.model.layers.0`.
     """

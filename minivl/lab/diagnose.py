@@ -15,7 +15,7 @@ from minivl.lab.values import are_close, as_array
 
 EXACT = 2e-5  # how near the values of a known mistake must come, over the largest value
 MANY = 8  # numbers
-MOST = 4  # wrong cases that a mistake of `compare` has to explain
+MOST = 4  # wrong cases that a mistake known to `compare` has to explain
 
 
 def find_mistake(exercise, triples, is_right):

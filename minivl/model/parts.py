@@ -299,7 +299,7 @@ class Observer:
         return x
 
     def prompt_positions(self):
-        """Positions of the tokens that run now. subtle: the part gets the whole prompt, also where its beginning is cached."""
+        """Positions of the tokens that run now. subtle: the part gets the whole prompt, even if its beginning is cached."""
         inputs = self.inputs["inputs"]
         positions = self.two(
             "prompt_positions", "rope_delta", inputs.input_ids, self.model.config, inputs.image_grid_thw,

@@ -185,7 +185,7 @@ def outline(axes, box, colour, width=2.0, **options):
 
 
 def write(axes, x, y, text, size=SMALL, **options):
-    """Text on a white plate, legible on any image. The layout ignores it, for it is inside the axes."""
+    """Text on a white plate, legible on any image. The layout ignores it, since it is inside the axes."""
     plate = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
     axes.text(x, y, text, ha="center", va="center", fontsize=size, bbox=plate, in_layout=False, **options)
 

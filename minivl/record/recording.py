@@ -1,7 +1,7 @@
 """A recording of a port: named NumPy arrays, and the file that `minivl compare` reads.
 
 recording["visual.blocks.0.attn.qkv"]      # float32 [N, 3D]: bfloat16, which NumPy lacks, is upcast
-recording.save("port.safetensors")         # complete or not at all; `minivl.Trace.load` reads it, too
+recording.save("port.safetensors")         # complete or not at all; `minivl.Trace.load` reads it too
 """
 
 import json

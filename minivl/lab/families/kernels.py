@@ -1,4 +1,4 @@
-"""Notebook 08: softmax in tiles, bfloat16 in bits, a product of one's own, the roofline of this machine."""
+"""Notebook 08: softmax in tiles, bfloat16 in bits, a product of your own, the roofline of this machine."""
 
 import time
 
