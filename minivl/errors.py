@@ -2,4 +2,4 @@
 
 
 class Error(Exception):
-    """Something given to minivl cannot work."""
+    """An input or a setting that minivl cannot work with."""

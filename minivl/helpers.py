@@ -1,6 +1,6 @@
-"""Small things that every folder uses: JSON files, writing a file whole or not at all, sizes and times in words, tables.
+"""Utilities that every folder uses: JSON files, atomic writes, sizes and times as text, tables.
 
-Imports nothing of minivl but errors.py.
+Imports nothing from minivl except errors.py.
 """
 
 import errno
@@ -34,7 +34,7 @@ def read_json(path):
 
 
 def object_in(stored, field):
-    """An object inside another; {} where it is missing or null."""
+    """An object inside another; {} if it is missing or null."""
     value = stored.get(field)
     if not isinstance(value, (dict, type(None))):
         raise Error(f"{field} is {value!r}; it must be an object. Use the file that came with the weights.")
@@ -67,15 +67,16 @@ def write_json(value, path):
 
 @contextmanager
 def write_whole(path):
-    """Write a file whole or not at all: yields the path of a new empty file beside it, renamed when the block ends.
+    """Write a file whole or not at all: yields the path of a new empty file next to it, renamed when the block ends.
 
         with write_whole("run.html") as partial:
             partial.write_text(text)
 
     If the block raises, or the process is killed, what was at `path` is untouched. Each writer has a file of its own
-    (.NAME.HOST-PID-RANDOM.partial), so two writers of one path never mix: the last to finish wins. Files that killed
-    writers of the same path left on this machine are removed. A symbolic link is followed, the permissions of an existing
-    file are kept; a path that is no regular file (a device, a pipe, a folder) is refused. An OSError becomes an Error.
+    (.NAME.HOST-PID-RANDOM.partial), so two writers of one path never mix: the last to finish wins. Partial files that
+    killed writers of the same path left on this machine are removed. A symbolic link is followed, the permissions of an
+    existing file are kept; a path that is not a regular file (a device, a pipe, a folder) is refused. An OSError becomes
+    an Error.
     """
     try:
         target = Path(os.path.realpath(path))
@@ -95,7 +96,7 @@ def write_whole(path):
             _flush_to_disk(target.parent)
     except OSError as cause:
         if cause.filename not in (None, str(partial)):
-            raise  # of another file that the block opened
+            raise  # from another file that the block opened
         raise cannot_write(path, cause) from None
     finally:
         with suppress(OSError):
@@ -103,9 +104,9 @@ def write_whole(path):
 
 
 def user_cache():
-    """minivl's folder in the user's cache folder: of XDG_CACHE_HOME, or where the system keeps such files.
+    """minivl's folder in the user's cache folder: in XDG_CACHE_HOME, or where the system keeps such files.
 
-    A RuntimeError for a user without a home: os.path.expanduser would name a folder "~" here.
+    Raises RuntimeError for a user without a home folder: os.path.expanduser would name a folder "~" here.
     """
     home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
     usual = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
@@ -113,7 +114,7 @@ def user_cache():
 
 
 def check_writable(path):
-    """Raise an Error unless `write_whole` can write to `path`, before minutes are spent on what is to be written."""
+    """Raise an Error unless `write_whole` can write to `path`, before minutes are spent on its content."""
     try:
         target = Path(os.path.realpath(path))
         _mode_of_regular_file(target)
@@ -155,20 +156,20 @@ def _create_partial(target):
 
 
 def _short_name(path):
-    """The start of a file's name: with what is added to it, it stays below the 255 bytes that file systems allow."""
+    """The start of a file's name, short enough for what is added to it: file systems allow 255 bytes."""
     return path.name.encode(errors="ignore")[:100].decode(errors="ignore")
 
 
 def writer_name():
-    """HOST-PID of this process, as it stands in the name of a partial file or folder."""
+    """HOST-PID of this process, as in the names of partial files and folders."""
     host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:40] or "host"
     return f"{host}-{os.getpid()}"
 
 
 def _remove_leftovers(target):
-    """Remove partial files of the same path whose process, on this machine, is no more.
+    """Remove partial files of the same path whose process, on this machine, has ended.
 
-    subtle: containers may share a folder and a host name and number their processes apart; a writer holds a lock, too.
+    subtle: containers may share a folder and a host name but not process ids, so a writer also holds a lock.
     """
     host = writer_name().rpartition("-")[0]
     pattern = re.compile(rf"\.{re.escape(_short_name(target))}\.{host}-(\d+)-[0-9a-f]{{8}}\.partial")
@@ -215,11 +216,11 @@ def is_locked(path):
 
 
 def is_running(pid):
-    """Whether a process of this number runs on this machine, as far as that can be told."""
+    """Whether a process with this id runs on this machine, as far as that can be told."""
     if pid == os.getpid():
         return True
     if os.name == "nt":
-        return True  # subtle: os.kill(pid, 0) ends a process on Windows; rather keep a file too many
+        return True  # subtle: os.kill(pid, 0) ends a process on Windows; better to keep a file too many
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -238,7 +239,7 @@ def _flush_to_disk(path):
 
 
 def parse_bytes(value, argument):
-    """Bytes of a number, or of text such as "4GB", "1.5 GiB", "800M"; `argument` is named in the error."""
+    """Number of bytes from a number, or from text such as "4GB", "1.5 GiB", "800M"; the error names `argument`."""
     value = plain_number(value)
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?)(I?)B?\s*", value.upper(), re.ASCII)
@@ -250,21 +251,21 @@ def parse_bytes(value, argument):
 
 
 def format_bytes(number):
-    """ "7.51 GB", from 10 MB up three digits; a GB is 10^9 bytes."""
+    """Bytes as text, such as "7.51 GB": three digits; a GB is 10^9 bytes."""
     power = min(max(int(math.log10(max(number, 1)) // 3), 1), 4)
     value = number / 1000**power
     return f"{value:,.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
 
 
 def format_seconds(value):
-    """ "5.0 min", "1.50 s", "12.5 ms"."""
+    """Seconds as text: "5.0 min", "1.50 s", "12.5 ms"."""
     if value >= 120:
         return f"{value / 60:,.1f} min"
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
 def format_operations(number):
-    """ "16.50 TFLOP"; "" for none."""
+    """A number of operations as text, such as "16.50 TFLOP"; "" for none."""
     for unit, one in OPERATIONS:
         if number >= one:
             return f"{number / one:,.2f} {unit}"
@@ -282,7 +283,7 @@ def format_table(rows, right=(), gap=2):
 
 
 def shorten(value):
-    """The repr of a value for an error message, never at length."""
+    """The repr of a value for an error message, cut if it is long."""
     try:
         text = repr(value)
     except ValueError:  # Python refuses to write whole numbers of more than 4,300 digits
@@ -291,7 +292,7 @@ def shorten(value):
 
 
 def did_you_mean(name, names, most=3, cutoff=0.5):
-    """ " Did you mean a or b?" with the names most like it; "" if there are none."""
+    """The text " Did you mean a or b?" with the most similar names; "" if there are none."""
     close = get_close_matches(str(name), [str(one) for one in names], most, cutoff)
     return f" Did you mean {' or '.join(close)}?" if close else ""
 

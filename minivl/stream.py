@@ -120,7 +120,7 @@ def _show(name, tensor, see):
 
 
 def replacement(name, tensor, answer):
-    """A copy of the array that takes a tensor's place; an Error where its shape or dtype is another."""
+    """A copy of the array that takes a tensor's place; an Error if its shape or dtype differs."""
     try:
         answer = np.asarray(answer)
     except ValueError as cause:

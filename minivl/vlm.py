@@ -1,7 +1,7 @@
 """The public API: load a model, ask it about images and videos, trace and edit what it computes.
 
     vlm = minivl.load()
-    vlm.ask("How many circles?", images="scene.png")    # -> Answer, a str; videos="clip.mp4" likewise
+    vlm.ask("How many circles?", images="scene.png")    # -> Answer, a str; or videos="clip.mp4"
     vlm.stream(...)                                     # the same in pieces, as they come
     vlm.chat(messages, cache=vlm.new_cache())           # several turns; the cache holds the earlier ones
     vlm.ask_many(prompts)                               # several prompts, decoded together
@@ -49,7 +49,7 @@ from minivl.trace.metadata import describe_run
 from minivl.trace.recorder import record
 from minivl.walk.walk import Walk
 
-HOLDERS, HOLDERS_LOCK = WeakKeyDictionary(), Lock()  # {cache: (thread, answer)} of the answers that run
+HOLDERS, HOLDERS_LOCK = WeakKeyDictionary(), Lock()  # {cache: (thread, answer)} of the answers in progress
 PREPARE_OPTIONS = ("min_pixels", "max_pixels", "add_vision_id", "fps", "nframes")  # the options of `VLM.prepare`
 
 
@@ -63,7 +63,7 @@ def load(source=None, weights="bfloat16", backend=None, video_positions="launch"
     backend  "numba": compiled kernels; "numpy": the plain reference, to read and to step through. Default: "numba"; but where
              they are not compiled yet, the small model starts on "numpy" at once, and each call after their compilation
              in the background uses "numba" (kernels/first_run.py)
-    video_positions  where text goes on after a video: "launch", as in training, or "transformers5" (see positions.py)
+    video_positions  where text continues after a video: "launch", as in training, or "transformers5" (see positions.py)
     memory_limit  most resident memory of the process, in bytes or as "4GB": weights are dropped and read again as needed.
              Without it, that happens where they exceed nine tenths of the available memory (checkpoint/offload.py)
     matmul   "float32"; "bf16x2" is faster and less exact, for processors with AMX (see kernels/amx.py)
@@ -95,7 +95,7 @@ class VLM(Engine):
     max_new_tokens           most tokens in the answer
     temperature, top_k, top_p, repetition_penalty, do_sample
                              as in generation_config.json, which holds the defaults
-    seed                     of the random draws: the same seed gives the same answer; in ask_many each prompt begins with it
+    seed                     for the random draws: the same seed gives the same answer; in ask_many each prompt begins with it
 
     `prefill_chunk`, and the stages from `Inputs` on (prefill, decode, embed_image, ...), are those of the `Engine`.
     """
@@ -105,7 +105,7 @@ class VLM(Engine):
     ):
         super().__init__(config, weights, kernels, video_positions)
         self.folder, self.offloader, self.compilation = folder, offloader, compilation
-        self.source = folder  # what `load` takes to make it again
+        self.source = folder  # what `load` takes to load it again
 
     @cached_property
     def tokenizer(self):
@@ -212,7 +212,7 @@ class VLM(Engine):
         """Run step by step: an iterator that stops at stages, blocks and layers. -> walk.Walk
 
         level  "stage" leaves out blocks and layers, "tensor" stops inside them too
-        Options as of `ask`; question: text, a list of messages, or `Inputs`.
+        Options as in `ask`; question: text, a list of messages, or `Inputs`.
         """
         return Walk(self, build_messages(question, images, videos), level, **options)
 
@@ -241,10 +241,10 @@ class VLM(Engine):
     def report(self, question, images=None, videos=None, causes=None, beside=None, **options):
         """Answer a question and browse the run as one HTML page, inline in a notebook. -> html_page.Report
 
-        causes  the most runs to spend on causes, heads ablated and parts of the image hidden: 200, or 0 for a model of more
-                than 500 MB, if not given
+        causes  most runs to spend on causes: heads ablated, parts of the image hidden. 200 if not given, or 0 for a model of
+                more than 500 MB
         beside  another run to show beside this one: a Report, a trace, or the path of a recording or of a page
-        Options as of `ask`; `.save("run.html")` writes the page, `.answer` is the `Answer`.
+        Options as in `ask`; `.save("run.html")` writes the page, `.answer` is the `Answer`.
         """
         from minivl.report.html_page import report
 
@@ -341,7 +341,7 @@ class VLM(Engine):
 
 
 class VLMWithParts(EngineWithParts, VLM):
-    """A VLM some of whose functions are another's: see `VLM.with_parts`."""
+    """A VLM with some functions replaced: see `VLM.with_parts`."""
 
     def what_if(self, *arguments, **options):
         raise Error("what_if changes the engine's own functions: call it on the model that with_parts was called on.")
@@ -354,8 +354,8 @@ class VLMWithParts(EngineWithParts, VLM):
 def hold(cache):
     """Hold a cache while an answer uses it: another thread that asks for it gets an Error, since both answers would be wrong.
 
-    A thread may take over from its own earlier answer, or from one of a thread that has ended: it was abandoned half-way,
-    and if it goes on after all that is an Error. Yields a function that checks it.
+    A thread may take over from its own earlier answer, or from one of a thread that has ended: that answer was abandoned,
+    and gets an Error if it goes on after all. Yields a function that checks this.
     """
     holder = (current_thread(), object())
     with HOLDERS_LOCK:

@@ -55,7 +55,7 @@ class Answer(str):
         """Boxes and points in the order of the text, a list. Formats: see grounding.py.
 
         subtle: the model's format does not name the image; it is taken to be the last of the conversation. Places in a
-        video are not marked as such: beside an image they are read in that image, without one there are none.
+        video are not marked as such: if there is an image, they are read in that image, otherwise there are none.
         """
         if not self.pictures:
             return []

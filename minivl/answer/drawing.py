@@ -17,11 +17,11 @@ from minivl.errors import Error
 from minivl.helpers import check_writable, write_whole
 from minivl.palette import COLOURS
 
-FONTS = (  # of Linux, macOS and Windows, for what Pillow's own lacks, which knows little but ASCII
+FONTS = (  # of Linux, macOS and Windows, for characters that Pillow's own font lacks: it has little but ASCII
     "DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf", "NotoSansCJK-Regular.ttc",
     "DroidSansFallbackFull.ttf", "wqy-microhei.ttc", "Hiragino Sans GB.ttc", "msyh.ttc", "malgun.ttf",
 )  # fmt: skip
-SMALLEST = 9  # size of letters that can still be read
+SMALLEST = 9  # smallest legible font size
 LONGEST = 60  # characters of a label
 NO_CHARACTER = "\U0010ffff"
 
@@ -81,7 +81,7 @@ def draw_point(painter, frame, colour, line):
 
 
 def draw_label(painter, text, frame, colour, letter, font):
-    """Write a label above its frame, or inside where there is no space above. -> (left, top, right, bottom) of its plate"""
+    """Write a label above its frame, or inside if there is no space above. -> (left, top, right, bottom) of its plate"""
     width, height = painter.im.size
     while True:  # smaller, then shorter, until it fits across
         chosen = font_for(text, letter, font)
@@ -134,7 +134,7 @@ def system_font(name, size):
 
 
 def count_missing(font, text):
-    """How many characters of the text a font does not have: it draws its sign for "no such character"."""
+    """How many characters of the text a font lacks: for these it draws its "no such character" glyph."""
     missing = render_character(font, NO_CHARACTER)
     return sum(render_character(font, character) == missing for character in text if not character.isspace())
 
@@ -148,7 +148,7 @@ def render_character(font, character):
 
 
 def image_format(path):
-    """Pillow's name of the format to write a file in; an Error if it cannot be written, before minutes are spent on it."""
+    """Pillow's name for the format of a file to write; an Error if it cannot be written, before minutes are spent on it."""
     path = Path(path)
     check_writable(path)
     kind = Image.registered_extensions().get(path.suffix.lower())
@@ -158,7 +158,7 @@ def image_format(path):
 
 
 def write(image, path):
-    """An image as a file: complete or not at all."""
+    """Write an image to a file: complete or not at all."""
     kind = image_format(path)
     with write_whole(path) as partial:
         try:

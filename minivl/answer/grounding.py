@@ -17,7 +17,7 @@ with any text around them:
 The last is Qwen2-VL's, and counts from 0 to 1000 across the image, whatever its size (arXiv:2409.12191). Its marks are
 special tokens: they are in `Answer.raw`, not in the answer's text.
 
-Answers of a model may be cut or broken, in ways at which a JSON parser gives up: commas and braces are missing, quotes inside
+A model's answer may be cut off or malformed in ways that a JSON parser rejects: commas and braces are missing, quotes inside
 strings are not escaped. So the objects are found by their keys and braces, and a string that is not closed ends at the next
 known key. No text raises an error.
 """
@@ -97,7 +97,7 @@ class Point(Place):
 
 
 def places(text, resized_size, original_size, image=0):
-    """Every `Box` and `Point` in a text, in its order. Sizes are (height, width); `image` is the index of the image."""
+    """Every `Box` and `Point` in a text, in order. Sizes are (height, width); `image` is the index of the image."""
     sizes = validate_size(resized_size), validate_size(original_size)
     matches = sorted([*match_json(text), *match_tags(text), *match_tokens(text)], key=lambda match: match[0])
     return [
@@ -130,7 +130,7 @@ def build_place(label, numbers, size, image, resized_size, original_size):
 
 
 def rescale(numbers, size, to):
-    """x, y, ... of an image of one (height, width) in another: whole numbers stay exact."""
+    """Scale x, y, ... from an image of one (height, width) to another: whole numbers stay exact."""
     return tuple(n if size == to else n * to[1 - i % 2] / size[1 - i % 2] for i, n in enumerate(numbers))
 
 
@@ -145,7 +145,7 @@ def iou(a, b):
 
 
 def match_json(text):
-    """Objects with a key of places. Lists may be nested: each innermost one is a place, or a corner of a box."""
+    """JSON objects with a key of places. Lists may be nested: each innermost one is a place, or a corner of a box."""
     for item in json_objects(text):
         label = next((item[key] for key in LABELS if item.get(key)), "")
         for key in (*BOXES, *POINTS):
@@ -178,7 +178,7 @@ def number_lists(text, start, end):
     for token in LISTS.finditer(text, start, end):
         if token["number"] is None:
             lists.append([])
-        elif token.end() < len(text):  # subtle: at the very end of a cut answer "4" may be the half of "45"
+        elif token.end() < len(text):  # subtle: at the very end of a cut answer "4" may be half of "45"
             lists[-1].append(number(token["number"]))
     return [numbers for numbers in lists if numbers]
 
@@ -198,7 +198,7 @@ def pairs_only(lists):
 
 
 def number(text):
-    """int where it is one."""
+    """A number from text: an int if it is whole, else a float."""
     value = float(text)
     return int(value) if value.is_integer() else value
 
@@ -237,7 +237,7 @@ def match_tags(text):
 
 
 def text_within(text, tag, limit):
-    """What stands behind an opening tag, without other tags, up to its closing one or the next box (`limit`)."""
+    """The text after an opening tag, without other tags, up to its closing tag or the next box (`limit`)."""
     start = tag.start("inside")
     if start < 0:
         return ""
@@ -253,6 +253,6 @@ def match_tokens(text):
             label = token["label"]
             continue
         lists = number_lists(text, *token.span("numbers"))
-        is_point = len(lists) == 1 and token["end"]  # without its end it may be the half of a box
+        is_point = len(lists) == 1 and token["end"]  # without its end it may be half of a box
         numbers_of = pairs_only if is_point else pair_corners
         yield from ((token.start(), label, numbers, True) for numbers in numbers_of(lists))

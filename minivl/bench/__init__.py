@@ -1,1 +1,1 @@
-"""Benchmarks beside transformers, llama.cpp and the limits of the machine."""
+"""Benchmarks against transformers, llama.cpp and the limits of the machine."""

@@ -1,4 +1,4 @@
-"""`minivl bench --growth`: how time and memory grow with the work, beside what `minivl plan` says.
+"""`minivl bench --growth`: how time and memory grow with the work, against what `minivl plan` says.
 
     report = measure_growth("3B-layers", repeats=3)     # a dict of plain values
     print(growth_table(report))                         # growth_report.py
@@ -68,9 +68,9 @@ class Work:
 def measure_growth(size="tiny", repeats=3, only=(), threads=None, folder=None):
     """Time and memory of growing work, and what the plan says. -> a dict of plain values
 
-    size     as of `bench`;  repeats  runs of each work, of which the median counts
+    size     as in `bench`;  repeats  runs of each work, of which the median counts
     only     names in GROWING; all if there is none
-    threads, folder  as of `bench`
+    threads, folder  as in `bench`
     """
     if size not in SIZES:
         raise Error(f"size={size!r} is unknown. Use one of {', '.join(SIZES)}.")
@@ -112,7 +112,7 @@ def measure_work(work, repeats):
 
 
 def measure_memory(work):
-    """Most bytes that NumPy holds at a time during the work, beside those of before."""
+    """Peak bytes that NumPy holds during the work, in addition to those before it."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -185,7 +185,7 @@ def grow_cache(vlm, model, tokens, speeds):
 
 
 def add_sequences(vlm, model, count, speeds):
-    """The plan knows one sequence at a time: of more there is only its cache."""
+    """`Work` of `count` sequences. The plan knows one sequence at a time: for more, only the bytes are planned."""
     seconds = None
     if count == 1:
         costs = model.costs(model.inputs([], PROMPT), tokens=2)["decode"]
@@ -195,7 +195,7 @@ def add_sequences(vlm, model, count, speeds):
 
 
 def decode(vlm, lengths):
-    """Stage: one more token for each sequence, after so many random ones in its cache."""
+    """Stage: one more token for each sequence, whose cache holds random tokens, as many as `lengths` says."""
     caches = [filled_cache(vlm, length) for length in lengths]
     return (yield from vlm.decode(np.ones(len(lengths), dtype=np.int64), batch(caches)))
 

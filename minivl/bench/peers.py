@@ -106,7 +106,7 @@ class LlamaCpp:
     """llama.cpp through llama-cpp-python: the text decoder, with the checkpoint's own bfloat16 weights.
 
     It rounds activations to bfloat16 before each product, and keeps keys and values as float16. On the CPU even if it was built
-    for a GPU. Its GGUF file is written beside the checkpoint, read into memory, not mapped, and deleted at once.
+    for a GPU. Its GGUF file is written next to the checkpoint, read into memory, not mapped, and deleted at once.
     """
 
     def __init__(self, folder, workloads):

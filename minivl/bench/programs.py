@@ -26,7 +26,7 @@ from minivl.vlm import VLM, load
 
 OURS = "minivl"  # its name in reports
 LEAST = 0.1  # least seconds of a measurement: short work is repeated
-LONG = 1.0  # seconds from which the first run counts, too
+LONG = 1.0  # seconds from which the first run counts too
 PAUSE = 0.05  # seconds before a measurement, in which the threads of other programs go to sleep
 READ = 1 << 30  # bytes to read: much more than any cache
 TRIES = 3  # of each way to read
@@ -136,7 +136,7 @@ class Limits:
 def memory_to_read():
     """Arrays uint64 of READ bytes: as NumPy makes them, and where the system offers them, with pages of 2 MB.
 
-    subtle: no two pages are equal. A host may keep equal pages of a virtual machine once, and reads them from its caches.
+    subtle: no two pages are equal. A host may store equal pages of a virtual machine once, and reads them from its caches.
     """
     values = np.arange(READ // 8, dtype=np.uint64) * np.uint64(2654435761)
     yield values

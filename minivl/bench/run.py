@@ -1,4 +1,4 @@
-"""`minivl bench`: minivl beside other programs on the same weights, and beside the limits of the machine.
+"""`minivl bench`: minivl against other programs on the same weights, and against the limits of the machine.
 
     report = bench("3B-layers", rounds=5)            # a dict of plain values, every single time included
     print(table(report))                             # report.py

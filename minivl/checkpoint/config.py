@@ -114,7 +114,7 @@ class Config:
 
     @classmethod
     def read(cls, path):
-        """From a checkpoint folder or a config.json."""
+        """Read a config.json, or that of a checkpoint folder."""
         path = Path(path)
         try:
             if path.is_dir():
@@ -129,7 +129,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, stored):
-        """From the contents of a config.json, in any layout."""
+        """Make it from the contents of a config.json, in any layout."""
         fields = parse_config(stored)
         text, vision = fields.pop("text"), fields.pop("vision")
         rope, layer_types = RopeConfig(**text.pop("rope")), text.pop("layer_types")
@@ -146,7 +146,7 @@ class Config:
 
 
 def check_layer_types(text, stored):
-    """subtle: transformers 5 stores one kind for each layer, which there wins over the three fields it was made from."""
+    """Check layer_types. subtle: in transformers 5 it takes precedence over the three fields that it was made from."""
     if stored is None:
         return
     windows = [text.layer_window(i) for i in range(text.num_hidden_layers)]

@@ -46,7 +46,7 @@ VISION_OTHERS = {"fullatt_block_indexes": (7, 15, 23, 31), "tokens_per_second": 
 # names that transformers takes as well
 VISION_ALIASES = {"num_attention_heads": "num_heads", "num_hidden_layers": "depth"}
 NULLABLE = ("num_key_value_heads", "sliding_window")  # null: as many as there are heads; no window
-MOST = {"num_hidden_layers": 4096, "depth": 4096}  # of other sizes 2^31 - 1
+MOST = {"num_hidden_layers": 4096, "depth": 4096}  # upper limits; of other sizes 2^31 - 1
 YARN = ("factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
 
 

@@ -73,7 +73,7 @@ STORED = (
 
 
 def check_upcast(needed, memory_limit, why, advice=STORED):
-    """Check that so many bytes of upcast weights fit, which stay in memory."""
+    """Raise an Error unless `needed` bytes of upcast weights, which stay in memory, fit."""
     if memory_limit is None:
         free = available_memory()
     else:

@@ -174,7 +174,7 @@ class Offloader:
         return index + 1 if index + 1 < len(self._uses) else self._first
 
     def _drop_until_fits(self, following, rows):
-        """Drop matrices until the one of the use `following` fits, with its output of so many rows."""
+        """Drop matrices until the one of the use `following` fits, with an output of this many rows."""
         use = self._uses[following]
         needed = SLACK + 4 * rows * use.width
         if not self.in_memory.get(use.matrix):

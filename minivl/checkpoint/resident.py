@@ -17,7 +17,7 @@ ALIGNMENT = 64  # bytes: a line of the caches
 
 
 class ResidentCopies:
-    """Space for copies of so many bytes of arrays, one after the other."""
+    """Memory for copies of arrays of these sizes in bytes, one after the other."""
 
     def __init__(self, sizes):
         self._space, self._used = allocate(sum(align(nbytes, ALIGNMENT) for nbytes in sizes)), 0

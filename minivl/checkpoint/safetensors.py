@@ -230,7 +230,7 @@ class TensorWriter:
             self._file.write(np.ascontiguousarray(array).data)
 
     def _insert(self, count):
-        """Move the data towards the end by so many bytes, its last piece first."""
+        """Move the data towards the end by `count` bytes, its last piece first."""
         end = self._file.seek(0, os.SEEK_END)
         for at in reversed(range(self._start, end, PIECE)):
             self._file.seek(at)

@@ -22,7 +22,7 @@ MERGE = "Merge it in peft, model.merge_and_unload().save_pretrained(FOLDER), and
 
 
 def check_model_type(stored):
-    """Check that a config.json is of Qwen2.5-VL, the only architecture that is supported."""
+    """Check that a config.json describes Qwen2.5-VL, the only supported architecture."""
     if not isinstance(stored, dict):
         raise Error(f"a config is the object of a config.json, with model_type and so on; this is {stored!r}.")
     stated = stored.get("model_type")
@@ -45,7 +45,7 @@ def check_not_quantised(stored):
 
 
 def check_no_adapter(folder):
-    """Check that a folder holds no LoRA adapter, not even beside a model: transformers would apply it to the model."""
+    """Check that a folder holds no LoRA adapter, not even next to a model: transformers would apply it to the model."""
     if (folder / ADAPTER).is_file():
         raise Error(
             f"{folder / ADAPTER} says that this is a LoRA adapter, which changes a model but is not one. {MERGE} If the folder "

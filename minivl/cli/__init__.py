@@ -30,7 +30,7 @@ COMMANDS = (  # modules of this folder; the command is named like its module, wi
     "walk", "ask", "chat", "trace", "report", "collect", "what_if", "compare", "record_reference", "make_checkpoint", "bench",
     "plan", "summary", "lab",
 )  # fmt: skip
-# options of other names than the library's arguments
+# options that are named differently from the library's arguments
 RENAMED = {"spill": "-o", "images": "--image", "pictures": "--image", "videos": "--video"}
 
 

@@ -1,4 +1,4 @@
-"""`minivl bench`: how fast minivl is."""
+"""`minivl bench`: measure how fast minivl is."""
 
 from minivl.cli.options import check_output
 

@@ -1,7 +1,7 @@
 """Shared by the commands: tables of options, the model, the messages of a question, checks of files.
 
-A row of a table is (name and metavar, type, help), and argparse's own keywords where there are others. Besides types of one
-value: bool is a switch, list may be given several times, and of a tuple of choices the first is the default. A row that is
+A row of a table is (name and metavar, type, help), and further keywords of argparse if needed. In addition to types of one
+value, bool is a switch, list may be given several times, and of a tuple of choices the first is the default. A row that is
 a string starts a group of this title.
 """
 
@@ -167,8 +167,8 @@ def build_messages(options):
 def image_and_question(options, ask=None):
     """(part of a message, question, `Scene` or None) of IMAGE, QUESTION and --scene; without an image, of scene 0.
 
-    Beside --scene a lone argument is the question, unless it looks like a file. ask: a function that words a question about
-    a scene where none was given; None, or what it returns None for, is DEFAULT_QUESTION.
+    With --scene, a lone argument is the question, unless it looks like a file. ask: a function that words a question about
+    a scene if none was given; DEFAULT_QUESTION is used if it is None or returns None.
     """
     image, question = options.image, options.question
     is_file = image is not None and (os.path.isfile(image) or re.fullmatch(r"\S+\.\w{2,5}", image) is not None)

@@ -68,7 +68,7 @@ def image_protocol(how):
 
 
 def show_image(item, options, scene, protocol):
-    """Show the image in the terminal, or print which file holds it: a drawn scene is then saved. A video is named only."""
+    """Show the image in the terminal, or print which file holds it: a drawn scene is then saved. A video is only named."""
     if protocol is not None and item["type"] == "image":
         print(encode_image(item["image"], protocol))
     elif scene is None:

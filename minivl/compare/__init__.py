@@ -5,7 +5,7 @@ recordings.py    read a recording
 match_names.py   which tensor is which, by name; match_values.py: by its values
 layouts.py       bring theirs into our order of axes and rows; measure.py: the error of a tensor
 local.py         judge each stage alone, computed from their inputs
-port_weights.py  their weights, quantised ones, in the place of the model's
+port_weights.py  their weights, quantised ones, in place of the model's
 search.py        search for the causes of what differs: which tensors are searched, in which order
 diagnose.py      find the known mistake that gives one tensor
 mistakes/        the known mistakes, a file for each topic

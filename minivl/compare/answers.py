@@ -15,7 +15,7 @@ import numpy as np
 
 from minivl.errors import Error
 
-MOST = 24  # tokens shown in front of the first that differs, and behind it
+MOST = 24  # tokens shown before the first that differs, and after it
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A port checked in its own tests.
+"""Check a port in its own tests.
 
 from minivl.compare import assert_port
 

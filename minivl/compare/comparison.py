@@ -62,7 +62,7 @@ from minivl.helpers import plain_number
 from minivl.tensors.catalogue import in_data_flow
 
 TOLERANCE = 2e-5
-FEW, SHARE = 3, 0.1  # so many unmatched tensors of theirs, and more than this share of them, are too many
+FEW, SHARE = 3, 0.1  # this many unmatched tensors of theirs, and more than this share of them, are too many
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Comparison:
         return self.rows[: self.rows.index(self.first)] if self.first is not None else []
 
     def replace_row(self, row, new):
-        """The comparison with another row in the place of `row`."""
+        """The comparison with another row in place of `row`."""
         return replace(self, rows=[new if old is row else old for old in self.rows])
 
     def __getitem__(self, name):

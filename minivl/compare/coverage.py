@@ -23,7 +23,7 @@ def not_compared(require, rows):
 
 
 def nothing_in_common(ours, theirs):
-    """The text of the Error for recordings without a common name."""
+    """Text of the Error for recordings that have no name in common."""
     empty = next((side for side in (theirs, ours) if not len(side)), None)
     if empty is not None:
         return f"{empty.label} has no tensors. Was it closed before anything was recorded?"

@@ -25,7 +25,7 @@ SLOTS = ("patch slots", "token slots")
 
 @dataclass(frozen=True)
 class Layout:
-    """A way to read their array as ours: the last values of it as `shape`, axes in `order`, then as `ours`, rows by `index`.
+    """A way to read their array as ours: its last values as `shape`, axes in `order`, then as `ours`, rows by `index`.
 
     axis, index  the axis of rows, and which of their rows stands at each of ours; None where the order is the same
     """

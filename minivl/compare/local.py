@@ -1,6 +1,6 @@
 """Judge each stage alone: recompute every recorded tensor from the port's own inputs, and compare.
 
-    computed, rounded, known = run_from_theirs(model, inputs, theirs, "bfloat16")
+    computed, known = run_from_theirs(model, inputs, theirs, "bfloat16")
     computed["visual.blocks.1.attn.proj"]      # ours, from their visual.blocks.1.attn.qkv
 
 A run in which each tensor that theirs has is replaced by theirs as it passes (an edit of the stream), so an error does not
@@ -36,7 +36,7 @@ SLACK = 5  # rounded twice, or in another order: a few times the error of the si
 USUAL = 2  # of these, what is left of an explained error
 NOISE = 2e-6  # relative: what the order of summation makes of a product in float32
 SMALLEST_FLOAT16 = np.float32(2.0**-24)
-FAR = 100  # so many tolerances are no rounding
+FAR = 100  # errors of this many tolerances are no rounding
 ARITHMETICS = {  # name: (are only the inputs of products rounded, and not all tensors; to which type)
     "float32": (False, "float32"),
     "bfloat16": (False, "bfloat16"),
@@ -119,7 +119,7 @@ def fit(theirs, name, shape):
 
 
 def fit_last_row(theirs, name, value):
-    """Ours with the last row of theirs, of a tensor of which they recorded that row alone; None of other tensors."""
+    """Ours with the last row of theirs, for a tensor of which they recorded that row alone; None for other tensors."""
     ours, last, _ = align(value, theirs[name], name)
     if ours.ndim < 2 or last.ndim < 2:
         return None
@@ -152,7 +152,7 @@ def run_from_theirs(model, inputs, theirs, arithmetic="float32", change=None, st
 
     theirs      {our name: array}
     arithmetic  one of ARITHMETICS: how to round what theirs does not have, and the results; None for no rounding at all
-    change(name, array, known)  an array to go on with in the place of one that theirs does not have, or None
+    change(name, array, known)  an array to go on with in place of one that theirs does not have, or None
     stop        the last tensor that is wanted; by default the last that theirs has
     tower       {name: tensor} of an earlier run up to the tower's output, if these would be the same: the tower is not run
     """
@@ -242,7 +242,7 @@ class Local:
         return USUAL / SLACK * self.limits[name][0] if name in self.limits else 0.0
 
     def excuse_what_nan_makes(self):
-        """A tensor with NaN or inf does not go on (`run_from_theirs`): those behind it that have them too are not judged."""
+        """Do not judge tensors with NaN or inf after another one with them, which does not go on (see `run_from_theirs`)."""
         broken = False
         for name in in_data_flow(list(self.figures)):
             is_float = self.computed[name].dtype.kind == "f"
@@ -295,7 +295,7 @@ class Local:
         return [name for name in self.figures if (tensor := catalogue.of(name)) and tensor.made_by == "linear"]
 
     def median(self, run):
-        """Of the root mean square errors of products; if these are few, of all that are not equal."""
+        """The median root mean square error of products; if there are few, of all tensors that are not equal."""
         unequal = [name for name, figures in self.figures.items() if figures["rms"] > 0]
         names = self.products if len(self.products) >= FEWEST_PRODUCTS else unequal
         errors = [self.measure(name, run[name], fit(self.theirs, name, run[name].shape))["rms"] for name in names]

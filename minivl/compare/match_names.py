@@ -3,13 +3,13 @@
     match_names(theirs, ours, {"ffn_out-{}": "model.layers.{}.mlp.down_proj"})      # {ours: theirs}
 
 The rules, the surest first: a name map; the same name; the name that transformers has in memory
-(`model.language_model.layers.0`); ours behind a prefix (`base.visual.merger`); a module whose last layer is ours (`mlp` for
-`mlp.down_proj`); the end of exactly one of ours, behind any prefix (`vit.blocks.0.norm1`). All characters but letters and
+(`model.language_model.layers.0`); ours after a prefix (`base.visual.merger`); a module whose last layer is ours (`mlp` for
+`mlp.down_proj`); the end of exactly one of ours, after any prefix (`vit.blocks.0.norm1`). All characters but letters and
 digits count as the same separator (`visual_blocks_0_norm1`); the names of operators and outputs that exporters add are
 dropped (`/visual/blocks.0/attn/qkv/Gemm_output_0`).
 
-Tensors of later tokens, our `steps.3.`, may be counted in other words: `decode_3.`, `step3/`, `steps[3].`, `token_3`, in front
-or behind. Where a 0 occurs, it is the prompt, or with "decode", or beside a prompt without a number, the first token after it.
+Tensors of later tokens, our `steps.3.`, may be counted in other words: `decode_3.`, `step3/`, `steps[3].`, `token_3`, at the
+start or the end. A 0 is the prompt; with "decode", or if a prompt without a number occurs, it is the first token after it.
 """
 
 import json
@@ -81,7 +81,7 @@ def meanings(theirs, ours, names):
 
 
 def first_step(theirs):
-    """What a step 0 of theirs is of ours: 0, the prompt, or 1."""
+    """Our number of their step 0: 0, the prompt, or 1."""
     zeros = [(match[1], own) for name in theirs if (match := STEP.search(name)) and not int(match[2])
              for own in [without_step(name, match)]]  # fmt: skip
     bare = {one_separator(name) for name in theirs if not STEP.search(name)} if zeros else ()
@@ -109,7 +109,7 @@ def name_by_step(theirs, names=None):
 
 
 def spell(ours):
-    """{"" or "steps.3.": `spell_own` of our names behind it}"""
+    """{"" or "steps.3.": `spell_own` of our names after it}"""
     by_step = {"": []}
     for mine in ours:
         lead = f"steps.{parse(mine).step}." if parse(mine).step else ""
@@ -158,7 +158,7 @@ def recognise(name, spellings, names, first):
 
 
 def contradicts(name, mine):
-    """Whether a name says that it is of the other half of the model, or of none: `vision_model.layers.0` is no decoder's.
+    """Whether a name says that it belongs to the other half of the model, or to none: `vision_model.layers.0` is no decoder's.
 
     A word counts unless its own part of the name, or a later one, says otherwise: `vision_language_model.model.layers.0`.
     """
@@ -188,7 +188,7 @@ def recognise_own(name, spellings, names):
     words = one_separator(strip_output(name)).split(".")
     for start in range(len(words)):
         for end in with_last_layer(".".join(words[start:])):
-            if start and len(words) - start < 3:  # behind a prefix, "norm" may be anything
+            if start and len(words) - start < 3:  # after a prefix, "norm" may be anything
                 continue
             if mine := ends.get(one_separator(end)):
                 return ENDING + start, mine

@@ -30,7 +30,7 @@ from minivl.tensors.names import parse
 CLEAR = 4
 EXACT = 1e-5  # tensors as close as this are equal
 ROUNDS = 6  # runs of the model to take matches back
-MOST_PLACES = 12  # in which a wrong tensor is tried, each by a run of the model
+MOST_PLACES = 12  # in which a wrong tensor is tried, each with a run of the model
 FEWEST_RUNS, MOST_RUNS = MOST_PLACES, 60  # to place wrong tensors
 MOST_VALUES = 10**9  # made by these runs together, if they are more than FEWEST_RUNS
 
@@ -157,7 +157,7 @@ class Matcher:
     # ---- tensors that are close to none ----
 
     def siblings(self, matched):
-        """More matches: names that differ from a matched one in the number of the layer alone."""
+        """More matches, {our name: (their name, Layout)}: names that differ from a matched one only in the layer's number."""
         patterns, more = {}, {}
         for mine, (name, layout) in matched.items():
             general, index = parse(mine).general, parse(mine).index
@@ -185,7 +185,7 @@ class Matcher:
         return more
 
     def place_wrong_ones(self, matched, banned, runs=None):
-        """More matches: each tensor that is close to none, where the ones after it come out as theirs."""
+        """`matched` and more: each tensor that is close to none is placed where the ones after it come out as theirs."""
 
         def settle(matched):
             more = self.siblings(matched)

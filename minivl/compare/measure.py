@@ -101,7 +101,7 @@ def has_rows_of_prompt(name):
 
 
 def squeeze_to(array, shape):
-    """The array without those axes of 1 that it has and `shape` has not; None if the shapes differ in other ways."""
+    """The array without the axes of 1 that `shape` lacks; None if the shapes differ in other ways."""
     more = array.ndim - len(shape)
     ones = [axis for axis, size in enumerate(array.shape) if size == 1]
     for drop in itertools.combinations(ones, more) if more > 0 else ():

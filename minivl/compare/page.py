@@ -20,7 +20,7 @@ SMALLEST, LARGEST = -7, 0  # decimal exponents of the bars
 
 
 def to_json(comparison):
-    """Plain values: verdict, counts of both sides, and every row with its causes. NaN and infinity become None."""
+    """The comparison as plain values: verdict, counts of both sides, each row with its causes. NaN and inf become None."""
     first = comparison.first
     return {
         "ok": comparison.ok,

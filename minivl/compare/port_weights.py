@@ -1,12 +1,13 @@
-"""The weights that a port computed with, in the place of a model's: what quantisation did to them is then no error of a stage.
+"""The weights that a port computed with, in place of a model's, so that quantisation is not an error of a stage.
 
     model, note = with_port_weights(model, ["decoder-Q4_K_M.gguf", "mmproj-Q8_0.gguf"])
 
-A .safetensors file has the checkpoint's names, and numbers, not codes. A GGUF file, of llama.cpp's decoder or tower (mmproj),
-is turned back into float32 by the package `gguf`, which knows nearly all of its types; it takes four bytes for each weight.
+A .safetensors file has the checkpoint's names, and values, not quantised codes. A GGUF file, of llama.cpp's decoder or tower
+(mmproj), is dequantised to float32 by the package `gguf`, which knows nearly all of its types; it takes four bytes for each
+weight.
 
-What a conversion does wrong would be right with its own weights: a weight that is further from the model's than
-quantisation takes it is an error. Vectors (norms, biases) are not quantised.
+A wrong conversion would look right with its own weights, so a weight that is further from the model's than quantisation
+takes it is an error. Vectors (norms, biases) are not quantised.
 """
 
 import copy

@@ -11,7 +11,7 @@ OK, CLOSE, DIFF, INPUT, SHAPE, MISSING = "OK", "OK~", "DIFF", "INPUT", "SHAPE", 
 
 ROUNDED, GROWTH, WORST = 5, 4, 64  # see comparison.py
 MOST_OF_SOFTMAX = 0.05  # of an error that softmax may make; see `softmax_error`
-FEW = 64  # so few values may fit into a narrower type by chance
+FEW = 64  # fewer values may fit into a narrower type by chance
 ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # largest rounding, relative
 
 

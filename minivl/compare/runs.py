@@ -1,6 +1,6 @@
-"""How many runs of the model the searches of a comparison may take: by the size of a run, not by the clock.
+"""Number of model runs that the searches of a comparison may take: by the size of a run, not by the clock.
 
-runs = Runs.of(values=3_000_000)      # a run that makes so many values
+runs = Runs.of(values=3_000_000)      # for a run that makes this many values
 runs.left                             # 600
 """
 
@@ -24,7 +24,7 @@ class Runs:
 
     @classmethod
     def of(cls, most, values):
-        """As many as the user says; by default as many as the `values` that a run makes allow."""
+        """`most` runs; if None, as many as MOST_VALUES allows for a run that makes this many `values`."""
         return cls(max(FEWEST, min(MOST, MOST_VALUES // max(values, 1))) if most is None else most)
 
     def notes(self):

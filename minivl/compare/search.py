@@ -29,17 +29,17 @@ from minivl.tensors import catalogue
 from minivl.tensors.names import parse
 
 SAME = 1e-3  # what values in another layout may be off: whether they are wrong too is judged apart
-NOISE = 5e-7  # errors that no mistake is searched for
+NOISE = 5e-7  # errors for which no mistake is searched
 LAYOUTS = ("transposed", "axes exchanged", "axes in another order", "another shape", "batch axis", "whole rows")
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What causes are searched with.
+    """What the search for causes works on.
 
     matches  {our name: their name};  agrees  function of a name: whether both have the same values
     local    the `Local` errors, if a model could give them;  limit  largest error that a cause may leave
-    runs     of the model, that may be taken to search
+    runs     the `Runs` of the model that may be taken to search
     """
 
     ours: Recording
@@ -60,7 +60,7 @@ class Evidence:
         return self.ours.get(name)
 
     def known_from_theirs(self, name):
-        """What their stage had as its input: theirs, or ours computed from theirs."""
+        """A tensor as their stage got it: theirs, or ours computed from theirs."""
         return value_of(self.local.known[name]) if name in self.local.known else self.known(name)
 
     def limit_of(self, row):
@@ -95,7 +95,7 @@ class Evidence:
 
 
 def last_row(array, rows):
-    """The last row of an array that has so many, others as they are."""
+    """The last row of an array with this many rows, other arrays as they are."""
     return array[-1:] if array is not None and array.ndim > 1 and len(array) == rows else array
 
 

@@ -15,7 +15,7 @@ from minivl.tensors import catalogue
 from minivl.tensors.names import parse
 from minivl.tiny import CHECKPOINT
 
-FAR = 0.05  # of a product by other weights is off by its own size
+FAR = 0.05  # error of a product; with other weights it is off by its own size
 SAME = 1e-3  # two backends are closer than this; other weights are not
 NOTE = "ours is a run of the model that ships, so that model judges each stage alone (model=False: by the recordings alone)"
 

@@ -1,4 +1,4 @@
-"""Hidden states of many prompts: rows chosen by what they are, kept on disk beside what each row shows.
+"""Hidden states of many prompts: rows chosen by what they are, kept on disk with what each row shows.
 
     store = minivl.collect(prompts, keep="model.layers.*", rows=["answer", "box"], out="store.zarr")
     store["model.layers.3"][:]              # float32 [rows, D]

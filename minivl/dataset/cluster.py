@@ -63,7 +63,7 @@ def run_task(job, number, prompts):
 
 
 def load_once(job):
-    """The model of a worker, loaded at its first block; weights mapped from one file are shared by all of a machine.
+    """The model of a worker, loaded at its first block; weights mapped from one file are shared by all workers of a machine.
 
     Raises Error if it is not the one that the store was made for: changed in memory, or another under the same path there.
     """
@@ -86,7 +86,7 @@ def load_once(job):
 
 
 def count_workers(vlm):
-    """As many processes as there are cores, fewer where each has less than its share of memory.
+    """Number of worker processes: as many as there are cores, fewer if there is not a share of memory for each.
 
     A share: the weights once for all, and for each process a gigabyte and its largest activations, 64 float32 of the width
     of the decoder for each of 4096 tokens.

@@ -56,7 +56,7 @@ def collect(
     workers  processes on this machine; "auto": as many as cores and memory allow
     scheduler  address of a Dask scheduler, "tcp://...", whose workers see `out` and the prompts' files under the same paths
     block    prompts in a block, the unit of work; by default of about 30 seconds
-    options  min_pixels, max_pixels, fps, nframes, add_vision_id, as of `VLM.ask`
+    options  min_pixels, max_pixels, fps, nframes, add_vision_id, as in `VLM.ask`
 
     A prompt whose image or video cannot be read is recorded with its error, and the others run. Needs zarr and pyarrow.
     """

@@ -52,7 +52,7 @@ def describe_function(function, outer=()):
     if isinstance(function, type) or function in outer:
         return name
     if code is None:
-        return f"{name} {uuid.uuid4()}"  # of an object or a partial nothing tells what it does: never the same
+        return f"{name} {uuid.uuid4()}"  # nothing tells what an object or a partial does: never the same
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     held = [*cells, *(function.__defaults__ or ()), *sorted((function.__kwdefaults__ or {}).items())]
     return f"{name} {describe_code(code)} {[describe_constant(value, (*outer, function)) for value in held]}"

@@ -42,7 +42,7 @@ def estimate(vlm, prompts, job):
 
 
 def plan_seconds(vlm, inputs, job):
-    """What a run takes by `minivl plan`, the mean over prepared prompts."""
+    """Seconds of a run by `minivl plan`, the mean over prepared prompts."""
     from minivl.kernels.speeds import calibrate
     from minivl.plan.cost import estimate_seconds
     from minivl.plan.meta_model import MetaModel
@@ -55,7 +55,7 @@ def plan_seconds(vlm, inputs, job):
 
 
 def time_prompts(vlm, prompts, job):
-    """What a prompt takes, the mean over those that can be run, after one that is not counted; None if none can."""
+    """Seconds of a prompt, the mean over those that can be run, after one that is not counted; None if none can."""
     times = []
     for prompt in (prompts[0], *prompts):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Pictures beside rows: thumbnails that a store keeps of images without a file, and a sheet of rows on their images."""
+"""Pictures of rows: thumbnails that a store keeps of images without a file, and a sheet of rows on their images."""
 
 import io
 

@@ -7,7 +7,7 @@ with more entries, all optional:
     labels   {"colour": "red", ...}: what is known about it, kept in the index, for probes
     box      (x0, y0, x1, y1) in pixels of the image as it was given;  boxes: {"left": (...), ...}
     mask     bool [height, width] of the image as it was given;  masks: {"sky": ..., ...}
-    word     a word, or some, of the question
+    word     a word of the question, or several
     image    which image box and mask lie in, counted from 0 (default: the last)
 
 In a file of JSON lines, each line is such an object; paths of images and videos are relative to the file, and a mask is the

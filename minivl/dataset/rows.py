@@ -14,7 +14,7 @@ and a choice of rows is one of these, several of which may be given:
     word         tokens of the prompt's "word" in its question; word:red circle: of these words                   (prompt)
     image        all of the images and videos                                                         (patch, token, prompt)
     box          what the prompt's "box" touches; box:NAME: the one of this name in "boxes"           (patch, token, prompt)
-    mask         what at least half lies in the prompt's "mask"; mask:NAME: of this name in "masks"   (patch, token, prompt)
+    mask         what lies at least half in the prompt's "mask"; mask:NAME: of this name in "masks"   (patch, token, prompt)
     window:3     the fourth attention window of the tower                                                         (patch)
     all                                                                                               (patch, token, prompt)
 """

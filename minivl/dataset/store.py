@@ -6,7 +6,7 @@
     lines = store.index("model.layers.3")       # {"prompt": int64 [rows], "id": [...], "kind": [...], "text": [...], "x0": ...}
     store.select("model.layers.3", kind="answer")       # (rows, lines) of one kind
     store.prompts["answer"]
-    store.nearest("model.layers.3", id="scene 17", kind="box")      # the rows most like it
+    store.nearest("model.layers.3", id="scene 17", kind="box")      # the rows most similar to it
     store.dask("model.layers.3")                # the same as a dask array, for what does not fit in memory
 
 The arrays are Zarr groups, blocks/NNNNNN/TENSOR, and the index is Parquet: any reader of these can open them without minivl.
@@ -72,7 +72,8 @@ class Store:
     @cached_property
     def prompts(self):
         """{column: array} of the prompts that have run: prompt, id, question, answer, error ("" if it ran); as Python values
-        labels, sources (paths of images and videos), sizes ((height, width) of each after resizing), thumbnail (JPEG)."""
+        labels, sources (paths of images and videos), sizes ((height, width) of each after resizing), thumbnail (JPEG),
+        thumbnail_image (index of its image)."""
         columns = self._read("prompts")
         size, count = self.info["block"], self.info["count"]
         due = [n for block in self.blocks for n in range(block * size, min((block + 1) * size, count))]
@@ -154,7 +155,7 @@ class Store:
         return values
 
     def nearest(self, tensor, query=None, most=10, among=None, **where):
-        """The rows of a tensor most like one of them, by cosine. -> `store.Neighbours`
+        """The rows of a tensor most similar to one of them, by cosine. -> `store.Neighbours`
 
         query  a row [D] of your own; or `where`, which must choose one row: id="scene 17", kind="box", number=12
         among  {column: value} that the others must have, such as {"kind": "box"}; rows of the query's own prompt are left out
@@ -242,7 +243,7 @@ class Rows:
 
 
 class Neighbours:
-    """Rows most like a query, the nearest first. rows: their numbers; cosine: how like; lines: their index."""
+    """Rows most similar to a query, the nearest first. rows: their numbers; cosine: similarity; lines: their index."""
 
     def __init__(self, store, tensor, query, rows, cosine):
         self.store, self.tensor, self.query, self.rows, self.cosine = store, tensor, query, rows, cosine

@@ -1,4 +1,4 @@
-"""Inject known mistakes of ports into the real engine, for the time of a run.
+"""Inject known mistakes of ports into the real engine, for the duration of a run.
 
     with fault("no-window-attention").inject():
         vlm.ask(...)                    # of a model loaded in here, or given fresh kernels (what_if.py)

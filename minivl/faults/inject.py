@@ -17,7 +17,7 @@ PRIVATE = ("minivl.faults",)  # its own modules keep the originals
 
 @contextmanager
 def patch(where, make):
-    """Put make(original) in the place of `where`, a dotted path, and put the original back afterwards.
+    """Put make(original) in place of `where`, a dotted path, and put the original back afterwards.
 
     A function that other modules of minivl have imported by name is replaced there too. Modules that are imported meanwhile
     get the replacement, so on the way out every module is searched again.
@@ -50,7 +50,7 @@ def find_owner(where):
 
 
 def replace_everywhere(old, new):
-    """In every module of minivl, under every name."""
+    """Replace `old` by `new` in every module of minivl, under every name."""
     for module_name, module in list(sys.modules.items()):
         if module is None or not f"{module_name}.".startswith("minivl.") or module_name.startswith(PRIVATE):
             continue

@@ -18,7 +18,7 @@ HEADER = ("describe", "count", "count kind", "colour", "where (IoU)")
 
 
 def score(vlm, fault=None, scenes=100):
-    """{task: mean score} over so many scenes, each with a question of every task, with a Fault or without."""
+    """{task: mean score} over this many scenes, each with a question of every task, with a Fault or without."""
     if fault is None:
         return means(evaluate(vlm, scenes, 0, SEED))
     with fault.inject():

@@ -6,8 +6,8 @@
     result.cause.name                               # the cause that `compare` finds
     result.answers                                  # (right, with the fault)
 
-The fault is injected for the time of the second run. Nothing else may run in this process meanwhile: other threads would get
-it too.
+The fault is injected for the duration of the second run. Nothing else may run in this process meanwhile: other threads would
+get it too.
 """
 
 import copy
@@ -79,8 +79,8 @@ def what_if(vlm, name, question=None, images=None, videos=None, keep="*", **opti
     """Run a prompt twice, the second time with a fault. -> WhatIf
 
     name      of the fault, or a Fault; `faults.all_faults()` has all
-    question  text, a list of messages, or `Inputs`, as of `VLM.trace`; without it, a drawn scene and what is on it
-    keep      which tensors to compare, as of `VLM.trace`; nothing of tokens after the second
+    question  text, a list of messages, or `Inputs`, as in `VLM.trace`; without it, a drawn scene and what is on it
+    keep      which tensors to compare, as in `VLM.trace`; nothing of tokens after the second
     Random draws, if the model's settings ask for any, are the same in both runs: seed=0 unless given.
     """
     wrong, truth = fault(name), None
@@ -125,7 +125,8 @@ def open_images(messages):
 
 
 def first_two_tokens(keep):
-    """A function of (name, shape) for `VLM.trace(keep=)`: what is asked for, of the first two tokens, and the first logits."""
+    """A function of (name, shape) for `VLM.trace(keep=)`: true for the first logits, and for what `keep` asks for of the
+    first two tokens."""
     wanted, _ = parse_keep(keep)
 
     def wants(name, shape):

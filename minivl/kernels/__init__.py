@@ -1,4 +1,4 @@
-"""The arithmetic, twice: a plain NumPy reference, and beside it the compiled version. Only this folder imports Numba.
+"""The arithmetic, twice: a plain NumPy reference, and next to it the compiled version. Only this folder imports Numba.
 
     linear.py      x @ W.T + b, with weights stored as bfloat16 bits or float32; few rows of x: bound by memory
     few_rows.py    the innermost loop of linear.py, in the processor's registers
@@ -17,7 +17,7 @@
     records.py     results of checks on this machine, kept as small files
     processes.py   Numba in forked processes and in several Python threads
     allocator.py   keeps freed memory for the next large arrays
-    naive.py       a product as one writes it first, for comparison
+    naive.py       the naive matrix product, for comparison
     speeds.py      measures this machine: reading memory for the benchmark, the kernels for the plan
 
 `choose` is the only place where a backend is picked; a stage takes the result and calls `kernels.linear(...)`.
@@ -152,7 +152,7 @@ def _warn(sentence):
 
 
 def set_threads(count):
-    """Use so many threads from now on, in this Python thread; results are the same bits for any number.
+    """Use this many threads from now on, in this Python thread; results are the same bits for any number.
 
     Each Python thread has a number of its own, as in Numba: a server sets it in each of its workers, or NUMBA_NUM_THREADS for
     all.

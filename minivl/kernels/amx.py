@@ -10,18 +10,18 @@ W is taken as it is stored. x is float32, and a float32 is the sum of three bflo
     a = x rounded to bfloat16      b = what is left of x, rounded      c = what is left of that      x @ w = (a + b + c) @ w
 
 So three products with the same tile of W, into the same sums, are as close as one in float32 (terms=3). Without c (terms=2) x
-is off by up to 2^-17 of itself, and a result by up to 2^-17 of the sum of |x w|, beside what float32 rounds.
+is off by up to 2^-17 of itself, and a result by up to 2^-17 of the sum of |x w|, in addition to float32 rounding.
 
     tiles of sums 0 1, of W 4                         4 @ 6   4 @ 7          6 7 are one term of 32 rows of x
                   2 3       5                         5 @ 6   5 @ 7
 
 What lies in one 32-bit word of an x tile are two values of k, one above the other in the matrix; see `_pack_panel`.
 
-Unlike float32 arithmetic these instructions take what is smaller than 2^-126 for 0: a weight, a term, a sum. An infinite weight
+Unlike float32 arithmetic these instructions flush what is smaller than 2^-126 to 0: a weight, a term, a sum. An infinite weight
 may give NaN, and a sum that only just fits into float32 infinity. Infinities and NaN in x go where matmul.py lets them go.
 
-It is used where the processor has it and a check in other processes passes; MINIVL_AMX=0 turns it off. The check is made when
-the first product comes that gains by it, and its verdict is kept on disk until the machine starts again. `find_obstacle` says
+It is used if the processor has it and a check in other processes passes; MINIVL_AMX=0 turns it off. The check is made before
+the first product that gains from it, and its verdict is kept on disk until the machine starts again. `find_obstacle` says
 why it is not used.
 """
 
@@ -48,18 +48,18 @@ from minivl.kernels.matmul import transpose_into
 from minivl.kernels.records import read_record, write_record
 
 SIDE = 2 * TILE  # of the square of sums; also values of k in a row of a tile
-DEPTH = 6  # most tiles along k before sums are put away: a panel of x, 36 KB, stays in the first-level cache of 48 KB
+DEPTH = 6  # most tiles along k before sums are stored: a panel of x, 36 KB, stays in the first-level cache of 48 KB
 TILES = 16  # most squares along W in a task: what it holds stays in the second-level cache of 2 MB
 BLOCK = 8  # most panels of x in a task
 LARGE = 1 << 19  # weights in a matrix from which a product gains, as in k_proj of the 3B; the model that ships has none
 RECORD = "minivl-amx.json"
-SECONDS = 1.0  # that the check goes on for
+SECONDS = 1.0  # duration of the check
 CHECK = "from minivl.kernels import amx; amx.check()"
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # of Linux on x86-64
 
 
 def linear_amx(x, weight, bias=None):
-    """As `linear_numba`, which it leaves float32 weights, few rows (bound by memory) and small matrices to."""
+    """As `linear_numba`, to which it leaves float32 weights, few rows (bound by memory) and small matrices."""
     return _linear(x, weight, bias, terms=3)
 
 
@@ -105,7 +105,7 @@ def _pack(x, packed):
 
 @numba.njit(cache=CACHE, error_model="numpy")
 def _pack_panel(x, first, panel):
-    """x [first : first + SIDE, K] -> panel [steps, terms, 2, TILE, TILE] of words; rows and values that are not there are 0.
+    """x [first : first + SIDE, K] -> panel [steps, terms, 2, TILE, TILE] of words; missing rows and values are 0.
 
     a row of x, one term:   k0 k1 k2 k3 ...         word 0: k0 | k1 << 16        word 1: k2 | k3 << 16
     a tile of it:           word 0 of 16 rows; below it word 1 of the same 16 rows; ...
@@ -126,7 +126,7 @@ def _pack_panel(x, first, panel):
 
 @numba.njit(cache=CACHE)
 def _take_term(rest, term):
-    """term = rest as bfloat16 bits, rounded to nearest, ties to even; rest -= term. Nothing is left of what is not finite."""
+    """term = rest as bfloat16 bits, rounded to nearest, ties to even; rest -= term. Of infinities and NaN 0 is left."""
     for j in range(len(rest)):
         bits = np.float32(rest[j]).view(np.uint32)
         size = np.uint32(bits & np.uint32(0x7FFFFFFF))
@@ -287,7 +287,7 @@ def check_in_processes():
 
 
 def check():
-    """Products against float64, and the same one again and again; ends the process with a sentence if anything is wrong."""
+    """Check products against float64, and that repeated ones agree; end the process with a message if anything is wrong."""
     why = request_permission()
     if why:
         sys.exit(why)

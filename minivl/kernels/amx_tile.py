@@ -8,7 +8,7 @@
     store(0, sums, stride)
     release()
 
-`multiply` is, as Intel's manual has it, for each row m and column n, with everything smaller than 2^-126 taken for 0:
+`multiply` is, as Intel's manual has it, for each row m and column n, with everything smaller than 2^-126 flushed to 0:
 
     even = odd = 0
     for k in 0 .. 15: even = fma(w[m, 2k], x[k, n, 0], even), odd = fma(w[m, 2k + 1], x[k, n, 1], odd)
@@ -31,7 +31,7 @@ CONFIGURATION = struct.pack("<BB14x16H16B", 1, 0, *[LINE] * 8, *[0] * 8, *[TILE]
 
 @intrinsic
 def configure(typing):
-    """Make all eight tiles whole ones, of zeros. Before any other instruction, in each thread."""
+    """Configure all eight tiles at full size, zeroed. Needed before any other instruction, in each thread."""
 
     def emit(context, builder, signature, arguments):
         value = ir.Constant(ir.ArrayType(ir.IntType(8), len(CONFIGURATION)), bytearray(CONFIGURATION))
@@ -49,7 +49,7 @@ def release(typing):
 
 @intrinsic(prefer_literal=True)
 def load(typing, tile, address, stride):
-    """tile = 16 rows of 64 bytes; they begin so many bytes apart."""
+    """tile = 16 rows of 64 bytes, which begin `stride` bytes apart."""
     return types.void(tile, types.intp, types.intp), _emit_moving("tileloadd64", tile)
 
 

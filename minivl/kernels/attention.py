@@ -8,7 +8,7 @@ Tower: a patch sees the patches of its own segment, in both directions. Segments
                                                 . . . x x
                                                 . . . x x
 
-Decoder: a token sees itself and what came before, over the cache; query heads share key heads in groups (GQA):
+Decoder: a token sees itself and the tokens before it, over the cache; query heads share key heads in groups (GQA):
 
     2 new tokens after 3 cached       x x x x .      query head h reads key head h // (H / KV)
                                       x x x x x
@@ -129,7 +129,7 @@ def merge_heads(context):
 
 
 def _attend(q, k, v, first, last, starts):
-    """q [H, N, K], k and v [KV, S, K] -> [N, H*K]. first and last do not fall from one query to the next.
+    """q [H, N, K], k and v [KV, S, K] -> [N, H*K]. first and last never decrease from one query to the next.
 
     starts  int64 [panels + 1]: where each panel of at most COLUMNS queries begins, and the end. The queries of a group are
             counted token by token: number i is token i // group, head i % group. A panel's patches are of one segment,
@@ -143,7 +143,7 @@ def _attend(q, k, v, first, last, starts):
 
 def _buffer(rows):
     """The first rows of each head in a cache, [KV, S, K] -> the cache [KV, capacity, K] that holds them, without a copy.
-    Entries behind S are unused and not read.
+    Entries after S are unused and not read.
 
     Where there are gaps between the heads' rows, Numba does not know them to be dense, and cannot take whole registers.
     """
@@ -236,7 +236,7 @@ def _copy(rows, first, last, edge):
 
 @numba.njit(cache=CACHE, error_model="numpy")
 def _mask(scores, keys, s, begin, end, group, first, last):
-    """Set to -inf what the queries begin:end may not see of the keys from s on."""
+    """Set to -inf the scores of the keys from s on that the queries begin:end may not see."""
     for c in range(end - begin):
         n = (begin + c) // group
         for i in range(max(last[n] - s, 0), keys):
@@ -247,7 +247,7 @@ def _mask(scores, keys, s, begin, end, group, first, last):
 
 @numba.njit(cache=CACHE, fastmath=FAST, error_model="numpy")
 def _softmax_block(scores, keys, top, total, context):
-    """scores = e^(scores - largest so far); top, total and context [K, COLUMNS] are brought up to date."""
+    """scores = e^(scores - largest so far); top, total and context [K, COLUMNS] are updated."""
     shrink, new = top.copy(), np.zeros(COLUMNS, dtype=np.float32)
     at_scores, at_top, at_new = scores.ctypes.data, top.ctypes.data, new.ctypes.data
     raise_to(at_top, at_scores, keys)

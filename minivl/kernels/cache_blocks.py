@@ -1,11 +1,11 @@
 """Blocks of a product of many rows that fit into the caches of the processor.
 
-    a panel of x     [depth, COLUMNS]               float32    in the first-level cache, beside what streams past it
+    a panel of x     [depth, COLUMNS]               float32    in the first-level cache, with what streams past it
     tiles of W       [tiles, depth, PADDED]         float32    in the second-level cache, upcast and transposed
-    sums             [block, tiles, ROWS, COLUMNS]  float32    in the second-level cache, too
+    sums             [block, tiles, ROWS, COLUMNS]  float32    also in the second-level cache
 
-A panel may take three quarters of the first level; tiles and sums three eighths of the second each. The most are what was
-fastest where all of it fits. `python -m minivl.kernels.tune` times the choice beside others.
+A panel may take three quarters of the first level; tiles and sums three eighths of the second each. The upper limits are
+what was fastest where all of it fits. `python -m minivl.kernels.tune` times the choice against others.
 """
 
 from functools import cache
@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 CACHES = "/sys/devices/system/cpu/cpu0/cache"  # of Linux
 USUAL = 32 << 10, 512 << 10  # bytes of first and second level where the system does not say: few have less
-DEPTH, TILES, COLUMNS_AT_ONCE = 384, 16, 512  # the most: a long sum has larger rounding errors than several short ones
+DEPTH, TILES, COLUMNS_AT_ONCE = 384, 16, 512  # at most: a long sum has larger rounding errors than several short ones
 STEP = 32  # depth is a multiple
 
 
 class Blocks(NamedTuple):
-    """depth  values of k before a sum is put away;  tiles  of W in a task;  block  panels of x that it takes at a time"""
+    """depth  values of k before a sum is stored;  tiles  of W in a task;  block  panels of x that it takes at a time"""
 
     depth: int
     tiles: int
@@ -27,7 +27,7 @@ class Blocks(NamedTuple):
 
 
 def choose_blocks(first, second, rows, columns, padded):
-    """`Blocks` for caches of so many bytes and a tile of [rows, columns], of which a step of W takes `padded` float32."""
+    """`Blocks` for caches of `first` and `second` bytes and a tile [rows, columns]; a step of W takes `padded` float32."""
     depth = min(DEPTH, max(STEP, first * 3 // 4 // (4 * columns) // STEP * STEP))
     tiles = min(TILES, max(1, second * 3 // 8 // (4 * depth * padded)))
     block = min(COLUMNS_AT_ONCE // columns, max(1, second * 3 // 8 // (4 * tiles * rows * columns)))

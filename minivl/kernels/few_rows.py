@@ -9,7 +9,7 @@
 
 Each pair of rows is summed in the same order, whatever rows are beside it: a row of x gives the same bits alone and among
 others. A compiler that may reorder sums gives no such promise; this one loop is therefore written in LLVM's own language, as
-the one in tile.py is. Memory is the limit here: while a row of W is read, what lies AHEAD of it is asked for.
+the one in tile.py is. Memory is the limit here: while a row of W is read, what lies AHEAD of it is prefetched.
 """
 
 from llvmlite import ir
@@ -22,7 +22,7 @@ from minivl.kernels.tile import LANES, emit_ask
 
 # subtle: as with tile.py, compiled kernels are kept on disk by the date of their own file, linear.py, and not of this one
 BYTE, WORD, NUMBER = ir.IntType(8), ir.IntType(32), ir.FloatType()
-LINE = 32  # weights to a step: as bfloat16, a line of the cache
+LINE = 32  # weights per step: as bfloat16, a line of the cache
 AHEAD = 4096  # bytes: a row of the 3B, which is the next one, or a part of a longer one
 
 
@@ -62,7 +62,7 @@ def address(builder, array, row, depth):
 def multiply(builder, w, x, start, end, lanes, times=1, ahead=None):
     """Multiply and add from k = start to end: for each row of w and each of x the sums, a list by lane.
 
-    A step is `lanes` values, `times` in a row; ahead: ask for the weight so far behind each step's first.
+    A step is `lanes` values, `times` in a row; ahead: prefetch the weight this many after each step's first.
     """
     vector = ir.VectorType(NUMBER, lanes)
     kind = ir.FunctionType(vector, [vector] * 3)
@@ -92,7 +92,7 @@ def load(builder, place, lanes):
 
 
 def upcast(builder, place, lanes):
-    """So many weights as float32: bfloat16 is its upper half."""
+    """`lanes` weights as float32: bfloat16 is its upper half."""
     stored = load(builder, place, lanes)
     if place.type.pointee == NUMBER:
         return stored

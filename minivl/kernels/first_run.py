@@ -31,7 +31,7 @@ MESSAGE = (
 
 
 class Compilation:
-    """The kernels in compilation by another process; `take` returns them when they are there."""
+    """The kernels that another process is compiling; `take` returns them once they are ready."""
 
     def __init__(self, kernels, folder):
         self.plain, self.running, self.kernels = kernels, folder / RUNNING, None
@@ -74,7 +74,7 @@ def record_compiled(cache_path):
 
 
 def _start(folder):
-    """Start the process that compiles, unless one is at it. -> whether one is"""
+    """Start the process that compiles, unless one is running. -> whether one is"""
     running = folder / RUNNING
     with suppress(OSError):
         if time.time() - running.stat().st_mtime < TOO_OLD:

@@ -57,7 +57,7 @@ def is_writable(folder):
 
 
 def remove_compiled(function):
-    """Remove the compiled code in the folder of this function's: what a full disk or a damaged one left there."""
+    """Remove the compiled code in this function's folder: what a full disk or a damaged one left there."""
     folder = function.stats.cache_path
     for path in [] if folder is None else [*Path(folder).glob("*.nbi"), *Path(folder).glob("*.nbc")]:
         with suppress(OSError):

@@ -22,7 +22,7 @@ from minivl.kernels.few_rows import dot_products
 from minivl.kernels.jit_cache import CACHE
 from minivl.kernels.matmul import matmul_numba
 
-FEW = 32  # most rows for which that is so: with more, the tiles of matmul.py are faster (amx.py takes 16 and more)
+FEW = 32  # most rows for which this holds: with more, the tiles of matmul.py are faster (amx.py takes 16 and more)
 STREAM = 64  # most rows of W that a task reads one after the other in each stream
 PANEL = 1024  # rows of W that the reference upcasts at a time: 8 MB of float32 at 2,048 columns
 

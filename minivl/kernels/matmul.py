@@ -48,7 +48,7 @@ def matmul_numba(x, weight, bias=None, blocks=None):
 
 @numba.njit(parallel=True, cache=CACHE, error_model="numpy")
 def _pack(x, packed):
-    """[M, K] -> [panels, K, COLUMNS]; rows that are not there are 0."""
+    """[M, K] -> [panels, K, COLUMNS]; missing rows are 0."""
     for p in numba.prange(len(packed)):
         _pack_panel(x, p * COLUMNS, packed[p])
 

@@ -1,4 +1,4 @@
-"""A product as one writes it first: three loops, compiled. What the kernels, and a student's own, are measured against.
+"""The naive matrix product: three loops, compiled. The baseline for the kernels, and for a student's own.
 
 Each output is one sum, added up number by number: the compiler may not reorder it, so no register holds more than one number.
 """

@@ -1,4 +1,4 @@
-"""Small files on disk of what was determined once about this machine: that kernels are compiled, that AMX works.
+"""Small files on disk that record what was found out about this machine: that kernels are compiled, that AMX works.
 
 They lie beside the compiled code: in NUMBA_CACHE_DIR, in __pycache__ beside the source, or in the user's cache folder. A record
 counts for the code, the versions and the processor that it was made with; one that cannot be read does not count.

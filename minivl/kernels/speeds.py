@@ -91,9 +91,9 @@ TURNS = 1000  # tiles that a thread multiplies in one go
 
 
 def multiply_add(operations):
-    """Multiply and add float32 about that many times over two, the register tile of matrix products alone: operations done.
+    """Multiply and add float32 in the register tile of matrix products alone, for about `operations`. -> operations done
 
-    Nothing is packed, upcast or written but the sums of a tile, so that a product can hardly be faster.
+    Nothing is packed, upcast or written except the sums of a tile, so a product can hardly be faster.
     """
     threads = numba.get_num_threads()
     per_piece = 2 * ROWS * COLUMNS * DEPTH * TURNS
@@ -118,9 +118,9 @@ def _multiply_add_piece(w, x):
 
 
 def calibrate(seconds=2.0):
-    """How fast the compiled kernels are on this machine, measured for so many seconds in all.
+    """Measure how fast the compiled kernels are on this machine, in about this many seconds in all. -> dict of floats
 
-    call       seconds that a call of a kernel takes if there is next to nothing to do: threads have to be woken
+    call       seconds that a call of a kernel takes if there is next to nothing to do: threads have to be woken up
     read       bytes of bfloat16 weights a second, by one row times a matrix that no cache holds (256 MB)
     linear     operations a second, of 512 rows times a matrix
     attention  operations a second, of 1024 patches that all see each other, 16 heads of 80
@@ -139,7 +139,7 @@ def tasks():
     small, square, large = (np.full(shape, ONE, np.uint16) for shape in ((64, 64), (2048, 2048), (1 << 15, 1 << 12)))
     large.reshape(-1, 2048)[:, :3] += unequal(large.size // 2048)
     heads, bounds = halves(16, 1024, 80), np.array([0, 1024], dtype=np.int64)
-    query, cached = halves(16, 1, 128), halves(2, 2049, 128)[:, :2048]  # a cache has room behind its tokens
+    query, cached = halves(16, 1, 128), halves(2, 2049, 128)[:, :2048]  # a cache has room after its tokens
     rows, many, scale = halves(512, 2048), halves(4096, 2048), np.ones(2048, dtype=np.float32)
     return [
         ("call", 0, lambda: linear_numba(many[:1, :64], small)),
@@ -153,7 +153,7 @@ def tasks():
 
 
 def unequal(pages):
-    """Three small numbers for each page of memory, uint16 [pages, 3], all pages unlike: a host may keep equal ones once."""
+    """Three small numbers for each page of memory, uint16 [pages, 3], all pages different: a host may store equal ones once."""
     return np.stack([np.arange(pages) >> shift & 127 for shift in (0, 7, 14)], axis=1).astype(np.uint16)
 
 

@@ -52,7 +52,7 @@ def tile(typing, w, w_row, w_step, x, x_step, sums, depth):
 
 @intrinsic
 def first_tile(typing, w, w_row, w_step, x, x_step, sums, depth):
-    """sums [ROWS, COLUMNS] = w @ x, whatever was there: else as `tile`."""
+    """sums [ROWS, COLUMNS] = w @ x, overwriting what was there; otherwise as `tile`."""
     signature = types.void(*[types.intp] * 7)
     return signature, lambda *emitted: emit_tile(*emitted, adds=False)
 
@@ -105,8 +105,8 @@ def emit_tile(context, builder, signature, arguments, adds):
 
 @intrinsic
 def transpose(typing, source, source_stride, target, target_stride):
-    """target [LANES, LANES] = source [LANES, LANES] with rows and columns exchanged. Addresses of float32; rows are so many
-    values apart."""
+    """target [LANES, LANES] = source [LANES, LANES] with rows and columns exchanged. Addresses of float32; strides in values
+    from row to row."""
     return types.void(*[types.intp] * 4), emit_transpose
 
 
@@ -185,7 +185,7 @@ def emit_over_rows(step):
 
 @intrinsic
 def prefetch(typing, address, lines):
-    """Ask for `lines` times 64 bytes from `address` on to be brought near. A hint: any address will do, nothing is read."""
+    """Prefetch `lines` times 64 bytes from `address` on. A hint: any address will do, nothing is read."""
     return types.void(types.intp, types.intp), emit_prefetch
 
 
@@ -198,7 +198,7 @@ def emit_prefetch(context, builder, signature, arguments):
 
 
 def emit_ask(builder, place, near):
-    """Ask for the line of the cache at this place, a pointer to bytes, into a cache as `near` as 1 to 3."""
+    """Prefetch the cache line at `place`, a pointer to bytes, into a cache as `near` as 1 to 3."""
     byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
     ask = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)

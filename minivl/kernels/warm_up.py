@@ -63,7 +63,7 @@ def call_or_recompile(function, arguments):
     """Call a kernel; where its compiled code on disk is damaged or cannot be written, remove the code and try again."""
     try:
         function(*arguments)
-    except Exception:  # pickle raises nearly any; what is wrong with the kernel itself comes again
+    except Exception:  # pickle raises nearly any; an error of the kernel itself comes again
         remove_compiled(norms._rms_norm)
         function(*arguments)
 

@@ -1,4 +1,4 @@
-"""What a student calls: check, hint, show, given, exercises."""
+"""The functions that a student calls: check, hint, show, given, exercises."""
 
 import html
 from functools import cache

@@ -15,7 +15,7 @@ from minivl.lab.values import are_close, as_array
 
 EXACT = 2e-5  # how near the values of a known mistake must come, over the largest value
 MANY = 8  # numbers
-MOST = 4  # wrong cases that a mistake of `compare` has to explain
+MOST = 4  # wrong cases that a mistake known to `compare` has to explain
 
 
 def find_mistake(exercise, triples, is_right):
@@ -48,7 +48,7 @@ def is_telling(results):
 
 
 def find_own(exercise, triples):
-    """Of the exercise's own mistakes, the one that gives all these results."""
+    """(name, sentence) of the exercise's own mistake that gives all these results, or None."""
     for mistake in exercise.mistakes:
         if all(gives(mistake.function, case, submitted) for case, _, submitted in triples):
             return mistake.name, mistake.sentence
@@ -82,7 +82,8 @@ def is_same(a, b):
 
 
 def find_by_word(exercise, case, right, submitted):
-    """Of the exercise's own mistakes, one that gives the first wrong word of a case, whatever the other results are."""
+    """(name, sentence) of the exercise's own mistake that gives the first wrong word of a case, or None. Other results may
+    differ."""
     for i, word in enumerate(submitted):
         if isinstance(word, str) and isinstance(right[i], str) and word != right[i]:
             for mistake in exercise.mistakes:
@@ -94,7 +95,7 @@ def find_by_word(exercise, case, right, submitted):
 
 
 def find_untouched(wrong):
-    """Whether it only returns one of its arguments."""
+    """(name, sentence) if the submission only returns one of its arguments, else None."""
     case, _, submitted = wrong[0]
     for name, value in case.arguments.items():
         if isinstance(value, np.ndarray) and len(submitted) == 1 and is_same(value, submitted[0]):
@@ -104,7 +105,7 @@ def find_untouched(wrong):
 
 
 def find_in_compare(exercise, wrong):
-    """Of those that `compare` knows for the first output that differs."""
+    """(name, sentence) of the mistake that `compare` knows for the first output that differs, or None."""
     for i, tensor in enumerate(exercise.tensors):
         steps = [
             Step(tensor, np.asarray(right[i]), as_array(submitted[i]), case.known.get, case.config)

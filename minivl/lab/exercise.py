@@ -1,4 +1,4 @@
-"""What an exercise is made of: data alone, which grade.py works on."""
+"""The parts of an exercise: data alone, which grade.py works on."""
 
 import functools
 from collections.abc import Callable

@@ -14,7 +14,7 @@ RIGHT, WRONG, FIRST = ".", "x", "X"
 
 @dataclass(frozen=True)
 class Grid:
-    """One picture's units or patches; cells [rows, columns] of RIGHT, WRONG, FIRST and " " for those of no row.
+    """One picture's units or patches; cells [rows, columns] of RIGHT, WRONG, FIRST, or " " where there is no row.
 
     caption  which picture, and which part of it if it is large;  first  row and column of the first wrong one
     """

@@ -1,4 +1,4 @@
-"""What `check` returns: true if right; as text in a terminal, with a drawing in a notebook."""
+"""The result of a check: true if right; text in a terminal, with a drawing in a notebook."""
 
 import html
 import textwrap

@@ -50,6 +50,6 @@ def run_file(path):
         how = "ends Python" if isinstance(error, SystemExit) else f"fails in line {lines[-1]}"
         raise Error(f"{path} {how}: {type(error).__name__}: {error}") from None
     finally:
-        if own is not None:  # of a file that is called like a library
+        if own is not None:  # for a file that is named like a library
             sys.modules[path.stem] = own
     return vars(module)

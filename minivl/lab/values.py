@@ -47,7 +47,7 @@ def find_difference(name, right, submitted, tolerance):
 
 
 def as_array(value):
-    """As an array of numbers, None if it is none."""
+    """The value as an array of numbers; None if it is not one."""
     try:
         array = np.asarray(value)
     except (ValueError, TypeError):
@@ -110,7 +110,7 @@ def are_close(right, submitted, tolerance):
 
 
 def differing_dtype(name, right, array):
-    """float32 everywhere: arrays of float64 would be refused by the engine."""
+    """The `Difference` of values that are right in another dtype, else None: the engine refuses arrays of float64."""
     if isinstance(right, Number) or np.ndim(right) == 0 or array.dtype == right.dtype or array.dtype.kind != "f":
         return None
     return Difference(

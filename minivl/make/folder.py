@@ -66,7 +66,7 @@ def make_checkpoint(folder, seed=0, blocks=32, layers=4, tied=True):
 
 
 def small_sizes(blocks, layers, tied):
-    """Two vision heads of 80, four heads of 128 with two key heads; inner widths that are no multiple of 32."""
+    """Two vision heads of 80, four heads of 128 with two key heads; inner widths that are not multiples of 32."""
     full = tuple(i for i in FULL if i < blocks)
     return Sizes(blocks, full, 2, 160, 428, layers, 4, 2, 1372, VOCABULARY, tied)
 
@@ -98,7 +98,7 @@ def write_small_files(folder, sizes):
 def with_published_ids(tokenizer):
     """tokenizer.json with the special tokens at their published ids.
 
-    subtle: the library numbers added tokens behind the vocabulary's size, unless the vocabulary has them itself.
+    subtle: the library numbers added tokens from the vocabulary's size on, unless the vocabulary has them itself.
     """
     special = {token["content"]: FIRST_SPECIAL + i for i, token in enumerate(tokenizer["added_tokens"])}
     added = [token | {"id": special[token["content"]]} for token in tokenizer["added_tokens"]]

@@ -1,11 +1,11 @@
-"""Two prompts with images and a video that let every known mistake of ports show, as prompts.json and files beside it.
+"""Two prompts with images and a video that let every known mistake of ports show, as prompts.json and files next to it.
 
     {"messages": [{"role": "user", "content": [{"type": "image", "image": "tall.png"}, ...]}], "fps": 2.5}
 
-Sides are no multiples of 28, so images are resized; rows and columns differ, and windows at the edges are partial; there are
+Sides are not multiples of 28, so images are resized; rows and columns differ, and windows at the edges are partial; there are
 two images in one prompt, and an image before a video whose pairs of frames are 0.8 seconds apart, which is 1.6 positions:
 they stand at 0, 1 and 3, neither at their numbers nor where rounding would put them.
-Images have other contents in each corner and colour.
+Images differ in each corner and in each colour channel.
 """
 
 import json

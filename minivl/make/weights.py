@@ -2,7 +2,7 @@
 
 Values are normal over sqrt(fan-in), norm weights lie around 1, biases are not zero: with transformers' own initialisation a
 small net would be almost linear, and every bias, norm and pattern of attention invisible. Random bits would be denormal
-numbers, slow and without meaning.
+numbers, slow and meaningless.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The engine: token ids and patches in, tokens out. Text, files and images are the business of vlm.py.
+"""The engine: token ids and patches in, tokens out. Text, files and images are handled by vlm.py.
 
     inputs -> embed_image, embed_tokens -> scatter -> decoder -> logits -> a token -> decoder -> logits -> ...
               `---------------- prefill ------------------'                  `----- decode -----'
@@ -75,7 +75,7 @@ class Engine:
     def prefill(self, inputs, cache):
         """Stage: the whole prompt -> logits of the token after it, float32 [1, V].
 
-        The longest cached beginning with the same tokens, images and videos is not run again. The rest runs in chunks of at
+        The longest cached prefix with the same tokens, images and videos is not run again. The rest runs in chunks of at
         most `prefill_chunk` tokens, which bounds the memory of a layer's activations. Each chunk attends to those before it
         through the cache, with the same bits as all at once as long as no layer has a sliding window and no chunk has few rows
         (linear.py). An image may span chunks.
@@ -156,7 +156,7 @@ class Engine:
         return (yield "visual", (yield from under("visual", tower)))
 
     def _check_grids(self, name, grids, patches):
-        """Raise an Error if an edit made grids that are not those of so many patches."""
+        """Raise an Error if an edit made grids that do not fit the number of patches."""
         rows, merge = grids.tolist(), self.config.vision.spatial_merge_size
         whole = all(min(row) > 0 and row[1] % merge == row[2] % merge == 0 for row in rows)
         if not whole or sum(map(math.prod, rows)) != patches:
@@ -178,7 +178,10 @@ class Engine:
 
 
 def scatter(x, features, where, kind="image"):
-    """Put the tokens of the images (or videos), [U, D] in order, where their placeholders are. x [T, D], where bool [T]"""
+    """Put the tokens of the images (or videos), [U, D] in order, where their placeholders are. x [T, D], where bool [T]
+
+    Returns a copy of x; an Error if there are not as many placeholders as tokens.
+    """
     if where.sum() != len(features):
         raise Error(
             f"the prompt has {where.sum()} {kind} placeholders and the {kind}s have {len(features)} tokens. "

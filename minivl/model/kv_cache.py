@@ -79,7 +79,7 @@ class KVCache:
     def extend(self, layer, k, v):
         """Append k, v [KV, T, K]. -> the layer's KeysValues"""
         start, end = len(self), len(self) + k.shape[1]
-        # subtle: each by its own capacity, for an interrupt may fall between the two
+        # subtle: each by its own capacity, since an interrupt may come between the two
         for buffers, new in ((self._keys, k), (self._values, v)):
             capacity = next_capacity(end, buffers[layer].shape[1], self._reserved)
             if capacity > buffers[layer].shape[1]:
@@ -143,7 +143,7 @@ class KVCaches:
 class BatchKeysValues:
     """Keys and values of one layer for each sequence of a batch, with one new token each.
 
-    S is the length of the longest; behind the end of a shorter one, scores are -inf and probabilities 0.
+    S is the length of the longest; past the end of a shorter one, scores are -inf and probabilities 0.
     """
 
     def __init__(self, rows):

@@ -1,7 +1,7 @@
-"""Run a model on functions of one's own: `VLM.with_parts(window_index=mine, rms_norm=my_norm)`.
+"""Run a model with functions of your own: `VLM.with_parts(window_index=mine, rms_norm=my_norm)`.
 
 A part does the work of one function of the engine, in one model; its parameters and results are those of docs/lab.md, which may
-differ from that function's. The original is left alone. There are three ways in:
+differ from that function's. The original is not changed. There are three ways in:
 
     a kernel      the model's `Kernels` get the function: rms_norm, swiglu, gelu, rotate, linear, the two attentions
     a tensor      as the tensor passes through the stream, the function's result goes on in its place: windows, positions,
@@ -92,7 +92,7 @@ def check_parts(parts):
 
 
 def call_part(name, function, *arguments):
-    """What a part returns. Its arrays cannot be written; an exception becomes an Error that names the part."""
+    """Call a part. The arrays it gets are read-only; an exception becomes an Error that names the part."""
     arguments = [read_only(value) if isinstance(value, np.ndarray) else value for value in arguments]
     try:
         return function(*arguments)
@@ -133,7 +133,7 @@ def kernels_with_parts(kernels, parts):
 
 
 def kernel(name, function):
-    """A function with the kernel's own arguments, that calls the part and checks what comes back."""
+    """A function with the kernel's own arguments that calls the part and checks what it returns."""
     part = KERNEL_PARTS[name]
 
     def call(*arguments):
@@ -189,14 +189,14 @@ KNOWN = {
 
 
 def is_block(name):
-    """Whether it is the output of a block of the tower, such as visual.blocks.3."""
+    """Whether a name is that of the output of a tower block, such as visual.blocks.3."""
     return parse(name).general == "visual.blocks.{i}"
 
 
 class Observer:
-    """Replaces tensors of one stage as they pass, by what the parts give.
+    """Replaces tensors of one stage, as they pass, with the results of the parts.
 
-    known   {name: tensor} of those that parts are computed from, as they went on
+    known   {name: tensor} of those that parts are computed from, as they were passed on
     inputs  what the stage was called with, by name
     ready   {name: second result of a part, which waits for its tensor}
     """
@@ -220,7 +220,7 @@ class Observer:
                 self.known["visual.blocks"] = reply  # the last one alone
 
     def replacement(self, name, tensor):
-        """What goes on in the place of this tensor; None: the tensor itself."""
+        """What replaces this tensor; None: the tensor itself goes on."""
         if name in self.ready:  # the second result of a part
             value, part, shape = self.ready.pop(name)
             return check_array(part, value, tensor.shape if shape else None, tensor.dtype)
@@ -299,7 +299,7 @@ class Observer:
         return x
 
     def prompt_positions(self):
-        """Positions of the tokens that run now. subtle: the part gets the whole prompt, also where its beginning is cached."""
+        """Positions of the tokens that run now. subtle: the part gets the whole prompt, even if its beginning is cached."""
         inputs = self.inputs["inputs"]
         positions = self.two(
             "prompt_positions", "rope_delta", inputs.input_ids, self.model.config, inputs.image_grid_thw,

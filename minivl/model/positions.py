@@ -28,7 +28,7 @@ import numpy as np
 
 from minivl.errors import Error
 
-# where the text goes on after a video
+# where the text continues after a video
 VIDEO_POSITIONS = {
     "launch": "after the video's largest position, time included; what the model was trained with",
     "transformers5": "after its longer side, as after an image: a long video overlaps the text in time",
@@ -53,7 +53,7 @@ def patch_positions(grid_thw, merge_size):
 def vision_rope(places, head_dim, theta):
     """cos and sin for the tower: float32 [N, head_dim] each, from int [N, 2] rows and columns.
 
-    Half of the frequencies turn with the row, half with the column; the angles stand twice: [row*f, col*f, row*f, col*f].
+    Half of the frequencies turn with the row, half with the column; the angles are repeated: [row*f, col*f, row*f, col*f].
     """
     N, _ = places.shape
     angles = places.astype(np.float32)[:, :, None] * inverse_frequencies(theta, head_dim // 2)
@@ -102,7 +102,7 @@ def prompt_positions(
 
 
 def check_rule(video_positions):
-    """Check that it is one of VIDEO_POSITIONS."""
+    """Raise an Error unless it is one of VIDEO_POSITIONS."""
     if video_positions not in VIDEO_POSITIONS:
         raise Error(f"video_positions={video_positions!r}: choose one of {', '.join(map(repr, VIDEO_POSITIONS))}.")
 
@@ -151,7 +151,7 @@ def mrope(position_ids, rope, head_dim):
     """cos and sin for the decoder: float32 [T, head_dim] each, from int [3, T] positions.
 
     The head_dim/2 frequencies are split into three chunks, `mrope_section` long (16, 24, 24 in the published models):
-    the first turns with t, the second with h, the third with w. Not interleaved. Then all of it stands twice.
+    the first turns with t, the second with h, the third with w. Not interleaved. The result is then repeated.
     """
     frequencies, scale = rope_frequencies(rope, head_dim)
     row = np.repeat(np.arange(3), rope.mrope_section)  # [head_dim/2]: which of t, h, w turns frequency j
@@ -182,6 +182,6 @@ def rope_frequencies(rope, head_dim):
 
 
 def _turns_to_pair(turns, rope, head_dim):
-    """Which pair (a real number) makes this many turns over the length the model was trained on."""
+    """Index of the pair (a real number) that makes this many turns over the length the model was trained on."""
     length = rope.original_max_position_embeddings
     return head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope.rope_theta))

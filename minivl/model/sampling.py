@@ -15,7 +15,7 @@ from minivl.errors import Error
 from minivl.helpers import plain_number, read_json
 from minivl.kernels.attention import softmax
 
-NOT_BUILT = {  # fields of generation_config.json that change any answer, with the values that do not
+NOT_BUILT = {  # unsupported fields of generation_config.json that change any answer, with the values that do not
     "num_beams": (1,), "num_beam_groups": (1,), "penalty_alpha": (0,), "no_repeat_ngram_size": (0,), "bad_words_ids": (),
     "min_length": (0,), "min_new_tokens": (0,), "encoder_repetition_penalty": (1,), "encoder_no_repeat_ngram_size": (0,),
     "forced_bos_token_id": (), "forced_eos_token_id": (), "suppress_tokens": ([],), "begin_suppress_tokens": ([],),
@@ -23,18 +23,18 @@ NOT_BUILT = {  # fields of generation_config.json that change any answer, with t
     "num_return_sequences": (1,), "dola_layers": (), "constraints": (), "force_words_ids": (), "token_healing": (False,),
     "watermarking_config": (), "max_time": (),
 }  # fmt: skip
-NOT_BUILT_IN_SAMPLING = {  # without effect on greedy decoding
+NOT_BUILT_IN_SAMPLING = {  # those without effect on greedy decoding
     "min_p": (0,), "typical_p": (1,), "top_h": (), "epsilon_cutoff": (0,), "eta_cutoff": (0,),
 }  # fmt: skip
 FIELDS = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
-LARGEST = 1e38  # of float32, in which logits are
+LARGEST = 1e38  # limit of a setting: logits are float32
 
 
 def at_least(least):
     return lambda value: least <= value < LARGEST
 
 
-RULES = {  # the kind of a field, its range, and both in words; the range of top_k and top_p counts in sampling only
+RULES = {  # the type of a field, its range, and both in words; the range of top_k and top_p matters in sampling only
     "do_sample": (bool, lambda v: True, "true or false"),
     "temperature": (numbers.Real, at_least(0), "a number, at least 0 (0: greedy)"),
     "top_k": (numbers.Integral, at_least(0), "a whole number, at least 0 (0: no limit)"),
@@ -52,8 +52,8 @@ class Sampling:
     top_k           keep the k best (0: all);  top_p  keep the best that together have this probability (1: all)
     eos_token_id    tuple of ids that end an answer
     max_new_tokens  most tokens in an answer (transformers' own default, 20, is too short to be of use)
-    max_length      most tokens of prompt and answer together, of a file that has no max_new_tokens; None: no such limit
-    refused         fields of the file that are not built, with their values; they matter in sampling only
+    max_length      most tokens of prompt and answer together, if the file has no max_new_tokens; None: no such limit
+    refused         unsupported fields of the file, with their values; they matter in sampling only
     """
 
     do_sample: bool = False
@@ -98,7 +98,7 @@ class Sampling:
         eos = stored.get("eos_token_id")
         eos = eos_token_id if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
         fields = {field: stored[field] for field in FIELDS if stored.get(field) is not None}
-        if "max_new_tokens" not in fields:  # which goes before it, as in transformers
+        if "max_new_tokens" not in fields:  # which takes precedence, as in transformers
             fields["max_length"] = stored.get("max_length")
         return cls(**fields, eos_token_id=eos, refused=refused)
 
@@ -122,7 +122,7 @@ class Sampling:
         return dataclasses.replace(self, **options)
 
     def most_new_tokens(self, prompt_tokens):
-        """Most tokens of the answer to a prompt of so many."""
+        """Most tokens of the answer to a prompt of this length; an Error if max_length leaves none."""
         if self.max_length is None:
             return self.max_new_tokens
         if self.max_length <= prompt_tokens:
@@ -134,7 +134,7 @@ class Sampling:
 
 
 def check_built(stored, path):
-    """Refuse fields that change the answer and are not built."""
+    """Refuse fields that change the answer and are not supported."""
     for field, neutral in NOT_BUILT.items():
         if stored.get(field) not in (None, *neutral):
             raise Error(
@@ -209,7 +209,7 @@ def next_token(logits, seen, sampling, rng):
 
 
 def penalize_repetition(logits, seen, penalty):
-    """Every id that occurred, once however often: score / penalty if positive, score * penalty if negative.
+    """Penalize each id that occurred, once however often: score / penalty if positive, score * penalty if negative.
 
     subtle: "occurred" includes the whole prompt, `<|im_start|>` and image placeholders too. Source: arXiv:1909.05858
     """
@@ -224,7 +224,7 @@ def penalize_repetition(logits, seen, penalty):
 
 
 def keep_top_k(logits, k):
-    """All but the k largest become -inf; what ties with the k-th stays."""
+    """Set all but the k largest logits to -inf; those that tie with the k-th stay."""
     if k == 0 or k >= len(logits):
         return logits
     kth = np.partition(logits, -int(k))[-int(k)]  # subtle: -np.uint8(3) is 253
@@ -232,7 +232,7 @@ def keep_top_k(logits, k):
 
 
 def keep_top_p(logits, p):
-    """Drop the least likely ones whose probabilities add up to at most 1 - p; the likeliest always stays."""
+    """Drop the least likely tokens whose probabilities add up to at most 1 - p; the likeliest always stays."""
     if p >= 1:
         return logits
     ascending = np.argsort(logits, kind="stable")
@@ -244,6 +244,6 @@ def keep_top_p(logits, p):
 
 
 def draw(probs, rng):
-    """An index, drawn with these probabilities."""
+    """Draw an index with these probabilities."""
     total = np.cumsum(probs, dtype=np.float64)  # double, so that the last of 151,936 small numbers still count
     return int(np.searchsorted(total, rng.random() * total[-1], side="right"))

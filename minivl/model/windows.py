@@ -57,7 +57,7 @@ def frame_segments(grid_thw):
 
 
 def check_order(patches, index, *boundaries):
-    """Check that an order names every unit once and boundaries go from 0 to the number of patches: edits may break them."""
+    """Raise an Error unless an order names every unit once and boundaries go from 0 to the number of patches."""
     if patches % len(index) or not np.array_equal(np.sort(index), np.arange(len(index))):
         raise Error(f"window_index must name each of the units of these {patches} patches once.")
     for bounds in boundaries:

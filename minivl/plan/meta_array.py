@@ -170,7 +170,7 @@ class MetaKernels:
         return self._attention(q, k, v, np.sum(np.minimum(np.arange(S - T + 1, S + 1), window or S)))
 
     def _attention(self, q, k, v, pairs):
-        """pairs: of a query and a key that it sees, in one head."""
+        """pairs: number of (query, visible key) pairs in one head"""
         (H, N, K), KV = q.shape, len(k)
         self.note("attention", operations=4 * H * K * int(pairs), cache=2 * 4 * KV * K * int(pairs), rows=N)
         return self.array((N, H * K))

@@ -70,7 +70,7 @@ class MetaModel(Engine):
 
     processor        the `ImageProcessor` with the limits on sizes
     weight_bytes     bytes per weight of a matrix: 2 as stored, 4 as float32
-    video_positions  as of `Engine`
+    video_positions  as in `Engine`
     """
 
     def __init__(self, config, processor=None, weight_bytes=2, video_positions="launch"):
@@ -112,7 +112,7 @@ class MetaModel(Engine):
         """Costs of a prompt and of the tokens after the first: {"vision": [TensorCost, ...], "prefill": ..., "decode": ...}.
 
         subtle: all tokens after the first go through `decode` in one pass, each seeing what came before it. Rows cost the same
-        together as one after the other, except that a matrix is read and a kernel called once per row: that is put right here.
+        together as one after the other, except that a matrix is read and a kernel called once per row: that is corrected here.
         Names of this pass are without "steps.1.", and its peaks mean nothing.
         """
         cache, parts = self.new_cache(), {"vision": [], "prefill": [], "decode": []}
@@ -139,7 +139,7 @@ def change_calls(cost, change):
 
 
 def dummy_inputs(config, grids, text_tokens, clips=(), before=0, array=meta_array):
-    """`Inputs` of images, videos and so many tokens of text, `before` of them in front of the media. Values do not matter.
+    """`Inputs` of images, videos and `text_tokens` tokens of text, `before` of them before the media. Values do not matter.
 
     grids  (t, h, w) of each image;  clips  ((t, h, w), seconds) of each video;  array  function that makes the patches
     """
@@ -157,7 +157,7 @@ def dummy_inputs(config, grids, text_tokens, clips=(), before=0, array=meta_arra
 
 
 def text_ids(config):
-    """Ids that mean no image and no video, without end."""
+    """An endless iterator of ids that stand for no image and no video."""
     media = (config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id)
     return cycle([i for i in range(1, min(100, config.text.vocab_size)) if i not in media])
 

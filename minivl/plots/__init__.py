@@ -5,9 +5,9 @@
     plots.windows(trace)                            # a notebook shows it
     plots.attention(trace, layer=3, head=2, step=1).savefig("attention.png")
 
-Each function takes a `Trace`, or what a study of the same name returned (studies/), and says which tensors it needs, should
-they not have been kept. What is shown on an image is
-placed there by `trace.maps`. Nothing is drawn on a screen and no setting of matplotlib is changed.
+Each function takes a `Trace`, or what a study of the same name returned (studies/). If tensors that it needs were not kept,
+the Error names them. What is shown on an image is placed there by `trace.maps`. Nothing is drawn on a screen and no setting
+of matplotlib is changed.
 Colours: viridis, cividis, and the palette by Okabe and Ito, which people with any colour vision tell apart.
 """
 

@@ -185,7 +185,7 @@ def outline(axes, box, colour, width=2.0, **options):
 
 
 def write(axes, x, y, text, size=SMALL, **options):
-    """Text on a white plate, legible on any image. The layout ignores it, for it is inside the axes."""
+    """Text on a white plate, legible on any image. The layout ignores it, since it is inside the axes."""
     plate = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
     axes.text(x, y, text, ha="center", va="center", fontsize=size, bbox=plate, in_layout=False, **options)
 
@@ -210,7 +210,7 @@ def label_token(vlm, token_id, most=16):
 
 
 def legible(text, most=24):
-    """Text with characters that the font lacks escaped, cut to so many, and no $ that would start a formula."""
+    """Text with characters that the font lacks escaped, cut to `most`, and no $ that would start a formula."""
     known = "".join(c if LETTERS.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in str(text))
     known = known if len(known) <= most else known[: most - 1] + "…"
     return known.replace("$", r"\$")

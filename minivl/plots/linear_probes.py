@@ -1,4 +1,4 @@
-"""Where labels can be read: the scores of linear probes, tensor by tensor, tower and decoder on one axis."""
+"""Plot linear probes: the scores of each tensor, tower and decoder on one axis."""
 
 from minivl.errors import Error
 from minivl.plots.figure import COLOURS, GREY, SMALL, plot, resizable

@@ -163,7 +163,7 @@ def share_and_effect(atlas, effect, role="asked object"):
 
 
 def near_points(points, x, y, least=0.004):
-    """Points in order of y, those that are close together in one list: their labels would stand over each other."""
+    """Points in order of y, those that are close together in one list: their labels would overlap."""
     groups = []
     for point in points:
         for group in groups:
@@ -179,7 +179,7 @@ def near_points(points, x, y, least=0.004):
 def calibration(results, bins=10):
     """Confidence against share of right answers, with 95 % intervals: what `minivl.tiny.scoring.score_families` returned.
 
-    Tasks of which an answer may be true and another one too are left out, as in the score table; and so are boxes.
+    Tasks with more than one true answer are left out, as in the score table; and so are boxes.
     """
     chosen = [scored for scored in results if scored.task not in UNCERTAIN]
     table = calibration_bins(chosen, bins)

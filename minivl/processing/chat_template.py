@@ -25,7 +25,7 @@ from minivl.processing.tokenizer_files import read_token_names
 
 SYSTEM = "You are a helpful assistant."
 
-# SHA-256 of template texts that mean what `render` does: the published one, and that of the model that ships
+# SHA-256 of template texts that give the same as `render`: the published one, and that of the model that ships
 KNOWN = (
     "a0bc6f6fc7a29a80017a433e8f03a1cc1236e838a944a2d034295a60c4f2fddb",
     "ee6c5ac37b66e63847ab3d88c9ca5da0b67d1b6c004364a203034bb86b12153b",
@@ -49,7 +49,7 @@ class Template:
 
     @classmethod
     def read(cls, folder):
-        """From a checkpoint folder; without one, or without a template in it, the published one."""
+        """Read the template of a checkpoint folder; without one, or without a template in it, the published one."""
         for path in () if folder is None else (Path(folder) / name for name in FILES):
             source = read_source(path) if path.is_file() else None
             if source is not None:

@@ -44,7 +44,8 @@ def round_size(height, width):
 def smart_resize(height, width, factor=28, min_pixels=LIMITS["min_pixels"], max_pixels=LIMITS["max_pixels"]):
     """The size to scale to, (H, W): multiples of `factor`, near the same ratio, their product within the limits.
 
-    smart_resize(1080, 1920, max_pixels=12845056) -> (1092, 1932). Source: transformers 5, `Qwen2VLImageProcessor`.
+    smart_resize(1080, 1920, max_pixels=12845056) -> (1092, 1932). An Error if one side is more than 200 times the other.
+    Source: transformers 5, `Qwen2VLImageProcessor`.
     """
     if max(height, width) / min(height, width) > 200:
         raise Error(f"an image of {width} x {height} pixels is more than 200 times as long as wide. Cut it up.")
@@ -73,7 +74,7 @@ class ImageProcessor:
 
     @classmethod
     def read(cls, folder):
-        """From a checkpoint folder; without the file, transformers' defaults."""
+        """Read the settings of a checkpoint folder (`read_fields`); without a file, transformers' defaults."""
         stored = read_fields(Path(folder)) if folder is not None else {}
         check_steps(stored)
         fields = {name: stored[name] for name in cls.__dataclass_fields__ if stored.get(name) is not None}
@@ -131,7 +132,7 @@ class ImageProcessor:
         return smart_resize(height, width, self.merged_size, *self.limits(min_pixels, max_pixels))
 
     def limits(self, min_pixels, max_pixels):
-        """The limits of one call. Giving one moves the stored other one out of its way."""
+        """(min_pixels, max_pixels) of one call. If only one is given, the stored other one gives way where they conflict."""
         token = self.merged_size**2
         low = self.min_pixels if min_pixels is None else min_pixels
         high = self.max_pixels if max_pixels is None else max_pixels
@@ -157,8 +158,8 @@ class ImageProcessor:
     def patchify(self, frames):
         """Frames float32 [T, 3, H, W] -> patches float32 [N, 3*2*14*14], and their grid (T/2, H/14, W/14).
 
-        A single frame counts twice. Rows: frame by frame, in 2x2 blocks, inside a block (0,0) (0,1) (1,0) (1,1).
-        Columns: channel, time, y, x.
+        The last of an odd number of frames counts twice. Rows: frame by frame, in 2x2 blocks, inside a block (0,0) (0,1)
+        (1,0) (1,1). Columns: channel, time, y, x.
         """
         if len(frames) % self.temporal_patch_size:
             missing = self.temporal_patch_size - len(frames) % self.temporal_patch_size
@@ -179,7 +180,7 @@ class ImageProcessor:
 
 
 def prepare_image(image, processor, **sizes):
-    """Stage: a PIL image -> patches float32 [N, 1176] and its grid (1, rows, columns). sizes: as of `resize`."""
+    """Stage: a PIL image -> patches float32 [N, 1176] and its grid (1, rows, columns). sizes: as in `resize`."""
     resized = yield "resized", processor.resize(image, **sizes)  # [H, W, 3] uint8
     pixels = yield "normalized", processor.normalize(resized)  # [3, H, W] float32
     patches, grid = processor.patchify(pixels[None])
@@ -200,7 +201,7 @@ def parse_limits(stored):
     """{"min_pixels": ..., "max_pixels": ...} of preprocessor_config.json: two fields, or the edges of `size`.
 
     transformers 5 writes them as edges, which count pixels all the same; the fields win. Any other `size` is refused, as
-    there: version 4.49 passed over it, so that one may say anything.
+    there: version 4.49 ignored it, so it may hold anything.
     """
     limits = {name: stored[name] for name in LIMITS if stored.get(name) is not None}
     if stored.get("size") is None:
@@ -215,7 +216,7 @@ def parse_limits(stored):
 
 
 def check_steps(stored):
-    """The steps that are always done here, and cannot be left out or done otherwise."""
+    """Raise an Error if the file leaves out, or does otherwise, a step that is always done here."""
     for field, done in STEPS.items():
         setting = stored.get(field)
         if setting is not None and setting != done:

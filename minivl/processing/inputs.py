@@ -23,10 +23,10 @@ class Inputs:
     video_grid_thw       int64 [videos, 3]: pairs of frames, patch rows, patch columns of each
     second_per_grid_ts   float32 [videos]: seconds from one pair of frames to the next; 1.0 if not given
 
-    The model does without these, which `prepare` fills in:
+    The model does not need these, which `prepare` fills in:
     images               the source of each image, such as a path, and
     image_sizes          its (height, width) before it was resized, for the boxes of the answer
-    cached               (digests of images, digests of videos): the first of them, which have no patches here because a
+    cached               (digests of images, digests of videos): of the first ones, which have no patches here because a
                          KV cache holds their tokens; see reuse.py
     """
 
@@ -41,7 +41,7 @@ class Inputs:
     cached: tuple = ((), ())
 
     def __post_init__(self):
-        """Without images or videos, their arrays are empty."""
+        """Make the arrays empty where there are no images or videos."""
         if (self.pixel_values is None) != (self.image_grid_thw is None):
             raise Error("Inputs need both pixel_values and image_grid_thw, or neither: a prompt of text.")
         if self.pixel_values is None:

@@ -97,7 +97,7 @@ def to_rgb(image):
 def scale_transparent_colour(image):
     """Scale the transparent colour of a PNG of 2, 4 or 3 x 16 bits to 8 bits, as Pillow scales its pixels when it loads them.
 
-    Of 16 bits Pillow keeps the upper 8, so that a colour which differs in the lower ones alone is transparent, too.
+    Of 16 bits Pillow keeps the upper 8, so a colour that differs only in the lower ones is transparent too.
     """
     sample, raw = image.info.get("transparency"), image.tile[0][3] if getattr(image, "tile", None) else ""
     raw = raw[0] if isinstance(raw, tuple) and raw else raw

@@ -4,8 +4,8 @@
     for image in clip.frames([0, 16, 31]): ...     # PIL images in mode RGB
 
 All frames up to the last one asked for are decoded, because later ones build on them. The rate is the mean over the times of
-the frames, which may be as uneven as they like; where the file's own rate agrees with them, it is that, exactly. A list has no
-rate: its fps is None.
+the frames, which may be uneven; if the file's own rate agrees with them, it is that one, exactly. A list has no rate: its fps
+is None.
 """
 
 import io
@@ -37,7 +37,7 @@ class Clip:
 
     total     how many frames it has
     fps       frames a second; None for a list or an array
-    frames    function of rising indices that yields these frames, PIL images in mode RGB
+    frames    function of ascending indices that yields these frames, PIL images in mode RGB
     """
 
     total: int
@@ -47,7 +47,8 @@ class Clip:
 
 def open_video(source):
     """A `Clip`, from a path, file: or data: URI, base64 text, or bytes of a film or animation; a PIL image with frames; a list
-    of images, each as in `open_image`; or an array of them, [F, H, W, 3], uint8 or floats from 0 to 1. A `Clip` is itself."""
+    of images, each as in `open_image`; or an array of them, [F, H, W, 3], uint8 or floats from 0 to 1. A `Clip` is returned
+    as it is."""
     if isinstance(source, Clip):
         return source
     with reading_errors(source):
@@ -105,7 +106,7 @@ def warn_cut(source, frames, total):
 
 
 def open_list(frames):
-    """A list of images, or an array whose first axis counts them."""
+    """Open a list of images, or an array whose first axis counts them."""
     if isinstance(frames, np.ndarray) and frames.ndim != 4:
         raise Error(f"an array {list(frames.shape)} is not a video. Give [F, H, W, 3]: frames, rows, columns, colours.")
     if not len(frames):
@@ -117,7 +118,7 @@ def open_list(frames):
 
 
 def open_animation(source):
-    """An animated GIF, WebP, PNG or AVIF."""
+    """Open an animated GIF, WebP, PNG or AVIF."""
     with open_pillow(source) as image:
         if image.format == "MPEG":  # Pillow knows the name and nothing more
             raise UnidentifiedImageError
@@ -145,7 +146,7 @@ def open_animation(source):
 
 
 def count_declared_frames(image):
-    """Number of frames, the default image of a PNG included; None if the file is cut where it cannot be told."""
+    """Number of frames, the default image of a PNG included; None if the file is cut off so that it cannot be told."""
     try:
         return getattr(image, "n_frames", 1)
     except Exception:  # a GIF has no count: Pillow goes through the file, and each damage raises its own kind
@@ -153,7 +154,7 @@ def count_declared_frames(image):
 
 
 def has_trailer(source):
-    """Whether a GIF ends as it should, with ";": if it is cut between two frames, nothing else tells."""
+    """Whether a GIF ends as it should, with ";": nothing else tells whether it was cut off between two frames."""
     if isinstance(source, Image.Image):
         return True
     file = to_file(source)
@@ -194,7 +195,7 @@ def open_pillow(source):
 
 
 def open_film(source):
-    """mp4, webm and whatever FFmpeg reads. Frames are counted and timed without decoding them, unless the file is damaged."""
+    """Open mp4, webm or whatever FFmpeg reads. Frames are counted and timed without decoding, unless the file is damaged."""
     with open_container(source) as (container, stream):
         times, damaged, is_counted = packet_times(container, stream)
         header_rate, tick, listed = stream.average_rate or stream.guessed_rate, float(stream.time_base), stream.frames
@@ -223,7 +224,7 @@ def open_film(source):
 
 
 def packet_times(container, stream):
-    """(seconds at which frames are shown, rising, or None where unknown; whether there is damage; whether each packet is one)
+    """(seconds at which frames are shown, ascending, None if unknown; whether there is damage; whether each packet is one)
 
     subtle: VP8 has packets that show none, and what was cut out of a broadcast begins with frames that need an earlier one:
     these are dropped if they come before the first key frame, and shown by no decoder.
@@ -254,7 +255,7 @@ def seconds_of_tag(tag):
 def frame_rate(times, tick, header_rate):
     """Frames a second by their times; the header's rate, exactly, where both agree within the times' rounding. None if unknown.
 
-    A rate in the header may be a guess, of a film whose frames last unequally above all: a browser's recording, slides.
+    A rate in the header may be a guess, above all for frames of unequal duration: a browser's recording, slides.
     """
     header_rate = float(header_rate or 0)
     span = times[-1] - times[0] if len(times) > 1 and times[0] is not None else 0
@@ -266,7 +267,7 @@ def frame_rate(times, tick, header_rate):
 
 
 def decode_film(source, indices):
-    """Yield the images at rising indices; a warning if the decoder had to patch up frames, an Error if it has to give up."""
+    """Yield the images at ascending indices; a warning if the decoder had to patch up frames, an Error if it has to give up."""
     wanted, patched = [int(i) for i in indices], []
     waiting = iter(wanted)
     index = next(waiting, None)

@@ -66,7 +66,7 @@ def add_patches(kind, media, processed, first, image_processor):
 
 
 def hash_origin(kind, source, options):
-    """A digest of the content and options of an image or video, 64 letters; None if it takes decoding to know its content."""
+    """A digest of the content and options of an image or video, 64 hex digits; None if only decoding tells its content."""
     digest = hashlib.sha256(repr((kind, sorted(options.items()))).encode())
     try:
         for block in read_content(source):
@@ -77,7 +77,7 @@ def hash_origin(kind, source, options):
 
 
 def read_content(source):
-    """Yield the bytes of a source, block by block. A TypeError where there is no way to get them."""
+    """Yield the bytes of a source, block by block. A TypeError if there is no way to get them."""
     if isinstance(source, (str, Path, bytes, bytearray)):
         place = locate(source)
         if isinstance(place, bytes):

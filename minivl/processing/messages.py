@@ -1,4 +1,4 @@
-"""The message format: what a prompt may say, parsed into texts, images and videos.
+"""The message format: what a prompt may contain, parsed into texts, images and videos.
 
     [{"role": "user", "content": [{"type": "image", "image": "cat.png"}, {"type": "text", "text": "What is it?"}]}]
 
@@ -25,7 +25,7 @@ PLACEHOLDERS = {"image": IMAGE, "video": VIDEO}
 SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 SAMPLING = ("fps", "nframes", "min_frames", "max_frames", "total_pixels")  # of videos only
 SOURCES = {"image": ("image", "image_url", "url", "path", "base64"), "video": ("video", "video_url", "url", "path")}
-FASTEST, MOST = 100_000, 10**18  # frames a second; of anything else
+FASTEST, MOST = 100_000, 10**18  # upper limits: of frames a second; of any other number
 NOT_BUILT = ("video_start", "video_end")
 PROMPT_KEYS = {"question", "images", "videos"}  # of a prompt in `VLM.ask_many`, as `VLM.ask` takes them
 
@@ -35,7 +35,7 @@ class Media(NamedTuple):
 
     kind     "image" or "video"
     source   as it was given: a path, an array, a PIL image; None where a template is rendered without images
-    options  those of SIZES, and of SAMPLING for a video, that stand beside it
+    options  those of SIZES, and of SAMPLING for a video, that are given with it
     """
 
     kind: str
@@ -52,7 +52,7 @@ class Message(NamedTuple):
 
     @property
     def items(self):
-        """The content as a tuple, also where it is one string."""
+        """The content as a tuple, even if it is one string."""
         return (self.content,) if isinstance(self.content, str) else self.content
 
 
@@ -128,7 +128,7 @@ def prompt_messages(i, prompt):
 
 
 def parse(messages):
-    """A `Message` for each message; parsed ones are returned as they are. An Error where the format is violated."""
+    """A `Message` for each message; parsed ones are returned as they are. An Error if the format is violated."""
     if not isinstance(messages, (list, tuple)):
         raise Error(f'messages is a {type(messages).__name__}; it must be a list of {{"role": ..., "content": ...}}.')
     return [m if isinstance(m, Message) else parse_message(i, m) for i, m in enumerate(messages)]
@@ -196,7 +196,7 @@ def item_source(item, kind):
 
 
 def item_options(item, kind):
-    """The options that stand beside an image or video."""
+    """The options that are given with an image or video."""
     known = SIZES if kind == "image" else (*SIZES, *SAMPLING)
     for key in item:
         if key in NOT_BUILT and kind == "video":
@@ -222,7 +222,7 @@ def find_media(messages, sizes=None, sampling=None):
 
 
 def check_options(options):
-    """The same options as Python's own numbers; an Error for what is no number of pixels, frames, or frames a second."""
+    """The same options as Python numbers; an Error unless they are numbers of pixels, frames, or frames a second."""
     options = {name: plain_number(value) for name, value in options.items()}
     for name, value in options.items():
         if value is None:
@@ -235,7 +235,7 @@ def check_options(options):
 
 
 def check_has_video(conversations, options):
-    """An Error where options choose frames of a video and no conversation has one."""
+    """Raise an Error if options choose frames of a video and no conversation has one."""
     chosen = [name for name in ("fps", "nframes") if options.get(name) is not None]
     texts = [messages for messages in conversations if isinstance(messages, (list, tuple))]  # of `Inputs`, see `VLM.read`
     if chosen and texts and not any(find_media(messages)[1] for messages in texts):
@@ -246,7 +246,7 @@ def check_has_video(conversations, options):
 
 
 def expand(text, images=(), videos=()):
-    """Repeat every placeholder, once for each token: images and videos are token counts, in order."""
+    """Repeat each placeholder once for each of its tokens. images, videos: numbers of tokens, in order"""
     for placeholder, counts, noun in ((IMAGE, images, "images"), (VIDEO, videos, "videos")):
         occurrences = text.count(placeholder)
         if occurrences != len(counts):

@@ -15,7 +15,7 @@ from minivl.errors import Error
 
 
 def hash_patches(patches, grid, seconds=0.0):
-    """A digest of an image or video, 64 letters.
+    """A digest of an image or video, 64 hex digits.
 
     subtle: pages of one colour differ in their grids only, and a video played faster in its seconds only
     """
@@ -53,14 +53,14 @@ def count_reusable(cache, input_ids, media):
 
 
 def count_cached_media(inputs, cache, config):
-    """(images, videos): how many of the first need not run, because the cache holds their tokens."""
+    """(images, videos): how many, from the first on, need not run because the cache holds their tokens."""
     media, images = locate_media(inputs, config), len(inputs.image_grid_thw)
     reused = count_reusable(cache, inputs.input_ids, media)
     return tuple(sum(start < reused for start, _, _ in kind) for kind in (media[:images], media[images:]))
 
 
 def media_after(inputs, media, reused):
-    """Patches and grids of the images, then of the videos, behind the first `reused` tokens."""
+    """Patches and grids of the images, then of the videos, after the first `reused` tokens."""
     images, (stills, films) = len(inputs.image_grid_thw), map(len, inputs.cached)
     return (
         *_rows_after(inputs.pixel_values, inputs.image_grid_thw, stills, media[:images], reused),

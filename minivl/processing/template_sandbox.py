@@ -1,4 +1,4 @@
-"""Run a checkpoint's own chat template, a Jinja program of unknown origin, within limits on what it may read, make and take.
+"""Run a checkpoint's own chat template, a Jinja program of unknown origin, within limits on access, memory and time.
 
     render = compile_template(source, path)
     render(messages=[...], add_generation_prompt=True)     # the text of the prompt
@@ -60,7 +60,7 @@ class Budget:
             raise TooMuch
 
     def spend(self, result):
-        """Count what an operation has made; the same result."""
+        """Count what an operation has made; returns it."""
         if isinstance(result, Sized) and not isinstance(result, dict):
             self.text -= len(result)
         if self.text < 0:

@@ -10,18 +10,18 @@ import numpy as np
 from minivl.errors import Error
 from minivl.processing.tokenizer_files import load_library
 
-REPLACEMENT = "\ufffd"  # what a decoder shows for bytes that are no character
+REPLACEMENT = "\ufffd"  # what a decoder shows for bytes that form no character
 
 
 class Tokenizer:
-    """A byte-level BPE: any text can be written, and one character may take several tokens."""
+    """A byte-level BPE: any text can be encoded, and one character may take several tokens."""
 
     def __init__(self, library):
         self._library = library  # a tokenizers.Tokenizer
 
     @classmethod
     def read(cls, folder):
-        """From a checkpoint folder."""
+        """Read the tokenizer of a checkpoint folder."""
         return cls(load_library(folder))
 
     def encode(self, text):

@@ -1,8 +1,8 @@
 """Load a `tokenizers.Tokenizer` from the files that a checkpoint has.
 
-    tokenizer.json                    the whole of it
-    vocab.json, merges.txt            the vocabulary and merges alone, as older programs wrote them: how text is cut into
-                                      words, and how bytes are spelt, is then Qwen2's way, which no file says
+    tokenizer.json                    all of it
+    vocab.json, merges.txt            the vocabulary and merges alone, as older programs wrote them: text is then split into
+                                      words, and bytes are spelt, in Qwen2's way, which no file states
     tokenizer_config.json             added tokens, with their ids; or, without an entry for them,
     added_tokens.json                 {token: id}, of which special_tokens_map.json says which are special
 
@@ -52,7 +52,7 @@ def load_whole(path):
 
 
 def assemble(vocabulary, merges):
-    """From vocab.json and merges.txt."""
+    """Build the tokenizer from vocab.json and merges.txt."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     try:
@@ -67,7 +67,7 @@ def assemble(vocabulary, merges):
 
 
 def add_missing(library, path):
-    """The tokenizer with the added tokens that other files of the folder declare, and with the flags that they give them.
+    """Add the tokens that other files of the folder declare, with their flags. -> the tokenizer, `library` or a new one
 
     path  the file that `library` was read from
     """
@@ -87,7 +87,7 @@ def add_missing(library, path):
                 f"{where} says that token {text!r} is {id}; with {path.name} it is {library.token_to_id(text)}. Use both "
                 "files from one checkpoint, or save its tokenizer again."
             )
-    if changed:  # subtle: add_tokens passes over a token that is there, whatever its flags
+    if changed:  # subtle: add_tokens skips a token that exists, whatever its flags
         stored = json.loads(library.to_str())
         for token in stored["added_tokens"]:
             token.update(changed.get(token["content"], {}))
@@ -133,7 +133,7 @@ def read_token_names(folder):
 
 
 def read_special_tokens(folder, stored):
-    """The tokens that stand for no text, by tokenizer_config.json (`stored`) and special_tokens_map.json."""
+    """The special tokens, which stand for no text, by tokenizer_config.json (`stored`) and special_tokens_map.json."""
     path = folder / "special_tokens_map.json"
     entries = []
     for fields in (stored, read_json(path) if path.is_file() else {}):

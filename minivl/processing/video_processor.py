@@ -47,7 +47,7 @@ def prepare_video(source, processor, fps=None, nframes=None, min_frames=None, ma
 
 
 def sample_frames(clip, fps=None, nframes=None, min_frames=None, max_frames=None):
-    """Indices of the frames that the model sees: int64 [F], rising."""
+    """Indices of the frames that the model sees: int64 [F], ascending."""
     if clip.fps is not None:
         return linspace_indices(clip.total, smart_nframes(clip.total, clip.fps, fps, nframes, min_frames, max_frames))
     if (nframes, min_frames, max_frames) != (None, None, None):
@@ -56,7 +56,7 @@ def sample_frames(clip, fps=None, nframes=None, min_frames=None, max_frames=None
 
 
 def smart_nframes(total, video_fps, fps=None, nframes=None, min_frames=None, max_frames=None):
-    """Number of frames to take of a video of `total`, `video_fps` a second: even.
+    """Number of frames to take from a video of `total` frames, `video_fps` a second. It is even.
 
     fps      frames a second (2), with min_frames (4) and max_frames (768) in all
     nframes  or frames in all, rounded to even
@@ -99,12 +99,12 @@ def seconds_per_grid(clip, taken, depth, fps=None):
 
 
 def positive_integer(name, number, default=None):
-    """The number, or the default for None: whole and above 0."""
+    """The number, or the default for None; an Error unless it is whole and above 0."""
     return positive_number(name, number, default, Integral, "a whole number")
 
 
 def positive_number(name, number, default=None, kind=Real, what="a number"):
-    """The number, or the default for None: finite and above 0."""
+    """The number, or the default for None; an Error unless it is finite and above 0."""
     number = plain_number(default if number is None else number)
     if not isinstance(number, kind) or isinstance(number, bool) or not 0 < number < math.inf:
         raise Error(f"{name}={number!r}: it must be {what} above 0.")
@@ -115,7 +115,7 @@ def positive_number(name, number, default=None, kind=Real, what="a number"):
 
 
 def measure_video(source, processor, fps=None, nframes=None, min_frames=None, max_frames=None, **sizes):
-    """(frames, H, W) that `prepare_video` takes of a video: its first frame alone is decoded."""
+    """(frames, H, W) of what `prepare_video` makes of a video; only its first frame is decoded."""
     clip = open_video(source)
     taken = len(sample_frames(clip, fps, nframes, min_frames, max_frames))
     first = next(clip.frames([0]))
@@ -147,14 +147,14 @@ def frame_limits(processor, clip, taken, min_pixels=None, max_pixels=None, total
     share = positive_number("total_pixels", total_pixels, TOTAL_PIXELS) / taken * FRAME_FACTOR
     if clip.fps is not None:
         share = min(VIDEO_MAX_PIXELS, share)
-        # a smaller max_pixels moves the published minimum out of its way, as it does a stored one
+        # a smaller max_pixels overrides the published minimum, as it does a stored one
         if min_pixels is None and high >= 1.05 * VIDEO_MIN_PIXELS:
             low = max(low, VIDEO_MIN_PIXELS)
     return low, min(high, max(share, int(low * 1.05)))
 
 
 def resize_frames(clip, indices, fit):
-    """The frames of these indices, each through `fit`: uint8 [F, H, W, 3]. A bar on stderr if it takes long."""
+    """The frames with these indices, each resized by `fit`: uint8 [F, H, W, 3]. A bar on stderr if it takes long."""
     if not len(indices) or indices[0] < 0 or indices[-1] >= clip.total or np.any(np.diff(indices) <= 0):
         raise Error(f"frame_indices must rise, from 0 to {clip.total - 1} at most; these are {indices.tolist()}.")
     frames = clip.frames(indices)

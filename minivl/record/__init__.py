@@ -41,9 +41,9 @@ def mlx(model, keep="*", name=""):
 def onnxruntime(path, keep="*", name="", every=False, **session):
     """A `Recording` whose `run(inputs)` runs an ONNX file and keeps the output of every module, as torch's exporters name them.
 
-    keep, name  as of `torch`
-    every       keep every intermediate tensor, those that are no module's output by the graph's own names; so it is done,
-                too, if the graph names no modules
+    keep, name  as in `torch`
+    every       keep every intermediate tensor, those that are not a module's output by the graph's own names; this is also
+                done if the graph names no modules
     session     further arguments of onnxruntime.InferenceSession: providers, sess_options
     """
     from minivl.record.onnx_graph import OnnxRecording

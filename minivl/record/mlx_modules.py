@@ -1,4 +1,4 @@
-"""Record MLX modules: the class of each is given another `__call__` for the time of the recording.
+"""Record MLX modules: the class of each is given another `__call__` for the duration of the recording.
 
 MLX has no hooks, and looks `__call__` up in the class. Arrays are computed when they are recorded; what is inside a function
 that mx.compile compiled is not seen.

@@ -1,7 +1,7 @@
 """Record an ONNX file: each intermediate tensor becomes an output of the graph, and onnxruntime runs it.
 
 The file is not rewritten, and the onnx package not needed: in protobuf, a message that is appended to another is merged with
-it. So the outputs are bytes behind those of the file, and only the names of the nodes are read.
+it. So the outputs are bytes appended to those of the file, and only the names of the nodes are read.
 
 Source: onnx.proto (numbers of fields), protobuf's encoding (wire types)
 """
@@ -19,7 +19,7 @@ GRAPH, NODE, OUTPUT, METADATA = 7, 1, 12, 9  # fields of ModelProto, GraphProto,
 SCOPES = (
     "pkg.torch.onnx.name_scopes"  # what torch's newer exporter writes: ['', 'blocks.0', 'blocks.0.attn', 'softmax']
 )
-FOLDER = "session.model_external_initializers_file_folder_path"  # where weights outside the file are searched
+FOLDER = "session.model_external_initializers_file_folder_path"  # where weights outside the file are looked for
 
 
 class OnnxRecording(GraphRecording):

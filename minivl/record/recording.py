@@ -1,7 +1,7 @@
 """A recording of a port: named NumPy arrays, and the file that `minivl compare` reads.
 
 recording["visual.blocks.0.attn.qkv"]      # float32 [N, 3D]: bfloat16, which NumPy lacks, is upcast
-recording.save("port.safetensors")         # complete or not at all; `minivl.Trace.load` reads it, too
+recording.save("port.safetensors")         # complete or not at all; `minivl.Trace.load` reads it too
 """
 
 import json
@@ -50,7 +50,7 @@ class Recording(Mapping):
         return any(fnmatchcase(name, glob) for glob in self._globs)
 
     def add(self, name, array):
-        """Keep an array, in the place of an earlier one of this name."""
+        """Keep an array, replacing an earlier one of this name."""
         self._tensors[name] = to_storable(array)
 
     def check(self):

@@ -104,7 +104,7 @@ class Watch:
         return None if tensor is None else without_batch("input_ids", np.array(self.to_numpy(tensor)))
 
     def begin_tower(self, args, kwargs):
-        """The tower may run again on the same images: without a cache for each token of the answer; by itself to warm up.
+        """Begin a run of the tower. It may repeat one: for each token of the answer without a cache, or alone as a warm-up.
 
         Two runs on equal patches are two images if a grid differs, or if nothing ran between them within one pass of the model.
         """
@@ -211,7 +211,7 @@ def inputs_of(name, args, kwargs):
 
 
 def append_to_tower(recording, name, new):
-    """A tensor of the tower behind that of an earlier run of it, as if images and videos had been run at once."""
+    """Append a tensor of the tower to that of an earlier run of it, as if images and videos had been run at once."""
     if name not in recording:
         return new
     old = recording[name]

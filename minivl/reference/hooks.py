@@ -8,7 +8,7 @@ Needs the [reference] extra.
 
 Outputs and inputs of modules come from the recorder of any port in torch, `minivl.record.torch`. Here is what only the
 reference has: transformers' eager attention function is wrapped during the run for its arguments and results. All are
-observed, none computed, but for attention scores, which transformers does not return: they are q @ k.T of its rotated q
+observed, none computed, except attention scores, which transformers does not return: they are q @ k.T of its rotated q
 and k.
 """
 

@@ -34,8 +34,8 @@ def record_reference(source, question, images, path, dtype="float32", videos=Non
     """Run a question in transformers and write every tensor to a safetensors file. -> number of tensors
 
     source    a checkpoint folder or hub id;  question  text, or messages, which name their images and videos themselves
-    images    an image or a list of them, as of `open_image`;  videos  as of `open_video`;  path  of the file
-    fps, nframes  which frames to take, as of `VLM.ask`
+    images    an image or a list of them, as in `open_image`;  videos  as in `open_video`;  path  of the file
+    fps, nframes  which frames to take, as in `VLM.ask`
 
     subtle: after a video transformers 5 counts positions by another rule than minivl's default (positions.py). To compare
     with it, load the model with video_positions="transformers5".

@@ -1,6 +1,6 @@
 """Attention maps of the report: the rows that chose each token of the answer, packed for the page; page.js draws them.
 
-A map is one byte a token, 255 for its largest: one scale for the tokens of images and one for those of text, for the first
+A map is one byte a token, 255 for its largest: one scale for the tokens of images and one for those of text, since the first
 token of a prompt often takes most of the attention and would leave the image dark.
 """
 
@@ -123,9 +123,9 @@ class AttentionMaps:
 
 
 def last_row(probs, query, keys, window):
-    """The last row of probs [H, rows, S] -> [H, 1, S], without computing the others: of a long prompt they take a GB a layer.
+    """The last row of probs [H, rows, S] -> [H, 1, S], without the others: for a long prompt they take a GB per layer.
 
-    query [H, 1, K]  the last row's;  keys  arrays [KV, rows, K] of this layer;  window  as of `TextConfig.layer_window`
+    query [H, 1, K]  the last row's;  keys  arrays [KV, rows, K] of this layer;  window  as in `TextConfig.layer_window`
     """
     if isinstance(probs, Lazy) and sum(part.shape[1] for part in keys) == probs.shape[-1]:
         return softmax(causal_scores(query, np.concatenate(keys, axis=1), window))

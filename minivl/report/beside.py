@@ -1,4 +1,4 @@
-"""Two runs on one page, side by side: each in a frame of its own, whose choices are those of the other.
+"""Two runs on one page, side by side: each in a frame of its own; what is chosen in one is chosen in the other.
 
     vlm.report("What colour is the ring?", images="red.png", beside="blue.html")
 
@@ -70,14 +70,14 @@ def fill_beside(first, second):
 
 
 def compared(run, key):
-    """What of a run's data is compared: of images what they show, and not where they stand in the prompt."""
+    """The part of a run's data that is compared: of images what they show, not where they are in the prompt."""
     if key == "pictures":
         return [[picture.get(name) for name in ("src", "width", "height")] for picture in run[key]]
     return run[key]
 
 
 def describe_differences(first, second):
-    """ "The question and the answer differ." """
+    """A sentence such as "The question and the answer differ." """
     names = [f"the {name}" for key, name in COMPARED.items() if compared(first, key) != compared(second, key)]
     if not names:
         return "Model, question, image and answer are the same."

@@ -22,7 +22,7 @@ from minivl.tensors.tokens import token_text
 from minivl.trace.edits import ablate_head, as_observer
 
 MOST = 200  # runs, unless asked otherwise
-TIMED, LONG = 5, 10.0  # after so many runs the time of all is known; above so many seconds it is said
+TIMED, LONG = 5, 10.0  # after TIMED runs the time of all is estimated; above LONG seconds it is announced
 SMALL = 500e6  # bytes of weights up to which causes are measured without being asked for
 NEEDED = ("input_ids", "inputs_embeds", "position_ids", "rope_delta")
 OTHERS = 4000  # changes of the likeliest token that the page lists
@@ -38,7 +38,7 @@ def choose_runs(vlm, causes):
 
 
 def measure_causes(vlm, tensors, ids, maps, views, runs):
-    """Ablate heads and hide parts of the image, one at a time, in at most so many runs. -> a dict for the page, or None
+    """Ablate heads and hide parts of the image, one at a time, in at most `runs` runs. -> a dict for the page, or None
 
     tensors  those of NEEDED;  ids  the answer's tokens;  views  (image, frame) of the images in the page
     before   probability of each token of the answer;  after  the same in each run, a byte each (255 is 1), as base64

@@ -21,7 +21,7 @@ from minivl.tiny import CHECKPOINT
 from minivl.trace.maps import MAPPED, Maps
 from minivl.trace.stats import describe_outliers, stats_of
 
-LARGE = 1 << 24  # values of a lazy tensor (attention scores and probabilities): above, its statistics are left out
+LARGE = 1 << 24  # values of a lazy tensor (attention scores and probabilities): above this, its statistics are left out
 ROWS = 6000  # of the table of tensors, from the first one on
 GROUPS = ("preparation", "vision tower", "decoder, the prompt", "decoder, token by token")
 
@@ -114,7 +114,7 @@ class Collector:
         self.rows.append([*line, *numbers, stats.nan, stats.inf, describe_outliers(stats)])
 
     def data(self, answer, info, measured):
-        """The content of the page. info: as of a `Trace`."""
+        """The content of the page. info: as in a `Trace`."""
         self._check()
         maps = Maps.from_tensors(self.config, self.mapped, getattr(answer, "pictures", ()))
         causes, views = None, views_in_page(maps)

@@ -16,7 +16,7 @@ from minivl.tensors.names import parse
 
 __all__ = ["Report", "check_page", "fill_template", "needed", "page", "page_of_run", "report", "write_page"]
 
-# general names of the tensors without which there is no page
+# general names of the tensors that a page needs
 NEEDED = (
     "image.{i}.resized", "video.{i}.resized", "model.layers.{i}", "model.layers.{i}.self_attn.probs", "lm_head", "next_token"
 )  # fmt: skip
@@ -30,8 +30,8 @@ def needed(name, shape=None):
 def page(trace, vlm, causes=0, beside=None):
     """The page of a trace, as the text of an HTML file. vlm: the model that made it, for token text and the logit lens.
 
-    causes  the most runs to spend on causes: heads ablated, parts of the image hidden. The trace must then hold inputs_embeds,
-            position_ids and rope_delta too
+    causes  most runs to spend on causes: heads ablated, parts of the image hidden. The trace must then also hold
+            inputs_embeds, position_ids and rope_delta
     beside  another run to show beside it: a trace of the same model, a Report, or the path of a recording or of a page
     The trace must hold what `needed` says; of all other tensors the page shows those that were kept. A trace measures no time:
     its timeline shows how many numbers each stage made.
@@ -43,13 +43,13 @@ def page(trace, vlm, causes=0, beside=None):
 
 
 def page_of_run(vlm, messages, causes=None, beside=None, **options):
-    """Answer messages (options as of `vlm.chat`) -> (the page's text, the `Answer`). No tensors are kept.
+    """Answer messages (options as in `vlm.chat`) -> (the page's text, the `Answer`). No tensors are kept.
 
-    causes  the most runs of the decoder to spend on causes: heads ablated, parts of the image hidden. 200 if not given, 0
+    causes  most runs of the decoder to spend on causes: heads ablated, parts of the image hidden. 200 if not given, 0
             for a model of more than 500 MB
-    beside  another run to show beside it, as of `page`
+    beside  another run to show beside it, as in `page`
     A question about a small blank image is answered first, so that the times are those of a model that has run before; not if
-    the weights do not fit in memory, for that would read all of them once more.
+    the weights do not fit in memory, since that would read all of them once more.
     """
     import numpy as np
 
@@ -75,7 +75,7 @@ def page_of_run(vlm, messages, causes=None, beside=None, **options):
 
 
 def open_second(beside, vlm):
-    """The page's data of the run that is shown beside, None for none: before the first run takes minutes."""
+    """The page's data of the second run, None for none. Called before the first run, which may take minutes."""
     if beside is None:
         return None
     from minivl.report.beside import open_run
@@ -93,7 +93,7 @@ def fill(data, second):
 
 
 def report(vlm, question, images=None, videos=None, causes=None, beside=None, **options):
-    """Answer a question and collect its page. causes, beside: as of `page_of_run`; the others as of `VLM.ask`. -> Report"""
+    """Answer a question and collect its page. causes, beside: as in `page_of_run`; the others as in `VLM.ask`. -> Report"""
     from minivl.processing.messages import build_messages
 
     return Report(*page_of_run(vlm, build_messages(question, images, videos), causes, beside, **options))

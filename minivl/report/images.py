@@ -32,13 +32,13 @@ def pictures(maps, resized, answer, views):
 
 
 def latest(resized, kind, count):
-    """The last so many, numbered from 0: with a cache the earlier images of a conversation are not run again."""
+    """The last `count`, numbered from 0: with a cache the earlier images of a conversation are not run again."""
     names = sorted((name for name in resized if name.startswith(kind)), key=lambda name: int(name.split(".")[1]))
     return {f"{kind}.{i}.resized": resized[name] for i, name in enumerate(names[len(names) - count :])}
 
 
 def picture(maps, context, answer, image, frame, count):
-    """One image or pair of frames, of so many in the page; pixels are those of the resized image.
+    """One image or pair of frames, of `count` in the page; pixels are those of the resized image.
 
     src, name, width, height, rows, columns   first: number of its first token;  prompt: place of that in the prompt
     slots    of each token in window order, row by row;  position  {"t": of all, "h": of each row, "w": of each column}
@@ -76,7 +76,7 @@ def describe(maps, answer, image, frame):
 
 
 def source(pixels, count=1):
-    """A data: address of pixels, uint8 [H, W, 3], one of so many images: PNG where that is small, else JPEG."""
+    """A data: URI of pixels, uint8 [H, W, 3], one of `count` images: PNG if that is small, else JPEG."""
     image, longest = Image.fromarray(pixels), LONGEST if count <= 2 else SMALLER
     image.thumbnail((longest, longest))
     png = encode(image, "PNG", optimize=True)

@@ -16,7 +16,7 @@ from minivl.stream import Lazy, value_of
 
 MOST = 240_000  # values of all maps: bytes in the page, a third more as text
 LEVELS = ("patches", "tokens", "received")
-LARGE = 1 << 24  # values of the attention of a block: above, it is computed from queries and keys, some rows at a time
+LARGE = 1 << 24  # values of a block's attention: above this, it is computed from queries and keys, some rows at a time
 AT_ONCE = 1 << 22  # values of these rows, all heads together
 
 

@@ -44,7 +44,7 @@ def without_time(vlm, over, **options):
     """The change of the logit difference with all frames of the videos at the first one's position in time.
     -> Averages (over.py), axis "positions"
 
-    The text behind a video keeps its positions.
+    The text after a video keeps its positions.
     """
 
     def measure(case_run):

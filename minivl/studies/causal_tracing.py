@@ -70,11 +70,11 @@ def patch_grid(
              differ are compared, those before it are forced
     layers   numbers; all if not given. inputs_embeds is always the first row
     groups   {label: positions in the prompt}, patched together; `token_groups` if not given
-    options  as of `vlm.ask`
+    options  as in `vlm.ask`
     The tower runs once for each prompt; a patched run starts after its layer.
 
     over     cases with `corrupted` images instead of two prompts: the recovered share by layer and role of the tokens
-             (over.py). -> Averages. Cases whose two images do not get their true answers are left out: NaN
+             (over.py). -> Averages. Cases whose two images do not get their true answers are NaN
     Source: Meng et al. 2022 (arXiv:2202.05262); the logit difference as the measure: Wang et al. 2022 (arXiv:2211.00593).
     """
     if over is not None:

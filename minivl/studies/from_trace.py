@@ -29,7 +29,7 @@ def require(trace, *names):
 
 
 def find_numbers(trace, pattern):
-    """Numbers i, rising, for which the run made a tensor of this name, such as "model.layers.{i}.self_attn.probs"."""
+    """Numbers i, ascending, for which the run made a tensor of this name, such as "model.layers.{i}.self_attn.probs"."""
     before, after = pattern.split("{i}")
     inner = [
         name[len(before) : len(name) - len(after)] for name in trace.names if fnmatchcase(name, f"{before}*{after}")

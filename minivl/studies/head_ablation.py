@@ -56,7 +56,7 @@ def ablate_heads(
     """Run the model without each head in turn and measure the answer's log-probability. -> HeadAblation
 
     answer  text or token ids; the model's own if not given. It is forced: see teacher_forcing.py
-    layers  of the decoder, numbers; all if not given, [] for none;  blocks  of the tower, likewise
+    layers  of the decoder, numbers; all if not given, [] for none;  blocks  of the tower, in the same way
     by      "zero", or "mean": the head's context is replaced by its mean over the rows of this same run
     A run without a decoder head starts at its layer; only the tower's own heads make the tower run again.
 

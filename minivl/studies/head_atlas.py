@@ -19,7 +19,7 @@ from minivl.studies.over import ROLES, average
 def head_atlas(vlm, over, **options):
     """Shares of attention by layer, head and role, [layers, heads, roles], over many cases. -> Averages
 
-    over     cases: see over.py;  options  as of `vlm.prepare`
+    over     cases: see over.py;  options  as in `vlm.prepare`
     Of an answer with several tokens, the mean over the tokens at which they are chosen.
     """
     text = vlm.config.text

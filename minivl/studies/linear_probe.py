@@ -4,7 +4,7 @@
     print(result)                               # accuracy of each tensor, beside control labels and the commonest label
     plots.probes([result, ...])
 
-A probe is a logistic regression (of numbers a ridge regression) on standardised rows, fitted on some prompts and scored on
+A probe is a logistic regression (for numbers, a ridge regression) on standardised rows, fitted on some prompts and scored on
 others: no prompt is on both sides. Control labels are the same labels dealt out to other prompts at random; what a probe
 scores on them it has learnt by heart, and what it scores above them is its selectivity (Hewitt and Liang, 2019). A label
 that can be read is there; whether the model uses it, a probe cannot tell: ablate or patch for that.
@@ -26,7 +26,7 @@ DRAWS, INTERVAL = 1000, (2.5, 97.5)  # of the bootstrap over prompts
 
 @dataclass(frozen=True)
 class Score:
-    """Of one tensor, on held-out prompts: accuracy (R² of numbers), its 95 % interval, and the score of control labels."""
+    """Score of one tensor on held-out prompts: accuracy (R² for numbers), its 95 % interval, the score of control labels."""
 
     tensor: str
     score: float
@@ -75,7 +75,7 @@ def probe(store, label, tensors=None, held_out=0.3, strength=1.0, seed=0, **wher
               columns of pixels and positions, are predicted as numbers
     tensors   which tensors; None: all whose index has such rows
     held_out  share of the prompts that probes are scored on
-    strength  inverse of the regularisation (C of scikit-learn)
+    strength  inverse of the regularisation: for rows of width D, C = strength / D, or alpha = D / strength for numbers
     where     which rows: kind="answer", kind=["box", "word"], ...
     """
     regression = load_sklearn()
@@ -163,7 +163,7 @@ def fit(regression, x, y, test, is_number, strength):
 
 
 def total(parts, is_number):
-    """Accuracy, or of numbers R² = 1 - squared errors over squared distances to the mean."""
+    """Accuracy; for numbers R² = 1 - squared errors over squared distances to the mean."""
     ratio = parts[:, 0].sum() / max(parts[:, 1].sum(), 1e-30)
     return float(1 - ratio if is_number else ratio)
 
@@ -180,7 +180,7 @@ def interval(parts, prompts, seed, is_number):
 
 
 def baseline(y, test, is_number):
-    """What naming the commonest label of the others scores; 0 of numbers, where it is the mean."""
+    """The score of always naming the commonest label of the other rows; 0 for numbers, where it is the mean."""
     if is_number:
         return 0.0
     names, counts = np.unique(y[~test], return_counts=True)

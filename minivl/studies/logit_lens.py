@@ -53,7 +53,7 @@ def logit_lens(trace=None, vlm=None, start=None, end=None, most=5, over=None, **
     Needs model.layers.* (each layer's output) and, of an answer with several tokens, steps.*.model.layers.*.
 
     over        cases instead of a trace, logit_lens(vlm=vlm, over=cases): the logit difference after each layer, at the tokens
-                where the answer is chosen. -> Averages (over.py); options as of `vlm.prepare`
+                where the answer is chosen. -> Averages (over.py); options as in `vlm.prepare`
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
     if vlm is None or (trace is None) == (over is None) or (over is None and options):

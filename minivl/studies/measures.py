@@ -32,7 +32,7 @@ VIDEO_TASKS = ("way", "when", "first", "appeared")
 TWO_TRUE = {"ambiguous": "the shape on the left", "hidden": "a circle"}  # families with two true answers; the first one
 SAMPLES = 5
 UNCERTAIN_SEED = 4_000
-TRIED, KNOWN = 20, 0.4  # a task is measured if at least this share of so many cases is answered right
+TRIED, KNOWN = 20, 0.4  # a task is measured if at least the share KNOWN of TRIED cases is answered right
 AHEAD = "right answer ahead"  # of the wrong ones that it is compared with
 UNIT = 20  # cases for one unit of `score_families`
 
@@ -106,7 +106,7 @@ def names(heads):
 
 
 def by_layer(heads, name):
-    """{name of a layer: those of the heads that are in it}, layers rising."""
+    """{name of a layer: those of the heads that are in it}, layers ascending."""
     layers = sorted({layer for layer, _ in heads})
     return {name.format(i): [head for head in heads if head[0] == i] for i in layers}
 
@@ -281,7 +281,7 @@ def about_idle(patched, idle):
 
 
 def about_most_needed(share, ablation):
-    """The head without which most is lost, if the interval of the loss does not hold 0."""
+    """The head without which most is lost, if the interval of the loss does not contain 0."""
     if np.isnan(ablation.mean).all():
         return []
     worst = np.unravel_index(np.nanargmin(ablation.mean), ablation.mean.shape)
@@ -291,7 +291,7 @@ def about_most_needed(share, ablation):
 
 
 def rank_correlation(a, b):
-    """Spearman's, as text: the correlation of ranks over what is known of both; equal values share a rank."""
+    """Spearman's rank correlation, as text, over what is known of both; equal values share a rank."""
     a, b = np.ravel(a), np.ravel(b)
     known = np.isfinite(a) & np.isfinite(b)
     ranks = [shared_ranks(values[known]) for values in (a, b)]
@@ -311,7 +311,7 @@ def known_pairs(patched):
 
 
 def patching_lines(result):
-    """Where what is asked for sits after each layer."""
+    """Lines: where the information that is asked for is after each layer."""
     first = result.axes["patched after"]
     roles = [role for role in result.axes["tokens"] if not np.isnan(result[first[0], role][0])]
     rows = [
@@ -466,7 +466,7 @@ def true_answers(vlm, family, number):
 
 
 def probability(case_run):
-    """Of all tokens of the case's answer, and of its end."""
+    """Probability of all tokens of the case's answer and of its end, together."""
     logits = case_run.unchanged.astype(np.float64)
     logits = logits - logits.max(axis=1, keepdims=True)
     ids = case_run.forced.ids

@@ -77,7 +77,7 @@ def as_cases(over):
 
 
 def check_no_prompt(**given):
-    """With over=, each case has its own prompt and answer."""
+    """Raise an Error for a prompt or answer that is given with over=: each case has its own."""
     names = [f"{name}=" for name, value in given.items() if value is not None]
     if names:
         raise Error(f"over= and {', '.join(names)} together: each case has its own. Leave one of them out.")
@@ -99,7 +99,7 @@ class CaseRun:
     """
 
     def __init__(self, vlm, case, ids=None, **options):
-        """ids: other answer tokens than the case's, to be forced; options as of `vlm.prepare`"""
+        """ids: other answer tokens than the case's, to be forced; options as in `vlm.prepare`"""
         inputs = run(vlm.read(messages_of(case), **options))
         self.vlm, self.case, self.maps = vlm, case, Maps.of(inputs, vlm.config, vlm.video_positions)
         ids, self.rivals = rival_tokens(vlm, case) if ids is None else (ids, [])
@@ -179,8 +179,8 @@ def rival_tokens(vlm, case):
 
 
 def roles_of(case_run):
-    """{role: int64 rows} of prompt and answer. An object's tokens are those that its box touches; where two objects touch
-    a token, the one that covers more of it."""
+    """{role: int64 rows} of prompt and answer. An object's tokens are those that its box touches; a token that two
+    objects touch belongs to the one that covers more of it."""
     forced, maps, case = case_run.forced, case_run.maps, case_run.case
     role = np.full(len(forced.x), TEMPLATE, dtype=object)
     role[maps.prompt_of_token(np.arange(maps.tokens))] = BACKGROUND
@@ -246,7 +246,7 @@ class Averages:
     """A study over many cases: a number for each case and each cell of a table.
 
     values     float32 [cases, *axes]; NaN where a case lacks such a cell (an image of one object has no other objects)
-    axes       {name: labels} of the axes behind the first
+    axes       {name: labels} of the axes after the first
     study      the name of the study;  what  what a value is: `CHANGE`, or a share
     baseline   float32 [cases]: the logit difference without changes
     cases      the cases, a list

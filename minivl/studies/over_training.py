@@ -26,8 +26,8 @@ READ = (QUESTION_WORD, ASKED)
 class Training:
     """Scores and heads of several checkpoints.
 
-    steps      their numbers, rising
-    skills     {task: [(score, low, high), ...]}, one for each step, NaN where it was not asked; 95 % intervals as of scoring.py
+    steps      their numbers, ascending
+    skills     {task: [(score, low, high), ...]}, one for each step, NaN where it was not asked; 95 % intervals as in scoring.py
     heads      {role: [(share, low, high), ...]}: the largest mean share of attention that any head has on this role
     strongest  {role: [(layer, head), ...]}: that head
     """
@@ -53,7 +53,7 @@ def over_training(checkpoints, over, tasks=TASKS, families=tuple(FAMILIES), exam
 
     checkpoints  folders, each named by its step ("000400")
     over         cases for the heads: see over.py
-    tasks        to be scored by minivl.tiny.scoring, in trained wordings;  families, examples  as of `score_families`
+    tasks        to be scored by minivl.tiny.scoring, in trained wordings;  families, examples  as in `score_families`
     """
     for argument, given, known in (("tasks", tasks, SCORED_TASKS), ("families", families, FAMILIES)):
         for name in given:

@@ -61,7 +61,7 @@ class Forced:
     def stage(self, x=None, first=0, cache=None, position_ids=None):
         """Stage: the decoder from layer `first` on, with x [T + A - 1, D] as its input -> hidden states.
 
-        cache         with the first rows' keys and values; x is then the rows behind them. An empty one if not given
+        cache         with the first rows' keys and values; x is then the rows after them. An empty one if not given
         position_ids  other positions than the prompt's, int64 [3, T + A - 1]
         """
         vlm, x, cache = self.vlm, self.x if x is None else x, self.vlm.new_cache() if cache is None else cache
@@ -96,7 +96,7 @@ def force(vlm, question, images=None, videos=None, answer=None, **options):
     """Run a prompt once and force the model's own answer, or another one. -> Forced
 
     answer   text, or token ids (an array or a list); the end of the answer, <|im_end|>, belongs to the model's own only
-    options  as of `vlm.ask`
+    options  as in `vlm.ask`
     """
     ids = None if answer is None else encode_answer(vlm, answer)
     most = options.pop("max_new_tokens", None) or vlm.sampling.max_new_tokens
@@ -119,7 +119,7 @@ def encode_answer(vlm, answer):
 
 
 def check_numbers(given, count, what):
-    """Numbers of layers, blocks or heads as a rising list; all of them for None. An Error for any that does not exist."""
+    """Numbers of layers, blocks or heads as an ascending list; all of them for None. An Error for any that does not exist."""
     numbers = range(count) if given is None else np.atleast_1d(np.asarray(given, dtype=object)).tolist()
     for number in numbers:
         if isinstance(number, bool) or number not in range(count):

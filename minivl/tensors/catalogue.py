@@ -1,7 +1,7 @@
 """The catalogue of tensors: one row for each tensor that a run makes, in the order in which it is made.
 
     of("visual.blocks.7.attn.q_rope").axes          # ("H", "N", "K")
-    row_axis("visual.blocks.7.attn.q_rope")         # 1: its rows are patches, behind the heads
+    row_axis("visual.blocks.7.attn.q_rope")         # 1: its rows are patches, after the heads
     row_kind("visual.blocks.7.attn.q_rope")         # "patch slots": patches in window order
     level("visual.blocks.7.attn.q_rope")            # "tensor": a walk shows it at its finest level only
     in_data_flow(["lm_head", "visual.blocks.0.norm1"])      # the second comes first
@@ -69,7 +69,7 @@ class Tensor:
 
     @property
     def has_channels(self):
-        """Whether the last axis counts channels, as of [N, D]; not angles, scores, vocabulary, pixels."""
+        """Whether the last axis counts channels, as in [N, D]; not angles, scores, vocabulary, pixels."""
         return len(self.axes) == 2 and self.dtype == "float32" and self.axes[-1] in WIDTHS
 
     @property
@@ -252,7 +252,7 @@ def counts(config):
 
 
 def names_of(config, media=20):
-    """Names that a run of this model may make of so many images and videos; the prompt's, which steps and chunks share."""
+    """Names that a run with `media` images and videos may make; the prompt's, which steps and chunks share."""
     for tensor in CATALOGUE:
         number = counts(config).get(tensor.name.partition(".{i}")[0], media) if "{i}" in tensor.name else 1
         for i in range(number):

@@ -20,7 +20,7 @@ def chunks_by_name(names):
 
 
 def concatenate(tensors):
-    """The same tensors by name, chunks joined in the place of the first; a tensor that lacks a chunk stays in chunks."""
+    """The same tensors by name, chunks joined in place of the first; a tensor that lacks a chunk stays in chunks."""
     chunks = chunks_by_name(tensors)
     if not chunks:
         return dict(tensors)
@@ -36,7 +36,7 @@ def concatenate(tensors):
 
 def _join(tensors, name):
     """Rows below each other: [T, ...] along the first axis, [H, T, ...] along the second. Scores and probabilities cover the
-    prompt up to the end of their own chunk: -inf and 0 stand behind it."""
+    prompt up to the end of their own chunk: after that they are -inf and 0."""
     try:
         if name.endswith((".scores", ".probs")):
             longest, fill = tensors[-1].shape[-1], -np.inf if name.endswith(".scores") else 0

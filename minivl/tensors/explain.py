@@ -35,7 +35,7 @@ def explain(config, name, tensor):
 
 
 def facts(config, name, tensor):
-    """The numbers and words that stand in the texts and sentences."""
+    """The numbers and words that are filled into the texts and sentences."""
     vision, text = config.vision, config.text
     shape = [*tensor.shape, "", "", ""]
     parsed = parse(name)

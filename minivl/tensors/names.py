@@ -3,7 +3,7 @@
     parse("steps.3.model.layers.7.self_attn.q_rope")    # step 3, index 7, general "model.layers.{i}.self_attn.q_rope"
     published_name("model.language_model.layers.0")     # "model.layers.0"
 
-A name is the module path of the published checkpoint, behind at most two prefixes:
+A name is the module path of the published checkpoint, after at most two prefixes:
 
     steps.3.    made for the fourth token of the answer (the prompt's tensors have no such prefix)
     chunks.1.   made for the second chunk of a long prompt (the first chunk's have no such prefix)
@@ -32,7 +32,7 @@ class Name:
     """A tensor's name, taken apart.
 
     prefix   "steps.3.", "chunks.1.", ... or ""
-    own      the name behind it: "model.layers.7.mlp.act"
+    own      the name after it: "model.layers.7.mlp.act"
     general  the catalogue's: "model.layers.{i}.mlp.act"
     counted  what the index counts: "model.layers"; "" if nothing
     index    7; None if there is none, or a glob stands in its place

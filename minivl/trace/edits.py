@@ -5,9 +5,9 @@
     vlm.trace(question, images="red.png", edit=freeze(other, "model.layers.*"))                 # its attention patterns
     vlm.trace(question, images="red.png", edit=ablate_head(vlm, "model.layers.3", [0, 4]))      # two heads ablated
     vlm.trace(question, images="red.png", edit=steer("*model.layers.2", direction, 4.0))        # in the answer's steps, too
-    ... | ...                                                                                   # one, chain the other
+    ... | ...                                                                                   # one, then the other
 
-Each returns `Edits`, a dict {glob: array or function of the tensor}. It lives as long as the run that it is given to. An edit
+Each returns `Edits`, a dict {glob: array or function of the tensor}. It acts only in the run that it is given to. An edit
 applies to the names that its glob matches: "model.layers.2" is the prompt's, "*model.layers.2" also that of all later steps and
 of all chunks of a long prompt.
 `rows` are counted from 0 in the order of that tensor (docs/tensors.md), or a mask such as `trace.maps.shown`.
@@ -25,7 +25,7 @@ from minivl.trace.trace import close_names
 
 
 class Edits(dict):
-    """{glob: array or function}. `a | b` changes what a changes, chain what b changes, the same tensor included."""
+    """{glob: array or function}. `a | b` applies the edits of a, then those of b, also to the same tensor."""
 
     def __or__(self, other):
         both = Edits({**self, **other})

@@ -46,7 +46,7 @@ class Grids:
 
     @property
     def patches(self):
-        """How many there are, of all images and videos."""
+        """Number of patches of all images and videos."""
         return int(self.grids.prod(axis=1).sum())
 
     @property
@@ -103,7 +103,7 @@ class Grids:
         x0, y0, x1, y1 = box
         if not (x0 < x1 and y0 < y1):
             raise Error(f"the box {tuple(box)} is empty. Give (x0, y0, x1, y1) with x0 < x1 and y0 < y1.")
-        last = np.nextafter(x1, x0), np.nextafter(y1, y0)  # the right and lower edges are not of the box
+        last = np.nextafter(x1, x0), np.nextafter(y1, y0)  # the right and lower edges are not part of the box
         corners = self.patch_of_pixel([x0, last[0]], [y0, last[1]], image, frame)
         (top, left), (bottom, right) = self.places[corners, 2:]
         rows, columns = np.arange(top, bottom + 1), np.arange(left, right + 1)
@@ -127,7 +127,7 @@ class Grids:
         return self._patch(patch) // self.config.vision.merge_unit
 
     def patches_of_token(self, token):
-        """Its four patches, int64 [..., 4]: upper left, upper right, lower left, lower right."""
+        """The four patches of a token, int64 [..., 4]: upper left, upper right, lower left, lower right."""
         unit = self.config.vision.merge_unit
         return self._token(token)[..., None] * unit + np.arange(unit)
 
@@ -151,7 +151,7 @@ class Grids:
 
 
 def numbers(values):
-    """As an array of numbers."""
+    """The values as an array of numbers."""
     array = np.asarray(values)
     if array.dtype.kind not in "iuf":
         raise Error(f"{values!r} is no place on an image: give pixels, numbers or arrays of them.")
@@ -159,7 +159,7 @@ def numbers(values):
 
 
 def check_shapes(**arrays):
-    """Check that arrays can be taken together, element by element."""
+    """Check that arrays broadcast with each other."""
     try:
         np.broadcast_shapes(*[np.shape(array) for array in arrays.values()])
     except ValueError:

@@ -38,7 +38,7 @@ MAPPED = "input_ids image_grid_thw video_grid_thw visual.window_index visual.cu_
 class Maps(Grids):
     """The maps of one prompt: what `Grids` know of its images and videos, their order in the tower, their places in the text.
 
-    grids, places, image_sizes  as of `Grids`;  windows, frames  the tower's segments, in slots of patches: int64 [n + 1]
+    grids, places, image_sizes  as in `Grids`;  windows, frames  the tower's segments, in slots of patches: int64 [n + 1]
     """
 
     def __init__(self, config, input_ids, grids, order=None, position_ids=None, image_sizes=()):
@@ -94,7 +94,7 @@ class Maps(Grids):
     # ---- slots and windows ----
 
     def slot_of_patch(self, patch):
-        """Its row in window order."""
+        """The row of a patch in window order."""
         patch, unit = self._patch(patch), self.config.vision.merge_unit
         return self._slots[patch // unit] * unit + patch % unit
 
@@ -103,7 +103,7 @@ class Maps(Grids):
         return self.window_index[slot // unit] * unit + slot % unit
 
     def slot_of_token(self, token):
-        """Its row in the merger."""
+        """The row of a token in the merger."""
         return self._slots[self._token(token)]
 
     def token_of_slot(self, slot):
@@ -128,7 +128,7 @@ class Maps(Grids):
         return np.array(boxes_of, dtype=np.int64).reshape(*windows.shape, 4)
 
     def bounds(self, block):
-        """Boundaries of what sees each other in a block of the tower, in slots of patches: windows, or whole frames."""
+        """Boundaries of the attention segments in a block of the tower, in slots of patches: windows, or whole frames."""
         block = int(check_index(block, self.config.vision.depth, "block", "blocks in the tower"))
         return self.frames if block in self.config.vision.fullatt_block_indexes else self.windows
 
@@ -141,11 +141,11 @@ class Maps(Grids):
     # ---- tokens in the prompt ----
 
     def prompt_of_token(self, token):
-        """The index of its placeholder in input_ids."""
+        """The index of a token's placeholder in input_ids."""
         return self._prompt[self._token(token)]
 
     def token_of_prompt(self, prompt):
-        """The token that stands there; an Error where there is text. See `shown`."""
+        """The token of an image or video at an index of input_ids; an Error where there is text. See `shown`."""
         prompt = check_index(prompt, len(self.input_ids), "prompt", "tokens in the prompt")
         if not np.all(self.shown[prompt]):
             text = np.atleast_1d(prompt)[~np.atleast_1d(self.shown[prompt])][0]
@@ -160,7 +160,7 @@ class Maps(Grids):
         return np.isin(np.arange(len(self.input_ids)), self._prompt)
 
     def position_of_prompt(self, prompt):
-        """M-RoPE's (t, h, w): int64 [..., 3]."""
+        """M-RoPE's (t, h, w) at an index of input_ids: int64 [..., 3]."""
         if self.position_ids is None:
             raise Error("the run was stopped before position_ids were made. Trace it further.")
         return self.position_ids.T[check_index(prompt, len(self.input_ids), "prompt", "tokens in the prompt")]

@@ -38,7 +38,7 @@ TEXTS = ("format", "prompt", "answer", "backend")  # of `info`: strings in a fil
 
 
 class NoTensor(Error, KeyError):
-    """The KeyError of a `Trace`; its text is not put in quotes."""
+    """The KeyError of a `Trace`, whose text is not put in quotes."""
 
     __str__ = Exception.__str__
 
@@ -129,7 +129,7 @@ class Trace(Mapping):
 
     @classmethod
     def load(cls, path):
-        """From a file that `save` or spill= wrote, or any other safetensors file. The tensors are mapped, read when used."""
+        """Load a file that `save` or spill= wrote, or any other safetensors file. Tensors are mapped, and read when used."""
         tensors, metadata = read_tensors(path)
         info = {key: text if key in TEXTS else parse_json(text) for key, text in metadata.items()}
         if info.get("format") != FORMAT:

@@ -1,4 +1,4 @@
-"""Changes of the tensor at which a walk has stopped, from the words that a person gives.
+"""Changes of the tensor at which a walk has stopped, given as text.
 
     walk.replace(change(step, "scale", "0.5"))
     walk.replace(change(step, "swap", "3 5"))

@@ -47,7 +47,7 @@ def render_value(step, walk):
     if "visual.window_index" not in context:
         return []
     maps = Maps.from_tensors(config, context)
-    if known == "visual.window_index":  # of the order in this tensor, whose windows are still to come
+    if known == "visual.window_index":  # drawn from this tensor: its windows come later
         maps = Maps.from_tensors(config, {**context, "visual.cu_window_seqlens": maps.windows})
         return [
             img(draw_window_order(maps)),

@@ -147,5 +147,5 @@ def encode(image, format="PNG", **options):
 
 
 def data_uri(data, format="PNG"):
-    """Bytes of an image file as an address that holds them."""
+    """Bytes of an image file as a data: URI."""
     return f"data:image/{format.lower()};base64,{base64.b64encode(data).decode()}"

@@ -252,7 +252,7 @@ def format_step(step):
 
 
 def narrate(vlm, question, images=None, videos=None, brief=False, **options):
-    """Yield the walk as lines of text while it runs; returns the `Answer`. Arguments as of `VLM.ask`.
+    """Yield the walk as lines of text while it runs; returns the `Answer`. Arguments as in `VLM.ask`.
 
     brief  one line for all tokens of the answer after the first
     """

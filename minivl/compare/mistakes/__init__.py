@@ -1,6 +1,6 @@
 """Known mistakes, each computed from the tensors that go into the stage where it is made.
 
-Weights are needed for a tied head and for tensors that were not recorded (replay.py) alone.
+Weights are needed only for a tied head and for tensors that were not recorded (replay.py).
 
     image.py             resizing, colours, patches
     prompt.py            tokens, grids, embeddings

@@ -142,7 +142,7 @@ def fit_line(x, y):
 
 
 def meaning(factor, step):
-    """ " = the square root of its width 128" if the factor is a size of the model; else ""."""
+    """Text such as " = the square root of its width 128" if the factor is a known size; else ""."""
     width = step.ours.shape[-1] if step.ours.ndim else 1
     sizes = {"2": 2.0, "255": 255.0, "-1": -1.0, f"the square root of its width {width}": math.sqrt(width)}
     sizes[f"its width {width}"] = float(width)
@@ -154,7 +154,7 @@ def meaning(factor, step):
 
 
 def same_in_every_row(step):
-    """The same vector added to every row, or multiplied with every row: another bias, another weight of a norm."""
+    """The same vector added to every row, or multiplied by every row: another bias, another weight of a norm."""
     x, y = step.ours, step.theirs
     if x.shape != y.shape or x.ndim < 2 or len(x) < 3 or x.dtype.kind != "f":
         return

@@ -75,7 +75,7 @@ def interpolate(rows, at):
 
 
 def size_rule(height, width, H, W, patch, unit):
-    """ ": the rule that gives H x W", or ""."""
+    """The rule that makes H x W of these sides, as text after a colon; "" if none is known."""
     if (H, W) == (height, width):
         return ": it is not resized"
     for text, function in (("down", math.floor), ("up", math.ceil)):

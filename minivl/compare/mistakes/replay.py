@@ -30,7 +30,7 @@ COMMON = (  # mistakes that ports make most often, a judgement: where not all ca
 )  # fmt: skip
 UNCHANGED = 5e-7  # a mistake that changes a tensor by less, relative to its largest value, changes nothing
 MOST_PAIRS = 60  # of mistakes that are tried together
-SAMPLE = 4096  # values of a tensor that pairs are foreseen by
+SAMPLE = 4096  # values of a tensor from which the effect of pairs is predicted
 
 
 def causes_between(wanted, names, local, limit, ours, runs, likely=()):
@@ -257,7 +257,7 @@ def together(made):
 
 
 def run_with_change(changed, names, wanted, local):
-    """The tensor `wanted` with changed(name, step) in the place of each of `names`."""
+    """The tensor `wanted` with changed(name, step) in place of each of `names`."""
     tower = None if wanted in local.tower or needs_tower(names, local) else local.tower
 
     def change(name, tensor, known):

@@ -98,7 +98,7 @@ def scores_for_probs(q, k, v):
 
 
 def second_logits(vlm, inputs, shift=0, delta=True, cached=True, token=None):
-    """Logits of the second token, or with a mistake."""
+    """Logits of the second token, also with mistakes."""
     cache = vlm.new_cache()
     first = run(vlm.prefill(inputs, cache))
     token = np.argmax(first, axis=1) if token is None else token(inputs)

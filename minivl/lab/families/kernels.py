@@ -1,4 +1,4 @@
-"""Notebook 08: softmax in tiles, bfloat16 in bits, a product of one's own, the roofline of this machine."""
+"""Notebook 08: softmax in tiles, bfloat16 in bits, a product of your own, the roofline of this machine."""
 
 import time
 
@@ -182,7 +182,7 @@ def best_time(function, *arguments):
 
 
 def time_product(submission, cases, rights):
-    """That it is FASTER times as fast as three loops."""
+    """Check that a product is FASTER times as fast as three loops."""
     from minivl.kernels.naive import naive_product
 
     x, weight = cases[-1].copies()
@@ -253,7 +253,7 @@ def measure():
 
 
 def tell_roof(submission, cases, rights):
-    """Predictions against this machine. It is told and not judged: other work on the machine changes what is measured."""
+    """Tell how the predictions compare with this machine. Not judged: other work on the machine changes what is measured."""
     operations, bytes_read, sizes = measure()
     parts = []
     for rows, size, took in sizes:

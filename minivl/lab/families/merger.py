@@ -36,7 +36,7 @@ def layer_norm(x, weight):
 
 
 def norm_of_units(x, weight):
-    """Over the four patches of a unit together."""
+    """RMSNorm over the four patches of a unit together."""
     u = x.reshape(len(x) // 4, -1)
     return (u / np.sqrt((u * u).mean(axis=1, keepdims=True) + EPS)).reshape(x.shape) * weight
 
@@ -144,7 +144,7 @@ placeholder (where `where` is true). x itself must not change.""",
 
 
 def move_rows(embeds, source, target, ground):
-    """The rows of an object at another place; ground where it was."""
+    """Move the rows of an object to another place, with the ground's row where it was."""
     moved = embeds.copy()
     moved[source] = embeds[ground]
     moved[target] = embeds[source]

@@ -74,7 +74,7 @@ def relative_cases():
 
 
 def prove_relativity(submission, cases, rights):
-    """That scores do not depend on the shift, though queries and keys do."""
+    """Check that scores do not depend on the shift, though queries and keys do."""
     scores = [q @ k.T for q, k in rights]
     change = max(float(np.abs(other - scores[0]).max()) for other in scores[1:])
     turned = max(float(np.abs(q - rights[0][0]).max()) for q, _ in rights[1:])

@@ -53,7 +53,10 @@ def without_offset(grid_thw, vision):
 
 
 def frames_without_offset(first_frame_only):
-    """The frames of a video have the numbers of its first one; whether later pictures go on after that one."""
+    """A wrong order in which all frames of a video have the numbers of its first one.
+
+    first_frame_only  whether later pictures go on after the first frame, or after all
+    """
 
     def order(grid_thw, vision):
         parts, start = [], 0
@@ -152,7 +155,7 @@ RASTER = Exercise(
 
 
 def reach(patch, grid_thw, blocks, vision, full=None, of_frame=None):
-    """Patches that depend on `patch` after some blocks, rising."""
+    """Patches that depend on `patch` after some blocks, ascending."""
     grids = Grids(Config.named("3B"), grid_thw)
     place = grids.places[patch]
     size = vision.window_size // vision.patch_size
