@@ -135,9 +135,10 @@ def build_prompt(number, prompt, folder):
     places = {}
     for kind, check in (("box", check_box), ("mask", check_mask)):
         given = {kind: more[kind]} if kind in more else {}
-        named = more.get({"box": "boxes", "mask": "masks"}[kind], {})
+        plural = {"box": "boxes", "mask": "masks"}[kind]
+        named = more.get(plural, {})
         if not isinstance(named, Mapping):
-            raise Error(f'prompt {number}: "{kind}es" is {named!r}; give an object of names.')
+            raise Error(f'prompt {number}: "{plural}" is {named!r}; give an object of names.')
         given |= {f"{kind}:{name}": value for name, value in named.items()}
         places |= {key: check(number, key, value, folder) for key, value in given.items()}
     if places and not images:

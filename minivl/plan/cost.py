@@ -89,7 +89,7 @@ def plan(
 def load_meta_model(source, weights="bfloat16"):
     """The `MetaModel` of a named size, a folder, a config.json, or (None) the model that ships."""
     if weights not in BYTES:
-        raise Error(f'weights={weights!r} is unknown. Use "bfloat16" (as stored) or "float32".')
+        raise Error(f'weights={weights!r} is unknown. Use "bfloat16" or "resident" (as stored), or "float32".')
     if source in PUBLISHED:
         return MetaModel(Config.named(source), ImageProcessor(**PIXELS), BYTES[weights])
     path = Path(CHECKPOINT if source is None else source).expanduser()

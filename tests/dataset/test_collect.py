@@ -396,6 +396,7 @@ def test_a_full_disk_loses_nothing(whole, vlm, tmp_path, monkeypatch):
         (dict(prompts=[{"question": "?", "box": (0, 0, 1, 1)}]), "no image that it could lie in"),
         (dict(prompts=[{**PROMPTS[0], "box": (5, 5, 1, 9)}]), "x0 < x1"),
         (dict(prompts=[{**PROMPTS[0], "labels": ["red"]}]), "labels"),
+        (dict(prompts=[{**PROMPTS[0], "masks": ["a.png"]}]), '"masks" is'),
         (dict(prompts=[{**PROMPTS[0], "word": ""}]), "give a word"),
         (dict(prompts=[{**PROMPTS[0], "image": 1}]), "counted from 0"),
         (dict(prompts=[{**PROMPTS[0], "colour": "red"}]), "prompt 0: .*colour"),
