@@ -17,7 +17,7 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
 from minivl.palette import COLOURS  # noqa: E402
-from minivl.tiny.phrasings import PHRASINGS  # noqa: E402
+from minivl.tiny.scoring import TASKS  # noqa: E402
 
 EVERY = 100
 LOSSES = {
@@ -25,6 +25,7 @@ LOSSES = {
     "near": "what covers a token, and where",
     "far": "the same, inside the decoder",
     "sequence": "what is new in an image or frame, and its number",
+    "counted": "the number of each shape",
     "asked": "box that is spoken of",
     "named": "features point at words",
 }
@@ -38,8 +39,9 @@ GROUPS = {
         "count colour",
         "exists",
         "unknown",
+        "not shown",
     ),
-    "descriptions": ("describe", "detail"),
+    "descriptions": ("describe", "detail", "layout"),
     "relations": ("relation", "related", "beside", "extreme"),
     "two images": ("more", "changed", "which picture", "of two"),
     "videos": ("way", "first", "when", "appeared"),
@@ -71,7 +73,7 @@ def read_table(path):
 
 def write_table(rows, path):
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["run", "step", "hours", *LOSSES, *PHRASINGS, "blind"], lineterminator="\n")
+        writer = csv.DictWriter(file, ["run", "step", "hours", *LOSSES, *TASKS], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -98,7 +100,7 @@ def make_rows(lines, before):
         hours += sum(line["spent"] for line in block) / 3600
         row = {"run": run, "step": int(before["step"]) + end, "hours": f"{hours:.2f}"}
         row |= {name: mean([line[name] for line in block if name in line], "{:.4f}") for name in LOSSES}
-        for task in (*PHRASINGS, "blind"):
+        for task in TASKS:
             row[task] = share([line["right"][task] for line in block if task in line["right"]])
         yield row
 
