@@ -422,3 +422,17 @@ def test_a_root_that_is_a_bit_off_is_no_other_eps(eps, named):
     known = {"visual.window_order": x}.get
     step = Step("visual.blocks.0.norm1", norm(1e-6), norm(eps), known, None, [])
     assert bool(faint_eps(step)) == named
+
+
+@pytest.mark.parametrize("eps, factor, named", [(1e-6, 1 - 2e-4, False), (0.1, 1, True)])
+def test_rounding_that_makes_all_rows_smaller_is_no_other_eps(eps, factor, named):
+    """As that of a norm in bfloat16, of which an eps fitted to the smallest row would be 0.02; an eps does more to small rows."""
+    from minivl.compare.diagnose import find_faint
+    from minivl.compare.mistakes import Step
+
+    rng = np.random.default_rng(1)
+    x = (rng.standard_normal((384, 128)) * rng.uniform(7, 8, (384, 1))).astype(np.float32)
+    noise = factor * (1 + 5e-4 * rng.uniform(-1, 1, x.shape))
+    norm = lambda eps: (x / np.sqrt((x * x).mean(axis=1, keepdims=True) + eps)).astype(np.float32)  # noqa: E731
+    step = Step("visual.blocks.0.norm1", norm(1e-6), norm(eps) * noise, {"visual.window_order": x}.get, None, [])
+    assert [cause.name for cause in find_faint(step, "")] == (["wrong eps"] if named else [])

@@ -58,7 +58,7 @@ def faint_eps(step):
     factor, d must be many standard errors away from 0.
     """
     x, ours, theirs = (array.astype(np.float64) for array in (norm_input(step), step.ours, step.theirs))
-    if len(x) < 16 or x.shape != ours.shape or ours.shape != theirs.shape:
+    if len(x) < ENOUGH_ROWS or x.shape != ours.shape or ours.shape != theirs.shape:
         return None
     eps = 1e-6 if step.in_tower else step.config.text.rms_norm_eps
     slope = -1 / (2 * ((x * x).mean(axis=1) + eps))
@@ -77,6 +77,7 @@ def faint_eps(step):
 
 
 CERTAIN = 12  # standard errors
+ENOUGH_ROWS = 16
 
 
 def fit_slope(values, columns):
