@@ -426,7 +426,7 @@ def test_a_root_that_is_a_bit_off_is_no_other_eps(eps, named):
 
 @pytest.mark.parametrize("eps, factor, named", [(1e-6, 1 - 2e-4, False), (0.1, 1, True)])
 def test_rounding_that_makes_all_rows_smaller_is_no_other_eps(eps, factor, named):
-    """As that of a norm in bfloat16, of which an eps fitted to the smallest row would be 0.02; an eps does more to small rows."""
+    """As that of a norm in bfloat16, where the smallest row looks like an eps of 0.02; an eps does more to small rows."""
     from minivl.compare.diagnose import find_faint
     from minivl.compare.mistakes import Step
 
