@@ -29,7 +29,7 @@ def without_windows(vlm, over, **options):
         features = [run(run_tower(case_run.forced, tower)) for tower in towers]
         return [case_run.difference(case_run.logits(replace_features(case_run.forced, x))) for x in features]
 
-    return average(vlm, over, "without windows", {"tower": [FULL, WINDOWED]}, measure, **options)
+    return average(vlm, over, "windows in none or all blocks", {"tower": [FULL, WINDOWED]}, measure, **options)
 
 
 def with_full_attention(vlm, blocks):
