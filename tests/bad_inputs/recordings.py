@@ -239,7 +239,7 @@ PLANS = [
     Bad("plan: no such folder", lambda folder: plan(folder / "no"), "is neither a size (3B, 7B, 32B, 72B) nor",
         "the config.json of any Qwen2.5-VL"),
     Bad("plan: weights", lambda folder: plan("3B", weights="int4"), "weights='int4' is unknown. Use",
-        'Use "bfloat16" (as stored) or'),
+        'Use "bfloat16" or "resident" (as stored), or "float32".'),
     Bad("plan: no tokens", lambda folder: plan("3B", tokens=0), "40 tokens of text and 0 of the answer:",
         "both must be at least 1."),
     Bad("plan: beyond the context", lambda folder: plan("3B", prompt_tokens=10**6),

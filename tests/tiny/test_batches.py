@@ -115,6 +115,8 @@ def test_a_word_is_spelt_character_by_character():
     for example in (draw("text", number) for number in range(20)):
         turns = [turn for turns in example.conversations for turn in turns]
         for turn, (_, _, reply, spoken) in zip(turns, grow_tree(example, vocabulary.build_tokenizer())["answers"]):
+            if turn.task not in ("describe", "word", "number"):  # about shapes, of which the image has none
+                continue
             tasks.add(turn.task)
             signs = example.media[0].signs[0]
             expected = [turn.about] * (len(reply) - 1) if turn.task == "describe" else [sign.box for sign in signs]
