@@ -4,7 +4,7 @@
 
 prints {"no-window-attention": [exit status, output], "": [...]}; "" is no fault. The bug is put in before a test is imported,
 so `from minivl.model.positions import mrope` in a test gets the wrong one too. Each session imports the engine and the tests
-anew, and nothing of the one before is left: only the libraries stay.
+again, and nothing of the one before is left: only the libraries stay.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Run the notebooks anew and save them in place, outputs included: what is committed is what a fresh kernel made.
+"""Run the notebooks again and save them in place, outputs included: what is committed is what a fresh kernel made.
 
     python tests/run_notebooks.py           # all of them
     python tests/run_notebooks.py 02 05     # those whose names start so

@@ -53,7 +53,7 @@ def compare(committed, fresh):
 
 @pytest.fixture(scope="module")
 def fresh(request):
-    """{path: future of the notebook, run anew}, of those that are tested: as many kernels at a time as there are cores."""
+    """{path: future of the notebook, run again}, of those that are tested: as many kernels at a time as there are cores."""
     wanted = [item.callspec.params["path"] for item in request.session.items if item.originalname == "test_runs"]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield {path: pool.submit(executed, path) for path in wanted}

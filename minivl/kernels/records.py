@@ -30,7 +30,7 @@ def read_record(name, *more):
 
 
 def write_record(name, value, *more):
-    """Keep a value that JSON can hold; more: what it depends on besides code, versions and processor."""
+    """Keep a value that JSON can hold; more: what it depends on in addition to code, versions and processor."""
     folder = find_folder()
     with suppress(OSError):
         if folder is not None and read_record(name, *more) != value:

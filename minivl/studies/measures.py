@@ -462,15 +462,8 @@ def true_answers(vlm, family, number):
     """Probabilities of the two true answers to a drawn question, in the order of `Turn.accepted`."""
     example = draw_example(family, (UNCERTAIN_SEED, number))
     turn = example.conversations[0][0]
-    return [probability(CaseRun(vlm, Case(example.images, turn.question, answer))) for answer in turn.accepted]
-
-
-def probability(case_run):
-    """Probability of all tokens of the case's answer and of its end, together."""
-    logits = case_run.unchanged.astype(np.float64)
-    logits = logits - logits.max(axis=1, keepdims=True)
-    ids = case_run.forced.ids
-    return float(np.exp((logits[np.arange(len(ids)), ids] - np.log(np.exp(logits).sum(axis=1))).sum()))
+    runs = [CaseRun(vlm, Case(example.images, turn.question, answer)) for answer in turn.accepted]
+    return [math.exp(case_run.forced.log_prob_of(case_run.unchanged)) for case_run in runs]
 
 
 @finding("calibration", "How well does the model know when it is right?")

@@ -39,7 +39,7 @@ GOALS = {task: 0.97 for task in (  # attributes, counts, yes or no, absence
 )} | {task: 0.85 for task in BOXES}  # fmt: skip
 ABSENCE_GOAL = 0.97
 COUNTS = ("count", "count kind", "count colour", "more kinds")
-ABSENT = {("exists", "no"), *((task, "0") for task in COUNTS)}  # besides "none" and "[]"
+ABSENT_ANSWERS = {("exists", "no"), *((task, "0") for task in COUNTS)}  # in addition to "none" and "[]"
 FORMS = ("as it is written", "in small letters", "in capitals", "with please", "without the mark at its end")
 UNCERTAIN = ("ambiguous", "hidden", "noisy", "one")  # no goal: an answer may be true and another one too
 WORDING_GOAL, CALIBRATION_GOAL = 0.03, 0.03
@@ -62,7 +62,7 @@ class Scored:
     @property
     def is_absence(self):
         """Whether the truth is that there is no such thing."""
-        return self.truth in ("none", "[]") or (self.task, self.truth) in ABSENT
+        return self.truth in ("none", "[]") or (self.task, self.truth) in ABSENT_ANSWERS
 
     @property
     def form(self):

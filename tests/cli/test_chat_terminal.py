@@ -40,7 +40,7 @@ def files(tmp_path, monkeypatch):
 
 
 def fresh(vlm, messages):
-    """The answer to the last question, everything run anew."""
+    """The answer to the last question, everything run again."""
     return vlm.chat(messages)
 
 

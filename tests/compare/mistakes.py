@@ -79,7 +79,7 @@ MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954,
 
 
 def normalised(change):
-    """The engine's `normalize`, written anew: change(colours 0..255 [H, W, 3])."""
+    """The engine's `normalize`, written independently: change(colours 0..255 [H, W, 3])."""
 
     def run(port):
         def normalize(_):

@@ -1,6 +1,6 @@
 """The real engine with one bug, compared with the right one: the first tensor that differs, and why, must be named.
 
-The bugs are put into the engine's own functions here, written anew and not taken from minivl/causes; those of minivl/faults
+The bugs are put into the engine's own functions here, written independently of minivl/compare/mistakes; those of minivl/faults
 are compared in test_what_if.py, and single tensors gone wrong in test_causes.py.
 """
 

@@ -161,7 +161,7 @@ def make_code(folder):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A future of each: they are processes that compile anew, as many at a time as there are cores."""
+    """A future of each: they are processes that compile from scratch, as many at a time as there are cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield {
             make: pool.submit(make, tmp_path_factory.mktemp(make.__name__))

@@ -1,4 +1,4 @@
-"""What the parity tests need besides minivl.reference.hooks, which records transformers' tensors."""
+"""What the parity tests need in addition to minivl.reference.hooks, which records transformers' tensors."""
 
 from random_models import torch  # first: it skips the tests where there is no torch
 

@@ -1,8 +1,7 @@
 """Questions about one picture of shapes: describe, count, attributes, yes or no, boxes, points, relations, follow-ups.
 
 Each function of ASK draws one question about given shapes and returns its turns; None where the shapes allow no such
-question. Of each kind some are about something that is not there, of most one in seven: the answer is "none", "0", "no"
-or no box.
+question. Some of each kind are about something that is not there: the answer is "none", "0", "no" or no box.
 """
 
 from minivl.tiny.examples import Example, Medium, Turn

@@ -20,8 +20,8 @@ import numpy as np
 
 from minivl.model.positions import patch_positions, prompt_positions
 from minivl.tiny.examples import DrawOptions
-from minivl.tiny.phrasings import PHRASINGS
 from minivl.tiny.scenes import COLOURS, KINDS
+from minivl.tiny.scoring import TASKS
 from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
 from minivl.tiny.tasks.far_apart import draw_family_line
 from minivl.tiny.tasks.reading import CHARACTERS, draw_page
@@ -34,7 +34,7 @@ CELL_KINDS = ("nothing", *KINDS, "bar", "digit")
 MOST = 5  # conversations about one example
 LONGEST = 4  # pairs of frames in a video
 COUNTED = 6  # shapes to count up to
-SHOUTED = 0.1  # share of the questions in capitals, besides those that `vary` writes so
+SHOUTED = 0.1  # share of the questions in capitals, in addition to those that `vary` writes so
 JOINED = 0.3  # share of the examples in which two conversations are one
 WIDE = 0.45  # share of the batches for the images of family "scene", which are up to 336 x 336, and for enlarged videos
 IN_WIDE = {"scene": 3.0, "video": 0.8}  # how often these are drawn there, in units of the sum of all shares
@@ -43,7 +43,6 @@ PLAN = {  # (tower rows, patches of each, decoder rows, tokens of each)
     True: (8, 576, 9, 384),
 }
 PAGES, LINES = 4, 4  # images full of characters, and of lines between dots, in each batch, for the tower alone
-TASKS = (*PHRASINGS, "not shown", "blind")
 ENTRY = re.compile(r"\{[^}]*\[(\d+), (\d+), (\d+), (\d+)\][^}]*\}")  # one box in an answer that lists them
 GEOMETRY = SimpleNamespace(
     image_token_id=ID["<|image_pad|>"],
