@@ -1,4 +1,4 @@
-"""Images and videos of a conversation are prepared once: the same bits as when each turn prepares them again, and little to keep."""
+"""Images and videos of a conversation are prepared once: the same bits as if prepared at every turn, and little to keep."""
 
 from fnmatch import fnmatch
 
