@@ -28,14 +28,16 @@ from minivl.faults import all_faults, score  # noqa: E402
 from minivl.helpers import write_whole  # noqa: E402
 from minivl.studies.measures import FINDINGS, Model  # noqa: E402
 from minivl.tiny import evaluate, scene  # noqa: E402
-from minivl.tiny.scenes import COLOURS, mask  # noqa: E402
+from minivl.tiny.drawing import COLOURS, mask  # noqa: E402
 from minivl.tiny.scoring import FAMILIES, render_forms, render_table, score_families, shown  # noqa: E402
-from minivl.tiny.tasks import draw_example  # noqa: E402
+from minivl.tiny.tasks import draw_example, reading  # noqa: E402
 
 PART = re.compile(r"(<!-- measured: ([\w -]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 CASES = 200  # of each finding
 FAULT_SCENES = 40
 FILMS = 120
+TEXTS = 240  # images of text in each font
+PILLOW, OTHER_FONTS = "Pillow's own", ("DejaVuSerif-Bold", "DejaVuSans-Oblique", "STIXGeneral")
 SIZES = {  # factors of (height, width) for the table of boxes
     "at their own size, which needs no resizing": (1.0, 1.0),
     "0.93 times as wide, 1.07 times as high": (1.07, 0.93),
@@ -94,6 +96,21 @@ def films():
     for task, values in right.items():
         frames, file = zip(*values)
         yield f"| {task} | {len(values)} | {shown(task, frames)} | {shown(task, file)} |"
+
+
+def fonts():
+    """Words and numbers in each font that training uses, and in three that it does not."""
+    yield "| font | in training | asked | words | asked | numbers |"
+    yield "|---|---|---|---|---|---|"
+    for name in (PILLOW, *reading.TRAINED_FONTS, *OTHER_FONTS):
+        path = None if name == PILLOW else reading.font_files((name,))[0]
+        right = {"word": [], "number": []}
+        for number in range(TEXTS):
+            example = draw_example("text", (78, number), font=path)
+            turn = example.conversations[0][0]
+            right[turn.task].append(float(turn.is_right(small_model().ask(turn.question, images=example.images))))
+        cells = [cell for task, values in right.items() for cell in (str(len(values)), shown(task, values))]
+        yield f"| {name} | {'no' if name in OTHER_FONTS else 'yes'} | {' | '.join(cells)} |"
 
 
 def usual_questions():
@@ -211,6 +228,7 @@ MEASURED = {
     "forms": forms,
     "one in another": one_in_another,
     "films": films,
+    "fonts": fonts,
     "usual questions": usual_questions,
     **{f"finding {name}": lambda name=name: finding(name) for name in FINDINGS},
     "faults of one scene": faults_of_one_scene,

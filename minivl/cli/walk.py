@@ -55,7 +55,7 @@ def run(options):
 
 def ask_colour(scene):
     """The scene's question for the colour of one of its shapes (short, and not to be guessed); None if it has none."""
-    from minivl.tiny.scenes import COLOURS
+    from minivl.tiny.drawing import COLOURS
 
     return next((question for question, answer in scene.questions if answer in COLOURS), None)
 

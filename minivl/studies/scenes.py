@@ -15,8 +15,9 @@ import numpy as np
 from minivl.errors import Error
 from minivl.helpers import did_you_mean
 from minivl.studies.over import Case
+from minivl.tiny.drawing import COLOURS, Shape, background, paint
 from minivl.tiny.phrasings import plural
-from minivl.tiny.scenes import COLOUR, COLOURS, COUNT, COUNT_KIND, DESCRIBE, Shape, background, describe, paint, scene
+from minivl.tiny.scenes import COLOUR, COUNT, COUNT_KIND, DESCRIBE, describe, scene
 from minivl.tiny.tasks import FAMILIES, draw_example
 
 FIRST = 2_000_000  # number of the first scene: evaluate.py scores a million earlier

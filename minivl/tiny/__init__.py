@@ -8,9 +8,9 @@
 
     tasks/          draw pictures and ask about them, a file for each topic; examples.py: what they return
     phrasings.py    how the questions of the tasks are worded
-    scenes.py       shapes, and scenes of them with a few questions in one wording; digits.py: handwritten digits
+    drawing.py      draw shapes; scenes.py: scenes of them, with a few questions in one wording; digits.py: handwritten digits
     scoring.py      score a model on the tasks; evaluate.py: the command that does
-    training/       the recipe
+    training/       the recipe: batches, targets, losses, the model in torch, the command
     checkpoint/     the model
 
 python -m minivl.tiny.evaluate scores it; python -m minivl.tiny.training.train trains it (needs the [reference] extra).

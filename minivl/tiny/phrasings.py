@@ -20,7 +20,8 @@ PHRASINGS = {
         "What [is|do you see] [here|in this image|in the image]?", "Describe everything[| you see| that is here].",
         "Which [shapes|things|objects] [are there|do you see|are in the picture|does the image show]?",
         "What [things|shapes|objects] can you see[| here| in the image]?", "What can be [found|seen] in [the|this] picture?",
-        "What [can you see|can be found|have we] here?", "Name everything in the picture.",
+        "What [can you see|can be found|have we] here?", "What [is to be seen|can be spotted|is there to see] here?",
+        "What can be seen [in it|there|in the image]?", "Name everything in the picture.",
         "What can be seen here?",
     ),
     "detail": (

@@ -14,7 +14,7 @@ from minivl.stream import run
 from minivl.tiny import CHECKPOINT, scene
 from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
 from minivl.tiny.training import train, vocabulary
-from minivl.tiny.training.batches import COUNTED, FULL, Batch, grow_tree
+from minivl.tiny.training.batches import Batch, grow_tree
 from minivl.tiny.training.losses import (
     LEAST,
     SEQUENCE,
@@ -27,6 +27,7 @@ from minivl.tiny.training.losses import (
     word_ids,
 )
 from minivl.tiny.training.model import attend, forward
+from minivl.tiny.training.targets import COUNTED, FULL
 from minivl.trace.recorder import record
 
 PLAN = (6, 288, 6, 288)  # rows and lengths of a small batch

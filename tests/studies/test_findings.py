@@ -172,7 +172,7 @@ def test_edges_are_better_known_than_by_chance(vlm):
     """On plain pictures of one square each."""
     from PIL import Image
 
-    from minivl.tiny.scenes import COLOURS
+    from minivl.tiny.drawing import COLOURS
 
     rng, cases = np.random.default_rng(0), []
     for _ in range(40):

@@ -11,7 +11,7 @@ from minivl import Error, plots, studies
 from minivl.studies.causal_tracing import logits_with_heads
 from minivl.studies.over import ASKED, BACKGROUND, OTHERS, QUESTION_WORD, ROLES, Averages, CaseRun
 from minivl.studies.scenes import FIRST
-from minivl.tiny.scenes import COLOURS
+from minivl.tiny.drawing import COLOURS
 from minivl.tiny.tasks import FAMILIES
 from minivl.trace.edits import Edits, ablate_head, patch_from
 

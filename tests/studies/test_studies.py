@@ -11,7 +11,7 @@ import minivl
 from minivl import Error, plots, studies
 from minivl.studies.logit_lens import lens_logits
 from minivl.tiny import scene
-from minivl.tiny.scenes import COLOURS, mask
+from minivl.tiny.drawing import COLOURS, mask
 from minivl.trace.edits import ablate_head, patch_from
 
 VLM = small_model()

@@ -7,11 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from minivl.tiny.drawing import ALIKE, COLOURS, KINDS, mask
 from minivl.tiny.examples import Turn
 from minivl.tiny.phrasings import CHOICE, HELD_OUT, PHRASINGS, phrase, vary
-from minivl.tiny.scenes import COLOURS, KINDS, mask
 from minivl.tiny.tasks import FAMILIES, SCORED, TRAINED, draw_example
-from minivl.tiny.tasks.shapes import ALIKE, ELSEWHERE, FOREIGN
+from minivl.tiny.tasks.shapes import ELSEWHERE, FOREIGN
 
 PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
 PLURALS = {f"{kind}es" if kind == "cross" else f"{kind}s": kind for kind in (*KINDS, *FOREIGN)}

@@ -8,7 +8,8 @@ import pytest
 from minivl.errors import Error
 from minivl.processing.tokenizer import Tokenizer
 from minivl.tiny import CHECKPOINT, digit_picture, digits, scene
-from minivl.tiny.scenes import COLOURS, GAP, KINDS, SIZES, TASKS, background, draw_scene, mask, task_of
+from minivl.tiny.drawing import COLOURS, GAP, KINDS, background, mask
+from minivl.tiny.scenes import SIZES, TASKS, draw_scene, task_of
 from minivl.tiny.scoring import boxes_in, overlap_of
 from minivl.tiny.training import recipe, vocabulary
 

@@ -11,6 +11,7 @@ training also prints text in its fonts.
 import numpy as np
 
 from minivl.tiny import scenes
+from minivl.tiny.drawing import draw_count, draw_crowd, pick_alike
 from minivl.tiny.examples import DrawOptions, Example, Medium
 from minivl.tiny.tasks import far_apart, reading, sequences, shapes
 
@@ -21,9 +22,8 @@ def draw_family_scene(rng, options):
     """Family "scene": pictures of the sizes of minivl.tiny.scenes, up to 336 x 336, with up to six shapes."""
     chance = np.array([1 / (h * w) for h, w in scenes.SIZES], dtype=np.float64)
     size = scenes.SIZES[rng.choice(len(chance), p=chance / chance.sum())]
-    count = shapes.draw_count(rng, size, options.ease)
-    alike = shapes.pick_alike(rng) if options.training and rng.random() < shapes.ALIKE else {}
-    image, shown = shapes.draw_crowd(rng, size, count, scenes.sides_for(size), **alike)
+    count = draw_count(rng, size, options)
+    image, shown = draw_crowd(rng, size, count, scenes.sides_for(size), **pick_alike(rng, options))
     conversations = shapes.ask_about(rng, shown, options.held_out, options.most)
     return Example((Medium((image,), (shown,)),), conversations)
 
@@ -31,33 +31,34 @@ def draw_family_scene(rng, options):
 FAMILIES = {  # (share of the training examples while they get harder, share from then on, how to draw one)
     # subtle: "scene" comes in the batches of large images alone, and is most of those: see batches.py
     "scene": (3.0, 3.0, draw_family_scene),
-    "shapes": (6.0, 5.0, shapes.draw_family),
+    "shapes": (6.0, 6.0, shapes.draw_family),
     "inside": (0.7, 4.0, shapes.draw_family_inside),
     "blind": (0.3, 0.2, sequences.draw_family_blind),
-    "text": (3.5, 7.0, reading.draw_family_text),
-    "digit": (1.2, 2.0, reading.draw_family_digit),
+    "text": (3.5, 8.0, reading.draw_family_text),
+    "digit": (1.2, 3.0, reading.draw_family_digit),
     "chart": (0.8, 0.6, reading.draw_family_chart),
     "table": (0.8, 1.0, reading.draw_family_table),
-    "pair": (1.5, 5.0, sequences.draw_family_pair),
-    "video": (2.0, 4.0, sequences.draw_family_video),
+    "pair": (1.5, 3.5, sequences.draw_family_pair),
+    "video": (2.0, 3.0, sequences.draw_family_video),
     "corner": (0.8, 0.5, far_apart.draw_family_corner),
     "longer": (0.8, 1.5, far_apart.draw_family_longer),
     "line": (1.0, 1.5, far_apart.draw_family_line),
-    "ambiguous": (0.4, 0.4, far_apart.draw_family_ambiguous),
-    "hidden": (0.3, 0.3, far_apart.draw_family_hidden),
+    "ambiguous": (0.4, 0.8, far_apart.draw_family_ambiguous),
+    "hidden": (0.3, 0.4, far_apart.draw_family_hidden),
     "noisy": (0.4, 0.4, far_apart.draw_family_noisy),
 }
 
 
-def draw_example(family, seed, held_out=False, ease=1.0, most=1, branch=SCORED, enlarged=False):
+def draw_example(family, seed, held_out=False, ease=1.0, most=1, branch=SCORED, enlarged=False, font=None):
     """Example number `seed` of a family, with up to `most` conversations.
 
     held_out   word the questions as training never does
     ease       0..1: how far the way from the easiest examples to all of them has been gone
     enlarged   make the frames of a video two or three times as large
+    font       the file of a font for words and numbers; by default Pillow's own, in training a drawn one
     """
     rng = np.random.default_rng([branch, list(FAMILIES).index(family), *np.atleast_1d(seed)])
-    options = DrawOptions(held_out, ease, most, training=branch == TRAINED, enlarged=enlarged)
+    options = DrawOptions(held_out, ease, most, training=branch == TRAINED, enlarged=enlarged, font=font)
     while True:
         example = FAMILIES[family][2](rng, options)
         if example.conversations:

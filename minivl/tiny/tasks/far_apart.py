@@ -3,12 +3,14 @@
 In the pictures of "corner", "longer" and "line" the two things compared lie in different windows.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image, ImageDraw
 
+from minivl.tiny.drawing import COLOURS, KINDS, Shape, background, draw_shapes, paint
 from minivl.tiny.examples import Example, Medium, Turn
 from minivl.tiny.phrasings import phrase, with_article
-from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, draw_shapes, paint
 from minivl.tiny.tasks.reading import ink_for
 from minivl.tiny.tasks.shapes import ABSENT, NOTHING, pick, worded
 
@@ -105,12 +107,13 @@ def draw_family_ambiguous(rng, options):
     """Family "ambiguous": two shapes of one kind, and the question for the colour of "the" one. Both answers are true."""
     kind = pick(rng, KINDS)
     image, shapes = draw_shapes(rng, pick(rng, SIZES[:3]), 2, kinds=(kind,), distinct="colour")
-    turns = []
-    for _ in range(min(options.most, 2)):
-        question = phrase(rng, "ambiguous", options.held_out, thing=kind)
-        shape, accepted = pick(rng, shapes), tuple(shape.colour for shape in shapes)
-        turns.append((Turn("ambiguous", question, shape.colour, accepted, shape.box),))
-    return Example((Medium((image,), (shapes,)),), tuple(turns))
+    question, accepted = phrase(rng, "ambiguous", options.held_out, thing=kind), tuple(shape.colour for shape in shapes)
+    turns = [(Turn("ambiguous", question, shape.colour, accepted, shape.box),) for shape in shuffled(rng, shapes)]
+    return Example((Medium((image,), (shapes,)),), tuple(turns[: options.most]))
+
+
+def shuffled(rng, items):
+    return [items[i] for i in rng.permutation(len(items))]
 
 
 def draw_family_hidden(rng, options):
@@ -124,9 +127,9 @@ def draw_family_hidden(rng, options):
     low, high = int(side * 0.22), int(side * 0.78) + 1
     grey = int(rng.integers(110, 145))
     image.paste((grey, grey, grey), (x + low, y + low, x + high, y + high))
-    turn = worded(rng, ("hidden", {}, with_article(kind), shape.box), options.held_out)
-    turn = Turn(turn.task, turn.question, turn.answer, ("a circle", "a ring"), turn.about)
-    return Example((Medium((image,), ((shape,),)),), ((turn,),))
+    turn, answers = worded(rng, ("hidden", {}, "", shape.box), options.held_out), ("a circle", "a ring")
+    turns = [(replace(turn, answer=answer, accepted=answers),) for answer in shuffled(rng, answers)]
+    return Example((Medium((image,), ((shape,),)),), tuple(turns[: options.most]))
 
 
 def draw_family_noisy(rng, options):

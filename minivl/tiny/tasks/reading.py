@@ -8,8 +8,9 @@ import numpy as np
 from PIL import ImageDraw, ImageFont
 
 from minivl.tiny.digits import held_out_digits, training_digits
+from minivl.tiny.drawing import COLOURS, Shape, background
 from minivl.tiny.examples import Example, Medium, Sign, Turn
-from minivl.tiny.scenes import COLOURS, Shape, background, draw_digit_picture
+from minivl.tiny.scenes import draw_digit_picture
 from minivl.tiny.tasks.shapes import ABSENT, NOTHING, ask_about, pick, worded
 
 WORDS = (
@@ -24,23 +25,23 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CHARACTERS = LETTERS + "0123456789"
 LONGEST_WORD = 6  # characters of a word or number, at most
 SIZES = ((112, 140), (112, 168), (112, 196), (112, 224), (140, 224))
+TRAINED_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono")
 LEAST, MOST = 24, 44  # pixels of the font, whose capitals are 0.7 times as high; a smaller one where six would not fit
 
 
 @cache
-def fonts():
-    """Files of the fonts that training adds to Pillow's own: DejaVu, where matplotlib is installed."""
+def font_files(names=TRAINED_FONTS):
+    """Files of fonts that matplotlib ships, by default those that training adds to Pillow's own; none without matplotlib."""
     from importlib.util import find_spec
 
     spec = find_spec("matplotlib")
     folder = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" if spec else Path()
-    names = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono")
     return tuple(str(folder / f"{name}.ttf") for name in names if (folder / f"{name}.ttf").is_file())
 
 
 def pick_font(rng):
     """The file of a font, half of the time None for Pillow's own."""
-    return pick(rng, (None,) * 4 + fonts())
+    return pick(rng, (None,) * 4 + font_files())
 
 
 @cache
@@ -78,7 +79,7 @@ def draw_family_text(rng, options):
             text = "".join(LETTERS[i] for i in rng.integers(0, 26, int(rng.integers(1, 1 + longest))))
     height, width = SIZES[rng.integers(len(SIZES))]
     image = background(rng, (height, width))
-    path = pick_font(rng) if options.training else None  # scored with Pillow's font alone
+    path = pick_font(rng) if options.training else options.font
     size = int(rng.integers(LEAST, MOST + 1))
     while load_font(path, size).getlength(text) > width - 8:
         size -= 1

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
+from minivl.tiny.drawing import COLOURS, KINDS, Shape, background, draw_shapes, paint
 from minivl.tiny.examples import Example, Medium, Turn
 from minivl.tiny.phrasings import plural, with_article
-from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, draw_shapes, paint, unique
+from minivl.tiny.scenes import unique
 from minivl.tiny.tasks.shapes import ABSENT, NOTHING, ask_about, missing_label, pick, worded
 
 FIRST, SECOND = "the first", "the second"

@@ -4,9 +4,10 @@ Each function of ASK draws one question about given shapes and returns its turns
 question. Some of each kind are about something that is not there: the answer is "none", "0", "no" or no box.
 """
 
+from minivl.tiny.drawing import COLOURS, KINDS, draw_count, draw_crowd, draw_inside, pick_alike
 from minivl.tiny.examples import Example, Medium, Turn
 from minivl.tiny.phrasings import join_words, phrase, pick, plural, vary, with_article
-from minivl.tiny.scenes import COLOURS, KINDS, Shape, background, describe, draw_shapes, is_apart, paint, unique, where
+from minivl.tiny.scenes import describe, unique, where
 
 SIZES = (  # (height, width): mostly small, for time; every picture has at least one full window of 112 pixels
     (112, 112), (112, 112), (112, 140), (140, 112), (140, 140), (112, 168), (168, 112), (140, 168), (168, 168), (168, 168),
@@ -14,38 +15,12 @@ SIZES = (  # (height, width): mostly small, for time; every picture has at least
 )  # fmt: skip
 SMALL, LARGE = 36, 44  # sides: small below the first, large above the second; in between no size is asked for
 ABSENT = 1 / 7
-EMPTY, FULL = 0.04, 0.2  # shares of the pictures without any shape, and with as many as find room
-ALIKE = 0.2  # share of the pictures, in training alone, whose shapes have two kinds or two colours among them
 SIDES = {"left": "left of", "right": "right of", "above": "above", "below": "below", "inside": "inside"}
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 EXTREMES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest")
 NOTHING = "none"
 HARDLY = 4  # pixels: a centre that is less far to a side is not said to lie there
 FOREIGN = tuple("dog cat car tree house cup bird hat book apple chair cloud shoe".split())  # no shapes
-
-
-def draw_inside(rng, size):
-    """A picture with one large shape, a small one of another colour inside it and perhaps a third next to them."""
-    image = background(rng, size)
-    outer = int(rng.integers(64, min(size) - 20))
-    x, y = int(rng.integers(2, size[1] - outer - 1)), int(rng.integers(2, size[0] - outer - 1))
-    side = int(rng.integers(24, outer // 2 - 2))
-    cx, cy = x + (outer - side) // 2 + int(rng.integers(-4, 5)), y + (outer - side) // 2 + int(rng.integers(-4, 5))
-    first, second, third = rng.permutation(len(COLOURS))[:3]
-    colours = list(COLOURS)
-    big = Shape(("square", "circle")[rng.integers(2)], colours[first], (x, y, x + outer, y + outer))
-    small = Shape(KINDS[rng.integers(len(KINDS))], colours[second], (cx, cy, cx + side, cy + side))
-    shapes = [big, small]
-    for _ in range(10):
-        side = int(rng.integers(28, 40))
-        px, py = int(rng.integers(2, size[1] - side - 1)), int(rng.integers(2, size[0] - side - 1))
-        more = Shape(KINDS[rng.integers(len(KINDS))], colours[third], (px, py, px + side, py + side))
-        if is_apart(more.box, big.box):
-            shapes.append(more)
-            break
-    for shape in shapes:
-        paint(rng, image, shape)
-    return image, tuple(shapes)
 
 
 # ---- what is true of shapes ----
@@ -336,11 +311,11 @@ def ask_not_shown(rng, shapes):
 
 
 ASK = {
-    "describe": (2, ask_describe), "detail": (1, ask_detail), "count": (1, ask_count), "count kind": (1, ask_count_kind),
+    "describe": (2, ask_describe), "detail": (1, ask_detail), "count": (1.5, ask_count), "count kind": (1, ask_count_kind),
     "count colour": (1, ask_count_colour), "colour": (1.5, ask_colour), "kind": (1, ask_kind), "size": (0.7, ask_size),
     "exists": (1.5, ask_exists), "where": (2, ask_where), "all boxes": (0.7, ask_all_boxes), "what at": (1.5, ask_what_at),
     "point": (0.7, ask_point), "relation": (1, ask_relation), "related": (1, ask_related), "beside": (2, ask_beside),
-    "extreme": (1.2, ask_extreme), "unknown": (0.8, ask_unknown), "not shown": (0.8, ask_not_shown), "layout": (2, ask_layout),
+    "extreme": (2, ask_extreme), "unknown": (0.8, ask_unknown), "not shown": (0.8, ask_not_shown), "layout": (3, ask_layout),
 }  # fmt: skip
 ELSEWHERE = (  # tasks of the other families, and the fields of their wordings
     ("word", ()), ("number", ()), ("digit", ()), ("bar", ("colour",)), ("best bar", ("most",)), ("table", ("row", "column")),
@@ -411,33 +386,9 @@ def ask_about(rng, shapes, held_out, most, tasks=None):
 def draw_family(rng, options):
     """Family "shapes": up to six shapes in a small picture, small ones where they are many."""
     size = SIZES[rng.integers(len(SIZES))]
-    alike = pick_alike(rng) if options.training and rng.random() < ALIKE else {}
-    image, shapes = draw_crowd(rng, size, draw_count(rng, size, options.ease), **alike)
+    alike = pick_alike(rng, options)
+    image, shapes = draw_crowd(rng, size, draw_count(rng, size, options), **alike)
     return Example((Medium((image,), (shapes,)),), ask_about(rng, shapes, options.held_out, options.most))
-
-
-def draw_count(rng, size, ease):
-    """How many shapes: 0 now and then, else up to as many as find room, and these more often than others."""
-    most = 1 + round(({112: 4, 140: 5}.get(min(size), 6) - 1) * ease)
-    draw = rng.random()
-    return 0 if draw < EMPTY else most if draw < EMPTY + FULL else int(rng.integers(1, 1 + most))
-
-
-def draw_crowd(rng, size, count, sides=None, **alike):
-    """`draw_shapes` with room for all: from four shapes on they are small, and what finds no place is drawn again."""
-    low, high = sides or (28, 1 + min(68, min(size) // 2 - 4))
-    high = high if count < 4 else min(high, {112: 37, 140: 42}.get(min(size), 49))
-    for _ in range(10):
-        image, shapes = draw_shapes(rng, size, count, sides=(low, high), tries=40, **alike)
-        if len(shapes) == count:
-            break
-    return image, shapes
-
-
-def pick_alike(rng):
-    """Two kinds, or two colours, for `draw_shapes`: several shapes of a sort are rare else, and are miscounted."""
-    name, values = (("kinds", KINDS), ("colours", tuple(COLOURS)))[rng.integers(2)]
-    return {name: tuple(values[i] for i in rng.permutation(len(values))[:2])}
 
 
 def draw_family_inside(rng, options):

@@ -11,30 +11,24 @@ A token sees the earlier tokens of its tree whose turn is 0 or its own. Batch nu
 with n, so a resumed run sees what an unbroken one would have. NumPy only.
 """
 
-import re
 from dataclasses import replace
-from itertools import permutations
 from types import SimpleNamespace
 
 import numpy as np
 
 from minivl.model.positions import patch_positions, prompt_positions
-from minivl.tiny.examples import DrawOptions
-from minivl.tiny.scenes import COLOURS, KINDS
+from minivl.tiny.drawing import draw_crowded_page
+from minivl.tiny.examples import DrawOptions, Medium
 from minivl.tiny.scoring import TASKS
 from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
 from minivl.tiny.tasks.far_apart import draw_family_line
-from minivl.tiny.tasks.reading import CHARACTERS, draw_page
-from minivl.tiny.tasks.shapes import is_within
+from minivl.tiny.tasks.reading import draw_page
 from minivl.tiny.training.recipe import ID
+from minivl.tiny.training.targets import FULL, cell_arrays, cell_targets, spoken_of
 
-UNIT, FULL = 28, 336  # pixels of a token, and of the longest side: the unit of absolute boxes
-NEAR = 2 * UNIT  # that of boxes as seen from a token
-CELL_KINDS = ("nothing", *KINDS, "bar", "digit")
 MOST = 5  # conversations about one example
 LONGEST = 4  # pairs of frames in a video
-COUNTED = 6  # shapes to count up to
-SHOUTED = 0.1  # share of the questions in capitals, in addition to those that `vary` writes so
+SHOUTED = 0.13  # share of the questions in capitals, in addition to those that `vary` writes so
 JOINED = 0.3  # share of the examples in which two conversations are one
 WIDE = 0.45  # share of the batches for the images of family "scene", which are up to 336 x 336, and for enlarged videos
 IN_WIDE = {"scene": 3.0, "video": 0.8}  # how often these are drawn there, in units of the sum of all shares
@@ -42,8 +36,7 @@ PLAN = {  # (tower rows, patches of each, decoder rows, tokens of each)
     False: (16, 288, 13, 256),
     True: (8, 576, 9, 384),
 }
-PAGES, LINES = 4, 4  # images full of characters, and of lines between dots, in each batch, for the tower alone
-ENTRY = re.compile(r"\{[^}]*\[(\d+), (\d+), (\d+), (\d+)\][^}]*\}")  # one box in an answer that lists them
+PAGES, CROWDED, LINES = 3, 3, 1  # images full of characters, of small shapes, and of lines, in a batch, for the tower alone
 GEOMETRY = SimpleNamespace(
     image_token_id=ID["<|image_pad|>"],
     video_token_id=ID["<|video_pad|>"],
@@ -68,6 +61,9 @@ def make_batch(number, ease, tokenizer):
     chances /= chances.sum()
     for _ in range(PAGES):
         batch.add_media((draw_page(rng),))
+    for _ in range(CROWDED):
+        image, shapes = draw_crowded_page(rng)
+        batch.add_media((Medium((image,), (shapes,)),))
     for _ in range(LINES):
         batch.add_media(draw_family_line(rng, DrawOptions(ease=ease, training=True)).media)
     misfits = 0
@@ -82,8 +78,10 @@ def make_batch(number, ease, tokenizer):
 
 
 def join(rng, conversations):
-    """Mostly the same; JOINED of the time the first two are one, so that a question may follow any other."""
+    """Mostly the same; JOINED of the time the first two are one, so that a question may follow any other, but not itself."""
     if len(conversations) < 2 or rng.random() > JOINED:
+        return conversations
+    if conversations[0][0].question == conversations[1][0].question:
         return conversations
     return (conversations[0] + conversations[1], *conversations[2:])
 
@@ -233,36 +231,6 @@ def grow_tree(example, tokenizer):
     }  # fmt: skip
 
 
-def spoken_of(example, turn, reply, tokenizer):
-    """The box that each token of a reply speaks of, or None. Descriptions, lists of boxes and words go from one to the next."""
-    parts = spoken_parts(example, turn)
-    if not parts:
-        return [turn.about] * (len(reply) - 1) + [None]
-    start, spoken = 0, []
-    for token in reply:
-        spoken.append(next((box for end, box in parts if start < end), None))
-        start += len(tokenizer.id_to_token(token))  # answers are ASCII: a byte-level token is as long as its text
-    return spoken
-
-
-def spoken_parts(example, turn):
-    """[(end, box)]: up to which character of the answer it speaks of each shape or character. Empty where `turn.about` holds
-    for the whole answer."""
-    if turn.task in ("word", "number"):
-        return [(i + 1, sign.box) for i, sign in enumerate(example.media[0].signs[0])]
-    if turn.task == "all boxes":
-        return [(match.end(), tuple(map(int, match.groups()))) for match in ENTRY.finditer(turn.answer)]
-    if turn.task not in ("describe", "detail", "layout") or turn.about or len(example.media) != 1:
-        return []
-    end, parts, shapes = 0, [], example.media[0].shapes[0]
-    if turn.task == "layout":
-        shapes = sorted(shapes, key=lambda shape: not turn.answer.split(" ", 1)[1].startswith(shape.label))
-    for shape in shapes:
-        end = turn.answer.index(shape.label, end) + len(shape.label)
-        parts.append((end, shape.box))
-    return parts
-
-
 def planes_of(medium):
     """(patches uint8 [N, 1176], (h, w), shapes, (signs, digit, joined)) of an image, or of each pair of frames."""
     frames = [np.asarray(frame) for frame in medium.frames]
@@ -284,106 +252,3 @@ def patchify(pair):
     return x.transpose(1, 4, 2, 5, 7, 0, 3, 6).reshape(-1, 1176)  # -> "(R S r s) (c t y x)"
 
 
-def cell_arrays(count):
-    return {
-        **{
-            key: np.full(count, -1, dtype=np.int64)
-            for key in ("kind", "colour", "digit", "joined", "changed", "order", "former_kind", "former_colour")
-        },
-        **{key: np.zeros((count, 4), dtype=np.float32) for key in ("near", "far")},
-        "characters": np.zeros((count, 2, len(CHARACTERS)), dtype=np.float32),
-        "ordinal": np.full((count, 2), -1, dtype=np.int64),
-        "counted": np.full((count, 3), -1, dtype=np.int64),
-    }
-
-
-def cell_targets(height, width, shapes, signs, digit=None, joined=()):
-    """What covers each token's 28 x 28 pixels, for the auxiliary heads. U tokens in raster order.
-
-    kind [U]: number in CELL_KINDS; colour [U]: -1 none; digit [U]: -1 elsewhere; joined [U]: the colour at the other end
-    of a dot's line, -1 elsewhere; near [U, 4]: the box from the token's centre, in units of 56 pixels; far [U, 4]: the box
-    in units of 336 pixels; characters [U, 2, 36]: those whose middle or more than 40 % is in its left half, and in its
-    right half, as 0 or 1; ordinal [U, 2]: the number of the first of them in its word, -1 elsewhere. counted [U, 3]: see
-    `count_shapes`, -1 where no shape is. (changed [U], whether something else covers it than in the image or pair of
-    frames before, former_kind and former_colour [U], what that was, and order [U], the number of its image or pair of
-    frames, are for `Batch.add_media` to find.)
-
-    Of several shapes, that with the strongest claim: `claims`.
-    """
-    rows, cols = height // UNIT, width // UNIT
-    y, x = (a.reshape(-1) * UNIT for a in np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij"))
-    targets = cell_arrays(len(x))
-    targets["kind"][:] = 0
-    if shapes:
-        boxes = np.array([shape.box for shape in shapes], dtype=np.float32)
-        area = overlap(x, y, boxes)
-        best = claims(area, shapes).argmax(axis=1)
-        covered = area.max(axis=1) > 0.2 * UNIT**2
-        kinds = np.array([CELL_KINDS.index(shape.kind) for shape in shapes])
-        colours = np.array([list(COLOURS).index(shape.colour) if shape.colour else -1 for shape in shapes])
-        centre = np.stack([x, y, x, y], axis=1) + UNIT / 2
-        targets["kind"] = np.where(covered, kinds[best], 0)
-        targets["colour"] = np.where(covered, colours[best], -1)
-        counted = count_shapes(np.where(covered, best, -1), kinds, colours)
-        targets["counted"] = np.where(covered[:, None], counted[best], -1)
-        targets["near"] = ((boxes[best] - centre) / NEAR).astype(np.float32)
-        targets["far"] = boxes[best] / np.float32(FULL)
-        if digit is not None:
-            targets["digit"] = np.where(covered, digit, -1)
-        if joined:
-            ends = np.array([list(COLOURS).index(colour) for colour in joined])
-            targets["joined"] = np.where(covered, ends[best], -1)
-    if signs:
-        boxes = np.array([sign.box for sign in signs], dtype=np.float32)
-        size = boxes[:, 2:] - boxes[:, :2]
-        for half, left in enumerate((x, x + UNIT // 2)):
-            inside = overlap(left, y, boxes, UNIT // 2) > 0.4 * size[:, 0] * size[:, 1]
-            inside |= has_middle(left, y, boxes, UNIT // 2)
-            for cell, sign in zip(*np.nonzero(inside)):
-                targets["characters"][cell, half, CHARACTERS.index(signs[sign].text)] = 1
-            printed = inside.any(axis=1)
-            ordinals = np.array([sign.ordinal for sign in signs])
-            targets["ordinal"][printed, half] = ordinals[inside[printed].argmax(axis=1)]
-    return targets
-
-
-def count_shapes(owner, kinds, colours):
-    """The number of each shape among all, those of its kind, and those of its colour: [shapes, 3], from 0.
-
-    owner [U]   the shape that each token is of, -1 none; shapes are counted in the order of their first tokens, since a
-                token of the decoder sees those before it alone
-    """
-    counted = np.full((len(kinds), 3), -1, dtype=np.int64)
-    seen = list(dict.fromkeys(owner[owner >= 0].tolist()))
-    for number, shape in enumerate(seen):
-        earlier = seen[:number]
-        counted[shape] = number, (kinds[earlier] == kinds[shape]).sum(), (colours[earlier] == colours[shape]).sum()
-    return np.where(counted < COUNTED, counted, -1)
-
-
-def claims(area, shapes):
-    """How strongly each shape claims each token, from the pixels [U, shapes] that they share.
-
-    A shape inside another takes twice what it covers from the outer one, so that a token of which it covers more than a
-    third is its own; and so is the one in which most of it lies. Else it would have few tokens, or none.
-    """
-    claim = area.copy()
-    for inner, outer in permutations(range(len(shapes)), 2):
-        if is_within(shapes[inner], shapes[outer]):
-            claim[:, outer] -= 2 * area[:, inner]
-            claim[area[:, inner].argmax(), outer] = 0
-    return claim
-
-
-def overlap(x, y, boxes, width=UNIT):
-    """Pixels that each token, or the part of it from x on that is this wide, shares with each box: [U, boxes]."""
-    across = np.minimum(x[:, None] + width, boxes[:, 2]) - np.maximum(x[:, None], boxes[:, 0])
-    down = np.minimum(y[:, None] + UNIT, boxes[:, 3]) - np.maximum(y[:, None], boxes[:, 1])
-    return across.clip(0) * down.clip(0)
-
-
-def has_middle(x, y, boxes, width=UNIT):
-    """Is the middle of each box in the token, or in the part of it from x on that is this wide? [U, boxes]"""
-    middle_x, middle_y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
-    across = (x[:, None] <= middle_x) & (middle_x < x[:, None] + width)
-    return across & (y[:, None] <= middle_y) & (middle_y < y[:, None] + UNIT)

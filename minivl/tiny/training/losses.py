@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from minivl.tiny.scenes import COLOURS, KINDS
+from minivl.tiny.drawing import COLOURS, KINDS
 from minivl.tiny.tasks.reading import CHARACTERS, LONGEST_WORD
 from minivl.tiny.training import model as packed
-from minivl.tiny.training.batches import CELL_KINDS, COUNTED, FULL, LONGEST, NEAR
+from minivl.tiny.training.batches import LONGEST
 from minivl.tiny.training.recipe import CONFIG
+from minivl.tiny.training.targets import CELL_KINDS, COUNTED, FULL, NEAR
 
 SPELT = 3.0  # weight of the characters that are printed on a token, which are learnt last
 SEQUENCE = (1, LONGEST, len(CELL_KINDS), len(COLOURS))  # something new, number of the image, what it was before
