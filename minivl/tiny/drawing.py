@@ -83,7 +83,7 @@ def draw_count(rng, size, options):
 
 
 def pick_alike(rng, options):
-    """Now and then, in training, two kinds or two colours for `draw_shapes`: shapes of one sort are rare else, and miscounted."""
+    """In training, now and then, two kinds or two colours for `draw_shapes`: else several of a sort are rare and miscounted."""
     if not options.training or rng.random() >= ALIKE:
         return {}
     name, values = (("kinds", KINDS), ("colours", tuple(COLOURS)))[rng.integers(2)]

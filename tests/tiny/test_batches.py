@@ -31,6 +31,7 @@ from minivl.tiny.training.batches import (
     make_batch,
     patchify,
     shout,
+    shuffle,
 )
 from minivl.tiny.training.recipe import ID, PREPROCESSOR
 from minivl.tiny.training.targets import CELL_KINDS
@@ -207,6 +208,32 @@ def test_crowded_pages_are_full_of_shapes_that_are_as_they_are_said_to_be():
             if not covered:
                 assert np.abs(pixels[(y1 + y2) // 2, x] - COLOURS[shape.colour]).max() <= 14
     assert inner > 10
+
+
+def test_half_of_the_videos_have_their_pairs_of_frames_in_another_order():
+    """In the prompt: each pair keeps its features and its positions, and no token is told of what follows it."""
+    tokenizer, drawn = vocabulary.build_tokenizer(), [draw("video", seed) for seed in range(40)]
+    for example in drawn:
+        pairs = len(example.media[0].frames) // 2
+        plain, mixed = (Batch(8, 576, 4, 384) for _ in range(2))
+        order = np.random.default_rng(pairs).permutation(pairs)
+        assert plain.add(example, tokenizer) and mixed.add(example, tokenizer, order)
+        at = np.flatnonzero(plain.feature[0] >= 0).reshape(pairs, -1)
+        assert np.array_equal(mixed.feature[0, at], plain.feature[0, at[order]])
+        assert np.array_equal(mixed.position_ids[:, 0, at], plain.position_ids[:, 0, at[order]])
+        rest = np.setdiff1d(np.arange(384), at)
+        assert np.array_equal(mixed.position_ids[:, 0, rest], plain.position_ids[:, 0, rest])
+        assert np.array_equal(mixed.input_ids, plain.input_ids) and np.array_equal(mixed.pixels, plain.pixels)
+        for time in range(1, pairs):
+            features = plain.feature[0, at[time]]
+            seen = list(order).index(time - 1) < list(order).index(time)
+            for key in ("changed", "former_kind", "former_colour"):
+                assert np.array_equal(mixed.cells[key][features], plain.cells[key][features] if seen else [-1] * len(features))
+        assert np.array_equal(mixed.cells["order"], plain.cells["order"])
+    rng = np.random.default_rng(0)
+    orders = [shuffle(rng, example.media) for example in drawn if len(example.media[0].frames) > 2 for _ in range(10)]
+    assert 0.4 < np.mean([order is not None for order in orders]) < 0.6
+    assert shuffle(rng, draw("pair").media) is None and shuffle(rng, ()) is None
 
 
 def test_uncertain_questions_are_trained_with_both_answers():

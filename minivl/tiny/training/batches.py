@@ -29,6 +29,7 @@ from minivl.tiny.training.targets import FULL, cell_arrays, cell_targets, spoken
 MOST = 5  # conversations about one example
 LONGEST = 4  # pairs of frames in a video
 SHOUTED = 0.13  # share of the questions in capitals, in addition to those that `vary` writes so
+SHUFFLED = 0.5  # share of the videos whose pairs of frames stand in any order in the prompt: positions alone tell their time
 JOINED = 0.3  # share of the examples in which two conversations are one
 WIDE = 0.45  # share of the batches for the images of family "scene", which are up to 336 x 336, and for enlarged videos
 IN_WIDE = {"scene": 3.0, "video": 0.8}  # how often these are drawn there, in units of the sum of all shares
@@ -71,7 +72,8 @@ def make_batch(number, ease, tokenizer):
         family = names[rng.choice(len(names), p=chances)]
         example = draw_example(family, (*seed, 1 + attempt), ease=ease, most=MOST, branch=TRAINED, enlarged=wide)
         conversations = shout(rng, join(rng, example.conversations))
-        misfits += not batch.add(replace(example, conversations=conversations), tokenizer)
+        order = shuffle(rng, example.media)
+        misfits += not batch.add(replace(example, conversations=conversations), tokenizer, order)
         if misfits == 4:
             break
     return batch.arrays()
@@ -94,6 +96,12 @@ def shout(rng, conversations):
     )
 
 
+def shuffle(rng, media):
+    """For SHUFFLED of the videos, the order in which its pairs of frames stand in the prompt; else None."""
+    pairs = len(media[0].frames) // 2 if media else 0
+    return rng.permutation(pairs) if pairs > 1 and rng.random() < SHUFFLED else None
+
+
 class Batch:
     """Rows that are filled example by example."""
 
@@ -112,15 +120,35 @@ class Batch:
         self.answers = {"at": [], "target": [], "weight": [], "answer": [], "spoken": [], "box": []}
         self.tasks, self.trees, self.planes = [], 0, 0
 
-    def add(self, example, tokenizer):
-        """Put an example into the rows; False, and nothing is changed, if it finds no room."""
+    def add(self, example, tokenizer, order=None):
+        """Put an example into the rows; False, and nothing is changed, if it finds no room.
+
+        order   of a video's pairs of frames in the prompt; their positions stay those of their time
+        """
         tree = grow_tree(example, tokenizer)
         rows = np.flatnonzero(self.used + len(tree["ids"]) <= self.input_ids.shape[1])
         features = self.add_media(example.media) if len(rows) else None
         if features is None:
             return False
+        if order is not None:
+            features = self.reorder(tree, features, order)
         self.add_tree(tree, rows[0], features)
         return True
+
+    def reorder(self, tree, features, order):
+        """Change the order of a video's pairs of frames in a tree, with their positions; returns their features.
+
+        What is new in a pair is only asked for where the pair before it in time stands before it in the prompt too: a token
+        sees nothing of what follows.
+        """
+        features = features.reshape(len(order), -1)
+        place = np.argsort(order)
+        for late in 1 + np.flatnonzero(place[1:] < place[:-1]):
+            for key in ("changed", "former_kind", "former_colour"):
+                self.cells[key][features[late]] = -1
+        at = np.flatnonzero(np.isin(tree["ids"], (ID["<|image_pad|>"], ID["<|video_pad|>"]))).reshape(len(order), -1)
+        tree["positions"][:, at] = tree["positions"][:, at[order]]
+        return features[order].reshape(-1)
 
     def add_media(self, media):
         """Put images or a video into rows of the tower: numbers of their features, None (and no change) without room."""
