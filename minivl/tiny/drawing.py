@@ -21,7 +21,7 @@ COLOURS = {  # nameable, and apart from each other in lightness as well as in hu
 KINDS = ("circle", "square", "triangle", "star", "ring", "cross")
 SUPERSAMPLE = 4
 GAP = 6  # pixels between two shapes' boxes, and between their centres from left to right
-EMPTY, CROWDED, CROWDED_IN_TRAINING = 0.04, 0.2, 0.3  # shares of the pictures without shapes, and with as many as find room
+EMPTY, CROWDED, CROWDED_IN_TRAINING = 0.05, 0.2, 0.3  # shares of the pictures without shapes, and with as many as find room
 ALIKE = 0.2  # share of the pictures, in training alone, whose shapes have two kinds or two colours among them
 
 
@@ -65,6 +65,8 @@ def draw_crowd(rng, size, count, sides=None, **alike):
     """`draw_shapes` with room for all: from four shapes on they are small, and what finds no place is drawn again."""
     low, high = sides or (28, 1 + min(68, min(size) // 2 - 4))
     high = high if count < 4 else min(high, {112: 37, 140: 42}.get(min(size), 49))
+    if count == 0 and rng.random() < 0.5:
+        return clutter(rng, size), ()
     for _ in range(10):
         image, shapes = draw_shapes(rng, size, count, sides=(low, high), tries=40, **alike)
         if len(shapes) == count:
@@ -153,6 +155,16 @@ def background(rng, size):
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]
     ground = (level + slope[0] * y + slope[1] * x)[..., None] + tint + rng.normal(0, 2, (height, width, 1))
     return Image.fromarray(np.clip(ground, 0, 255).astype(np.uint8))
+
+
+def clutter(rng, size):
+    """An image without any shape that is not plain: noise, blurred or not, or bands of colours."""
+    height, width = size
+    coarse = int(rng.integers(2, 12)), int(rng.integers(2, 12))
+    grain = (size, coarse, (coarse[0], 1), (1, coarse[1]))[rng.integers(4)]
+    colours = rng.normal(rng.uniform(60, 200, 3), rng.uniform(20, 90), (*grain, 3))
+    image = Image.fromarray(np.clip(colours, 0, 255).astype(np.uint8))
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def paint(rng, image, shape):

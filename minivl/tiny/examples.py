@@ -67,12 +67,10 @@ class Example:
 class DrawOptions:
     """How an example is drawn. held_out: in wordings that training never sees; ease 0..1: from easiest to all examples;
     most: conversations about it; training: with the fonts and digits of training instead of those of scoring;
-    enlarged: the frames of a video are two or three times as large, since those that are read from a file are enlarged too;
     font: the file of the font of words and numbers, when not training; None is Pillow's own."""
 
     held_out: bool = False
     ease: float = 1.0
     most: int = 1
     training: bool = False
-    enlarged: bool = False
     font: str = None

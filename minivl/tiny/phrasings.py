@@ -8,6 +8,7 @@ import re
 
 HELD_OUT = 2  # phrasings at the end of each tuple
 CHOICE = re.compile(r"\[([^\[\]]*\|[^\[\]]*)\]")  # "[Say|Tell me] the number.": one of them is drawn
+CONTRACTED = re.compile(r"\b([Ww]hat|[Ww]here|[Ww]hich|[Tt]here) is\b")
 ARTICLE = re.compile(r"\b([Aa]) (?=orange|apple)")
 
 PHRASINGS = {
@@ -21,7 +22,8 @@ PHRASINGS = {
         "Which [shapes|things|objects] [are there|do you see|are in the picture|does the image show]?",
         "What [things|shapes|objects] can you see[| here| in the image]?", "What can be [found|seen] in [the|this] picture?",
         "What [can you see|can be found|have we] here?", "What [is to be seen|can be spotted|is there to see] here?",
-        "What can be seen [in it|there|in the image]?", "Name everything in the picture.",
+        "What can be seen [in it|there|in the image]?", "What [is this|is that|are these]?",
+        "Caption [this image|the picture].", "Tell me about [the picture|this image].", "Name everything in the picture.",
         "What can be seen here?",
     ),
     "detail": (
@@ -424,7 +426,7 @@ def pick(rng, items):
 
 
 def vary(rng, question):
-    """The question with "please" and in another letter case, now and then."""
+    """The question with "please", in another letter case, without its mark or with "'s" for "is", now and then."""
     draw = rng.random()
     if draw < 0.06 and not question.lower().startswith("please"):
         question = f"Please {question[0].lower()}{question[1:]}" if question[-1] == "." else question
@@ -435,6 +437,8 @@ def vary(rng, question):
         question = question.upper()
     elif draw < 0.22:
         question = question.rstrip(".?")
+    elif draw < 0.27:
+        question = CONTRACTED.sub(r"\1's", question)
     return question
 
 

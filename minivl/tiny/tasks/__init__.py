@@ -8,14 +8,20 @@ The same family, seed and options always give the same example. Needs NumPy and 
 training also prints text in its fonts.
 """
 
+from dataclasses import replace
+
 import numpy as np
+from PIL import Image
 
 from minivl.tiny import scenes
 from minivl.tiny.drawing import draw_count, draw_crowd, pick_alike
 from minivl.tiny.examples import DrawOptions, Example, Medium
+from minivl.tiny.phrasings import pick
 from minivl.tiny.tasks import far_apart, reading, sequences, shapes
 
 SCORED, TRAINED = 11, 12  # branches of the generator: scoring and training never draw the same example
+ENLARGED = ("text", "digit", "chart", "table", "video", "corner", "longer", "line")  # the others have large images themselves
+MOST_PIXELS = 336 * 336
 
 
 def draw_family_scene(rng, options):
@@ -54,12 +60,32 @@ def draw_example(family, seed, held_out=False, ease=1.0, most=1, branch=SCORED, 
 
     held_out   word the questions as training never does
     ease       0..1: how far the way from the easiest examples to all of them has been gone
-    enlarged   make the frames of a video two or three times as large
+    enlarged   make the image, or the frames of a video, two or three times as large (families of ENLARGED)
     font       the file of a font for words and numbers; by default Pillow's own, in training a drawn one
     """
     rng = np.random.default_rng([branch, list(FAMILIES).index(family), *np.atleast_1d(seed)])
-    options = DrawOptions(held_out, ease, most, training=branch == TRAINED, enlarged=enlarged, font=font)
+    options = DrawOptions(held_out, ease, most, training=branch == TRAINED, font=font)
     while True:
         example = FAMILIES[family][2](rng, options)
         if example.conversations:
-            return example
+            return enlarge(rng, example) if enlarged and family in ENLARGED else example
+
+
+def enlarge(rng, example):
+    """The same example with images, or the frames of its video, two or three times as large, as far as there are tokens for."""
+    (medium,) = example.media
+    width, height = medium.frames[0].size
+    pairs = max(1, len(medium.frames) // 2)
+    fitting = [times for times in (2, 3) if times * times * width * height * (1 if pairs <= 2 else 2.25) <= MOST_PIXELS]
+    times = pick(rng, fitting) if fitting else 1
+    frames = tuple(frame.resize((times * width, times * height), Image.Resampling.BICUBIC) for frame in medium.frames)
+
+    def larger(parts):
+        return tuple(tuple(replace(one, box=scaled(one.box)) for one in shown) for shown in parts)
+
+    def scaled(box):
+        return box and tuple(times * side for side in box)
+
+    media = (replace(medium, frames=frames, shapes=larger(medium.shapes), signs=larger(medium.signs)),)
+    turns = tuple(tuple(replace(turn, about=scaled(turn.about)) for turn in one) for one in example.conversations)
+    return replace(example, media=media, conversations=turns)

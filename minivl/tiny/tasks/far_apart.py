@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from minivl.tiny.drawing import COLOURS, KINDS, Shape, background, draw_shapes, paint
 from minivl.tiny.examples import Example, Medium, Turn
 from minivl.tiny.phrasings import phrase, with_article
-from minivl.tiny.tasks.reading import ink_for
-from minivl.tiny.tasks.shapes import ABSENT, NOTHING, pick, worded
+from minivl.tiny.tasks.reading import ask_about_bars, ink_for
+from minivl.tiny.tasks.shapes import ABSENT, NOTHING, ask_about, pick, worded
 
 SIZES = ((168, 168), (140, 168), (168, 140), (112, 196), (196, 112))
 MARK = 22
@@ -37,11 +37,18 @@ def draw_family_corner(rng, options):
             shapes.append(Shape(kinds[forms[n]], colours[order[n]], (x, y, x + side, y + side)))
     target = shapes[int(rng.integers(len(shapes)))] if rng.random() > 0.15 else None
     mark = Shape("square", target.colour if target else colours[order[count]], (3, 3, 3 + MARK, 3 + MARK))
-    for shape in (mark, *shapes):
+    shapes = sorted((mark, *shapes), key=lambda shape: shape.box[0] + shape.box[2])
+    for shape in shapes:
         paint(rng, image, shape)
     answer = with_article(target.kind) if target else "none"
     turn = worded(rng, ("corner", {}, answer, target.box if target else None), options.held_out)
-    return Example((Medium((image,), ((mark, *shapes),)),), ((turn,),))
+    others = ask_now_and_then(rng, options, shapes, ("describe", "exists", "count", "count kind", "count colour"))
+    return Example((Medium((image,), (tuple(shapes),)),), ((turn,), *others))
+
+
+def ask_now_and_then(rng, options, shapes, tasks):
+    """Sometimes, after another question, one of these tasks about the shapes of the picture."""
+    return ask_about(rng, shapes, options.held_out, 1, tasks) if options.most > 1 and rng.random() < 0.4 else ()
 
 
 def draw_family_longer(rng, options):
@@ -66,7 +73,8 @@ def draw_family_longer(rng, options):
         shapes.append(Shape("bar", colour, box))
     answer = f"the {names[lengths.index(max(lengths))]} one"
     asked = ("longer", {"a": names[0], "b": names[1]}, answer, shapes[lengths.index(max(lengths))].box)
-    return Example((Medium((image,), (tuple(shapes),)),), ((worded(rng, asked, options.held_out),),))
+    conversations = ((worded(rng, asked, options.held_out),), *ask_about_bars(rng, options, shapes))
+    return Example((Medium((image,), (tuple(shapes),)),), conversations)
 
 
 def draw_family_line(rng, options):
@@ -95,6 +103,7 @@ def draw_family_line(rng, options):
     if rng.random() < ABSENT:
         absent = pick(rng, [colour for colour in COLOURS if colour not in colours])
         turns[-1] = (worded(rng, ("line", {"colour": absent}, NOTHING, None), options.held_out),)
+    turns += ask_now_and_then(rng, options, shapes, ("describe", "exists", "count kind", "count colour"))
     joined = [shapes[count + int(end)].colour for end in ends]
     joined += [shapes[ends.tolist().index(i)].colour for i in range(count)]
     return Example((Medium((image,), (tuple(shapes),), joined=tuple(joined)),), tuple(turns))

@@ -9,8 +9,8 @@ from PIL import ImageDraw, ImageFont
 
 from minivl.tiny.digits import held_out_digits, training_digits
 from minivl.tiny.drawing import COLOURS, Shape, background
-from minivl.tiny.examples import Example, Medium, Sign, Turn
-from minivl.tiny.scenes import draw_digit_picture
+from minivl.tiny.examples import Example, Medium, Sign
+from minivl.tiny.scenes import describe, draw_digit_picture
 from minivl.tiny.tasks.shapes import ABSENT, NOTHING, ask_about, pick, worded
 
 WORDS = (
@@ -25,6 +25,11 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CHARACTERS = LETTERS + "0123456789"
 LONGEST_WORD = 6  # characters of a word or number, at most
 SIZES = ((112, 140), (112, 168), (112, 196), (112, 224), (140, 224))
+OF_SHAPES = (
+    "colour", "kind", "exists", "where", "count", "count kind", "count colour", "all boxes", "extreme", "beside", "point",
+    "relation",
+)  # fmt: skip
+BESIDE_BARS = ("colour", "exists", "where", "count kind", "all boxes", "point")  # a bar has a colour, and is a thing
 TRAINED_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono")
 LEAST, MOST = 24, 44  # pixels of the font, whose capitals are 0.7 times as high; a smaller one where six would not fit
 
@@ -90,17 +95,36 @@ def draw_family_text(rng, options):
     signs = [replace(sign, ordinal=i) for i, sign in enumerate(signs)]
     box = (signs[0].box[0], signs[0].box[1], signs[-1].box[2], signs[-1].box[3])
     turns = [(worded(rng, (task, {}, text, box), options.held_out),)]
-    if options.most > 1 and rng.random() < 0.3:
-        turns.append((Turn("describe", "Describe the picture.", f'the {task} "{text}"', (), box),))
-    turns += ask_for_shapes(rng, options)
+    turns += ask_for_more(rng, options, f'the {task} "{text}"', box) + ask_for_shapes(rng, options)
     return Example((Medium((image,), ((),), (tuple(signs),)),), tuple(turns))
 
 
-def ask_for_shapes(rng, options):
-    """Now and then, after another question, one about shapes, of which a picture of text or of a digit has none."""
-    if options.most == 1 or rng.random() > 0.3:
+def ask_for_shapes(rng, options, tasks=OF_SHAPES):
+    """Now and then, after another question, one about shapes, of which a picture of text, a digit or bars has none."""
+    if options.most == 1 or rng.random() > 0.35:
         return ()
-    return ask_about(rng, (), options.held_out, 1, ("colour", "kind", "exists", "where", "count kind", "beside", "point"))
+    return ask_about(rng, (), options.held_out, 1, tasks)
+
+
+def ask_for_more(rng, options, answer, about=None):
+    """Now and then, after another question, what is in the picture as a whole."""
+    if options.most == 1 or rng.random() > 0.25:
+        return ()
+    return ((worded(rng, ("describe", {}, answer, about), options.held_out),),)
+
+
+def ask_about_bars(rng, options, bars):
+    """Now and then, after another question: what is there, is there such a bar, how many are there, where is a shape?"""
+    if options.most == 1 or rng.random() > 0.5:
+        return ()
+    colours = [bar.colour for bar in bars]
+    colour = pick(rng, colours) if rng.random() < 0.5 else pick(rng, list(COLOURS))
+    asked = pick(rng, (
+        ("describe", {}, describe(bars), None),
+        ("exists", {"thing": f"{colour} bar"}, "yes" if colour in colours else "no", None),
+        ("count kind", {"kinds": "bars"}, str(len(bars)), None),
+    ))  # fmt: skip
+    return ((worded(rng, asked, options.held_out),), *ask_for_shapes(rng, options, BESIDE_BARS))
 
 
 def draw_page(rng):
@@ -127,7 +151,8 @@ def draw_family_digit(rng, options):
     drawn = draw_digit_picture(rng, size, images[index], int(labels[index]), augment=options.training)
     box = drawn.shapes[0].box
     turn = worded(rng, ("digit", {}, str(drawn.digit), box), options.held_out)
-    conversations = ((turn,), *ask_for_shapes(rng, options))
+    described = ask_for_more(rng, options, f'the digit "{drawn.digit}"', box)
+    conversations = ((turn,), *described, *ask_for_shapes(rng, options))
     return Example((Medium((drawn.image,), (drawn.shapes,), ((),), drawn.digit),), conversations)
 
 
@@ -154,6 +179,7 @@ def draw_family_chart(rng, options):
         draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=COLOURS[colour])
         shapes.append(Shape("bar", colour, box))
     conversations = ask_bars(rng, shapes, values.tolist(), options.held_out, options.most)
+    conversations += ask_about_bars(rng, options, shapes)
     return Example((Medium((image,), (tuple(shapes),)),), conversations)
 
 
@@ -197,4 +223,5 @@ def draw_family_table(rng, options):
         outside = (rows, columns + int(rng.integers(1, 3))) if rng.random() < 0.5 else (rows + 1, columns)
         asked = ("table", {"row": LETTERS[outside[0] - 1], "column": outside[1]}, NOTHING, None)
         turns[-1] = (worded(rng, asked, options.held_out),)
+    turns += ask_for_more(rng, options, "a table") + ask_for_shapes(rng, options)
     return Example((Medium((image,), ((),), (tuple(signs),)),), tuple(turns))

@@ -3,16 +3,29 @@
 from dataclasses import replace
 
 import numpy as np
-from PIL import Image
 
 from minivl.tiny.drawing import COLOURS, KINDS, Shape, background, draw_shapes, paint
 from minivl.tiny.examples import Example, Medium, Turn
 from minivl.tiny.phrasings import plural, with_article
-from minivl.tiny.scenes import unique
-from minivl.tiny.tasks.shapes import ABSENT, NOTHING, ask_about, missing_label, pick, worded
+from minivl.tiny.scenes import describe, unique
+from minivl.tiny.tasks.shapes import (
+    ABSENT,
+    NOTHING,
+    ask_about,
+    ask_count,
+    ask_count_kind,
+    ask_exists,
+    missing_label,
+    pick,
+    worded,
+)
 
 FIRST, SECOND = "the first", "the second"
-SIZE = (112, 112)
+SIZE = (112, 112)  # of the frames of a video
+PAIR_SIZES = (
+    (112, 112), (112, 112), (112, 112), (112, 140), (140, 112), (140, 140), (168, 168), (168, 168), (168, 224), (224, 168),
+    (224, 224),
+)  # fmt: skip
 ORDINALS = ("first", "second")
 MOVES = ("left", "right", "up", "down")
 
@@ -21,12 +34,26 @@ def draw_family_pair(rng, options):
     """Family "pair": two pictures. Half of them differ in one shape, half are drawn apart."""
     if rng.random() < 0.5:
         return draw_change(rng, options)
-    made = [draw_shapes(rng, SIZE, int(rng.integers(1, 2 + round(2 * options.ease)))) for _ in range(2)]
+    sizes = [pick(rng, PAIR_SIZES)] * 2 if rng.random() < 0.5 else [pick(rng, PAIR_SIZES) for _ in range(2)]
+    made = [draw_shapes(rng, size, int(rng.integers(1, 2 + round(2 * options.ease)))) for size in sizes]
     pictures = [shapes for _, shapes in made]
     media = tuple(Medium((image,), (shapes,)) for image, shapes in made)
     turns = [ask_more, ask_which, ask_of_two]
     asked = [turns[i](rng, pictures) for i in rng.integers(0, 3, options.most + 1)]
-    return Example(media, tuple((worded(rng, one, options.held_out),) for one in asked if one)[: options.most])
+    turns = tuple((worded(rng, one, options.held_out),) for one in asked if one)[: options.most]
+    return Example(media, turns + ask_of_both(rng, pictures, options))
+
+
+def ask_of_both(rng, pictures, options):
+    """Now and then, after another question, one that is not for one of the pictures: what is there, is there, how many."""
+    if options.most == 1 or rng.random() > 0.4:
+        return ()
+    shapes = (*pictures[0], *pictures[1])
+    asked = pick(rng, (ask_exists, ask_count, ask_count_kind))(rng, shapes)
+    if rng.random() < 0.4:
+        told = [describe(shown) if shown else NOTHING for shown in pictures]
+        asked = ("describe", {}, f"first: {told[0]}; second: {told[1]}", None)
+    return ((worded(rng, (*asked[:3], None), options.held_out),),)
 
 
 def ask_more(rng, pictures):
@@ -64,9 +91,10 @@ def ask_of_two(rng, pictures):
 
 def draw_change(rng, options):
     """Two pictures of the same shapes, of which one is new, gone or of another colour; or nothing has changed."""
-    ground = background(rng, SIZE)
+    size = pick(rng, PAIR_SIZES)
+    ground = background(rng, size)
     count = int(rng.integers(2, 3 + round(2 * options.ease)))
-    _, shapes = draw_shapes(rng, SIZE, count, ground=ground.copy(), distinct="kind")
+    _, shapes = draw_shapes(rng, size, count, ground=ground.copy(), distinct="kind")
     index, what = int(rng.integers(len(shapes))), pick(rng, ("new", "gone", "colour", "colour", "nothing"))
     before = after = list(shapes)
     changed = shapes[index]
@@ -91,7 +119,7 @@ def draw_change(rng, options):
     if rng.random() < 0.5 and before and after:
         asked = ask_of_two(rng, [before, after])
         turns += [(worded(rng, asked, options.held_out),)] if asked else []
-    return Example(tuple(media), tuple(turns[: options.most]))
+    return Example(tuple(media), (*turns[: options.most], *ask_of_both(rng, [tuple(before), tuple(after)], options)))
 
 
 # ---- videos: a list of frames for each, two to a step of the grid's time ----
@@ -100,19 +128,12 @@ def draw_change(rng, options):
 def draw_family_video(rng, options):
     """Family "video": a shape that moves, one that changes its colour, or shapes that appear."""
     example = pick(rng, (draw_motion, draw_recolouring, draw_arrivals))(rng, options)
-    return enlarge(rng, example) if options.enlarged else example
-
-
-def enlarge(rng, example):
-    """The same film with frames two or three times as large; long ones two times, for their tokens."""
-    medium = example.media[0]
-    times = int(rng.integers(2, 4)) if len(medium.frames) <= 4 else 2
-    width, height = medium.frames[0].size
-    frames = tuple(frame.resize((times * width, times * height), Image.Resampling.BICUBIC) for frame in medium.frames)
-    shapes = tuple(
-        tuple(replace(shape, box=tuple(times * side for side in shape.box)) for shape in shown) for shown in medium.shapes
-    )
-    return replace(example, media=(replace(medium, frames=frames, shapes=shapes),))
+    if options.most > 1 and rng.random() < 0.3:
+        shapes = tuple({shape.label: shape for shown in example.media[0].shapes for shape in shown}.values())
+        asked = ask_exists(rng, shapes)
+        turn = worded(rng, (*asked[:3], None), options.held_out)
+        example = replace(example, conversations=(*example.conversations, (turn,)))
+    return example
 
 
 def film(rng, ground, states):
@@ -132,12 +153,14 @@ def draw_motion(rng, options):
     side, colour, kind = int(rng.integers(28, 45)), pick(rng, list(COLOURS)), pick(rng, KINDS)
     room = 112 - side - 4
     total = int(rng.integers(min(24, room - 1), room))
+    if rng.random() < ABSENT / 2:
+        total, way = 0, NOTHING
     start = int(rng.integers(2, 2 + room - total + 1))
     across = int(rng.integers(2, 112 - side - 1))
     states = []
     for i in range(count):
         along = start + round(total * i / (count - 1))
-        along = along if way in ("right", "down") else 112 - side - along
+        along = along if way in ("right", "down", NOTHING) else 112 - side - along
         x, y = (along, across) if way in ("left", "right") else (across, along)
         states.append((Shape(kind, colour, (x, y, x + side, y + side)),))
     medium = film(rng, background(rng, SIZE), states)

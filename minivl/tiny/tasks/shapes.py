@@ -17,7 +17,10 @@ SMALL, LARGE = 36, 44  # sides: small below the first, large above the second; i
 ABSENT = 1 / 7
 SIDES = {"left": "left of", "right": "right of", "above": "above", "below": "below", "inside": "inside"}
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-EXTREMES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest")
+EXTREMES = {  # what they are called
+    "largest": ("largest", "largest", "biggest"), "smallest": ("smallest",), "leftmost": ("leftmost",),
+    "rightmost": ("rightmost",), "topmost": ("topmost", "topmost", "highest"), "lowest": ("lowest", "lowest", "bottommost"),
+}  # fmt: skip
 NOTHING = "none"
 HARDLY = 4  # pixels: a centre that is less far to a side is not said to lie there
 FOREIGN = tuple("dog cat car tree house cup bird hat book apple chair cloud shoe".split())  # no shapes
@@ -291,11 +294,12 @@ def ask_beside(rng, shapes):
 
 
 def ask_extreme(rng, shapes):
-    most = pick(rng, EXTREMES)
+    most = pick(rng, tuple(EXTREMES))
+    name = pick(rng, EXTREMES[most])
     if not shapes:
-        return "extreme", {"most": most}, NOTHING, None
+        return "extreme", {"most": name}, NOTHING, None
     shape = extreme_of(shapes, most)
-    return shape and ("extreme", {"most": most}, with_article(shape.label), shape.box)
+    return shape and ("extreme", {"most": name}, with_article(shape.label), shape.box)
 
 
 def ask_unknown(rng, shapes):

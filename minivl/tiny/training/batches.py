@@ -30,8 +30,9 @@ MOST = 5  # conversations about one example
 LONGEST = 4  # pairs of frames in a video
 SHOUTED = 0.13  # share of the questions in capitals, in addition to those that `vary` writes so
 SHUFFLED = 0.5  # share of the videos whose pairs of frames stand in any order in the prompt: positions alone tell their time
-JOINED = 0.3  # share of the examples in which two conversations are one
+JOINED = 0.35  # share of the examples in which two or more conversations are one
 WIDE = 0.45  # share of the batches for the images of family "scene", which are up to 336 x 336, and for enlarged videos
+LARGE = 0.6  # share of the examples that are enlarged there
 IN_WIDE = {"scene": 3.0, "video": 0.8}  # how often these are drawn there, in units of the sum of all shares
 PLAN = {  # (tower rows, patches of each, decoder rows, tokens of each)
     False: (16, 288, 13, 256),
@@ -70,7 +71,8 @@ def make_batch(number, ease, tokenizer):
     misfits = 0
     for attempt in range(1000):
         family = names[rng.choice(len(names), p=chances)]
-        example = draw_example(family, (*seed, 1 + attempt), ease=ease, most=MOST, branch=TRAINED, enlarged=wide)
+        enlarged = wide and rng.random() < LARGE
+        example = draw_example(family, (*seed, 1 + attempt), ease=ease, most=MOST, branch=TRAINED, enlarged=enlarged)
         conversations = shout(rng, join(rng, example.conversations))
         order = shuffle(rng, example.media)
         misfits += not batch.add(replace(example, conversations=conversations), tokenizer, order)
@@ -80,12 +82,13 @@ def make_batch(number, ease, tokenizer):
 
 
 def join(rng, conversations):
-    """Mostly the same; JOINED of the time the first two are one, so that a question may follow any other, but not itself."""
-    if len(conversations) < 2 or rng.random() > JOINED:
+    """Mostly the same; JOINED of the time two or more are one, so that a question may follow any others, but not itself."""
+    if len({turns[0].question for turns in conversations}) < 2 or rng.random() > JOINED:
         return conversations
-    if conversations[0][0].question == conversations[1][0].question:
+    count = int(rng.integers(2, len(conversations) + 1))
+    if len({turns[0].question for turns in conversations[:count]}) < count:
         return conversations
-    return (conversations[0] + conversations[1], *conversations[2:])
+    return (tuple(turn for turns in conversations[:count] for turn in turns), *conversations[count:])
 
 
 def shout(rng, conversations):
