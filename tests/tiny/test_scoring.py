@@ -21,6 +21,7 @@ from minivl.tiny.scoring import (
     render_table,
     score_answer,
     score_families,
+    score_turns,
     wilson,
 )
 from minivl.tiny.tasks import FAMILIES as DRAWN
@@ -44,7 +45,9 @@ def test_calibration_error():
     sure = [Scored("colour", False, float(i < 75), 0.95) for i in range(100)]
     unsure = [Scored("colour", False, float(i < 55), 0.55) for i in range(100)]
     assert calibration_error(sure + unsure) == pytest.approx(0.1)
-    assert calibration_error([Scored("where", False, 0.0, 1.0), *unsure]) == pytest.approx(0)
+    for task in ("where", "point", "ambiguous"):  # their confidence is not the probability of being right
+        assert calibration_error([Scored(task, False, 0.0, 1.0), *unsure]) == pytest.approx(0)
+    assert calibration_error([Scored("noisy", False, 0.0, 1.0)]) == pytest.approx(1)
 
 
 def test_overlap_of_several_boxes():
@@ -91,6 +94,18 @@ def test_a_few_families_with_the_model_that_ships():
     text = render_table(found)
     assert "| digit | 2 |" in text and "Expected calibration error" in text
     assert not score_families(minivl.load(), examples=1, seconds=0)
+
+
+def test_later_questions_of_a_conversation_follow_the_true_answers():
+    vlm = minivl.load()
+    by_turn = score_turns(vlm, examples=2, most=3)
+    assert len(by_turn) == 3 and 1 <= len(by_turn[2]) <= len(by_turn[0]) == 2
+    example = draw_example("shapes", (0, 1, 0), most=3)
+    first, second = [turn for turns in example.conversations for turn in turns][:2]
+    assert (by_turn[0][0].question, by_turn[1][0].question) == (first.question, second.question)
+    messages = chat.user(first.question, example.images)
+    messages += [{"role": "assistant", "content": first.answer}, {"role": "user", "content": second.question}]
+    assert by_turn[1][0].confidence == pytest.approx(answer_with_confidence(vlm, messages)[1], rel=1e-4)
 
 
 def test_absence_and_the_form_of_a_question():

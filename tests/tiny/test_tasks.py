@@ -10,7 +10,7 @@ import pytest
 from minivl.tiny.drawing import ALIKE, COLOURS, KINDS, mask
 from minivl.tiny.examples import Turn
 from minivl.tiny.phrasings import CHOICE, HELD_OUT, PHRASINGS, phrase, vary
-from minivl.tiny.tasks import FAMILIES, SCORED, TRAINED, draw_example
+from minivl.tiny.tasks import ENLARGED, FAMILIES, SCORED, TRAINED, draw_example
 from minivl.tiny.tasks.shapes import ELSEWHERE, FOREIGN
 
 PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
@@ -218,6 +218,7 @@ def test_largest_and_leftmost():
         boxes = np.array([s.box for s in shapes]).reshape(-1, 4)
         by = {"largest": boxes[:, 0] - boxes[:, 2], "leftmost": boxes[:, 0] + boxes[:, 2]}
         by |= {"topmost": boxes[:, 1] + boxes[:, 3], "lowest": -boxes[:, 1] - boxes[:, 3]}
+        by |= {"biggest": by["largest"], "highest": by["topmost"], "bottommost": by["lowest"]}
         for turn in turns_of(example):
             for word in by if turn.task == "extreme" and shapes else ():
                 if word in turn.question.lower():
@@ -267,6 +268,58 @@ def test_two_pictures():
     assert min(seen.values()) > 20 and set(seen) == {"more", "of two", "changed", "which picture"}
 
 
+def test_what_two_pictures_show_together():
+    """Whether a thing is in one of them, how many there are in both, and a description of each."""
+    seen = Counter()
+    for example in many("pair", 250, most=4):
+        first, second = (medium.shapes[0] for medium in example.media)
+        for turn in turns_of(example):
+            if turn.task in ("exists", "count", "count kind"):
+                assert turn.answer == true_answer(turn, (*first, *second)), turn
+                seen[turn.task] += 1
+            if turn.task == "describe":
+                told = re.fullmatch("first: (.+); second: (.+)", turn.answer).groups()
+                for text, shapes in zip(told, (first, second)):
+                    assert re.findall(r"an? (\w+ \w+)", text) == [s.label for s in shapes] and (text == "none") is (not shapes)
+                seen[turn.task] += 1
+    assert min(seen.values()) > 8 and len(seen) == 4, seen
+    sizes = {tuple(medium.frames[0].size for medium in example.media) for example in many("pair", 100)}
+    assert len(sizes) > 12 and any(one != other for one, other in sizes)
+
+
+@pytest.mark.parametrize("family", ENLARGED)
+def test_an_enlarged_example_is_the_same_one(family):
+    """Image and boxes are two or three times as large, or as they are where tokens would not do; questions are the same."""
+    larger = 0
+    for seed in range(12):
+        (small,), (big,) = (
+            draw_example(family, seed, most=3, branch=TRAINED, enlarged=enlarged).media for enlarged in (False, True)
+        )
+        plain, large = (
+            turns_of(draw_example(family, seed, most=3, branch=TRAINED, enlarged=enlarged)) for enlarged in (False, True)
+        )
+        times = big.frames[0].width // small.frames[0].width
+        assert times in (1, 2, 3) and big.frames[0].width * big.frames[0].height <= 336 * 336
+        larger += times > 1
+        assert [(turn.question, turn.answer) for turn in plain] == [(turn.question, turn.answer) for turn in large]
+        assert [turn.about and tuple(times * side for side in turn.about) for turn in plain] == [turn.about for turn in large]
+        for parts in ("shapes", "signs"):
+            boxes = [[tuple(times * side for side in one.box) for one in shown] for shown in getattr(small, parts)]
+            assert [[one.box for one in shown] for shown in getattr(big, parts)] == boxes
+        back = np.asarray(big.frames[-1].resize(small.frames[0].size), dtype=np.int64)
+        assert np.abs(back - np.asarray(small.frames[-1])).mean() < 6
+    assert larger >= 6
+
+
+def test_images_without_shapes_are_plain_or_cluttered():
+    empty = [example for example in many("shapes", 300, most=4) if not example.media[0].shapes[0]]
+    pixels = [np.asarray(example.media[0].frames[0], dtype=np.float64) for example in empty]
+    spread = np.array([values.std(axis=(0, 1)).mean() for values in pixels])
+    assert len(empty) > 5 and (spread < 15).any() and (spread > 25).any()
+    allowed = ("none", "0", "no", "[]", "I don't know")
+    assert all(turn.answer in allowed for example in empty for turn in turns_of(example))
+
+
 def coloured(frame):
     """Rows and columns of the pixels that have a colour of the palette."""
     pixels = np.asarray(frame, dtype=np.float32)
@@ -280,7 +333,10 @@ def test_videos():
     for example in many("video", 300):
         frames, (turn, *_) = example.media[0].frames, turns_of(example)
         seen[turn.task] += 1
-        if turn.task == "way" and turn.answer == "none":
+        if turn.task == "way" and all(np.array_equal(np.asarray(frames[0]), np.asarray(frame)) for frame in frames):
+            assert turn.answer == "none"
+            seen["still"] += 1
+        elif turn.task == "way" and turn.answer == "none":
             shape = example.media[0].shapes[0][0]
             assert not re.search(rf"\b(?:{shape.label}|(?<!\w ){shape.kind})\b", turn.question.lower()) or (
                 parsed(turn.question, COLOURS) not in ([], [shape.colour])
@@ -303,7 +359,7 @@ def test_videos():
             assert turn.answer == str(sum(changed))
         if turn.task == "first":
             assert turn.answer.endswith(example.media[0].shapes[0][0].label) and len(example.media[0].shapes[0]) == 1
-    assert min(seen.values()) > 5 and set(seen) == {"way", "no way", "when", "appeared", "first"}
+    assert min(seen.values()) > 5 and set(seen) == {"way", "no way", "still", "when", "appeared", "first"}
 
 
 def test_bars_and_tables():
@@ -315,12 +371,23 @@ def test_bars_and_tables():
             if turn.task == "bar":
                 colour = parsed(turn.question, COLOURS)[0]
                 assert turn.answer == (str(heights[colour] // unit) if colour in heights else "none")
+            elif turn.task == "exists" and "bar" in turn.question.lower():
+                assert turn.answer == ("yes" if parsed(turn.question, COLOURS)[0] in heights else "no")
+            elif turn.task == "count kind" and "bars" in turn.question.lower():
+                assert turn.answer == str(len(heights))
+            elif turn.task == "describe":
+                assert re.findall(r"(\w+) bar", turn.answer) == list(heights)
+            elif turn.task != "best bar":
+                assert turn.answer in ("none", "no", "0", "[]"), turn
             else:
                 best = max if "highest" in turn.question.lower() else min
                 assert turn.answer == best(heights, key=heights.get)
     for example in many("table", 60, most=2):
         signs = {sign.text: sign for sign in example.media[0].signs[0][::-1]}  # the row's letter is there once
         for turn in turns_of(example):
+            if turn.task != "table":
+                assert turn.answer in ("a table", "none", "no", "0", "[]"), turn
+                continue
             row = re.search(r"row (\w)", turn.question, re.I)[1].upper()
             column = int(re.search(r"column (\d)", turn.question, re.I)[1])
             if turn.answer == "none":
@@ -351,6 +418,9 @@ def test_far_apart():
         left, right = dots[: len(dots) // 2], dots[len(dots) // 2 :]
         pixels = np.asarray(image, dtype=np.float32).mean(axis=-1)
         for turn in turns_of(example):
+            if turn.task != "line":
+                assert turn.answer == true_answer(turn, dots) or turn.task == "describe", turn
+                continue
             colour = parsed(turn.question, COLOURS)[0]
             if turn.answer == "none":
                 assert colour not in [s.colour for s in dots]
@@ -420,8 +490,8 @@ def test_absent_things_are_asked_for_in_every_kind_of_question():
 
 
 def plain(question):
-    """In small letters, without "please" and the mark at the end: what all variations of a question share."""
-    question = re.sub(r"\ban\b", "a", question.lower())
+    """In small letters, without "please", "'s" and the mark at the end: what all variations of a question share."""
+    question = re.sub(r"\b(what|where|which|there)'s\b", r"\1 is", re.sub(r"\ban\b", "a", question.lower()))
     return re.sub(r"^please |, please|[.?]$", "", re.sub(r"\?$", "", question))
 
 
