@@ -141,13 +141,14 @@ def draw_family_hidden(rng, options):
     return Example((Medium((image,), ((shape,),)),), tuple(turns[: options.most]))
 
 
-def draw_family_noisy(rng, options):
-    """Family "noisy": a shape that fades into noise, from clear to nearly gone."""
+def draw_family_noisy(rng, options, share=None):
+    """Family "noisy": a shape that fades into noise, from clear to nearly gone. share 0..1: how much of it is left."""
     size = pick(rng, ((112, 112), (112, 140)))
     ground = background(rng, size)
     image = ground.copy()
     _, shapes = draw_shapes(rng, size, 1, ground=image, sides=(36, 56))
-    share = rng.uniform(0.05, 0.9)
+    drawn = rng.uniform(0.05, 0.9)
+    share = drawn if share is None else share
     mixed = Image.blend(ground, image, share)
     noise = rng.normal(0, 40, (*size, 3))
     image = Image.fromarray(np.clip(np.asarray(mixed, dtype=np.float32) + noise, 0, 255).astype(np.uint8))
