@@ -115,19 +115,26 @@ def share(counts):
 
 
 def draw(rows, path):
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    """Losses above; below them the share of right answers of each group of tasks, in a panel of its own."""
+    figure = Figure(figsize=(11, 8.5), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(4, 5))
+    losses = above.subplots()
     for (name, title), colour in zip(LOSSES.items(), COLOURS):
-        left.plot(*curve(rows, [name]), label=title, color=colour)
-    left.set(title="losses", xlabel="step", yscale="log")
-    for (title, tasks), (colour, style) in zip(GROUPS.items(), [(c, s) for s in ("-", "--") for c in COLOURS[:4]]):
-        right.plot(*curve(rows, tasks), label=title, color=colour, linestyle=style)
-    right.set(title="right answers, given the true answer so far", xlabel="step", ylabel="share", ylim=(0, 1))
-    for axes in (left, right):
+        losses.plot(*curve(rows, [name]), label=title, color=colour)
+    losses.set(title="losses (dotted: a new run begins)", yscale="log")
+    losses.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    panels = below.subplots(2, 4, sharex=True, sharey=True)
+    for axes, (title, tasks) in zip(panels.flat, GROUPS.items()):
+        axes.plot(*curve(rows, tasks), color=COLOURS[1], linewidth=1)
+        axes.set_title(title, fontsize=9)
+        axes.set_ylim(0, 1)
+    below.suptitle("share of right answers, given the true answer so far", fontsize=11)
+    below.supxlabel("step", fontsize=9)
+    for axes in (losses, *panels.flat):
         for last, first in zip(rows, rows[1:]):
             if last["run"] != first["run"]:
                 axes.axvline(int(last["step"]), color="black", linewidth=0.8, linestyle=":")
-        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+        axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=90)
 
