@@ -127,7 +127,7 @@ def attention_rollout(result, row=None, image=0, frame=0):
          image, or the prompt's last token, if not given
     """
     maps, pixels = result.trace.maps, picture(result.trace, image, frame)
-    tower = result.room == "visual"
+    tower = result.part == "tower"
     if tower:
         patches = maps.raster("patches", image, frame)
         patch = int(patches[patches.shape[0] // 2, patches.shape[1] // 2]) if row is None else row

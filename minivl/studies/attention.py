@@ -118,13 +118,13 @@ class Rollout:
     """Attention through all layers.
 
     shares  float32 [rows, rows]: shares[n, m] is how much of row n, at the end, comes from row m at the start; rows sum to 1
-    room    "visual": the rows are patches in window order; "model": tokens of the prompt
+    part    "tower": the rows are patches in window order; "decoder": tokens of the prompt
     layers  numbers of the blocks or layers that were followed
     trace   whose `maps` lead to the image
     """
 
     shares: np.ndarray
-    room: str
+    part: str
     layers: tuple
     trace: Trace
 
@@ -132,52 +132,52 @@ class Rollout:
         """The shares of one row on an image: [patch rows, patch columns], or [token rows, token columns] of the decoder."""
         if row not in range(len(self.shares)):
             raise Error(f"row {row!r}: there are {len(self.shares)}, counted from 0.")
-        order = "patch slots" if self.room == "visual" else "prompt"
+        order = "patch slots" if self.part == "tower" else "prompt"
         return self.trace.maps.on_image(self.shares[row], order, image, frame)
 
     def __str__(self):
         own = float(np.trace(self.shares)) / len(self.shares)
-        if self.room == "visual":
+        if self.part == "tower":
             reach = float(np.mean(np.sum(self.shares > 0, axis=1)))
             return (
                 f"After blocks {self.layers[0]} to {self.layers[-1]} a patch is, by attention alone, {own:.1%} itself and "
                 f"comes from {reach:.0f} of {len(self.shares)} patches."
             )
-        pictures = float(self.shares[-1, self.trace.maps.shown].sum())
+        on_images = float(self.shares[-1, self.trace.maps.shown].sum())
         return (
             f"After layers {self.layers[0]} to {self.layers[-1]} the prompt's last token is, by attention alone, "
-            f"{pictures:.1%} images and {float(self.shares[-1, -1]):.1%} itself."
+            f"{on_images:.1%} images and {float(self.shares[-1, -1]):.1%} itself."
         )
 
 
-def attention_rollout(trace, room="visual", layers=None):
+def attention_rollout(trace, part="tower", layers=None):
     """Attention followed from layer to layer: the product of (mean of the heads + identity) / 2. -> Rollout
 
-    room    "visual", the tower, or "model", the decoder in the prefill
+    part    "tower", or "decoder" in the prefill
     layers  numbers; all that were made if not given
     MLPs and the lengths of vectors are left out: rollout says where information may come from, not how it is used.
     Needs visual.blocks.*.attn.probs or model.layers.*.self_attn.probs.
     Source: Abnar and Zuidema 2020 (arXiv:2005.00928).
     """
-    patterns = {"visual": "visual.blocks.{i}.attn.probs", "model": "model.layers.{i}.self_attn.probs"}
-    if room not in patterns:
-        raise Error(f'room={room!r}: choose "visual" or "model".')
-    numbers = find_numbers(trace, patterns[room]) if layers is None else sorted(layers)
-    probs = require(trace, *[patterns[room].format(i=i) for i in numbers or [0]])
+    patterns = {"tower": "visual.blocks.{i}.attn.probs", "decoder": "model.layers.{i}.self_attn.probs"}
+    if part not in patterns:
+        raise Error(f'part={part!r}: choose "tower" or "decoder".')
+    numbers = find_numbers(trace, patterns[part]) if layers is None else sorted(layers)
+    probs = require(trace, *[patterns[part].format(i=i) for i in numbers or [0]])
     rows = probs[0].shape[1]
     check_memory(rows)
     shares = np.eye(rows, dtype=np.float32)
     for i, heads in zip(numbers, probs):
         mean = heads.mean(axis=0)
-        mixed = [mean[start:end, : end - start] @ shares[start:end] for start, end in segments(trace, room, i, mean)]
+        mixed = [mean[start:end, : end - start] @ shares[start:end] for start, end in segments(trace, part, i, mean)]
         shares = (shares + np.concatenate(mixed)) / 2
-    return Rollout(shares, room, tuple(numbers), trace)
+    return Rollout(shares, part, tuple(numbers), trace)
 
 
-def segments(trace, room, number, mean):
+def segments(trace, part, number, mean):
     """(start, end) of rows that attend to each other: windows or frames of a block of the tower; all rows of the decoder."""
     maps = trace.maps
-    if room == "model":
+    if part == "decoder":
         if mean.shape[0] != mean.shape[1]:
             raise Error(
                 "a run with a cache attends to tokens that are not in its prompt. Trace the whole prompt, without cache=."

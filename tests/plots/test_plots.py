@@ -564,7 +564,7 @@ def test_a_token_of_another_image_is_refused():
     with pytest.raises(Error, match="token 0 is none of this image's, 36 to 51"):
         plots.patches(trace, image=1, token=0)
     with pytest.raises(Error, match="patch 0 is none of this image's"):
-        plots.attention_rollout(studies.attention_rollout(trace, "visual"), image=1, row=0)
+        plots.attention_rollout(studies.attention_rollout(trace, "tower"), image=1, row=0)
     for step in (-1, 1.5, True):
         with pytest.raises(Error, match="tokens of the answer are counted from 0"):
             plots.attention(trace, 0, step=step)

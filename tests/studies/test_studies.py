@@ -170,7 +170,7 @@ def test_the_colour_moves_from_the_picture_to_the_last_token(vlm):
         (lambda: studies.occlusion(VLM, INPUTS, answer=ANSWER, by="noise"), 'choose "mean" or "zero"'),
         (lambda: studies.occlusion(VLM, INPUTS, answer=ANSWER, size=6), "5 x 7 tokens; give 1 to 5"),
         (lambda: studies.occlusion(VLM, INPUTS, answer=ANSWER, image=2), "image 2 is outside"),
-        (lambda: studies.attention_rollout(VLM.trace(INPUTS), "text"), 'choose "visual" or "model"'),
+        (lambda: studies.attention_rollout(VLM.trace(INPUTS), "text"), "part='text': choose \"tower\" or \"decoder\""),
         (lambda: studies.attention_rollout(VLM.trace(INPUTS, keep="lm_head")), "Trace again with keep="),
         (lambda: studies.attention_to_image(VLM.trace(INPUTS), 999), "token 999"),
         (lambda: studies.attention_to_image(VLM.trace(INPUTS), layer=0, head=6), "there are 6 heads"),
@@ -282,7 +282,7 @@ def test_rollout_of_the_tower_is_the_product_of_whole_matrices(inputs):
 
 def test_rollout_of_the_decoder_looks_back_only():
     trace = VLM.trace(INPUTS)
-    found = studies.attention_rollout(trace, "model")
+    found = studies.attention_rollout(trace, "decoder")
     np.testing.assert_allclose(found.shares.sum(axis=1), 1, atol=1e-5)
     assert np.array_equal(found.shares > 0, np.tri(len(found.shares), dtype=bool))
     assert plots.attention_rollout(found, 40, image=1)._repr_png_() and "% images and" in str(found)
