@@ -40,24 +40,24 @@ def scenes(count=200, task=None, family=None, seed=0, held_out=False):
                 f"task={task!r}: scenes have {', '.join(ASK)}, in their usual wording. "
                 "Other tasks, and held_out=, need a family=."
             )
-        return with_rivals(list(draw_scenes(count, ASK[task or "colour"], seed)))
+        return with_wrong_answers(list(draw_scenes(count, task or "colour", seed)))
     if family not in FAMILIES:
         raise Error(f"family={family!r} is none of {', '.join(FAMILIES)}.{did_you_mean(family, FAMILIES)}")
-    return with_rivals(list(draw_from_family(count, family, task, seed, held_out)))
+    return with_wrong_answers(list(draw_from_family(count, family, task, seed, held_out)))
 
 
-def draw_scenes(count, ask, seed):
+def draw_scenes(count, task, seed):
     """Yield (task, Case, accepted answers) of scenes whose shapes allow the question."""
     number, drawn = FIRST + 1_000_000 * seed, 0
     while drawn < count:
-        case = ask(np.random.default_rng([3, number]), number)
+        case = ASK[task](np.random.default_rng([3, number]), number)
         number += 1
         if case is not None:
             drawn += 1
-            yield ask, case, (case.answer,)
+            yield task, case, (case.answer,)
 
 
-def with_rivals(drawn):
+def with_wrong_answers(drawn):
     """The cases, each with the other answers to its task as wrong ones."""
     answers = {}
     for task, case, _ in drawn:
@@ -73,15 +73,15 @@ def with_rivals(drawn):
 # ---- scenes ----
 
 
-class Ground:
-    """The shapes of a scene, to be painted on a plain ground of their own, all or some, in other colours."""
+class Repainted:
+    """A scene's shapes on a plain background: all of them, some, or in other colours."""
 
     def __init__(self, rng, number):
         drawn = scene(number)
-        self.shapes, self.ground = list(drawn.shapes), background(rng, drawn.image.size[::-1])
+        self.shapes, self.background = list(drawn.shapes), background(rng, drawn.image.size[::-1])
 
-    def picture(self, shapes):
-        image = self.ground.copy()
+    def paint(self, shapes):
+        image = self.background.copy()
         for shape in shapes:
             paint(np.random.default_rng(list(shape.box)), image, shape)  # one tone in every image
         return image
@@ -90,52 +90,52 @@ class Ground:
         """corrupted: (shapes, answer)"""
         others = tuple(shape.box for shape in self.shapes if shape not in asked)
         if corrupted is not None:
-            corrupted = self.picture(corrupted[0]), corrupted[1]
+            corrupted = self.paint(corrupted[0]), corrupted[1]
         boxes = tuple(shape.box for shape in asked)
-        return Case(self.picture(self.shapes), question, answer, (), word, boxes, others, distractors, corrupted)
+        return Case(self.paint(self.shapes), question, answer, (), word, boxes, others, distractors, corrupted)
 
 
 def ask_colour(rng, number):
     """The colour of a shape whose kind is there once; corrupted: that shape in a colour that no shape has."""
-    ground = Ground(rng, number)
-    kinds = [shape.kind for shape in ground.shapes]
-    single = [shape for shape in ground.shapes if kinds.count(shape.kind) == 1]
+    repainted = Repainted(rng, number)
+    kinds = [shape.kind for shape in repainted.shapes]
+    single = [shape for shape in repainted.shapes if kinds.count(shape.kind) == 1]
     if not single or len(kinds) < 2:
         return None
     asked = single[rng.integers(len(single))]
-    free = [colour for colour in COLOURS if colour not in {shape.colour for shape in ground.shapes}]
+    free = [colour for colour in COLOURS if colour not in {shape.colour for shape in repainted.shapes}]
     other = Shape(asked.kind, free[rng.integers(len(free))], asked.box)
-    changed = [other if shape is asked else shape for shape in ground.shapes]
-    distractors = tuple({shape.colour: None for shape in ground.shapes if shape.colour != asked.colour})
+    changed = [other if shape is asked else shape for shape in repainted.shapes]
+    distractors = tuple({shape.colour: None for shape in repainted.shapes if shape.colour != asked.colour})
     question = COLOUR.format(asked.kind)
-    return ground.case(question, asked.colour, asked.kind, (asked,), (changed, other.colour), distractors)
+    return repainted.case(question, asked.colour, asked.kind, (asked,), (changed, other.colour), distractors)
 
 
 def ask_count(rng, number):
     """How many shapes there are; asked: one of them, which the corrupted image lacks."""
-    ground = Ground(rng, number)
-    if len(ground.shapes) < 2:
+    repainted = Repainted(rng, number)
+    if len(repainted.shapes) < 2:
         return None
-    asked = ground.shapes[rng.integers(len(ground.shapes))]
-    rest = [shape for shape in ground.shapes if shape is not asked]
-    return ground.case(COUNT, str(len(ground.shapes)), "shapes", (asked,), (rest, str(len(rest))))
+    asked = repainted.shapes[rng.integers(len(repainted.shapes))]
+    rest = [shape for shape in repainted.shapes if shape is not asked]
+    return repainted.case(COUNT, str(len(repainted.shapes)), "shapes", (asked,), (rest, str(len(rest))))
 
 
 def ask_count_kind(rng, number):
     """How many shapes of a kind there are; asked: one of them, which the corrupted image lacks."""
-    ground = Ground(rng, number)
-    asked = ground.shapes[rng.integers(len(ground.shapes))]
-    if len(ground.shapes) < 2:
+    repainted = Repainted(rng, number)
+    asked = repainted.shapes[rng.integers(len(repainted.shapes))]
+    if len(repainted.shapes) < 2:
         return None
-    rest = [shape for shape in ground.shapes if shape is not asked]
+    rest = [shape for shape in repainted.shapes if shape is not asked]
     word = plural(asked.kind)
-    before, after = (str(sum(shape.kind == asked.kind for shape in shapes)) for shapes in (ground.shapes, rest))
-    return ground.case(COUNT_KIND.format(word), before, word, (asked,), (rest, after))
+    before, after = (str(sum(shape.kind == asked.kind for shape in shapes)) for shapes in (repainted.shapes, rest))
+    return repainted.case(COUNT_KIND.format(word), before, word, (asked,), (rest, after))
 
 
 def ask_describe(rng, number):
-    ground = Ground(rng, number)
-    return ground.case(DESCRIBE, describe(ground.shapes), None, tuple(ground.shapes))
+    repainted = Repainted(rng, number)
+    return repainted.case(DESCRIBE, describe(repainted.shapes), None, tuple(repainted.shapes))
 
 
 ASK = {"colour": ask_colour, "count": ask_count, "count kind": ask_count_kind, "describe": ask_describe}
