@@ -26,7 +26,7 @@ from minivl import plots, studies  # noqa: E402
 from minivl.answer.grounding import iou  # noqa: E402
 from minivl.faults import all_faults, score  # noqa: E402
 from minivl.helpers import write_whole  # noqa: E402
-from minivl.studies.measures import FINDINGS, Model  # noqa: E402
+from minivl.studies.findings import FINDINGS, Model  # noqa: E402
 from minivl.tiny import evaluate, scene  # noqa: E402
 from minivl.tiny.drawing import COLOURS, mask  # noqa: E402
 from minivl.tiny.scenes import describe  # noqa: E402

@@ -52,9 +52,9 @@ EXCEPTIONS = {
     ("trace/trace.py", "compare"),  # Trace.compare, imported inside the method: a face on a low floor
     ("tiny/evaluate.py", "minivl"),  # likewise
     ("studies/over_training.py", "minivl"),  # likewise
-    ("studies/findings.py", "minivl"),  # likewise
-    ("studies/findings.py", "plots"),  # likewise: it draws
-    ("studies/measures.py", "plots"),  # what it draws
+    ("studies/findings/__main__.py", "minivl"),  # likewise
+    ("studies/findings/__main__.py", "plots"),  # likewise: it draws
+    ("studies/findings/measure.py", "plots"),  # what it draws
 }
 LIBRARIES = {  # the only folders that may import these
     "numba": {"kernels"},

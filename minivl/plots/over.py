@@ -18,7 +18,7 @@ from minivl.plots.figure import (
     resizable,
 )
 from minivl.plots.positions import SIGNED
-from minivl.studies.over import CHANGE
+from minivl.studies.averages import CHANGE
 from minivl.tiny.scoring import UNCERTAIN, calibration_bins, calibration_error, wilson
 
 
@@ -132,7 +132,7 @@ def share_and_effect(atlas, effect, role="asked object"):
 
     atlas   of `studies.head_atlas`;  effect  of `studies.patch_heads` or `ablate_heads` over cases, [layers, heads]
     """
-    at = list(atlas.axes["role"]).index(role)
+    at = atlas.index("role", role)
     share, ends = atlas.mean[..., at].reshape(-1), atlas.interval()[..., at].reshape(2, -1)
     mean, bounds = effect.mean.reshape(-1), effect.interval().reshape(2, -1)
     figure = plot(f"Attention to the {role} and effect of each head, over {len(effect.values)} cases", 7.5, 5)

@@ -21,7 +21,7 @@ from minivl.plots.figure import (
 )
 from minivl.plots.over import averages
 from minivl.plots.positions import SIGNED
-from minivl.studies.over import Averages
+from minivl.studies.averages import Averages
 
 
 @resizable

@@ -16,17 +16,21 @@
     head_atlas.py       head_atlas: what each head attends to, by role of the tokens
     architecture.py     without_windows, without_time: what these parts carry
     edge_probe.py       edge_probe: how exactly each stage of the tower knows where an edge lies
-    over.py             any of these over many cases: mean logit difference, 95 % intervals
+    cases.py            any of these over many cases: an image with a question and its true answer
+    averages.py         what they return then: mean logit difference, 95 % intervals
     scenes.py           scenes: cases with a known truth, drawn
     over_training.py    over_training: skills and heads of the checkpoints of a run
     windows.py          the tower's windows over an image
     from_trace.py       read tensors of a trace, or say what to keep
+    findings/           what they find about the small model: python -m minivl.studies.findings
 
 Plots, walks and the report page draw the numbers that are computed here. Edits of your own: minivl/trace/edits.py.
 """
 
 from minivl.studies.architecture import without_time, without_windows
 from minivl.studies.attention import AttentionToImage, Rollout, attention_rollout, attention_to_image
+from minivl.studies.averages import Averages
+from minivl.studies.cases import Case
 from minivl.studies.causal_tracing import PatchGrid, patch_grid, patch_heads
 from minivl.studies.edge_probe import edge_probe
 from minivl.studies.head_ablation import HeadAblation, ablate_heads
@@ -34,7 +38,6 @@ from minivl.studies.head_atlas import head_atlas, heads_on
 from minivl.studies.linear_probe import Probes, probe
 from minivl.studies.logit_lens import LogitLens, logit_lens
 from minivl.studies.occlusion import Occlusion, occlusion
-from minivl.studies.over import Averages, Case
 from minivl.studies.over_training import Training, over_training
 from minivl.studies.scenes import scenes
 from minivl.studies.teacher_forcing import Forced, force

@@ -9,15 +9,15 @@ import dataclasses
 
 from minivl.errors import Error
 from minivl.stream import run
+from minivl.studies.averages import average
 from minivl.studies.head_ablation import replace_features, run_tower
-from minivl.studies.over import average
 
 FULL, WINDOWED = "full attention everywhere", "windows everywhere"
 
 
 def without_windows(vlm, over, **options):
     """The change of the logit difference with full attention in all blocks of the tower, and with windows in all.
-    -> Averages (over.py), axis "tower"
+    -> Averages (averages.py), axis "tower"
 
     An image of one window (up to 112 x 112 pixels in the published models) is the same in all three.
     """
@@ -25,7 +25,7 @@ def without_windows(vlm, over, **options):
 
     def measure(case_run):
         if not case_run.maps.tokens:
-            raise Error("the case has no image, and so no windows.")
+            raise Error("the case has no image, and so no windows. Give cases with images=.")
         features = [run(run_tower(case_run.forced, tower)) for tower in towers]
         return [case_run.difference(case_run.logits(replace_features(case_run.forced, x))) for x in features]
 
@@ -42,7 +42,7 @@ def with_full_attention(vlm, blocks):
 
 def without_time(vlm, over, **options):
     """The change of the logit difference with all frames of the videos at the first one's position in time.
-    -> Averages (over.py), axis "positions"
+    -> Averages (averages.py), axis "positions"
 
     The text after a video keeps its positions.
     """
@@ -54,7 +54,10 @@ def without_time(vlm, over, **options):
             for frame in range(int(maps.grids[image, 0])):
                 positions[0, maps.raster("prompt", image, frame).reshape(-1)] = positions[0, first[0]]
         if maps.images == len(maps.grids):
-            raise Error("the case has no video, and so no positions in time.")
+            raise Error(
+                "the case has no video, and so no positions in time. Give cases with videos=, such as "
+                'studies.scenes(family="video").'
+            )
         return [case_run.difference(case_run.logits(position_ids=positions))]
 
     return average(vlm, over, "without time", {"positions": ["all frames at one time"]}, measure, **options)

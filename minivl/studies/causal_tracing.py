@@ -15,8 +15,9 @@ import numpy as np
 from minivl.errors import Error
 from minivl.processing.inputs import Inputs
 from minivl.processing.messages import parse_prompts
+from minivl.studies.averages import average
+from minivl.studies.cases import ROLES, CaseRun, check_unused, encode_with_end
 from minivl.studies.head_ablation import head_groups
-from minivl.studies.over import ROLES, CaseRun, average, check_no_prompt, encode_with_end
 from minivl.studies.teacher_forcing import Forced, check_numbers, force, progress_bar
 from minivl.tensors.tokens import quote_tokens
 from minivl.trace.edits import head_columns
@@ -74,14 +75,15 @@ def patch_grid(
     The tower runs once for each prompt; a patched run starts after its layer.
 
     over     cases with `corrupted` images instead of two prompts: the recovered share by layer and role of the tokens
-             (over.py). -> Averages. Cases whose two images do not get their true answers are NaN
+             (cases.py). -> Averages (averages.py). Cases whose two images do not get their true answers are NaN
     Source: Meng et al. 2022 (arXiv:2202.05262); the logit difference as the measure: Wang et al. 2022 (arXiv:2211.00593).
     """
     if over is not None:
-        check_no_prompt(clean=clean, corrupted=corrupted, answers=answers, groups=groups)
+        check_unused("two prompts", "over=, whose cases have their own", clean=clean, corrupted=corrupted, answers=answers)
+        check_unused("two prompts", "over=, which groups tokens by role", groups=groups)
         return patch_over(vlm, over, layers, options)
     if clean is None or corrupted is None:
-        raise Error("patch_grid takes two prompts, or over= with cases.")
+        raise Error("patch_grid takes two prompts, or over= with cases. Give clean= and corrupted=, or over=.")
     given = answers or (None, None)
     prompts = parse_prompts([clean, corrupted], kept=Inputs)
     runs = [force(vlm, prompt, answer=answer, **options) for prompt, answer in zip(prompts, given)]
@@ -153,7 +155,7 @@ def check_groups(groups, rows):
     for label, positions in groups.items():
         positions = np.atleast_1d(np.asarray(positions)).reshape(-1)
         if not positions.size or positions.dtype.kind not in "iu" or positions.min() < 0 or positions.max() >= rows:
-            raise Error(f"groups[{label!r}]: give whole positions in the prompt, from 0 to {rows - 1}, at least one.")
+            raise Error(f"groups[{label!r}]: give integer positions in the prompt, from 0 to {rows - 1}, at least one.")
         checked[str(label)] = positions.astype(np.int64)
     return checked
 
@@ -236,7 +238,7 @@ def patch_heads(vlm, over, heads=None, **options):
     """Patch the output of each head at the answering tokens from the clean run: which heads bring what is asked for?
     -> Averages of the recovered share, [layers, heads]
 
-    over   cases with `corrupted` images: see over.py
+    over   cases with `corrupted` images: see cases.py
     heads  {label: [(layer, head), ...]}, heads to patch together, instead of each by itself
     The attention pattern of the later layers is that of the patched run.
     Source: K. Wang et al. 2022 (arXiv:2211.00593), whose path patching goes on to follow single paths.

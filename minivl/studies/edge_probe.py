@@ -9,60 +9,75 @@ Objects whose edge is not at half height, such as triangles, are better left out
 Source: probes: Alain and Bengio 2016 (arXiv:1610.01644).
 """
 
+from collections import namedtuple
+
 import numpy as np
 
 from minivl.errors import Error
 from minivl.stream import run
-from minivl.studies.over import Averages, as_cases, messages_of, resized_box
+from minivl.studies.averages import Averages
+from minivl.studies.cases import as_cases, messages_of, resized_box
 from minivl.studies.teacher_forcing import progress_bar
 
 NOTHING, PIXELS, EMBEDDED, MERGER = "nothing", "pixels", "patch_embed", "merger"
 STRENGTHS = np.float64(10) ** np.arange(-5, 3)  # of the ridge penalty, as a share of the features' mean square
 
+# place  of an edge inside its token, in pixels;  features  {stage: what it holds for this token, [D]}
+Edge = namedtuple("Edge", "place features")
+
 
 def edge_probe(vlm, over, **options):
-    """Mean error in pixels of an edge's place, by stage of the tower. -> Averages (over.py), axis "stage"
+    """Mean error in pixels of an edge's place, by stage of the tower. -> Averages (averages.py), axis "stage"
 
     over  cases with an `asked` box; each is predicted by probes that were fitted to the other half of them
     Stage "nothing" predicts the mean place.
     """
     cases = as_cases(over)
-    stages = [NOTHING, PIXELS, EMBEDDED, *[f"block {i}" for i in range(vlm.config.vision.depth)], MERGER]
     if len(cases) < 20:
-        raise Error(f"over= has {len(cases)} cases; probes need at least 20, and several hundred to be good.")
-    rows = []
+        raise Error(f"over= has {len(cases)} cases; probes need at least 20, and several hundred to be good. Give more.")
+    edges = []
     with progress_bar(len(cases), "edge probe") as bar:
         for number, case in enumerate(cases):
             if not case.asked:
-                raise Error(f"over[{number}]: the case has no asked= box, and so no edge.")
-            rows.append([edge_of(vlm, case, side, options) for side in (0, 2)])
+                raise Error(
+                    f"over[{number}]: the case has no asked= box, and so no edge. Give it one: (x0, y0, x1, y1), in pixels."
+                )
+            edges.append(edges_of(vlm, case, options))
             bar.update()
+    stages = list(edges[0][0].features)
     errors = np.empty((len(cases), len(stages)), dtype=np.float32)
-    for at in range(len(stages)):
+    for at, stage in enumerate(stages):
         sides = [
-            errors_of_probe([row[side][1][at] for row in rows], [row[side][0] for row in rows]) for side in range(2)
+            errors_of_probe([edge.features[stage] for edge in side], [edge.place for edge in side]) for side in zip(*edges)
         ]
         errors[:, at] = np.mean(sides, axis=0)
     unknown = np.full(len(cases), np.nan, dtype=np.float32)
     return Averages(errors, {"stage": stages}, "edge probe", "error of an edge's place, pixels", unknown, cases)
 
 
-def edge_of(vlm, case, side, options):
-    """(place of an edge inside its token, in pixels, [features of each stage]); side 0: left, 2: right."""
+def edges_of(vlm, case, options):
+    """The left and the right `Edge` of the asked object."""
     inputs = run(vlm.read(messages_of(case), **options))
-    names = ["pixel_values", "visual.patch_embed", *[f"visual.blocks.{i}" for i in range(vlm.config.vision.depth)]]
-    trace = vlm.trace(inputs, keep=[*names, "visual"], stop="visual")
+    blocks = {f"block {i}": f"visual.blocks.{i}" for i in range(vlm.config.vision.depth)}
+    trace = vlm.trace(inputs, keep=["pixel_values", "visual.patch_embed", *blocks.values(), "visual"], stop="visual")
     maps = trace.maps
     x0, y0, x1, y1 = resized_box(inputs.image_sizes, maps, case.asked[0])
-    x = x0 if side == 0 else np.nextafter(x1, x0)
     image, frame = case.asked[0][4:] or (0, 0)
-    token = int(maps.token_of_pixel(x, (y0 + y1) / 2, image, frame))
-    patches = maps.patches_of_token(token)
-    slots = maps.slot_of_patch(patches)
-    features = [np.zeros(1, dtype=np.float32), trace["pixel_values"][patches], trace["visual.patch_embed"][patches]]
-    features += [trace[name][slots] for name in names[2:]]
-    features += [trace["visual"][token]]
-    return x - float(maps.pixels_of_token(token)[0]), [values.reshape(-1) for values in features]
+    edges = []
+    for x in (x0, np.nextafter(x1, x0)):
+        token = int(maps.token_of_pixel(x, (y0 + y1) / 2, image, frame))
+        patches = maps.patches_of_token(token)
+        slots = maps.slot_of_patch(patches)
+        features = {
+            NOTHING: np.zeros(1, dtype=np.float32),
+            PIXELS: trace["pixel_values"][patches],
+            EMBEDDED: trace["visual.patch_embed"][patches],
+            **{stage: trace[name][slots] for stage, name in blocks.items()},
+            MERGER: trace["visual"][token],
+        }
+        place = x - float(maps.pixels_of_token(token)[0])
+        edges.append(Edge(place, {stage: values.reshape(-1) for stage, values in features.items()}))
+    return edges
 
 
 def errors_of_probe(features, places):

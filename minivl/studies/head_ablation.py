@@ -6,7 +6,8 @@ import numpy as np
 
 from minivl.errors import Error
 from minivl.stream import run
-from minivl.studies.over import average, check_no_prompt
+from minivl.studies.averages import average
+from minivl.studies.cases import check_unused
 from minivl.studies.teacher_forcing import check_numbers, force, progress_bar
 from minivl.trace.edits import Edits, ablate_head, as_observer
 from minivl.trace.recorder import record
@@ -61,7 +62,7 @@ def ablate_heads(
     A run without a decoder head starts at its layer; only the tower's own heads make the tower run again.
 
     over    cases instead of a question: the change of the logit difference without each head of the decoder, [layers, heads].
-            -> Averages (over.py)
+            -> Averages (averages.py)
     heads   with over=: {label: [(layer, head), ...]}, heads to ablate together, instead of each by itself
     at      with over=: "everywhere", or "answer": only at the tokens where the answer is chosen, which is many times faster
     Source: Michel et al. 2019 (arXiv:1905.10650).
@@ -69,10 +70,17 @@ def ablate_heads(
     if by not in ("zero", "mean"):
         raise Error(f'by={by!r}: choose "zero" or "mean".')
     if over is not None:
-        check_no_prompt(question=question, images=images, videos=videos, answer=answer, blocks=blocks)
+        check_unused(
+            "a single prompt", "over=, whose cases have their own",
+            question=question, images=images, videos=videos, answer=answer,
+        )  # fmt: skip
+        check_unused("a single prompt", "over=, which ablates heads of the decoder only", blocks=blocks)
+        if heads is not None:
+            check_unused("heads ablated one by one", "heads=, which names its own layers", layers=layers)
         return ablate_over(vlm, over, layers, by, heads, at, options)
-    if question is None or heads is not None or at != "everywhere":
-        raise Error("ablate_heads takes a question, or over= with cases; heads= and at= go with over=.")
+    if question is None:
+        raise Error("ablate_heads takes a question, or over= with cases. Give one of them.")
+    check_unused("over=", "a single prompt", heads=heads, at=None if at == "everywhere" else at)
     text, vision = vlm.config.text, vlm.config.vision
     layers = check_numbers(layers, text.num_hidden_layers, "layers:")
     blocks = check_numbers(blocks, vision.depth, "blocks:")

@@ -6,20 +6,21 @@
     heads_on(atlas, "asked object", 0.5)            # [(1, 1), (2, 4), ...]
 
 Roles: the question's word for what is asked, the rest of the question, the asked object, the other objects, the image's
-background, the template's tokens (system prompt, special tokens), the prompt's last token, the answer so far (over.py).
+background, the template's tokens (system prompt, special tokens), the prompt's last token, the answer so far (cases.py).
 A share is no explanation: it says where a head reads, not whether anything depends on it. `ablate_heads` tells that.
 """
 
 import numpy as np
 
 from minivl.stream import value_of
-from minivl.studies.over import ROLES, average
+from minivl.studies.averages import average
+from minivl.studies.cases import ROLES
 
 
 def head_atlas(vlm, over, **options):
     """Shares of attention by layer, head and role, [layers, heads, roles], over many cases. -> Averages
 
-    over     cases: see over.py;  options  as in `vlm.prepare`
+    over     cases: see cases.py;  options  as in `vlm.prepare`
     Of an answer with several tokens, the mean over the tokens at which they are chosen.
     """
     text = vlm.config.text
@@ -48,6 +49,6 @@ def shares_by_role(case_run):
 
 def heads_on(atlas, role, least=0.5):
     """[(layer, head), ...] with at least this mean share on a role, the largest first."""
-    mean = atlas.mean[..., list(atlas.axes["role"]).index(role)]
+    mean = atlas.mean[..., atlas.index("role", role)]
     heads = np.argwhere(np.nan_to_num(mean) >= least)
     return sorted((tuple(head) for head in heads.tolist()), key=lambda head: -mean[head])

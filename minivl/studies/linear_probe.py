@@ -71,7 +71,7 @@ class Probes:
 def probe(store, label, tensors=None, held_out=0.3, strength=1.0, seed=0, **where):
     """Fit and score a linear probe for each tensor of a store. -> `Probes`
 
-    label     a label of the prompts, or else a column of the index, such as "x0" or "text". Numbers that are not whole, and
+    label     a label of the prompts, or else a column of the index, such as "x0" or "text". Numbers that are not integers, and
               columns of pixels and positions, are predicted as numbers
     tensors   which tensors; None: all whose index has such rows
     held_out  share of the prompts that probes are scored on
@@ -130,7 +130,7 @@ def label_values(store, tensor, lines, label):
 
 
 def are_numbers(values):
-    """Whether labels measure something: numbers, not all whole. Whole ones are classes, such as digits."""
+    """Whether labels measure something: numbers, not all integers. Integers are classes, such as digits."""
     kinds = {type(value) for value in values}
     return float in kinds and kinds <= {int, float}
 

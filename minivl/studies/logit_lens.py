@@ -6,8 +6,9 @@ import numpy as np
 
 from minivl.errors import Error
 from minivl.kernels.attention import softmax
+from minivl.studies.averages import average
+from minivl.studies.cases import check_unused
 from minivl.studies.from_trace import find_kept, find_numbers, require, select_rows, token_ids
-from minivl.studies.over import average
 from minivl.tensors.tokens import likeliest, quote_tokens
 
 
@@ -53,13 +54,19 @@ def logit_lens(trace=None, vlm=None, start=None, end=None, most=5, over=None, **
     Needs model.layers.* (each layer's output) and, of an answer with several tokens, steps.*.model.layers.*.
 
     over        cases instead of a trace, logit_lens(vlm=vlm, over=cases): the logit difference after each layer, at the tokens
-                where the answer is chosen. -> Averages (over.py); options as in `vlm.prepare`
+                where the answer is chosen. -> Averages (averages.py); options as in `vlm.prepare`
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
-    if vlm is None or (trace is None) == (over is None) or (over is None and options):
+    if vlm is None or (trace is None and over is None):
         raise Error("logit_lens takes a trace and a model, or vlm= and over= with cases.")
     if over is not None:
+        check_unused("one run", "over=, whose cases are run again", trace=trace)
+        rows = {"start": start, "end": end, "most": most if most != 5 else None}
+        check_unused("a trace", "over=, which reads the logit difference where the answer is chosen", **rows)
         return lens_over(vlm, over, options)
+    if options:
+        names = ", ".join(f"{name}=" for name in options)
+        raise Error(f"{names}: of a trace, logit_lens takes only start=, end= and most=. Leave the rest out.")
     ids, T = token_ids(trace)
     # rows of the residual stream: the last token of the answer is chosen and never run
     rows = T + len(find_numbers(trace, "steps.{i}.next_token"))

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from minivl.errors import Error
-from minivl.studies.over import ASKED, BACKGROUND, OTHERS, average, check_no_prompt
+from minivl.studies.averages import average
+from minivl.studies.cases import ASKED, BACKGROUND, OTHERS, check_unused
 from minivl.studies.teacher_forcing import force, progress_bar
 from minivl.trace.trace import Trace
 
@@ -55,18 +56,21 @@ def occlusion(
     information about hidden ones. One run of the decoder for each position of the window; the tower runs once.
 
     over    cases instead of a question: the change of the logit difference with all tokens of the asked object, of the other
-            objects, and of the background hidden. -> Averages (over.py)
+            objects, and of the background hidden. -> Averages (averages.py)
     Source: Zeiler and Fergus 2013 (arXiv:1311.2901), where pixels are hidden.
     """
     if by not in ("mean", "zero"):
         raise Error(f'by={by!r}: choose "mean" or "zero".')
     if over is not None:
-        check_no_prompt(question=question, images=images, videos=videos, answer=answer)
-        if (size, image, frame) != (1, 0, 0):
-            raise Error("over= hides whole objects: leave size=, image= and frame= out.")
+        check_unused(
+            "a single prompt", "over=, whose cases have their own",
+            question=question, images=images, videos=videos, answer=answer,
+        )  # fmt: skip
+        windows = {"size": size if size != 1 else None, "image": image or None, "frame": frame or None}
+        check_unused("a single prompt", "over=, which hides whole objects", **windows)
         return occlude_over(vlm, over, by, options)
     if question is None:
-        raise Error("occlusion takes a question, or over= with cases.")
+        raise Error("occlusion takes a question, or over= with cases. Give one of them.")
     forced = force(vlm, question, images, videos, answer, **options)
     maps = forced.trace.maps
     positions = maps.raster("prompt", image, frame)
@@ -118,7 +122,7 @@ def occlude_over(vlm, over, by, options):
     def measure(case_run):
         x, shown = case_run.forced.x, case_run.maps.shown
         if not shown.any():
-            raise Error("the case has no image to hide.")
+            raise Error("the case has no image to hide. Give cases with images=.")
         usual = x[: len(shown)][shown].mean(axis=0) if by == "mean" else np.float32(0)
         differences = []
         for role in roles:

@@ -13,8 +13,8 @@ import numpy as np
 import minivl
 from minivl.errors import Error
 from minivl.helpers import did_you_mean
+from minivl.studies.cases import ASKED, QUESTION_WORD
 from minivl.studies.head_atlas import head_atlas
-from minivl.studies.over import ASKED, QUESTION_WORD
 from minivl.tiny.scoring import FAMILIES, interval_of, score_families
 from minivl.tiny.scoring import TASKS as SCORED_TASKS
 
@@ -52,7 +52,7 @@ def over_training(checkpoints, over, tasks=TASKS, families=tuple(FAMILIES), exam
     """Score checkpoints of a training run and measure what their heads read. -> Training
 
     checkpoints  folders, each named by its step ("000400")
-    over         cases for the heads: see over.py
+    over         cases for the heads: see cases.py
     tasks        to be scored by minivl.tiny.scoring, in trained wordings;  families, examples  as in `score_families`
     """
     for argument, given, known in (("tasks", tasks, SCORED_TASKS), ("families", families, FAMILIES)):
@@ -73,7 +73,7 @@ def over_training(checkpoints, over, tasks=TASKS, families=tuple(FAMILIES), exam
             skills[task].append(interval_of(task, scores) if scores else (np.nan,) * 3)
         atlas = head_atlas(vlm, over, **options)
         for role in READ:
-            at = list(atlas.axes["role"]).index(role)
+            at = atlas.index("role", role)
             mean = np.nan_to_num(atlas.mean[..., at])
             layer, head = (int(n) for n in np.unravel_index(mean.argmax(), mean.shape))
             heads[role].append((float(mean[layer, head]), *(float(end[layer, head, at]) for end in atlas.interval())))

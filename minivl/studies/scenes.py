@@ -14,7 +14,7 @@ import numpy as np
 
 from minivl.errors import Error
 from minivl.helpers import did_you_mean
-from minivl.studies.over import Case
+from minivl.studies.cases import Case
 from minivl.tiny.drawing import COLOURS, Shape, background, paint
 from minivl.tiny.phrasings import plural
 from minivl.tiny.scenes import COLOUR, COUNT, COUNT_KIND, DESCRIBE, describe, scene
@@ -33,7 +33,7 @@ def scenes(count=200, task=None, family=None, seed=0, held_out=False):
     Wrong answers are the other answers that the drawn cases of the task have, unless there are very many.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise Error(f"count={count!r}: give a whole number, at least 1.")
+        raise Error(f"count={count!r}: give an integer, at least 1.")
     if family is None:
         if held_out or (task or "colour") not in ASK:
             raise Error(

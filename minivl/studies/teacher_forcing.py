@@ -114,7 +114,7 @@ def encode_answer(vlm, answer):
     """Token ids of an answer, given as text or as ids, int64 [A]."""
     ids = vlm.tokenizer.encode(answer) if isinstance(answer, str) else np.asarray(answer)
     if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
-        raise Error(f"answer={answer!r}: give text or whole token ids, at least one.")
+        raise Error(f"answer={answer!r}: give text or integer token ids, at least one.")
     return ids.astype(np.int64)
 
 
@@ -123,7 +123,7 @@ def check_numbers(given, count, what):
     numbers = range(count) if given is None else np.atleast_1d(np.asarray(given, dtype=object)).tolist()
     for number in numbers:
         if isinstance(number, bool) or number not in range(count):
-            raise Error(f"{what} {number!r}: there are {count}, counted from 0 in whole numbers.")
+            raise Error(f"{what} {number!r}: there are {count}; give an integer from 0 to {count - 1}.")
     return sorted({int(number) for number in numbers})
 
 

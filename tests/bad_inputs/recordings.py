@@ -195,11 +195,11 @@ STUDIES = [
     Bad("study: occlusion without a picture", lambda folder: studies.occlusion(tiny(), "Hi", answer="a"),
         "there is no image or video in this", "there is no image or video in"),
     Bad("study: forced answer of nothing", lambda folder: studies.force(tiny(), "Hi", answer=[]),
-        "answer=[]: give text or whole token ids,", "give text or whole token ids, at"),
+        "answer=[]: give text or integer token", "give text or integer token ids, at"),
     Bad("study: ablation by something", lambda folder: studies.ablate_heads(tiny(), "Hi", answer="a", by="noise"),
         'by=\'noise\': choose "zero" or "mean".', '"zero" or "mean".'),
     Bad("study: layers that are not there", lambda folder: studies.ablate_heads(tiny(), "Hi", answer="a", layers=[99]),
-        "layers: 99: there are 5, counted from 0", "there are 5, counted from 0 in"),
+        "layers: 99: there are 5; give an integer", "give an integer from 0 to 4."),
     Bad("study: prompts of two lengths", lambda folder: studies.patch_grid(tiny(), "Hi", "Hello, you"),
         "the clean prompt has 21 tokens, the", "they must be as long and have"),
 ]  # fmt: skip

@@ -8,9 +8,10 @@ from minivl import Error, studies
 from minivl.checkpoint.parameters import parameter_shapes
 from minivl.checkpoint.weights import Weights
 from minivl.processing.messages import user
-from minivl.studies import findings, measures
-from minivl.studies.edge_probe import MERGER, NOTHING, edge_of, errors_of_probe, predict
-from minivl.studies.over import ASKED
+from minivl.studies.cases import ASKED
+from minivl.studies.edge_probe import MERGER, NOTHING, PIXELS, edges_of, errors_of_probe, predict
+from minivl.studies.findings import __main__ as command
+from minivl.studies.findings import markdown, measure
 from minivl.tiny import CHECKPOINT
 from minivl.tiny.scoring import Scored, answer_with_confidence, score_families, wilson
 from minivl.tiny.tasks import draw_example
@@ -23,7 +24,7 @@ def vlm():
 
 
 def test_a_finding_is_its_study(vlm, tmp_path, capsys):
-    findings.main(["hidden", "--over", "20", "--figures", str(tmp_path)])
+    command.main(["hidden", "--over", "20", "--figures", str(tmp_path)])
     text = capsys.readouterr().out
     result = studies.occlusion(vlm, over=studies.scenes(20))
     (row,) = [line.split(" | ") for line in text.splitlines() if line.startswith(f"| {ASKED}")]
@@ -35,27 +36,27 @@ def test_a_finding_is_its_study(vlm, tmp_path, capsys):
 
 
 def test_heads_are_chosen_by_what_is_measured(vlm):
-    model = measures.Model(vlm, 3)
+    model = measure.Model(vlm, 3)
     word = list(model.atlas.axes["role"]).index("question word")
-    assert all(model.atlas.mean[(*head, word)] >= measures.LOOKS for head in model.readers) and model.readers
-    assert all(model.patched_heads.mean[head] >= measures.CARRIES for head in model.carriers)
-    lines, draw = measures.FINDINGS["object"][1](model)
+    assert all(model.atlas.mean[(*head, word)] >= measure.LOOKS for head in model.readers) and model.readers
+    assert all(model.patched_heads.mean[head] >= measure.CARRIES for head in model.carriers)
+    lines, draw = measure.FINDINGS["object"][1](model)
     listed = [line for line in lines if line[:3].strip("| ").isdigit()]
     assert len(listed) == len({*model.lookers, *model.carriers}) and draw().axes
-    lines, _ = measures.FINDINGS["reader"][1](model)
+    lines, _ = measure.FINDINGS["reader"][1](model)
     assert len(lines) == 2 + 1 + len(model.readers) + 2 + 2 and lines[3].startswith(
-        f"| without {measures.head_name(model.readers[0])} |"
+        f"| without {markdown.head_name(model.readers[0])} |"
     )
 
 
 def test_rank_correlation():
     values = np.array([3.0, 1, 2, 8])
-    assert measures.rank_correlation(values, values**3) == "1.00"
-    assert measures.rank_correlation(values, -values) == "-1.00"
-    assert measures.rank_correlation(np.array([0.0, 0, 0, 1]), np.array([1.0, 2, 3, 4])) == "0.77"  # ranks 2, 2, 2, 4
-    assert measures.rank_correlation(values, np.array([np.nan, 1, 2, 8])) == "1.00"
+    assert measure.rank_correlation(values, values**3) == "1.00"
+    assert measure.rank_correlation(values, -values) == "-1.00"
+    assert measure.rank_correlation(np.array([0.0, 0, 0, 1]), np.array([1.0, 2, 3, 4])) == "0.77"  # ranks 2, 2, 2, 4
+    assert measure.rank_correlation(values, np.array([np.nan, 1, 2, 8])) == "1.00"
     for unknown in (np.full(4, np.nan), np.zeros(4), np.array([np.nan, np.nan, 1, 2])):
-        assert measures.rank_correlation(values, unknown) == "not known"
+        assert measure.rank_correlation(values, unknown) == "not known"
 
 
 def changed_model(value, *parts):
@@ -69,9 +70,9 @@ def changed_model(value, *parts):
 
 
 def test_sentences_are_true_of_a_model_that_looks_at_nothing():
-    model = measures.Model(changed_model(0, "q_proj"), 6)
+    model = measure.Model(changed_model(0, "q_proj"), 6)
     reader, misleading, needed, found = (
-        measures.FINDINGS[name][1](model)[0] for name in ("reader", "misleading", "needed", "object")
+        measure.FINDINGS[name][1](model)[0] for name in ("reader", "misleading", "needed", "object")
     )
     assert reader[0].startswith("No head has most of its attention on the word")
     assert "no pair of images gets both of its true answers" in misleading[0] and misleading[0].endswith("not known.")
@@ -83,9 +84,9 @@ def test_sentences_are_true_of_a_model_that_looks_at_nothing():
 
 
 def test_a_model_of_nans_has_no_findings_and_no_exception():
-    model = measures.Model(changed_model(np.nan, "model.norm.weight"), 3)
+    model = measure.Model(changed_model(np.nan, "model.norm.weight"), 3)
     for name in ("reader", "hidden", "lens", "colour"):
-        lines, _ = measures.FINDINGS[name][1](model)
+        lines, _ = measure.FINDINGS[name][1](model)
         assert lines and not any(share in " ".join(lines) for share in ("100.0 %", "66.7 %", "33.3 %")), (
             lines
         )  # none is right
@@ -104,13 +105,13 @@ def test_a_model_of_nans_has_no_findings_and_no_exception():
 )
 def test_bad_options_are_named(arguments, words):
     with pytest.raises(SystemExit, match=words):
-        findings.main(arguments)
+        command.main(arguments)
 
 
 def test_calibration_is_the_scores(vlm, monkeypatch):
     results = [Scored("colour", False, float(i % 2), 0.3) for i in range(8)] + [Scored("hidden", False, 1.0, 0.9)]
-    monkeypatch.setattr(measures, "score_families", lambda vlm, examples: results * examples)
-    lines, draw = measures.FINDINGS["calibration"][1](measures.Model(vlm, 20))
+    monkeypatch.setattr(measure, "score_families", lambda vlm, examples: results * examples)
+    lines, draw = measure.FINDINGS["calibration"][1](measure.Model(vlm, 20))
     assert lines[0].startswith("Over 8 answers") and "expected calibration error 20.0 %" in lines[0]
     assert "| 30.0 % | 50.0 % (22 to 78) | 8 |" in lines and draw().axes
 
@@ -118,19 +119,19 @@ def test_calibration_is_the_scores(vlm, monkeypatch):
 def test_uncertain_answers_have_the_probability_of_sampling_them(vlm):
     """Of all tokens and the end; the two true answers hold nearly all of it."""
     for family in ("ambiguous", "hidden"):
-        example = draw_example(family, (measures.UNCERTAIN_SEED, 0))
+        example = draw_example(family, (measure.UNCERTAIN_SEED, 0))
         turn = example.conversations[0][0]
-        found = measures.true_answers(vlm, family, 0)
+        found = measure.true_answers(vlm, family, 0)
         answer, confidence = answer_with_confidence(vlm, user(turn.question, example.images))
         assert found[turn.accepted.index(str(answer))] == pytest.approx(confidence, rel=1e-4) and sum(found) < 1
-    lines, draw = measures.FINDINGS["uncertain"][1](measures.Model(vlm, 8))
+    lines, draw = measure.FINDINGS["uncertain"][1](measure.Model(vlm, 8))
     assert lines[0].startswith("8 cases") and len(lines) == 6 and len(draw().axes) == 2
 
 
 def test_training_table():
     curve = [(0.5, 0.25, 0.75), (np.nan, np.nan, np.nan)]
     history = studies.Training((100, 200), {"colour": curve}, {ASKED: curve[:1] * 2}, {ASKED: [(1, 2)] * 2})
-    lines = findings.training_lines(history)
+    lines = command.training_lines(history)
     assert lines[-2:] == [
         "| 100 | 0.50 (0.25 to 0.75) | 0.50 (0.25 to 0.75) |",
         "| 200 |  | 0.50 (0.25 to 0.75) |",
@@ -138,9 +139,9 @@ def test_training_table():
 
 
 def test_list_of_findings(capsys):
-    findings.main(["--list"])
+    command.main(["--list"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(measures.FINDINGS) and len(lines) >= 10
+    assert [line.split()[0] for line in lines] == list(measure.FINDINGS) and len(lines) >= 10
 
 
 # ---- probes ----
@@ -160,12 +161,22 @@ def test_probe_reads_what_is_linear_and_nothing_else():
 def test_places_of_edges(vlm):
     case = studies.scenes(1)[0]
     x0, y0, x1, y1 = case.asked[0]
-    for side, x in ((0, x0), (2, x1)):
-        place, features = edge_of(vlm, case, side, {})
-        assert place == pytest.approx(x % 28 or 28 * (side == 2), abs=1e-6)
-        assert [len(values) for values in features] == [1, 4 * 1176, *[4 * 128] * 5, 192]
+    left, right = edges_of(vlm, case, {})
+    for edge, expected in ((left, x0 % 28), (right, x1 % 28 or 28)):
+        assert edge.place == pytest.approx(expected, abs=1e-6)
+        sizes = {NOTHING: 1, PIXELS: 4 * 1176, "patch_embed": 512, **{f"block {i}": 512 for i in range(4)}, MERGER: 192}
+        assert {stage: len(values) for stage, values in edge.features.items()} == sizes
     with pytest.raises(Error, match="at least 20"):
         studies.edge_probe(vlm, [case])
+    with pytest.raises(Error, match=r"over\[0\]: the case has no asked= box, .* \(x0, y0, x1, y1\)"):
+        studies.edge_probe(vlm, [(case.images, "What?", "a")] * 20)
+
+
+def test_the_tower_runs_once_for_both_edges(vlm, monkeypatch):
+    traced, trace = [], type(vlm).trace
+    monkeypatch.setattr(type(vlm), "trace", lambda *given, **options: traced.append(1) or trace(*given, **options))
+    edges_of(vlm, studies.scenes(1)[0], {})
+    assert len(traced) == 1
 
 
 def test_edges_are_better_known_than_by_chance(vlm):

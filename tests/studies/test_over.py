@@ -8,8 +8,9 @@ from PIL import Image
 
 import minivl
 from minivl import Error, plots, studies
+from minivl.studies.averages import CHANGE, Averages
+from minivl.studies.cases import ASKED, BACKGROUND, OTHERS, QUESTION_WORD, ROLES, CaseRun
 from minivl.studies.causal_tracing import logits_with_heads
-from minivl.studies.over import ASKED, BACKGROUND, OTHERS, QUESTION_WORD, ROLES, Averages, CaseRun
 from minivl.studies.scenes import FIRST
 from minivl.tiny.drawing import COLOURS
 from minivl.tiny.tasks import FAMILIES
@@ -313,9 +314,9 @@ def test_cases_without_a_cell_do_not_count():
     assert "row 0 2 (" in str(result) and "\n" not in str(result)
     with pytest.raises(Error, match="not whether answers are right"):
         result.right  # noqa: B018
-    changes = some([[-2, 0.5], [0, -0.5]], studies.over.CHANGE)
+    changes = some([[-2, 0.5], [0, -0.5]], CHANGE)
     np.testing.assert_array_equal(changes.right, [0.5, 1])
-    lacking = some([[1, 1], [1, np.nan], [1, np.nan]], studies.over.CHANGE)  # of those with the cell all are right
+    lacking = some([[1, 1], [1, np.nan], [1, np.nan]], CHANGE)  # of those with the cell all are right
     np.testing.assert_array_equal(lacking.right, [1, 1])
     assert lacking.counts.tolist() == [3, 1]
     with pytest.raises(Error, match="nothing to draw: none of the 2 cases"):
@@ -323,27 +324,66 @@ def test_cases_without_a_cell_do_not_count():
         plots.patch_grid(Averages(empty, axes, "a study", "recovered", np.ones(2), CASES[:2]))
 
 
+def test_labels_that_do_not_fit_are_named():
+    result = some([[1, 2], [3, 4]])
+    assert result.index("row", "row 1") == 1 and result["row 1"][0] == 3
+    axes = {"layer": ["layer 0", "layer 1"], "role": [ASKED, OTHERS]}
+    atlas = Averages(np.zeros((2, 2, 2), np.float32), axes, "head atlas", "share", np.ones(2), [None] * 2)
+    for make, words in (
+        (lambda: atlas["layer 1"], r"give one label for each axis \(layer, role\), not 1"),
+        (lambda: atlas["layer 1", ASKED, "more"], "not 3"),
+        (lambda: atlas["layer 7", ASKED], "no layer 'layer 7'. Did you mean layer .* There are: layer 0, layer 1"),
+        (lambda: studies.heads_on(atlas, "asked objects"), "no role 'asked objects'. Did you mean asked object"),
+        (lambda: studies.heads_on(result, ASKED), "'a study' has no axis 'role', only row"),
+        (lambda: plots.share_and_effect(atlas, result, "object"), "no role 'object'"),
+    ):
+        with pytest.raises(Error, match=words):
+            make()
+
+
 @pytest.mark.parametrize(
     "study, words",
     [
-        (lambda vlm: studies.ablate_heads(vlm, "What?", over=CASES), "over= and question= together"),
+        (lambda vlm: studies.ablate_heads(vlm, "What?", over=CASES), "^question= goes with a single prompt, .*have their own"),
+        (
+            lambda vlm: studies.ablate_heads(vlm, images="a.png", answer="a", over=CASES),
+            "^images= and answer= go with a single prompt, not with over=, whose cases have their own. Leave them out.$",
+        ),
+        (
+            lambda vlm: studies.ablate_heads(vlm, over=CASES, blocks=[0]),
+            "^blocks= goes with a single prompt, not with over=, which ablates heads of the decoder only. Leave it out.$",
+        ),
+        (
+            lambda vlm: studies.ablate_heads(vlm, over=CASES, heads={"a": [(0, 0)]}, layers=[1]),
+            "^layers= goes with heads ablated one by one, not with heads=, which names its own layers. Leave it out.$",
+        ),
         (lambda vlm: studies.ablate_heads(vlm), "takes a question, or over="),
-        (lambda vlm: studies.ablate_heads(vlm, "What?", at="answer"), "go with over="),
+        (lambda vlm: studies.ablate_heads(vlm, "What?", at="answer"), "^at= goes with over=, not with a single prompt. Leave"),
+        (lambda vlm: studies.ablate_heads(vlm, "What?", heads={}), "^heads= goes with over="),
         (lambda vlm: studies.ablate_heads(vlm, over=[]), "over= is empty"),
         (lambda vlm: studies.ablate_heads(vlm, over=["What?"]), r"over\[0\]: give \(image, question, answer\)"),
         (lambda vlm: studies.ablate_heads(vlm, over=[(None, "What?", "")]), r"over\[0\]: question and answer"),
         (lambda vlm: studies.ablate_heads(vlm, over=CASES, at="end"), 'choose "everywhere" or "answer"'),
         (lambda vlm: studies.ablate_heads(vlm, over=CASES, heads={"a": [(9, 0)]}), r"heads\['a'\], layer 9"),
         (lambda vlm: studies.ablate_heads(vlm, over=CASES, layers=[7]), "layers: 7"),
-        (lambda vlm: studies.patch_grid(vlm, over=CASES, groups={"a": [0]}), "over= and groups= together"),
+        (lambda vlm: studies.patch_grid(vlm, over=CASES, groups={"a": [0]}), "^groups= goes with two .* groups tokens by role"),
+        (lambda vlm: studies.patch_grid(vlm, "a", over=CASES), "^clean= goes with two prompts, .* have their own"),
         (lambda vlm: studies.patch_grid(vlm, over=[(CASES[0].images, "What?", "a")]), "no corrupted image"),
-        (lambda vlm: studies.occlusion(vlm, over=CASES, size=2), "leave size="),
-        (lambda vlm: studies.occlusion(vlm, over=[(None, "What?", "a")]), r"over\[0\]: the case has no image"),
+        (lambda vlm: studies.occlusion(vlm, over=CASES, size=2), "^size= goes with a single prompt, .* hides whole objects"),
+        (lambda vlm: studies.occlusion(vlm, over=CASES, image=1, frame=2), "^image= and frame= go with .* Leave them out"),
+        (lambda vlm: studies.occlusion(vlm, over=[(None, "What?", "a")]), r"over\[0\]: the case has no image .*with images="),
+        (lambda vlm: studies.without_windows(vlm, [(None, "What?", "a")]), "no windows. Give cases with images="),
         (lambda vlm: studies.logit_lens(vlm=vlm), "a trace and a model, or vlm="),
-        (lambda vlm: studies.without_time(vlm, CASES), r"over\[0\]: the case has no video"),
+        (
+            lambda vlm: studies.logit_lens(vlm=vlm, over=CASES, start=3, end=5, most=1),
+            "^start=, end= and most= go with a trace, not with over=, .*where the answer is chosen. Leave them out.$",
+        ),
+        (lambda vlm: studies.logit_lens("a trace", vlm, over=CASES), "^trace= goes with one run, not with over="),
+        (lambda vlm: studies.logit_lens("a trace", vlm, fps=2), "^fps=: of a trace, logit_lens takes only start="),
+        (lambda vlm: studies.without_time(vlm, CASES), r"over\[0\]: the case has no video.*videos=, such as"),
         (lambda vlm: studies.head_atlas(vlm, [studies.Case(None, "What?", "a", word="ring")]), "does not occur"),
         (lambda vlm: studies.head_atlas(vlm, [studies.Case(None, "What?", "a", ("a",))]), "is the true answer"),
-        (lambda vlm: studies.scenes(0), "at least 1"),
+        (lambda vlm: studies.scenes(0), "an integer, at least 1"),
         (lambda vlm: studies.scenes(2, "way"), "need a family="),
         (lambda vlm: studies.scenes(2, family="vide"), "Did you mean video"),
         (lambda vlm: studies.scenes(1, "way", family="text"), "Choose another family"),

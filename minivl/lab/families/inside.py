@@ -11,7 +11,7 @@ import numpy as np
 from minivl import studies
 from minivl.lab.exercise import Case, Exercise, Mistake, per_model
 from minivl.stream import value_of
-from minivl.studies.over import ASKED, QUESTION_WORD, CaseRun
+from minivl.studies.cases import ASKED, QUESTION_WORD, CaseRun
 from minivl.trace.edits import ablate_head
 
 SCENES, PAIRS, FILMS = 6, 3, 17

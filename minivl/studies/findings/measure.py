@@ -13,15 +13,25 @@ import numpy as np
 
 from minivl import plots
 from minivl.studies.architecture import without_time, without_windows
+from minivl.studies.averages import average
+from minivl.studies.cases import ASKED, QUESTION_WORD, Case, CaseRun
 from minivl.studies.causal_tracing import patch_grid, patch_heads
 from minivl.studies.edge_probe import edge_probe
+from minivl.studies.findings.markdown import (
+    head_name,
+    mean_of,
+    names,
+    right_at_first,
+    right_without,
+    share_right,
+    table,
+)
 from minivl.studies.head_ablation import ablate_heads, logits_without
 from minivl.studies.head_atlas import head_atlas, heads_on
 from minivl.studies.logit_lens import logit_lens
 from minivl.studies.occlusion import occlusion
-from minivl.studies.over import ASKED, QUESTION_WORD, Case, CaseRun, average
 from minivl.studies.scenes import scenes
-from minivl.tiny.scoring import UNCERTAIN, calibration_bins, calibration_error, score_families, wilson
+from minivl.tiny.scoring import UNCERTAIN, calibration_bins, calibration_error, score_families
 from minivl.tiny.tasks import draw_example
 
 LOOKS, CARRIES = 0.5, 0.05  # a head looks at the object: share of attention; it carries the colour: recovered share
@@ -90,50 +100,10 @@ def finding(name, question):
     return add
 
 
-# ---- lines of a table ----
-
-
-def table(header, rows):
-    return [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *[f"| {' | '.join(row)} |" for row in rows]]
-
-
-def head_name(head):
-    return f"{head[0]}.{head[1]}"
-
-
-def names(heads):
-    return ", ".join(map(head_name, heads)) or "none"
-
-
 def by_layer(heads, name):
     """{name of a layer: those of the heads that are in it}, layers ascending."""
     layers = sorted({layer for layer, _ in heads})
     return {name.format(i): [head for head in heads if head[0] == i] for i in layers}
-
-
-def mean_of(result, *labels, percent=False, digits=None):
-    """ "-8.2 (-13.3 to -3.5)" of a cell, in percent if asked for."""
-    digits = (0 if percent else 1) if digits is None else digits
-    values = [100 * value if percent else value for value in result[labels]]
-    mean, low, high = (f"{round(value, digits) + 0.0:.{digits}f}" for value in values)  # + 0.0: no "-0"
-    return f"{mean}{' %' * percent} ({low} to {high})"
-
-
-def share_right(right, count):
-    """ "97.0 % (93 to 99)" of a share of right answers; "" of none."""
-    if not count or np.isnan(right):
-        return ""
-    low, high = wilson(right * count, count)
-    return f"{100 * right:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
-
-
-def right_without(result, number):
-    return share_right(float(result.right[number]), int(result.counts[number]))
-
-
-def right_at_first(result):
-    known = result.baseline > 0
-    return share_right(float(known.mean()), len(known))
 
 
 # ---- the findings ----
@@ -148,7 +118,7 @@ def find_readers(model):
         first = "No head has most of its attention on the word that names the kind; most of all, head"
         return [f"{first} {head_name((layer, head))} has {share}."], lambda: plots.head_atlas(model.atlas)
 
-    def named(case_run):
+    def colour_ahead(case_run):
         """Which colour is ahead without the readers: the right one, another object's, or another."""
         logits = logits_without(case_run, readers)
         if case_run.difference(logits) > 0:
@@ -157,9 +127,8 @@ def find_readers(model):
         best = max(case.wrong, key=lambda text: logits[0, ids[text]])
         return [0, best in case.distractors, best not in case.distractors]
 
-    ahead = average(
-        vlm, model.cases, "colours", {"colour": ["right", "another object's", "other"]}, named, "share ahead"
-    )
+    labels = ["right", "another object's", "other"]
+    ahead = average(vlm, model.cases, "colours", {"colour": labels}, colour_ahead, "share ahead")
     everything = [
         (layer, head)
         for layer in {layer for layer, _ in readers}
@@ -217,8 +186,8 @@ def find_needed(model):
     layers = range(vlm.config.text.num_hidden_layers)
     heads = range(vlm.config.text.num_attention_heads)
     groups = {f"{head_name(head)}": [head] for head in strongest}
-    groups["heads that look"] = model.lookers
-    groups |= by_layer(model.lookers, "lookers of layer {}")
+    groups["heads on the asked object"] = model.lookers
+    groups |= by_layer(model.lookers, "heads on the asked object, layer {}")
     groups = {name: group for name, group in groups.items() if group}
     groups |= {f"layer {i}": [(i, head) for head in heads] for i in layers}
     together = ablate_heads(vlm, over=model.cases, heads=groups)
@@ -241,7 +210,7 @@ def find_needed(model):
 @finding("misleading", "Where does attention mislead?")
 def find_misleading(model):
     atlas, patched, ablation = model.atlas, model.patched_heads, model.without_each
-    share = atlas.mean[..., list(atlas.axes["role"]).index(ASKED)]
+    share = atlas.mean[..., atlas.index("role", ASKED)]
     rows, idle = [], []
     for layer, head in heads_on(atlas, ASKED, LOOKS / 2):
         cell = f"layer {layer}", f"head {head}"

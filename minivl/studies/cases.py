@@ -1,10 +1,8 @@
-"""Studies over many cases: images with a question and its true answer. The `over=` of a study takes them.
+"""Cases of a study over many images: an image with a question and its true answer, run once and then with changes.
 
     cases = studies.scenes(200, task="colour")              # drawn, with the truth about each image (scenes.py)
     cases = [("a.png", "Is it raining?", "yes"), ...]       # or your own; a `Case` holds more
-    ablation = studies.ablate_heads(vlm, over=cases)        # -> Averages
-    print(ablation)                                         # one sentence
-    ablation.mean, ablation.low, ablation.high              # [layers, heads] each: the mean and its 95 % interval
+    ablation = studies.ablate_heads(vlm, over=cases)        # -> Averages (averages.py)
 
 The measure is the logit difference: the logit of the right answer minus that of the best wrong one, at the token where the
 two part. It is above 0 if the model prefers the right answer, and unlike a log-probability it does not saturate.
@@ -22,15 +20,13 @@ import numpy as np
 from minivl.errors import Error
 from minivl.processing.messages import build_messages
 from minivl.stream import run
-from minivl.studies.teacher_forcing import Forced, encode_answer, is_needed, progress_bar
+from minivl.studies.teacher_forcing import Forced, encode_answer, is_needed
 from minivl.tensors.tokens import token_text
 from minivl.trace.maps import Maps
 
 QUESTION_WORD, QUESTION, ASKED, OTHERS = "question word", "rest of question", "asked object", "other objects"
 BACKGROUND, TEMPLATE, ANSWERING, EARLIER = "background", "template", "last token", "earlier answer"
 ROLES = (QUESTION_WORD, QUESTION, ASKED, OTHERS, BACKGROUND, TEMPLATE, ANSWERING, EARLIER)
-CHANGE = "change of the logit difference"
-ROUNDS = 1000  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -76,11 +72,16 @@ def as_cases(over):
     return cases
 
 
-def check_no_prompt(**given):
-    """Raise an Error for a prompt or answer that is given with over=: each case has its own."""
+def check_unused(fits, instead, **given):
+    """Raise an Error that names the arguments that are given (not None), since this call does not use them.
+
+    fits     what they go with, such as "a single prompt";  instead  what was given, such as "over=, ...", with the reason
+    """
     names = [f"{name}=" for name, value in given.items() if value is not None]
     if names:
-        raise Error(f"over= and {', '.join(names)} together: each case has its own. Leave one of them out.")
+        listed = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+        go, them = ("go", "them") if names[1:] else ("goes", "it")
+        raise Error(f"{listed} {go} with {fits}, not with {instead}. Leave {them} out.")
 
 
 def messages_of(case):
@@ -102,7 +103,7 @@ class CaseRun:
         """ids: other answer tokens than the case's, to be forced; options as in `vlm.prepare`"""
         inputs = run(vlm.read(messages_of(case), **options))
         self.vlm, self.case, self.maps = vlm, case, Maps.of(inputs, vlm.config, vlm.video_positions)
-        ids, self.rivals = rival_tokens(vlm, case) if ids is None else (ids, [])
+        ids, self.wrong = wrong_tokens(vlm, case) if ids is None else (ids, [])
         self.forced = Forced(vlm, vlm.trace(inputs, keep=is_needed, stop="rope_delta"), ids)
         self.cache, self.streams = vlm.new_cache(), [self.forced.x]
         self.cache.reserve(len(self.forced.x))
@@ -152,8 +153,8 @@ class CaseRun:
     def difference(self, logits):
         """The logit difference: right minus best wrong answer, of logits [A, V]."""
         logits, ids = logits.astype(np.float64), self.forced.ids
-        if self.rivals:
-            rows, right, wrong = np.array(self.rivals, dtype=np.int64).T
+        if self.wrong:
+            rows, right, wrong = np.array(self.wrong, dtype=np.int64).T
             return float((logits[rows, right] - logits[rows, wrong]).min())
         rows = np.arange(len(ids))
         right = logits[rows, ids].copy()
@@ -166,16 +167,16 @@ def encode_with_end(vlm, answer):
     return [*encode_answer(vlm, answer).tolist(), *vlm.sampling.eos_token_id[:1]]
 
 
-def rival_tokens(vlm, case):
+def wrong_tokens(vlm, case):
     """(ids of the answer as far as it is needed, [(row, right id, wrong id)] of each wrong answer: where the two part)."""
-    ids, rivals = encode_with_end(vlm, case.answer), []
+    ids, wrong = encode_with_end(vlm, case.answer), []
     for text in case.wrong:
         other = encode_with_end(vlm, text)
         parting = [row for row, (a, b) in enumerate(zip(ids, other)) if a != b]
         if not parting:
             raise Error(f"wrong={text!r} is the true answer. Leave it out.")
-        rivals.append((parting[0], ids[parting[0]], other[parting[0]]))
-    return (ids[: max(row for row, *_ in rivals) + 1] if rivals else ids), rivals
+        wrong.append((parting[0], ids[parting[0]], other[parting[0]]))
+    return (ids[: max(row for row, *_ in wrong) + 1] if wrong else ids), wrong
 
 
 def roles_of(case_run):
@@ -236,126 +237,3 @@ def question_rows(case_run):
     if at < 0 or not case.word:
         raise Error(f"word={case.word!r} does not occur in the question {case.question!r}.")
     return rows(start, len(case.question)), rows(start + at, len(case.word))
-
-
-# ---- results ----
-
-
-@dataclass(frozen=True)
-class Averages:
-    """A study over many cases: a number for each case and each cell of a table.
-
-    values     float32 [cases, *axes]; NaN where a case lacks such a cell (an image of one object has no other objects)
-    axes       {name: labels} of the axes after the first
-    study      the name of the study;  what  what a value is: `CHANGE`, or a share
-    baseline   float32 [cases]: the logit difference without changes
-    cases      the cases, a list
-    """
-
-    values: np.ndarray
-    axes: dict
-    study: str
-    what: str
-    baseline: np.ndarray
-    cases: list
-
-    @property
-    def mean(self):
-        """The mean over the cases, float64 [*axes]."""
-        known = ~np.isnan(self.values)
-        return divide(np.where(known, self.values, 0).sum(axis=0, dtype=np.float64), known.sum(axis=0))
-
-    @property
-    def low(self):
-        """Lower end of the mean's 95 % interval, float64 [*axes] (bootstrap over the cases)."""
-        return self.interval()[0]
-
-    @property
-    def high(self):
-        return self.interval()[1]
-
-    def interval(self, seed=0):
-        """The 95 % interval of the mean, [low, high]: bootstrap, from 1000 draws of the cases with replacement."""
-        n = len(self.values)
-        draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), ROUNDS).astype(np.float64)  # [rounds, n]
-        flat = self.values.reshape(n, -1).astype(np.float64)
-        known = ~np.isnan(flat)
-        means, some = divide(draws @ np.where(known, flat, 0), draws @ known), known.any(axis=0)
-        ends = np.full((2, flat.shape[1]), np.nan, dtype=np.float64)
-        ends[:, some] = np.nanquantile(means[:, some], [0.025, 0.975], axis=0)
-        return ends.reshape(2, *self.values.shape[1:])
-
-    @property
-    def right(self):
-        """Share of the cases that are answered right with each change, [*axes]: the logit difference is above 0."""
-        if self.what != CHANGE:
-            raise Error(f"{self.study} measures the {self.what}, and not whether answers are right.")
-        margins = self.baseline.reshape(-1, *[1] * len(self.axes)) + self.values
-        return divide((margins > 0).sum(axis=0), (~np.isnan(margins)).sum(axis=0))
-
-    @property
-    def counts(self):
-        """How many cases have a value, int64 [*axes]."""
-        return (~np.isnan(self.values)).sum(axis=0)
-
-    def __getitem__(self, labels):
-        """(mean, low, high) of one cell, by its labels: averages["layer 1", "head 1"]."""
-        labels = labels if isinstance(labels, tuple) else (labels,)
-        cell = tuple(list(known).index(label) for known, label in zip(self.axes.values(), labels))
-        return float(self.mean[cell]), *(float(end[cell]) for end in self.interval())
-
-    def strongest(self, most=3):
-        """[(labels, mean, low, high)] of the cells with the largest means, regardless of sign."""
-        mean, (low, high) = self.mean, self.interval()
-        order = np.argsort(-np.abs(np.nan_to_num(mean)), axis=None, kind="stable")[:most]
-        cells = [np.unravel_index(at, mean.shape) for at in order]
-        labels = list(self.axes.values())
-        return [
-            (tuple(names[i] for names, i in zip(labels, cell)), float(mean[cell]), float(low[cell]), float(high[cell]))
-            for cell in cells
-        ]
-
-    def __str__(self):
-        form = "+.3g" if self.what == CHANGE else ".3g"
-        cells = [
-            f"{' '.join(map(str, labels))} {value:{form}} ({low:{form}} to {high:{form}})"
-            for labels, value, low, high in self.strongest()
-        ]
-        return (
-            f"Over {len(self.values)} cases{self.without_changes()}, the {self.what} is largest with {', '.join(cells)} "
-            "(mean, 95 % interval)."
-        )
-
-    def without_changes(self):
-        """ " (198 answered right, logit difference 13.9)"; "" of a study that asks nothing."""
-        known = self.baseline[~np.isnan(self.baseline)]
-        if not len(known):
-            return ""
-        return f" ({int((known > 0).sum())} answered right, logit difference {float(known.mean()):.3g})"
-
-
-def divide(sums, counts):
-    """Means; NaN where nothing was counted."""
-    return np.divide(sums, counts, out=np.full(np.shape(sums), np.nan), where=np.asarray(counts) > 0)
-
-
-def average(vlm, over, study, axes, measure, what=CHANGE, **options):
-    """Run `measure` of each `CaseRun` and stack what it returns. -> Averages
-
-    One case is in memory at a time; a progress bar counts them.
-    axes     {name: labels};  measure  function of a `CaseRun` -> numbers [*axes]; of logit differences if `what` is CHANGE
-    """
-    cases, shape = as_cases(over), tuple(map(len, axes.values()))
-    values = np.full((len(cases), *shape), np.nan, dtype=np.float32)
-    baseline = np.full(len(cases), np.nan, dtype=np.float32)
-    with progress_bar(len(cases), study) as bar:
-        for number, case in enumerate(cases):
-            try:
-                case_run = CaseRun(vlm, case, **options)
-                baseline[number] = before = case_run.difference(case_run.unchanged)
-                measured = np.asarray(measure(case_run), dtype=np.float64).reshape(shape)
-            except Error as error:
-                raise Error(f"over[{number}]: {error}") from None
-            values[number] = measured - before if what == CHANGE else measured
-            bar.update()
-    return Averages(values, axes, study, what, baseline, cases)

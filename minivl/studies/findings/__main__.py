@@ -5,7 +5,7 @@
     python -m minivl.studies.findings --checkpoint run/checkpoints/004000      # all of them, of another checkpoint
     python -m minivl.studies.findings --training run/checkpoints --over 100     # when do skills and heads appear?
 
-A finding is a question about the model, a table and, mostly, a figure: see measures.py. Needs matplotlib for --figures.
+A finding is a question about the model, a table and, mostly, a figure: see measure.py. Needs matplotlib for --figures.
 """
 
 import argparse
@@ -19,7 +19,8 @@ import numpy as np
 import minivl
 from minivl import plots
 from minivl.helpers import check_kind, did_you_mean, format_seconds
-from minivl.studies.measures import FINDINGS, UNIT, Model, table
+from minivl.studies.findings.markdown import table
+from minivl.studies.findings.measure import FINDINGS, UNIT, Model
 from minivl.studies.over_training import over_training
 from minivl.studies.scenes import scenes
 
