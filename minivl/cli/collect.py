@@ -1,5 +1,7 @@
 """`minivl collect`: rows of tensors of many prompts, into a store."""
 
+import sys
+
 from minivl.cli.options import FRAMES, PIXELS
 from minivl.errors import Error
 
@@ -40,6 +42,6 @@ def run(options):
     for tensor in store.tensors:
         print(f"{tensor}  {store[tensor].dtype} {list(store[tensor].shape)}")
     for id, error in failed[:10]:
-        print(f"prompt {id} did not run: {error}")
+        print(f"minivl: prompt {id} did not run: {error}", file=sys.stderr)
     if len(failed) > 10:
-        print(f"... and {len(failed) - 10:,} more")
+        print(f"minivl: ... and {len(failed) - 10:,} more", file=sys.stderr)

@@ -75,11 +75,12 @@ function render({ model, el }) {
   }
 
   const done = () => { waiting = false; showState(); };
-  model.on("change:count", done);
-  for (const name of ["html", "message", "ended", "level", "stops", "explanation"]) model.on(`change:${name}`, showState);
+  const listeners = [["change:count", done]];
+  for (const name of ["html", "message", "ended", "level", "stops", "explanation"]) listeners.push([`change:${name}`, showState]);
+  for (const [event, listener] of listeners) model.on(event, listener);
   describe();
   showState();
-  return () => { model.off("change:count", done); };
+  return () => { for (const [event, listener] of listeners) model.off(event, listener); };
 }
 
 export default { render };

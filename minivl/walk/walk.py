@@ -79,16 +79,15 @@ class Walk:
     """An iterator of `Step`s. It stops at each "stage", at each "block" (and layer) too, or at each "tensor" (`level`).
 
     step    the current `Step`; None before the first and after the last
-    steps   (name, shape, dtype) of every tensor so far
+    passed  (name, shape, dtype) of every tensor so far
     edits   {name: array} of replaced tensors
+    level   where it stops; assigned, it holds from the next step on
     stops   the names of the tensors at which it stopped
     answer  the `Answer`, once the run has ended
     In a notebook it shows buttons, if anywidget is installed (buttons.py).
     """
 
     def __init__(self, vlm, messages, level="block", **options):
-        if level not in LEVELS:
-            raise Error(f"level={level!r}: choose one of {', '.join(LEVELS)}.")
         if options.get("cache") is not None:
             raise Error("a walk changes tensors and runs again; a cache would keep what was changed: leave cache= out.")
         if options.get("seed") is None:
@@ -99,7 +98,7 @@ class Walk:
         self._start()
 
     def _start(self):
-        self.step, self.answer, self.steps, self.context = None, None, [], {}
+        self.step, self.answer, self.passed, self.context = None, None, [], {}
         self._stage, self._reply = self._make(), None
 
     def __iter__(self):
@@ -117,7 +116,7 @@ class Walk:
     def until(self, name):
         """Run to the next tensor with this name, or matching this glob, whatever the level. -> Step"""
         check_name(self.vlm.config, name)
-        if any(passed.name == name for passed in self.steps):
+        if any(tensor.name == name for tensor in self.passed):
             raise Error(f"the walk has already passed {name}: walk.back({name!r}) goes there.")
         for step in self._run_to(name):
             if fnmatchcase(step.name, name):
@@ -153,14 +152,14 @@ class Walk:
 
         Replacements up to that tensor, its own included, are kept; later ones are dropped.
         """
-        earlier = [passed.name for passed in self.steps]
+        earlier = [tensor.name for tensor in self.passed]
         if self.step is not None and self.answer is None:
             earlier = earlier[:-1]  # without the current one
         stops = [stop for stop in self._stops if stop in earlier]
-        candidates = stops if name is None else [passed for passed in earlier if fnmatchcase(passed, name)]
+        candidates = stops if name is None else [tensor for tensor in earlier if fnmatchcase(tensor, name)]
         if not candidates:
             what = "there is no earlier stop" if name is None else f"no tensor before this one is called {name}"
-            raise Error(f"{what}: {len(self.steps)} have passed; walk.steps lists them.")
+            raise Error(f"{what}: {len(self.passed)} have passed; walk.passed lists them.")
         target = candidates[-1]
         count = earlier.index(target) + 1
         self._stage.close()
@@ -192,7 +191,7 @@ class Walk:
         replaced = name in self.edits
         self._reply = replacement(name, tensor, self.edits[name]) if replaced else tensor
         self.step = Step(self, name, self._reply, replaced)
-        self.steps.append(Passed(name, self.step.shape, self.step.dtype))
+        self.passed.append(Passed(name, self.step.shape, self.step.dtype))
         self._remember(name, self._reply)
         return self.step
 
@@ -214,6 +213,16 @@ class Walk:
     @property
     def stops(self):
         return list(self._stops)
+
+    @property
+    def level(self):
+        return self._level
+
+    @level.setter
+    def level(self, name):
+        if name not in LEVELS:
+            raise Error(f"level={name!r}: choose one of {', '.join(LEVELS)}.")
+        self._level = name
 
     def _show(self):
         """Show the current step in the buttons, where there are any."""
@@ -242,8 +251,8 @@ class Walk:
         return self.step
 
     def __repr__(self):
-        where = "at its start" if not self.steps else f"at {self.step.name}" if self.step else "at its end"
-        return f"<Walk {where}, {len(self.steps)} tensors so far>"
+        where = "at its start" if not self.passed else f"at {self.step.name}" if self.step else "at its end"
+        return f"<Walk {where}, {len(self.passed)} tensors so far>"
 
 
 def format_step(step):
@@ -261,7 +270,7 @@ def narrate(vlm, question, images=None, videos=None, brief=False, **options):
         walk.skip(LATER_TOKENS)
     for step in walk:
         yield format_step(step)
-    last = parse(walk.steps[-1].name).step
+    last = parse(walk.passed[-1].name).step
     if brief and last > 0:
         steps = "steps.1" if last == 1 else f"steps.1 to steps.{last}"
         yield f"{steps:<25} {'[1, ...]':<15} each further token of the answer goes through the same layers"

@@ -376,7 +376,7 @@ EDITS = [
     Bad("edit: walk to an unknown tensor", lambda folder: tiny().walk("Hi").until("model.norn"),
         "no tensor is called model.norn. Did you", "Did you mean model.norm or"),
     Bad("edit: walk back from the start", lambda folder: tiny().walk("Hi").back(),
-        "there is no earlier stop: 0 have passed;", "walk.steps lists them."),
+        "there is no earlier stop: 0 have passed;", "walk.passed lists them."),
     Bad("edit: walk with a cache", lambda folder: tiny().walk("Hi", cache=tiny().new_cache()),
         "a walk changes tensors and runs again;", "leave cache= out."),
     Bad("edit: an unknown fault", lambda folder: tiny().what_if("no-windows"),

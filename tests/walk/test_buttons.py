@@ -142,7 +142,9 @@ def test_they_work_in_a_browser(walk, buttons, browser):  # noqa: F811
     assert first.inner_text() == "Answer:" and page.locator("[data-command=next]").is_disabled()
     page.click("[data-command=back]")
     page.locator(".step b", has_text="visual.merger").wait_for()
-    assert said == []
+    assert page.evaluate("count_listeners()") == 7
+    page.evaluate("close_view()")
+    assert page.evaluate("count_listeners()") == 0 and said == []
     page.close()
 
 
@@ -150,8 +152,11 @@ def test_they_work_in_a_browser(walk, buttons, browser):  # noqa: F811
 MODEL = """
     const listeners = [];
     const model = {
-        state: STATE, get: (name) => model.state[name], on: (event, see) => listeners.push(see), off() {},
-        send: async (content) => { model.state = await python(content); listeners.forEach((see) => see()); },
+        state: STATE, get: (name) => model.state[name],
+        on: (event, see) => listeners.push([event, see]),
+        off: (event, see) => listeners.splice(listeners.findIndex((one) => one[0] === event && one[1] === see), 1),
+        send: async (content) => { model.state = await python(content); listeners.forEach(([, see]) => see()); },
     };
+    window.count_listeners = () => listeners.length;
 """
-RENDER = "render({ model, el: document.getElementById('el') });"
+RENDER = "window.close_view = render({ model, el: document.getElementById('el') });"

@@ -46,7 +46,7 @@ def test_every_tensor_in_order():
     for name, step in zip(trace, walk, strict=True):
         assert step.name == name and step.shape == trace[name].shape and step.dtype == trace[name].dtype
         assert np.array_equal(step.value, trace[name], equal_nan=True) and not step.value.flags.writeable
-    assert [one.name for one in walk.steps] == trace.names and walk.answer.ids == trace.result.ids
+    assert [one.name for one in walk.passed] == trace.names and walk.answer.ids == trace.result.ids
 
 
 def test_levels():
@@ -94,12 +94,12 @@ def test_walking_changes_no_bit(vlm, inputs):
 def test_nothing_is_built_that_nobody_looks_at(monkeypatch):
     monkeypatch.setattr(Lazy, "__call__", lambda self: pytest.fail("built"))
     walk = VLM.walk(INPUTS, level="tensor", max_new_tokens=2)
-    assert [step.explain() for step in walk] and any(one.name.endswith("probs") for one in walk.steps)
+    assert [step.explain() for step in walk] and any(one.name.endswith("probs") for one in walk.passed)
 
 
 def test_nothing_is_computed_before_it_is_asked_for():
     walk = VLM.walk(INPUTS)
-    assert walk.steps == [] and next(walk).name == "input_ids" and len(walk.steps) == 1
+    assert walk.passed == [] and next(walk).name == "input_ids" and len(walk.passed) == 1
 
 
 # ---- changing and going back ----
@@ -134,7 +134,7 @@ def test_going_back_keeps_earlier_changes_and_forgets_later_ones():
     walk.replace(walk.step.value * 0)
     again = walk.back("visual.merger")
     assert np.array_equal(again.value, merged) and list(walk.edits) == ["visual.blocks.0"]
-    assert walk.steps[-1].name == "visual.merger" and walk.step is again
+    assert walk.passed[-1].name == "visual.merger" and walk.step is again
     assert walk.until("model.layers.1").value.any()  # what came later is forgotten
     first = walk.back("visual.blocks.0")
     assert first.replaced and np.array_equal(first.value, zero.value)
@@ -196,6 +196,7 @@ def test_another_token_sends_the_answer_elsewhere():
         (lambda walk: (walk.until("next_token"), walk.replace(np.array([-1])), walk.finish()), "next_token -1"),
         (lambda walk: (walk.finish(), walk.replace(0)), "not at a tensor"),
         (lambda walk: VLM.walk(INPUTS, level="all"), "choose one of stage, block, tensor"),
+        (lambda walk: setattr(walk, "level", "all"), "choose one of stage, block, tensor"),
         (lambda walk: VLM.walk(INPUTS, cache=VLM.new_cache()), "leave cache= out"),
     ],
 )
@@ -392,7 +393,7 @@ def test_commands_of_a_terminal(capsys):
         "image.0.resized", "image.0.patches", "visual.merger", "visual.merger", "visual", "visual.merger", "visual"
     ]  # fmt: skip
     assert out.count("(replaced)") == 2  # at once, and when it came back
-    assert "reshape to (R, r, S, s)" in " ".join(out.split()) and "rms" in out and "l all: choose one of" in out
+    assert "reshape to (R, r, S, s)" in " ".join(out.split()) and "rms" in out and "level='all': choose one of" in out
     assert "no tensor is called no.such" in out and re.search(r"^q +quit$", out, re.M)
     edited = TINY.trace(
         QUESTION, DRAWN.image, keep="lm_head", edit={"visual.merger": lambda x: x * 0}, max_new_tokens=99
@@ -402,7 +403,7 @@ def test_commands_of_a_terminal(capsys):
 
 def test_a_terminal_may_stop_early():
     walk = walked("block")
-    assert walk_by_commands(walk, ["\n", "q\n", "f\n"]) is None and len(walk.steps) == 3
+    assert walk_by_commands(walk, ["\n", "q\n", "f\n"]) is None and len(walk.passed) == 3
     assert walk_by_commands(walked(), []) is None
 
 
