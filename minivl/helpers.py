@@ -286,7 +286,7 @@ def shorten(value):
     """The repr of a value for an error message, cut if it is long."""
     try:
         text = repr(value)
-    except ValueError:  # Python refuses to write whole numbers of more than 4,300 digits
+    except ValueError:  # Python refuses to write integers of more than 4,300 digits
         text = f"{value:#x}" if isinstance(value, int) else f"a {type(value).__name__}"
     return text if len(text) <= 200 else f"{text[:100]}... ({len(text):,} characters)"
 

@@ -7,7 +7,7 @@
     vlm.ask_many(prompts)                               # several prompts, decoded together
     vlm.trace(...)                                      # every tensor by name
     vlm.walk(...)                                       # tensor by tensor: look, change, go on, go back
-    vlm.what_if("no-window-attention")                  # with a known porting bug: what moves, and the answer then
+    vlm.what_if("no-window-attention")                  # with a known porting mistake: what moves, and the answer then
     vlm.with_parts(window_index=mine)                   # the same model, running on a function of your own
 
 ask, stream, chat, trace and walk consume one generator, `VLM.answer`; ask_many its batched twin (model/batch.py).
@@ -217,7 +217,7 @@ class VLM(Engine):
         return Walk(self, build_messages(question, images, videos), level, **options)
 
     def what_if(self, fault, question=None, images=None, videos=None, keep="*", **options):
-        """Run a prompt with a known porting bug, such as "no-window-attention", and compare. -> what_if.WhatIf"""
+        """Run a prompt with a known porting mistake, such as "no-window-attention", and compare. -> what_if.WhatIf"""
         from minivl.faults.what_if import what_if
 
         return what_if(self, fault, question, images, videos, keep, **options)

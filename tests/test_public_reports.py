@@ -134,7 +134,7 @@ def test_qwen_1329_fps_is_not_obeyed():
 
 def test_vlmevalkit_927_no_frames_of_a_long_film():
     assert smart_nframes(2227, 25.0, fps=1e-3) == 4
-    with pytest.raises(Error, match="nframes=0: it must be a whole number above 0"):
+    with pytest.raises(Error, match="nframes=0: it must be an integer above 0"):
         smart_nframes(2227, 25.0, nframes=0)
 
 

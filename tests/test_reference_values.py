@@ -17,7 +17,7 @@ CLOSE = 2e-5  # of a tensor's largest value: TOLERANCE of compare.py
 
 
 def picture():
-    """[140, 196, 3] uint8, of whole numbers alone: no Pillow has drawn it, none resizes it. Windows of every size."""
+    """[140, 196, 3] uint8, of integers alone: no Pillow has drawn it, none resizes it. Windows of every size."""
     y, x = np.mgrid[:140, :196]
     return np.stack([(3 * x + y) % 256, (x * y // 7) % 256, (5 * y + 255 - x) % 256], axis=-1).astype(np.uint8)
 

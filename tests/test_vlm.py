@@ -141,7 +141,7 @@ def test_an_edited_rope_delta_moves_the_tokens_after_the_prompt(vlm, inputs):
     "field, change, words",
     [
         ("input_ids", lambda x: x[:0], "at least one"),
-        ("input_ids", lambda x: x.astype(np.float32), "whole numbers"),
+        ("input_ids", lambda x: x.astype(np.float32), "integers"),
         ("input_ids", lambda x: np.where(x < 100, -5, x), "token id -5"),
         ("pixel_values", lambda x: x[1:], "a row for each patch"),
         ("pixel_values", lambda x: x[:, 1:], "a row for each patch"),

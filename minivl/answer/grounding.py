@@ -130,7 +130,7 @@ def build_place(label, numbers, size, image, resized_size, original_size):
 
 
 def rescale(numbers, size, to):
-    """Scale x, y, ... from an image of one (height, width) to another: whole numbers stay exact."""
+    """Scale x, y, ... from an image of one (height, width) to another: integers stay exact."""
     return tuple(n if size == to else n * to[1 - i % 2] / size[1 - i % 2] for i, n in enumerate(numbers))
 
 

@@ -14,7 +14,7 @@ from minivl.checkpoint.unsupported import check_model_type, check_not_quantised
 from minivl.errors import Error
 from minivl.helpers import check_kind, object_in, shorten
 
-TEXT_SIZES = {  # whole numbers above 0
+TEXT_SIZES = {  # integers above 0
     "vocab_size": 152064,
     "hidden_size": 8192,
     "intermediate_size": 29568,
@@ -30,7 +30,7 @@ TEXT_OTHERS = {
     "max_window_layers": 80,
     "hidden_act": "silu",
 }
-VISION_SIZES = {  # whole numbers above 0
+VISION_SIZES = {  # integers above 0
     "depth": 32,
     "hidden_size": 3584,
     "intermediate_size": 3420,
@@ -89,9 +89,9 @@ def parse_text(look_up):
         )
     check_number("rms_norm_eps", text["rms_norm_eps"])
     check_kind("use_sliding_window", [text["use_sliding_window"]], bool, "true or false")
-    check_kind("max_window_layers", [text["max_window_layers"]], int, "a whole number", least=0)
+    check_kind("max_window_layers", [text["max_window_layers"]], int, "an integer", least=0)
     if text["sliding_window"] is not None:
-        check_kind("sliding_window", [text["sliding_window"]], int, "a whole number or null", least=1)
+        check_kind("sliding_window", [text["sliding_window"]], int, "an integer or null", least=1)
     return {**text, "rope": parse_rope(look_up, head_dim), "layer_types": look_up("layer_types", None)}
 
 
@@ -193,16 +193,16 @@ def parse_token_ids(look_up):
     for field, value in ids.items():
         for token in value if field == "eos_token_id" else [value]:
             if type(token) is not int or not 0 <= token < 2**31:
-                raise Error(f"{field} is {shorten(token)}; it must be a token id, a whole number from 0.")
+                raise Error(f"{field} is {shorten(token)}; it must be a token id, an integer from 0.")
     return ids
 
 
 def check_sizes(fields, half, sizes):
-    """Check that sizes are whole numbers above 0, and that the activation is the supported one."""
+    """Check that sizes are integers above 0, and that the activation is the supported one."""
     for field in sizes:
         value, most = fields[field], MOST.get(field, 2**31 - 1)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise Error(f"{half} config: {field} is {shorten(value)}; it must be a whole number from 1 to {most}.")
+            raise Error(f"{half} config: {field} is {shorten(value)}; it must be an integer from 1 to {most}.")
     if fields["hidden_act"] != "silu":
         raise Error(f'{half} config: hidden_act is {fields["hidden_act"]!r}; only "silu" is supported.')
 
@@ -215,7 +215,7 @@ def check_number(field, value, least=0):
 
 
 def divide(fields, dividend, divisor):
-    """fields[dividend] / fields[divisor], an Error if that is no whole number."""
+    """fields[dividend] / fields[divisor], an Error if that is no integer."""
     if fields[dividend] % fields[divisor]:
         raise Error(f"{dividend} ({fields[dividend]}) must be a multiple of {divisor} ({fields[divisor]}).")
     return fields[dividend] // fields[divisor]

@@ -30,7 +30,7 @@ TEXT_COLUMNS = (
     "sources",
     "sizes",
     "error",
-)  # others hold whole numbers
+)  # others hold integers
 
 
 @dataclass(frozen=True)

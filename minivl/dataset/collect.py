@@ -103,9 +103,9 @@ def check_arguments(reduce, dtype, max_new_tokens, workers, block, options):
     if workers != "auto" and (type(workers) is not int or workers < 1):
         raise Error(f'workers={workers!r}: give a number of processes, or "auto".')
     if type(max_new_tokens) is not int or max_new_tokens < 0:
-        raise Error(f"max_new_tokens={max_new_tokens!r}: give a whole number, 0 for no answer.")
+        raise Error(f"max_new_tokens={max_new_tokens!r}: give an integer, 0 for no answer.")
     if block is not None and (type(block) is not int or block < 1):
-        raise Error(f"block={block!r}: give a whole number of prompts.")
+        raise Error(f"block={block!r}: give an integer, at least 1: the number of prompts in a block.")
     unknown = [name for name in options if name not in PREPARE_OPTIONS]
     if unknown:
         raise Error(f"{unknown[0]}= is unknown. Options of the prompts are {', '.join(PREPARE_OPTIONS)}.")

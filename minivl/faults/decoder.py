@@ -51,7 +51,7 @@ def wrong_rope_delta(swap):
 
 @register(
     "truncated-seconds",
-    "second_per_grid_ts is cut to a whole number before it is multiplied",
+    "second_per_grid_ts is truncated to an integer before it is multiplied",
     "int() around it, as transformers 4.57 has it",
     "videos whose pairs of frames are no whole number of seconds apart: 0.5 becomes 0, and time stands still",
     "truncated second_per_grid",

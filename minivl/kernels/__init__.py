@@ -161,7 +161,7 @@ def set_threads(count):
 
     most = check_numba()
     if type(count) is not int or not 1 <= count <= most:
-        raise Error(f"threads: {count!r}; it must be a whole number from 1 to {most} (NUMBA_NUM_THREADS limits it).")
+        raise Error(f"threads: {count!r}; it must be an integer from 1 to {most} (NUMBA_NUM_THREADS limits it).")
     import numba
 
     numba.set_num_threads(count)

@@ -3,7 +3,7 @@
     total = words[0] + words[1] + ...        an array much larger than the caches, all threads at once
     sums += w * x                            in registers, w and x in the first-level cache, all threads at once
 
-Whole numbers are added, so that the order does not matter; the additions are far faster than the memory.
+Integers are added, so that the order does not matter; the additions are far faster than the memory.
 `minivl bench` measures with the fastest of READERS, in memory with small and with large pages, and takes the arithmetic of
 `multiply_add` or of NumPy's own float32 matrix product, whichever is faster.
 

@@ -6,7 +6,7 @@ from numbers import Number
 
 import numpy as np
 
-KINDS = {"f": "fractions (float32)", "i": "whole numbers", "u": "whole numbers", "b": "True or False"}
+KINDS = {"f": "floating-point numbers (float32)", "i": "integers", "u": "integers", "b": "True or False"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Difference:
 def find_difference(name, right, submitted, tolerance):
     """The `Difference` between a submitted value and the right one, None if there is none.
 
-    Whole numbers must be equal; fractions may be off by `tolerance` times the largest right value.
+    Integers must be equal; floating-point numbers may be off by `tolerance` times the largest right value.
     """
     if submitted is None:
         return Difference(f"{name} is None: the function returns nothing. Is there a `return`?")
@@ -61,7 +61,7 @@ def describe(value):
     if array is None:
         return f"a {type(value).__name__}"
     if array.ndim == 0:
-        return "a whole number" if array.dtype.kind in "iu" else "a number"
+        return "an integer" if array.dtype.kind in "iu" else "a number"
     return f"an array {array.dtype} {list(array.shape)}"
 
 

@@ -37,11 +37,11 @@ def at_least(least):
 RULES = {  # the type of a field, its range, and both in words; the range of top_k and top_p matters in sampling only
     "do_sample": (bool, lambda v: True, "true or false"),
     "temperature": (numbers.Real, at_least(0), "a number, at least 0 (0: greedy)"),
-    "top_k": (numbers.Integral, at_least(0), "a whole number, at least 0 (0: no limit)"),
+    "top_k": (numbers.Integral, at_least(0), "an integer, at least 0 (0: no limit)"),
     "top_p": (numbers.Real, lambda v: 0 < v <= 1, "a number above 0 and at most 1 (1: no limit)"),
     "repetition_penalty": (numbers.Real, lambda v: 0 < v < LARGEST, "a number above 0 (1: no penalty)"),
-    "max_new_tokens": (numbers.Integral, at_least(1), "a whole number, at least 1"),
-    "max_length": (numbers.Integral, at_least(1), "a whole number, at least 1"),
+    "max_new_tokens": (numbers.Integral, at_least(1), "an integer, at least 1"),
+    "max_length": (numbers.Integral, at_least(1), "an integer, at least 1"),
 }
 
 
@@ -186,7 +186,7 @@ def make_rng(seed):
     """A NumPy Generator for the draws of one answer."""
     seed = plain_number(seed)
     if seed is not None and (not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or seed < 0):
-        raise Error(f"seed={seed!r}: it must be a whole number, at least 0.")
+        raise Error(f"seed={seed!r}: it must be an integer, at least 0.")
     return np.random.default_rng(seed)
 
 

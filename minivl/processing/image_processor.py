@@ -36,7 +36,7 @@ def round_size(height, width):
     """
     if not all(type(n) is int and 0 < n <= MOST_PIXELS for n in (height, width)):
         raise Error(
-            f"resized_height={height!r}, resized_width={width!r}: give both, whole numbers of pixels, or neither."
+            f"resized_height={height!r}, resized_width={width!r}: give both, integers in pixels, or neither."
         )
     return smart_resize(height, width, max_pixels=28 * 28 * 16384)
 
@@ -85,7 +85,7 @@ class ImageProcessor:
     def __post_init__(self):
         for name in ("patch_size", "temporal_patch_size", "merge_size"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise Error(f"image processor: {name} is {getattr(self, name)!r}; it must be a whole number above 0.")
+                raise Error(f"image processor: {name} is {getattr(self, name)!r}; it must be an integer above 0.")
         for name in LIMITS:
             value = getattr(self, name)
             if not isinstance(value, Real) or isinstance(value, bool) or not 1 <= value <= MOST_LIMIT:

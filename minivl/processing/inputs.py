@@ -58,7 +58,7 @@ def validate(inputs, config):
     """The same `Inputs` as dense arrays of the right types; an Error where shapes or ids do not fit the model."""
     ids, seconds = np.asarray(inputs.input_ids), np.asarray(inputs.second_per_grid_ts)
     if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
-        raise Error(f"input_ids is {ids.dtype} {list(ids.shape)}; it must be whole numbers [T], at least one.")
+        raise Error(f"input_ids is {ids.dtype} {list(ids.shape)}; it must be integers [T], at least one.")
     images, videos = map(len, inputs.cached)
     pixels = validate_media(inputs, "pixel_values", "image_grid_thw", images, config)
     frames = validate_media(inputs, "pixel_values_videos", "video_grid_thw", videos, config)
@@ -77,7 +77,7 @@ def validate_media(inputs, pixels, grid_thw, cached, config):
     merge, width = config.vision.spatial_merge_size, config.vision.patch_dim
     if grids.ndim != 2 or grids.shape[1] != 3 or grids.dtype.kind not in "iu" or np.any(grids < 1):
         kind = grid_thw.partition("_")[0]
-        raise Error(f"{grid_thw} is {grids.dtype} {list(grids.shape)}; it must be whole numbers above 0, [{kind}s, 3].")
+        raise Error(f"{grid_thw} is {grids.dtype} {list(grids.shape)}; it must be integers above 0, [{kind}s, 3].")
     if np.any(grids[:, 1:] % merge):
         raise Error(f"{grid_thw} holds {grids.tolist()}; rows and columns must be multiples of {merge}.")
     rows = sum(math.prod(grid) for grid in grids[cached:].tolist())  # subtle: NumPy's product of 2^32 * 2^32 is 0

@@ -229,7 +229,7 @@ def check_options(options):
             continue
         is_number = isinstance(value, Real if name == "fps" else Integral) and not isinstance(value, bool)
         if not is_number or not 0 < value <= (FASTEST if name == "fps" else MOST):
-            kind = f"a number above 0, at most {FASTEST:,}" if name == "fps" else "a whole number above 0"
+            kind = f"a number above 0, at most {FASTEST:,}" if name == "fps" else "an integer above 0"
             raise Error(f"{name}={shorten(value)}: it must be {kind}.")
     return options
 

@@ -99,8 +99,8 @@ def seconds_per_grid(clip, taken, depth, fps=None):
 
 
 def positive_integer(name, number, default=None):
-    """The number, or the default for None; an Error unless it is whole and above 0."""
-    return positive_number(name, number, default, Integral, "a whole number")
+    """The number, or the default for None; an Error unless it is an integer above 0."""
+    return positive_number(name, number, default, Integral, "an integer")
 
 
 def positive_number(name, number, default=None, kind=Real, what="a number"):

@@ -172,7 +172,7 @@ def head_columns(config, layer, heads):
     attention, _, H, K = halves[half]
     heads = np.atleast_1d(np.asarray(heads))
     if heads.dtype.kind not in "iu" or heads.ndim != 1 or not np.all((heads >= 0) & (heads < H)):
-        raise Error(f"heads {heads.tolist()}: {layer} has {H} heads, counted from 0 in whole numbers.")
+        raise Error(f"heads {heads.tolist()}: {layer} has {H} heads. Give integers from 0 to {H - 1}.")
     return f"{layer}.{attention}.context", (heads[:, None] * K + np.arange(K)).reshape(-1)
 
 
@@ -184,7 +184,7 @@ def row_index(name, tensor, rows):
         rows = np.flatnonzero(rows)
     if rows.dtype.kind not in "iu" or not np.all((rows >= 0) & (rows < count)):
         raise Error(
-            f"rows {rows.tolist()} of {name}: it has {count} rows. Give whole numbers from 0 to {count - 1}, or a "
+            f"rows {rows.tolist()} of {name}: it has {count} rows. Give integers from 0 to {count - 1}, or a "
             "mask of them."
         )
     return (slice(None),) * axis + (rows,)

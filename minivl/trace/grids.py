@@ -11,7 +11,7 @@
     26 27  30 ...
 
 Pixels are those of the resized image, x to the right, y down; pixel (3, 5) is 3 <= x < 4, 5 <= y < 6. Where a method takes
-`image` it counts images, then videos; `frame` counts pairs of a video's frames and is 0 for an image. Whole numbers and
+`image` it counts images, then videos; `frame` counts pairs of a video's frames and is 0 for an image. Integers and
 arrays of them are taken alike; what lies outside is an Error.
 """
 
@@ -171,5 +171,6 @@ def check_index(values, count, what, things, kinds="iu"):
     """The values as int64, from 0 to count - 1, or an Error; fractions, where they are allowed, are cut off."""
     array = np.asarray(values)
     if array.size and (array.dtype.kind not in kinds or not np.all((array >= 0) & (array < count))):
-        raise Error(f"{what} {values} is outside: there are {count} {things}, counted from 0 in whole numbers.")
+        limits = f"numbers from 0, below {count}" if "f" in kinds else f"integers from 0 to {count - 1}"
+        raise Error(f"{what} {values} is outside: there are {count} {things}; give {limits}.")
     return np.floor(array).astype(np.int64)

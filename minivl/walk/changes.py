@@ -56,22 +56,22 @@ def set_row(step, row, value):
         limits = np.iinfo(tensor.dtype)
         if value != int(value) or not limits.min <= value <= limits.max:
             raise Error(
-                f"row N X: {step.name} holds whole numbers from {limits.min} to {limits.max}; {value:g} is none."
+                f"row N X: {step.name} holds integers from {limits.min} to {limits.max}; {value:g} is none."
             )
-    tensor[row_index(step.name, tensor, parse_whole(row, "row N X"))] = value
+    tensor[row_index(step.name, tensor, parse_index(row, "row N X"))] = value
     return tensor
 
 
 def add_noise(step, deviation, seed):
     check_float(step, "noise")
-    deviation, seed = parse_number(deviation, "noise X SEED"), parse_whole(seed, "noise X SEED")
+    deviation, seed = parse_number(deviation, "noise X SEED"), parse_index(seed, "noise X SEED")
     noise = np.random.default_rng(seed).standard_normal(step.shape, dtype=np.float32)
     return step.value + np.float32(deviation) * noise
 
 
 def swap(step, first, second):
     tensor = step.value.copy()
-    a, b = (row_index(step.name, tensor, parse_whole(row, "swap N M")) for row in (first, second))
+    a, b = (row_index(step.name, tensor, parse_index(row, "swap N M")) for row in (first, second))
     tensor[a], tensor[b] = step.value[b], step.value[a]
     return tensor
 
@@ -112,10 +112,10 @@ def parse_number(text, form):
     return value
 
 
-def parse_whole(text, form):
-    """A whole number from 0."""
+def parse_index(text, form):
+    """An integer from 0; `form` stands in the error."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 18):
-        raise Error(f"{form}: {text!r} is not a whole number from 0.")
+        raise Error(f"{form}: {text!r} is not an integer from 0.")
     return int(text)
 
 

@@ -138,7 +138,7 @@ def test_indices_must_be_whole_numbers():
     right = FUNCTIONS["window_index"](*lab.given("02.1").values())
     assert lab.check("02.1", right) and lab.check("02.1", [list(map(int, part)) for part in right])
     result = lab.check("02.1", [part.astype(float) for part in right])
-    assert "is float64, and whole numbers are expected" in result.sentence
+    assert "is float64, and integers are expected" in result.sentence
 
 
 def test_a_slow_product_is_not_enough(monkeypatch):

@@ -238,5 +238,5 @@ def test_max_length_counts_the_prompt(tmp_path):
     path.write_text(json.dumps({"max_length": 8, "max_new_tokens": 20}))
     assert Sampling.read(tmp_path, (7,)).most_new_tokens(5) == 20
     path.write_text(json.dumps({"max_length": "8"}))
-    with pytest.raises(Error, match="max_length='8': it must be a whole number"):
+    with pytest.raises(Error, match="max_length='8': it must be an integer"):
         Sampling.read(tmp_path, (7,))

@@ -119,7 +119,7 @@ def test_what_is_sampled_is_even_and_rises_from_first_to_last(total, rate, fps):
         (dict(nframes=11), "of 10 frames, 12 would be taken"),
         (dict(max_frames=1), "of 10 frames, 0 would be taken"),
         (dict(nframes=-4), "nframes=-4"),
-        (dict(nframes=4.0), "whole number"),
+        (dict(nframes=4.0), "an integer"),
         (dict(nframes=True), "nframes=True"),
         (dict(fps=0), "fps=0"),
         (dict(fps=float("nan")), "fps=nan"),

@@ -94,7 +94,7 @@ def random_config(rng, seed=None, grids=None, videos=None, seconds=None, **force
 
 
 def unequal_parts(rng, total):
-    """Three whole numbers above 0 that add up to `total`, the last larger than the first, as in (16, 24, 24)."""
+    """Three integers above 0 that add up to `total`, the last larger than the first, as in (16, 24, 24)."""
     first = int(rng.integers(1, total // 3 + 1))
     last = int(rng.integers(first + 1, total - first)) if total - first > first + 1 else first + 1
     return [first, total - first - last, last]

@@ -280,7 +280,7 @@ def test_text_only():
         (lambda m: m.token_of_pixel(0, 0, image=1), "image 1 is outside: there are 1 images and videos"),
         (lambda m: m.token_of_pixel(0, 0, frame=1), "frame 1 is outside: there are 1 frames"),
         (lambda m: m.pixels_of_token([0, 6]), "token .* there are 6 tokens"),
-        (lambda m: m.pixels_of_patch(1.5), "patch 1.5 .* whole numbers"),
+        (lambda m: m.pixels_of_patch(1.5), "patch 1.5 .* integers from 0 to 23"),
         (lambda m: m.slot_of_patch(-1), "patch -1"),
         (lambda m: m.patches_of_window(1), "window 1"),
         (lambda m: m.token_of_prompt([2, 0]), "token 0 of the prompt is text"),

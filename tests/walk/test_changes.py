@@ -6,7 +6,7 @@ from conftest import small_inputs, small_model
 
 from minivl.cli.walk_terminal import walk_by_commands
 from minivl.errors import Error
-from minivl.walk.changes import CHANGES, change, load, parse_number, parse_whole
+from minivl.walk.changes import CHANGES, change, load, parse_index, parse_number
 
 VLM = small_model()
 INPUTS = small_inputs(VLM.config)
@@ -39,13 +39,13 @@ def test_rows_of_heads_are_the_second_axis():
     assert np.array_equal(swapped[:, [8, 3]], step.value[:, [3, 8]])
 
 
-def test_whole_numbers():
+def test_integers():
     step = step_at("visual.window_index")
     swapped = change(step, "swap", "0 1")
     assert swapped[0] == step.value[1] and swapped.dtype == np.int64
     assert change(step, "row", "0 7")[0] == 7
     for name, text in (("row", "0 7.5"), ("row", "0 1e30"), ("scale", "2"), ("noise", "1 0")):
-        with pytest.raises(Error, match="whole numbers|float32"):
+        with pytest.raises(Error, match="integers|float32"):
             change(step, name, text)
 
 
@@ -77,9 +77,9 @@ def test_from_a_file(tmp_path):
         ("row", "3", "row takes 2 arguments: row N X"),
         ("scale", "much", "'much' is not a finite number"),
         ("scale", "nan", "'nan' is not a finite number"),
-        ("swap", "-1 0", "'-1' is not a whole number from 0"),
+        ("swap", "-1 0", "'-1' is not an integer from 0"),
         ("swap", "0 4000", "it has 164 rows"),
-        ("noise", "1 x", "'x' is not a whole number"),
+        ("noise", "1 x", "'x' is not an integer"),
         ("load", "", "load takes 1 argument"),
         ("rotate", "", "there is no change 'rotate'.*There are: zero, scale"),
     ],
@@ -119,8 +119,8 @@ def test_what_cannot_be_loaded_is_said(tmp_path, monkeypatch):
         with pytest.raises(Error, match="cannot read"):
             load(None, str(path))
     for text in ("1" * 5000, "-1", "x"):
-        with pytest.raises(Error, match="is not a whole number"):
-            parse_whole(text, "row N X")
+        with pytest.raises(Error, match="is not an integer"):
+            parse_index(text, "row N X")
     for text in ("1e300", "nan", "-inf"):
         with pytest.raises(Error, match="is not a finite number"):
             parse_number(text, "row N X")

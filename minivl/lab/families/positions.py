@@ -229,7 +229,7 @@ PROMPT = Exercise(
     "-> (position_ids int64 [3, T], rope_delta int64 [1])",
     """As 04.3, and videos as well (config.video_token_id, in the order of the prompt). The tokens of pair of frames i have
 t = start + int(i * seconds * config.vision.tokens_per_second), seconds being those from pair to pair of this video; rows and
-columns begin at start in every pair. The product is cut to a whole number once, at the end. The text goes on after the
+columns begin at start in every pair. The product is truncated to an integer once, at the end. The text goes on after the
 largest position of all three rows, time included.""",
     ("Each video has its own grid and its own seconds; take the next one whenever a run of video tokens begins.",
      "np.indices((t, R, S)).reshape(3, -1) gives frame, row and column of each token of a video.",
@@ -237,7 +237,7 @@ largest position of all three rows, time included.""",
     with_delta, video_cases, ("position_ids", "rope_delta"),
     (Mistake("wrong rope delta", "it is the next position itself, not that minus the number of tokens",
              lambda ids, *a: (with_delta(ids, *a)[0], with_delta(ids, *a)[1] + len(ids))),
-     Mistake("step cut", "seconds * tokens_per_second is cut to a whole number before it is multiplied by i; cut at the end",
+     Mistake("step cut", "seconds * tokens_per_second is truncated to an integer before it is multiplied by i; cut at the end",
              lambda *a: with_delta(*a[:4], np.floor(a[4] * SPEED) / SPEED))),
     ("position_ids", "rope_delta"), part="prompt_positions",
 )  # fmt: skip
