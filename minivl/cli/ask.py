@@ -3,18 +3,9 @@
 import sys
 import time
 
-from minivl.cli.options import (
-    FRAMES,
-    PIXELS,
-    PROMPT,
-    RUN,
-    TOKENS,
-    answer_options,
-    build_messages,
-    check_output,
-    load_model,
-    values,
-)
+from minivl.cli.files import check_output
+from minivl.cli.options import FRAMES, PIXELS, PROMPT, RUN, TOKENS, answer_options, load_model, values
+from minivl.cli.prompts import messages_from
 from minivl.errors import Error
 from minivl.helpers import format_table
 
@@ -35,7 +26,7 @@ def run(options):
     from minivl.processing.count_tokens import format_timing
     from minivl.stream import each
 
-    messages, settings = build_messages(options), answer_options(options)
+    messages, settings = messages_from(options), answer_options(options)
     names = options.files if options.scene is None else [f"scene {options.scene}"]
     images = [name for name, item in zip(names, messages[0]["content"]) if item["type"] == "image"]
     check_drawing(options, images)

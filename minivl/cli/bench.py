@@ -1,6 +1,6 @@
 """`minivl bench`: measure how fast minivl is."""
 
-from minivl.cli.options import check_output
+from minivl.cli.files import check_output
 
 HELP = "time minivl beside transformers, llama.cpp and the machine's limits"
 OPTIONS = (

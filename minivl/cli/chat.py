@@ -1,4 +1,4 @@
-"""`minivl chat`: a conversation, question by question. chat_terminal.py says what a line means."""
+"""`minivl chat`: read lines and pass them to chat_terminal.ChatTerminal."""
 
 import glob
 import os

@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from minivl.cli.options import draw_scene, media_item
+from minivl.cli.prompts import draw_scene, media_item
 from minivl.errors import Error
 from minivl.helpers import write_json
 from minivl.processing.count_tokens import format_reuse, format_timing

@@ -1,6 +1,6 @@
 """`minivl compare`: two recordings of one prompt."""
 
-from minivl.cli.options import check_output
+from minivl.cli.files import check_output
 
 HELP = "compare two recordings of one prompt: the first difference, and its cause"
 EPILOG = (

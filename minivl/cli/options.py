@@ -1,17 +1,13 @@
-"""Shared by the commands: tables of options, the model, the messages of a question, checks of files.
+"""Options that commands share, as tables, and what they stand for: the arguments of the library, and the model.
 
 A row of a table is (name and metavar, type, help), and further keywords of argparse if needed. In addition to types of one
 value, bool is a switch, list may be given several times, and of a tuple of choices the first is the default. A row that is
 a string starts a group of this title.
 """
 
-import os
-import re
 import sys
-from pathlib import Path
 
-from minivl.errors import Error
-from minivl.helpers import check_writable, format_bytes
+from minivl.helpers import format_bytes
 
 PIXELS = (
     ("--min-pixels N", int, "enlarge images and frames with fewer pixels than this"),
@@ -96,12 +92,6 @@ def answer_options(options):
     return values(options, ANSWER)
 
 
-def prepare_run(options):
-    """(model, messages, options of the answer). Errors of the question and of files come before the model is loaded."""
-    messages = build_messages(options)
-    return load_model(options), messages, answer_options(options)
-
-
 def load_model(options, one_answer=False):
     """The model of the options.
 
@@ -118,96 +108,3 @@ def load_model(options, one_answer=False):
             file=sys.stderr,
         )
     return vlm
-
-
-# ---- files ----
-
-
-def check_output(option, path, inputs, model=None):
-    """Check that a result can be written to `path` and overwrites nothing that this command reads, before minutes are spent.
-
-    option  its name for messages;  inputs  files that are read;  model  the --model, a file or a folder
-    """
-    if path is None:
-        return
-    check_writable(path)
-    target = Path(path)
-    if any(is_same_file(target, Path(name)) for name in inputs):
-        raise Error(f"{option} {path} would overwrite a file that is read. Give another file.")
-    if model is not None and target.exists() and is_part_of(target, Path(model)):
-        raise Error(f"{option} {path} would overwrite a file of the model. Give another file.")
-
-
-def is_same_file(a, b):
-    try:
-        return os.path.samefile(a, b)
-    except (OSError, ValueError):
-        return False
-
-
-def is_part_of(path, model):
-    """Whether a path is the model's file, or lies in its folder."""
-    return is_same_file(path, model) or (model.is_dir() and path.resolve().is_relative_to(model.resolve()))
-
-
-# ---- messages ----
-
-
-def build_messages(options):
-    """Messages of the files, or of the scene of --scene, and the question."""
-    if os.path.isfile(options.question):  # Path.is_file fails on long questions
-        raise Error(f'{options.question} is a file: put a question behind it, such as "What is in the picture?".')
-    if options.scene is None:
-        return messages_of([media_item(file) for file in options.files], options.question)
-    if options.files:
-        raise two_images(options.scene, ", ".join(options.files))
-    return messages_of([{"type": "image", "image": draw_scene(options.scene).image}], options.question)
-
-
-def image_and_question(options, ask=None):
-    """(part of a message, question, `Scene` or None) of IMAGE, QUESTION and --scene; without an image, of scene 0.
-
-    With --scene, a lone argument is the question, unless it looks like a file. ask: a function that words a question about
-    a scene if none was given; DEFAULT_QUESTION is used if it is None or returns None.
-    """
-    image, question = options.image, options.question
-    is_file = image is not None and (os.path.isfile(image) or re.fullmatch(r"\S+\.\w{2,5}", image) is not None)
-    if image is not None and options.scene is not None:
-        if question is not None or is_file:
-            raise two_images(options.scene, image)
-        image, question = None, image
-    if image is not None:
-        if question is None and " " in image and not is_file:
-            raise Error(f"there is no image {image}. To ask that about a drawn scene, add --scene 0.")
-        return media_item(image), question or DEFAULT_QUESTION, None
-    scene = draw_scene(options.scene or 0)
-    question = question or (ask and ask(scene)) or DEFAULT_QUESTION
-    return {"type": "image", "image": scene.image}, question, scene
-
-
-def draw_scene(seed):
-    """The `Scene` of --scene."""
-    from minivl.tiny import scene
-
-    if seed < 0:
-        raise Error(f"--scene {seed}: scenes are numbered from 0.")
-    return scene(seed)
-
-
-def two_images(seed, image):
-    return Error(f"--scene {seed} draws an image, and {image} is one: leave one of them out.")
-
-
-def messages_of(items, question):
-    """Messages of one question, with items before its text."""
-    return [{"role": "user", "content": [*items, {"type": "text", "text": question}]}]
-
-
-def media_item(file):
-    """A file of the command line as a part of a message: an opened video or image."""
-    from minivl.processing.load_image import open_image
-    from minivl.processing.load_video import is_video, open_video
-
-    return (
-        {"type": "video", "video": open_video(file)} if is_video(file) else {"type": "image", "image": open_image(file)}
-    )

@@ -3,7 +3,9 @@
 import os
 import re
 
-from minivl.cli.options import CONFIG_SOURCE, FRAMES, PIXELS, SCENE, WEIGHTS, check_output, draw_scene, values
+from minivl.cli.files import check_output
+from minivl.cli.options import CONFIG_SOURCE, FRAMES, PIXELS, SCENE, WEIGHTS, values
+from minivl.cli.prompts import draw_scene
 from minivl.errors import Error
 
 HELP = "estimate operations, memory and time of a run; needs no weights"

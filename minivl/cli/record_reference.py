@@ -1,6 +1,8 @@
 """`minivl record-reference`: a recording from Hugging Face transformers."""
 
-from minivl.cli.options import FRAMES, PROMPT, build_messages, check_output, values
+from minivl.cli.files import check_output
+from minivl.cli.options import FRAMES, PROMPT, values
+from minivl.cli.prompts import messages_from
 
 HELP = "record the tensors of a prompt in Hugging Face transformers"
 OPTIONS = (
@@ -19,5 +21,5 @@ def run(options):
     options.files += options.image
     check_output("-o", options.output, options.files, options.model)
     source = CHECKPOINT if options.model is None else options.model
-    count = record_reference(source, build_messages(options), None, options.output, **values(options, FRAMES))
+    count = record_reference(source, messages_from(options), None, options.output, **values(options, FRAMES))
     print(f"{options.output}: {count} tensors")

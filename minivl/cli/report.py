@@ -1,6 +1,8 @@
 """`minivl report`: a page to browse a run."""
 
-from minivl.cli.options import PROMPT, RUN, check_output, prepare_run
+from minivl.cli.files import check_output
+from minivl.cli.options import PROMPT, RUN
+from minivl.cli.prompts import prepare_run
 from minivl.helpers import format_bytes
 
 HELP = "run, and write one HTML page to browse the run"

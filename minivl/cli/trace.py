@@ -1,6 +1,8 @@
 """`minivl trace`: run and record tensors."""
 
-from minivl.cli.options import PROMPT, RUN, check_output, prepare_run
+from minivl.cli.files import check_output
+from minivl.cli.options import PROMPT, RUN
+from minivl.cli.prompts import prepare_run
 from minivl.errors import Error
 from minivl.helpers import format_bytes
 

@@ -3,7 +3,8 @@
 import os
 import sys
 
-from minivl.cli.options import IMAGE_AND_QUESTION, RUN, answer_options, image_and_question, load_model, messages_of
+from minivl.cli.options import IMAGE_AND_QUESTION, RUN, answer_options, load_model
+from minivl.cli.prompts import image_and_question, user_message
 from minivl.cli.terminal_image import PROTOCOLS, choose_protocol, encode_image
 from minivl.errors import Error
 
@@ -36,7 +37,7 @@ def run(options):
     vlm = load_model(options, one_answer=True)
     show_image(item, options, scene, protocol)
     print(f"Question: {question}\n", flush=True)
-    messages = messages_of([item], question)
+    messages = [user_message([item], question)]
     if options.step:
         walk = vlm.walk(messages, **answer_options(options))
         if options.brief:
@@ -74,11 +75,16 @@ def show_image(item, options, scene, protocol):
     elif scene is None:
         print(f"{item['type'].capitalize()}: {options.image}")
     else:
-        print(f"Image: {save_scene(scene.image, options.scene)}")
+        try:
+            path = save_scene(scene.image, options.scene)
+        except Error as error:
+            print(f"Image: not saved: {error}")
+        else:
+            print(f"Image: {path}")
 
 
 def save_scene(image, seed):
-    """Write a drawn scene into the user's cache folder. -> the path, or why there is none"""
+    """Write a drawn scene into the user's cache folder. -> the path"""
     from minivl.helpers import user_cache, write_whole
 
     try:
@@ -86,6 +92,6 @@ def save_scene(image, seed):
         path.parent.mkdir(parents=True, exist_ok=True)
         with write_whole(path) as partial:
             image.save(partial, "PNG")
-    except (OSError, Error, RuntimeError) as cause:
-        return f"not saved: {cause}"
+    except (OSError, RuntimeError) as cause:
+        raise Error(str(cause)) from None
     return path
