@@ -4,6 +4,7 @@ Imports nothing from minivl except errors.py.
 """
 
 import errno
+import html
 import importlib
 import json
 import math
@@ -280,6 +281,16 @@ def format_table(rows, right=(), gap=2):
         (" " * gap).join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
         for row in rows
     ]
+
+
+class Text(str):
+    """Text that prints, and shows in a notebook, as it is."""
+
+    def __repr__(self):
+        return str(self)
+
+    def _repr_html_(self):
+        return f"<pre>{html.escape(self)}</pre>"
 
 
 def shorten(value):

@@ -1,17 +1,16 @@
 """The functions that a student calls: check, hint, show, given, exercises."""
 
 import html
-from functools import cache
+from functools import cache, lru_cache
 
 from minivl.errors import Error
-from minivl.helpers import format_table
+from minivl.helpers import Text, format_table
 from minivl.lab import progress
 from minivl.lab.catalogue import NOTEBOOKS, all_exercises, find
 from minivl.lab.grade import grade, right_results
 
 LEVELS = {1: "easy", 2: "medium", 3: "hard"}
 HEADER = ("number", "name", "title", "minutes", "difficulty", "done")
-_solved = {"vlm": None}  # the last model, and {number: (cases, right results)} of it
 
 
 def check(number, submission, vlm=None):
@@ -35,18 +34,22 @@ def solve(exercise, vlm=None):
             raise Error(f"exercise {exercise.number} needs no model: leave vlm= out.")
         return solve_without_model(exercise.number)
     vlm = load_small_model() if vlm is None else vlm
-    if _solved["vlm"] is not vlm:
-        _solved.clear()
-        _solved["vlm"] = vlm
-    if exercise.number not in _solved:
+    solved = solved_with(vlm)
+    if exercise.number not in solved:
         cases = list(exercise.cases(vlm))
         if not cases:
             raise Error(
                 f"exercise {exercise.number} needs scenes that the model answers right, and this one answers none of them so. "
                 "Leave vlm= out for the model that ships."
             )
-        _solved[exercise.number] = cases, right_results(exercise, cases)
-    return _solved[exercise.number]
+        solved[exercise.number] = cases, right_results(exercise, cases)
+    return solved[exercise.number]
+
+
+@lru_cache(maxsize=1)
+def solved_with(vlm):
+    """{number: (cases, right results)} of the exercises solved so far with a model. Of the last model alone: cases hold it."""
+    return {}
 
 
 @cache
@@ -67,15 +70,6 @@ def given(number, vlm=None):
     """The arguments of an exercise's first case, {parameter: value}: `my_function(*lab.given("02.1").values())`."""
     case = solve(find(number), vlm)[0][0]
     return dict(zip(case.arguments, case.copies()))
-
-
-class Text(str):
-    """Text that a notebook shows as it is."""
-
-    __slots__ = ()
-
-    def __repr__(self):
-        return str(self)
 
 
 def show(number):

@@ -8,12 +8,11 @@ channel is an *outlier* if its rms is more than OUTLIER times the median rms of 
 the same ones, and a port that rounds too coarsely breaks there first.
 """
 
-import html
 from dataclasses import dataclass
 
 import numpy as np
 
-from minivl.helpers import format_table
+from minivl.helpers import Text, format_table
 from minivl.tensors import catalogue
 
 OUTLIER = 6.0  # times the median channel
@@ -73,16 +72,6 @@ def stats_of(name, array):
     """`Stats` of a tensor of this name; the catalogue knows whether its last axis counts channels."""
     tensor = catalogue.of(name)
     return stats(array, tensor is None or tensor.has_channels)
-
-
-class Text(str):
-    """Text that prints, and shows in a notebook, as it is."""
-
-    def __repr__(self):
-        return str(self)
-
-    def _repr_html_(self):
-        return f"<pre>{html.escape(self)}</pre>"
 
 
 HEADINGS = ("name", "shape", "dtype", "min", "max", "mean", "rms", "not finite", "outlier channels")

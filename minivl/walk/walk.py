@@ -19,13 +19,14 @@ from fnmatch import fnmatchcase
 from tqdm import tqdm
 
 from minivl.errors import Error
+from minivl.helpers import Text
 from minivl.processing.messages import build_messages
 from minivl.stream import Lazy, read_only, replacement, value_of
 from minivl.tensors.catalogue import LEVELS, check_name, level
 from minivl.tensors.explain import SPECIFIC, Narrator, explain
 from minivl.tensors.names import parse
 from minivl.trace.maps import MAPPED
-from minivl.trace.stats import Text, stats_of
+from minivl.trace.stats import stats_of
 
 Passed = namedtuple("Passed", "name shape dtype")
 LATER_TOKENS = "steps.*"  # tensors of the answer's tokens after the first

@@ -3,6 +3,8 @@
 What is measured there belongs to the model, so that the names of wrong answers are tested with made-up measurements.
 """
 
+from functools import cache
+
 import numpy as np
 import pytest
 from progress_fixture import fresh_progress  # noqa: F401  (a fixture that every test here uses)
@@ -114,9 +116,9 @@ def made_up(vlm):
         before = [dict(function.measured) for function in MEASURED]
         for function, value in zip(MEASURED, values):
             function.measured[vlm] = value
-        course._solved["vlm"] = None
+        course.solved_with.cache_clear()
         yield
-        course._solved["vlm"] = None
+        course.solved_with.cache_clear()
         for function, measured in zip(MEASURED, before):
             function.measured.clear()
             function.measured.update(measured)
@@ -184,7 +186,7 @@ def test_second_token_is_that_of_a_run_without_a_cache(vlm):
 def test_films_tell_the_times_of_the_video_from_those_of_all_tokens(vlm, monkeypatch):
     """With the films of the exercise, not the few of the other tests: a function that moves the text as well is found out."""
     monkeypatch.setattr(inside, "FILMS", 17)
-    monkeypatch.setitem(course._solved, "vlm", None)
+    monkeypatch.setattr(course, "solved_with", cache(lambda vlm: {}))
     for function in (inside.order_effect, inside.changed_with_text):
         monkeypatch.setattr(function, "measured", type(function.measured)())
     films = inside.film_cases(vlm)[0].arguments["films"]
