@@ -23,7 +23,7 @@ FONTS = (  # of Linux, macOS and Windows, for characters that Pillow's own font 
 )  # fmt: skip
 SMALLEST = 9  # smallest legible font size
 LONGEST = 60  # characters of a label
-NO_CHARACTER = "\U0010ffff"
+NO_CHARACTER = "\U0010ffff"  # in no font: drawn as the glyph for a missing character
 
 
 def draw(image, places, font=None):

@@ -32,7 +32,8 @@ def answer_many(vlm, prompts, seed=None, **options):
     """
     prepare_options, sampling = vlm.split_options(options)
     prepared = [isinstance(prompt, Inputs) for prompt in prompts]
-    options_of = [{} if one and not all(prepared) else prepare_options for one in prepared]  # those are for the others
+    # prepared prompts take none of these options; where all are prepared, `VLM.read` refuses them
+    options_of = [{} if one and not all(prepared) else prepare_options for one in prepared]
     make_rng(seed)  # raises its error before anything runs
     waiting, running, answers, steps = [*range(len(prompts))], {}, [None] * len(prompts), 0
     while waiting or running:

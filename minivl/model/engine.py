@@ -147,9 +147,7 @@ class Engine:
             patches.append((yield "pixel_values_videos", pixel_values_videos))
             grids.append((yield "video_grid_thw", video_grid_thw))
             self._check_grids("video_grid_thw", grids[-1], len(pixel_values_videos))
-        patches = (
-            patches[0] if len(patches) == 1 else np.concatenate(patches)
-        )  # a copy of the pixels only if there are both
+        patches = patches[0] if len(patches) == 1 else np.concatenate(patches)  # a copy of the pixels only if there are both
         tower = vision_tower(
             patches, np.concatenate(grids), self.weights.at("visual"), self.config.vision, self.kernels
         )
@@ -158,8 +156,8 @@ class Engine:
     def _check_grids(self, name, grids, patches):
         """Raise an Error if an edit made grids that do not fit the number of patches."""
         rows, merge = grids.tolist(), self.config.vision.spatial_merge_size
-        whole = all(min(row) > 0 and row[1] % merge == row[2] % merge == 0 for row in rows)
-        if not whole or sum(map(math.prod, rows)) != patches:
+        valid = all(min(row) > 0 and row[1] % merge == row[2] % merge == 0 for row in rows)
+        if not valid or sum(map(math.prod, rows)) != patches:
             raise Error(
                 f"{name} is {rows}, which does not fit the {patches} patches: frames x rows x columns must be as many, rows "
                 f"and columns multiples of {merge}."

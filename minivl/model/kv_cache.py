@@ -170,5 +170,5 @@ class BatchKeysValues:
 
 
 def batch(caches):
-    """One cache for all of these."""
+    """The caches of a batch as one: a `KVCaches`, or the cache itself if there is only one."""
     return caches[0] if len(caches) == 1 else KVCaches(caches)

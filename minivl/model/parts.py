@@ -181,7 +181,7 @@ def processor_with_parts(processor, parts):
 
 # ---- tensors ----
 
-KNOWN = {
+KNOWN = {  # the tensors that parts are computed from; blocks besides, see `Observer.follow`
     "image_grid_thw", "video_grid_thw", "input_ids", "model.embed_tokens", "visual", "visual.merger", "visual.window_index",
     "visual.cu_window_seqlens", "visual.cu_seqlens", "visual.patch_positions", "visual.window_order", "visual.rope.cos",
     "visual.rope.sin",
@@ -239,7 +239,7 @@ class Observer:
     def call(self, part, *arguments):
         return call_part(part, self.parts[part], *arguments)
 
-    def two(self, part, second, *arguments, same_shape=True):
+    def call_for_two(self, part, second, *arguments, same_shape=True):
         """The first of two results; the second waits for its tensor."""
         first, other = check_several(part, self.call(part, *arguments), 2)
         self.ready[second] = other, part, same_shape
@@ -259,7 +259,7 @@ class Observer:
         return {name: to_float32(weights[name]) for name in names or weights.names()}
 
     def window_index(self):
-        return self.two("window_index", "visual.cu_window_seqlens", self.grid, self.vision, same_shape=False)
+        return self.call_for_two("window_index", "visual.cu_window_seqlens", self.grid, self.vision, same_shape=False)
 
     def patch_positions(self):
         return self.call("patch_positions", self.grid, self.vision.spatial_merge_size)
@@ -267,7 +267,7 @@ class Observer:
     def vision_rope(self):
         places, index = self.known["visual.patch_positions"], self.known["visual.window_index"]
         places = to_window_order(places, index, self.vision.merge_unit)
-        return self.two("vision_rope", "visual.rope.sin", places, self.vision.head_dim, self.vision.rope_theta)
+        return self.call_for_two("vision_rope", "visual.rope.sin", places, self.vision.head_dim, self.vision.rope_theta)
 
     def vision_block(self, i):
         known, full = self.known, i in self.vision.fullatt_block_indexes
@@ -301,7 +301,7 @@ class Observer:
     def prompt_positions(self):
         """Positions of the tokens that run now. subtle: the part gets the whole prompt, even if its beginning is cached."""
         inputs = self.inputs["inputs"]
-        positions = self.two(
+        positions = self.call_for_two(
             "prompt_positions", "rope_delta", inputs.input_ids, self.model.config, inputs.image_grid_thw,
             inputs.video_grid_thw, inputs.second_per_grid_ts,
         )  # fmt: skip
@@ -310,7 +310,7 @@ class Observer:
 
     def mrope(self):
         text = self.model.config.text
-        return self.two("mrope", "rope.sin", self.inputs["position_ids"], text.rope, text.head_dim)
+        return self.call_for_two("mrope", "rope.sin", self.inputs["position_ids"], text.rope, text.head_dim)
 
 
 class EngineWithParts:

@@ -200,9 +200,8 @@ def next_token(logits, seen, sampling, rng):
     logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
     if not sampling.do_sample:
         return int(np.argmax(logits))  # ties go to the lowest id
-    with np.errstate(
-        over="ignore"
-    ):  # subtle: the largest is 0, so that a tiny temperature makes -inf of the rest, not NaN
+    # subtle: the largest becomes 0, so that a tiny temperature makes -inf of the others, not NaN
+    with np.errstate(over="ignore"):
         logits = (logits - np.max(logits)) / max(np.float32(sampling.temperature), np.finfo(np.float32).tiny)
     logits = keep_top_p(keep_top_k(logits, sampling.top_k), sampling.top_p)
     return draw(softmax(logits), rng)

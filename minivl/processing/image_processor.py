@@ -24,7 +24,7 @@ from minivl.helpers import object_in, read_json
 MOST_PIXELS = 10**9  # a larger image would take 12 GB as float32
 LIMITS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}  # transformers' own, where the file gives none
 EDGES = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}  # their names inside `size`
-MOST_LIMIT = 10**18
+MOST_LIMIT = 10**18  # upper limit on min_pixels and max_pixels in a file
 COLOURS = ("image_mean", "image_std")
 STEPS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
 

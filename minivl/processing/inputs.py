@@ -55,7 +55,7 @@ class Inputs:
 
 
 def validate(inputs, config):
-    """The same `Inputs` as dense arrays of the right types; an Error where shapes or ids do not fit the model."""
+    """The same `Inputs` as contiguous arrays of the right types; an Error where shapes or ids do not fit the model."""
     ids, seconds = np.asarray(inputs.input_ids), np.asarray(inputs.second_per_grid_ts)
     if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
         raise Error(f"input_ids is {ids.dtype} {list(ids.shape)}; it must be integers [T], at least one.")

@@ -26,7 +26,7 @@ SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 SAMPLING = ("fps", "nframes", "min_frames", "max_frames", "total_pixels")  # of videos only
 SOURCES = {"image": ("image", "image_url", "url", "path", "base64"), "video": ("video", "video_url", "url", "path")}
 FASTEST, MOST = 100_000, 10**18  # upper limits: of frames a second; of any other number
-NOT_BUILT = ("video_start", "video_end")
+NOT_BUILT = ("video_start", "video_end")  # options of qwen-vl-utils that minivl refuses
 PROMPT_KEYS = {"question", "images", "videos"}  # of a prompt in `VLM.ask_many`, as `VLM.ask` takes them
 
 

@@ -15,7 +15,7 @@ from minivl.errors import Error
 
 
 def hash_patches(patches, grid, seconds=0.0):
-    """A digest of an image or video, 64 hex digits.
+    """A digest of an image or video, 64 hex digits, from its patches, its grid and the seconds between pairs of frames.
 
     subtle: pages of one colour differ in their grids only, and a video played faster in its seconds only
     """
@@ -69,6 +69,7 @@ def media_after(inputs, media, reused):
 
 
 def _rows_after(patches, grids, cached, media, reused):
+    """Patches and grids of the images, or of the videos, after the reused tokens; the first `cached` have no patches."""
     first = sum(start < reused for start, _, _ in media)
     if first < cached:
         raise Error(

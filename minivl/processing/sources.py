@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from minivl.errors import Error
 
 LONGEST = 200  # characters of a source that an error message repeats
-SIGNATURES = (
+SIGNATURES = (  # the first bytes of images and videos, by which base64 is told from a path
     b"\x89PNG",
     b"\xff\xd8\xff",
     b"GIF8",

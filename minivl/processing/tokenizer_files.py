@@ -18,8 +18,6 @@ from minivl.helpers import object_in, read_json
 WORDS = (  # what BPE never merges across. Source: Qwen2's tokenizer
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-
-
 FLAGS = {"special", "lstrip", "rstrip", "normalized", "single_word"}  # of an added token
 DEFAULT_NAMES = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")  # Source: `Qwen2Tokenizer`
 

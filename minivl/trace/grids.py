@@ -131,7 +131,7 @@ class Grids:
         unit = self.config.vision.merge_unit
         return self._token(token)[..., None] * unit + np.arange(unit)
 
-    # ---- what is not there ----
+    # ---- checked indices ----
 
     def _image(self, image):
         if np.size(image) and not len(self.grids):
@@ -168,7 +168,7 @@ def check_shapes(**arrays):
 
 
 def check_index(values, count, what, things, kinds="iu"):
-    """The values as int64, from 0 to count - 1, or an Error; fractions, where they are allowed, are cut off."""
+    """The values as int64, from 0 to count - 1, or an Error; floats, where they are allowed, are rounded down."""
     array = np.asarray(values)
     if array.size and (array.dtype.kind not in kinds or not np.all((array >= 0) & (array < count))):
         limits = f"numbers from 0, below {count}" if "f" in kinds else f"integers from 0 to {count - 1}"

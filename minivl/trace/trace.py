@@ -201,15 +201,15 @@ def check_info(path, info):
         if isinstance(kind, list):
             valid = isinstance(value, list) and all(type(item) is kind[0] for item in value)
         elif kind is np.ndarray:
-            valid = isinstance(value, list) and is_whole_numbers(value)
+            valid = isinstance(value, list) and is_integers(value)
         else:
             valid = type(value) is kind
         if not valid:
             raise Error(f"{path}: the metadata {key!r} is missing or damaged. Record the run again.")
 
 
-def is_whole_numbers(value):
-    """Whether nested lists are an array of int64."""
+def is_integers(value):
+    """Whether nested lists make an array of integers."""
     try:
         array = np.array(value)
     except (ValueError, OverflowError):
