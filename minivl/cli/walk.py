@@ -93,5 +93,5 @@ def save_scene(image, seed):
         with write_whole(path) as partial:
             image.save(partial, "PNG")
     except (OSError, RuntimeError) as cause:
-        raise Error(str(cause)) from None
+        raise Error(f"there is no folder for it ({cause}). Set XDG_CACHE_HOME to one that can be written.") from None
     return path
