@@ -19,7 +19,7 @@ from minivl.plots.figure import (
 )
 from minivl.plots.positions import SIGNED
 from minivl.studies.averages import CHANGE
-from minivl.tiny.scoring import UNCERTAIN, calibration_bins, calibration_error, wilson
+from minivl.tiny.scoring import calibration_bins, calibration_error, wilson
 
 
 @resizable
@@ -32,7 +32,10 @@ def averages(result):
 
 
 def title_of(result):
-    return f"{result.study.capitalize()}: {result.what}\nover {len(result.values)} cases{result.without_changes()}"
+    count = len(result.values)
+    known = int((~np.isnan(result.values)).reshape(count, -1).any(axis=1).sum())
+    over = f"{count} cases" if known == count else f"{known} of {count} cases"
+    return f"{result.study.capitalize()}: {result.what}\nover {over}{result.without_changes()}"
 
 
 def draw_bars(result):
@@ -179,16 +182,15 @@ def near_points(points, x, y, least=0.004):
 def calibration(results, bins=10):
     """Confidence against share of right answers, with 95 % intervals: what `minivl.tiny.scoring.score_families` returned.
 
-    Tasks with more than one true answer are left out, as in the score table; and so are boxes.
+    Boxes, points and questions with more than one true answer are left out, as in the score table.
     """
-    chosen = [scored for scored in results if scored.task not in UNCERTAIN]
-    table = calibration_bins(chosen, bins)
+    table = calibration_bins(results, bins)
     if not table:
         raise Error("no answer is right or wrong: calibration needs results of other tasks than boxes.")
     confidence, right, counts = (np.array(column, dtype=np.float64) for column in zip(*table))
     ends = np.array([wilson(share * count, count) for share, count in zip(right, counts)], dtype=np.float64).T
     figure = plot(
-        f"Calibration of {int(counts.sum())} answers: expected calibration error {calibration_error(chosen, bins):.1%}",
+        f"Calibration of {int(counts.sum())} answers: expected calibration error {calibration_error(results, bins):.1%}",
         6.5,
         5.5,
     )

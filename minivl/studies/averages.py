@@ -7,6 +7,7 @@
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -52,10 +53,15 @@ class Averages:
     def high(self):
         return self.interval()[1]
 
-    def interval(self, seed=0):
+    def interval(self):
         """The 95 % interval of the mean, [low, high]: bootstrap, from 1000 draws of the cases with replacement."""
+        return self.ends
+
+    @cached_property
+    def ends(self):
+        """What `interval` returns, computed once."""
         n = len(self.values)
-        draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), ROUNDS).astype(np.float64)  # [rounds, n]
+        draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), ROUNDS).astype(np.float64)  # [rounds, n]
         flat = self.values.reshape(n, -1).astype(np.float64)
         known = ~np.isnan(flat)
         means, some = divide(draws @ np.where(known, flat, 0), draws @ known), known.any(axis=0)

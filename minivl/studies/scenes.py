@@ -21,6 +21,7 @@ from minivl.tiny.scenes import COLOUR, COUNT, COUNT_KIND, DESCRIBE, describe, sc
 from minivl.tiny.tasks import FAMILIES, draw_example
 
 FIRST = 2_000_000  # number of the first scene: evaluate.py scores a million earlier
+DENIALS = dict.fromkeys(("none", "I don't know"))  # answers to any question: what a model says that cannot find a thing
 OPEN = 30  # more different answers than this: a task without a list of wrong ones
 
 
@@ -30,7 +31,8 @@ def scenes(count=200, task=None, family=None, seed=0, held_out=False):
     task      without a family: "colour" (the default), "count", "count kind" or "describe", in their usual wording; with
               one: a task of the family, any if not given
     family    of minivl.tiny.tasks.FAMILIES, in varied wordings; held_out: in wordings that training never sees
-    Wrong answers are the other answers that the drawn cases of the task have, unless there are very many.
+    Wrong answers are the other answers that the drawn cases of the task have, and "none" and "I don't know"; any other answer
+    where there are very many.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise Error(f"count={count!r}: give an integer, at least 1.")
@@ -58,12 +60,12 @@ def draw_scenes(count, task, seed):
 
 
 def with_wrong_answers(drawn):
-    """The cases, each with the other answers to its task as wrong ones."""
+    """The cases, each with the other answers to its task, and DENIALS, as wrong ones."""
     answers = {}
     for task, case, _ in drawn:
         answers.setdefault(task, {})[case.answer] = None
     return [
-        replace(case, wrong=tuple(text for text in answers[task] if text not in accepted))
+        replace(case, wrong=tuple(text for text in {**answers[task], **DENIALS} if text not in accepted))
         if len(answers[task]) <= OPEN
         else case
         for task, case, accepted in drawn

@@ -11,7 +11,7 @@ from minivl import Error, plots, studies
 from minivl.studies.averages import CHANGE, Averages
 from minivl.studies.cases import ASKED, BACKGROUND, OTHERS, QUESTION_WORD, ROLES, CaseRun
 from minivl.studies.causal_tracing import logits_with_heads
-from minivl.studies.scenes import FIRST
+from minivl.studies.scenes import DENIALS, FIRST
 from minivl.tiny.drawing import COLOURS
 from minivl.tiny.tasks import FAMILIES
 from minivl.trace.edits import Edits, ablate_head, patch_from
@@ -53,7 +53,8 @@ def test_scenes_are_true():
         if case.word != "ring":
             assert np.abs(middle - COLOURS[case.answer]).max() <= 12
         assert case.corrupted[1] != case.answer and case.word in case.question and case.answer not in case.wrong
-    assert {case.answer for case in CASES} | set(CASES[0].wrong) <= set(COLOURS)
+    assert {case.answer for case in CASES} | set(CASES[0].wrong) <= {*COLOURS, *DENIALS}
+    assert all(set(DENIALS) <= set(case.wrong) for case in CASES)  # "none" is no right colour, however far the others are behind
 
 
 def test_scenes_that_count():
@@ -81,7 +82,7 @@ def test_every_family_gives_cases(family):
 
 def test_answers_that_are_true_too_are_not_wrong():
     for case in studies.scenes(12, family="ambiguous"):
-        assert case.answer not in case.wrong and len(case.wrong) <= len(COLOURS) - 2
+        assert case.answer not in case.wrong and len(case.wrong) <= len(COLOURS) - 2 + len(DENIALS)
 
 
 # ---- one case ----

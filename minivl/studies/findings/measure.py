@@ -14,7 +14,7 @@ import numpy as np
 from minivl import plots
 from minivl.studies.architecture import without_time, without_windows
 from minivl.studies.averages import average
-from minivl.studies.cases import ASKED, QUESTION_WORD, Case, CaseRun
+from minivl.studies.cases import ASKED, EARLIER, QUESTION_WORD, Case, CaseRun
 from minivl.studies.causal_tracing import patch_grid, patch_heads
 from minivl.studies.edge_probe import edge_probe
 from minivl.studies.findings.markdown import (
@@ -30,9 +30,11 @@ from minivl.studies.head_ablation import ablate_heads, logits_without
 from minivl.studies.head_atlas import head_atlas, heads_on
 from minivl.studies.logit_lens import logit_lens
 from minivl.studies.occlusion import occlusion
-from minivl.studies.scenes import scenes
-from minivl.tiny.scoring import UNCERTAIN, calibration_bins, calibration_error, score_families
+from minivl.studies.scenes import DENIALS, scenes
+from minivl.tiny.examples import DrawOptions
+from minivl.tiny.scoring import calibration_bins, calibration_error, score_example, score_families
 from minivl.tiny.tasks import draw_example
+from minivl.tiny.tasks.far_apart import draw_family_noisy
 
 LOOKS, CARRIES = 0.5, 0.05  # a head looks at the object: share of attention; it carries the colour: recovered share
 MIDDLE_EDGES = ("square", "circle", "ring", "cross")  # kinds whose left and right edge is at half height
@@ -42,8 +44,10 @@ VIDEO_TASKS = ("way", "when", "first", "appeared")
 TWO_TRUE = {"ambiguous": "the shape on the left", "hidden": "a circle"}  # families with two true answers; the first one
 SAMPLES = 5
 UNCERTAIN_SEED = 4_000
+SHARES, NOISY = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8), 40  # of a shape that fades into noise, and images of each
 TRIED, KNOWN = 20, 0.4  # a task is measured if at least the share KNOWN of TRIED cases is answered right
 AHEAD = "right answer ahead"  # of the wrong ones that it is compared with
+SURE = 0.9
 UNIT = 20  # cases for one unit of `score_families`
 
 
@@ -118,17 +122,17 @@ def find_readers(model):
         first = "No head has most of its attention on the word that names the kind; most of all, head"
         return [f"{first} {head_name((layer, head))} has {share}."], lambda: plots.head_atlas(model.atlas)
 
-    def colour_ahead(case_run):
-        """Which colour is ahead without the readers: the right one, another object's, or another."""
+    def answer_ahead(case_run):
+        """Which answer is ahead without the readers: one-hot, in the order of `kinds`."""
         logits = logits_without(case_run, readers)
         if case_run.difference(logits) > 0:
-            return [1, 0, 0]
+            return [1, 0, 0, 0]
         case, ids = case_run.case, {text: vlm.tokenizer.encode(text)[0] for text in case_run.case.wrong}
         best = max(case.wrong, key=lambda text: logits[0, ids[text]])
-        return [0, best in case.distractors, best not in case.distractors]
+        return [0, best in case.distractors, best not in case.distractors and best not in DENIALS, best in DENIALS]
 
-    labels = ["right", "another object's", "other"]
-    ahead = average(vlm, model.cases, "colours", {"colour": labels}, colour_ahead, "share ahead")
+    kinds = ["right", "another object's colour", "another colour", '"none" or "I don\'t know"']
+    ahead = average(vlm, model.cases, "answers", {"answer": kinds}, answer_ahead, "share ahead")
     everything = [
         (layer, head)
         for layer in {layer for layer, _ in readers}
@@ -148,12 +152,12 @@ def find_readers(model):
             mean_of(model.atlas, *cell, QUESTION_WORD, percent=True) if len(group) == 1 and group[0] in readers else ""
         )
         rows.append([f"without {name}", share, right_without(ablation, number), mean_of(ablation, name)])
-    right, confused, other = (round(count * value) for value in ahead.mean)
+    right, confused, other, denied = (round(count * value) for value in ahead.mean)
     return [
         *table(["", "its attention on the word that names the kind", AHEAD, "change of the logit difference"], rows),
         "",
-        f"Without {names(readers)}, another colour is ahead in {count - right} of {count} cases: in {confused} that of "
-        f"another object in the image, in {other} one that no object has.",
+        f"Without {names(readers)}, another answer is ahead in {count - right} of {count} cases: in {denied} \"none\" or \"I "
+        f"don't know\", in {confused} the colour of another object in the image, in {other} one that no object has.",
     ], lambda: plots.head_atlas(model.atlas)
 
 
@@ -320,8 +324,8 @@ def find_hidden(model):
 
 @finding("count", "Where is a count made?")
 def find_count(model):
-    result = patch_grid(model.vlm, over=scenes(model.count, "count"))
-    heads = patch_heads(model.vlm, scenes(model.count, "count"))
+    cases = scenes(model.count, "count")
+    result, heads = patch_grid(model.vlm, over=cases), patch_heads(model.vlm, cases)
     best = [
         f"{head_name([int(label.split()[-1]) for label in labels])} {100 * mean:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
         for labels, mean, low, high in heads.strongest(5)
@@ -333,6 +337,35 @@ def find_count(model):
         "",
         f"Recovered by the output of single heads at the last token, over the same pairs: {', '.join(best)}.",
     ], lambda: plots.patch_grid(result)
+
+
+@finding("earlier", "How does a description know what it has named?")
+def find_earlier(model):
+    """Heads that read the answer so far, and what descriptions of two and more shapes become without them."""
+    cases = [case for case in scenes(2 * model.count, "describe") if len(case.asked) > 1][: model.count]
+    atlas = head_atlas(model.vlm, cases)
+    readers = heads_on(atlas, EARLIER, LOOKS / 2)[:6]
+    if not readers:
+        layer, head = heads_on(atlas, EARLIER, 0)[0]
+        share = mean_of(atlas, f"layer {layer}", f"head {head}", EARLIER, percent=True)
+        return [f"No head reads the answer so far much; most of all, head {head_name((layer, head))}: {share}."], None
+    others = [head for head in np.ndindex(atlas.mean.shape[:2]) if head not in readers]
+    groups = {head_name(head): [head] for head in readers} | {names(readers): readers}
+    groups["as many others"] = others[:: max(1, len(others) // len(readers))][: len(readers)]
+    ablation = ablate_heads(model.vlm, over=cases, heads=groups)
+    rows = [["with all heads", "", right_at_first(ablation), ""]]
+    for number, (name, group) in enumerate(groups.items()):
+        cell = [f"{part} {at}" for part, at in zip(("layer", "head"), group[0])]
+        share = mean_of(atlas, *cell, EARLIER, percent=True) if len(group) == 1 else ""
+        label = f"as many others: {names(group)}" if name == "as many others" else name
+        rows.append([f"without {label}", share, right_without(ablation, number), mean_of(ablation, name)])
+    header = ["", "its attention on the answer so far", "every token ahead", "change of the logit difference"]
+    return [
+        f"{len(cases)} descriptions of two and more shapes; shares are means over the tokens of the answer. The logit "
+        "difference is the smallest of all tokens, each against the best other token.",
+        "",
+        *table(header, rows),
+    ], lambda: plots.head_atlas(atlas)
 
 
 @finding("windows", "What do the tower's windows carry?")
@@ -424,7 +457,23 @@ def find_uncertain(model):
         f"of all its tokens and its end together; and how often {SAMPLES} answers drawn at temperature 1 show both.",
         "",
         *table(header, rows),
+        "",
+        f"A shape that fades into noise (family `noisy`, {NOISY} images each): the share of it that is left, how often its "
+        "kind is named, and the mean probability of what is answered.",
+        "",
+        *table(["left of the shape", "answered right", "mean confidence"], noisy_rows(model.vlm)),
     ], lambda: plots.two_answers(shares)
+
+
+def noisy_rows(vlm):
+    """A row for each of SHARES: how often a shape in noise is named, and how sure the model is of its answer."""
+    for share in SHARES:
+        scored = []
+        for number in range(NOISY):
+            rng = np.random.default_rng([UNCERTAIN_SEED, number])
+            scored += score_example(vlm, draw_family_noisy(rng, DrawOptions(), share))
+        right = float(np.mean([one.score for one in scored]))
+        yield [f"{100 * share:.0f} %", share_right(right, NOISY), f"{100 * np.mean([one.confidence for one in scored]):.0f} %"]
 
 
 def true_answers(vlm, family, number):
@@ -438,12 +487,16 @@ def true_answers(vlm, family, number):
 @finding("calibration", "How well does the model know when it is right?")
 def find_calibration(model):
     results = score_families(model.vlm, math.ceil(model.count / UNIT))
-    chosen = [scored for scored in results if scored.task not in UNCERTAIN]
-    bins = calibration_bins(chosen)
+    bins = calibration_bins(results)
+    unsure = [(abs(confidence - right), count) for confidence, right, count in bins if confidence < SURE]
+    known = sum(count for _, count in unsure)
+    gap = sum(error * count for error, count in unsure) / max(1, known)
     rows = [[f"{100 * confidence:.1f} %", share_right(right, count), str(count)] for confidence, right, count in bins]
     return [
-        f"Over {sum(count for *_, count in bins)} answers of all task families but the uncertain ones, trained and held-out "
-        f"wordings, boxes left out: expected calibration error {100 * calibration_error(chosen):.1f} %.",
+        f"Over {sum(count for *_, count in bins)} answers of all task families, trained and held-out wordings, but for boxes, "
+        "points and questions with two true answers: expected calibration error "
+        f"{100 * calibration_error(results):.1f} %. Of the {known} answers in bins below {100 * SURE:.0f} % alone it is "
+        f"{100 * gap:.1f} %.",
         "",
         *table(["mean confidence", "answered right", "answers"], rows),
     ], lambda: plots.calibration(results)
