@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "__init__": "",
 }
 EXCEPTIONS = {
-    ("compare/shipped.py", "minivl"),  # loads models as a user does
+    ("compare/judge.py", "minivl"),  # loads models as a user does
     ("trace/trace.py", "compare"),  # Trace.compare, imported inside the method: a face on a low floor
     ("tiny/evaluate.py", "minivl"),  # likewise
     ("studies/over_training.py", "minivl"),  # likewise

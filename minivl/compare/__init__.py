@@ -11,7 +11,7 @@ diagnose.py      find the known mistake that gives one tensor
 mistakes/        the known mistakes, a file for each topic
 render.py        the result as text and in a notebook; page.py: as JSON and as an HTML page
 coverage.py      how much was compared; answers.py: the tokens that both chose
-shipped.py       the model to judge by; reference_functions.py: where in transformers to look
+judge.py         the model that judges; reference_functions.py: where in transformers to look
 assertion.py     assert_port: compare in a port's own tests
 """
 

@@ -9,11 +9,11 @@ def test_my_port():
 import numpy as np
 
 from minivl.compare.comparison import compare
+from minivl.compare.judge import load_model, with_settings_of
 from minivl.compare.local import inputs_or_none, tokens_up_to
-from minivl.compare.match_names import match_names, name_by_step, strip_output
+from minivl.compare.match_names import match_names, name_by_step, read_map, strip_output
 from minivl.compare.recordings import open_recording
 from minivl.compare.render import text
-from minivl.compare.shipped import load_model, with_settings_of
 from minivl.errors import Error
 from minivl.stream import run, value_of
 
@@ -54,6 +54,7 @@ def run_on_inputs_of(theirs, model, names=None):
             "the recording lacks the inputs of a run: input_ids, and of a video position_ids, too. Record them under "
             "these names, or give ours=."
         )
+    names = read_map(names)
     tensors, ends = {}, {strip_output(name).rpartition(".")[2] for name in name_by_step(theirs, names)}
 
     def see(name, tensor):

@@ -33,9 +33,10 @@ from tqdm import tqdm
 from minivl.checkpoint.config import Config
 from minivl.compare.answers import Answers, read_answers
 from minivl.compare.coverage import not_compared, nothing_in_common, row_without_match
+from minivl.compare.judge import check_is_model_of_ours, find_model, with_settings_of
 from minivl.compare.layouts import find_processor_rows, merge_rope_rows, replace_arrays
 from minivl.compare.local import inputs_or_none, judge_from_theirs, with_local_errors
-from minivl.compare.match_names import idle_entries, match_names, outvoted, unmatched
+from minivl.compare.match_names import choose_matches, idle_entries, meanings, outvoted, read_map, unmatched
 from minivl.compare.match_values import match_values
 from minivl.compare.recordings import open_recording
 from minivl.compare.render import html, text
@@ -54,15 +55,20 @@ from minivl.compare.rows import (
     rounding_limit,
     softmax_error,
 )
-from minivl.compare.runs import Runs, check_runs
+from minivl.compare.runs import RunBudget, check_runs
 from minivl.compare.search import Evidence, add_all_causes
-from minivl.compare.shipped import check_is_model_of_ours, find_model, with_settings_of
 from minivl.errors import Error
-from minivl.helpers import plain_number
+from minivl.helpers import did_you_mean, plain_number
 from minivl.tensors.catalogue import in_data_flow
 
 TOLERANCE = 2e-5
 FEW, SHARE = 3, 0.1  # this many unmatched tensors of theirs, and more than this share of them, are too many
+
+
+class NoRow(Error, KeyError):
+    """The KeyError of a `Comparison`, whose text is not put in quotes."""
+
+    __str__ = Exception.__str__
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Comparison:
     """The rows in the order of the data flow; tensors that only theirs has come last.
 
     precision  the lower one of both recordings, judged by their values
-    informed   whether a config was known, and whether a model judged
+    has_config  whether a config was known
     before     the last tensor before `first` that agrees;  between  our tensors between these two that theirs does not have
     unmatched  their tensors that mean none of ours;  required  ours that had to be compared and were not
     arithmetic how theirs computes, as far as a model could tell; None without one
@@ -83,7 +89,7 @@ class Comparison:
     labels: tuple = ("ours", "theirs")
     tolerance: float = TOLERANCE
     precision: str = "float32"
-    informed: tuple = (True, True)
+    has_config: bool = True
     unmatched: tuple = ()
     required: tuple = ()
     arithmetic: str | None = None
@@ -108,10 +114,15 @@ class Comparison:
         return not self.required and (len(self.unmatched) < FEW or len(self.unmatched) <= SHARE * theirs)
 
     @property
-    def faults(self):
+    def judged(self):
+        """Whether a model judged each stage."""
+        return self.arithmetic is not None
+
+    @property
+    def wrong_rows(self):
         """Rows with other values: DIFF, and SHAPE whose values differ.
 
-        With a model, those that are wrong by themselves; without one also all that follow from them.
+        With a model, those that are wrong by their local error; without one also all that follow from them.
         """
         return [row for row in self.compared if row.status in (DIFF, SHAPE) and not row.same_values]
 
@@ -141,7 +152,10 @@ class Comparison:
         return replace(self, rows=[new if old is row else old for old in self.rows])
 
     def __getitem__(self, name):
-        return {row.name: row for row in self.rows}[name]
+        rows = {row.name: row for row in self.rows}
+        if name not in rows:
+            raise NoRow(f"no row {name!r}.{did_you_mean(name, rows)} Rows have the names of our tensors: docs/tensors.md.")
+        return rows[name]
 
     def __len__(self):
         return len(self.rows)
@@ -178,7 +192,7 @@ def compare(
     require    names or globs of our tensors that must be compared: "visual.*"; see `Comparison.covered`
     runs       most runs of the model to search for causes, and for tensors without a name. Default: by the size of a run
     their_weights  .gguf files, .safetensors files or folders of dequantised weights: those that theirs computed with. Each
-               stage is judged with these; what quantisation did to them is no fault then (port_weights.py)
+               stage is judged with these; what quantisation did to them is not counted as an error then
     """
     runs = check_runs(runs)
     tolerance = plain_number(tolerance)
@@ -192,7 +206,9 @@ def compare(
     if their_weights:
         model, notes = use_port_weights(model, notes, their_weights)
     config = model.config if config is None and model is not None else find_config(config, ours, theirs)
-    matches, left = match_names(theirs, ours, names), unmatched(theirs, ours, names)
+    names = read_map(names)
+    meant = meanings(theirs, ours, names)
+    matches, left = choose_matches(meant), unmatched(meant)
     theirs = merge_rope_rows(theirs, matches, config)
     theirs, by_values = read_by_values(ours, theirs, left, matches, model, runs)
     matches |= {mine: name for mine, (name, _) in by_values.layouts.items()}
@@ -210,7 +226,7 @@ def compare(
     if idle:  # a slip in the map, perhaps, beside names that mean nothing
         more = f", and {len(idle) - 1} more such entries" if len(idle) > 1 else ""
         notes = (*notes, f"the name map's {idle[0]!r} fits none of their names{more}")
-    lost = outvoted(theirs, ours, names)
+    lost = outvoted(theirs, meant)
     if lost:
         name, other = next(iter(lost.items()))
         more = f", and {len(lost) - 1} more such names" if len(lost) > 1 else ""
@@ -222,7 +238,7 @@ def compare(
         (ours.label, theirs.label),
         tolerance,
         precision,
-        informed=(config is not None, local is not None),
+        has_config=config is not None,
         unmatched=tuple(name for name in left if name not in explained),
         required=not_compared(require, rows),
         arithmetic=None if local is None else local.arithmetic,
@@ -233,8 +249,8 @@ def compare(
     )
     agreeing = {row.name for row in comparison.compared if row.status in (OK, CLOSE)}
     limit = max(tolerance, rounding_limit(precision, 0.0))
-    runs = Runs.of(runs, 0 if local is None else local.size)
-    evidence = Evidence(ours, theirs, matches, agreeing.__contains__, config, open_images(pictures), local, limit, runs)
+    budget = RunBudget.of(runs, 0 if local is None else local.size)
+    evidence = Evidence(ours, theirs, matches, agreeing.__contains__, config, open_images(pictures), local, limit, budget)
     return add_all_causes(comparison, evidence)
 
 

@@ -36,6 +36,6 @@ def nothing_in_common(ours, theirs):
 
 
 def row_without_match(name, theirs, ours):
-    hint = did_you_mean(name, ours, 1, 0.6)
-    note = f"only in {theirs.label}" + f".{hint}" * bool(hint)
-    return Row(name, MISSING, their_name=name, their_shape=theirs[name].shape, note=note)
+    hint = did_you_mean(name, ours, 1, 0.6).strip()
+    note = f"only in {theirs.label}"
+    return Row(name, MISSING, their_name=name, their_shape=theirs[name].shape, note=note, hint=hint)

@@ -1,7 +1,7 @@
 """Find the mistake behind a tensor that differs: compute each known one, and name the one that gives the other's values.
 
-step = Step("visual.blocks.0.attn.q_rope", ours, theirs, known, config)
-find_causes(step, limit=2e-5)      # [Cause("interleaved RoPE", "pairs are neighbours (2i, 2i + 1) ...", 1.3e-7)]
+subject = Subject("visual.blocks.0.attn.q_rope", ours, theirs, known, config)
+find_causes(subject, limit=2e-5)      # [Cause("interleaved RoPE", "pairs are neighbours (2i, 2i + 1) ...", 1.3e-7)]
 """
 
 from fnmatch import fnmatchcase
@@ -21,8 +21,16 @@ from minivl.compare.mistakes import (
     text_positions,
     vision_positions,
 )
+from minivl.compare.mistakes.layers import CERTAIN
 
 FILES = (image, prompt, vision_positions, text_positions, attention, layers)
+EXPLAINED = 10  # times smaller is the error that is left of an explained one
+TIE, SMALLEST = 2, 2.0**-23  # errors left within this factor, or below a unit of float32, are the same
+FREE = {"constant scale": 1, "constant shift": 1, "scale and shift": 2, "constant vector": 3, "constant factors": 3}
+VISIBLE = 3  # standard errors over rows that a mistake between two tensors must amount to
+LEAST, MOST = 0.7, 1.3  # share of a mistake that was made once
+SMALL = 0.01  # of the usual size: smaller values are rounded as these are
+FAINT = "; each value differs by less than rounding does, but all of them the same way"
 
 
 def functions_for(name):
@@ -30,63 +38,64 @@ def functions_for(name):
     return [make for file in FILES for pattern, make in file.MISTAKES if fnmatchcase(name, pattern)]
 
 
-def of_the_stage(step):
-    return functions_for(step.short)
+def stage_mistakes(subject):
+    return functions_for(subject.short)
 
 
-def of_any_tensor(step):
+def any_tensor_mistakes(subject):
     return any_tensor.MISTAKES
 
 
-def of_the_layout(step):
+def layout_mistakes(subject):
     """The functions that change no value."""
-    whole = step.word in ("scores", "probs") and step.theirs.ndim == 3 and step.theirs.shape[1] == step.theirs.shape[2]
-    return [*any_tensor.LAYOUTS, *([attention.in_whole_rows] if whole and step.in_tower else [])]
+    shape = subject.theirs.shape
+    whole = subject.word in ("scores", "probs") and len(shape) == 3 and shape[1] == shape[2]
+    return [*any_tensor.LAYOUTS, *([attention.in_whole_rows] if whole and subject.in_tower else [])]
 
 
-def of_pairs(step):
+def paired_mistakes(subject):
     """Two mistakes in one tensor, tried if none alone explains it."""
-    return [make for pattern, make in attention.PAIRS if fnmatchcase(step.short, pattern)]
+    return [make for pattern, make in attention.PAIRS if fnmatchcase(subject.short, pattern)]
 
 
-ALL = (of_the_stage, of_any_tensor, of_pairs)
+ALL = (stage_mistakes, any_tensor_mistakes, paired_mistakes)
 
 
-def predictions(step, functions):
+def predictions(subject, functions):
     """(name, sentence, array) of every mistake that can be computed."""
     for make in functions:
         try:
-            for name, sentence, array in make(step):
+            for name, sentence, array in make(subject):
                 yield name, sentence, np.asarray(array() if callable(array) else array)
         except Unknown:
             continue
 
 
-def is_right(step, limit):
+def is_right(subject, limit):
     """Whether theirs is what the stage should give, as far as its inputs were recorded."""
-    before = distance(step.ours, step.theirs)
-    rights = [array for name, _, array in predictions(step, of_the_stage(step)) if name == RIGHT]
-    return any(distance(array, step.theirs) <= min(limit, before / 10) for array in rights)
+    before = distance(subject.ours, subject.theirs)
+    rights = [array for name, _, array in predictions(subject, stage_mistakes(subject)) if name == RIGHT]
+    return any(distance(array, subject.theirs) <= min(limit, before / EXPLAINED) for array in rights)
 
 
 def explains(left, before, limit, rounding=0.0):
-    """Whether a mistake that leaves so much of the error before is its cause: a tenth, or a third if that is rounding."""
-    return left <= min(limit, before / 10) or left <= min(rounding, before / 3)
+    """Whether a mistake explains a difference: a tenth of the error is left at most, or a third if that is within rounding."""
+    return left <= min(limit, before / EXPLAINED) or left <= min(rounding, before / 3)
 
 
-def find_causes(step, limit, groups=ALL, rounding=0.0, choose=None):
+def find_causes(subject, limit, groups=ALL, rounding=0.0, choose=None):
     """[Cause] of the mistakes that give theirs to within `limit` of the largest value, the likeliest first.
 
     rounding  what lower precision makes of the right values, see `explains`
-    groups  of functions, each a function of the step: the later ones are asked if none of the earlier explains it exactly
+    groups  of functions, each a function of the subject: the later ones are asked if none of the earlier explains it exactly
     choose  function of all [Cause] that explain it: `likeliest` (the default), or `closest`
     """
-    before, causes = distance(step.ours, step.theirs), {}
+    before, causes = distance(subject.ours, subject.theirs), {}
     for group in groups:
-        if group is of_pairs and causes:
+        if group is paired_mistakes and causes:
             break
-        for name, sentence, candidate in predictions(step, group(step)):
-            left = distance(candidate, step.theirs)
+        for name, sentence, candidate in predictions(subject, group(subject)):
+            left = distance(candidate, subject.theirs)
             if not explains(left, before, limit, rounding):
                 continue
             if name == RIGHT:  # theirs is as it should be
@@ -97,11 +106,7 @@ def find_causes(step, limit, groups=ALL, rounding=0.0, choose=None):
             break
     if causes or groups is not ALL:
         return (choose or likeliest)(causes.values())
-    return [Cause(name, sentence, before, exact=False) for name, sentence in image.guesses(step)]
-
-
-TIE, SMALLEST = 2, 2.0**-23  # errors left within this factor, or below a unit of float32, are the same
-FREE = {"constant scale": 1, "constant shift": 1, "scale and shift": 2, "constant vector": 3, "constant factors": 3}
+    return [Cause(name, sentence, before, exact=False) for name, sentence in image.guesses(subject)]
 
 
 def closest(causes):
@@ -130,7 +135,7 @@ def is_part(mistake, name):
     return set(mistake.split(" and ")) < set(name.split(" and "))
 
 
-def find_faint(step, remark, most_left=1.0):
+def find_faint(subject, remark, most_left=1.0):
     """[Cause] of a mistake too small to be seen in any single value, found by fitting the whole difference.
 
     Rounding does not know the mistake: fitted to all values by least squares, each weighted by its size, the difference is
@@ -140,14 +145,14 @@ def find_faint(step, remark, most_left=1.0):
     most_left  largest share of the difference that the mistake may leave
     """
     best = (CERTAIN, None)
-    for name, sentence, candidate in predictions(step, of_the_stage(step)):
-        if name == "wrong eps" and len(step.ours) >= layers.ENOUGH_ROWS and not find_faint_eps(step):
+    for name, sentence, candidate in predictions(subject, stage_mistakes(subject)):
+        if name == "wrong eps" and len(subject.ours) >= layers.ENOUGH_ROWS and not find_faint_eps(subject):
             continue  # subtle: rounding to bfloat16 may make all rows smaller by 2e-4; an eps does so to small rows most
-        if name != RIGHT and candidate.shape == step.ours.shape == step.theirs.shape:
-            share, errors, _ = fit_mistake(step.ours, step.theirs, candidate)
-            left = measure(candidate, step.theirs)["rms"] / (measure(step.ours, step.theirs)["rms"] or 1.0)
+        if name != RIGHT and candidate.shape == subject.ours.shape == subject.theirs.shape:
+            share, errors, _ = fit_mistake(subject.ours, subject.theirs, candidate)
+            left = measure(candidate, subject.theirs)["rms"] / (measure(subject.ours, subject.theirs)["rms"] or 1.0)
             if LEAST < share < MOST and errors > best[0] and left <= most_left:
-                best = errors, Cause(name, f"{sentence}{remark}", distance(candidate, step.theirs), exact=False)
+                best = errors, Cause(name, f"{sentence}{remark}", distance(candidate, subject.theirs), exact=False)
     return [best[1]] if best[1] is not None else []
 
 
@@ -172,17 +177,10 @@ def fit_mistake(ours, theirs, candidate):
     return share, abs(share) / error if error else np.inf, float(over_rows)
 
 
-CERTAIN = 12  # standard errors
-VISIBLE = 3  # standard errors over rows that a mistake between two tensors must amount to
-LEAST, MOST = 0.7, 1.3  # share of a mistake that was made once
-SMALL = 0.01  # of the usual size: smaller values are rounded as these are
-FAINT = "; each value differs by less than rounding does, but all of them the same way"
-
-
-def find_faint_eps(step):
+def find_faint_eps(subject):
     """[Cause] of another eps that changes each value by less than rounding does, found in all values together."""
     try:
-        sentence = layers.faint_eps(step)
+        sentence = layers.faint_eps(subject)
     except Unknown:
         return []
-    return [Cause("wrong eps", sentence, distance(step.ours, step.theirs), exact=False)] if sentence else []
+    return [Cause("wrong eps", sentence, distance(subject.ours, subject.theirs), exact=False)] if sentence else []

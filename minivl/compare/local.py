@@ -21,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 
 from minivl.compare.measure import align, axis_orders, measure
-from minivl.compare.mistakes import Step, Unknown
+from minivl.compare.mistakes import Subject, Unknown
 from minivl.compare.mistakes.text_positions import seconds_per_grid
 from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, ROUNDING, SHAPE
 from minivl.errors import Error
@@ -33,7 +33,7 @@ from minivl.tensors.catalogue import in_data_flow
 from minivl.tensors.names import parse
 
 SLACK = 5  # rounded twice, or in another order: a few times the error of the simulated rounding
-USUAL = 2  # of these, what is left of an explained error
+USUAL = 2  # of the SLACK times simulated rounding: what usually remains once the cause is found
 NOISE = 2e-6  # relative: what the order of summation makes of a product in float32
 SMALLEST_FLOAT16 = np.float32(2.0**-24)
 FAR = 100  # errors of this many tolerances are no rounding
@@ -53,10 +53,10 @@ def inputs_of(ours, config):
     """The `Inputs` of a recording. Raises KeyError or Unknown if a tensor is missing."""
     patches, grids = np.zeros((0, config.vision.patch_dim), dtype=np.float32), np.zeros((0, 3), dtype=np.int64)
     ids, videos = ours["input_ids"], ours.get("video_grid_thw", grids)
-    step = Step("position_ids", ours.get("position_ids"), None, ours.get, config)
+    subject = Subject("position_ids", ours.get("position_ids"), None, ours.get, config)
     return Inputs(
         ids, ours.get("pixel_values", patches), ours.get("image_grid_thw", grids), ours.get("pixel_values_videos", patches),
-        videos, np.array(seconds_per_grid(step, ids, videos), dtype=np.float32),
+        videos, np.array(seconds_per_grid(subject, ids, videos), dtype=np.float32),
     )  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def without_tower(model, features):
 
 
 def run_from_theirs(model, inputs, theirs, arithmetic="float32", change=None, stop=None, tower=None):
-    """(computed, known): our tensors, each from their inputs; and the tensors that went on, theirs where they have them.
+    """(computed, known): our tensors, each from their inputs; the tensors that the run continued with, theirs where recorded.
 
     theirs      {our name: array}
     arithmetic  one of ARITHMETICS: how to round what theirs does not have, and the results; None for no rounding at all
@@ -190,7 +190,8 @@ def run_from_theirs(model, inputs, theirs, arithmetic="float32", change=None, st
 class Local:
     """The local errors of a comparison.
 
-    computed    {name: ours from their inputs};  known  {name: what went on}
+    computed    {name: ours from their inputs}
+    known       {name: tensor that the run continued with: theirs where recorded, else ours}
     last_rows   {name: ours with their last row}, where they have only that
     figures     {name: `measure` of theirs and that}
     arithmetic  the one of ARITHMETICS that their values come from
@@ -208,7 +209,7 @@ class Local:
             there = fit(self.theirs, name, ours.shape)
             if there is not None:
                 self.figures[name] = self.measure(name, ours, there)
-        self.excuse_what_nan_makes()
+        self.skip_tensors_after_nan()
         self.precision, self.arithmetic = precision, self.find_arithmetic(precision)
 
     @property
@@ -241,8 +242,8 @@ class Local:
         """The largest error that rounding usually makes of a tensor."""
         return USUAL / SLACK * self.limits[name][0] if name in self.limits else 0.0
 
-    def excuse_what_nan_makes(self):
-        """Do not judge tensors with NaN or inf after another one with them, which does not go on (see `run_from_theirs`)."""
+    def skip_tensors_after_nan(self):
+        """Do not judge a tensor with NaN or inf if one before it has them."""
         broken = False
         for name in in_data_flow(list(self.figures)):
             is_float = self.computed[name].dtype.kind == "f"
@@ -270,7 +271,7 @@ class Local:
         left = {name: self.median(self.run_in(name)) for name in names}
         best = min(left, key=left.get)
         if left[best] >= plain / 4:
-            best = next((name for name in names[1:] if self.is_of_size(self.run_in(name))), names[0])
+            best = next((name for name in names[1:] if self.has_errors_like(self.run_in(name))), names[0])
         return best
 
     def run_in(self, arithmetic):
@@ -279,7 +280,7 @@ class Local:
             self.runs[arithmetic] = run_from_theirs(self.model, self.inputs, self.theirs, arithmetic)[0]
         return self.runs[arithmetic]
 
-    def is_of_size(self, run):
+    def has_errors_like(self, run):
         """Whether the errors of most recorded products are of the size that this run makes of the same inputs."""
         names = self.products
         made = [
@@ -301,7 +302,7 @@ class Local:
         errors = [self.measure(name, run[name], fit(self.theirs, name, run[name].shape))["rms"] for name in names]
         return float(np.median(errors)) if errors else 0.0
 
-    def is_fault(self, name, tolerance):
+    def is_wrong(self, name, tolerance):
         """Whether theirs is further from ours than rounding explains."""
         figures = self.figures[name]
         if self.computed[name].dtype.kind in "iub":
@@ -352,7 +353,7 @@ def with_local_errors(rows, local, tolerance, same_weights=True):
         and any(row.error > FAR * tolerance for row in moved)
     ):
         return rows, None
-    if not same_weights:  # what differs before the first fault differs by the weights
+    if not same_weights:  # what differs before the first wrong row differs by the weights
         return judged, local
     first = wrong[0] if wrong else len(rows)
     return [replace(r, status=CLOSE) if r.status == INPUT and at < first else r for at, r in enumerate(judged)], local
@@ -362,6 +363,6 @@ def judge(row, local, tolerance):
     if row.status in (MISSING, SHAPE) or row.name not in local.figures:
         return row
     row = replace(row, local=local.figures[row.name]["error"])
-    if local.is_fault(row.name, tolerance):
+    if local.is_wrong(row.name, tolerance):
         return replace(row, status=DIFF)
     return replace(row, status=INPUT) if row.status == DIFF else row

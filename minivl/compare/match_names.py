@@ -17,8 +17,7 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
-
+from minivl.compare.measure import are_equal
 from minivl.errors import Error
 from minivl.helpers import did_you_mean
 from minivl.tensors import catalogue
@@ -43,41 +42,40 @@ def match_names(theirs, ours, names=None):
 
     names  a name map {theirs: ours}, or the path of a JSON file with one
     """
-    check_targets(read_map(names), ours)
+    return choose_matches(meanings(theirs, ours, names))
+
+
+def meanings(theirs, ours, names=None):
+    """{their name: (rank of the rule, our name)}, see `recognise`; names as in `match_names`."""
+    names = read_map(names)
+    check_targets(names, ours)
+    spellings, first = spell(ours), first_step(theirs)
+    return {name: recognise(name, spellings, names, first) for name in theirs}
+
+
+def choose_matches(meant):
+    """{our name: their name} of `meanings`, as `match_names`."""
     matches = {}
-    for name, (rank, mine) in meanings(theirs, ours, names).items():
+    for name, (rank, mine) in meant.items():
         if mine is not None and (mine not in matches or rank <= matches[mine][0]):
             matches[mine] = (rank, name)
     return {mine: name for mine, (_, name) in matches.items()}
 
 
-def unmatched(theirs, ours, names=None):
+def unmatched(meant):
     """Their names that mean none of our tensors. Modules whose output minivl has no tensor for (`act_fn`) do not count."""
-    meant = meanings(theirs, ours, names)
     return [name for name, (_, mine) in meant.items() if mine is None and not NOT_OURS.search(name)]
 
 
-def outvoted(theirs, ours, names=None):
+def outvoted(theirs, meant):
     """{their name: the name taken instead of it} of those that mean one tensor of ours and hold other values.
 
     An operator before another one of the same module (`qkv/MatMul` before its `qkv/Add`) is no other name for it.
     """
-    meant, matches = meanings(theirs, ours, names), match_names(theirs, ours, names)
+    matches = choose_matches(meant)
     lost = [(name, matches[mine]) for name, (_, mine) in meant.items() if mine is not None and matches[mine] != name]
     lost = [(name, other) for name, other in lost if strip_output(name) != strip_output(other)]
     return {name: other for name, other in lost if not are_equal(theirs[name], theirs[other])}
-
-
-def are_equal(a, b):
-    """Whether two arrays hold the same values, with a batch axis or without."""
-    a, b = np.squeeze(a), np.squeeze(b)
-    return a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f" == b.dtype.kind)
-
-
-def meanings(theirs, ours, names):
-    """{their name: (rank of the rule, our name)}, see `recognise`."""
-    names, spellings, first = read_map(names), spell(ours), first_step(theirs)
-    return {name: recognise(name, spellings, names, first) for name in theirs}
 
 
 def first_step(theirs):
@@ -259,8 +257,8 @@ def check_targets(names, ours):
 
 
 def idle_entries(theirs, names):
-    """Entries of a name map that fit none of their names."""
-    return [entry for entry in read_map(names) if not any(map(pattern_of(entry).fullmatch, theirs))]
+    """Entries of a name map, as `read_map` gives it, that fit none of their names."""
+    return [entry for entry in names if not any(map(pattern_of(entry).fullmatch, theirs))]
 
 
 def pattern_of(entry):

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minivl.compare.layouts import FEWEST, NEAR, closest_layout, layouts_between, with_processor_rows
-from minivl.compare.measure import to_float64
+from minivl.compare.measure import are_equal, to_float64
 from minivl.stream import run, value_of
 from minivl.tensors.catalogue import in_data_flow
 from minivl.tensors.names import parse
@@ -141,7 +141,7 @@ class Matcher:
             return None
         best, name, layout = min(near, key=lambda one: one[0])
         rivals = [other for distance, other, _ in near if other != name and distance <= max(CLEAR * best, EXACT)]
-        if any(not is_same(self.theirs[name], self.theirs[other]) for other in rivals):
+        if any(not are_equal(self.theirs[name], self.theirs[other]) for other in rivals):
             return None
         first = min([name, *rivals], key=self.left.index)
         layout = next(one[2] for one in near if one[1] == first)
@@ -263,7 +263,7 @@ class Matcher:
             near.setdefault(self.theirs[name].size, []).append(name)
         return {
             other for other in self.left if other not in taken
-            and any(is_same(self.theirs[name], self.theirs[other]) for name in near.get(self.theirs[other].size, ()))
+            and any(are_equal(self.theirs[name], self.theirs[other]) for name in near.get(self.theirs[other].size, ()))
         }  # fmt: skip
 
     def report(self, matched):
@@ -292,11 +292,6 @@ def norm(array):
         return 0.0
     values = to_float64(array)
     return float(np.linalg.norm(values[np.isfinite(values)]))
-
-
-def is_same(one, other):
-    one, other = one.reshape(-1), other.reshape(-1)
-    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
 def numbers(name):

@@ -19,6 +19,12 @@ def to_float64(array):
     return np.where(low, -np.inf, values) if low.any() else values
 
 
+def are_equal(a, b):
+    """Whether two arrays hold the same values in the same order, in whatever shape: with a batch axis or without."""
+    a, b = a.reshape(-1), b.reshape(-1)
+    return np.array_equal(a, b, equal_nan=a.dtype.kind == "f" == b.dtype.kind)
+
+
 def distance(ours, theirs):
     """Largest difference over our largest value; infinite if shapes differ, or if a value is finite on one side only.
 

@@ -4,13 +4,12 @@ import html as markup
 import math
 
 from minivl.compare.reference_functions import functions_of
-from minivl.compare.render import remark, verdict
+from minivl.compare.render import STATUS_COLOURS, kinds_of_wrong_rows, remark, verdict
 from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, OK, SHAPE
 from minivl.helpers import write_whole
 from minivl.tensors import catalogue
 from minivl.tensors.names import parse
 
-COLOURS = {OK: "#1b8a5a", CLOSE: "#79a83d", INPUT: "#e0a526", SHAPE: "#d2622a", DIFF: "#c0272d", MISSING: "#d5d5d5"}
 WORST = (DIFF, SHAPE, INPUT, CLOSE, OK, MISSING)  # the first of these that a box has is its colour
 MEANINGS = {
     OK: "agrees", CLOSE: "agrees to within rounding", INPUT: "right for its own inputs, which are wrong",
@@ -31,7 +30,7 @@ def to_json(comparison):
         "arithmetic": comparison.arithmetic,
         "tolerance": comparison.tolerance,
         "first": None if first is None else first.name,
-        "faults": [row.name for row in comparison.faults],
+        "wrong": [row.name for row in comparison.wrong_rows],
         "compared": len(comparison.compared),
         "unmatched": list(comparison.unmatched),
         "required": list(comparison.required),
@@ -67,6 +66,7 @@ def row_to_json(row):
         "worst": list(row.worst),
         "nans": row.nans,
         "note": row.note,
+        "hint": row.hint,
         "causes": [
             {"name": c.name, "sentence": c.sentence, "error": finite(c.error), "exact": c.exact, "whose": c.whose}
             for c in row.causes
@@ -90,11 +90,11 @@ def page(comparison):
     title = f"{comparison.labels[1]} against {comparison.labels[0]}"
     lead = "Agrees" if comparison.ok and comparison.covered else "Agrees, but too little was compared"
     if comparison.first is not None:
-        kinds = ", ".join(kind[0].name for kind in kinds_of_faults(comparison)[:3])
+        kinds = ", ".join(kind[0].name for kind in kinds_of_wrong_rows(comparison)[:3])
         lead = f"Another layout: {comparison.first.name}" if comparison.first.same_values else f"Wrong: {kinds}"
     parts = [
         f"<h1>{escape(lead)}</h1><p class=sub>{escape(title)}</p>",
-        "".join(cause_card(rows) for rows in kinds_of_faults(comparison)),
+        "".join(cause_card(rows) for rows in kinds_of_wrong_rows(comparison)),
         "<h2>The path</h2>",
         legend(comparison),
         path_map(comparison),
@@ -103,15 +103,6 @@ def page(comparison):
         table(comparison),
     ]
     return PAGE.replace("TITLE", escape(title)).replace("BODY", "\n".join(parts))
-
-
-def kinds_of_faults(comparison):
-    """Rows that are wrong by themselves, a list for each kind of tensor; without a model, the first alone."""
-    kinds = {}
-    first = [comparison.first] if comparison.first is not None else []
-    for row in comparison.faults if comparison.arithmetic else first:
-        kinds.setdefault(parse(row.name).general, []).append(row)
-    return list(kinds.values())
 
 
 def cause_card(rows):
@@ -123,8 +114,8 @@ def cause_card(rows):
 
 
 def legend(comparison):
-    used = [status for status in COLOURS if any(row.status == status for row in comparison.rows)]
-    spans = " ".join(f"<span>{box(COLOURS[status])} {MEANINGS[status]}</span>" for status in used)
+    used = [status for status in STATUS_COLOURS if any(row.status == status for row in comparison.rows)]
+    spans = " ".join(f"<span>{box(STATUS_COLOURS[status])} {MEANINGS[status]}</span>" for status in used)
     return f"<p class=legend>{spans}</p>"
 
 
@@ -143,10 +134,10 @@ def path_map(comparison):
     for name, rows in lines.items():
         worst = next(status for status in WORST if any(row.status == status for row in rows))
         boxes = "".join(
-            box(COLOURS[r.status], f"{r.name}: {r.status} {figures(r)}", "" if r.status == MISSING else anchor(r))
+            box(STATUS_COLOURS[r.status], f"{r.name}: {r.status} {figures(r)}", "" if r.status == MISSING else anchor(r))
             for r in rows
         )
-        out.append(f'<div class=line><span style="border-color:{COLOURS[worst]}">{escape(name)}</span>{boxes}</div>')
+        out.append(f'<div class=line><span style="border-color:{STATUS_COLOURS[worst]}">{escape(name)}</span>{boxes}</div>')
     return "".join(out)
 
 
@@ -163,16 +154,16 @@ def place(name):
 
 
 def figures(row):
-    return f"error {row.error:.1e}" + (f", alone {row.local:.1e}" if not math.isnan(row.local) else "")
+    return f"error {row.error:.1e}" + (f", local error {row.local:.1e}" if not math.isnan(row.local) else "")
 
 
 def table(comparison):
-    head = "<tr><th><th>tensor<th>accumulated error<th>error alone<th>"
+    head = "<tr><th><th>tensor<th>accumulated error<th>local error<th>"
     rows = "".join(
-        f'<tr id="{anchor(row)}"><td>{box(COLOURS[row.status])} {row.status}<td>{escape(row.name)}'
-        f"<td>{bar(row.error, COLOURS[row.status])}<td>{bar(row.local, COLOURS[row.status])}<td>{escape(remark(row))}"
-        for row in comparison.rows
-        if row.status != MISSING
+        f'<tr id="{anchor(row)}"><td>{box(colour)} {row.status}<td>{escape(row.name)}'
+        f"<td>{bar(row.error, colour)}<td>{bar(row.local, colour)}<td>{escape(remark(row))}"
+        for row in comparison.compared
+        for colour in [STATUS_COLOURS[row.status]]
     )
     return f"<table>{head}{rows}</table>"
 

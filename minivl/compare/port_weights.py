@@ -1,4 +1,4 @@
-"""The weights that a port computed with, in place of a model's, so that quantisation is not an error of a stage.
+"""Load a port's weights into a copy of the model, so that quantisation is not reported as an error.
 
     model, note = with_port_weights(model, ["decoder-Q4_K_M.gguf", "mmproj-Q8_0.gguf"])
 

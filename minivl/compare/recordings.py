@@ -23,7 +23,7 @@ from minivl.tensors.chunks import chunks_by_name, concatenate
 class Recording(Mapping):
     """Named arrays in the order in which they were written.
 
-    label  the file, or "the first";  metadata  of the file
+    label  the file, or what errors call it;  metadata  of the file
     """
 
     def __init__(self, arrays, label, metadata=None, names=None):
@@ -50,7 +50,7 @@ class Recording(Mapping):
         return config if isinstance(config, dict) else None
 
 
-def open_recording(source, label="the second"):
+def open_recording(source, label="the recording"):
     """The `Recording` in a file, or of a Mapping such as a Trace. Raises Error for anything but arrays of numbers."""
     if isinstance(source, Recording):
         return source

@@ -1,4 +1,4 @@
-"""The functions of transformers that make a tensor, or that have the part of it in which a mistake is made.
+"""The function in transformers to look at, for a tensor and a mistake.
 
     find_functions("model.layers.3.self_attn.context", "no causal mask")
     # (Function("Qwen2_5_VLTextModel.forward", "models/qwen2_5_vl/modeling_qwen2_5_vl.py"),)
@@ -62,7 +62,7 @@ OLDER = {
     "Qwen2_5_VLModel.compute_3d_position_ids": "Qwen2_5_VLModel.forward",
 }
 
-COLOURS = "BGR; not normalised; not rescaled; rescaled twice; other mean and deviation"
+COLOUR_MISTAKES = "BGR; not normalised; not rescaled; rescaled twice; other mean and deviation"
 PLACEHOLDERS = "placeholders not expanded; placeholders for patches; another number of placeholders"
 TEMPLATE = "no system prompt; no generation prompt; no vision_start and vision_end"
 ORDER = (
@@ -91,13 +91,13 @@ TABLE = (
     ("image.*.resized", "BGR", "load_image"),
     ("image.*.resized", "", f"{IMAGE}.resize"),
     ("image.*.patches pixel_values", "wrong resize", f"{IMAGE}.resize"),
-    ("image.*.patches pixel_values", COLOURS, f"{IMAGE}._preprocess"),
+    ("image.*.patches pixel_values", COLOUR_MISTAKES, f"{IMAGE}._preprocess"),
     ("image.*.patches pixel_values", "", f"{IMAGE}.patchify"),
     ("image.*.normalized image_grid_thw", "", f"{IMAGE}._preprocess"),
     ("video.*.frame_indices", "", f"{VIDEO}.sample_frames"),
     ("video.*.second_per_grid_t", "", "Qwen2_5_VLProcessor._process_videos"),
     ("video.*.resized", "", f"{VIDEO}.resize"),
-    ("video.*.patches pixel_values_videos", COLOURS, f"{VIDEO}._preprocess"),
+    ("video.*.patches pixel_values_videos", COLOUR_MISTAKES, f"{VIDEO}._preprocess"),
     ("video.*.patches pixel_values_videos", "", f"{VIDEO}.patchify"),
     ("video.*.normalized video_grid_thw", "", f"{VIDEO}._preprocess"),
     ("input_ids", PLACEHOLDERS, "Qwen2_5_VLProcessor.replace_image_token"),

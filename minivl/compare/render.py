@@ -9,12 +9,15 @@ from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, OK, SHAPE
 from minivl.helpers import format_table
 from minivl.tensors.names import parse
 
-HEADER = ("", "tensor", "shape", "error", "alone", "rms", "cosine", "largest at", "")
-ALONE = HEADER.index("alone")  # a column that only a comparison with a model has
+HEADER = ("", "tensor", "shape", "error", "local", "rms", "cosine", "largest at", "")
+LOCAL = HEADER.index("local")  # a column that only a comparison with a model has
 BEFORE = 6  # agreeing rows shown before the first difference
 AFTER = 12  # rows shown after it
 MOST_NOTES, MOST_KINDS, MOST_ALIKE = 5, 4, 5
 STATUSES = (OK, CLOSE, DIFF, INPUT, SHAPE, MISSING)
+STATUS_COLOURS = {
+    OK: "#1b8a5a", CLOSE: "#79a83d", INPUT: "#e0a526", SHAPE: "#d2622a", DIFF: "#c0272d", MISSING: "#d5d5d5",
+}  # fmt: skip
 
 
 def text(comparison, everything=False):
@@ -31,7 +34,7 @@ def text(comparison, everything=False):
 def table(comparison, rows):
     """Header and cells of rows, without the column of local errors if there are none."""
     lines = [HEADER, *[cells(row) for row in rows]]
-    return lines if comparison.arithmetic else [(*line[:ALONE], *line[ALONE + 1 :]) for line in lines]
+    return lines if comparison.judged else [(*line[:LOCAL], *line[LOCAL + 1 :]) for line in lines]
 
 
 def rows_to_show(comparison):
@@ -41,9 +44,9 @@ def rows_to_show(comparison):
         return compared[-BEFORE:]
     at = compared.index(comparison.first)
     early = [row for row in compared[: max(0, at - BEFORE)] if row.status not in (OK, CLOSE)]
-    unknown = [row for row in comparison.rows if row.status == MISSING and "mean" in row.note]
-    near, faults = compared[max(0, at - BEFORE) : at + AFTER], comparison.faults if comparison.arithmetic else []
-    later = [row for row in faults if row not in near and compared.index(row) > at]
+    unknown = [row for row in comparison.rows if row.hint]
+    near, wrong = compared[max(0, at - BEFORE) : at + AFTER], comparison.wrong_rows if comparison.judged else []
+    later = [row for row in wrong if row not in near and compared.index(row) > at]
     return early + near + later[: 2 * AFTER] + unknown
 
 
@@ -58,7 +61,7 @@ def cells(row):
 
 
 def remark(row):
-    parts = [row.note] if row.note else []
+    parts = [". ".join(filter(None, (row.note, row.hint)))] if row.note else []
     if row.their_name not in (None, row.name):
         parts.append(f"there {row.their_name}")
     if row.nans:
@@ -71,7 +74,7 @@ def verdict(comparison):
     """Lines: counts, the first difference, its probable cause."""
     lines = [count_statuses(comparison.rows), *missing(comparison)]
     lines += [*coverage(comparison), *reading(comparison), *arithmetic(comparison)]
-    if comparison.arithmetic is None and any(row.status == CLOSE for row in comparison.rows):
+    if not comparison.judged and any(row.status == CLOSE for row in comparison.rows):
         lines[0] += f" ({comparison.precision} values: OK~ is within their rounding)"
     if comparison.first is None:
         worst = max((row.error for row in comparison.compared), default=0.0)
@@ -79,8 +82,8 @@ def verdict(comparison):
         count = count if comparison.covered else f"the {count} that were compared"
         worst = f"largest error {worst:.1e}"
         if comparison.own_weights:
-            alone = max((row.local for row in comparison.compared if not math.isnan(row.local)), default=0.0)
-            worst = f"with their own weights every stage is right, largest error alone {alone:.1e}"
+            local = max((row.local for row in comparison.compared if not math.isnan(row.local)), default=0.0)
+            worst = f"with their own weights every stage is right, largest local error {local:.1e}"
         return [*lines, *answers(comparison), f"No difference in {count}; {worst}."]
     lines.append(f"First difference: {comparison.first.name} ({comparison.first.status})")
     if comparison.before is not None:
@@ -89,7 +92,7 @@ def verdict(comparison):
         names = comparison.between
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         lines.append(f"Between the two, not recorded there: {some}")
-    lines += [*why(comparison.first, comparison), *other_faults(comparison), *same_prompt(comparison)]
+    lines += [*why(comparison.first, comparison), *other_wrong_rows(comparison), *same_prompt(comparison)]
     return [*lines, *answers(comparison)]
 
 
@@ -138,26 +141,32 @@ def reading(comparison):
 
 def arithmetic(comparison):
     """A line on the precision of theirs, if a model judged it."""
-    kind, no_fault = comparison.arithmetic, "errors up to what this makes of the same inputs are no fault"
+    kind, allowed = comparison.arithmetic, "differences up to what this makes of the same inputs are not counted as errors"
     if kind in ("bfloat16", "float16"):
-        yield f"The recordings hold {kind} values, computed in it or rounded when they were recorded: {no_fault}."
+        yield f"The recordings hold {kind} values, computed in it or rounded when they were recorded: {allowed}."
     elif kind not in (None, "float32"):
         alike = " (or TF32, which has as many digits)" if kind.endswith("products of float16") else ""
-        yield f"Theirs computes in {kind}{alike}: {no_fault}."
+        yield f"Theirs computes in {kind}{alike}: {allowed}."
 
 
-def other_faults(comparison):
-    """Lines: every other stage that is wrong by itself, by kind, with its cause."""
+def kinds_of_wrong_rows(comparison):
+    """Rows that are wrong by their local error, a list for each kind of tensor; without a model, the first alone."""
     kinds = {}
-    for row in comparison.faults if comparison.arithmetic else ():
+    first = [comparison.first] if comparison.first is not None else []
+    for row in comparison.wrong_rows if comparison.judged else first:
         kinds.setdefault(parse(row.name).general, []).append(row)
-    same = kinds.pop(parse(comparison.first.name).general, [])
+    return list(kinds.values())
+
+
+def other_wrong_rows(comparison):
+    """Lines: every other stage that is wrong by its local error, by kind, with its cause."""
+    same, *others = kinds_of_wrong_rows(comparison) or [[]]  # the first difference is in the first kind
     if len(same) > 1:
-        yield f"Wrong by itself as well: {list_names(same[1:])}."
-    for rows in kinds.values():
+        yield f"Wrong by its local error as well: {list_names(same[1:])}."
+    for rows in others:
         causes = [f"{cause.name}: {cause.sentence}{error_left(cause)}" for cause in rows[0].causes[:2]]
         functions = "".join(f"; in transformers: {function}" for function in functions_of(rows[0]))
-        yield f"Also wrong by itself: {list_names(rows)} ({'; or '.join(causes) or 'no known mistake'}{functions})"
+        yield f"Also wrong by its local error: {list_names(rows)} ({'; or '.join(causes) or 'no known mistake'}{functions})"
 
 
 def list_names(rows):
@@ -203,19 +212,15 @@ def why(row, comparison):
 
 def advice(comparison):
     """What to do if no cause was found."""
-    with_config, with_model = comparison.informed
-    if not with_config:
+    if not comparison.has_config:
         return "Most of them need the model's config.json: give config= or model=."
-    if comparison.between and not with_model:
+    if comparison.between and not comparison.judged:
         return "It may lie in a tensor that was not recorded: record more, or give model=, to try each mistake there."
     if comparison.between:
         return "The tensors between the two were searched as well. Record them: the first that differs says more."
     if comparison.before is None:
         return "Nothing before it was recorded: do both run the same prompt?"
     return "Its inputs agree: look at its own stage."
-
-
-COLOURS = {DIFF: "#c33", SHAPE: "#c33", INPUT: "#a60", CLOSE: "#777", OK: "#383", MISSING: "#777"}
 
 
 def html(comparison):
@@ -226,7 +231,8 @@ def html(comparison):
     for row, cells_of_row in zip(rows, cells_of_rows):
         status, *rest = (markup.escape(cell) for cell in cells_of_row)
         first = ' style="font-weight: bold"' if row is comparison.first else ""
-        lines.append(f'<tr{first}><td style="color: {COLOURS[row.status]}">{status}</td>{td(rest)}</tr>')
+        colour = STATUS_COLOURS[row.status]
+        lines.append(f'<tr{first}><td style="border-left: 5px solid {colour}">{status}</td>{td(rest)}</tr>')
     head = "".join(f"<th>{markup.escape(cell)}</th>" for cell in header)
     said = "<br>".join(markup.escape(line) for line in verdict(comparison))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table><p>{said}</p>"

@@ -23,8 +23,10 @@ class Row:
     rms     root mean square of the differences over that of our values;  cosine  of the angle between the two
     worst   index of the largest difference;  nans  their number in theirs
     shape, their_shape  None where it was not recorded;  their_name  its name in the other recording
-    note    how the two were aligned;  causes  of the first difference and of every SHAPE, the likeliest first
-    same_values  the same values in another layout;  local  error of theirs against ours computed from their inputs
+    note    how the two were aligned;  hint  the name that an unknown one resembles
+    causes  of the first difference and of every SHAPE, the likeliest first
+    same_values  the same values in another layout
+    local   the local error: that of theirs against ours computed from their inputs
     """
 
     name: str
@@ -38,6 +40,7 @@ class Row:
     worst: tuple = ()
     nans: int = 0
     note: str = ""
+    hint: str = ""
     causes: tuple = ()
     same_values: bool = False
     local: float = math.nan

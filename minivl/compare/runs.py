@@ -1,7 +1,7 @@
 """Number of model runs that the searches of a comparison may take: by the size of a run, not by the clock.
 
-runs = Runs.of(values=3_000_000)      # for a run that makes this many values
-runs.left                             # 600
+budget = RunBudget.of(None, values=3_000_000)      # for a run that makes this many values
+budget.left                                        # 600
 """
 
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ MOST_VALUES = 10**10  # made by these runs together, if they are more than FEWES
 
 
 @dataclass
-class Runs:
-    """Runs that may still be taken for causes.
+class RunBudget:
+    """Model runs left for the search for causes.
 
     untried  {name of a tensor without a cause: (names of mistakes not tried, how many were, how many pairs were, of how many)}
     """
@@ -44,7 +44,7 @@ class Runs:
 
 
 def check_runs(runs):
-    """The option `runs`: None, or a whole number."""
+    """The option `runs`: None, or an integer."""
     if runs is not None:
-        check_kind("runs", [plain_number(runs)], int, "a whole number, the most runs of the model to search with", 0)
+        check_kind("runs", [plain_number(runs)], int, "an integer, the most runs of the model to search with", 0)
     return plain_number(runs)

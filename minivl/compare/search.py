@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from minivl.checkpoint.config import Config
 from minivl.compare.diagnose import (
-    CERTAIN,
+    EXPLAINED,
     FAINT,
     LEAST,
     MOST,
@@ -15,15 +15,16 @@ from minivl.compare.diagnose import (
     find_faint_eps,
     fit_mistake,
     is_right,
-    of_the_layout,
-    of_the_stage,
+    layout_mistakes,
+    stage_mistakes,
 )
 from minivl.compare.local import ARITHMETICS, Local, fit
 from minivl.compare.measure import align, axis_orders, distance
-from minivl.compare.mistakes import Cause, Step
+from minivl.compare.mistakes import Cause, Subject
+from minivl.compare.mistakes.layers import CERTAIN
 from minivl.compare.recordings import Recording
 from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, OK, SHAPE
-from minivl.compare.runs import Runs
+from minivl.compare.runs import RunBudget
 from minivl.stream import value_of
 from minivl.tensors import catalogue
 from minivl.tensors.names import parse
@@ -39,7 +40,7 @@ class Evidence:
 
     matches  {our name: their name};  agrees  function of a name: whether both have the same values
     local    the `Local` errors, if a model could give them;  limit  largest error that a cause may leave
-    runs     the `Runs` of the model that may be taken to search
+    budget   the `RunBudget` of the search
     """
 
     ours: Recording
@@ -50,7 +51,7 @@ class Evidence:
     images: list
     local: Local | None
     limit: float
-    runs: Runs
+    budget: RunBudget
 
     def known(self, name):
         """The values that both agree about, or ours; None if it was not recorded."""
@@ -70,32 +71,32 @@ class Evidence:
 
     def causes_of(self, row):
         if self.local is None or self.local.arithmetic == "float32":
-            return find_causes(self.step(row), self.limit_of(row))
-        step = self.step(row)
-        causes = find_causes(step, self.limit_of(row), rounding=self.local.rounding(row.name))
-        return causes or find_faint(step, "; fitted to all values, since rounding hides it in each", most_left=0.5)
+            return find_causes(self.subject(row), self.limit_of(row))
+        subject = self.subject(row)
+        causes = find_causes(subject, self.limit_of(row), rounding=self.local.rounding(row.name))
+        return causes or find_faint(subject, "; fitted to all values, since rounding hides it in each", most_left=0.5)
 
-    def step(self, row, turned=False, order=None):
-        """The Step of a row; turned: with the two sides exchanged; order: of theirs' axes."""
+    def subject(self, row, turned=False, order=None):
+        """The Subject of a row; turned: with the two sides exchanged; order: of theirs' axes."""
         if self.local is not None and row.name in self.local.figures and order is None and not turned:
             ours = self.local.computed[row.name]
             theirs = fit(self.local.theirs, row.name, ours.shape)
             weights, known = self.local.model.weights, self.known_from_theirs
             if row.name in self.local.last_rows:  # mistakes of that row alone
-                known = lambda name: last_row(self.known_from_theirs(name), len(ours))  # noqa: E731
-                return Step(row.name, ours[-1:], theirs[-1:], known, self.config, self.images, weights)
-            return Step(row.name, ours, theirs, known, self.config, self.images, weights)
-        return self.step_as_recorded(row, turned, order)
+                known = lambda name: keep_last_row(self.known_from_theirs(name), len(ours))  # noqa: E731
+                return Subject(row.name, ours[-1:], theirs[-1:], known, self.config, self.images, weights)
+            return Subject(row.name, ours, theirs, known, self.config, self.images, weights)
+        return self.subject_as_recorded(row, turned, order)
 
-    def step_as_recorded(self, row, turned=False, order=None):
+    def subject_as_recorded(self, row, turned=False, order=None):
         ours, theirs, _ = align(self.ours[row.name], self.theirs[row.their_name], row.name)
         theirs = theirs if order is None else theirs.transpose(order)
         pair = (theirs, ours) if turned else (ours, theirs)
-        return Step(row.name, *pair, self.known, self.config, self.images)
+        return Subject(row.name, *pair, self.known, self.config, self.images)
 
 
-def last_row(array, rows):
-    """The last row of an array with this many rows, other arrays as they are."""
+def keep_last_row(array, rows):
+    """The last row of an array with this many rows; other arrays as they are."""
     return array[-1:] if array is not None and array.ndim > 1 and len(array) == rows else array
 
 
@@ -107,10 +108,10 @@ def with_causes(row, causes, whose="theirs"):
 def add_layouts(comparison, evidence):
     """The same values in another layout, of every SHAPE row."""
     for row in [row for row in comparison.rows if row.status == SHAPE]:
-        causes = find_causes(evidence.step_as_recorded(row), max(evidence.limit, SAME), (of_the_layout,))
+        causes = find_causes(evidence.subject_as_recorded(row), max(evidence.limit, SAME), (layout_mistakes,))
         new = with_causes(row, causes)
         if new.same_values and evidence.local is not None and row.name in evidence.local.figures:
-            new = replace(new, same_values=not evidence.local.is_fault(row.name, comparison.tolerance))
+            new = replace(new, same_values=not evidence.local.is_wrong(row.name, comparison.tolerance))
         comparison = comparison.replace_row(row, new)
     return comparison
 
@@ -126,13 +127,13 @@ def add_faint_mistakes(comparison, evidence):
             break
         if row.status not in (OK, CLOSE) or not row.error or not is_made_by(row.name, "norm", "gelu"):
             continue
-        step, causes = evidence.step(row), []
+        subject, causes = evidence.subject(row), []
         if row.status == OK and row.error > NOISE:
-            causes = find_causes(step, evidence.limit, (of_the_stage,))
+            causes = find_causes(subject, evidence.limit, (stage_mistakes,))
         if is_made_by(row.name, "norm"):
-            causes = causes or (find_faint_eps(step) if row.status == OK else [])
+            causes = causes or (find_faint_eps(subject) if row.status == OK else [])
         if not causes and row.status == CLOSE and evidence.local is not None and evidence.local.arithmetic != "float32":
-            causes = find_faint(step, FAINT)
+            causes = find_faint(subject, FAINT)
         if causes:
             return comparison.replace_row(row, with_causes(replace(row, status=DIFF), causes))
     return comparison
@@ -163,15 +164,15 @@ def find_faint_between(row, tensors, names, evidence):
     """[Cause], the likeliest of these mistakes in tensors that theirs does not have; [] if none is certain."""
     from minivl.compare.mistakes.replay import mistakes_of, run_with
 
-    local, step, best = evidence.local, evidence.step(row), (CERTAIN, [])
+    local, subject, best = evidence.local, evidence.subject(row), (CERTAIN, [])
     missing = [name for name in tensors if name in local.known and name not in local.figures]
     missing = {name: value_of(local.known[name]) for name in missing}
     for mistake in mistakes_of(missing, evidence.known_from_theirs, local.model):
         if mistake.name in names and (wrong := run_with((mistake,), local, set(missing), row.name)) is not None:
-            share, errors, over_rows = fit_mistake(step.ours, step.theirs, wrong)
+            share, errors, over_rows = fit_mistake(subject.ours, subject.theirs, wrong)
             if LEAST < share < MOST and errors > best[0] and over_rows * VISIBLE <= 1:
                 text = f"at {mistake.where}: {mistake.sentence}{FAINT}"
-                left = distance(wrong, step.theirs)
+                left = distance(wrong, subject.theirs)
                 best = errors, [Cause(mistake.name, text, left, exact=False, where=(mistake.where,))]
     return best[1]
 
@@ -179,13 +180,13 @@ def find_faint_between(row, tensors, names, evidence):
 def add_rounded_products(comparison, evidence):
     """Products whose inputs alone were rounded, where theirs computes in float32 otherwise."""
     local = evidence.local
-    for row in comparison.faults if local is not None else ():
+    for row in comparison.wrong_rows if local is not None else ():
         if row.name not in local.figures or not is_made_by(row.name, "linear"):
             continue
         theirs = fit(local.theirs, row.name, local.computed[row.name].shape)
         before = distance(local.computed[row.name], theirs)
         for arithmetic, (products, kind) in ARITHMETICS.items():
-            if products and (left := distance(local.run_in(arithmetic)[row.name], theirs)) <= before / 10:
+            if products and (left := distance(local.run_in(arithmetic)[row.name], theirs)) <= before / EXPLAINED:
                 cause = Cause("rounded inputs", f"what goes into this product is rounded to {kind}", left)
                 comparison = comparison.replace_row(row, with_causes(row, [cause]))
                 break
@@ -206,9 +207,9 @@ def add_causes_in_another_layout(comparison, evidence):
     """Mistakes of the first difference's own stage, with theirs transposed first."""
 
     def causes(row):
-        step = evidence.step(row)
-        orders = axis_orders(step.ours.shape, step.theirs.shape)
-        return find_causes(evidence.step(row, order=orders[0]), evidence.limit) if len(orders) == 1 else []
+        subject = evidence.subject(row)
+        orders = axis_orders(subject.ours.shape, subject.theirs.shape)
+        return find_causes(evidence.subject(row, order=orders[0]), evidence.limit) if len(orders) == 1 else []
 
     return search(comparison, causes)
 
@@ -217,8 +218,8 @@ def add_causes_of_ours(comparison, evidence):
     """Mistakes that ours has, where theirs is what the stage should give."""
 
     def causes(row):
-        right = is_right(evidence.step(row), evidence.limit)
-        return find_causes(evidence.step(row, turned=True), evidence.limit) if right else []
+        right = is_right(evidence.subject(row), evidence.limit)
+        return find_causes(evidence.subject(row, turned=True), evidence.limit) if right else []
 
     return search(comparison, causes, "ours")
 
@@ -243,7 +244,7 @@ def search_between(comparison, row, evidence):
         return []
     causes = [cause.name for other in comparison.rows for cause in other.causes]
     likely = {name for cause in causes for name in (cause, *cause.split(" and "))}
-    return causes_between(row.name, names, evidence.local, evidence.limit_of(row), evidence.ours, evidence.runs, likely)
+    return causes_between(row.name, names, evidence.local, evidence.limit_of(row), evidence.ours, evidence.budget, likely)
 
 
 BEGIN = {  # what the residuals of a section begin with
@@ -261,12 +262,12 @@ def is_shared(name, user):
     return is_used_by_all or name in BEGIN.get(other.section, ())
 
 
-def add_causes_of_other_faults(comparison, evidence):
-    """Mistakes of every other stage that is wrong by itself, searched in the first block or layer of its kind."""
+def add_causes_of_other_wrong_rows(comparison, evidence):
+    """Mistakes of every other stage that is wrong by its local error, searched in the first block or layer of its kind."""
     if evidence.local is None or comparison.first is None:
         return comparison
     seen = {parse(comparison.first.name).general}
-    for row in comparison.faults:
+    for row in comparison.wrong_rows:
         general = parse(row.name).general
         if general in seen or row.name not in evidence.local.figures:
             continue
@@ -293,11 +294,11 @@ PASSES = (
     add_causes_in_another_layout,
     add_causes_of_ours,
     add_causes_between,
-    add_causes_of_other_faults,
+    add_causes_of_other_wrong_rows,
 )
 
 
 def add_all_causes(comparison, evidence):
     for add_causes in PASSES:
         comparison = add_causes(comparison, evidence)
-    return replace(comparison, notes=(*comparison.notes, *evidence.runs.notes()))
+    return replace(comparison, notes=(*comparison.notes, *evidence.budget.notes()))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Set
 import numpy as np
 
 from minivl.compare.diagnose import closest, find_causes
-from minivl.compare.mistakes import Step
+from minivl.compare.mistakes import Subject
 from minivl.lab.values import are_close, as_array
 
 EXACT = 2e-5  # how near the values of a known mistake must come, over the largest value
@@ -107,14 +107,14 @@ def find_untouched(wrong):
 def find_in_compare(exercise, wrong):
     """(name, sentence) of the mistake that `compare` knows for the first output that differs, or None."""
     for i, tensor in enumerate(exercise.tensors):
-        steps = [
-            Step(tensor, np.asarray(right[i]), as_array(submitted[i]), case.known.get, case.config)
+        subjects = [
+            Subject(tensor, np.asarray(right[i]), as_array(submitted[i]), case.known.get, case.config)
             for case, right, submitted in wrong
             if as_array(submitted[i]) is not None and not is_same(right[i], submitted[i])
         ]
-        if steps:
+        if subjects:
             # subtle: two mistakes at once may be one of them in one case, the other in another
-            first, *others = [find_causes(step, EXACT, choose=closest) for step in steps]
+            first, *others = [find_causes(subject, EXACT, choose=closest) for subject in subjects]
             for cause in first:
                 if cause.exact and all(cause.name in {other.name for other in causes} for causes in others):
                     return cause.name, cause.sentence

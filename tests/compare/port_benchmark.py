@@ -69,7 +69,7 @@ class Benchmark:
 
     def names(self, comparison):
         """The names of the likeliest cause of every stage that is wrong."""
-        causes = [row.causes[0].name for row in comparison.faults if row.causes]
+        causes = [row.causes[0].name for row in comparison.wrong_rows if row.causes]
         return {name for cause in causes for name in cause.split(" and ")} | set(causes)
 
     def score(self, kind, recorded, sets, show=print):

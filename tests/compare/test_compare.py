@@ -12,6 +12,7 @@ import minivl
 from minivl.cli import main
 from minivl.compare.comparison import compare
 from minivl.compare.match_names import match_names, read_map
+from minivl.compare.render import STATUS_COLOURS, rows_to_show
 from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.tensors.catalogue import in_data_flow
 from minivl.tiny import scene
@@ -200,8 +201,26 @@ def test_the_surest_name_wins(setting):
 def test_unknown_names_get_a_hint(setting):
     _, trace = setting
     found = compare(trace, {"visual": trace["visual"], "visual.blocks.1.atn.qkv": -trace["visual.blocks.1.attn.qkv"]})
-    assert found["visual.blocks.1.atn.qkv"].note.endswith("Did you mean visual.blocks.1.attn.qkv?")
+    assert found["visual.blocks.1.atn.qkv"].hint == "Did you mean visual.blocks.1.attn.qkv?"
+    assert "only in their recording. Did you mean visual.blocks.1.attn.qkv?" in str(found)
     assert found["visual.blocks.1.attn.qkv"].status == "MISSING" and found.ok
+
+
+def test_the_name_of_a_file_is_no_hint(setting, tmp_path):
+    """A path with "mean" in it once showed every missing row."""
+    _, trace = setting
+    np.savez(tmp_path / "mean_pool.npz", visual=trace["visual"] * 2)
+    shown = rows_to_show(compare(trace, tmp_path / "mean_pool.npz"))
+    assert [row.name for row in shown] == ["visual"]
+
+
+def test_a_row_that_is_not_there_is_an_error_with_a_hint(setting):
+    _, trace = setting
+    found = compare(trace, {"visual": trace["visual"]})
+    with pytest.raises(minivl.Error, match="no row 'visual.blocks.0.atn.qkv'. Did you mean visual.blocks.0.attn.qkv"):
+        found["visual.blocks.0.atn.qkv"]
+    with pytest.raises(KeyError):
+        found["nothing"]
 
 
 def test_what_was_not_recorded_between(setting):
@@ -333,6 +352,7 @@ def test_html(setting):
     vlm, trace = setting
     page = compare(trace, changed(trace, Q, lambda x: x * 2), config=vlm.config)._repr_html_()
     assert page.count("<tr") > 10 and f"<td>{Q}</td>" in page and "Probable cause: constant scale" in page
+    assert f'<td style="border-left: 5px solid {STATUS_COLOURS["DIFF"]}">DIFF</td>' in page
 
 
 # ---- what docs/compare.md shows ----
@@ -413,26 +433,26 @@ def test_without_transformers_it_says_how_to_get_them(monkeypatch, tmp_path, cap
 @pytest.mark.parametrize("eps, named", [(1.1e-6, False), (1e-5, True)])
 def test_a_root_that_is_a_bit_off_is_no_other_eps(eps, named):
     """As MLX's on the CPU, which differ by 1e-7, small rows most."""
-    from minivl.compare.mistakes import Step
+    from minivl.compare.mistakes import Subject
     from minivl.compare.mistakes.layers import faint_eps
 
     rng = np.random.default_rng(0)
     x = rng.standard_normal((64, 32)).astype(np.float32) * rng.uniform(0.1, 2, (64, 1)).astype(np.float32)
     norm = lambda eps: x / np.sqrt((x * x).mean(axis=1, keepdims=True) + eps)  # noqa: E731
     known = {"visual.window_order": x}.get
-    step = Step("visual.blocks.0.norm1", norm(1e-6), norm(eps), known, None, [])
-    assert bool(faint_eps(step)) == named
+    subject = Subject("visual.blocks.0.norm1", norm(1e-6), norm(eps), known, None, [])
+    assert bool(faint_eps(subject)) == named
 
 
 @pytest.mark.parametrize("eps, factor, named", [(1e-6, 1 - 2e-4, False), (0.1, 1, True)])
 def test_rounding_that_makes_all_rows_smaller_is_no_other_eps(eps, factor, named):
     """As that of a norm in bfloat16, where the smallest row looks like an eps of 0.02; an eps does more to small rows."""
     from minivl.compare.diagnose import find_faint
-    from minivl.compare.mistakes import Step
+    from minivl.compare.mistakes import Subject
 
     rng = np.random.default_rng(1)
     x = (rng.standard_normal((384, 128)) * rng.uniform(7, 8, (384, 1))).astype(np.float32)
     noise = factor * (1 + 5e-4 * rng.uniform(-1, 1, x.shape))
     norm = lambda eps: (x / np.sqrt((x * x).mean(axis=1, keepdims=True) + eps)).astype(np.float32)  # noqa: E731
-    step = Step("visual.blocks.0.norm1", norm(1e-6), norm(eps) * noise, {"visual.window_order": x}.get, None, [])
-    assert [cause.name for cause in find_faint(step, "")] == (["wrong eps"] if named else [])
+    subject = Subject("visual.blocks.0.norm1", norm(1e-6), norm(eps) * noise, {"visual.window_order": x}.get, None, [])
+    assert [cause.name for cause in find_faint(subject, "")] == (["wrong eps"] if named else [])

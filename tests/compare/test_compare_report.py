@@ -32,7 +32,7 @@ def wrong(right):
 def test_json_holds_every_row_and_no_number_that_json_lacks(wrong):
     stored = json.loads(json.dumps(to_json(wrong), allow_nan=False))
     assert (
-        stored["ok"] is False and stored["first"] == "visual.blocks.1.attn.qkv" and stored["first"] in stored["faults"]
+        stored["ok"] is False and stored["first"] == "visual.blocks.1.attn.qkv" and stored["first"] in stored["wrong"]
     )
     assert [row["name"] for row in stored["rows"]] == [row.name for row in wrong.rows]
     row = next(row for row in stored["rows"] if row["name"] == stored["first"])

@@ -77,7 +77,7 @@ def test_wrong_ports_do_not_pass_in_lower_precision(right, kind, name):
         port = port_of(wrong, inputs, kind, recorded, [name])
         # without the search for the cause, which has tests of its own: it runs the model for each mistake
         comparison = compare(trace, port, model=vlm) if recorded is RECORDED["everything"] else judged(trace, port, vlm)
-        assert not comparison.ok and len(comparison.faults) >= 3, f"\n{comparison}"
+        assert not comparison.ok and len(comparison.wrong_rows) >= 3, f"\n{comparison}"
         if recorded is RECORDED["everything"]:
             assert comparison.first.causes[0].name == fault(name).cause, f"\n{comparison}"
 
@@ -116,7 +116,7 @@ def record_rounded(vlm, prompt, kind, recorded, faults=()):
 @pytest.mark.parametrize("model", ["shipped", "other_sizes"])
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 def test_rounding_when_recorded_is_no_mistake(request, model, kind):
-    """softmax makes 10 % of a probability from the half unit that a recorded score is off: no fault of the port."""
+    """softmax makes 10 % of a probability from the half unit that a recorded score is off: not counted as an error."""
     vlm, prompt = request.getfixturevalue(model)
     trace = dict(vlm.trace(prompt, max_new_tokens=3))
     for recorded in RECORDED.values():
@@ -158,7 +158,7 @@ def test_both_of_two_mistakes_are_named(right, kind):
     assert found.first.name == "visual.blocks.0.attn.qkv" and found.first.causes[0].name == "no bias", f"\n{found}"
     second = found["model.layers.0.self_attn.o_proj"]
     assert second.status == "DIFF" and second.causes[0].name == "height and width swapped", f"\n{found}"
-    assert "at position_ids" in second.causes[0].sentence and "Also wrong by itself: model.layers.0" in str(found)
+    assert "at position_ids" in second.causes[0].sentence and "Also wrong by its local error: model.layers.0" in str(found)
     assert found["model.layers.0.mlp.down_proj"].status == "INPUT"
 
 
@@ -186,8 +186,8 @@ def test_products_of_a_lower_type_are_named(right, kind):
     assert found.ok and found.arithmetic == f"float32 with products of {kind}" and kind in str(found), f"\n{found}"
     tensors["model.layers.1.mlp.act"] = tensors["model.layers.1.mlp.act"] * np.float32(1.01)
     found = compare(trace, tensors, model=vlm)
-    faults = ["model.layers.1.mlp.act", "model.layers.1.mlp.down_proj"]  # which was made from the right one
-    assert [row.name for row in found.faults] == faults, f"\n{found}"
+    wrong = ["model.layers.1.mlp.act", "model.layers.1.mlp.down_proj"]  # which was made from the right one
+    assert [row.name for row in found.wrong_rows] == wrong, f"\n{found}"
 
 
 def test_int8_inputs_of_products_are_named(right):
@@ -264,7 +264,7 @@ def test_llama_cpp_is_explained_to_the_last_row(right):
     vlm, inputs, trace = right
     port = port_like_llama_cpp(vlm, inputs)
     found = compare(trace, port, model=vlm)
-    causes = {row.name: row.causes[0].name for row in found.faults}
+    causes = {row.name: row.causes[0].name for row in found.wrong_rows}
     assert causes == {
         "visual.blocks.0.norm1": "float16 rounding",
         "visual.blocks.0.attn_residual": "float16 rounding",
@@ -310,7 +310,7 @@ def test_gelu_by_tanh_in_lower_precision(right, kind, recorded):
     port = port_of(vlm, inputs, kind, RECORDED[recorded], ["tanh-gelu"])
     found = compare(trace, port, model=vlm)
     assert not found.ok and found.first.causes[0].name == "tanh GELU", f"\n{found}"
-    assert [row.name for row in found.faults][:1] == [found.first.name] and len(found.faults) == 1
+    assert [row.name for row in found.wrong_rows][:1] == [found.first.name] and len(found.wrong_rows) == 1
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
@@ -321,7 +321,7 @@ def test_quick_gelu_shows_behind_the_merger(right, kind):
         port = port_of(vlm, inputs, kind, is_block)
     comparison = compare(trace, port, model=vlm)
     assert comparison.first.name == "visual" and comparison.first.causes[0].name == "quick GELU", f"\n{comparison}"
-    assert len(comparison.faults) == 1
+    assert len(comparison.wrong_rows) == 1
 
 
 def test_several_missing_biases_are_named_from_blocks(right):
@@ -339,10 +339,10 @@ def test_one_wrong_weight_is_one_row(right):
     port = {name: np.array(tensor) for name, tensor in trace.items()}
     port["model.layers.1.mlp.up_proj"][:, 7] += np.float32(0.5)  # as of a corrupted bias
     found = compare(trace, port, model=vlm)
-    assert [row.name for row in found.faults] == ["model.layers.1.mlp.up_proj", "model.layers.1.mlp.act"], f"\n{found}"
+    assert [row.name for row in found.wrong_rows] == ["model.layers.1.mlp.up_proj", "model.layers.1.mlp.act"], f"\n{found}"
     del port["model.layers.1.mlp.act"], port["model.layers.1.mlp.down_proj"]
     found = compare(trace, port, model=vlm)
-    assert [row.name for row in found.faults] == ["model.layers.1.mlp.up_proj", "model.layers.1"], f"\n{found}"
+    assert [row.name for row in found.wrong_rows] == ["model.layers.1.mlp.up_proj", "model.layers.1"], f"\n{found}"
 
 
 def test_ours_may_be_the_wrong_one(right):

@@ -182,8 +182,8 @@ def test_no_shape_breaks_a_mistake(shown, request):
 
 
 def test_an_error_in_a_mistake_is_raised(port, monkeypatch):
-    def broken(step):
-        yield "no bias", "", step.ours[None, None][7]
+    def broken(subject):
+        yield "no bias", "", subject.ours[None, None][7]
 
     monkeypatch.setattr(mistakes.layers, "MISTAKES", (("model.norm", broken),))
     with pytest.raises(IndexError):

@@ -8,8 +8,8 @@ from conftest import random_video_inputs, small_inputs, small_model
 
 from minivl.compare import local
 from minivl.compare.comparison import compare
+from minivl.compare.judge import load_model
 from minivl.compare.mistakes import replay
-from minivl.compare.shipped import load_model
 from minivl.errors import Error
 from minivl.faults import fault
 from minivl.faults.what_if import with_fresh_kernels

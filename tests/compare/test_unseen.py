@@ -9,7 +9,7 @@ from test_local import is_module, round_to
 import minivl
 from minivl.checkpoint.weights import Weights, as_float32
 from minivl.compare import assert_port, compare
-from minivl.compare.match_names import match_names, outvoted, unmatched
+from minivl.compare.match_names import match_names, meanings, outvoted, unmatched
 from minivl.errors import Error
 from minivl.faults import fault
 from minivl.faults.inject import patch
@@ -82,7 +82,7 @@ def test_a_tower_under_a_foreign_name_is_not_the_decoder(right):
         "audio_tower.layers.0.self_attn.q_proj",
         "grad/model.layers.0.mlp.down_proj",
     ]
-    assert match_names(names, trace) == {} and unmatched(names, trace) == names
+    assert match_names(names, trace) == {} and unmatched(meanings(names, trace)) == names
     port = {}
     for name, tensor in trace.items():
         other = name.replace("visual.blocks", "vision_model.encoder.layers")
@@ -98,14 +98,15 @@ def test_a_name_that_lost_to_another_is_not_compared(right):
     down = trace["visual.blocks.1.mlp.down_proj"]
     same = {"visual.blocks.1.mlp": down, "visual.blocks.1.mlp.down_proj": down}
     wrong = {**same, "visual.blocks.1.mlp": down * 2}
-    assert outvoted(same, trace) == outvoted({**same, "visual.blocks.1.mlp": down[None]}, trace) == {}
-    assert outvoted(wrong, trace) == {"visual.blocks.1.mlp": "visual.blocks.1.mlp.down_proj"}
+    batch = {**same, "visual.blocks.1.mlp": down[None]}
+    assert outvoted(same, meanings(same, trace)) == outvoted(batch, meanings(batch, trace)) == {}
+    assert outvoted(wrong, meanings(wrong, trace)) == {"visual.blocks.1.mlp": "visual.blocks.1.mlp.down_proj"}
     assert "visual.blocks.1.mlp means the same tensor as visual.blocks.1.mlp.down_proj and holds other" in str(
         compare(trace, wrong, model=False)
     )
     qkv = trace["visual.blocks.0.attn.qkv"]
     names = {f"/visual/blocks.0/attn/qkv/{op}_output_0": qkv - (op == "MatMul") for op in ("MatMul", "Add")}
-    assert outvoted(names, trace) == {}  # the product before its bias is another tensor of the same module
+    assert outvoted(names, meanings(names, trace)) == {}  # the product before its bias is another tensor of the same module
     assert compare(trace, names, model=False).covered
 
 
@@ -139,7 +140,7 @@ def test_what_a_map_says_is_not_overruled(right):
     ours = {name: trace[name] for name in trace if not name.endswith("context")}
     names = {"blocks.0.attn": "visual.blocks.0.attn.context"}
     assert match_names(["blocks.0.attn"], ours) == {"visual.blocks.0.attn.proj": "blocks.0.attn"}
-    assert match_names(["blocks.0.attn"], ours, names) == {} and unmatched(["blocks.0.attn"], ours, names)
+    assert match_names(["blocks.0.attn"], ours, names) == {} and unmatched(meanings(["blocks.0.attn"], ours, names))
     assert match_names(["blocks.0.attn"], trace, names) == {"visual.blocks.0.attn.context": "blocks.0.attn"}
 
 
@@ -157,7 +158,7 @@ def test_a_model_that_judged_nothing_is_told(right, tmp_path):
     vlm, _, trace = right
     ours = {name: trace[name] for name in trace if name.startswith("visual")}
     found = compare(ours, {"visual.merger.mlp.0": 2 * ours["visual.merger.mlp.0"]}, model=vlm)
-    assert found.arithmetic is None and found.informed == (True, False)
+    assert found.arithmetic is None and found.has_config and not found.judged
     assert "the model judged nothing: our recording lacks input_ids" in str(found) and "searched as well" not in str(found)
     weights = {name: as_float32(vlm.weights[name]) for name in vlm.weights.names()}
     minivl_file = tmp_path / "theirs.safetensors"
@@ -190,7 +191,7 @@ def test_settings_of_the_checkpoint_do_not_matter(right):
     for penalty in (1.0, 1.05):
         trace = dict(other.trace(inputs, max_new_tokens=7, repetition_penalty=penalty))
         found = compare(trace, trace, model=other)
-        assert found.ok and not found.faults, f"\n{found}"
+        assert found.ok and not found.wrong_rows, f"\n{found}"
         if penalty == 1.0:
             port = {name: trace[name] for name in trace if is_module(name) and not name.endswith("next_token")}
             assert compare(trace, port, model=other).ok
@@ -255,12 +256,12 @@ def test_what_nan_makes_is_not_wrong_by_itself(right):
     overflow = {"model.layers.1.mlp.act": lambda x: np.where(np.arange(x.shape[1]) == 3, np.nan, x)}
     port = dict(vlm.trace(inputs, edit=overflow, stop="lm_head"))
     found = compare({name: trace[name] for name in port}, port, model=vlm)
-    assert [row.name for row in found.faults] == ["model.layers.1.mlp.act"], f"\n{found}"
+    assert [row.name for row in found.wrong_rows] == ["model.layers.1.mlp.act"], f"\n{found}"
     two = {name: np.array(trace[name]) for name in trace if not name.endswith(("scores", "probs"))}
     two["visual.blocks.0.attn.q_rope"].reshape(-1)[0] = np.nan
     two["model.layers.2.mlp.act"][:, 3] = np.nan  # of its own: everything between is finite
-    faults = {row.name for row in compare(trace, two, model=vlm).faults}
-    assert {"visual.blocks.0.attn.q_rope", "model.layers.2.mlp.act"} <= faults
+    wrong = {row.name for row in compare(trace, two, model=vlm).wrong_rows}
+    assert {"visual.blocks.0.attn.q_rope", "model.layers.2.mlp.act"} <= wrong
 
 
 def test_later_tokens_under_other_names_are_run(right):

@@ -79,7 +79,7 @@ def test_lower_precision_is_judged_stage_by_stage(pictures, tmp_path, dtype):
             record_reference(CHECKPOINT, QUESTION, pictures[:1], tmp_path / "low.safetensors", dtype=dtype)
         found = compare(trace, tmp_path / "low.safetensors", model=vlm)
         scores = [f"visual.blocks.{i}.attn.scores" for i in range(vlm.config.vision.depth)] if wrong else []
-        assert [row.name for row in found.faults] == scores and found.ok != wrong, f"\n{found}"
+        assert [row.name for row in found.wrong_rows] == scores and found.ok != wrong, f"\n{found}"
         assert found.arithmetic == dtype
     assert found.first.causes[0].name == "unscaled scores"
 

@@ -11,9 +11,9 @@ Weights are needed only for a tied head and for tensors that were not recorded (
     any_tensor.py        transposed, shifted, scaled, rounded, rows in another order
     replay.py            mistakes between two recorded tensors, by running the model with each
 
-A file maps names of tensors to functions in MISTAKES. Such a function takes a `Step`, the tensor that differs, and yields
-(name of the mistake, sentence, the tensor that it would give), or first of all (RIGHT, "", the tensor as it should be). The
-tensor may be a function that computes it, where that takes long. `diagnose.find_causes` picks the one that gives theirs.
+A file maps names of tensors to functions in MISTAKES. Such a function takes a `Subject` and yields (name of the mistake,
+sentence, the tensor that it would give), or first of all (RIGHT, "", the tensor as it should be). The tensor may be a function
+that computes it, where that takes long. `diagnose.find_causes` picks the one that gives theirs.
 """
 
 from dataclasses import dataclass
@@ -47,10 +47,11 @@ class Unknown(Exception):
     """A mistake cannot be computed: a tensor was not recorded, its shape does not fit, or there is no config."""
 
 
-class Step:
-    """One tensor that differs, and the tensors it is made from.
+class Subject:
+    """A tensor, and the tensors it is made from, to compute mistakes of.
 
     name    as in docs/tensors.md;  short  without "steps.3.";  prefix  without its last word;  word  the last word
+    decoding_step  the 3 of "steps.3.", 0 for the prompt;  lead  "steps.3." or ""
     ours, theirs  the two arrays, theirs without axes of 1, and transposed back if its shape says so
     known   function of a name: the array that both sides agree about, or ours; None if it was not recorded
     config  a Config or None;  images  the originals as PIL images;  weights  a Weights, or None
@@ -58,7 +59,7 @@ class Step:
 
     def __init__(self, name, ours, theirs, known, config=None, images=(), weights=None):
         parsed = parse(name)
-        self.name, self.short, self.number, self.lead = name, parsed.own, parsed.step, parsed.prefix
+        self.name, self.short, self.decoding_step, self.lead = name, parsed.own, parsed.step, parsed.prefix
         self.prefix, _, self.word = self.short.rpartition(".")
         self.ours, self.theirs, self.images, self.weights = ours, theirs, images, weights
         self._known, self._config = known, config
@@ -87,7 +88,7 @@ class Step:
     def cached(self, name):
         """A tensor of the prompt and of all tokens up to this one, [heads, tokens, K], as in a KV cache."""
         chunks = [self.anywhere(name)]
-        chunks += [self.anywhere(f"steps.{n}.{name}") for n in range(1, self.number + 1)]
+        chunks += [self.anywhere(f"steps.{n}.{name}") for n in range(1, self.decoding_step + 1)]
         return np.concatenate(chunks, axis=1)
 
     @property

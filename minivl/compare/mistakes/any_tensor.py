@@ -9,11 +9,12 @@ from minivl.compare.measure import axis_orders, to_float64
 from minivl.kernels.bfloat16 import from_float32, to_float32
 
 
-def axes_exchanged(step):
-    x = step.ours
-    for order in axis_orders(step.theirs.shape, x.shape):
+def axes_exchanged(subject):
+    x = subject.ours
+    for order in axis_orders(subject.theirs.shape, x.shape):
         two = sum(new != old for new, old in enumerate(order)) == 2
-        text = f"its axes are ours in the order {list(order)}: {format_shape(x.shape)} became {format_shape(step.theirs.shape)}"
+        shapes = f"{format_shape(x.shape)} became {format_shape(subject.theirs.shape)}"
+        text = f"its axes are ours in the order {list(order)}: {shapes}"
         other = x.transpose(order)
         yield "transposed" if x.ndim == 2 else "axes exchanged" if two else "axes in another order", text, other
 
@@ -22,10 +23,10 @@ def format_shape(shape):
     return f"[{', '.join(map(str, shape))}]"
 
 
-def reshaped(step):
+def reshaped(subject):
     """The same numbers in another shape, in the same order or in that of another memory layout."""
-    x, shape = step.ours, step.theirs.shape
-    if x.size == step.theirs.size and x.shape != shape:
+    x, shape = subject.ours, subject.theirs.shape
+    if x.size == subject.theirs.size and x.shape != shape:
         yield "another shape", f"the same numbers as {format_shape(shape)}: only the shape differs", x.reshape(shape)
         for order in all_axis_orders(x.ndim):
             text = f"axes in the order {list(order)}, and then the shape {format_shape(shape)}"
@@ -44,19 +45,19 @@ def all_axis_orders(axes):
     return list(itertools.permutations(range(axes)))[1:] if 1 < axes <= 3 else []
 
 
-def rows_reordered(step):
+def rows_reordered(subject):
     """Rows sorted by window, or back; whole units of 4 patches if each patch has a row."""
-    index, x = step.at("visual.window_index"), step.ours
+    index, x = subject.at("visual.window_index"), subject.ours
     for axis, size in enumerate(x.shape):
         unit = size // len(index)
         order = (index[:, None] * unit + np.arange(unit)).reshape(-1)
         if not size or size % len(index) or np.array_equal(order, np.arange(size)):
             continue
         back = np.argsort(order)
-        if step.short in RASTER:
+        if subject.short in RASTER:
             text = "its rows are in window order already, where they are still in the image processor's"
             yield "already in window order", text, x.take(order, axis)
-        elif step.short == "visual":
+        elif subject.short == "visual":
             text = "its rows are in window order, where they should be in raster order again"
             yield "window order not undone", text, x.take(order, axis)
             text = "its rows were indexed by window_index, where argsort(window_index) undoes it"
@@ -73,15 +74,15 @@ def rows_reordered(step):
 RASTER = ("visual.patch_embed", "visual.patch_positions", "pixel_values", "pixel_values_videos")
 
 
-def flipped(step):
-    for axis, size in enumerate(step.ours.shape):
+def flipped(subject):
+    for axis, size in enumerate(subject.ours.shape):
         if size > 1:
-            yield "flipped", f"axis {axis} runs backwards", np.flip(step.ours, axis)
+            yield "flipped", f"axis {axis} runs backwards", np.flip(subject.ours, axis)
 
 
-def shifted(step):
+def shifted(subject):
     """Rows or columns shifted by one; the values that moved in from outside are taken from theirs."""
-    x, y = step.ours, step.theirs
+    x, y = subject.ours, subject.theirs
     if x.shape == y.shape:
         for axis in range(x.ndim):
             if x.shape[axis] < 3:
@@ -108,27 +109,27 @@ def rows_missing_or_added(x, y):
         yield "rows added", f"it has {rows} more at the end", np.concatenate([x, y[-n:]])
 
 
-def rounded(step):
-    if step.ours.dtype == np.float32:
-        low = to_float32(from_float32(step.ours))
+def rounded(subject):
+    if subject.ours.dtype == np.float32:
+        low = to_float32(from_float32(subject.ours))
         yield "bfloat16 rounding", "it is ours, rounded to bfloat16", low
         with np.errstate(over="ignore"):
-            yield "float16 rounding", "it is ours, rounded to float16", step.ours.astype(np.float16).astype(np.float32)
+            yield "float16 rounding", "it is ours, rounded to float16", subject.ours.astype(np.float16).astype(np.float32)
 
 
-def scaled(step):
+def scaled(subject):
     """Multiplied by a constant, plus a constant, or both."""
-    x, y = step.ours.astype(np.float64), step.theirs.astype(np.float64)
-    if x.shape != y.shape or x.size < 3 or step.ours.dtype.kind != "f":
+    x, y = subject.ours.astype(np.float64), subject.theirs.astype(np.float64)
+    if x.shape != y.shape or x.size < 3 or subject.ours.dtype.kind != "f":
         return
-    seen = (to_float64(step.ours) > -np.inf) & (to_float64(step.theirs) > -np.inf)
+    seen = (to_float64(subject.ours) > -np.inf) & (to_float64(subject.theirs) > -np.inf)
     if not seen.any():
         return
     p, q = x[seen], y[seen]
     a, b = fit_line(p, q)
     factor, shift = float((p * q).sum() / ((p * p).sum() or 1.0)), float((q - p).mean())
     if abs(factor) > 1e-6:
-        yield "constant scale", f"it is ours times {factor:.6g}{meaning(factor, step)}", np.where(seen, x * factor, x)
+        yield "constant scale", f"it is ours times {factor:.6g}{meaning(factor, subject)}", np.where(seen, x * factor, x)
     yield "constant shift", f"it is ours plus {shift:.6g}", np.where(seen, x + shift, x)
     if abs(a) > 1e-6:
         yield "scale and shift", f"it is ours times {a:.6g}, plus {b:.6g}", np.where(seen, a * x + b, x)
@@ -141,9 +142,9 @@ def fit_line(x, y):
     return a, float(y.mean() - a * x.mean())
 
 
-def meaning(factor, step):
+def meaning(factor, subject):
     """Text such as " = the square root of its width 128" if the factor is a known size; else ""."""
-    width = step.ours.shape[-1] if step.ours.ndim else 1
+    width = subject.ours.shape[-1] if subject.ours.ndim else 1
     sizes = {"2": 2.0, "255": 255.0, "-1": -1.0, f"the square root of its width {width}": math.sqrt(width)}
     sizes[f"its width {width}"] = float(width)
     for name, size in sizes.items():
@@ -153,9 +154,9 @@ def meaning(factor, step):
     return ""
 
 
-def same_in_every_row(step):
+def same_in_every_row(subject):
     """The same vector added to every row, or multiplied by every row: another bias, another weight of a norm."""
-    x, y = step.ours, step.theirs
+    x, y = subject.ours, subject.theirs
     if x.shape != y.shape or x.ndim < 2 or len(x) < 3 or x.dtype.kind != "f":
         return
     with np.errstate(all="ignore"):
@@ -165,12 +166,12 @@ def same_in_every_row(step):
         yield "constant factors", "each column is ours times a number of its own: another weight of a norm", x * ratio
 
 
-def heads_reordered(step):
+def heads_reordered(subject):
     """Columns of a linear layer: heads interleaved, or permuted for rotation of neighbouring pairs (GGUF files of Llama)."""
-    x = step.ours
-    if x.ndim != 2 or step.word not in ("q_proj", "k_proj", "v_proj", "qkv", "context"):
+    x = subject.ours
+    if x.ndim != 2 or subject.word not in ("q_proj", "k_proj", "v_proj", "qkv", "context"):
         return
-    config = step.config.vision if step.in_tower else step.config.text
+    config = subject.config.vision if subject.in_tower else subject.config.text
     K = config.head_dim
     N, D = x.shape
     groups = x.reshape(N, D // K, K)
@@ -178,14 +179,14 @@ def heads_reordered(step):
     yield "heads interleaved", text, groups.swapaxes(1, 2).reshape(N, D)
     text = "each head's columns are paired (0, K/2), (1, K/2 + 1), ...: weights permuted for rotation of neighbours"
     yield "permuted for interleaved RoPE", text, groups.reshape(N, D // K, 2, K // 2).swapaxes(2, 3).reshape(N, D)
-    if step.word == "qkv":
+    if subject.word == "qkv":
         text = "each head's q, k and v stand side by side: (head, q/k/v), where ours are (q/k/v, head)"
         yield "q, k, v head by head", text, x.reshape(N, 3, D // 3 // K, K).swapaxes(1, 2).reshape(N, D)
 
 
-def zero(step):
-    if step.ours.dtype.kind == "f":
-        yield "all zero", "it is zero everywhere: never computed", np.zeros_like(step.ours)
+def zero(subject):
+    if subject.ours.dtype.kind == "f":
+        yield "all zero", "it is zero everywhere: never computed", np.zeros_like(subject.ours)
 
 
 LAYOUTS = (axes_exchanged, reshaped)

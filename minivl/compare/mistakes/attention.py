@@ -19,21 +19,21 @@ IN_BOTH = "in q and k, "
 LARGEST = 2**27  # scores, [H, N, N] in float64: 1 GB
 
 
-def sizes(step):
+def sizes(subject):
     """(query heads, key heads, head width)."""
-    if step.in_tower:
-        heads = step.config.vision.num_heads
-        return heads, heads, step.config.vision.head_dim
-    return step.config.text.num_attention_heads, step.config.text.num_key_value_heads, step.config.text.head_dim
+    if subject.in_tower:
+        heads = subject.config.vision.num_heads
+        return heads, heads, subject.config.vision.head_dim
+    return subject.config.text.num_attention_heads, subject.config.text.num_key_value_heads, subject.config.text.head_dim
 
 
-def projection(step, which):
+def projection(subject, which):
     """q, k or v as the linear layer gives it, [N, heads, K]."""
-    H, KV, K = sizes(step)
-    if step.in_tower:
-        qkv = step.near("qkv")
+    H, KV, K = sizes(subject)
+    if subject.in_tower:
+        qkv = subject.near("qkv")
         return qkv.reshape(len(qkv), 3, H, K)[:, "qkv".index(which)]
-    x = step.near(f"{which}_proj")
+    x = subject.near(f"{which}_proj")
     return x.reshape(len(x), H if which == "q" else KV, K)
 
 
@@ -44,14 +44,14 @@ def rotate_neighbours(x, cos, sin):
     return np.stack([even * c - odd * s, odd * c + even * s], axis=-1).reshape(x.shape)
 
 
-def tables(step):
-    half = "visual" if step.in_tower else "model"
-    return step.at(f"{half}.rope.cos"), step.at(f"{half}.rope.sin")
+def tables(subject):
+    half = "visual" if subject.in_tower else "model"
+    return subject.at(f"{half}.rope.cos"), subject.at(f"{half}.rope.sin")
 
 
-def wrong_rotations(step):
+def wrong_rotations(subject):
     """(name, sentence, function of x [N, H, K]): every known wrong rotation."""
-    cos, sin = tables(step)
+    cos, sin = tables(subject)
     text = "pairs are neighbours (2i, 2i + 1), instead of half a head apart (i, i + K/2)"
     yield "interleaved RoPE", text, lambda x: rotate_neighbours(x, cos, sin)
     apart = np.concatenate([np.arange(0, cos.shape[1], 2), np.arange(1, cos.shape[1], 2)])
@@ -62,45 +62,45 @@ def wrong_rotations(step):
     yield "no rotation", "it is not rotated at all", lambda x: x.swapaxes(0, 1)
     twice = lambda x: rotate_numpy(rotate_numpy(x, cos, sin).swapaxes(0, 1), cos, sin)  # noqa: E731
     yield "rotated twice", "it is rotated twice", twice
-    for name, sentence, (c, s) in (tower_tables if step.in_tower else decoder_tables)(step):
+    for name, sentence, (c, s) in (tower_tables if subject.in_tower else decoder_tables)(subject):
         if name == RIGHT:
             continue
         yield name, sentence, lambda x, c=c, s=s: rotate_numpy(x, c, s)
 
 
-def rope(step):
-    x = projection(step, step.word[0])
-    yield RIGHT, "", rotate_numpy(x, *tables(step))
-    for name, sentence, turned in wrong_rotations(step):
+def rope(subject):
+    x = projection(subject, subject.word[0])
+    yield RIGHT, "", rotate_numpy(x, *tables(subject))
+    for name, sentence, turned in wrong_rotations(subject):
         yield name, sentence, turned(x)
-    if not step.in_tower:
-        H, KV, K = sizes(step)
+    if not subject.in_tower:
+        H, KV, K = sizes(subject)
         text = "head and index within the head are exchanged"
-        yield "heads interleaved", text, rotate_numpy(x.reshape(len(x), K, -1).swapaxes(1, 2), *tables(step))
+        yield "heads interleaved", text, rotate_numpy(x.reshape(len(x), K, -1).swapaxes(1, 2), *tables(subject))
 
 
 class Attention:
-    """q, k, v and the right mask of a step; `output` computes the step's own tensor."""
+    """q, k, v and the right mask of a subject; `output` computes the subject's own tensor."""
 
-    def __init__(self, step):
-        self.step, (self.H, self.KV, self.K) = step, sizes(step)
-        self.v = projection(step, "v").swapaxes(0, 1) if not step.lead else None
-        self.q = step.near("q_rope")
-        self.k = step.near("k_rope") if step.in_tower else step.cached(f"{step.prefix}.k_rope")
-        self.seen = self.window_mask() if step.in_tower else self.causal_mask()
+    def __init__(self, subject):
+        self.subject, (self.H, self.KV, self.K) = subject, sizes(subject)
+        self.v = projection(subject, "v").swapaxes(0, 1) if not subject.lead else None
+        self.q = subject.near("q_rope")
+        self.k = subject.near("k_rope") if subject.in_tower else subject.cached(f"{subject.prefix}.k_rope")
+        self.seen = self.window_mask() if subject.in_tower else self.causal_mask()
 
     @property
     def is_full(self):
         """Whether patches of this block of the tower attend to their whole frame."""
-        return self.step.layer in self.step.config.vision.fullatt_block_indexes
+        return self.subject.layer in self.subject.config.vision.fullatt_block_indexes
 
     def window_mask(self):
-        return same_segment(self.step.at("visual.cu_seqlens" if self.is_full else "visual.cu_window_seqlens"))
+        return same_segment(self.subject.at("visual.cu_seqlens" if self.is_full else "visual.cu_window_seqlens"))
 
     def causal_mask(self):
         T, S = self.q.shape[1], self.k.shape[1]
         keys, queries = np.arange(S), np.arange(S - T, S)[:, None]
-        window = self.step.config.text.layer_window(self.step.layer)
+        window = self.subject.config.text.layer_window(self.subject.layer)
         return (keys <= queries) & (keys > queries - (window or S))
 
     def scores(self, q=None, k=None, factor=1.0, seen=None, groups=None):
@@ -111,17 +111,17 @@ class Attention:
         return np.where(self.seen if seen is None else seen, scores, -np.inf)
 
     def computed(self, **how):
-        """The step's own tensor with other scores, to be computed when it is called."""
+        """The subject's own tensor with other scores, to be computed when it is called."""
         return Computed(self, how)
 
     def output(self, scores, seen=None, groups=None, probs=None):
-        """The step's own tensor, from scores."""
+        """The subject's own tensor, from scores."""
         seen = self.seen if seen is None else seen
-        if self.step.word == "scores":
-            return pack(scores, seen, -np.inf) if self.step.in_tower else scores
+        if self.subject.word == "scores":
+            return pack(scores, seen, -np.inf) if self.subject.in_tower else scores
         probs = softmax(scores) if probs is None else probs
-        if self.step.word == "probs":
-            return pack(probs, seen, 0) if self.step.in_tower else probs
+        if self.subject.word == "probs":
+            return pack(probs, seen, 0) if self.subject.in_tower else probs
         if self.v is None:
             raise Unknown("v of earlier tokens")
         v = self.v[np.repeat(np.arange(self.KV), self.H // self.KV) if groups is None else groups]
@@ -159,30 +159,30 @@ def pack(rows, seen, empty):
     return out
 
 
-def attention_of(step):
-    a = Attention(step)
+def attention_of(subject):
+    a = Attention(subject)
     if a.H * a.q.shape[1] * a.k.shape[1] > LARGEST:
         raise Unknown("memory for whole rows of scores")
     return a
 
 
-def attention(step):
+def attention(subject):
     # subtle: each takes whole rows of scores, so it is a function, called when its turn comes
-    a = attention_of(step)
+    a = attention_of(subject)
     yield RIGHT, "", a.computed()
     yield from wrong_scales(a)
     yield from wrong_masks(a)
     yield from whole_rows(a)
     yield from wrong_heads(a)
-    if not step.lead:
-        for name, sentence, turned in wrong_rotations(step):
-            q, k = turned(projection(step, "q")), turned(projection(step, "k"))
+    if not subject.lead:
+        for name, sentence, turned in wrong_rotations(subject):
+            q, k = turned(projection(subject, "q")), turned(projection(subject, "k"))
             yield name, IN_BOTH + sentence, a.computed(q=q, k=k)
 
 
-def pairs(step):
+def pairs(subject):
     """Two mistakes of scale, mask and heads at once."""
-    a = attention_of(step)
+    a = attention_of(subject)
     rows = [row for row in (*wrong_scales(a), *wrong_masks(a), *wrong_heads(a)) if isinstance(row[2], Computed)]
     for (name, text, candidate), (other, more, second) in itertools.combinations(rows, 2):
         if (both := candidate.together(second)) is not None:
@@ -213,12 +213,12 @@ def wrong_scales(a):
 
 
 def wrong_masks(a):
-    return (wrong_masks_of_tower if a.step.in_tower else wrong_masks_of_decoder)(a)
+    return (wrong_masks_of_tower if a.subject.in_tower else wrong_masks_of_decoder)(a)
 
 
 def wrong_masks_of_tower(a):
     N = a.q.shape[1]
-    frames, windows = (a.step.at(f"visual.{name}") for name in ("cu_seqlens", "cu_window_seqlens"))
+    frames, windows = (a.subject.at(f"visual.{name}") for name in ("cu_seqlens", "cu_window_seqlens"))
     text = "patches attend to their whole image or frame, instead of their window"
     yield "no window attention", text, a.computed(seen=same_segment(frames))
     text = "patches attend to their window only, in a block with full attention"
@@ -239,8 +239,8 @@ def wrong_masks_of_decoder(a):
     text = "a token does not attend to itself: the causal mask is off by one"
     yield "mask off by one", text, a.computed(seen=keys < queries)
     yield "mask off by one", "a token attends to the next one", a.computed(seen=keys <= queries + 1)
-    if not a.step.lead:
-        ids, config = a.step.at("input_ids"), a.step.config
+    if not a.subject.lead:
+        ids, config = a.subject.at("input_ids"), a.subject.config
         shown = np.isin(ids, (config.image_token_id, config.video_token_id))
         run = np.cumsum(np.diff(shown, prepend=False))
         seen = a.seen | (shown & shown[:, None] & (run == run[:, None]))
@@ -249,20 +249,20 @@ def wrong_masks_of_decoder(a):
 
 def whole_rows(a):
     """Another layout: [H, N, N] where traces have [H, N, L]."""
-    if a.step.in_tower and a.step.word != "context":
+    if a.subject.in_tower and a.subject.word != "context":
         text = "the same values in whole rows [H, N, N], where ours are cut to the segment"
-        yield "whole rows", text, lambda: a.scores() if a.step.word == "scores" else softmax(a.scores())
+        yield "whole rows", text, lambda: a.scores() if a.subject.word == "scores" else softmax(a.scores())
 
 
-def in_whole_rows(step):
-    yield from whole_rows(Attention(step))
+def in_whole_rows(subject):
+    yield from whole_rows(Attention(subject))
 
 
 def wrong_heads(a):
     if a.KV < a.H:
         text = f"query head h reads key head h % {a.KV}, instead of h // {a.H // a.KV}"
         yield "key heads dealt out wrong", text, a.computed(groups=np.tile(np.arange(a.KV), a.H // a.KV))
-    if a.step.word == "context":
+    if a.subject.word == "context":
 
         def side_by_side():
             heads = a.output(a.scores()).reshape(-1, a.H, a.K).swapaxes(0, 1)

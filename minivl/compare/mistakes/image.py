@@ -18,37 +18,37 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FILTERS = ("NEAREST", "BOX", "BILINEAR", "HAMMING", "LANCZOS", "BICUBIC")
 
 
-def original(step):
-    number = int(step.short.split(".")[1])
-    if step.short.startswith("video") or number >= len(step.images):
+def original(subject):
+    number = int(subject.short.split(".")[1])
+    if subject.short.startswith("video") or number >= len(subject.images):
         raise Unknown("image")
-    return step.images[number]
+    return subject.images[number]
 
 
-def patch_and_unit(step):
+def patch_and_unit(subject):
     """(side of a patch, side of a token's patches) in pixels; the published 14 and 28 without a config."""
     try:
-        return step.config.vision.patch_size, step.config.vision.merged_size
+        return subject.config.vision.patch_size, subject.config.vision.merged_size
     except Unknown:
         return 14, 28
 
 
-def resized(step):
-    yield "BGR", "red and blue are exchanged", step.ours[..., ::-1]
-    image = original(step)
-    if step.theirs.ndim != 3 or not step.theirs.size:
+def resized(subject):
+    yield "BGR", "red and blue are exchanged", subject.ours[..., ::-1]
+    image = original(subject)
+    if subject.theirs.ndim != 3 or not subject.theirs.size:
         raise Unknown("height and width")
-    H, W = step.theirs.shape[:2]
+    H, W = subject.theirs.shape[:2]
     for name in FILTERS:
         at = np.asarray(image.resize((W, H), Image.Resampling[name]))
-        if (H, W) == step.ours.shape[:2]:
+        if (H, W) == subject.ours.shape[:2]:
             yield "wrong resize", f"the filter is {name.lower()} instead of bicubic", at
             continue
-        why = size_rule(image.height, image.width, H, W, *patch_and_unit(step))
-        text = f"it is scaled to {H} x {W} instead of {step.ours.shape[0]} x {step.ours.shape[1]}{why}"
+        why = size_rule(image.height, image.width, H, W, *patch_and_unit(subject))
+        text = f"it is scaled to {H} x {W} instead of {subject.ours.shape[0]} x {subject.ours.shape[1]}{why}"
         yield "wrong resize", text + ("" if name == "BICUBIC" else f", and by {name.lower()}"), at
     flat = image.resize((W, H), Image.Resampling.BICUBIC, reducing_gap=1.0)
-    yield "wrong resize", "it is first reduced by whole numbers (reducing_gap), then resized", np.asarray(flat)
+    yield "wrong resize", "it is first reduced by an integer factor (reducing_gap), then resized", np.asarray(flat)
     yield from not_antialiased(np.asarray(image), H, W)
 
 
@@ -60,7 +60,7 @@ def not_antialiased(pixels, H, W):
         at = interpolate(rows.swapaxes(0, 1), x).swapaxes(0, 1)
         text = f"bilinear without antialiasing{', corners aligned' if aligned else ''}, instead of bicubic"
         yield "wrong resize", text, np.clip(np.round(at), 0, 255).astype(np.uint8)
-        yield "wrong resize", f"{text}, and cut to whole numbers", np.clip(at, 0, 255).astype(np.uint8)
+        yield "wrong resize", f"{text}, and cut to integers", np.clip(at, 0, 255).astype(np.uint8)
 
 
 def coordinates(size, to, aligned):
@@ -90,10 +90,10 @@ def size_rule(height, width, H, W, patch, unit):
     return ": width and height exchanged" if smart_resize(width, height, unit, 1, 10**9) == (H, W) else ""
 
 
-def guesses(step):
+def guesses(subject):
     """(name, sentence) of mistakes that cannot be computed, concluded from the kind of difference."""
-    x, y, (_, unit) = step.ours, step.theirs, patch_and_unit(step)
-    if step.word == "resized":
+    x, y, (_, unit) = subject.ours, subject.theirs, patch_and_unit(subject)
+    if subject.word == "resized":
         if x.shape != y.shape and x.ndim == y.ndim == 3:
             odd = [n for n in y.shape[:2] if n % unit]
             why = f"; {odd[0]} is no multiple of {unit}" if odd else "; is it smart_resize, with these limits?"
@@ -104,7 +104,7 @@ def guesses(step):
             mean, most = f"{off.mean():.2g}", f"{off.max():.0f}"
             text = f"it is the same image resized otherwise: off by {mean} of 255 levels in the mean, {most} at most. "
             yield "wrong resize", text + "Is it bicubic, antialiased, by the same Pillow? Give the image (pictures=)"
-    elif step.word in ("normalized", "patches", "pixel_values") and x.shape == y.shape and is_similar(x, y):
+    elif subject.word in ("normalized", "patches", "pixel_values") and x.shape == y.shape and is_similar(x, y):
         yield "wrong resize", "it is a similar image: was it resized or compressed otherwise?"
 
 
@@ -114,11 +114,11 @@ def is_similar(x, y):
     return float(a @ b) > 0.8 * math.sqrt(float(a @ a) * float(b @ b)) > 0
 
 
-def mean_and_deviation(step):
+def mean_and_deviation(subject):
     """image_mean and image_std of our run, two [3, 1], from an image before and after; the published ones if not recorded."""
-    lead = step.short.split(".")[0] if "." in step.short else "video" if "video" in step.short else "image"
+    lead = subject.short.split(".")[0] if "." in subject.short else "video" if "video" in subject.short else "image"
     try:
-        before, after = step.at(f"{lead}.0.resized"), step.at(f"{lead}.0.normalized")
+        before, after = subject.at(f"{lead}.0.resized"), subject.at(f"{lead}.0.normalized")
     except Unknown:
         return tuple(np.array(values)[:, None] for values in CLIP)
     before = np.moveaxis(before, -1, -3) / 255.0
@@ -128,11 +128,11 @@ def mean_and_deviation(step):
     return np.array([[-b / a] for a, b in line]), np.array([[1 / a] for a, _ in line])
 
 
-def colours(step):
+def colours(subject):
     """Mistakes in normalisation, of every tensor with separate channels."""
-    x = step.ours.astype(np.float64)
+    x = subject.ours.astype(np.float64)
     channels = x.reshape(3, -1) if x.ndim == 3 else x.reshape(len(x), 3, -1)  # [C, H, W]; frames of a video, or patches
-    mean, std = mean_and_deviation(step)
+    mean, std = mean_and_deviation(subject)
     unit = channels * std + mean  # 0..1
     for name, sentence, values in renormalised(unit, mean, std):
         yield name, sentence, values.reshape(x.shape)
@@ -168,9 +168,9 @@ COLUMNS = {
 }
 
 
-def patches(step):
+def patches(subject):
     """Rows or columns of patches in another order."""
-    x, vision = step.ours, step.config.vision
+    x, vision = subject.ours, subject.config.vision
     P = vision.patch_size
     cut = x.reshape(len(x), vision.in_channels, vision.temporal_patch_size, P, P)
     for axes, text in COLUMNS.items():
@@ -179,12 +179,12 @@ def patches(step):
     blank = cut.copy()
     blank[:, :, 1:] = 0
     yield "second frame empty", "the second frame is zero: an image counts twice", blank.reshape(x.shape)
-    yield from rows_of_patches(step, x, vision.spatial_merge_size)
+    yield from rows_of_patches(subject, x, vision.spatial_merge_size)
 
 
-def rows_of_patches(step, x, M):
+def rows_of_patches(subject, x, M):
     plain, turned = [], []
-    for part, (t, h, w) in zip(np.split(x, np.cumsum(patch_grids(step).prod(axis=1))[:-1]), patch_grids(step)):
+    for part, (t, h, w) in zip(np.split(x, np.cumsum(patch_grids(subject).prod(axis=1))[:-1]), patch_grids(subject)):
         units = part.reshape(t, h // M, w // M, M, M, -1)
         plain.append(units.transpose(0, 1, 3, 2, 4, 5).reshape(part.shape))
         turned.append(units.transpose(0, 2, 1, 4, 3, 5).reshape(part.shape))
@@ -193,25 +193,25 @@ def rows_of_patches(step, x, M):
     yield "height and width swapped", "patches are cut column by column, not row by row", np.concatenate(turned)
 
 
-def patch_grids(step):
-    if step.word == "patches":
-        P = step.config.vision.patch_size
-        h, w = (side // P for side in step.at(f"{step.prefix}.normalized").shape[-2:])
-        return np.array([[len(step.ours) // (h * w), h, w]])
-    return step.at("video_grid_thw" if step.word == "pixel_values_videos" else "image_grid_thw")
+def patch_grids(subject):
+    if subject.word == "patches":
+        P = subject.config.vision.patch_size
+        h, w = (side // P for side in subject.at(f"{subject.prefix}.normalized").shape[-2:])
+        return np.array([[len(subject.ours) // (h * w), h, w]])
+    return subject.at("video_grid_thw" if subject.word == "pixel_values_videos" else "image_grid_thw")
 
 
-def resized_patches(step):
+def resized_patches(subject):
     """Patches of the originals, resized by each filter to the sides that the grid has."""
-    vision, mean_std = step.config.vision, mean_and_deviation(step)
-    P, grids = vision.patch_size, patch_grids(step)
-    if len(step.images) != len(grids) or step.ours.shape != step.theirs.shape:
+    vision, mean_std = subject.config.vision, mean_and_deviation(subject)
+    P, grids = vision.patch_size, patch_grids(subject)
+    if len(subject.images) != len(grids) or subject.ours.shape != subject.theirs.shape:
         raise Unknown("images")
-    pixels = [np.asarray(image) for image in step.images]
+    pixels = [np.asarray(image) for image in subject.images]
     sizes = [(int(w) * P, int(h) * P) for _, h, w in grids]
     for name in FILTERS:
         if name != "BICUBIC":
-            turned = [np.asarray(i.resize(to, Image.Resampling[name])) for i, to in zip(step.images, sizes)]
+            turned = [np.asarray(i.resize(to, Image.Resampling[name])) for i, to in zip(subject.images, sizes)]
             text = f"the filter is {name.lower()} instead of bicubic"
             yield "wrong resize", text, cut_patches(turned, *mean_std, vision)
     aligned = [next(iter(not_antialiased(image, h * P, w * P)))[2] for image, (_, h, w) in zip(pixels, grids)]
@@ -229,11 +229,11 @@ def cut_patches(images, mean, std, vision):
     return np.concatenate(rows)
 
 
-def rounded_patches(step):
+def rounded_patches(subject):
     """Patches in float16, as ggml's convolution has them; of recorded ones `any_tensor.rounded` says that they are rounded."""
-    if step.ours is step.theirs:
+    if subject.ours is subject.theirs:
         with np.errstate(over="ignore"):
-            low = step.ours.astype(np.float16).astype(np.float32)
+            low = subject.ours.astype(np.float16).astype(np.float32)
         yield (
             "float16 rounding",
             "patches are rounded to float16 before they are multiplied by the patch embedding",

@@ -8,24 +8,26 @@ from minivl.compare.mistakes import RIGHT, Unknown
 from minivl.kernels.activations import gelu_numpy
 
 EPS = (1e-6, 1e-5, 0.0, 1e-12, 1e-8, 1e-7, 1e-4, 1e-3, 1e-2)
+CERTAIN = 12  # standard errors
+ENOUGH_ROWS = 16
 
 
-def norm_input(step):
-    if step.word in ("norm1", "input_layernorm"):
-        return step.block_input()
-    if step.word in ("norm2", "post_attention_layernorm"):
-        return step.near("attn_residual")
-    prefix, count = ("visual.blocks", "depth") if step.in_tower else ("model.layers", "num_hidden_layers")
-    config = step.config.vision if step.in_tower else step.config.text
-    return step.at(f"{prefix}.{getattr(config, count) - 1}")
+def norm_input(subject):
+    if subject.word in ("norm1", "input_layernorm"):
+        return subject.block_input()
+    if subject.word in ("norm2", "post_attention_layernorm"):
+        return subject.near("attn_residual")
+    prefix, count = ("visual.blocks", "depth") if subject.in_tower else ("model.layers", "num_hidden_layers")
+    config = subject.config.vision if subject.in_tower else subject.config.text
+    return subject.at(f"{prefix}.{getattr(config, count) - 1}")
 
 
-def norm(step):
-    x, ours = norm_input(step).astype(np.float64), step.ours.astype(np.float64)
-    eps = 1e-6 if step.in_tower else step.config.text.rms_norm_eps
+def norm(subject):
+    x, ours = norm_input(subject).astype(np.float64), subject.ours.astype(np.float64)
+    eps = 1e-6 if subject.in_tower else subject.config.text.rms_norm_eps
     square, mean = (x * x).mean(axis=1, keepdims=True), x.mean(axis=1, keepdims=True)
     root = np.sqrt(square + eps)
-    for other in (*EPS, fit_eps(square, eps, ours, step.theirs)):
+    for other in (*EPS, fit_eps(square, eps, ours, subject.theirs)):
         if other != eps:
             text = f"eps of the norm is {other:.3g} instead of {eps:.3g}"
             yield "wrong eps", text, ours * root / np.sqrt(square + other)
@@ -51,16 +53,16 @@ def fit_eps(square, eps, ours, theirs):
     return float(f"{other:.1e}") if other > 0 and math.isfinite(other) else eps
 
 
-def faint_eps(step):
+def faint_eps(subject):
     """Sentence for another eps that changes each value by less than rounding does, but all rows together by more; or None.
 
     eps + d makes row n smaller by d / (2 mean(x_n^2)). Fitted to all rows by least squares, with and without a constant
     factor, d must be many standard errors away from 0.
     """
-    x, ours, theirs = (array.astype(np.float64) for array in (norm_input(step), step.ours, step.theirs))
+    x, ours, theirs = (array.astype(np.float64) for array in (norm_input(subject), subject.ours, subject.theirs))
     if len(x) < ENOUGH_ROWS or x.shape != ours.shape or ours.shape != theirs.shape:
         return None
-    eps = 1e-6 if step.in_tower else step.config.text.rms_norm_eps
+    eps = 1e-6 if subject.in_tower else subject.config.text.rms_norm_eps
     slope = -1 / (2 * ((x * x).mean(axis=1) + eps))
     gain = (ours * theirs).sum(axis=1) / (ours * ours).sum(axis=1) - 1
     d, alone = fit_slope(gain, slope[:, None])
@@ -76,10 +78,6 @@ def faint_eps(step):
     )
 
 
-CERTAIN = 12  # standard errors
-ENOUGH_ROWS = 16
-
-
 def fit_slope(values, columns):
     """(factor of the first column, how many standard errors it is away from 0), by least squares."""
     if np.linalg.cond(columns) > 1e12:
@@ -90,8 +88,8 @@ def fit_slope(values, columns):
     return float(factors[0]), abs(float(factors[0])) / math.sqrt(variance) if variance > 0 else 0.0
 
 
-def act(step):
-    gate, up = step.near("gate_proj").astype(np.float64), step.near("up_proj").astype(np.float64)
+def act(subject):
+    gate, up = subject.near("gate_proj").astype(np.float64), subject.near("up_proj").astype(np.float64)
     silu = sigmoid_times(gate)
     yield RIGHT, "", silu * up
     text = "the activation is on up_proj instead of gate_proj: gate * silu(up)"
@@ -110,12 +108,12 @@ def act(step):
 FLIPPED = 0.001  # share of the values of a table that may be rounded the other way
 
 
-def merger_act(step):
-    x = step.near("0").astype(np.float64)
+def merger_act(subject):
+    x = subject.near("0").astype(np.float64)
     yield RIGHT, "", gelu_numpy(x)
     yield "tanh GELU", "GELU by its approximation with tanh, instead of the exact one with erf", gelu_tanh(x)
     text = "GELU by its approximation with tanh, from a table for numbers of float16, as ggml's is, up to 10"
-    yield "tanh GELU", text, gelu_of_a_table(x, step.theirs)
+    yield "tanh GELU", text, gelu_of_a_table(x, subject.theirs)
     text = "x * sigmoid(1.702 x), as in CLIP and Qwen2-VL's tower, instead of exact GELU"
     yield "quick GELU", text, sigmoid_times(x, 1.702)
     yield "SiLU for GELU", "silu instead of GELU", sigmoid_times(x)
@@ -147,20 +145,20 @@ def gelu_of_a_table(x, theirs):
     return np.where(flipped, theirs, made) if flipped.mean() <= FLIPPED else made
 
 
-def attn_residual(step):
-    x = step.block_input()
-    part = step.near("attn.proj" if step.in_tower else "self_attn.o_proj")
-    normed = step.near("norm1" if step.in_tower else "input_layernorm")
+def attn_residual(subject):
+    x = subject.block_input()
+    part = subject.near("attn.proj" if subject.in_tower else "self_attn.o_proj")
+    normed = subject.near("norm1" if subject.in_tower else "input_layernorm")
     yield from residual(x, part, normed, "attention")
 
 
-def block(step):
-    x = step.at(f"{step.short}.attn_residual")
-    part = step.at(f"{step.short}.mlp.down_proj")
-    normed = step.at(f"{step.short}.norm2" if step.in_tower else f"{step.short}.post_attention_layernorm")
+def block(subject):
+    x = subject.at(f"{subject.short}.attn_residual")
+    part = subject.at(f"{subject.short}.mlp.down_proj")
+    normed = subject.at(f"{subject.short}.norm2" if subject.in_tower else f"{subject.short}.post_attention_layernorm")
     text = "the input of the whole block is added to the MLP's output, instead of attn_residual: attention is lost"
     yield from residual(x, part, normed, "the MLP")
-    yield "wrong residual", text, step.block_input() + part
+    yield "wrong residual", text, subject.block_input() + part
 
 
 def residual(x, part, normed, what):
@@ -173,23 +171,23 @@ def residual(x, part, normed, what):
     yield "wrong residual", f"the output of {what} is subtracted", x - part
 
 
-def bias(step):
+def bias(subject):
     """subtle: theirs = ours - bias, whatever the bias: the difference is the same in every row."""
-    x = step.ours
-    if step.weights is not None:
-        vector = step.weights[f"{step.short}.bias"]
+    x = subject.ours
+    if subject.weights is not None:
+        vector = subject.weights[f"{subject.short}.bias"]
         yield "no bias", "the bias is not added", x - vector
         D = len(vector) // 3
-        for i, part in enumerate("qkv" if step.word == "qkv" else ""):
+        for i, part in enumerate("qkv" if subject.word == "qkv" else ""):
             without = np.where(np.arange(3 * D) // D == i, vector, 0)
             yield "no bias", f"the bias is not added (only that of {part})", x - without
         return
-    if x.ndim != 2 or len(x) < 3 or step.theirs.shape != x.shape:
+    if x.ndim != 2 or len(x) < 3 or subject.theirs.shape != x.shape:
         raise Unknown("rows")
-    difference = (step.theirs.astype(np.float64) - x).mean(axis=0)
+    difference = (subject.theirs.astype(np.float64) - x).mean(axis=0)
     size = float(np.abs(difference).max()) or 1.0
     parts = {"": slice(None)}
-    if step.word == "qkv":
+    if subject.word == "qkv":
         D = x.shape[1] // 3
         parts = {f" of {name}": slice(i * D, (i + 1) * D) for i, name in enumerate("qkv")}
     touched = [name for name, part in parts.items() if np.abs(difference[part]).max() > 1e-6 * size]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from minivl.compare.diagnose import explains, functions_for, likeliest
 from minivl.compare.local import fit, run_from_theirs
 from minivl.compare.measure import distance
-from minivl.compare.mistakes import RIGHT, Cause, Step, Unknown
+from minivl.compare.mistakes import RIGHT, Cause, Subject, Unknown
 from minivl.compare.mistakes.attention import IN_BOTH, Computed
 from minivl.compare.mistakes.layers import bias
 from minivl.errors import Error
@@ -33,14 +33,14 @@ MOST_PAIRS = 60  # of mistakes that are tried together
 SAMPLE = 4096  # values of a tensor from which the effect of pairs is predicted
 
 
-def causes_between(wanted, names, local, limit, ours, runs, likely=()):
+def causes_between(wanted, names, local, limit, ours, budget, likely=()):
     """[Cause] of the tensor `wanted`, among mistakes in `names`: the tensors before it that theirs does not have.
 
     For a tensor of the decoder, mistakes of the tower, each of which takes a run of it, are tried only if none of the
     decoder explains it. If no mistake alone does, two are tried together. Mistakes that change nothing in this prompt take
     no run.
 
-    runs    the `Runs` that may be taken
+    budget  the `RunBudget` of the search
     likely  names of mistakes that were found elsewhere: they are tried first
     """
     values = {name: value_of(local.known[name]) for name in names if name in local.known and not name.endswith(SKIPPED)}
@@ -48,18 +48,18 @@ def causes_between(wanted, names, local, limit, ours, runs, likely=()):
     mistakes = mistakes_of(values, known, local.model)
     mistakes = [m for m in mistakes if m.is_felt or changes_something(m, values, known, local.model)]
     mistakes = in_order(mistakes, likely)
-    tried, untried = mistakes[: runs.left], mistakes[runs.left :]
+    tried, untried = mistakes[: budget.left], mistakes[budget.left :]
     slow = [mistake for mistake in tried if wanted not in local.tower and needs_tower({mistake.where}, local)]
-    trial = Trial(wanted, set(values), local, limit, runs)
+    trial = Trial(wanted, set(values), local, limit, budget)
     with tqdm(total=len(tried), desc="trying mistakes", unit="run", leave=False, delay=1, disable=None) as bar:
         for group in ([mistake for mistake in tried if mistake not in slow], slow):
             if causes := trial.causes_of([(mistake,) for mistake in group], bar):
                 return causes
-        pairs, most = trial.pairs(), min(MOST_PAIRS, runs.left)
+        pairs, most = trial.pairs(), min(MOST_PAIRS, budget.left)
         bar.reset(min(most, len(pairs)))
         causes = trial.causes_of(pairs[:most], bar)
     if not causes:
-        runs.untried[wanted] = [mistake.name for mistake in untried], len(tried), min(most, len(pairs)), len(pairs)
+        budget.untried[wanted] = [mistake.name for mistake in untried], len(tried), min(most, len(pairs)), len(pairs)
     return causes
 
 
@@ -81,7 +81,7 @@ def changes_something(mistake, values, known, model):
     for name, value in values.items():
         if mistake.may_be_in(name):
             try:
-                wrong = mistake.wrong(Step(name, value, value, known, model.config, weights=model.weights))
+                wrong = mistake.wrong(Subject(name, value, value, known, model.config, weights=model.weights))
             except (Error, Unknown, ValueError, IndexError, ArithmeticError):
                 return True
             if wrong is not None and is_changed(wrong, value):
@@ -100,8 +100,8 @@ class Trial:
     changes  {mistake: what it alone changes in a sample of the values}
     """
 
-    def __init__(self, wanted, names, local, limit, runs):
-        self.wanted, self.names, self.local, self.limit, self.runs = wanted, names, local, limit, runs
+    def __init__(self, wanted, names, local, limit, budget):
+        self.wanted, self.names, self.local, self.limit, self.budget = wanted, names, local, limit, budget
         self.right = local.computed[wanted]
         self.theirs = fit(local.theirs, wanted, self.right.shape)
         self.before, self.rounding = distance(self.right, self.theirs), local.rounding(wanted)
@@ -124,7 +124,7 @@ class Trial:
         return likeliest(sorted(causes, key=lambda cause: cause.error))
 
     def error_with(self, made):
-        self.runs.left -= 1
+        self.budget.left -= 1
         tensor = run_with(made, self.local, self.names, self.wanted)
         if tensor is None:
             return np.inf
@@ -177,9 +177,9 @@ class Mistake:
             return False
         return self.make is not bias or without_number(name) in self.layers
 
-    def wrong(self, step):
+    def wrong(self, subject):
         """The tensor with the mistake, or a function that computes it; None if its inputs do not allow it."""
-        for name, sentence, array in self.make(step):
+        for name, sentence, array in self.make(subject):
             if (name, sentence) == (self.name, self.sentence):
                 return array
         return None
@@ -192,18 +192,18 @@ def mistakes_of(tensors, known, model):
     """
     mistakes, asked = {}, set()
     for name, array in tensors.items():
-        step = Step(name, array, array, known, model.config, weights=model.weights)
+        subject = Subject(name, array, array, known, model.config, weights=model.weights)
         for make in functions_to_run(name):
-            kind = make, step.in_tower, without_number(name) if make is bias else step.word
+            kind = make, subject.in_tower, without_number(name) if make is bias else subject.word
             if kind in asked:
                 continue
             asked.add(kind)
-            for mistake, sentence, wrong in computed_mistakes(make, step):
+            for mistake, sentence, wrong in computed_mistakes(make, subject):
                 # the same mistake in the tables and in the tensors that are rotated by them counts once
                 key = mistake, sentence.removeprefix(IN_BOTH), without_number(name) if make is bias else ""
                 felt = is_changed(wrong, array)
                 run = Mistake(make, mistake, sentence, name, layers=key[2:], is_felt=felt)
-                mistakes.setdefault(key, {}).setdefault(step.in_tower, run)
+                mistakes.setdefault(key, {}).setdefault(subject.in_tower, run)
     runs = []
     for halves in mistakes.values():
         runs += [next(iter(halves.values()))] if len(halves) > 1 else []
@@ -226,10 +226,10 @@ def several_biases(mistakes):
     return list(runs.values())
 
 
-def computed_mistakes(make, step):
+def computed_mistakes(make, subject):
     """(name, sentence, tensor) of all mistakes that a function yields, up to the first that needs an unknown tensor."""
     try:
-        for name, sentence, wrong in make(step):
+        for name, sentence, wrong in make(subject):
             if name != RIGHT:
                 yield name, sentence, wrong
     except Unknown:
@@ -240,8 +240,8 @@ def run_with(mistakes, local, names, wanted):
     """The tensor `wanted` computed from their inputs with mistakes in the tensors `names`; None if it cannot be run."""
     names = {name for name in names if any(mistake.may_be_in(name) for mistake in mistakes)}
 
-    def change(name, step):
-        made = (mistake.wrong(step) for mistake in mistakes if mistake.may_be_in(name))
+    def change(name, subject):
+        made = (mistake.wrong(subject) for mistake in mistakes if mistake.may_be_in(name))
         return together([wrong for wrong in made if wrong is not None])
 
     return run_with_change(change, names, wanted, local)
@@ -257,14 +257,14 @@ def together(made):
 
 
 def run_with_change(changed, names, wanted, local):
-    """The tensor `wanted` with changed(name, step) in place of each of `names`."""
+    """The tensor `wanted` with changed(name, subject) in place of each of `names`."""
     tower = None if wanted in local.tower or needs_tower(names, local) else local.tower
 
     def change(name, tensor, known):
         if name not in names or name.endswith(SKIPPED):
             return None
         value = value_of(tensor)
-        wrong = changed(name, Step(name, value, value, known, local.model.config, weights=local.model.weights))
+        wrong = changed(name, Subject(name, value, value, known, local.model.config, weights=local.model.weights))
         return None if wrong is None else pad_bounds(wrong, tensor.shape)
 
     try:

@@ -9,11 +9,11 @@ from minivl.compare.mistakes.vision_positions import baked_in_grids, cos_sin, co
 from minivl.model.positions import mrope, prompt_positions
 
 
-def decoder_tables(step):
-    config = step.config.text
-    K, rope, ids = config.head_dim, config.rope, step.at("position_ids")
+def decoder_tables(subject):
+    config = subject.config.text
+    K, rope, ids = config.head_dim, config.rope, subject.at("position_ids")
     yield RIGHT, "", mrope(ids, rope, K)
-    for name, sentence, other in positions(step):
+    for name, sentence, other in positions(subject):
         if name != RIGHT:
             yield name, sentence, mrope(other, rope, K)
     a, b, c = rope.mrope_section
@@ -47,14 +47,14 @@ def other_frequencies(ids, rope, K):
         yield "no YaRN", "frequencies are not stretched by YaRN", mrope(ids, replace(rope, rope_type="default"), K)
 
 
-def positions(step):
+def positions(subject):
     """(name, sentence, int [3, T]) of the right position_ids and of wrong ones."""
-    if step.lead:
-        yield from later_positions(step)
+    if subject.lead:
+        yield from later_positions(subject)
         return
-    ids, config = step.at("input_ids"), step.config
-    images, videos = grids(step) if has_media(ids, config) else (np.zeros((0, 3), dtype=np.int64),) * 2
-    seconds = seconds_per_grid(step, ids, videos)
+    ids, config = subject.at("input_ids"), subject.config
+    images, videos = grids(subject) if has_media(ids, config) else (np.zeros((0, 3), dtype=np.int64),) * 2
+    seconds = seconds_per_grid(subject, ids, videos)
     right, _ = prompt_positions(ids, config, images, videos, seconds)
     T = len(ids)
     yield RIGHT, "", right
@@ -88,9 +88,9 @@ def wrong_times(ids, config, images, videos, seconds):
         return prompt_positions(ids, replace(config, vision=vision), images, videos, seconds, rule)[0]
 
     whole = [float(int(s)) for s in seconds]
-    text = f"second_per_grid_ts are cut to whole numbers: {whole} for {[round(float(s), 3) for s in seconds]}"
+    text = f"second_per_grid_ts are cut to integers: {whole} for {[round(float(s), 3) for s in seconds]}"
     yield "truncated second_per_grid", text, at(whole)
-    text = "second_per_grid_ts are rounded to whole numbers"
+    text = "second_per_grid_ts are rounded to integers"
     yield "truncated second_per_grid", text, at([float(round(s)) for s in seconds])
     yield "no second_per_grid", "second_per_grid_ts are taken for 1.0", at([1.0] * len(seconds))
     if len(seconds) > 1:
@@ -134,16 +134,16 @@ def wrong_starts(ids, config, right):
     yield "off by one after pictures", "after an image text starts two after its largest position", right + late
 
 
-def seconds_per_grid(step, ids, videos):
+def seconds_per_grid(subject, ids, videos):
     """second_per_grid_t of each video: recorded, or derived from our positions to within their rounding."""
-    seconds, taken, rate = [], 0, step.config.vision.tokens_per_second
-    where = np.flatnonzero(ids == step.config.video_token_id)
+    seconds, taken, rate = [], 0, subject.config.vision.tokens_per_second
+    where = np.flatnonzero(ids == subject.config.video_token_id)
     for i, (t, h, w) in enumerate(videos):
-        count = int(h * w) // step.config.vision.merge_unit
+        count = int(h * w) // subject.config.vision.merge_unit
         try:
-            seconds.append(float(step.anywhere(f"video.{i}.second_per_grid_t")[0]))
+            seconds.append(float(subject.anywhere(f"video.{i}.second_per_grid_t")[0]))
         except Unknown:
-            rows = step.ours if step.word == "position_ids" else step.anywhere("position_ids")
+            rows = subject.ours if subject.word == "position_ids" else subject.anywhere("position_ids")
             time = rows[0, where[taken : taken + int(t) * count : count]]
             seconds.append(interval((time - time[0])[1:] / rate, np.arange(1, int(t)), rate))
         taken += int(t) * count
@@ -157,41 +157,41 @@ def interval(passed, frames, rate):
     return float((passed / frames).max() + ((passed + 1 / rate) / frames).min()) / 2
 
 
-def later_positions(step):
+def later_positions(subject):
     """Wrong positions of a generated token."""
-    before = len(step.anywhere("input_ids")) + step.number - 1
-    yield RIGHT, "", np.full((3, 1), before + int(step.anywhere("rope_delta")[0]))
+    before = len(subject.anywhere("input_ids")) + subject.decoding_step - 1
+    yield RIGHT, "", np.full((3, 1), before + int(subject.anywhere("rope_delta")[0]))
     yield "wrong rope delta", "it is the number of tokens before it: rope_delta is left out", np.full((3, 1), before)
     for by, what in ((1, "late"), (-1, "early")):
-        yield "off by one", f"it stands one position too {what}", step.at("position_ids") + by
-    yield "wrong rope delta", "positions start again from 0 with the answer", np.full((3, 1), step.number - 1)
-    delta = int(step.anywhere("rope_delta")[0])
+        yield "off by one", f"it stands one position too {what}", subject.at("position_ids") + by
+    yield "wrong rope delta", "positions start again from 0 with the answer", np.full((3, 1), subject.decoding_step - 1)
+    delta = int(subject.anywhere("rope_delta")[0])
     yield "wrong rope delta", "rope_delta is subtracted instead of added", np.full((3, 1), before - delta)
 
 
-def delta(step):
-    ids = step.at("input_ids")
-    images, videos = grids(step) if has_media(ids, step.config) else (np.zeros((0, 3), dtype=np.int64),) * 2
-    seconds = seconds_per_grid(step, ids, videos)
-    following = prompt_positions(ids, step.config, images, videos, seconds)[1]
+def delta(subject):
+    ids = subject.at("input_ids")
+    images, videos = grids(subject) if has_media(ids, subject.config) else (np.zeros((0, 3), dtype=np.int64),) * 2
+    seconds = seconds_per_grid(subject, ids, videos)
+    following = prompt_positions(ids, subject.config, images, videos, seconds)[1]
     yield RIGHT, "", np.array([following - len(ids)])
     text = "it is 0: the answer's positions go on from the number of tokens"
-    yield "wrong rope delta", text, np.zeros_like(step.ours)
-    yield "wrong rope delta", "its sign is wrong", -step.ours
+    yield "wrong rope delta", text, np.zeros_like(subject.ours)
+    yield "wrong rope delta", "its sign is wrong", -subject.ours
     for by in (1, -1):
         text = f"it is {by:+} off: the largest position and the one after it are confused"
-        yield "wrong rope delta", text, step.ours + by
+        yield "wrong rope delta", text, subject.ours + by
     text = "it is the next position itself, not that minus the number of tokens"
-    yield "wrong rope delta", text, step.ours + len(ids)
+    yield "wrong rope delta", text, subject.ours + len(ids)
     for rule in ("transformers5",) if len(videos) else ():
-        following = prompt_positions(ids, step.config, images, videos, seconds, rule)[1]
+        following = prompt_positions(ids, subject.config, images, videos, seconds, rule)[1]
         text = "after a video text goes on by its longer side, as in transformers 5"
         yield "another rule after a video", text, np.array([following - len(ids)])
 
 
-def table(step):
-    for name, sentence, tables in decoder_tables(step):
-        yield name, sentence, tables[step.word == "sin"]
+def table(subject):
+    for name, sentence, tables in decoder_tables(subject):
+        yield name, sentence, tables[subject.word == "sin"]
 
 
 MISTAKES = (

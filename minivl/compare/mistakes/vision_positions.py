@@ -10,12 +10,12 @@ from minivl.model.positions import inverse_frequencies, patch_positions, vision_
 from minivl.model.windows import frame_segments, to_window_order, window_index
 
 
-def grids(step):
+def grids(subject):
     """(image_grid_thw, video_grid_thw), int64 [n, 3] each."""
     pair = []
     for name in ("image_grid_thw", "video_grid_thw"):
         try:
-            pair.append(step.anywhere(name))
+            pair.append(subject.anywhere(name))
         except Unknown:
             pair.append(np.zeros((0, 3), dtype=np.int64))
     if not len(pair[0]) + len(pair[1]):
@@ -23,8 +23,8 @@ def grids(step):
     return pair
 
 
-def all_grids(step):
-    return np.concatenate(grids(step))
+def all_grids(subject):
+    return np.concatenate(grids(subject))
 
 
 def baked_in_grids(grid, vision):
@@ -46,8 +46,8 @@ MOST_GRIDS = 2
 # ---- windows ----
 
 
-def order(step):
-    grid, vision = all_grids(step), step.config.vision
+def order(subject):
+    grid, vision = all_grids(subject), subject.config.vision
     index, _ = window_index(grid, vision)
     yield RIGHT, "", index
     yield "no window order", "it counts up: the units are left in raster order", np.arange(len(index))
@@ -72,8 +72,8 @@ def other_windows(grid, vision):
     yield "height and width swapped", "height and width of the grid are exchanged", (grid[:, [0, 2, 1]], vision)
 
 
-def window_bounds(step):
-    grid, vision = all_grids(step), step.config.vision
+def window_bounds(subject):
+    grid, vision = all_grids(subject), subject.config.vision
     frames, bounds = frame_segments(grid), window_index(grid, vision)[1]
     yield RIGHT, "", bounds
     yield "no window attention", "its segments are whole frames: there are no windows", frames
@@ -100,24 +100,24 @@ def bounds_with_empty_windows(grid, vision):
     return np.array(ends, dtype=np.int64)
 
 
-def frame_bounds(step):
-    grid = all_grids(step)
+def frame_bounds(subject):
+    grid = all_grids(subject)
     frames, sizes = frame_segments(grid), grid.prod(axis=1)
     yield RIGHT, "", frames
     yield "attention across pictures", "all images are one segment: they attend to each other", frames[[0, -1]]
     text = "a video is one segment: its frames attend to each other"
     yield "frames not apart", text, np.concatenate([[0], np.cumsum(sizes)])
     text = "it counts units of 2 x 2 patches instead of patches"
-    yield "units for patches", text, frames // step.config.vision.merge_unit
-    yield "window attention everywhere", "its segments are windows", window_index(grid, step.config.vision)[1]
+    yield "units for patches", text, frames // subject.config.vision.merge_unit
+    yield "window attention everywhere", "its segments are windows", window_index(grid, subject.config.vision)[1]
 
 
 # ---- rows and columns ----
 
 
-def wrong_patch_positions(step):
+def wrong_patch_positions(subject):
     """(name, sentence, int [N, 2]) in the image processor's order."""
-    grid, merge = all_grids(step), step.config.vision.spatial_merge_size
+    grid, merge = all_grids(subject), subject.config.vision.spatial_merge_size
     positions = patch_positions(grid, merge)
     yield "height and width swapped", "rows and columns of the patches are exchanged", positions[:, ::-1]
     swapped = patch_positions(grid[:, [0, 2, 1]], merge)
@@ -128,22 +128,22 @@ def wrong_patch_positions(step):
     yield "raster order of patches", text, patch_positions(grid, 1)
     yield "places of units", "all four patches of a unit have the same position", positions // merge
     yield "counted from 1", "rows and columns are counted from 1", positions + 1
-    for sentence, other in baked_in_grids(grid, step.config.vision):
+    for sentence, other in baked_in_grids(grid, subject.config.vision):
         yield "baked-in grid", sentence, patch_positions(other, merge)
     text = "patches are counted through: row and column are both the number"
     yield "1-D positions", text, np.stack([np.arange(len(positions))] * 2, axis=1)
 
 
-def positions_of_patches(step):
-    yield RIGHT, "", patch_positions(all_grids(step), step.config.vision.spatial_merge_size)
-    yield from wrong_patch_positions(step)
+def positions_of_patches(subject):
+    yield RIGHT, "", patch_positions(all_grids(subject), subject.config.vision.spatial_merge_size)
+    yield from wrong_patch_positions(subject)
 
 
-def tower_tables(step):
+def tower_tables(subject):
     """(name, sentence, (cos, sin)) of wrong ones, in window order."""
-    vision, K = step.config.vision, step.config.vision.head_dim
-    index, unit = window_index(all_grids(step), vision)[0], vision.merge_unit
-    right = patch_positions(all_grids(step), vision.spatial_merge_size)
+    vision, K = subject.config.vision, subject.config.vision.head_dim
+    index, unit = window_index(all_grids(subject), vision)[0], vision.merge_unit
+    right = patch_positions(all_grids(subject), vision.spatial_merge_size)
     there = to_window_order(right, index, unit)
     yield RIGHT, "", vision_rope(there, K, VISION_THETA)
     text = "rows and columns are in raster order, where the patches are in window order"
@@ -151,7 +151,7 @@ def tower_tables(step):
     text = "rows and columns were sorted by argsort(window_index) instead of window_index"
     inverse = to_window_order(right, np.argsort(index), unit)
     yield "inverse of the window order", text, vision_rope(inverse, K, VISION_THETA)
-    for name, sentence, positions in wrong_patch_positions(step):
+    for name, sentence, positions in wrong_patch_positions(subject):
         yield name, sentence, vision_rope(to_window_order(positions, index, unit), K, VISION_THETA)
     f = inverse_frequencies(VISION_THETA, K // 2)
     yield from wrong_layouts(there, f)
@@ -185,9 +185,9 @@ def cos_sin(angles):
     return np.cos(angles), np.sin(angles)
 
 
-def table(step):
-    for name, sentence, tables in tower_tables(step):
-        yield name, sentence, tables[step.word == "sin"]
+def table(subject):
+    for name, sentence, tables in tower_tables(subject):
+        yield name, sentence, tables[subject.word == "sin"]
 
 
 MISTAKES = (

@@ -1,4 +1,4 @@
-"""The model that judges a comparison: a given one, or the one that ships with minivl if the recording is a run of it."""
+"""Choose the model that judges a comparison: a given one, or the model that ships."""
 
 import copy
 import os
