@@ -23,7 +23,7 @@ from minivl.tensors.chunks import chunks_by_name, concatenate
 class Recording(Mapping):
     """Named arrays in the order in which they were written.
 
-    label  the file, or what errors call it;  metadata  of the file
+    label  the file, or a phrase such as "our recording";  metadata  of the file
     """
 
     def __init__(self, arrays, label, metadata=None, names=None):

@@ -12,7 +12,7 @@ import minivl
 from minivl.cli import main
 from minivl.compare.comparison import compare
 from minivl.compare.match_names import match_names, read_map
-from minivl.compare.render import STATUS_COLOURS, rows_to_show
+from minivl.compare.render import STATUS_COLOURS, remark, rows_to_show
 from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.tensors.catalogue import in_data_flow
 from minivl.tiny import scene
@@ -202,7 +202,8 @@ def test_unknown_names_get_a_hint(setting):
     _, trace = setting
     found = compare(trace, {"visual": trace["visual"], "visual.blocks.1.atn.qkv": -trace["visual.blocks.1.attn.qkv"]})
     assert found["visual.blocks.1.atn.qkv"].hint == "Did you mean visual.blocks.1.attn.qkv?"
-    assert "only in their recording. Did you mean visual.blocks.1.attn.qkv?" in str(found)
+    shown = remark(found["visual.blocks.1.atn.qkv"])
+    assert shown == "only in their recording. Did you mean visual.blocks.1.attn.qkv?"
     assert found["visual.blocks.1.attn.qkv"].status == "MISSING" and found.ok
 
 
