@@ -54,7 +54,7 @@ def test_scenes_are_true():
             assert np.abs(middle - COLOURS[case.answer]).max() <= 12
         assert case.corrupted[1] != case.answer and case.word in case.question and case.answer not in case.wrong
     assert {case.answer for case in CASES} | set(CASES[0].wrong) <= {*COLOURS, *DENIALS}
-    assert all(set(DENIALS) <= set(case.wrong) for case in CASES)  # "none" is no right colour, however far the others are behind
+    assert all(set(DENIALS) <= set(case.wrong) for case in CASES)  # "none" is no right colour, however far behind others are
 
 
 def test_scenes_that_count():
