@@ -32,7 +32,7 @@ from minivl.tiny.drawing import COLOURS, mask  # noqa: E402
 from minivl.tiny.scenes import describe  # noqa: E402
 from minivl.tiny.scoring import (  # noqa: E402
     BOXES,
-    FAMILIES,
+    SCORED_FAMILIES,
     render_forms,
     render_table,
     score_example,
@@ -100,8 +100,8 @@ def forms():
 
 def one_in_another():
     """The family of small shapes in large ones alone, of the same size as `scores`."""
-    return [line for line in render_table(score_families(small_model(), families={"inside": FAMILIES["inside"]})).splitlines()
-            if line.startswith("|") and "not there" not in line]  # fmt: skip
+    results = score_families(small_model(), families={"inside": SCORED_FAMILIES["inside"]})
+    return [line for line in render_table(results).splitlines() if line.startswith("|") and "not there" not in line]
 
 
 def films():

@@ -10,10 +10,10 @@ from minivl.faults.what_if import with_fresh_kernels
 from minivl.helpers import write_whole
 from minivl.tiny import CHECKPOINT
 from minivl.tiny.evaluate import evaluate
-from minivl.tiny.scenes import TASKS
+from minivl.tiny.scenes import USUAL_TASKS
 
 SEED = 1_000_000  # as in evaluate.py: scenes that training cannot have used
-ASKED = [task for task in TASKS if task != "digit"]
+ASKED = [task for task in USUAL_TASKS if task != "digit"]
 HEADER = ("describe", "count", "count kind", "colour", "where (IoU)")
 
 

@@ -15,10 +15,9 @@ from minivl.errors import Error
 from minivl.helpers import did_you_mean
 from minivl.studies.cases import ASKED, QUESTION_WORD
 from minivl.studies.head_atlas import head_atlas
-from minivl.tiny.scoring import FAMILIES, interval_of, score_families
-from minivl.tiny.scoring import TASKS as SCORED_TASKS
+from minivl.tiny.scoring import SCORED_FAMILIES, TASKS, interval_of, score_families
 
-TASKS = ("describe", "count", "colour", "exists", "where", "word", "way", "corner")
+SKILLS = ("describe", "count", "colour", "exists", "where", "word", "way", "corner")
 READ = (QUESTION_WORD, ASKED)
 
 
@@ -48,14 +47,14 @@ class Training:
         return f"At step {self.steps[-1]}, the last of {len(self.steps)}: {'; '.join(parts)}."
 
 
-def over_training(checkpoints, over, tasks=TASKS, families=tuple(FAMILIES), examples=1, **options):
+def over_training(checkpoints, over, tasks=SKILLS, families=tuple(SCORED_FAMILIES), examples=1, **options):
     """Score checkpoints of a training run and measure what their heads read. -> Training
 
     checkpoints  folders, each named by its step ("000400")
     over         cases for the heads: see cases.py
     tasks        to be scored by minivl.tiny.scoring, in trained wordings;  families, examples  as in `score_families`
     """
-    for argument, given, known in (("tasks", tasks, SCORED_TASKS), ("families", families, FAMILIES)):
+    for argument, given, known in (("tasks", tasks, TASKS), ("families", families, SCORED_FAMILIES)):
         for name in given:
             if name not in known:
                 raise Error(f"{argument}= has {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
@@ -67,7 +66,7 @@ def over_training(checkpoints, over, tasks=TASKS, families=tuple(FAMILIES), exam
     skills, heads, strongest = ({name: [] for name in names} for names in (tasks, READ, READ))
     for folder in folders:
         vlm = minivl.load(folder)
-        results = score_families(vlm, examples, families={name: FAMILIES[name] for name in families})
+        results = score_families(vlm, examples, families={name: SCORED_FAMILIES[name] for name in families})
         for task in tasks:
             scores = [scored.score for scored in results if scored.task == task and not scored.held_out]
             skills[task].append(interval_of(task, scores) if scores else (np.nan,) * 3)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 import minivl
 from minivl.tiny import scenes
-from minivl.tiny.scenes import TASKS, task_of
+from minivl.tiny.scenes import USUAL_TASKS, task_of
 from minivl.tiny.scoring import (
     GOALS,
     boxes_in,
@@ -52,7 +52,7 @@ def main():
 
 def evaluate(vlm, scene_count=300, digit_count=360, seed=1_000_000):
     """{task: list of scores}: 1 or 0 for an exact answer; for "where" the box's IoU with the true one."""
-    scores = {task: [] for task in TASKS}
+    scores = {task: [] for task in USUAL_TASKS}
     for number in tqdm(range(scene_count), desc="scenes", file=sys.stderr, disable=None):
         drawn = scenes.scene(seed + number)
         for question, truth in drawn.questions:

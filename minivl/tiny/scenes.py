@@ -78,7 +78,7 @@ def draw_digit_picture(rng, size, pixels, label, augment=False):
 
 # ---- questions, each in its usual wording; those of the tasks are worded in phrasings.py ----
 
-TASKS = ("describe", "count", "count kind", "colour", "where", "digit")
+USUAL_TASKS = ("describe", "count", "count kind", "colour", "where", "digit")
 DESCRIBE = "Describe the picture."
 COUNT = "How many shapes are there?"
 COUNT_KIND = "How many {} are there?"
@@ -120,7 +120,7 @@ def questions(rng, shapes):
 
 
 def task_of(question, answer):
-    """Which of TASKS a question belongs to."""
+    """Which of USUAL_TASKS a question belongs to."""
     if answer.startswith("[{"):
         return "where"
     if answer in COLOURS:

@@ -23,7 +23,7 @@ from minivl.tensors.names import parse
 from minivl.tiny.phrasings import PHRASINGS
 from minivl.tiny.tasks import draw_example
 
-FAMILIES = {  # (examples for one unit, conversations about each)
+SCORED_FAMILIES = {  # (examples for one unit, conversations about each)
     "shapes": (4, 6), "scene": (1, 4), "inside": (2, 3), "blind": (1, 1), "text": (3, 2), "digit": (2, 2), "chart": (2, 2),
     "table": (1, 2), "pair": (5, 2), "video": (5, 2), "corner": (2, 2), "longer": (2, 2), "line": (1, 2),
     "ambiguous": (1, 1), "hidden": (1, 1), "noisy": (1, 1),
@@ -77,8 +77,8 @@ class Scored:
         return FORMS[0] if self.question[-1:] in (".", "?") else FORMS[4]
 
 
-def score_families(vlm, examples=60, seconds=None, seed=0, families=FAMILIES):
-    """A list of Scored. examples: units of FAMILIES for each wording; seconds: stop then, with all families equally far."""
+def score_families(vlm, examples=60, seconds=None, seed=0, families=SCORED_FAMILIES):
+    """A list of Scored. examples: units of `families` for each wording; seconds: stop then, with all families equally far."""
     started, results = time.time(), []
     planned = [
         ((number + 0.5) / (examples * units), family, number, most)
