@@ -20,7 +20,7 @@ from pathlib import Path
 from threading import Lock, current_thread
 from weakref import WeakKeyDictionary
 
-from minivl.answer.answer import Answer, pictures_of_prompt
+from minivl.answer.answer import Answer, list_images
 from minivl.checkpoint.config import Config
 from minivl.checkpoint.fields import check_video_processor, warn_unknown_fields
 from minivl.checkpoint.hub import resolve
@@ -336,8 +336,8 @@ class VLM(Engine):
             return Answer("", ids, **numbers)
         self.tokenizer.warn_unnamed(ids)
         raw = self.tokenizer.decode(ids[:-1] if finished else ids, skip_special=False)
-        pictures = pictures_of_prompt(inputs, self.config.vision.patch_size)
-        return Answer(self.tokenizer.decode(ids), ids, raw=raw, pictures=pictures, **numbers)
+        images = list_images(inputs, self.config.vision.patch_size)
+        return Answer(self.tokenizer.decode(ids), ids, raw=raw, images=images, **numbers)
 
 
 class VLMWithParts(EngineWithParts, VLM):

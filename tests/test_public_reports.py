@@ -93,7 +93,7 @@ def test_llama_cpp_python_78_three_images_by_uri(vlm, tmp_path):
         *({"type": "image_url", "image_url": {"url": path.as_uri()}} for path in paths), {"type": "text", "text": "How many?"},
     ]}]  # fmt: skip
     by_path = vlm.ask("How many?", images=paths, max_new_tokens=3)
-    assert vlm.chat(messages, max_new_tokens=3) == by_path and len(by_path.pictures) == 3
+    assert vlm.chat(messages, max_new_tokens=3) == by_path and len(by_path.images) == 3
 
 
 def test_vllm_15364_limits_of_the_call_have_no_effect(vlm):

@@ -13,7 +13,7 @@ from minivl.errors import Error
 
 
 @dataclass(frozen=True)
-class Picture:
+class PromptImage:
     """An image of the conversation: its source, and its (height, width) before and after it was resized."""
 
     source: object
@@ -21,10 +21,10 @@ class Picture:
     resized_size: tuple
 
 
-def pictures_of_prompt(inputs, patch_size):
-    """A `Picture` for each image of the prompt. The resized size is that of the patches: the last of all resizes."""
+def list_images(inputs, patch_size):
+    """A `PromptImage` for each image of the prompt. The resized size is that of the patches: the last of all resizes."""
     resized = (inputs.image_grid_thw[:, 1:] * patch_size).tolist()
-    return tuple(Picture(s, size, tuple(to)) for s, size, to in zip(inputs.images, inputs.image_sizes, resized))
+    return tuple(PromptImage(s, size, tuple(to)) for s, size, to in zip(inputs.images, inputs.image_sizes, resized))
 
 
 class Answer(str):
@@ -35,15 +35,15 @@ class Answer(str):
     cached_tokens  how many of them were in the cache already and did not run again
     finished       True if the model ended the answer, False if max_new_tokens or the context did
     raw            the text with special tokens such as <|box_start|>, without the one that ended it
-    pictures       a `Picture` for each image of the conversation, videos left out
+    images         a `PromptImage` for each image of the conversation, videos left out
     image          index of the image that boxes and points refer to; `on` sets another
     """
 
-    def __new__(cls, text, ids, *, prompt_tokens, finished, raw="", pictures=(), cached_tokens=0, image=None):
+    def __new__(cls, text, ids, *, prompt_tokens, finished, raw="", images=(), cached_tokens=0, image=None):
         answer = super().__new__(cls, text)
         answer.ids, answer.prompt_tokens, answer.finished = ids, prompt_tokens, finished
-        answer.raw, answer.pictures, answer.cached_tokens = raw, pictures, cached_tokens
-        answer.image = len(pictures) - 1 if image is None else image
+        answer.raw, answer.images, answer.cached_tokens = raw, images, cached_tokens
+        answer.image = len(images) - 1 if image is None else image
         return answer
 
     def __getnewargs_ex__(self):
@@ -57,10 +57,10 @@ class Answer(str):
         subtle: the model's format does not name the image; it is taken to be the last of the conversation. Places in a
         video are not marked as such: if there is an image, they are read in that image, otherwise there are none.
         """
-        if not self.pictures:
+        if not self.images:
             return []
-        picture = self.pictures[self.image]
-        return grounding.places(self.raw, picture.resized_size, picture.original_size, self.image)
+        image = self.images[self.image]
+        return grounding.places(self.raw, image.resized_size, image.original_size, self.image)
 
     @property
     def boxes(self):
@@ -74,8 +74,8 @@ class Answer(str):
 
     def on(self, image):
         """The same answer, its boxes and points read in another image: 0 is the first of the conversation."""
-        if image not in range(len(self.pictures)):
-            raise Error(f"there is no image {image!r}: the conversation has {len(self.pictures)}, the first being 0.")
+        if image not in range(len(self.images)):
+            raise Error(f"there is no image {image!r}: the conversation has {len(self.images)}, the first being 0.")
         return type(self)(str(self), **{**vars(self), "image": image})
 
     def draw(self, font=None):
@@ -86,12 +86,12 @@ class Answer(str):
         from minivl.answer.drawing import draw
         from minivl.processing.load_image import open_image
 
-        if not self.pictures:
+        if not self.images:
             raise Error("there is no image to draw on: the conversation has none.")
-        picture = self.pictures[self.image]
-        image = open_image(picture.source)
-        if (image.height, image.width) != picture.original_size:
-            height, width = picture.original_size
+        asked = self.images[self.image]
+        image = open_image(asked.source)
+        if (image.height, image.width) != asked.original_size:
+            height, width = asked.original_size
             raise Error(
                 f"the image is {image.width} x {image.height} pixels now and was {width} x {height} when the question was "
                 "asked. Ask again."

@@ -31,7 +31,7 @@ COMMANDS = (  # modules of this folder; the command is named like its module, wi
     "plan", "summary", "lab",
 )  # fmt: skip
 # options that are named differently from the library's arguments
-RENAMED = {"spill": "-o", "images": "--image", "pictures": "--image", "videos": "--video"}
+RENAMED = {"spill": "-o", "images": "--image", "videos": "--video"}
 
 
 def main(arguments=None):

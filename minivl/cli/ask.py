@@ -73,7 +73,7 @@ def draw_answer(answer, images, path):
     """Print the boxes and points, in pixels of the image as the model saw it and as it was given, and draw them."""
     from minivl.answer.drawing import write
 
-    name, image, places = images[answer.image], answer.pictures[answer.image], answer.places
+    name, image, places = images[answer.image], answer.images[answer.image], answer.places
     (H, W), (h, w) = image.resized_size, image.original_size
     rows = [("", "", f"as the model saw it, {W} x {H}", f"{name}, {w} x {h}")]
     for place in places:

@@ -39,10 +39,10 @@ def run(options):
     check_output("--json", options.json, [*options.image, *options.video], options.source)
     arguments = {"source": options.source, "prompt_tokens": options.prompt_tokens, "tokens": options.tokens}
     arguments |= values(options, PIXELS + FRAMES)
-    arguments["pictures"] = [parse_image_size(image) for image in options.image]
+    arguments["images"] = [parse_image_size(image) for image in options.image]
     if options.scene is not None:
         width, height = draw_scene(options.scene).image.size
-        arguments["pictures"].append(Size(height, width))
+        arguments["images"].append(Size(height, width))
     arguments["videos"] = [parse_video_size(video) for video in options.video]
     if options.tensors:
         for name, shape, dtype in tensors(**arguments):

@@ -27,7 +27,7 @@ def assert_port(theirs, ours=None, model=None, **options):
     ours     our recording of the same prompt; by default the model runs on the inputs in theirs: input_ids, and for images
              pixel_values and image_grid_thw (for videos pixel_values_videos, video_grid_thw and position_ids)
     model    a VLM, a folder or a hub id; by default the model that ships
-    options  names=, tolerance=, require=, config=, pictures=, runs=, their_weights= of `compare`
+    options  names=, tolerance=, require=, config=, images=, runs=, their_weights= of `compare`
     """
     theirs = open_recording(theirs, "the port's recording")
     if ours is None:

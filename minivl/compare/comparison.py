@@ -173,7 +173,7 @@ def compare(
     names=None,
     tolerance=TOLERANCE,
     config=None,
-    pictures=(),
+    images=(),
     model=None,
     require=(),
     runs=None,
@@ -186,7 +186,7 @@ def compare(
     names      {theirs: ours}, or a JSON file with it, for names that minivl does not recognise (match_names.py)
     tolerance  largest error of an OK; see above
     config     a Config, a config.json or its contents, to find causes; by default the one in our file
-    pictures   the images of the prompt, to find mistakes in resizing
+    images     the images of the prompt, to find mistakes in resizing
     model      a VLM with the same weights, or a folder or hub id of one: it judges each stage alone, and finds mistakes
                between two recorded tensors. Default: the model that ships, if ours is a run of it; False for none
     require    names or globs of our tensors that must be compared: "visual.*"; see `Comparison.covered`
@@ -250,7 +250,7 @@ def compare(
     agreeing = {row.name for row in comparison.compared if row.status in (OK, CLOSE)}
     limit = max(tolerance, rounding_limit(precision, 0.0))
     budget = RunBudget.of(runs, 0 if local is None else local.size)
-    evidence = Evidence(ours, theirs, matches, agreeing.__contains__, config, open_images(pictures), local, limit, budget)
+    evidence = Evidence(ours, theirs, matches, agreeing.__contains__, config, open_images(images), local, limit, budget)
     return add_all_causes(comparison, evidence)
 
 
@@ -333,8 +333,8 @@ def find_config(given, *recordings):
     return None
 
 
-def open_images(pictures):
+def open_images(images):
     from minivl.processing.load_image import open_image
 
-    pictures = pictures if isinstance(pictures, (list, tuple)) else [pictures]
-    return [open_image(picture) for picture in pictures]
+    images = images if isinstance(images, (list, tuple)) else [images]
+    return [open_image(image) for image in images]

@@ -31,7 +31,7 @@ class Fault:
     name      "no-window-attention"
     sentence  what the engine does differently;  origin  how the mistake gets into a port;  bites  the prompts that it affects
     cause     its name in `compare`
-    shows     "picture" or "video": what a prompt must have for it to matter
+    shows     "image" or "video": what a prompt must have for it to matter
     insert    function of `swap`, which it calls with (where, make): see `inject.patch`
     """
 
@@ -76,7 +76,7 @@ def all_faults():
     return FAULTS
 
 
-def register(name, sentence, origin, bites, cause, shows="picture"):
+def register(name, sentence, origin, bites, cause, shows="image"):
     """Decorator: register a function that injects a mistake; it is called with `swap`, see `Fault.insert`."""
 
     def add(insert):

@@ -96,7 +96,7 @@ def what_if(vlm, name, question=None, images=None, videos=None, keep="*", **opti
     with wrong.inject():
         other = with_fresh_kernels(vlm).trace(prompt, keep=wanted, **options)
     originals = [] if isinstance(prompt, Inputs) else open_images(prompt)
-    comparison = compare(right, other, config=vlm.config, pictures=originals, model=False)
+    comparison = compare(right, other, config=vlm.config, images=originals, model=False)
     return WhatIf(
         wrong,
         question if isinstance(question, str) else None,

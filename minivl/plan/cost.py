@@ -34,13 +34,13 @@ PARALLEL = ("silu_multiply", "gelu")  # kernels without products that use all th
 
 
 def plan(
-    source=None, pictures=(), prompt_tokens=40, tokens=100, weights="bfloat16", speeds=None, videos=(), fps=None, nframes=None,
+    source=None, images=(), prompt_tokens=40, tokens=100, weights="bfloat16", speeds=None, videos=(), fps=None, nframes=None,
     min_pixels=None, max_pixels=None,
 ):  # fmt: skip
     """The whole plan as a dict of plain values: bytes, operations, seconds.
 
     source         "3B", "7B", "32B", "72B"; a folder with config.json, or such a file; None: the model that ships
-    pictures       a `Size` for each image;  videos  a `Footage` for each video
+    images         a `Size` for each image;  videos  a `Footage` for each video
     prompt_tokens  tokens of text, including the chat template; those of images and videos are added
     tokens         tokens of the answer
     weights        "bfloat16" or "resident", as stored, or "float32"
@@ -51,7 +51,7 @@ def plan(
     """
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     model = load_meta_model(source, weights)
-    inputs = build_prompt(model, pictures, prompt_tokens, tokens, videos, fps, nframes, limits)
+    inputs = build_prompt(model, images, prompt_tokens, tokens, videos, fps, nframes, limits)
     parts, length = model.costs(inputs, tokens), len(inputs.input_ids)
     vision, grids, clips = model.config.vision, inputs.image_grid_thw.tolist(), inputs.video_grid_thw.tolist()
     image_tokens, video_tokens = (
@@ -61,12 +61,12 @@ def plan(
     result = {
         "model": str(source or "the model that ships"),
         "weights": weights,
-        "pictures": [describe_image(image, grid, vision) for image, grid in zip(pictures, grids)],
+        "images": [describe_image(image, grid, vision) for image, grid in zip(images, grids)],
         "videos": [
             describe_video(video, grid, float(seconds), vision)
             for video, grid, seconds in zip(videos, clips, inputs.second_per_grid_ts)
         ],
-        "prompt": {"text": prompt_tokens, "pictures": image_tokens, "videos": video_tokens, "together": length},
+        "prompt": {"text": prompt_tokens, "images": image_tokens, "videos": video_tokens, "together": length},
         "tokens": tokens,
         "parameters": counts(model.config),
         "operations": {part: operations_by_module(costs, vision) for part, costs in parts.items()},
@@ -121,13 +121,13 @@ def build_prompt(model, images, text_tokens, tokens, videos=(), fps=None, nframe
 
 
 def tensors(
-    source=None, pictures=(), prompt_tokens=40, tokens=100, videos=(), fps=None, nframes=None, min_pixels=None, max_pixels=None
+    source=None, images=(), prompt_tokens=40, tokens=100, videos=(), fps=None, nframes=None, min_pixels=None, max_pixels=None
 ):  # fmt: skip
     """Yield (name, shape, dtype) of every tensor of the same run, in order."""
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     model = load_meta_model(source)
-    build_prompt(model, pictures, prompt_tokens, tokens, videos, fps, nframes, limits)
-    stage = model.whole_run(pictures, prompt_tokens, tokens, videos, limits, {"fps": fps, "nframes": nframes})
+    build_prompt(model, images, prompt_tokens, tokens, videos, fps, nframes, limits)
+    stage = model.whole_run(images, prompt_tokens, tokens, videos, limits, {"fps": fps, "nframes": nframes})
     for name, tensor in drive(stage):
         yield name, tensor.shape, str(tensor.dtype)
 

@@ -16,7 +16,7 @@ def text(plan):
 
 
 def prompt_lines(plan):
-    for i, image in enumerate(plan["pictures"]):
+    for i, image in enumerate(plan["images"]):
         (height, width), (rows, columns) = image["given"], image["resized"]
         yield (
             f"image {i}: {height} x {width} pixels (height x width), resized to {rows} x {columns}: {image['patches']:,} "
@@ -31,9 +31,7 @@ def prompt_lines(plan):
             f"{video['patches']:,} patches, {video['windows']:,} windows, {video['tokens']:,} tokens"
         )
     prompt = plan["prompt"]
-    media = [
-        f"{prompt[key]:,} of {noun}" for key, noun in (("pictures", "images"), ("videos", "videos")) if prompt[key]
-    ]
+    media = [f"{prompt[kind]:,} of {kind}" for kind in ("images", "videos") if prompt[kind]]
     parts = ", ".join([*media, f"{prompt['text']:,} of text"])
     yield f"prompt: {prompt['together']:,} tokens ({parts}); answer: {plan['tokens']:,} tokens"
 

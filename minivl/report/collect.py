@@ -116,7 +116,7 @@ class Collector:
     def data(self, answer, info, measured):
         """The content of the page. info: as in a `Trace`."""
         self._check()
-        maps = Maps.from_tensors(self.config, self.mapped, getattr(answer, "pictures", ()))
+        maps = Maps.from_tensors(self.config, self.mapped, getattr(answer, "images", ()))
         causes, views = None, views_in_page(maps)
         if self.causes:
             causes = measure_causes(self.vlm, {**self.mapped, **self.inputs}, self.ids, maps, views, self.causes)

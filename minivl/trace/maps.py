@@ -64,16 +64,16 @@ class Maps(Grids):
         return cls(config, inputs.input_ids, np.concatenate(media), None, positions, inputs.image_sizes)
 
     @classmethod
-    def from_tensors(cls, config, tensors, pictures=()):
-        """The maps of a run. tensors: those of MAPPED; pictures: an `answer.Picture` for each image of the conversation.
+    def from_tensors(cls, config, tensors, images=()):
+        """The maps of a run. tensors: those of MAPPED; images: an `answer.PromptImage` for each image of the conversation.
 
         subtle: with a cache they are of the prompt's new part alone, and of its new images, the last ones.
         """
         none = np.zeros((0, 3), dtype=np.int64)
-        images, videos = (tensors.get(name, none) for name in ("image_grid_thw", "video_grid_thw"))
+        image_grids, video_grids = (tensors.get(name, none) for name in ("image_grid_thw", "video_grid_thw"))
         order = [tensors[name] for name in ("visual.window_index", "visual.cu_window_seqlens") if name in tensors]
-        sizes = [picture.original_size for picture in pictures][len(pictures) - len(images) :]
-        grids, order = np.concatenate([images, videos]), order if len(order) == 2 else None
+        sizes = [image.original_size for image in images][len(images) - len(image_grids) :]
+        grids, order = np.concatenate([image_grids, video_grids]), order if len(order) == 2 else None
         return cls(config, tensors["input_ids"], grids, order, tensors.get("position_ids"), sizes)
 
     def _window_order(self):

@@ -117,7 +117,7 @@ class Trace(Mapping):
         if self.config is None or "input_ids" not in self.info:
             raise Error("this trace lacks its config or its input_ids. Record it with vlm.trace, beyond input_ids.")
         mapped = {name: np.array(self.info[name], dtype=np.int64) for name in MAPPED if name in self.info}
-        return Maps.from_tensors(self.config, mapped, getattr(self.result, "pictures", ()))
+        return Maps.from_tensors(self.config, mapped, getattr(self.result, "images", ()))
 
     def save(self, path):
         """Write the kept tensors and `info` to a safetensors file: complete or not at all."""

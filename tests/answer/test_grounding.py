@@ -16,7 +16,7 @@ from PIL import Image
 
 import minivl
 from minivl import Error
-from minivl.answer.answer import Answer, Picture
+from minivl.answer.answer import Answer, PromptImage
 from minivl.answer.grounding import Box, Place, Point, iou, places
 from minivl.processing.messages import user
 from minivl.tiny import scene
@@ -279,8 +279,8 @@ def test_sizes_before_and_after_all_resizes(vlm, tmp_path):
     Image.new("RGB", (300, 200)).save(tmp_path / "side.jpg", exif=exif)
     item = {"type": "image", "image": str(tmp_path / "side.jpg"), "resized_height": 560, "resized_width": 280}
     messages = [{"role": "user", "content": [item, {"type": "text", "text": "?"}]}]
-    picture = vlm.chat(messages, max_new_tokens=1).pictures[0]
-    assert picture == Picture(str(tmp_path / "side.jpg"), (300, 200), (448, 224))
+    image = vlm.chat(messages, max_new_tokens=1).images[0]
+    assert image == PromptImage(str(tmp_path / "side.jpg"), (300, 200), (448, 224))
     assert say(vlm, "x", str(tmp_path / "side.jpg")).draw().size == (200, 300)
 
 

@@ -170,7 +170,7 @@ RECORDINGS = [
         "require='nothing.*' matches none of our", "docs/tensors.md lists the names."),
     Bad("recording: config of another model", lambda folder: compare(trace(), trace(), config={"model_type": "gpt2"}),
         "model_type is 'gpt2'; it must be", "Use a Qwen2.5-VL checkpoint."),
-    Bad("recording: picture missing", lambda folder: compare(trace(), trace(), pictures=["no.png"]),
+    Bad("recording: picture missing", lambda folder: compare(trace(), trace(), images=["no.png"]),
         "the image no.png does not exist. Check", "Check the path."),
     Bad("recording: uneven chunks", lambda folder: open_recording({"chunks.1.x": np.zeros((2, 3)),
         "x": np.zeros((2, 4))}), "the chunks of x do not fit together: [2,", "Record the run again."),
@@ -205,8 +205,8 @@ STUDIES = [
 ]  # fmt: skip
 
 
-def answered(pictures=()):
-    return Answer("a", [1], prompt_tokens=3, finished=True, pictures=pictures)
+def answered(images=()):
+    return Answer("a", [1], prompt_tokens=3, finished=True, images=images)
 
 
 ANSWERS = [

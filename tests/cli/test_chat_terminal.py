@@ -124,7 +124,7 @@ def test_a_file_without_a_question_waits_for_one(vlm, capsys):
     assert "put before the next question" in capsys.readouterr().err and console.messages == []
     console.say(DESCRIBE)
     assert [part["type"] for part in console.messages[0]["content"]] == ["image", "image", "text"]
-    assert console.waiting == [] and [p.resized_size for p in console.last.pictures] == [(336, 224), (168, 224)]
+    assert console.waiting == [] and [p.resized_size for p in console.last.images] == [(336, 224), (168, 224)]
 
 
 def test_a_file_that_is_overwritten_does_not_change_what_was_said(vlm):

@@ -51,10 +51,10 @@ def drawn():
     return Port(vlm, messages.user("How many shapes are there?", picture), stop="visual.window_index"), picture
 
 
-def check(port, mistake, pictures=()):
+def check(port, mistake, images=()):
     cause, words, name, make = mistake
     theirs = {more: port[more] for more in MORE if more in port.trace} | {name: make(port)}
-    found = compare(port.trace, theirs, config=port.config, pictures=pictures)
+    found = compare(port.trace, theirs, config=port.config, images=images)
     assert found.first is not None and found.first.name == name, f"\n{found}"
     first = found.first.causes[0] if found.first.causes else None
     assert first is not None and first.name == cause and words in first.sentence, f"\n{found}"
@@ -96,7 +96,7 @@ def test_the_filter_is_named_from_pixel_values(resample):
     port = Port(vlm, messages.user("How many shapes are there?", picture), stop="visual.window_index")
     wrong = resized(lambda x: x.resize(port["image.0.resized"].shape[1::-1], resample), "pixel_values")(port)
     kept = {name: port[name] for name in ("pixel_values", "image_grid_thw", "input_ids")}
-    found = compare(kept, {"pixel_values": wrong}, config=vlm.config, pictures=[picture])
+    found = compare(kept, {"pixel_values": wrong}, config=vlm.config, images=[picture])
     first = found.first.causes[0]
     assert first.name == "wrong resize" and first.exact and "the filter is" in first.sentence, f"\n{found}"
 
@@ -178,7 +178,7 @@ def test_no_shape_breaks_a_mistake(shown, request):
         shapes = {*SHAPES, ours.shape[::-1], (len(ours) + 1, *ours.shape[1:])}
         for shape in sorted(shapes, key=len):
             theirs = np.resize(ours, shape).astype(np.float32) * 1.5
-            compare(port.trace, {name: theirs}, config=port.config, pictures=images)
+            compare(port.trace, {name: theirs}, config=port.config, images=images)
 
 
 def test_an_error_in_a_mistake_is_raised(port, monkeypatch):

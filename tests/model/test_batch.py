@@ -236,7 +236,7 @@ def test_questions_and_pictures_of_every_form(tiny):
         expected = [tiny.ask(**one, **options) for one in asked] + [tiny.chat(prompts[-1], **options)]
         answers = tiny.ask_many(prompts, **options)
         same(answers, expected)
-    assert answers[1].pictures[0].source is drawn[0].image
+    assert answers[1].images[0].source is drawn[0].image
     assert tiny.ask_many(tuple(prompts[:2]), max_new_tokens=3)[0].ids == tiny.ask("Hello", max_new_tokens=3).ids
 
 

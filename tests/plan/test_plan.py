@@ -271,10 +271,10 @@ def test_one_pass_counts_what_single_tokens_do(changes):
 def test_operations_of_the_3b_by_hand():
     """An image of 1092 x 1932: 78 x 138 patches, 10 x 18 windows; the last ones are 6 patches high and 2 wide."""
     found, N, T = plan("3B", [Size(1080, 1920)], 40, 200), 78 * 138, 2733
-    assert found["pictures"] == [
+    assert found["images"] == [
         {"given": [1080, 1920], "resized": [1092, 1932], "patches": N, "windows": 180, "tokens": 2691}
     ]
-    assert found["prompt"] == {"text": 40, "pictures": 2693, "videos": 0, "together": T}
+    assert found["prompt"] == {"text": 40, "images": 2693, "videos": 0, "together": T}
     linear = 2 * N * (4 * 1280**2 + 3 * 1280 * 3420)
     heights, widths = [8] * 9 + [6], [8] * 17 + [2]
     pairs = sum((h * w) ** 2 for h in heights for w in widths)
@@ -407,7 +407,7 @@ def test_largest_tensor():
 def test_seconds():
     """With one speed after the other, the others endless."""
     endless = {**dict.fromkeys(SPEEDS, float("inf")), "call": 0.0}
-    arguments = dict(source="3B", pictures=[Size(1080, 1920)], tokens=11)
+    arguments = dict(source="3B", images=[Size(1080, 1920)], tokens=11)
     found = plan(**arguments)
     done = found["operations"]
 
@@ -451,16 +451,16 @@ def test_sizes_of_pictures(tmp_path):
 
 def test_limits():
     """The published ones for a named size, the folder's own for a folder, the given ones before both."""
-    assert plan("7B", [Size(5000, 7000)])["pictures"][0]["resized"] == [3024, 4228]
+    assert plan("7B", [Size(5000, 7000)])["images"][0]["resized"] == [3024, 4228]
     own = ImageProcessor.read(CHECKPOINT)
-    resized = plan(CHECKPOINT, [Size(1000, 700)])["pictures"][0]["resized"]
+    resized = plan(CHECKPOINT, [Size(1000, 700)])["images"][0]["resized"]
     assert resized == list(smart_resize(1000, 700, 28, own.min_pixels, own.max_pixels))
-    assert plan("7B", [Size(1080, 1920)], max_pixels=1003520)["pictures"][0]["resized"] == [728, 1316]
+    assert plan("7B", [Size(1080, 1920)], max_pixels=1003520)["images"][0]["resized"] == [728, 1316]
 
 
 def test_no_picture_and_one_token():
     found = plan("3B", prompt_tokens=9, tokens=1, speeds=SPEEDS)
-    assert found["pictures"] == [] and found["prompt"] == {"text": 9, "pictures": 0, "videos": 0, "together": 9}
+    assert found["images"] == [] and found["prompt"] == {"text": 9, "images": 0, "videos": 0, "together": 9}
     assert found["operations"]["vision"] == found["operations"]["decode"] == {}
     assert found["seconds"]["vision"] == found["seconds"]["decode"] == 0 < found["seconds"]["prefill"]
     assert "a token" not in text(found)

@@ -90,7 +90,7 @@ def test_a_conversation_that_was_changed_before_a_picture_prepares_it_again(vlm,
     assert alike(ran(vlm, changed, cache), ran(vlm, changed, vlm.new_cache()))
     assert made == 3 * ["scene.png", "other.png", "clip.gif"]
     answer, sizes = vlm.chat(changed, cache, max_new_tokens=1), [scene(seed).image.size[::-1] for seed in (5, 3)]
-    assert len(made) == 9 and [one.original_size for one in answer.pictures] == sizes
+    assert len(made) == 9 and [one.original_size for one in answer.images] == sizes
 
 
 def test_a_file_that_was_overwritten_is_another_picture(vlm, files):

@@ -1,6 +1,6 @@
 """Mistakes in image preprocessing: size, filter, colours, order of patches and columns.
 
-A trace does not hold the original image: mistakes in resizing are computed only if it is given, `compare(..., pictures=[...])`.
+A trace does not hold the original image: mistakes in resizing are computed only if it is given, `compare(..., images=[...])`.
 Without it, `guesses` concludes from the kind of difference.
 """
 
@@ -103,7 +103,7 @@ def guesses(subject):
             off = np.abs(x.astype(np.float64) - y)
             mean, most = f"{off.mean():.2g}", f"{off.max():.0f}"
             text = f"it is the same image resized otherwise: off by {mean} of 255 levels in the mean, {most} at most. "
-            yield "wrong resize", text + "Is it bicubic, antialiased, by the same Pillow? Give the image (pictures=)"
+            yield "wrong resize", text + "Is it bicubic, antialiased, by the same Pillow? Give the image (images=)"
     elif subject.word in ("normalized", "patches", "pixel_values") and x.shape == y.shape and is_similar(x, y):
         yield "wrong resize", "it is a similar image: was it resized or compressed otherwise?"
 
