@@ -78,12 +78,12 @@ FREQUENCIES = "wrong theta; frequencies of the whole head; no YaRN"
 IN_INIT = "unscaled scores; scores scaled twice; scale of the whole width; no bias"
 WINDOWS = "no window attention; window attention everywhere"
 GELU = "tanh GELU; quick GELU; SiLU for GELU; ReLU for GELU; no activation; no bias"
-CAUSAL = "no causal mask; mask off by one; no causal mask in pictures"
+CAUSAL = "no causal mask; mask off by one; no causal mask in images"
 FROM_POSITIONS = (
     "1-D positions; height and width swapped; rows of positions exchanged; time only; baked-in grid; truncated "
     "second_per_grid; no second_per_grid; second_per_grid of another video; time in frames; wrong "
-    "tokens_per_second; pictures from 0; another rule after a video; text goes on by tokens; pictures at one "
-    "place; off by one after pictures; text goes on by patches; text goes on by one"
+    "tokens_per_second; images from 0; another rule after a video; text goes on by tokens; images at one "
+    "place; off by one after images; text goes on by patches; text goes on by one"
 )
 
 # (tensors, mistakes, function): of the rows whose tensors fit, those with the mistake count, else the first without mistakes
@@ -116,7 +116,7 @@ TABLE = (
     ("visual.patch_embed", "", "Qwen2_5_VisionPatchEmbed.forward"),
     ("visual.blocks.*.norm? visual.merger.ln_q", "", "Qwen2_5_VLRMSNorm.forward"),
     ("visual.*.attn.*", WINDOWS, f"{TOWER}.forward"),
-    ("visual.*.attn.*", "attention across pictures", "get_vision_cu_seqlens"),
+    ("visual.*.attn.*", "attention across images", "get_vision_cu_seqlens"),
     ("visual.*.attn.*", ROTATION, "apply_rotary_pos_emb_vision"),
     ("visual.*.attn.*", IN_INIT, "Qwen2_5_VLVisionAttention.__init__"),
     ("visual.*.attn.[qk]_rope", "", "apply_rotary_pos_emb_vision"),

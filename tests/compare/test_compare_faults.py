@@ -137,7 +137,7 @@ BUGS = {
     sections_exchanged: ("model.rope.cos", "wrong mrope sections"),
     tower_eps: ("visual.blocks.0.norm1", "wrong eps"),
     post_norm: ("visual.blocks.0.attn_residual", "post-norm residual"),
-    no_features: ("inputs_embeds", "pictures not put in"),
+    no_features: ("inputs_embeds", "images not put in"),
 }
 
 

@@ -81,7 +81,7 @@ WRONG = {  # family: (function, text of the solution, what a student wrote, name
          "    h = x", "no norm"),
         ("put_in", "x[where] = features", "x[where] += features", "added instead of put in"),
         ("put_in", "x[where] = features", "x[where] = features[0]", "always the first row"),
-        ("put_in", "x[where] = features", "x[where] = features[::-1]", "pictures in another order"),
+        ("put_in", "x[where] = features", "x[where] = features[::-1]", "images in another order"),
         ("put_in", "x[where] = features", "a = where.argmax(); x[a : a + len(features)] = features", "one block"),
     ),
     "positions": (
@@ -145,7 +145,7 @@ WRONG = {  # family: (function, text of the solution, what a student wrote, name
         ("swiglu", "gate / (1 + np.exp(-gate)) * up", "up / (1 + np.exp(-up)) * gate", "gate and up exchanged"),
         ("swiglu", "gate / (1 + np.exp(-gate)) * up", "np.maximum(gate, 0) * up", "ReLU for SiLU"),
         ("segment_attention", "zip(bounds[:-1], bounds[1:])", "[(0, N)]",
-         "no window attention and attention across pictures"),
+         "no window attention and attention across images"),
         ("segment_attention", " / np.sqrt(np.float32(K))", "", "unscaled scores"),
         ("segment_attention", ".swapaxes(0, 1).reshape(N, H * K)", ".reshape(N, H * K)", "heads not put side by side"),
         ("vision_block", "x = x + linear(segment", "x = linear(segment", "no residual"),

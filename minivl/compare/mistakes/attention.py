@@ -226,8 +226,8 @@ def wrong_masks_of_tower(a):
     everything = a.computed(seen=np.ones((N, N), dtype=bool))
     text = "every patch attends to all others, of other images too"
     if a.is_full:
-        yield "attention across pictures", text, everything
-    yield "no window attention and attention across pictures", f"{text}: there are no windows either", everything
+        yield "attention across images", text, everything
+    yield "no window attention and attention across images", f"{text}: there are no windows either", everything
     text, before = "a causal mask in the tower: patches attend only to those before", np.tri(N, dtype=bool)
     yield "causal mask", text, lambda: a.output(np.where(before, a.scores(), -np.inf))
 
@@ -244,7 +244,7 @@ def wrong_masks_of_decoder(a):
         shown = np.isin(ids, (config.image_token_id, config.video_token_id))
         run = np.cumsum(np.diff(shown, prepend=False))
         seen = a.seen | (shown & shown[:, None] & (run == run[:, None]))
-        yield "no causal mask in pictures", "tokens of an image attend to later ones of it", a.computed(seen=seen)
+        yield "no causal mask in images", "tokens of an image attend to later ones of it", a.computed(seen=seen)
 
 
 def whole_rows(a):

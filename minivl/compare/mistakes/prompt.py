@@ -56,7 +56,7 @@ def grid(subject):
 def inputs_embeds(subject):
     x, features = subject.at("model.embed_tokens"), subject.at("visual")
     ids, config = subject.at("input_ids"), subject.config
-    yield "pictures not put in", "the placeholders keep their own embeddings", x
+    yield "images not put in", "the placeholders keep their own embeddings", x
     image, video = ids == config.image_token_id, ids == config.video_token_id
     if image.sum() + video.sum() != len(features):
         raise Unknown("features")
@@ -77,7 +77,7 @@ def inputs_embeds(subject):
         if len(grid)
     ]
     text, reversed_features = "images are put in in the opposite order", np.concatenate(sum(parts, []))
-    yield "pictures in another order", text, scatter(reversed_features)
+    yield "images in another order", text, scatter(reversed_features)
     root = np.sqrt(x.shape[1])
     text = f"embeddings are multiplied by sqrt({x.shape[1]}), as in Gemma"
     yield "scaled embeddings", text, scatter(features) * root

@@ -26,7 +26,7 @@ COMMON = (  # mistakes that ports make most often, a judgement: where not all ca
     "interleaved RoPE", "no window attention", "window order not undone", "height and width swapped", "1-D positions",
     "wrong mrope sections", "no bias", "wrong eps", "wrong theta", "GELU for SiLU", "quick GELU", "tanh GELU",
     "gate and up exchanged", "no causal mask", "key heads dealt out wrong", "unscaled scores", "wrong rope delta", "LayerNorm",
-    "attention across pictures", "other mean and deviation", "BGR", "columns in another order", "inverse of the window order",
+    "attention across images", "other mean and deviation", "BGR", "columns in another order", "inverse of the window order",
 )  # fmt: skip
 UNCHANGED = 5e-7  # a mistake that changes a tensor by less, relative to its largest value, changes nothing
 MOST_PAIRS = 60  # of mistakes that are tried together

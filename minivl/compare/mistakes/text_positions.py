@@ -118,12 +118,12 @@ def wrong_starts(ids, config, right):
         by_count[:, start:end] = own + start
         at_start[:, start:end] = right[:, start:end].min()
         late[end:] += 1
-    yield "pictures from 0", "each image is counted from 0, not from where the text stopped", from_zero
+    yield "images from 0", "each image is counted from 0, not from where the text stopped", from_zero
     text = "after an image positions go on by its number of tokens, not by its longer side"
     yield "text goes on by tokens", text, by_count
-    yield "pictures at one place", "all tokens of an image stand where it starts", at_start
+    yield "images at one place", "all tokens of an image stand where it starts", at_start
     text = "after an image text starts at its largest position, not one after it"
-    yield "off by one after pictures", text, right - late
+    yield "off by one after images", text, right - late
     sides, merge = np.zeros(T, dtype=np.int64), config.vision.spatial_merge_size
     for start, end in zip(first, ends):
         sides[end:] += right[:, start:end].max() - right[:, start:end].min() + 1
@@ -131,7 +131,7 @@ def wrong_starts(ids, config, right):
     yield "text goes on by patches", text, right + sides * (merge - 1)
     text = "after an image text goes on by one, not by its longer side"
     yield "text goes on by one", text, right - sides + late
-    yield "off by one after pictures", "after an image text starts two after its largest position", right + late
+    yield "off by one after images", "after an image text starts two after its largest position", right + late
 
 
 def seconds_per_grid(subject, ids, videos):

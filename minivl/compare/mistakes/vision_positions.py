@@ -78,7 +78,7 @@ def window_bounds(subject):
     yield RIGHT, "", bounds
     yield "no window attention", "its segments are whole frames: there are no windows", frames
     text = "its only segment is everything: there are no windows, and images attend to each other"
-    yield "no window attention and attention across pictures", text, frames[[0, -1]]
+    yield "no window attention and attention across images", text, frames[[0, -1]]
     yield "units for patches", "it counts units of 2 x 2 patches instead of patches", bounds // vision.merge_unit
     for name, sentence, other in other_windows(grid, vision):
         yield name, sentence, window_index(*other)[1]
@@ -104,7 +104,7 @@ def frame_bounds(subject):
     grid = all_grids(subject)
     frames, sizes = frame_segments(grid), grid.prod(axis=1)
     yield RIGHT, "", frames
-    yield "attention across pictures", "all images are one segment: they attend to each other", frames[[0, -1]]
+    yield "attention across images", "all images are one segment: they attend to each other", frames[[0, -1]]
     text = "a video is one segment: its frames attend to each other"
     yield "frames not apart", text, np.concatenate([[0], np.cumsum(sizes)])
     text = "it counts units of 2 x 2 patches instead of patches"

@@ -127,9 +127,9 @@ placeholder (where `where` is true). x itself must not change.""",
     (
         Mistake("added instead of put in", "features are added to the placeholders' embeddings; they replace them",
                 lambda x, features, where: scatter(x, x[where] + features, where)),
-        Mistake("pictures in another order", "the rows are put in in the opposite order",
+        Mistake("images in another order", "the rows are put in in the opposite order",
                 lambda x, features, where: scatter(x, features[::-1], where)),
-        Mistake("pictures in front", "the rows of the picture stand in front of the text; they belong where `where` is true",
+        Mistake("images in front", "the rows of the picture stand in front of the text; they belong where `where` is true",
                 lambda x, features, where: np.concatenate([features, x[~where]])),
         Mistake("one block", "all rows are put in from the first placeholder on; there is text between",
                 lambda x, features, where: np.concatenate(

@@ -219,7 +219,7 @@ config, grid_thw).places, or your own arithmetic, knows (picture, frame, row, co
                 only_windows),
         Mistake("no window attention", "it reaches the whole frame at once: windowed blocks reach their window only",
                 no_windows),
-        Mistake("attention across pictures", "a full block reaches all pictures; full is full within a frame",
+        Mistake("attention across images", "a full block reaches all pictures; full is full within a frame",
                 lambda p, g, b, v: reach(p, g, b, v, of_frame=0)),
         Mistake("frames not apart", "a full block reaches all frames of a video; full is full within a frame",
                 lambda p, g, b, v: reach(p, g, b, v, of_frame=1)),
@@ -264,7 +264,7 @@ in a full one. Count all scores of one head, for all pictures. Mind the windows 
         Mistake("partial windows taken for whole", "it is 64 for each patch, where windows at the edges have fewer; and full is the "
                 "square of all patches, where pictures and frames see themselves only",
                 lambda g, v: (64 * int(g.prod(axis=1).sum()), int(g.prod(axis=1).sum()) ** 2)),
-        Mistake("attention across pictures", "full is the square of all patches: pictures and frames see themselves only",
+        Mistake("attention across images", "full is the square of all patches: pictures and frames see themselves only",
                 lambda g, v: (scores(g, v)[0], int(g.prod(axis=1).sum()) ** 2)),
         Mistake("frames not apart", "full takes a video for one segment: each frame is one",
                 lambda g, v: (scores(g, v)[0], int((g.prod(axis=1) ** 2).sum()))),
