@@ -32,7 +32,7 @@ from minivl.kernels.first_run import choose_at_once
 from minivl.model.batch import answer_many
 from minivl.model.engine import Engine
 from minivl.model.kv_cache import KVCache
-from minivl.model.parts import PICTURE_PARTS, EngineWithParts, check_parts, kernels_with_parts, processor_with_parts
+from minivl.model.parts import IMAGE_PARTS, EngineWithParts, check_parts, kernels_with_parts, processor_with_parts
 from minivl.model.progress import show_answers, show_layers
 from minivl.model.sampling import Sampling, make_rng
 from minivl.plan.meta_model import forecast
@@ -234,7 +234,7 @@ class VLM(Engine):
         other = object.__new__(VLMWithParts)
         vars(other).update(vars(self), kernels=kernels_with_parts(self.kernels, parts))
         other.parts = {**getattr(self, "parts", {}), **parts}
-        if PICTURE_PARTS.keys() & other.parts.keys():
+        if IMAGE_PARTS.keys() & other.parts.keys():
             other.image_processor = processor_with_parts(self.image_processor, other.parts)
         return other
 

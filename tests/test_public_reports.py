@@ -75,7 +75,7 @@ def test_transformers_37264_images_below_28_pixels(vlm):
 def test_transformers_31950_arrays_of_one_row_or_three():
     assert open_image(np.zeros((1, 100, 3), np.uint8)).size == (100, 1)
     assert open_image(np.zeros((3, 50, 3), np.uint8)).size == (50, 3)
-    with pytest.raises(Error, match="is not an? (image|picture)"):
+    with pytest.raises(Error, match="is not an image"):
         open_image(np.zeros((3, 50, 60), np.uint8))
 
 

@@ -29,7 +29,7 @@ def run(options):
     )
     failed = False
     if interactive:
-        print("A question, with @picture.png where you like; /help; Ctrl-D ends.")
+        print("A question, with @image.png where you like; /help; Ctrl-D ends.")
     for line in read_terminal() if interactive else sys.stdin:
         try:
             if not chat.say(line):

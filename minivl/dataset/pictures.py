@@ -24,19 +24,19 @@ def thumbnail(prompt):
     return file.getvalue()
 
 
-def sheet(pictures, captions, boxes, columns=5):
+def sheet(images, captions, boxes, columns=5):
     """A picture for each row, with its box outlined and a caption. -> PIL image
 
-    pictures  PIL images, or None where there is none;  boxes  (x0, y0, x1, y1) as shares of width and height, or None
+    images  PIL images, or None where there is none;  boxes  (x0, y0, x1, y1) as shares of width and height, or None
     """
     lines = max(len(caption.splitlines()) for caption in captions)
-    rows, height = -(-len(pictures) // columns), SIDE + LINE * lines + 2 * GAP
+    rows, height = -(-len(images) // columns), SIDE + LINE * lines + 2 * GAP
     page = Image.new("RGB", (GAP + columns * (SIDE + GAP), rows * height), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(FONT_SIZE)
-    for number, (picture, caption, box) in enumerate(zip(pictures, captions, boxes)):
+    for number, (image, caption, box) in enumerate(zip(images, captions, boxes)):
         x, y = GAP + number % columns * (SIDE + GAP), GAP + number // columns * height
-        if picture is not None:
-            small = picture.convert("RGB").copy()
+        if image is not None:
+            small = image.convert("RGB").copy()
             small.thumbnail((SIDE, SIDE))
             page.paste(small, (x, y))
             if box is not None:

@@ -267,17 +267,17 @@ class Neighbours:
 
     def show(self, columns=5):
         """The rows on their images: a PIL image, which a notebook shows. Videos, and files that are gone, stay empty."""
-        pictures, captions, boxes = [], [], []
+        images, captions, boxes = [], [], []
         for at in range(len(self.rows)):
             prompt, line = self._prompt(at), {name: values[at] for name, values in self.lines.items()}
-            pictures.append(self._open(prompt, int(line["image"])))
+            images.append(self._open(prompt, int(line["image"])))
             height, width = prompt["sizes"][max(int(line["image"]), 0)] if prompt["sizes"] else (1, 1)
             box = [line[name] for name in ("x0", "y0", "x1", "y1")]
             boxes.append(None if line["image"] < 0 else [v / side for v, side in zip(box, (width, height) * 2)])
             cosine, id, what, known = self._describe(at)
             lines = [textwrap.shorten(text, LETTERS) for text in (f"{cosine} {id}", what)]
             captions.append("\n".join(lines + textwrap.wrap(known, LETTERS, max_lines=4, placeholder=" ...")))
-        return sheet(pictures, captions, boxes, columns)
+        return sheet(images, captions, boxes, columns)
 
     def _open(self, prompt, image):
         if prompt["thumbnail"] is not None:  # of one image; which one, older stores do not say

@@ -14,7 +14,7 @@
     values.py      compare one result with the right one
     diagnose.py    name the known mistake that gives a wrong result
     result.py      what `check` returns, as text and as HTML
-    pictures.py    where a wrong row lies on the grid of the picture
+    pictures.py    where a wrong row lies on the grid of the image
     progress.py    which exercises are done and which hints were read, in a small file
     submission.py  the functions of a file
     course.py      check, hint, show, given, exercises

@@ -17,7 +17,7 @@ class Case:
     arguments  {parameter: value}, in the order of the signature
     label      what is special about it, as it stands in "On ..., ..."
     places     int64 [rows, 4]: (image, frame, row, column) of the patch or unit that each row of the result is about; None
-               where the result has no place on a picture
+               where the result has no place on an image
     axis       which axis of the result counts those rows
     known      {name of a tensor: array}: what the mistakes of `compare` are computed from;  config  the model's, for them
     """

@@ -1,4 +1,4 @@
-"""Where the first wrong row lies on the grid of its picture: as text, and as a drawing for a notebook."""
+"""Where the first wrong row lies on the grid of its image: as text, and as a drawing for a notebook."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ RIGHT, WRONG, FIRST = ".", "x", "X"
 
 @dataclass(frozen=True)
 class Grid:
-    """One picture's units or patches; cells [rows, columns] of RIGHT, WRONG, FIRST, or " " where there is no row.
+    """One image's units or patches; cells [rows, columns] of RIGHT, WRONG, FIRST, or " " where there is no row.
 
-    caption  which picture, and which part of it if it is large;  first  row and column of the first wrong one
+    caption  which image, and which part of it if it is large;  first  row and column of the first wrong one
     """
 
     cells: np.ndarray
@@ -53,7 +53,7 @@ class Grid:
 
 
 def draw_grid(places, wrong, index):
-    """The `Grid` of the picture on which the first wrong row lies.
+    """The `Grid` of the image on which the first wrong row lies.
 
     places  int64 [rows, 4]: (image, frame, row, column);  wrong  bool [rows];  index  of the first wrong one
     """
@@ -68,7 +68,7 @@ def draw_grid(places, wrong, index):
     top, left = start_of_part(row, rows), start_of_part(column, columns)
     cells = cells[top : top + MOST, left : left + MOST]
     part = "" if (rows, columns) == cells.shape else f", from row {top} and column {left}"
-    return Grid(cells, f"picture {image}, frame {frame}{part}", (row, column))
+    return Grid(cells, f"image {image}, frame {frame}{part}", (row, column))
 
 
 def start_of_part(at, count):

@@ -62,12 +62,12 @@ TENSOR_PARTS = {  # parameters of the function; what it gives is in the methods 
     "prompt_positions": ("input_ids", "config", "image_grid_thw", "video_grid_thw", "second_per_grid_ts"),
     "mrope": ("position_ids", "rope", "head_dim"),
 }
-PICTURE_PARTS = {
+IMAGE_PARTS = {
     "smart_resize": ("height", "width", "min_pixels", "max_pixels"),
     "patchify": ("frames",),
 }
 PARAMETERS = {
-    **PICTURE_PARTS, **TENSOR_PARTS, **{name: part.parameters for name, part in KERNEL_PARTS.items()},
+    **IMAGE_PARTS, **TENSOR_PARTS, **{name: part.parameters for name, part in KERNEL_PARTS.items()},
 }  # fmt: skip
 
 

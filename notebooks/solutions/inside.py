@@ -32,11 +32,11 @@ def crossing_layer(vlm, pairs):
         maps = vlm.trace(
             clean["question"], images=clean["images"], keep=["input_ids", "image_grid_thw"], stop="image_grid_thw"
         ).maps
-        groups = {"picture": np.flatnonzero(maps.shown), "last": [len(maps.input_ids) - 1]}
+        groups = {"image": np.flatnonzero(maps.shown), "last": [len(maps.input_ids) - 1]}
         prompts = [{name: prompt[name] for name in ("question", "images")} for prompt in (clean, corrupted)]
         answers = clean["answer"], corrupted["answer"]
         recovered.append(studies.patch_grid(vlm, *prompts, answers=answers, groups=groups).recovered)
-    mean = np.mean(recovered, axis=0)  # [inputs_embeds and layers, (picture, last)]
+    mean = np.mean(recovered, axis=0)  # [inputs_embeds and layers, (image, last)]
     return int(np.argmax(mean[:, 1] > mean[:, 0])) - 1
 
 

@@ -22,7 +22,7 @@ def rotate_both(q, k, places, shift):
     return rotate(q, cos, sin), rotate(k, cos, sin)
 
 
-def picture_positions(input_ids, config, image_grid_thw):
+def image_positions(input_ids, config, image_grid_thw):
     return prompt_positions(input_ids, config, image_grid_thw, [], [])
 
 

@@ -25,12 +25,12 @@ def to_raster_order(x, window_index):
 
 
 def reached(patch, grid_thw, blocks, vision):
-    places = []  # (picture, frame, row, column) of each patch, unit by unit
-    for picture, (frames, h, w) in enumerate(grid_thw):
+    places = []  # (image, frame, row, column) of each patch, unit by unit
+    for image, (frames, h, w) in enumerate(grid_thw):
         for frame in range(frames):
             for R in range(h // 2):
                 for S in range(w // 2):
-                    places += [(picture, frame, 2 * R + r, 2 * S + s) for r in (0, 1) for s in (0, 1)]
+                    places += [(image, frame, 2 * R + r, 2 * S + s) for r in (0, 1) for s in (0, 1)]
     places = np.array(places)
     if blocks == 0:
         return np.array([patch])

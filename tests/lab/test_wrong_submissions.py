@@ -102,7 +102,7 @@ WRONG = {  # family: (function, text of the solution, what a student wrote, name
         ("mrope", "np.tile(position_ids[axis].T * f, 2)",
          "np.tile(position_ids[axis].T * np.concatenate([f[:n] for n in rope.mrope_section]), 2)",
          "frequencies of each section"),
-        ("picture_positions", "return prompt_positions(input_ids, config, image_grid_thw, [], [])",
+        ("image_positions", "return prompt_positions(input_ids, config, image_grid_thw, [], [])",
          "return np.tile(np.arange(len(input_ids)), (3, 1)), np.array([0])", "1-D positions"),
         ("prompt_positions", "(t, h // 2, w // 2)", "(t, w // 2, h // 2)", "height and width swapped"),
         ("prompt_positions", "next(seconds)", "int(next(seconds))", "truncated second_per_grid"),
@@ -231,9 +231,9 @@ def block_with_mlp_beside_attention(x, weights, cos, sin, bounds, heads):
 
 STUDENTS = (
     ("smart_resize", resize_by_two_ifs, "a side of 0"),
-    ("picture_positions", positions_after(max), None),
-    ("picture_positions", positions_after(lambda R, S: R), "rows alone"),
-    ("picture_positions", positions_after(lambda R, S: S), "columns alone"),
+    ("image_positions", positions_after(max), None),
+    ("image_positions", positions_after(lambda R, S: R), "rows alone"),
+    ("image_positions", positions_after(lambda R, S: S), "columns alone"),
     ("keep_top_p", cut_what_exceeds, "crossing token dropped"),
     ("vision_block", block_with_mlp_beside_attention, "MLP beside attention"),
 )

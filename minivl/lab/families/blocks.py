@@ -88,7 +88,7 @@ def segment_cases():
     rng = np.random.default_rng(12)
     for grid, full, label in (
         ([[1, 6, 12]], False, "a windowed block, windows of 48 and 24 patches"),
-        ([[1, 6, 12], [1, 4, 4]], True, "a full block, two pictures"),
+        ([[1, 6, 12], [1, 4, 4]], True, "a full block, two images"),
         ([[2, 4, 20]], False, "a windowed block, two frames of a video"),
     ):
         grid = np.array(grid, dtype=np.int64)
@@ -163,7 +163,7 @@ def block(
 def block_cases():
     rng = np.random.default_rng(13)
     D, inner, heads = 16, 24, 2
-    for grid, label in (([[1, 6, 12]], "a picture of two windows"), ([[1, 4, 8], [1, 4, 4]], "two pictures")):
+    for grid, label in (([[1, 6, 12]], "an image of two windows"), ([[1, 4, 8], [1, 4, 4]], "two images")):
         grid = np.array(grid, dtype=np.int64)
         index, bounds = window_index(grid, CONFIG.vision)
         order = (4 * index[:, None] + np.arange(4)).reshape(-1)

@@ -221,13 +221,13 @@ case.answer. Predict the order before you run it.""",
 
 @per_model
 def recovered(vlm, pairs):
-    """Share of the clean answer that comes back, [layers + 1, 2]: patched in the picture, patched in the last token."""
+    """Share of the clean answer that comes back, [layers + 1, 2]: patched in the image, patched in the last token."""
     tables = []
     for clean, corrupted in pairs:
         maps = vlm.trace(
             clean["question"], images=clean["images"], keep=["input_ids", "image_grid_thw"], stop="image_grid_thw"
         ).maps
-        groups = {"picture": np.flatnonzero(maps.shown), "last token": [len(maps.input_ids) - 1]}
+        groups = {"image": np.flatnonzero(maps.shown), "last token": [len(maps.input_ids) - 1]}
         prompts = [{name: prompt[name] for name in ("question", "images")} for prompt in (clean, corrupted)]
         answers = clean["answer"], corrupted["answer"]
         tables.append(studies.patch_grid(vlm, *prompts, answers=answers, groups=groups).recovered)
@@ -235,7 +235,7 @@ def recovered(vlm, pairs):
 
 
 def crossing(table):
-    """The first layer after which the last token gives back more than the picture."""
+    """The first layer after which the last token gives back more than the image."""
     return int(np.argmax(table[:, 1] > table[:, 0])) - 1
 
 
@@ -245,13 +245,13 @@ def pair_cases(vlm):
         image, answer = case.corrupted
         clean = {"question": case.question, "images": case.images, "answer": case.answer}
         pairs.append((clean, {"question": case.question, "images": image, "answer": answer}))
-    return [Case({"vlm": vlm, "pairs": pairs}, f"{PAIRS} pairs of pictures", known={"table": recovered(vlm, pairs)})]
+    return [Case({"vlm": vlm, "pairs": pairs}, f"{PAIRS} pairs of images", known={"table": recovered(vlm, pairs)})]
 
 
 def tell_crossing(submission, cases, rights):
     names = ["inputs_embeds", *[f"layer {i}" for i in range(len(cases[0].known["table"]) - 1)]]
     rows = [f"{name} {a:.0%} and {b:.0%}" for name, (a, b) in zip(names, cases[0].known["table"])]
-    return True, f"Given back by the picture's rows and by the last token's, patched after: {', '.join(rows)}."
+    return True, f"Given back by the image's rows and by the last token's, patched after: {', '.join(rows)}."
 
 
 def by_table(choose):
@@ -260,25 +260,25 @@ def by_table(choose):
 
 CROSSING = Exercise(
     "10.2", "crossing_layer", "Activation patching: where the colour crosses",
-    "Find the layer that carries the colour from the picture's rows to the last token.", 30, 3,
+    "Find the layer that carries the colour from the image's rows to the last token.", 30, 3,
     "crossing_layer(vlm, pairs) -> int: the layer, counted from 0",
-    """A pair is (clean, corrupted), dicts with question, images and answer; the pictures differ in the colour of the shape that is
-asked for. Patch the corrupted run from the clean one: once in all rows of the picture, once in the last row of the prompt, in
+    """A pair is (clean, corrupted), dicts with question, images and answer; the images differ in the colour of the shape that is
+asked for. Patch the corrupted run from the clean one: once in all rows of the image, once in the last row of the prompt, in
 inputs_embeds and after each layer. Recovered is the share of the difference logit(clean answer) - logit(corrupted answer)
-that comes back. In the mean over the pairs, which is the first layer after which the last row gives back more than the picture?""",
-    ("studies.patch_grid(vlm, clean, corrupted, answers=..., groups={\"picture\": rows, \"last\": [row]}).recovered is [1 + layers, "
+that comes back. In the mean over the pairs, which is the first layer after which the last row gives back more than the image?""",
+    ("studies.patch_grid(vlm, clean, corrupted, answers=..., groups={\"image\": rows, \"last\": [row]}).recovered is [1 + layers, "
      "2].",
-     "vlm.trace(..., stop=\"image_grid_thw\").maps.shown says which rows are the picture's. Row 0 of recovered is inputs_embeds.",
+     "vlm.trace(..., stop=\"image_grid_thw\").maps.shown says which rows are the image's. Row 0 of recovered is inputs_embeds.",
      "np.argmax(mean[:, 1] > mean[:, 0]) - 1"),
     lambda vlm, pairs: crossing(recovered(vlm, pairs)), pair_cases, ("layer",),
     (
         Mistake("counted from 1", "it is one too large: row 0 of the table is inputs_embeds, before the first layer",
                 by_table(lambda right, layers: right + 1)),
-        Mistake("the layer before", "after this layer the picture's rows still give back more",
+        Mistake("the layer before", "after this layer the image's rows still give back more",
                 by_table(lambda right, layers: right - 1)),
         Mistake("the last layer", "after the last layer only the last row counts, in any model: the crossing is earlier",
                 by_table(lambda right, layers: layers - 1)),
-        Mistake("inputs_embeds", "before the first layer the colour is in the picture, and nowhere else",
+        Mistake("inputs_embeds", "before the first layer the colour is in the image, and nowhere else",
                 by_table(lambda right, layers: -1)),
         Mistake("number of layers", "layers are counted from 0", by_table(lambda right, layers: layers)),
         Mistake("name for number", "a number is asked for", by_table(lambda right, layers: f"model.layers.{right}")),
@@ -351,7 +351,7 @@ ORDER = Exercise(
     "11.2", "order_effect", "The order of events in a video",
     "Measure whether the order of the frames, and their positions in time, reach the answer.", 30, 3,
     "order_effect(vlm, films) -> (changed backwards, changed without time)",
-    """A film has videos (a list of lists of pictures) and a question. Ask three times, vlm.trace(question, videos=..., keep=[],
+    """A film has videos (a list of lists of images) and a question. Ask three times, vlm.trace(question, videos=..., keep=[],
 max_new_tokens=8).result: as it is; with the frames in the opposite order; and as it is, with the t row of position_ids the
 same for all tokens of the video (the smallest of them; edit={\"position_ids\": function}). Count the films with another answer.""",
     ("film.videos is a list of videos: turn each one round, not the list.",

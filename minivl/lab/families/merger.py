@@ -107,7 +107,7 @@ one: x/2 * (1 + erf(x / sqrt 2)); np.vectorize(math.erf) will do.""",
 
 def scatter_cases():
     made, rng = [], np.random.default_rng(5)
-    for mask, label in (("0011110010", "one prompt of two pictures"), ("0111111000", "one picture of 6 tokens")):
+    for mask, label in (("0011110010", "one prompt of two images"), ("0111111000", "one image of 6 tokens")):
         where = np.array([int(c) for c in mask], dtype=bool)
         x = rng.standard_normal((len(where), 6)).astype(np.float32)
         made.append(Case({"x": x, "features": 9 + x[: where.sum()] ** 2, "where": where}, label))
@@ -115,7 +115,7 @@ def scatter_cases():
 
 
 SCATTER = Exercise(
-    "03.2", "put_in", "The tokens of the picture into the prompt",
+    "03.2", "put_in", "The tokens of the image into the prompt",
     "Put the tower's rows where the placeholders of the prompt are.", 5, 1,
     "put_in(x, features, where) -> float32 [T, D]        features float32 [U, D], where bool [T], true U times",
     """x float32 [T, D] are the embeddings of the prompt. Return them with the j-th row of features in the place of the j-th
@@ -129,7 +129,7 @@ placeholder (where `where` is true). x itself must not change.""",
                 lambda x, features, where: scatter(x, x[where] + features, where)),
         Mistake("images in another order", "the rows are put in in the opposite order",
                 lambda x, features, where: scatter(x, features[::-1], where)),
-        Mistake("images in front", "the rows of the picture stand in front of the text; they belong where `where` is true",
+        Mistake("images in front", "the rows of the image stand in front of the text; they belong where `where` is true",
                 lambda x, features, where: np.concatenate([features, x[~where]])),
         Mistake("one block", "all rows are put in from the first placeholder on; there is text between",
                 lambda x, features, where: np.concatenate(
@@ -163,7 +163,7 @@ def record(vlm, question, image):
 
 
 def find_ground(maps, drawn):
-    """The picture's token farthest from all shapes, as a row of the prompt."""
+    """The image's token farthest from all shapes, as a row of the prompt."""
     tokens = np.arange(maps.tokens)
     middle = maps.pixels_of_token(tokens).reshape(-1, 2, 2).mean(axis=1)  # [tokens, (x, y)]
     boxes = np.array([shape.box for shape in drawn.shapes], dtype=np.float64).reshape(-1, 2, 2)
@@ -177,7 +177,7 @@ def with_embeds(vlm, question, image, embeds):
 
 
 def object_scenes(count=1):
-    """Scenes of `count` shapes on wide pictures."""
+    """Scenes of `count` shapes on wide images."""
     return [scene(seed, size=(168, 336), count=count) for seed in range(40, 52)]
 
 
@@ -187,7 +187,7 @@ def box_of(answer):
 
 
 def move_cases(vlm):
-    """One shape in the left half of a wide picture, to be moved to the right: as far as it can be, and by one token."""
+    """One shape in the left half of a wide image, to be moved to the right: as far as it can be, and by one token."""
     made = []
     for drawn in object_scenes():
         (x0, y0, x1, y1) = drawn.shapes[0].box
@@ -228,7 +228,7 @@ def tell_move(submission, cases, rights):
     return True, f"The model, asked: {'; '.join(parts)}."
 
 
-ROWS = """embeds float32 [T, D] goes into the decoder: words, and the tokens of the picture. source int64 [n] are the rows that show
+ROWS = """embeds float32 [T, D] goes into the decoder: words, and the tokens of the image. source int64 [n] are the rows that show
 an object, ground the row of a piece of empty ground.
 """
 
@@ -294,7 +294,7 @@ def tell_count(submission, cases, rights):
 
 ERASE = Exercise(
     "03.4", "erase_rows", "Erase one object, and the count falls by one",
-    "Take an object away from the decoder alone, without touching the picture.", 10, 1,
+    "Take an object away from the decoder alone, without touching the image.", 10, 1,
     "erase_rows(embeds, source, ground) -> float32 [T, D]",
     ROWS + """Return the embeddings with the ground's row in the place of each row of the object. The check then asks the model to count.""",
     ("embeds itself must not change.", "One row of ground serves for all: NumPy repeats it.",

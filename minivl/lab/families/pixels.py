@@ -19,7 +19,7 @@ CONFIG = Config.named("3B")
 
 
 def sizes():
-    """190 sizes: halves, pictures that are too large or too small, and any."""
+    """190 sizes: halves, images that are too large or too small, and any."""
     rng = np.random.default_rng(1)
     chosen = [(14 * odd, 28 * int(rng.integers(5, 30))) for odd in range(3, 43, 2)]
     chosen += [(int(h), int(w)) for h, w in rng.integers(1000, 4000, (50, 2))]
@@ -34,7 +34,7 @@ def size_cases():
     return [
         Case(
             dict(zip(("height", "width", "min_pixels", "max_pixels"), (h, w, low, high))),
-            f"a picture of {h} x {w} pixels, where {low} to {high} are allowed",
+            f"an image of {h} x {w} pixels, where {low} to {high} are allowed",
         )
         for h, w, low, high in limited
     ]
@@ -86,11 +86,11 @@ def grown_after_shrinking(height, width, min_pixels, max_pixels):
 
 
 SMART_RESIZE = Exercise(
-    "01.1", "smart_resize", "The size of the picture, on 200 sizes",
-    "Compute the size to which a picture is scaled, halves and limits included.", 15, 1,
+    "01.1", "smart_resize", "The size of the image, on 200 sizes",
+    "Compute the size to which an image is scaled, halves and limits included.", 15, 1,
     "smart_resize(height, width, min_pixels, max_pixels) -> (H, W)",
     """Both sides become the nearest multiples of 28 (Python's round). If H * W is then above max_pixels, both sides of the
-picture as it came are divided by beta = sqrt(height * width / max_pixels) and rounded down, to 28 at least; if it is below
+image as it came are divided by beta = sqrt(height * width / max_pixels) and rounded down, to 28 at least; if it is below
 min_pixels, they are multiplied by sqrt(min_pixels / (height * width)) and rounded up.""",
     ("Three cases: as it is, too large, too small. Only the first uses round.",
      "In the cases with beta, start again from height and width, not from the H and W that were too large.",
@@ -115,7 +115,7 @@ min_pixels, they are multiplied by sqrt(min_pixels / (height * width)) and round
         Mistake("a side of 0", "the shorter side of a strip is shrunk to 0, and then the area counts as too small: 28 at least, "
                 "before the other rule is asked", grown_after_shrinking),
         Mistake("rounded before beta", "beta is computed from the rounded sides, and applied to them; it is height and width "
-                "of the picture as it came", shrink_rounded),
+                "of the image as it came", shrink_rounded),
         Mistake("height and width swapped", "it returns (W, H)", lambda *a: right_size(*a)[::-1]),
     ),
     part="smart_resize",
@@ -134,8 +134,8 @@ def patch_cases():
     rng = np.random.default_rng(2)
     made = []
     for t, rows, columns, label in (
-        (1, 2, 3, "a still picture of 56 x 84 pixels, given twice"),
-        (1, 4, 2, "a still picture of 112 x 56 pixels, given twice"),
+        (1, 2, 3, "a still image of 56 x 84 pixels, given twice"),
+        (1, 4, 2, "a still image of 112 x 56 pixels, given twice"),
         (2, 2, 3, "a video of 4 frames"),
     ):
         frames = rng.standard_normal((2 * t, 3, 28 * rows, 28 * columns)).astype(np.float32)
@@ -152,7 +152,7 @@ PATCHIFY = Exercise(
     "Cut frames into the rows that the tower takes, unit by unit.", 20, 2,
     "patchify(frames) -> float32 [N, 1176]        frames float32 [T, 3, H, W], T even",
     """A row is a patch of 14 x 14 pixels in two frames that follow each other, flattened as (channel, time, y, x). Rows come
-pair of frames by pair, and in each unit by unit: a unit is 2 x 2 patches, (0,0) (0,1) (1,0) (1,1). A still picture is
+pair of frames by pair, and in each unit by unit: a unit is 2 x 2 patches, (0,0) (0,1) (1,0) (1,1). A still image is
 given twice, T = 2.""",
     ("One reshape that gives each step its own axis, one transpose, one reshape.",
      "Split H into (rows of units, 2, 14), W likewise, T into (pairs, 2): nine axes.",
@@ -162,7 +162,7 @@ given twice, T = 2.""",
 
 # ---- 01.3 from pixel to row ----
 
-FIRST = 15  # row of the prompt in which the picture begins
+FIRST = 15  # row of the prompt in which the image begins
 
 
 def locate(x, y, grid_thw, first):
@@ -180,7 +180,7 @@ def pixel_cases():
     ):
         for x, y in pixels:
             grid = np.array([[1, rows, columns]], dtype=np.int64)
-            label = f"pixel x = {x}, y = {y} of a picture of {rows} x {columns} patches, its first token in row {FIRST}"
+            label = f"pixel x = {x}, y = {y} of an image of {rows} x {columns} patches, its first token in row {FIRST}"
             made.append(Case({"x": x, "y": y, "grid_thw": grid, "first": FIRST}, label))
     return made
 
@@ -199,8 +199,8 @@ LOCATE = Exercise(
     "01.3", "locate", "From a pixel to its patch and to its row in the prompt",
     "Follow a pixel to its patch, its token, and the row of the decoder that shows it.", 15, 1,
     "locate(x, y, grid_thw, first) -> (patch, token, row)",
-    """(x, y) is a pixel of the resized picture, x to the right, y down; grid_thw int64 [1, 3] its frames, patch rows and patch
-columns; `first` the row of the prompt that holds the picture's first token. Patches are counted unit by unit, as they are cut.""",
+    """(x, y) is a pixel of the resized image, x to the right, y down; grid_thw int64 [1, 3] its frames, patch rows and patch
+columns; `first` the row of the prompt that holds the image's first token. Patches are counted unit by unit, as they are cut.""",
     ("The token is simple: 28 pixels a side, row by row.",
      "The patch is 4 * token + which of the four.",
      "patch = 4 * token + 2 * (y // 14 % 2) + x // 14 % 2"),
@@ -220,7 +220,7 @@ columns; `first` the row of the prompt that holds the picture's first token. Pat
                 located(lambda x, y, h, w: patch_number(x, y, 2 * w))),
         Mistake("rows of patches", "there is a row for each token, not for each patch",
                 lambda *a: (*(right := locate(*a))[:2], a[3] + right[0])),
-        Mistake("first row left out", "the row is counted from the picture, not from the prompt: add first",
+        Mistake("first row left out", "the row is counted from the image, not from the prompt: add first",
                 lambda *a: (*(right := locate(*a))[:2], right[1])),
         Mistake("off by one", "the row is one too large: token 0 is in row `first`", located(
             lambda x, y, h, w: patch_number(x, y, w), shift=1)),
@@ -267,17 +267,17 @@ def tell_bgr(submission, cases, rights):
 
 BGR_EFFECT = Exercise(
     "01.4", "bgr_effect", "Red and blue exchanged: predict, then see",
-    "Predict which answers survive a picture in BGR, then measure it.", 15, 1,
+    "Predict which answers survive an image in BGR, then measure it.", 15, 1,
     'bgr_effect(vlm, scenes) -> a set of tasks, out of {"describe", "count", "count kind", "colour"}',
-    """OpenCV gives pictures as blue, green, red. Which tasks have other answers then, in at least half of the scenes? Predict the
+    """OpenCV gives images as blue, green, red. Which tasks have other answers then, in at least half of the scenes? Predict the
 set and check it as a value; then write the function. A scene has an image and questions, pairs of (question, truth);
 minivl.tiny.scenes.task_of(question, truth) names the task.""",
     ("What does a question need: where something is, what shape it has, or its colour?",
-     "np.asarray(image)[..., ::-1] is the picture in BGR; Image.fromarray makes a picture again.",
-     "Count for each task how often vlm.ask(question, images=picture) differs between the two pictures."),
+     "np.asarray(image)[..., ::-1] is the image in BGR; Image.fromarray makes an image again.",
+     "Count for each task how often vlm.ask(question, images=image) differs between the two images."),
     tasks_changed, bgr_cases, ("tasks",),
     (
-        Mistake("none for some", "nothing changes, it says: the model has never seen a picture without its colours in order",
+        Mistake("none for some", "nothing changes, it says: the model has never seen an image without its colours in order",
                 lambda vlm, scenes: frozenset()),
         Mistake("all for some", "all tasks change, it says: ask which of them needs a colour",
                 lambda vlm, scenes: frozenset(TASKS)),

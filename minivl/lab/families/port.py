@@ -15,16 +15,16 @@ QUESTION = "Describe the picture."
 
 def port_cases(vlm):
     """Recordings of the tower, right and with one fault each."""
-    picture = scene(3, size=(140, 196)).image
-    ours = record(vlm, picture)
+    image = scene(3, size=(140, 196)).image
+    ours = record(vlm, image)
     for number, name in enumerate(FAULTS):
         with fault(name).inject():
-            port = record(with_fresh_kernels(vlm), picture)
+            port = record(with_fresh_kernels(vlm), image)
         yield Case({"ours": ours, "port": port, "config": vlm.config}, f"port {number}")
 
 
-def record(vlm, picture):
-    trace = vlm.trace(QUESTION, images=picture, keep=KEPT, stop="visual.blocks.1")
+def record(vlm, image):
+    trace = vlm.trace(QUESTION, images=image, keep=KEPT, stop="visual.blocks.1")
     return {name: np.array(tensor) for name, tensor in trace.items()}
 
 

@@ -1,4 +1,4 @@
-"""Notebooks 04 and 11: rotation by row and column, M-RoPE for pictures and for a video."""
+"""Notebooks 04 and 11: rotation by row and column, M-RoPE for images and for a video."""
 
 import numpy as np
 
@@ -19,8 +19,8 @@ SPEED = np.float32(CONFIG.vision.tokens_per_second)
 
 def table_cases():
     for grid, label in (
-        ([[1, 6, 20]], "a picture of 6 x 20 patches"),
-        ([[1, 10, 6], [2, 4, 12]], "a picture and a video"),
+        ([[1, 6, 20]], "an image of 6 x 20 patches"),
+        ([[1, 10, 6], [2, 4, 12]], "an image and a video"),
     ):
         grid = np.array(grid, dtype=np.int64)
         places = to_window_order(patch_positions(grid, 2), window_index(grid, CONFIG.vision)[0], 4)
@@ -103,13 +103,13 @@ RELATIVITY = Exercise(
     "rotate_both(q, k, places, shift) -> (q, k), float32 [N, K] each        q, k of one head, shift int64 [2]",
     """Rotate both by places + shift (rows and columns; theta 10000). vision_rope of exercise 04.1 makes the tables. Pairs are j
 and j + K/2: out[j] = x[j] cos[j] - x[j + K/2] sin[j], out[j + K/2] = x[j + K/2] cos[j + K/2] + x[j] sin[j + K/2]. The check
-moves the whole picture by random shifts and looks how far the scores q @ k.T change.""",
+moves the whole image by random shifts and looks how far the scores q @ k.T change.""",
     ("Both are rotated, each row by its own patch's place.",
      "The second half of the head, with a minus, stands beside the first: np.concatenate([-x[:, K // 2 :], x[:, : K // 2]], axis=1)",
      "cos, sin = vision_rope(places + shift, K, 10000.0); x * cos + that * sin, for q and for k."),
     rotate_both, relative_cases, ("q", "k"),
     (
-        Mistake("keys not rotated", "only queries are rotated: scores would depend on where the whole picture lies",
+        Mistake("keys not rotated", "only queries are rotated: scores would depend on where the whole image lies",
                 rotating(keys=unrotated)),
         Mistake("keys not moved", "only queries are moved: the difference of positions is another one", rotating(shift_keys=0)),
         Mistake("no rotation", "nothing is rotated: that does not change with a shift either, and says nothing of places",
@@ -146,11 +146,11 @@ def with_delta(input_ids, config, images=(), videos=(), seconds=()):
     return positions, np.array([following - len(input_ids)], dtype=np.int64)
 
 
-def picture_cases():
+def image_cases():
     for grids, label in (
-        ([[1, 4, 6]], "a picture of 2 x 3 tokens"),
-        ([[1, 4, 10], [1, 12, 6]], "two pictures of 2 x 5 and 6 x 3 tokens"),
-        ([[1, 8, 4], [1, 4, 4]], "two pictures of 4 x 2 and 2 x 2 tokens"),
+        ([[1, 4, 6]], "an image of 2 x 3 tokens"),
+        ([[1, 4, 10], [1, 12, 6]], "two images of 2 x 5 and 6 x 3 tokens"),
+        ([[1, 8, 4], [1, 4, 4]], "two images of 4 x 2 and 2 x 2 tokens"),
     ):
         grid = np.array(grids, dtype=np.int64)
         ids = ids_of(4, *[part for t, h, w in grids for part in ((IMAGE, h * w // 4), 3)])
@@ -158,32 +158,32 @@ def picture_cases():
         yield Case({"input_ids": ids, "config": CONFIG, "image_grid_thw": grid}, label, known=known, config=CONFIG)
 
 
-PICTURES = Exercise(
-    "04.3", "picture_positions", "M-RoPE for two pictures, with delta",
+IMAGE_POSITIONS = Exercise(
+    "04.3", "image_positions", "M-RoPE for two images, with delta",
     "Give each token of a prompt its three positions, and the next token its own.", 30, 3,
-    "picture_positions(input_ids, config, image_grid_thw) -> (position_ids int64 [3, T], rope_delta int64 [1])",
-    """The rows are t, h, w. Words count up on all three. The tokens of a picture (input_ids == config.image_token_id) all have
-t = start; h = start + row; w = start + column, where start is the position that the next word would have had; a picture of
+    "image_positions(input_ids, config, image_grid_thw) -> (position_ids int64 [3, T], rope_delta int64 [1])",
+    """The rows are t, h, w. Words count up on all three. The tokens of an image (input_ids == config.image_token_id) all have
+t = start; h = start + row; w = start + column, where start is the position that the next word would have had; an image of
 h x w patches has h/2 x w/2 tokens, row by row. What follows goes on from the largest position so far, plus one. rope_delta
 is the position of the token after the prompt, minus the number of tokens T.""",
-    ("Walk through the prompt: a run of words, a picture, a run of words, ... and keep the next position.",
-     "After a picture of R x S tokens the next position is start + max(R, S), not start + R * S.",
-     "np.indices((R, S)).reshape(2, -1) gives rows and columns; delta = next - T: negative after a large picture."),
-    with_delta, picture_cases, ("position_ids", "rope_delta"),
+    ("Walk through the prompt: a run of words, an image, a run of words, ... and keep the next position.",
+     "After an image of R x S tokens the next position is start + max(R, S), not start + R * S.",
+     "np.indices((R, S)).reshape(2, -1) gives rows and columns; delta = next - T: negative after a large image."),
+    with_delta, image_cases, ("position_ids", "rope_delta"),
     (Mistake("wrong rope delta", "it is the next position itself, not that minus the number of tokens",
              lambda ids, *a: (with_delta(ids, *a)[0], with_delta(ids, *a)[1] + len(ids))),
-     Mistake("rows alone", "text goes on after the rows of a picture: the largest position may be that of a column",
+     Mistake("rows alone", "text goes on after the rows of an image: the largest position may be that of a column",
              lambda ids, c, g: with_next(ids, c, g, lambda R, S: R)),
-     Mistake("columns alone", "text goes on after the columns of a picture: the largest position may be that of a row",
+     Mistake("columns alone", "text goes on after the columns of an image: the largest position may be that of a row",
              lambda ids, c, g: with_next(ids, c, g, lambda R, S: S)),
-     Mistake("starts are tokens", "a picture starts at the number of tokens before it, and the text goes on at that of those "
+     Mistake("starts are tokens", "an image starts at the number of tokens before it, and the text goes on at that of those "
              "behind: positions are not indices", lambda ids, c, g: starts_are_tokens(ids, c, g))),
     ("position_ids", "rope_delta"),
 )  # fmt: skip
 
 
 def with_next(ids, config, grids, following):
-    """Text goes on following(R, S) positions after the start of a picture."""
+    """Text goes on following(R, S) positions after the start of an image."""
     runs, start, at, grids = [], 0, 0, iter(grids)
     while at < len(ids):
         run, step = np.zeros((3, 1), dtype=np.int64), 1
@@ -208,7 +208,7 @@ def starts_are_tokens(ids, config, grids):
 def video_cases():
     for images, videos, seconds, label in (
         ([], [[4, 4, 6]], [0.5], "a video of four pairs of frames, half a second apart"),
-        ([[1, 4, 8]], [[3, 6, 4]], [1.0], "a picture and a video of three pairs, a second apart"),
+        ([[1, 4, 8]], [[3, 6, 4]], [1.0], "an image and a video of three pairs, a second apart"),
         ([], [[3, 4, 4], [4, 4, 8]], [1.5, 0.4], "two videos, 1.5 and 0.4 seconds from pair to pair"),
     ):
         grids = [np.array(g, dtype=np.int64).reshape(-1, 3) for g in (images, videos)]
@@ -246,7 +246,7 @@ largest position of all three rows, time included.""",
 
 
 def mrope_cases():
-    for case in [*picture_cases()][:2]:
+    for case in [*image_cases()][:2]:
         positions, _ = with_delta(*case.arguments.values())
         arguments = {"position_ids": positions, "rope": CONFIG.text.rope, "head_dim": CONFIG.text.head_dim}
         yield Case(arguments, case.label, known={**case.known, "position_ids": positions}, config=CONFIG)
@@ -277,4 +277,4 @@ def frequencies_again(position_ids, rope, head_dim):
     return np.tile(np.cos(angles), 2).astype(np.float32), np.tile(np.sin(angles), 2).astype(np.float32)
 
 
-EXERCISES = (VISION_ROPE, RELATIVITY, PICTURES, MROPE, PROMPT)
+EXERCISES = (VISION_ROPE, RELATIVITY, IMAGE_POSITIONS, MROPE, PROMPT)

@@ -9,10 +9,10 @@ from minivl.trace.grids import Grids
 
 VISION = Config.named("3B").vision
 GRIDS = (
-    ([[1, 6, 12]], "a picture of 3 x 6 units: partial windows at the right and below"),
-    ([[1, 20, 22]], "a picture of 10 x 11 units"),
-    ([[1, 10, 6], [1, 6, 18]], "two pictures, of 5 x 3 and 3 x 9 units"),
-    ([[2, 10, 10], [1, 4, 12]], "a video of two pairs of frames, 5 x 5 units, and a picture"),
+    ([[1, 6, 12]], "an image of 3 x 6 units: partial windows at the right and below"),
+    ([[1, 20, 22]], "an image of 10 x 11 units"),
+    ([[1, 10, 6], [1, 6, 18]], "two images, of 5 x 3 and 3 x 9 units"),
+    ([[2, 10, 10], [1, 4, 12]], "a video of two pairs of frames, 5 x 5 units, and an image"),
 )
 
 
@@ -27,7 +27,7 @@ def grid_cases():
 
 
 def without_frames(grid_thw, vision):
-    """A video's frames taken for more rows of one picture."""
+    """A video's frames taken for more rows of one image."""
     tall = np.stack([grid_thw[:, 0] * 0 + 1, grid_thw[:, 0] * grid_thw[:, 1], grid_thw[:, 2]], axis=1)
     return window_index(tall, vision)
 
@@ -38,7 +38,7 @@ def column_by_column(grid_thw, vision):
 
 
 def offset_in_patches(grid_thw, vision):
-    """Indices of later pictures begin at the number of patches before them, not of units."""
+    """Indices of later images begin at the number of patches before them, not of units."""
     index, bounds = window_index(grid_thw, vision)
     units = grid_thw.prod(axis=1) // 4
     before = np.cumsum(units) - units
@@ -47,7 +47,7 @@ def offset_in_patches(grid_thw, vision):
 
 
 def without_offset(grid_thw, vision):
-    """Each frame of each picture is numbered from 0."""
+    """Each frame of each image is numbered from 0."""
     parts = [window_index(np.array([[1, h, w]]), vision)[0] for t, h, w in grid_thw for _ in range(t)]
     return np.concatenate(parts), window_index(grid_thw, vision)[1]
 
@@ -55,7 +55,7 @@ def without_offset(grid_thw, vision):
 def frames_without_offset(first_frame_only):
     """A wrong order in which all frames of a video have the numbers of its first one.
 
-    first_frame_only  whether later pictures go on after the first frame, or after all
+    first_frame_only  whether later images go on after the first frame, or after all
     """
 
     def order(grid_thw, vision):
@@ -89,29 +89,29 @@ def full_windows_only(grid_thw, vision):
 
 WINDOW_INDEX = Exercise(
     "02.1", "window_index", "The window order, partial windows included",
-    "Put the units of all pictures into window order, and say where each window begins.", 25, 2,
+    "Put the units of all images into window order, and say where each window begins.", 25, 2,
     "window_index(grid_thw, vision) -> (window_index int64 [U], cu_window_seqlens int64 [windows + 1])",
-    """grid_thw int64 [pictures, 3] holds frames, patch rows and patch columns; a unit is 2 x 2 patches, a window 4 x 4 units.
-window_index[i] is the number of the unit (row by row, frame by frame, picture by picture) that stands i-th in window
+    """grid_thw int64 [images, 3] holds frames, patch rows and patch columns; a unit is 2 x 2 patches, a window 4 x 4 units.
+window_index[i] is the number of the unit (row by row, frame by frame, image by image) that stands i-th in window
 order: window by window, row by row within each. At the right and lower edge windows are smaller. cu_window_seqlens are
-the boundaries of the windows in that order, from 0, counted in patches. No window crosses a frame or a picture.""",
-    ("units = np.arange(R * S).reshape(R, S) numbers the units of a picture; a slice is a window.",
-     "units[top : top + 4, left : left + 4] is smaller at the edge by itself. Then the next frame or picture: its numbers go "
+the boundaries of the windows in that order, from 0, counted in patches. No window crosses a frame or an image.""",
+    ("units = np.arange(R * S).reshape(R, S) numbers the units of an image; a slice is a window.",
+     "units[top : top + 4, left : left + 4] is smaller at the edge by itself. Then the next frame or image: its numbers go "
      "on from the last ones.",
-     "For each picture, frame, top, left: append the slice plus `start`; after each frame start += R * S. The boundaries are "
+     "For each image, frame, top, left: append the slice plus `start`; after each frame start += R * S. The boundaries are "
      "4 * np.cumsum([0, *lengths])."),
     window_index, grid_cases, ("window_index", "cu_window_seqlens"),
     (
-        Mistake("frames not apart", "a video's frames are taken for one tall picture: windows cross from one to the next",
+        Mistake("frames not apart", "a video's frames are taken for one tall image: windows cross from one to the next",
                 without_frames),
         Mistake("columns before rows", "windows, and units within them, are taken column by column", column_by_column),
-        Mistake("windows without offset", "later pictures begin at the number of patches before them, not of units",
+        Mistake("windows without offset", "later images begin at the number of patches before them, not of units",
                 offset_in_patches),
-        Mistake("windows without offset", "each frame's and picture's numbers start at 0: those of earlier ones are not added",
+        Mistake("windows without offset", "each frame's and image's numbers start at 0: those of earlier ones are not added",
                 without_offset),
         Mistake("windows without offset", "each frame of a video has the numbers of its first: those of the frames before are "
                 "not added", frames_without_offset(False)),
-        Mistake("windows without offset", "each frame of a video has the numbers of its first, and the next picture goes on "
+        Mistake("windows without offset", "each frame of a video has the numbers of its first, and the next image goes on "
                 "after that one: after each frame start += R * S", frames_without_offset(True)),
         Mistake("lengths for boundaries", "cu_window_seqlens are the windows' lengths; they should add up, from 0",
                 lengths_for_bounds),
@@ -204,14 +204,14 @@ def by_first_grid(patch, grid_thw, blocks, vision):
 
 REACH = Exercise(
     "02.3", "reached", "The exact set of patches that one changed patch reaches",
-    "Say which patches can have changed after a number of blocks, if one patch of the picture is painted over.", 20, 2,
+    "Say which patches can have changed after a number of blocks, if one patch of the image is painted over.", 20, 2,
     "reached(patch, grid_thw, blocks, vision) -> int64 [n], rising",
     """After the first `blocks` blocks of the tower, which patches (in the image processor's order, as `patch`) can differ? Blocks
 in vision.fullatt_block_indexes see a whole frame, all others their window of 8 x 8 patches. minivl.trace.grids.Grids(
-config, grid_thw).places, or your own arithmetic, knows (picture, frame, row, column) of each patch.""",
+config, grid_thw).places, or your own arithmetic, knows (image, frame, row, column) of each patch.""",
     ("With 0 blocks it is the patch itself. What does block 0 add?",
      "Two windowed blocks reach no more than one. Blocks are counted from 0: block 7 is the eighth.",
-     "Same picture, frame, row // 8 and column // 8: the window. Same picture and frame: once one of the first `blocks` "
+     "Same image, frame, row // 8 and column // 8: the window. Same image and frame: once one of the first `blocks` "
      "blocks is a full one."),
     reach, reach_cases, ("patches",),
     (
@@ -219,7 +219,7 @@ config, grid_thw).places, or your own arithmetic, knows (picture, frame, row, co
                 only_windows),
         Mistake("no window attention", "it reaches the whole frame at once: windowed blocks reach their window only",
                 no_windows),
-        Mistake("attention across images", "a full block reaches all pictures; full is full within a frame",
+        Mistake("attention across images", "a full block reaches all images; full is full within a frame",
                 lambda p, g, b, v: reach(p, g, b, v, of_frame=0)),
         Mistake("frames not apart", "a full block reaches all frames of a video; full is full within a frame",
                 lambda p, g, b, v: reach(p, g, b, v, of_frame=1)),
@@ -229,7 +229,7 @@ config, grid_thw).places, or your own arithmetic, knows (picture, frame, row, co
                 lambda p, g, b, v: reach(p, g, max(b - 1, 0), v)),
         Mistake("rows in window order", "these are rows in window order, and patches are asked for",
                 lambda p, g, b, v: slots_of(reach(p, g, b, v), g)),
-        Mistake("first grid for all", "it reckons with the grid of the first picture, and the patch lies in a later one",
+        Mistake("first grid for all", "it reckons with the grid of the first image, and the patch lies in a later one",
                 by_first_grid),
         Mistake("itself left out", "the patch itself is missing",
                 lambda p, g, b, v: np.setdiff1d(reach(p, g, b, v), [p])),
@@ -253,7 +253,7 @@ COST = Exercise(
     "Count the scores that a head computes in a windowed block and in a full one.", 10, 1,
     "attention_cost(grid_thw, vision) -> (windowed, full)",
     """A patch has a score against each patch of its segment, itself included. Segments are windows in a windowed block and frames
-in a full one. Count all scores of one head, for all pictures. Mind the windows that are smaller.""",
+in a full one. Count all scores of one head, for all images. Mind the windows that are smaller.""",
     ("A segment of n patches has n * n scores.",
      "A window has 64 patches at most; at the edges it has fewer.",
      "windowed = sum of n ** 2 over np.diff(cu_window_seqlens); full = sum of (h * w) ** 2 over the frames."),
@@ -262,9 +262,9 @@ in a full one. Count all scores of one head, for all pictures. Mind the windows 
         Mistake("partial windows taken for whole", "it is 64 for each patch: windows at the edges have fewer",
                 lambda g, v: (64 * int(g.prod(axis=1).sum()), scores(g, v)[1])),
         Mistake("partial windows taken for whole", "it is 64 for each patch, where windows at the edges have fewer; and full is the "
-                "square of all patches, where pictures and frames see themselves only",
+                "square of all patches, where images and frames see themselves only",
                 lambda g, v: (64 * int(g.prod(axis=1).sum()), int(g.prod(axis=1).sum()) ** 2)),
-        Mistake("attention across images", "full is the square of all patches: pictures and frames see themselves only",
+        Mistake("attention across images", "full is the square of all patches: images and frames see themselves only",
                 lambda g, v: (scores(g, v)[0], int(g.prod(axis=1).sum()) ** 2)),
         Mistake("frames not apart", "full takes a video for one segment: each frame is one",
                 lambda g, v: (scores(g, v)[0], int((g.prod(axis=1) ** 2).sum()))),
