@@ -472,7 +472,7 @@ TEMPLATE = [
              "Write them as it expects them, or"),
     template("nested 2,000 deep", "{% if a %}" * 2000 + "{% endif %}" * 2000, "the chat template of",
              "Use the one of its model."),
-    template("no placeholder for the picture", "{{ messages[0]['role'] }}", "the prompt has 0 <|image_pad|> and there",
+    template("no placeholder for the image", "{{ messages[0]['role'] }}", "the prompt has 0 <|image_pad|> and there",
              "a message's text must not contain", images=Image.new("RGB", (56, 56))),
     jinja_file("not UTF-8", b"\xff\xfe{{ messages }}", "is not text in UTF-8 ('utf-8' codec", "Download it again."),
 ]  # fmt: skip

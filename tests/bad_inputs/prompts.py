@@ -1,4 +1,4 @@
-"""Bad prompts: pictures, videos, messages, options, inputs made by hand, edits, caches."""
+"""Bad prompts: images, videos, messages, options, inputs made by hand, edits, caches."""
 
 import base64
 import io
@@ -31,12 +31,12 @@ def count(**media):
 
 
 def image(name, source, cause, fix):
-    return Bad(f"picture: {name}", count(images=[source]), cause, fix)
+    return Bad(f"image: {name}", count(images=[source]), cause, fix)
 
 
 def image_file(name, content, cause, fix, file="a.png"):
     act = lambda folder: tiny().count_tokens(QUESTION, images=folder / file)  # noqa: E731
-    return Bad(f"picture: {name}", act, cause, fix, content if callable(content) else lambda f: write(f, file, content))
+    return Bad(f"image: {name}", act, cause, fix, content if callable(content) else lambda f: write(f, file, content))
 
 
 def video(name, source, cause, fix):
@@ -116,9 +116,9 @@ VIDEOS = [
     Bad("video: frames of two sizes",
         lambda folder: tiny().ask(QUESTION, videos=[[Image.new("RGB", (56, 56)), Image.new("RGB", (224, 56))]]),
         "the frames of a video must have one", "Scale them before."),
-    video("a picture", PNG, "the video given as bytes is an image", "videos=[[first, second, ...]]."),
-    video("a picture's path among frames", ["no/such.png"] * 2, "the image no/such.png does not exist.", "Check the path."),
-    video("an array of one picture", np.zeros((64, 64, 3), np.uint8), "an array [64, 64, 3] is not a video.",
+    video("an image", PNG, "the video given as bytes is an image", "videos=[[first, second, ...]]."),
+    video("an image's path among frames", ["no/such.png"] * 2, "the image no/such.png does not exist.", "Check the path."),
+    video("an array of one image", np.zeros((64, 64, 3), np.uint8), "an array [64, 64, 3] is not a video.",
           "frames, rows, columns, colours."),
     video("an array of integers", np.zeros((4, 64, 64, 3), np.int32), "an array of int32 is not an image. Give",
           "Give uint8 from 0 to 255, or"),
@@ -168,14 +168,14 @@ MESSAGES = [
     content("text a number", [{"type": "text", "text": 3}], "the text of an item is 3, not a", '"..."}.'),
     content("text without its text", [{"type": "text"}], "an item of type 'text' has no text,",
             'such as {"type": "text"'),
-    content("a picture without its source", [{"type": "image"}], 'an item of type "image" has no image:', "...}."),
+    content("an image without its source", [{"type": "image"}], 'an item of type "image" has no image:', "...}."),
     content("image_url without a url", [{"type": "image_url", "image_url": {}}],
             'an item of type "image" has no image:', "...}."),
-    item("a picture twice", {"path": "a.png"}, "an item has image and path: one image", "one image to an item."),
-    item("text beside a picture", {"text": "What is it?"}, '"text" is unknown beside an image:',
+    item("an image twice", {"path": "a.png"}, "an item has image and path: one image", "one image to an item."),
+    item("text beside an image", {"text": "What is it?"}, '"text" is unknown beside an image:',
          "Text is an item of its own."),
     item("a mistyped option", {"max_pixel": 5}, '"max_pixel" is unknown beside an image:', "Text is an item of its own."),
-    item("fps of a picture", {"fps": 2}, '"fps" is unknown beside an image: there', "Text is an item of its own."),
+    item("fps of an image", {"fps": 2}, '"fps" is unknown beside an image: there', "Text is an item of its own."),
     item("min_pixels a fraction", {"min_pixels": 1.5}, "min_pixels=1.5: it must be an integer",
          "it must be an integer above 0."),
     item("min_pixels true", {"min_pixels": True}, "min_pixels=True: it must be an integer",
@@ -213,7 +213,7 @@ MESSAGES = [
     messages("half a surrogate", "\ud800", "the text is not valid Unicode", "Read it as UTF-8."),
     messages("tool calls", [{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}],
              "message 0 has tool_calls, which the chat", "Write them into its content."),
-    Bad("messages: pictures beside messages",
+    Bad("messages: images beside messages",
         lambda folder: tiny().count_tokens([{"role": "user", "content": "Hi"}], images=PNG),
         "images= goes with a question in text", "in messages, put each image into"),
     Bad("messages: ask_many of a text", lambda folder: tiny().ask_many("Hi"),
@@ -255,7 +255,7 @@ OPTIONS = [
     option("seed text", "seed='x': it must be an integer, at", "at least 0.", seed="x"),
     option("fps without a video", "fps= chooses frames of a video, and", "Leave it out, or give videos=.", fps=2),
     option("nframes without a video", "nframes= chooses frames of a video, and", "Leave it out, or give videos=.", nframes=4),
-    option("min_pixels of a picture, a word", "min_pixels='many': it must be an integer",
+    option("min_pixels of an image, a word", "min_pixels='many': it must be an integer",
            "it must be an integer above 0.", images=PNG, min_pixels="many"),
     option("a cache of something else", "the cache is not one of this model's.",
            "Make it with vlm.new_cache(), of", cache={}),
@@ -268,8 +268,8 @@ def by_hand(name, cause, fix, **fields):
     return Bad(f"inputs: {name}", lambda folder: tiny().trace(Inputs(**{**whole, **fields})), cause, fix)
 
 
-PICTURE = [766] * 4  # placeholders of ONE_PICTURE
-ONE_PICTURE = {"pixel_values": np.zeros((16, 1176), np.float32), "image_grid_thw": np.array([[1, 4, 4]])}
+IMAGE_TOKENS = [766] * 4  # placeholders of ONE_IMAGE
+ONE_IMAGE = {"pixel_values": np.zeros((16, 1176), np.float32), "image_grid_thw": np.array([[1, 4, 4]])}
 INPUTS = [
     by_hand("no ids", "input_ids is int64 [0]; it must be integers",
             "it must be integers [T], at", input_ids=np.zeros(0, np.int64)),
@@ -298,9 +298,9 @@ INPUTS = [
     by_hand("patches of integers", "pixel_values is int64 [16, 1176]; for",
             "a row for each patch.", pixel_values=np.zeros((16, 1176), np.int64), image_grid_thw=np.array([[1, 4, 4]])),
     by_hand("too few placeholders", "the image placeholders that start at", "Expand each placeholder to grid_t",
-            input_ids=np.array(PICTURE[:3]), **ONE_PICTURE),
+            input_ids=np.array(IMAGE_TOKENS[:3]), **ONE_IMAGE),
     by_hand("too many placeholders", "the prompt has more image placeholders", "Pass one image for each.",
-            input_ids=np.array(PICTURE * 2), **ONE_PICTURE),
+            input_ids=np.array(IMAGE_TOKENS * 2), **ONE_IMAGE),
     by_hand("seconds of 0", "second_per_grid_ts is [0.0]; it must be",
             "it must be a number of seconds", second_per_grid_ts=np.zeros(1, np.float32)),
     by_hand("a prompt beyond the context", "the prompt has 5000 tokens; the model's",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from minivl import Error, studies
 from minivl.answer.answer import Answer
-from minivl.answer.drawing import write as write_picture
+from minivl.answer.drawing import write as write_image
 from minivl.answer.grounding import places
 from minivl.cli import main
 from minivl.compare.comparison import compare
@@ -170,7 +170,7 @@ RECORDINGS = [
         "require='nothing.*' matches none of our", "docs/tensors.md lists the names."),
     Bad("recording: config of another model", lambda folder: compare(trace(), trace(), config={"model_type": "gpt2"}),
         "model_type is 'gpt2'; it must be", "Use a Qwen2.5-VL checkpoint."),
-    Bad("recording: picture missing", lambda folder: compare(trace(), trace(), images=["no.png"]),
+    Bad("recording: image missing", lambda folder: compare(trace(), trace(), images=["no.png"]),
         "the image no.png does not exist. Check", "Check the path."),
     Bad("recording: uneven chunks", lambda folder: open_recording({"chunks.1.x": np.zeros((2, 3)),
         "x": np.zeros((2, 4))}), "the chunks of x do not fit together: [2,", "Record the run again."),
@@ -182,7 +182,7 @@ STUDIES = [
         "Trace again with"),
     Bad("study: token that is not there", lambda folder: studies.attention_to_image(trace(), token=10**6),
         "token 1000000: attention is known for", "the prompt has 39, the answer's"),
-    Bad("study: picture that is not there", lambda folder: studies.attention_to_image(trace(), image=3),
+    Bad("study: image that is not there", lambda folder: studies.attention_to_image(trace(), image=3),
         "image 3 is outside: there are 1 images", "give integers from 0 to 0."),
     Bad("study: without attention", lambda folder: studies.attention_to_image(tiny().trace("Hi", keep="lm_head")),
         "this needs", "Trace again with"),
@@ -192,7 +192,7 @@ STUDIES = [
         "start=9, end=3: choose tokens from 0 to", "the prompt ends at 39."),
     Bad("study: occlusion by something", lambda folder: studies.occlusion(tiny(),
         "Hi", images=PNG, answer="a", by="blur"), 'by=\'blur\': choose "mean" or "zero".', '"mean" or "zero".'),
-    Bad("study: occlusion without a picture", lambda folder: studies.occlusion(tiny(), "Hi", answer="a"),
+    Bad("study: occlusion without an image", lambda folder: studies.occlusion(tiny(), "Hi", answer="a"),
         "there is no image or video in this", "there is no image or video in"),
     Bad("study: forced answer of nothing", lambda folder: studies.force(tiny(), "Hi", answer=[]),
         "answer=[]: give text or integer token", "give text or integer token ids, at"),
@@ -222,13 +222,13 @@ ANSWERS = [
         "Give (height, width), in pixels."),
     Bad("places: size NaN", lambda folder: places("[]", (float("nan"), 100), (100, 100)),
         "(nan, 100) is not the size of an image.", "Give (height, width), in pixels."),
-    Bad("places: a picture that is not there", lambda folder: answered().on(0),
+    Bad("places: an image that is not there", lambda folder: answered().on(0),
         "there is no image 0: the conversation", "the conversation has 0, the first"),
-    Bad("places: drawn without a picture", lambda folder: answered().draw(), "there is no image to draw on: the",
+    Bad("places: drawn without an image", lambda folder: answered().draw(), "there is no image to draw on: the",
         "the conversation has none."),
-    Bad("places: written without a format", lambda folder: write_picture(Image.new("RGB", (9, 9)), folder / "a"),
+    Bad("places: written without a format", lambda folder: write_image(Image.new("RGB", (9, 9)), folder / "a"),
         "cannot write", "Call it .png or .jpg."),
-    Bad("places: written as text", lambda folder: write_picture(Image.new("RGB", (9, 9)), folder / "a.txt"),
+    Bad("places: written as text", lambda folder: write_image(Image.new("RGB", (9, 9)), folder / "a.txt"),
         "cannot write", "Call it .png or .jpg."),
     Bad("report: no HTML", lambda folder: tiny().report("Hi").save(folder / "a.pdf"),
         "names no HTML file. Call it a.html.", "Call it a.html."),
@@ -244,7 +244,7 @@ PLANS = [
         "both must be at least 1."),
     Bad("plan: beyond the context", lambda folder: plan("3B", prompt_tokens=10**6),
         "a prompt of 1000000 tokens and an answer", "Lower max_pixels, or take fewer"),
-    Bad("plan: a picture too thin", lambda folder: plan("3B", [Size(10, 3000)]),
+    Bad("plan: an image too thin", lambda folder: plan("3B", [Size(10, 3000)]),
         "an image of 3000 x 10 pixels is more", "Cut it up."),
     Bad("plan: a limit of one pixel", lambda folder: plan("3B", [Size(100, 100)], max_pixels=1),
         "min_pixels=1, max_pixels=1: they must be", "Qwen recommends 256 * 784 to 1280"),
