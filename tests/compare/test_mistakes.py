@@ -158,9 +158,7 @@ def test_causes_that_a_prompt_does_not_tell_apart():
         vlm, random_video_inputs(vlm.config, images=(), videos=((3, 4, 8),), seconds=(1.0,)), stop="visual.cu_seqlens"
     )
     found = compare(port.trace, {"visual.cu_seqlens": port["visual.cu_seqlens"][[0, -1]]}, config=port.config)
-    assert [cause.name for cause in found.first.causes] == ["attention across images", "frames not apart"], (
-        f"\n{found}"
-    )
+    assert [cause.name for cause in found.first.causes] == ["attention across images", "frames not apart"], f"\n{found}"
     assert "does not tell them apart" in str(found)
 
 
