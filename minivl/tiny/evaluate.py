@@ -30,7 +30,7 @@ def main():
     parser = argparse.ArgumentParser("minivl.tiny.evaluate", description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", help="a checkpoint folder; default: the model that ships")
     parser.add_argument(
-        "--examples", type=int, default=60, help="of each family, in units: 60 are some 8,500 questions"
+        "--examples", type=int, default=60, help="of each family, in units: 60 are some 10,400 questions"
     )
     parser.add_argument("--seconds", type=float, help="stop the families after this time, all equally far")
     parser.add_argument("--scenes", type=int, default=300, help="number of scenes, each with up to five questions")
