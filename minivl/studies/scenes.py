@@ -60,13 +60,13 @@ def draw_scenes(count, task, seed):
 
 
 def with_wrong_answers(drawn):
-    """The cases, each with the other answers to its task, and DENIALS, as wrong ones."""
+    """The cases, each with the other answers to its task, and DENIALS, as wrong ones; where there are none, with any other."""
     answers = {}
     for task, case, _ in drawn:
         answers.setdefault(task, {})[case.answer] = None
     return [
         replace(case, wrong=tuple(text for text in {**answers[task], **DENIALS} if text not in accepted))
-        if len(answers[task]) <= OPEN
+        if 1 < len(answers[task]) <= OPEN
         else case
         for task, case, accepted in drawn
     ]

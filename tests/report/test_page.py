@@ -254,6 +254,8 @@ def test_a_watched_run_gives_the_same_answer_and_page(trace, vlm, text):
     stages, others = found.pop("stages"), expected.pop("stages")
     tops, others_tops = (one["attention"].pop("tops") for one in (found, expected))  # to four digits: the last may differ
     assert all(np.allclose(ours, theirs, rtol=2e-3) for ours, theirs in zip(tops, others_tops, strict=True))
+    shares = [np.frombuffer(base64.b64decode(one["attention"].pop("bytes")), np.uint8).astype(int) for one in (found, expected)]
+    assert np.abs(shares[0] - shares[1]).max() <= 1  # 255ths of the largest share: one on the edge may be rounded either way
     assert found == expected
     assert [one["name"] for one in stages] == [one["name"] for one in others]
     assert all(one["seconds"] > 0 for one in stages)

@@ -54,7 +54,7 @@ def test_the_shipped_model_knows_its_families():
     results = [one for one in score_families(minivl.load(), examples=3) if not one.held_out]
     for tasks, floor in groups.items():
         scores = [one.score for one in results if one.task in tasks]
-        assert len(scores) >= 9 and np.mean(scores) >= floor, (tasks, len(scores), np.mean(scores))
+        assert len(scores) >= 7 and np.mean(scores) >= floor, (tasks, len(scores), np.mean(scores))
 
 
 def test_a_conversation_continues_its_cache():

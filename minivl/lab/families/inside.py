@@ -332,7 +332,7 @@ def changed_with_text(vlm, films):
 def tell_order(submission, cases, rights):
     right, n = cases[0].known["right"], FILMS
     judged = (
-        "so the order of frames reaches its answers"
+        "so it has learnt which way things move"
         if 2 * right >= n
         else "so it has hardly learnt which way things move"
     )
