@@ -55,6 +55,7 @@ EXCEPTIONS = {
     ("studies/findings/__main__.py", "minivl"),  # likewise
     ("studies/findings/__main__.py", "plots"),  # likewise: it draws
     ("studies/findings/measure.py", "plots"),  # what it draws
+    ("studies/findings/sureness.py", "plots"),  # likewise
 }
 LIBRARIES = {  # the only folders that may import these
     "numba": {"kernels"},

@@ -181,7 +181,7 @@ def processor_with_parts(processor, parts):
 
 # ---- tensors ----
 
-KNOWN = {  # the tensors that parts are computed from; blocks besides, see `Observer.follow`
+KNOWN = {  # the tensors that parts are computed from; and blocks, see `Observer.follow`
     "image_grid_thw", "video_grid_thw", "input_ids", "model.embed_tokens", "visual", "visual.merger", "visual.window_index",
     "visual.cu_window_seqlens", "visual.cu_seqlens", "visual.patch_positions", "visual.window_order", "visual.rope.cos",
     "visual.rope.sin",

@@ -73,11 +73,11 @@ def alike(one, other):
 
 
 def test_once_in_a_conversation_with_the_same_bits(vlm, files, made):
-    cache, anew = vlm.new_cache(), vlm.new_cache()
+    cache, fresh = vlm.new_cache(), vlm.new_cache()
     for messages in conversation():
         ours = ran(vlm, messages, cache)
-        first, anew.prepared = len(made), {}
-        assert same(ours, ran(vlm, messages, anew))
+        first, fresh.prepared = len(made), {}
+        assert same(ours, ran(vlm, messages, fresh))
         del made[first:]  # what the other one decoded
     assert made == ["scene.png", "other.png", "clip.gif"]
     assert len(cache.prepared) == 3 and all(one.patches is None for one in cache.prepared.values())

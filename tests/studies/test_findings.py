@@ -11,7 +11,7 @@ from minivl.processing.messages import user
 from minivl.studies.cases import ASKED
 from minivl.studies.edge_probe import MERGER, NOTHING, PIXELS, edges_of, errors_of_probe, predict
 from minivl.studies.findings import __main__ as command
-from minivl.studies.findings import markdown, measure
+from minivl.studies.findings import markdown, measure, sureness
 from minivl.tiny import CHECKPOINT
 from minivl.tiny.scoring import Scored, answer_with_confidence, score_families, wilson
 from minivl.tiny.tasks import draw_example
@@ -110,7 +110,7 @@ def test_bad_options_are_named(arguments, words):
 
 def test_calibration_is_the_scores(vlm, monkeypatch):
     results = [Scored("colour", False, float(i % 2), 0.3) for i in range(8)] + [Scored("hidden", False, 1.0, 0.9)]
-    monkeypatch.setattr(measure, "score_families", lambda vlm, examples: results * examples)
+    monkeypatch.setattr(sureness, "score_families", lambda vlm, examples: results * examples)
     lines, draw = measure.FINDINGS["calibration"][1](measure.Model(vlm, 20))
     assert lines[0].startswith("Over 8 answers") and "expected calibration error 20.0 %" in lines[0]
     assert "| 30.0 % | 50.0 % (22 to 78) | 8 |" in lines and draw().axes
@@ -119,16 +119,16 @@ def test_calibration_is_the_scores(vlm, monkeypatch):
 def test_uncertain_answers_have_the_probability_of_sampling_them(vlm):
     """Of all tokens and the end; the two true answers hold nearly all of it."""
     for family in ("ambiguous", "hidden"):
-        example = draw_example(family, (measure.UNCERTAIN_SEED, 0))
+        example = draw_example(family, (sureness.UNCERTAIN_SEED, 0))
         turn = example.conversations[0][0]
-        found = measure.true_answers(vlm, family, 0)
+        found = sureness.true_answers(vlm, family, 0)
         answer, confidence = answer_with_confidence(vlm, user(turn.question, example.images))
         assert found[turn.accepted.index(str(answer))] == pytest.approx(confidence, rel=1e-4) and sum(found) < 1
     lines, draw = measure.FINDINGS["uncertain"][1](measure.Model(vlm, 8))
     assert lines[0].startswith("8 cases") and len(draw().axes) == 2
     tables = [line for line in lines if line.startswith("| ")]
-    assert len(tables) == 1 + len(measure.TWO_TRUE) + 1 + len(measure.SHARES)
-    faint, clear = (float(tables[i].split("|")[2].split("%")[0]) for i in (-len(measure.SHARES), -1))
+    assert len(tables) == 1 + len(sureness.TWO_TRUE) + 1 + len(sureness.SHARES)
+    faint, clear = (float(tables[i].split("|")[2].split("%")[0]) for i in (-len(sureness.SHARES), -1))
     assert faint < 50 < 90 < clear  # a shape of which a tenth is left, and one of which most is
 
 

@@ -20,7 +20,8 @@ import minivl
 from minivl import plots
 from minivl.helpers import check_kind, did_you_mean, format_seconds
 from minivl.studies.findings.markdown import table
-from minivl.studies.findings.measure import FINDINGS, UNIT, Model
+from minivl.studies.findings.measure import FINDINGS, Model
+from minivl.studies.findings.sureness import UNIT
 from minivl.studies.over_training import over_training
 from minivl.studies.scenes import scenes
 

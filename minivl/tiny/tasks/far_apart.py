@@ -12,7 +12,7 @@ from minivl.tiny.drawing import COLOURS, KINDS, Shape, background, draw_shapes, 
 from minivl.tiny.examples import Example, Medium, Turn
 from minivl.tiny.phrasings import phrase, with_article
 from minivl.tiny.tasks.reading import ask_about_bars, ink_for
-from minivl.tiny.tasks.shapes import ABSENT, NOTHING, ask_about, pick, worded
+from minivl.tiny.tasks.shapes import ABSENT, NOTHING, ask_about, asks_more, pick, worded
 
 SIZES = ((168, 168), (140, 168), (168, 140), (112, 196), (196, 112))
 MARK = 22
@@ -48,7 +48,7 @@ def draw_family_corner(rng, options):
 
 def ask_now_and_then(rng, options, shapes, tasks):
     """Sometimes, after another question, one of these tasks about the shapes of the picture."""
-    return ask_about(rng, shapes, options.held_out, 1, tasks) if options.most > 1 and rng.random() < 0.4 else ()
+    return ask_about(rng, shapes, options.held_out, 1, tasks) if asks_more(rng, options, 0.4) else ()
 
 
 def draw_family_longer(rng, options):

@@ -11,7 +11,7 @@ from minivl.tiny.digits import held_out_digits, training_digits
 from minivl.tiny.drawing import COLOURS, Shape, background
 from minivl.tiny.examples import Example, Medium, Sign
 from minivl.tiny.scenes import describe, draw_digit_picture
-from minivl.tiny.tasks.shapes import ABSENT, NOTHING, ask_about, pick, worded
+from minivl.tiny.tasks.shapes import ABSENT, NOTHING, ask_about, asks_more, pick, worded
 
 WORDS = (
     "AND BALL BEAR BED BIRD BLUE BOAT BOOK BOX BREAD BUS CAKE CAR CAT CHAIR CITY CLOUD COAT CUP DAY DESK DOG DOOR DUCK "
@@ -101,21 +101,21 @@ def draw_family_text(rng, options):
 
 def ask_for_shapes(rng, options, tasks=OF_SHAPES):
     """Now and then, after another question, one about shapes, of which a picture of text, a digit or bars has none."""
-    if options.most == 1 or rng.random() > 0.35:
+    if not asks_more(rng, options, 0.35):
         return ()
     return ask_about(rng, (), options.held_out, 1, tasks)
 
 
 def ask_for_more(rng, options, answer, about=None):
     """Now and then, after another question, what is in the picture as a whole."""
-    if options.most == 1 or rng.random() > 0.25:
+    if not asks_more(rng, options, 0.25):
         return ()
     return ((worded(rng, ("describe", {}, answer, about), options.held_out),),)
 
 
 def ask_about_bars(rng, options, bars):
     """Now and then, after another question: what is there, is there such a bar, how many are there, where is a shape?"""
-    if options.most == 1 or rng.random() > 0.5:
+    if not asks_more(rng, options, 0.5):
         return ()
     colours = [bar.colour for bar in bars]
     colour = pick(rng, colours) if rng.random() < 0.5 else pick(rng, list(COLOURS))

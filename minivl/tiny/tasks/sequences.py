@@ -15,6 +15,7 @@ from minivl.tiny.tasks.shapes import (
     ask_count,
     ask_count_kind,
     ask_exists,
+    asks_more,
     missing_label,
     pick,
     worded,
@@ -46,7 +47,7 @@ def draw_family_pair(rng, options):
 
 def ask_of_both(rng, pictures, options):
     """Now and then, after another question, one that is not for one of the pictures: what is there, is there, how many."""
-    if options.most == 1 or rng.random() > 0.4:
+    if not asks_more(rng, options, 0.4):
         return ()
     shapes = (*pictures[0], *pictures[1])
     asked = pick(rng, (ask_exists, ask_count, ask_count_kind))(rng, shapes)
@@ -128,7 +129,7 @@ def draw_change(rng, options):
 def draw_family_video(rng, options):
     """Family "video": a shape that moves, one that changes its colour, or shapes that appear."""
     example = pick(rng, (draw_motion, draw_recolouring, draw_arrivals))(rng, options)
-    if options.most > 1 and rng.random() < 0.3:
+    if asks_more(rng, options, 0.3):
         shapes = tuple({shape.label: shape for shown in example.media[0].shapes for shape in shown}.values())
         asked = ask_exists(rng, shapes)
         turn = worded(rng, (*asked[:3], None), options.held_out)

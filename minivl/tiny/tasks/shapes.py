@@ -367,6 +367,11 @@ def follow_up(rng, shapes, held_out):
     return None
 
 
+def asks_more(rng, options, share):
+    """Whether another question is asked about an example, where more than one may be: in this share of the examples."""
+    return options.most > 1 and rng.random() < share
+
+
 def ask_about(rng, shapes, held_out, most, tasks=None):
     """Up to `most` conversations about shapes; tasks says which questions, by default all with their weights."""
     names = list(tasks or ASK)
