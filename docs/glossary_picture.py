@@ -34,8 +34,8 @@ WORDS = {
     "slot": "the place of a patch in window order: a row of `visual.blocks.*`. Slot s holds patch s % 4 of unit "
     "`visual.window_index[s // 4]`",
     "token": "what the merger makes of a unit: a row of `visual`. It has the number of its unit. (In text, a piece of text)",
-        "row": "a line of a tensor, counted from 0 in that tensor's own order. Alone, the word means one of the decoder's: the index of a token "
-    "in the prompt, text and images together (`inputs_embeds`, `model.layers.*`)",
+    "row": "a line of a tensor, counted from 0 in that tensor's own order. Alone, the word means one of the decoder's: "
+    "the index of a token in the prompt, text and images together (`inputs_embeds`, `model.layers.*`)",
     "position": "the three numbers by which M-RoPE rotates queries and keys: `position_ids`. Of text all three are the same; "
     "after an image they are smaller than the row",
 }

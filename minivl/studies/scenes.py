@@ -25,27 +25,29 @@ DENIALS = dict.fromkeys(("none", "I don't know"))  # answers to any question: wh
 OPEN = 30  # more different answers than this: a task without a list of wrong ones
 
 
-def scenes(count=200, task=None, family=None, seed=0, held_out=False):
+def scenes(count=200, task=None, family=None, seed=0, held_out=False, only=None):
     """Draw cases. -> [Case, ...], `count` of them
 
     task      without a family: "colour" (the default), "count", "count kind" or "describe", in their usual wording; with
               one: a task of the family, any if not given
     family    of minivl.tiny.tasks.FAMILIES, in varied wordings; held_out: in wordings that training never sees
+    only      with a family: a function of an example and its turn that is true for the cases to take, such as
+              minivl.tiny.tasks.videos.needs_order
     Wrong answers are the other answers that the drawn cases of the task have, and "none" and "I don't know"; any other answer
     where there are very many.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise Error(f"count={count!r}: give an integer, at least 1.")
     if family is None:
-        if held_out or (task or "colour") not in ASK:
+        if held_out or only or (task or "colour") not in ASK:
             raise Error(
                 f"task={task!r}: scenes have {', '.join(ASK)}, in their usual wording. "
-                "Other tasks, and held_out=, need a family=."
+                "Other tasks, held_out= and only= need a family=."
             )
         return with_wrong_answers(list(draw_scenes(count, task or "colour", seed)))
     if family not in FAMILIES:
         raise Error(f"family={family!r} is none of {', '.join(FAMILIES)}.{did_you_mean(family, FAMILIES)}")
-    return with_wrong_answers(list(draw_from_family(count, family, task, seed, held_out)))
+    return with_wrong_answers(list(draw_from_family(count, family, task, seed, held_out, only)))
 
 
 def draw_scenes(count, task, seed):
@@ -146,19 +148,22 @@ ASK = {"colour": ask_colour, "count": ask_count, "count kind": ask_count_kind, "
 # ---- task families ----
 
 
-def draw_from_family(count, family, task, seed, held_out):
+def draw_from_family(count, family, task, seed, held_out, only=None):
     """Yield (task, Case, accepted answers) of the first questions of conversations."""
     drawn = 0
     for number in range(50 * count):
         example = draw_example(family, (1000 + seed, number), held_out=held_out, most=4)
         turn = next((turns[0] for turns in example.conversations if task in (None, turns[0].task)), None)
-        if turn is None:
+        if turn is None or only and not only(example, turn):
             continue
         drawn += 1
         yield turn.task, case_of_turn(example, turn), (turn.answer, *turn.accepted)
         if drawn == count:
             return
-    raise Error(f"task={task!r}: family {family!r} asks it in {drawn} of {50 * count} examples. Choose another family.")
+    raise Error(
+        f"task={task!r}: family {family!r} has {drawn} such cases in {50 * count} examples. "
+        f"Choose another family{', or another only=' if only else ''}."
+    )
 
 
 def case_of_turn(example, turn):

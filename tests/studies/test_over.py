@@ -14,6 +14,7 @@ from minivl.studies.causal_tracing import logits_with_heads
 from minivl.studies.scenes import DENIALS, FIRST
 from minivl.tiny.drawing import COLOURS
 from minivl.tiny.tasks import FAMILIES
+from minivl.tiny.tasks.videos import ANSWERS, needs_order
 from minivl.trace.edits import Edits, ablate_head, patch_from
 
 CASES = studies.scenes(3)
@@ -280,6 +281,17 @@ def test_time(vlm):
         assert (abs(value) > 1e-6) == (count > 2)  # two frames are one step of time
 
 
+@pytest.mark.parametrize("task", ANSWERS)
+def test_cases_of_one_kind(task):
+    """Those of an `only=` are among all, in their order."""
+    everything = studies.scenes(40, task, "video")
+    some = studies.scenes(5, task, "video", only=needs_order)
+    questions = [(case.question, case.answer, len(case.videos[0])) for case in everything]
+    places = [questions.index((case.question, case.answer, len(case.videos[0]))) for case in some]
+    assert places == sorted(places) and len(set(places)) == 5
+    assert all(len(case.videos[0]) > 2 and case.videos[0][0] == case.videos[0][1] for case in some)
+
+
 def test_pairs_and_videos_have_roles(vlm):
     for family in ("pair", "video"):
         atlas = studies.head_atlas(vlm, studies.scenes(2, family=family))
@@ -386,6 +398,8 @@ def test_labels_that_do_not_fit_are_named():
         (lambda vlm: studies.head_atlas(vlm, [studies.Case(None, "What?", "a", ("a",))]), "is the true answer"),
         (lambda vlm: studies.scenes(0), "an integer, at least 1"),
         (lambda vlm: studies.scenes(2, "way"), "need a family="),
+        (lambda vlm: studies.scenes(2, only=needs_order), "need a family="),
+        (lambda vlm: studies.scenes(1, "exists", "text", only=needs_order), "Choose another family, or another only="),
         (lambda vlm: studies.scenes(2, family="vide"), "Did you mean video"),
         (lambda vlm: studies.scenes(1, "way", family="text"), "Choose another family"),
     ],

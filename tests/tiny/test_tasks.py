@@ -3,14 +3,15 @@
 import re
 import string
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from minivl.tiny.drawing import ALIKE, COLOURS, KINDS, mask
-from minivl.tiny.examples import Turn
+from minivl.tiny.drawing import ALIKE, COLOURS, KINDS, draw_count, mask
+from minivl.tiny.examples import DrawOptions, Turn
 from minivl.tiny.phrasings import CHOICE, HELD_OUT, PHRASINGS, phrase, vary
-from minivl.tiny.tasks import ENLARGED, FAMILIES, SCORED, TRAINED, draw_example
+from minivl.tiny.tasks import ENLARGED, FAMILIES, SCORED, TRAINED, draw_example, videos
 from minivl.tiny.tasks.shapes import ELSEWHERE, FOREIGN
 
 PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
@@ -115,6 +116,17 @@ def test_training_draws_more_pictures_of_two_kinds_or_two_colours(family):
         names = [[{getattr(shape, key) for shape in shapes} for key in ("kind", "colour")] for shapes in large]
         share[branch] = sum(min(map(len, sets)) <= 2 for sets in names) / len(large)
     assert share[TRAINED] > share[SCORED] + 0.5 * ALIKE
+
+
+def test_training_draws_the_largest_number_no_more_often_than_the_two_below():
+    """Else it counts five as six. Scoring keeps its own shares."""
+    counts = {}
+    for training in (False, True):
+        rng, options = np.random.default_rng(1), DrawOptions(training=training)
+        counts[training] = Counter(draw_count(rng, (224, 224), options) for _ in range(3000))
+        assert set(counts[training]) == set(range(7))
+    assert max(counts[True][n] for n in (4, 5, 6)) < 1.25 * min(counts[True][n] for n in (4, 5, 6))
+    assert counts[False][6] > 1.5 * counts[False][5]
 
 
 @pytest.mark.parametrize("family", ("shapes", "inside", "scene"))
@@ -284,7 +296,8 @@ def test_what_two_pictures_show_together():
                 seen[turn.task] += 1
     assert min(seen.values()) > 8 and len(seen) == 4, seen
     sizes = {tuple(medium.frames[0].size for medium in example.media) for example in many("pair", 100)}
-    assert len(sizes) > 12 and any(one != other for one, other in sizes)
+    assert len(sizes) > 40 and any(one != other for one, other in sizes)
+    assert all(112 <= side <= 252 and w * h <= 64 * 28**2 for pair in sizes for w, h in pair for side in (w, h))
 
 
 @pytest.mark.parametrize("family", ENLARGED)
@@ -350,16 +363,53 @@ def test_videos():
             same = [np.array_equal(np.asarray(frames[0]), np.asarray(frame)) for frame in frames]
             assert turn.answer == ("none" if all(same) else f"frame {same.index(False) + 1}")
         if turn.task == "appeared":
-            steps = example.media[0].shapes
-            assert turn.answer == str(len(set(steps[-1]) - set(steps[0])))
-            changed = [
-                np.asarray(frames[0].crop(s.box)).tolist() != np.asarray(frames[-1].crop(s.box)).tolist()
-                for s in steps[-1]
-            ]
-            assert turn.answer == str(sum(changed))
+            shown = {(s, frames[2 * i]) for i, shapes in enumerate(example.media[0].shapes) for s in shapes}
+            new = {s for s, frame in shown if frame.crop(s.box).tobytes() != frames[0].crop(s.box).tobytes()}
+            assert turn.answer == str(len(new))
         if turn.task == "first":
-            assert turn.answer.endswith(example.media[0].shapes[0][0].label) and len(example.media[0].shapes[0]) == 1
+            ((y1, x1), (y2, x2)) = (fold(coloured(frames[0]), axis=0) for fold in (np.min, np.max))
+            assert turn.answer in (f"{article} {seen_shape(frames[0], (x1, y1, x2 + 1, y2 + 1))}" for article in ("a", "an"))
     assert min(seen.values()) > 5 and set(seen) == {"way", "no way", "still", "when", "appeared", "first"}
+
+
+def backwards(example):
+    """The same video with its pairs of frames in reverse."""
+    (medium,) = example.media
+    pairs = list(zip(medium.frames[::2], medium.frames[1::2]))[::-1]
+    frames = tuple(frame for pair in pairs for frame in pair)
+    return replace(example, media=(replace(medium, frames=frames, shapes=medium.shapes[::-1]),))
+
+
+def test_videos_whose_order_alone_tells():
+    """Backwards they are videos that could have been drawn, of which another answer is true."""
+    opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
+    seen, films = Counter(), many("video", 300)
+    for example in films:
+        (turn, *_) = turns_of(example)
+        if not videos.needs_order(example, turn):
+            continue
+        frames, steps = example.media[0].frames, example.media[0].shapes
+        seen[turn.task] += 1
+        assert all(one.tobytes() == other.tobytes() for one, other in zip(frames[::2], frames[1::2]))
+        if turn.task == "way":
+            answer = opposite[turn.answer]
+        elif turn.task == "when":
+            answer = f"frame {len(frames) + 2 - int(turn.answer.split()[1])}"
+        elif turn.task == "first":
+            (last,) = steps[-1]
+            answer = f"{'an' if last.colour == 'orange' else 'a'} {last.label}"
+        else:
+            answer = str(len({s for shapes in steps for s in shapes if s not in steps[-1]}))
+        assert answer != turn.answer
+        assert videos.needs_order(backwards(example), replace(turn, answer=answer)) and len(steps) > 1
+        assert not videos.needs_order(backwards(example), turn)
+        assert not videos.needs_order(example, replace(turn, task="exists", answer="yes"))
+    assert set(seen) == set(videos.ANSWERS) and min(seen.values()) > 10, seen
+    ways = [example for example in films if turns_of(example)[0].task == "way" and len(example.media[0].frames) > 2]
+    within = [example for example in ways if example.media[0].frames[0] != example.media[0].frames[1]]
+    assert 0.3 < len(within) / len(ways) < 0.6 and not any(videos.needs_order(e, turns_of(e)[0]) for e in within)
+    image = draw_example("pair", 1)
+    assert not any(videos.needs_order(image, turn) for turn in turns_of(image))
 
 
 def test_bars_and_tables():

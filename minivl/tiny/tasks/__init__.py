@@ -17,7 +17,7 @@ from minivl.tiny import scenes
 from minivl.tiny.drawing import draw_count, draw_crowd, pick_alike
 from minivl.tiny.examples import DrawOptions, Example, Medium
 from minivl.tiny.phrasings import pick
-from minivl.tiny.tasks import far_apart, reading, sequences, shapes
+from minivl.tiny.tasks import far_apart, pairs, reading, shapes, videos
 
 SCORED, TRAINED = 11, 12  # branches of the generator: scoring and training never draw the same example
 ENLARGED = ("text", "digit", "chart", "table", "video", "corner", "longer", "line")  # the others have large images themselves
@@ -39,14 +39,14 @@ FAMILIES = {  # (share of the training examples while they get harder, share fro
     "scene": (3.0, 3.0, draw_family_scene),
     "shapes": (6.0, 6.0, shapes.draw_family),
     "inside": (0.7, 4.0, shapes.draw_family_inside),
-    "blind": (0.3, 0.2, sequences.draw_family_blind),
+    "blind": (0.3, 0.2, pairs.draw_family_blind),
     "text": (3.5, 8.0, reading.draw_family_text),
     "digit": (1.2, 3.0, reading.draw_family_digit),
-    "chart": (0.8, 0.6, reading.draw_family_chart),
+    "chart": (0.8, 0.9, reading.draw_family_chart),
     "table": (0.8, 1.0, reading.draw_family_table),
-    "pair": (1.5, 3.5, sequences.draw_family_pair),
-    "video": (2.0, 3.0, sequences.draw_family_video),
-    "corner": (0.8, 0.5, far_apart.draw_family_corner),
+    "pair": (1.5, 4.0, pairs.draw_family_pair),
+    "video": (2.0, 3.0, videos.draw_family_video),
+    "corner": (0.8, 0.8, far_apart.draw_family_corner),
     "longer": (0.8, 1.5, far_apart.draw_family_longer),
     "line": (1.0, 1.5, far_apart.draw_family_line),
     "ambiguous": (0.4, 0.8, far_apart.draw_family_ambiguous),

@@ -315,7 +315,7 @@ def ask_not_shown(rng, shapes):
 
 
 ASK = {
-    "describe": (2, ask_describe), "detail": (1, ask_detail), "count": (1.5, ask_count), "count kind": (1, ask_count_kind),
+    "describe": (2, ask_describe), "detail": (1, ask_detail), "count": (2, ask_count), "count kind": (1, ask_count_kind),
     "count colour": (1, ask_count_colour), "colour": (1.5, ask_colour), "kind": (1, ask_kind), "size": (0.7, ask_size),
     "exists": (1.5, ask_exists), "where": (2, ask_where), "all boxes": (0.7, ask_all_boxes), "what at": (1.5, ask_what_at),
     "point": (0.7, ask_point), "relation": (1, ask_relation), "related": (1, ask_related), "beside": (2, ask_beside),
@@ -339,14 +339,22 @@ def follow_up(rng, shapes, held_out):
     """A conversation of two or three questions whose later ones need the earlier; None where the shapes allow none."""
     if not shapes:
         return None
+    if len(shapes) == 2 and shapes[0].label != shapes[1].label and rng.random() < 0.6:
+        first, second = (shapes[i] for i in rng.permutation(2))
+        accepted = tuple(with_article(shape.label) for shape in shapes)
+        question = phrase(rng, "one", held_out)
+        return (
+            Turn("one", question, with_article(first.label), accepted, first.box),
+            worded(rng, ("other one", {}, with_article(second.label), second.box), held_out),
+        )
     draw = rng.random()
     known = unique(shapes, "kind")
     if draw < 0.4 and len(known) > 1:
         asked = [known[i] for i in rng.permutation(len(known))[:3]]
         first = worded(rng, ("colour", {"thing": asked[0].kind}, asked[0].colour, asked[0].box), held_out)
         more = [("another", {"thing": shape.kind}, shape.colour, shape.box) for shape in asked[1:]]
-        if rng.random() < 2 * ABSENT:
-            kind = missing(rng, shapes, "kind", KINDS)
+        kind = missing(rng, shapes, "kind", KINDS) if rng.random() < 2 * ABSENT else None
+        if kind:
             more.insert(int(rng.integers(len(more) + 1)), ("another", {"thing": kind}, NOTHING, None))
         return first, *(worded(rng, one, held_out) for one in more[:2])
     if draw < 0.7:
@@ -356,14 +364,6 @@ def follow_up(rng, shapes, held_out):
         counts = [str(sum(shape.kind == kind for shape in shapes)) for kind in kinds]
         first = worded(rng, ("count kind", {"kinds": plural(kinds[0])}, counts[0], None), held_out)
         return first, worded(rng, ("more kinds", {"kinds": plural(kinds[1])}, counts[1], None), held_out)
-    if len(shapes) == 2 and shapes[0].label != shapes[1].label:
-        first, second = (shapes[i] for i in rng.permutation(2))
-        accepted = tuple(with_article(shape.label) for shape in shapes)
-        question = phrase(rng, "one", held_out)
-        return (
-            Turn("one", question, with_article(first.label), accepted, first.box),
-            worded(rng, ("other one", {}, with_article(second.label), second.box), held_out),
-        )
     return None
 
 

@@ -26,13 +26,13 @@ from minivl.tiny.tasks.reading import draw_page
 from minivl.tiny.training.recipe import ID
 from minivl.tiny.training.targets import FULL, cell_arrays, cell_targets, spoken_of
 
-MOST = 5  # conversations about one example
+MOST = 7  # conversations about one example
 LONGEST = 4  # pairs of frames in a video
 SHOUTED = 0.13  # share of the questions in capitals, in addition to those that `vary` writes so
 SHUFFLED = 0.5  # share of the videos whose pairs of frames stand in any order in the prompt: positions alone tell their time
-JOINED = 0.35  # share of the examples in which two or more conversations are one
+JOINED = 0.4  # share of the examples in which two or more conversations are one
 WIDE = 0.45  # share of the batches for the images of family "scene", which are up to 336 x 336, and for enlarged videos
-LARGE = 0.6  # share of the examples that are enlarged there
+LARGE = 0.8  # share of the examples that are enlarged there
 IN_WIDE = {"scene": 3.0, "video": 0.8}  # how often these are drawn there, in units of the sum of all shares
 PLAN = {  # (tower rows, patches of each, decoder rows, tokens of each)
     False: (16, 288, 13, 256),
