@@ -271,17 +271,30 @@ def shown_goal(task):
 
 
 def render_forms(results):
-    """Right answers in Markdown, boxes apart, for each form of a question (FORMS), and counts for each true number."""
+    """Right answers in Markdown, boxes apart: by form of the question (FORMS), counts by number, descriptions by content."""
     chosen = [one for one in results if one.task not in BOXES and one.task not in UNCERTAIN]
     groups = [(f"question {form}", [one for one in chosen if one.form == form]) for form in FORMS]
     counts = [one for one in chosen if one.task in COUNTS]
     for number in sorted({one.truth for one in counts}):
         groups.append((f"counts, of which {number} is true", [one for one in counts if one.truth == number]))
+    told = [one for one in chosen if one.task == "describe"]
+    for content in sorted({content_of(one.truth) for one in told}):
+        groups.append((f"descriptions of {content}", [one for one in told if content_of(one.truth) == content]))
     lines = ["| | asked | right |", "|---|---|---|"]
     for name, members in groups:
         if members:
             lines.append(f"| {name} | {len(members)} | {shown('', [one.score for one in members])} |")
     return "\n".join(lines)
+
+
+def content_of(description):
+    """What a true description is of: "2 things", two images, a word, or nothing."""
+    if description.startswith("first: "):
+        return "two images"
+    if '"' in description:
+        return "a word, number or digit"
+    count = len(re.findall(r"\ban? ", description))
+    return "1 thing" if count == 1 else f"{count} things" if count else "nothing"
 
 
 def shown(task, values):
