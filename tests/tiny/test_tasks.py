@@ -363,12 +363,14 @@ def test_videos():
             same = [np.array_equal(np.asarray(frames[0]), np.asarray(frame)) for frame in frames]
             assert turn.answer == ("none" if all(same) else f"frame {same.index(False) + 1}")
         if turn.task == "appeared":
-            shown = {(s, frames[2 * i]) for i, shapes in enumerate(example.media[0].shapes) for s in shapes}
+            shown = [(s, frames[2 * i]) for i, shapes in enumerate(example.media[0].shapes) for s in shapes]
             new = {s for s, frame in shown if frame.crop(s.box).tobytes() != frames[0].crop(s.box).tobytes()}
             assert turn.answer == str(len(new))
         if turn.task == "first":
-            ((y1, x1), (y2, x2)) = (fold(coloured(frames[0]), axis=0) for fold in (np.min, np.max))
-            assert turn.answer in (f"{article} {seen_shape(frames[0], (x1, y1, x2 + 1, y2 + 1))}" for article in ("a", "an"))
+            ((shape,), *_) = example.media[0].shapes
+            (x1, y1, x2, y2), (rows, columns) = shape.box, coloured(frames[0]).T
+            assert x1 <= columns.min() and columns.max() < x2 and y1 <= rows.min() and rows.max() < y2  # alone
+            assert turn.answer in (f"{article} {seen_shape(frames[0], shape.box)}" for article in ("a", "an"))
     assert min(seen.values()) > 5 and set(seen) == {"way", "no way", "still", "when", "appeared", "first"}
 
 
