@@ -92,7 +92,7 @@ def judged(trace, port, vlm):
 
 @pytest.fixture(scope="module")
 def shipped():
-    return minivl.load(), build_messages("How many shapes are there?", images=scene(5).image)
+    return minivl.load(), build_messages("How many shapes are there?", images=scene(15).image)
 
 
 @pytest.fixture(scope="module")
