@@ -52,7 +52,7 @@ def ask_of_both(rng, pictures, options):
 def draw_pair_size(rng):
     """(height, width) of an image of a pair: small ones more often, and no more than 64 tokens."""
     while True:
-        height, width = (UNIT * int(min(rng.integers(4, 10, 2))) for _ in range(2))
+        height, width = (UNIT * int(min(rng.integers(4, 1 + LONGEST // UNIT, 2))) for _ in range(2))
         if height * width <= 64 * UNIT**2:
             return height, width
 
