@@ -124,6 +124,14 @@ def test_rounding_when_recorded_is_no_mistake(request, model, kind):
         assert comparison.ok and comparison.covered and comparison.arithmetic == kind, f"\n{comparison}"
 
 
+@pytest.mark.xfail(reason="compare calls post_attention_layernorm of layer 3 wrong: a false alarm, to be mended")
+def test_rounding_of_scene_5_is_no_mistake():
+    vlm, prompt = minivl.load(), build_messages("How many shapes are there?", images=scene(5).image)
+    trace = dict(vlm.trace(prompt, max_new_tokens=3))
+    for recorded in RECORDED.values():
+        assert compare(trace, record_rounded(vlm, prompt, "bfloat16", recorded), model=vlm).ok
+
+
 @pytest.mark.parametrize("name", ["unscaled-scores", "interleaved-rope", "no-causal-mask", "no-qkv-bias", "layer-norm"])
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 def test_mistakes_show_behind_rounding_when_recorded(other_sizes, kind, name):
