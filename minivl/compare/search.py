@@ -74,7 +74,7 @@ class Evidence:
             return find_causes(self.subject(row), self.limit_of(row))
         subject = self.subject(row)
         causes = find_causes(subject, self.limit_of(row), rounding=self.local.rounding(row.name))
-        return causes or find_faint(subject, "; fitted to all values, since rounding hides it in each", most_left=0.5)
+        return causes or find_faint(subject, "; fitted to all values, since rounding hides it in each", 0.5, wrong=True)
 
     def subject(self, row, turned=False, order=None):
         """The Subject of a row; turned: with the two sides exchanged; order: of theirs' axes."""

@@ -457,3 +457,20 @@ def test_rounding_that_makes_all_rows_smaller_is_no_other_eps(eps, factor, named
     norm = lambda eps: (x / np.sqrt((x * x).mean(axis=1, keepdims=True) + eps)).astype(np.float32)  # noqa: E731
     subject = Subject("visual.blocks.0.norm1", norm(1e-6), norm(eps) * noise, {"visual.window_order": x}.get, None, [])
     assert [cause.name for cause in find_faint(subject, "")] == (["wrong eps"] if named else [])
+
+
+def test_a_factor_of_one_row_is_no_other_eps():
+    """The largest value of what goes into a norm, rounded to bfloat16, changes all of the row by the same factor."""
+    from minivl.compare.diagnose import find_faint
+    from minivl.compare.mistakes import Subject
+
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((1, 128)).astype(np.float32)
+    x[0, 5] = 100.2
+    weight = np.where(np.arange(128) == 5, 0.01, 1).astype(np.float32)  # as trained models have where a value is large
+    norm = lambda x: weight * x / np.sqrt((x * x).mean(axis=1, keepdims=True) + 1e-6)  # noqa: E731
+    rounded = x.copy()
+    rounded[0, 5] = 100.0
+    subject = Subject("visual.blocks.0.norm1", norm(rounded), norm(x), {"visual.window_order": rounded}.get, None, [])
+    assert find_faint(subject, "") == []
+    assert [cause.name for cause in find_faint(subject, "", wrong=True)] == ["wrong eps"]

@@ -92,7 +92,7 @@ def judged(trace, port, vlm):
 
 @pytest.fixture(scope="module")
 def shipped():
-    return minivl.load(), build_messages("How many shapes are there?", images=scene(15).image)
+    return minivl.load(), build_messages("How many shapes are there?", images=scene(5).image)
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +122,6 @@ def test_rounding_when_recorded_is_no_mistake(request, model, kind):
     for recorded in RECORDED.values():
         comparison = compare(trace, record_rounded(vlm, prompt, kind, recorded), model=vlm)
         assert comparison.ok and comparison.covered and comparison.arithmetic == kind, f"\n{comparison}"
-
-
-@pytest.mark.xfail(reason="compare calls post_attention_layernorm of layer 3 wrong: a false alarm, to be mended")
-def test_rounding_of_scene_5_is_no_mistake():
-    vlm, prompt = minivl.load(), build_messages("How many shapes are there?", images=scene(5).image)
-    trace = dict(vlm.trace(prompt, max_new_tokens=3))
-    for recorded in RECORDED.values():
-        assert compare(trace, record_rounded(vlm, prompt, "bfloat16", recorded), model=vlm).ok
 
 
 @pytest.mark.parametrize("name", ["unscaled-scores", "interleaved-rope", "no-causal-mask", "no-qkv-bias", "layer-norm"])
