@@ -1,4 +1,4 @@
-"""The one family of errors. A message says what was given, what was expected, and what to do."""
+"""The base class of the package's errors. A message says what was given, what was expected, and what to do."""
 
 
 class Error(Exception):

@@ -51,7 +51,7 @@ def plain_number(value):
 def check_kind(field, values, kind, what, least=None):
     """Raise an Error unless all values are of this kind, and at least `least`.
 
-    subtle: JSON true is a Python int, so bool is asked for by name.
+    subtle: JSON true is a Python int, so bool must be asked for explicitly.
     """
     for value in values:
         if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
@@ -284,7 +284,7 @@ def format_table(rows, right=(), gap=2):
 
 
 class Text(str):
-    """Text that prints, and shows in a notebook, as it is."""
+    """A string that consoles and notebooks show as plain text, without quotes."""
 
     def __repr__(self):
         return str(self)

@@ -24,7 +24,7 @@ class Lazy:
     """A tensor that the fast path never builds, such as attention scores inside a fused kernel.
 
     It is yielded in the tensor's place and built, once, when it is called. If an array comes back instead of
-    this object, the stage goes on from that array; otherwise it stays on the fused path.
+    this object, the stage continues from that array; otherwise it stays on the fused path.
     """
 
     __slots__ = ("shape", "dtype", "_make", "_value")
@@ -58,7 +58,7 @@ def under(prefix, stage):
 
 
 def watch(stage, see):
-    """The same stage; see(name, tensor) is called for each tensor as it passes, and changes nothing."""
+    """Wrap a stage: see(name, tensor) is called for each tensor as it passes, and changes nothing."""
     reply = None
     while True:
         try:

@@ -284,9 +284,9 @@ class VLM(Engine):
         return self.build_answer(sequence, has_text=not isinstance(prompt, Inputs))
 
     def use_compiled_kernels(self):
-        """Change from the NumPy kernels, with which a first run began, to the compiled ones once these are there.
+        """Change from the NumPy kernels, with which a first run began, to the compiled ones once these are ready.
 
-        Kernels that were changed since, by `with_parts` or a fault, stay: the compiled ones know nothing of the change.
+        Kernels that were changed since, by `with_parts` or a fault, stay: the compiled ones lack the change.
         """
         compilation = self.compilation  # subtle: another thread may set it to None meanwhile
         if compilation is not None and self.kernels is compilation.plain:
@@ -295,7 +295,7 @@ class VLM(Engine):
                 self.kernels, self.compilation = kernels, None
 
     def within_memory(self, stage):
-        """The same stage; where the weights do not fit in memory, they are paged as its tensors pass."""
+        """Wrap a stage: where the weights do not fit in memory, they are paged as its tensors pass."""
         return stage if self.offloader is None else self.offloader.follow(stage)
 
     def split_options(self, options):
@@ -305,7 +305,7 @@ class VLM(Engine):
         return prepare_options, self.sampling.replace(**rest)
 
     def read(self, prompt, cache=None, **options):
-        """Stage: messages -> validated `Inputs`. A prompt that is `Inputs` is validated alone."""
+        """Stage: messages -> validated `Inputs`. A prompt that is `Inputs` is only validated."""
         if isinstance(prompt, Inputs):
             given = [name for name, value in options.items() if value not in (None, False)]
             if given:
@@ -355,7 +355,7 @@ def hold(cache):
     """Hold a cache while an answer uses it: another thread that asks for it gets an Error, since both answers would be wrong.
 
     A thread may take over from its own earlier answer, or from one of a thread that has ended: that answer was abandoned,
-    and gets an Error if it goes on after all. Yields a function that checks this.
+    and gets an Error if it continues nevertheless. Yields a function that checks this.
     """
     holder = (current_thread(), object())
     with HOLDERS_LOCK:

@@ -12,7 +12,7 @@ One quantity grows at a time:
     together    one more token for each of 1 to 8 sequences with 296 tokens
 
 Time is the median of several runs; the plan's is computed from the speeds of the kernels, which are measured first. Memory is
-what NumPy allocates at most during the work, without the weights and what was there before, in a run of its own; the plan's
+what NumPy allocates at most during the work, without the weights and the memory used before, in a run of its own; the plan's
 is its activations, the keys and values in the cache and the logits.
 """
 
@@ -53,9 +53,9 @@ LONG = 2.0  # seconds from which work is not repeated
 
 @dataclass(frozen=True)
 class Work:
-    """One amount of work. stage: a function that makes a stage that has not run; begins: the tensor after which time counts.
+    """One amount of work. stage: a function that returns a stage not yet run; begins: the tensor after which timing starts.
 
-    planned  (seconds, bytes) of the plan, None for what it does not know
+    planned  (seconds, bytes) of the plan, None for what it does not predict
     """
 
     quantity: str
@@ -201,7 +201,7 @@ def decode(vlm, lengths):
 
 
 def filled_cache(vlm, length):
-    """A cache with random keys and values: what they are does not matter to time and memory."""
+    """A cache with random keys and values, which affect neither time nor memory."""
     cache, text = vlm.new_cache(), vlm.config.text
     cache.reserve(length + 1)
     rows = random_rows((text.num_key_value_heads, PIECE, text.head_dim))

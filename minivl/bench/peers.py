@@ -168,7 +168,7 @@ class LlamaCpp:
 
 @dataclass(frozen=True)
 class Peer:
-    """Another program.
+    """A program to compare minivl with.
 
     make       its class
     arguments  for it, after folder and workloads

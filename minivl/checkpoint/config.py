@@ -129,7 +129,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, stored):
-        """Make it from the contents of a config.json, in any layout."""
+        """Build a Config from the contents of a config.json, in any layout."""
         fields = parse_config(stored)
         text, vision = fields.pop("text"), fields.pop("vision")
         rope, layer_types = RopeConfig(**text.pop("rope")), text.pop("layer_types")

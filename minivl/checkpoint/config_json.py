@@ -127,8 +127,11 @@ def parse_vision(stored):
 
 
 def parse_block_indexes(indexes):
-    """subtle: an index beyond the depth is accepted, as in transformers: some models are cut short that way, and then
-    simply have fewer full blocks."""
+    """Indexes of the tower's blocks with full attention, a tuple.
+
+    subtle: an index beyond the depth is accepted, as in transformers: some models are cut short that way, and then
+    simply have fewer full blocks.
+    """
     if not isinstance(indexes, (list, tuple)) or not all(type(i) is int and i >= 0 for i in indexes):
         raise Error(f"vision config: fullatt_block_indexes is {indexes!r}; it must be a list of block numbers.")
     return tuple(indexes)

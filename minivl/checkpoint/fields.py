@@ -3,7 +3,7 @@
     warn_unknown_fields("Qwen2.5-VL-3B-Instruct")
 
 OBEYED    read; a value that minivl cannot follow is an Error where it is read
-NO_EFFECT on the numbers: of training, of bookkeeping, of other programs' memory and speed
+NO_EFFECT on the numbers: fields for training, for bookkeeping, for other programs' memory and speed
 REFUSED   would change the numbers and is not supported: an Error where it is read, unless its value changes nothing
 The three are compared with transformers' own classes in tests/reference/test_fields_of_transformers.py.
 """
@@ -57,7 +57,7 @@ NO_EFFECT = {
     "vision_config": f"{_BOOKKEEPING} spatial_patch_size",
     "rope": "",
     "preprocessor_config.json": _PROCESSING,
-    # which frames are taken, and their limits, is qwen-vl-utils' business in the published models: see docs/choices.md
+    # in the published models qwen-vl-utils decides which frames are taken, and their limits: see docs/choices.md
     "video_preprocessor_config.json": f"""{_PROCESSING} size min_pixels max_pixels fps num_frames min_frames max_frames
         do_sample_frames video_metadata cap_pixels_per_frame max_video_tokens use_token_compression""",
     "generation_config.json": """transformers_version _from_model_config bos_token_id pad_token_id decoder_start_token_id

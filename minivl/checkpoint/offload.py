@@ -73,7 +73,7 @@ class Matrix:
         self._length = start + array.nbytes - self._start
 
     def drop(self, file_pages):
-        """Give its pages back; with `file_pages`, remove them from the system's page cache too."""
+        """Give the matrix's pages back; with `file_pages`, remove them from the system's page cache too."""
         self._map.madvise(mmap.MADV_DONTNEED, self._start, self._length)
         if file_pages:
             os.posix_fadvise(self._file, self._map_offset + self._start, self._length, os.POSIX_FADV_DONTNEED)
@@ -112,7 +112,7 @@ class Use:
 
 
 class Offloader:
-    """Keeps the process within `limit` bytes of resident memory, as far as dropping mapped weights can.
+    """Keep the process within `limit` bytes of resident memory, as far as dropping mapped weights can.
 
     drop_file_pages  whether what is dropped leaves the system's page cache too, to leave it to the weights that stay
     has_dropped      whether anything had to be dropped so far
@@ -148,7 +148,7 @@ class Offloader:
         return f"<Offloader: at most {format_bytes(self.limit)}>"
 
     def follow(self, stage):
-        """The same stage; as its tensors pass, weights are dropped and read ahead."""
+        """Wrap a stage: as its tensors pass, weights are dropped and read ahead."""
         return watch(stage, self._see)
 
     def _see(self, name, tensor):

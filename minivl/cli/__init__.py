@@ -107,11 +107,11 @@ def option_names(message, parser):
 
 
 class OutputError(Exception):
-    """Standard output cannot be written. Not an OSError, which argparse drops, nor an Error, after which `chat` goes on."""
+    """Standard output cannot be written. Not an OSError, which argparse drops, nor an Error, after which `chat` continues."""
 
 
 class Output:
-    """A stream whose failures, but for a closed pipe, are an OutputError."""
+    """A stream that raises an OutputError for every failure except a closed pipe."""
 
     def __init__(self, stream):
         self._stream = stream

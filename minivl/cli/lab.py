@@ -33,7 +33,7 @@ def run(options):
 
 
 def check_arguments(options):
-    """Refuse what an action does not take, and say what it lacks."""
+    """Raise an Error for an argument that an action does not take, or for a missing one."""
     if options.stage is not None and options.action != "hint":
         raise Error("--stage belongs to `minivl lab hint NUMBER`.")
     if options.number is not None and options.action != "check":

@@ -1,4 +1,4 @@
-"""Options that commands share, as tables, and what they stand for: the arguments of the library, and the model.
+"""Options that several commands share, as tables, and their conversion to arguments of the library and to a model.
 
 A row of a table is (name and metavar, type, help), and further keywords of argparse if needed. In addition to types of one
 value, bool is a switch, list may be given several times, and of a tuple of choices the first is the default. A row that is
@@ -93,7 +93,7 @@ def answer_options(options):
 
 
 def load_model(options, one_answer=False):
-    """The model of the options.
+    """Load the model that the options choose.
 
     one_answer  true: the small model runs on the NumPy kernels, which answer before the compiled ones are loaded
     """

@@ -1,5 +1,7 @@
 """Compare two recordings of one prompt: the first tensor that differs, and the probable mistake.
 
+"Ours" is the recording with minivl's names, "theirs" the other one, usually a port's.
+
 comparison.py    compare: the steps of a comparison, in order, and its result; rows.py: one tensor of it
 recordings.py    read a recording
 match_names.py   which tensor is which, by name; match_values.py: by its values
@@ -7,7 +9,7 @@ layouts.py       bring theirs into our order of axes and rows; measure.py: the e
 local.py         judge each stage alone, computed from their inputs
 port_weights.py  their weights, quantised ones, in place of the model's
 search.py        search for the causes of what differs: which tensors are searched, in which order
-diagnose.py      find the known mistake that gives one tensor
+diagnose.py      search for the known mistake that gives one tensor
 mistakes/        the known mistakes, a file for each topic
 render.py        the result as text and in a notebook; page.py: as JSON and as an HTML page
 coverage.py      how much was compared; answers.py: the tokens that both chose

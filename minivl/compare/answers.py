@@ -23,7 +23,7 @@ class Answers:
     """The answers of two recordings, lists of token ids.
 
     tokenizer  gives their text; None: the ids are shown
-    greedy     whether they are the largest logits, for lack of the tokens that were chosen
+    greedy     whether the ids are those of the largest logits, because the chosen tokens were not recorded
     """
 
     ours: list
@@ -72,7 +72,7 @@ def count_tokens(ids):
 def read_answers(ours, theirs, matches, model=None):
     """The `Answers`, or None if one of the recordings has no token and no logits.
 
-    Both are read from the same thing where both recordings have it: the tokens that were chosen, else the largest logits.
+    Both are read from the same source where both recordings have it: the tokens that were chosen, else the largest logits.
     """
     width = ours["lm_head"].shape[-1:] if "lm_head" in ours else None
     sides = ((ours, {}), (theirs, matches))
@@ -94,7 +94,7 @@ def chosen_tokens(recording, names):
 
 
 def largest_logits(recording, names, width):
-    """Token ids of the largest logits, as far as their number is `width`."""
+    """Token ids of the largest logits; [] unless every row of logits has the shape `width`."""
     logits = read_steps(recording, names, "lm_head")
     return [int(row.argmax()) for row in logits] if all(row.shape == width for row in logits) else []
 

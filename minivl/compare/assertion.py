@@ -47,7 +47,7 @@ def assert_port(theirs, ours=None, model=None, **options):
 
 
 def run_on_inputs_of(theirs, model, names=None):
-    """{name: tensor} of a run of the model on the inputs that a recording has; greedy, but for tokens that it has itself."""
+    """{name: tensor} of a run of the model on the inputs that a recording has; greedy, except for tokens that it has itself."""
     inputs = inputs_or_none(theirs, model.config)
     if inputs is None:
         raise Error(

@@ -82,7 +82,7 @@ class Comparison:
     arithmetic how theirs computes, as far as a model could tell; None without one
     names      {theirs: ours} that were found by their values;  notes  sentences on how theirs was read
     answers    the answer of each recording, as token ids; None if one has none
-    own_weights  whether theirs was judged with its own weights: INPUT is right then, before the first difference too
+    own_weights  whether theirs was judged with its own weights: then INPUT counts as right, before the first difference too
     """
 
     rows: list
@@ -223,7 +223,7 @@ def compare(
     if model is not None and local is None:
         notes = (*notes, f"the model judged nothing: {why_not_judged(ours, model, their_weights)}")
     idle = idle_entries(theirs, names) if left else []
-    if idle:  # a slip in the map, perhaps, beside names that mean nothing
+    if idle:  # perhaps a typing error in the map, next to names without a tensor of ours
         more = f", and {len(idle) - 1} more such entries" if len(idle) > 1 else ""
         notes = (*notes, f"the name map's {idle[0]!r} fits none of their names{more}")
     lost = outvoted(theirs, meant)
@@ -300,7 +300,7 @@ def compare_rows(ours, theirs, matches, tolerance, precision, layouts=()):
         if name in matches:
             rounded = max(tolerance, rounding_limit(precision, largest, name))
             row = compare_tensor(name, ours[name], matches[name], theirs[matches[name]], tolerance, rounded)
-            if row.status == DIFF and precision == "float32":  # of other types `rounded` holds it
+            if row.status == DIFF and precision == "float32":  # for other types, `rounded` already allows for softmax
                 worse = max(row.error, row.rms)
                 if worse <= softmax_error(name, ours, rows):
                     row = replace(row, status=CLOSE)

@@ -1,4 +1,4 @@
-"""Find the mistake behind a tensor that differs: compute each known one, and name the one that gives the other's values.
+"""Search for the mistake behind a tensor that differs: compute each known one, and name the one that gives their values.
 
 subject = Subject("visual.blocks.0.attn.q_rope", ours, theirs, known, config)
 find_causes(subject, limit=2e-5)      # [Cause("interleaved RoPE", "pairs are neighbours (2i, 2i + 1) ...", 1.3e-7)]
@@ -72,14 +72,14 @@ def predictions(subject, functions):
 
 
 def is_right(subject, limit):
-    """Whether theirs is what the stage should give, as far as its inputs were recorded."""
+    """Whether theirs is the correct output of the stage, as far as its inputs were recorded."""
     before = distance(subject.ours, subject.theirs)
     rights = [array for name, _, array in predictions(subject, stage_mistakes(subject)) if name == RIGHT]
     return any(distance(array, subject.theirs) <= min(limit, before / EXPLAINED) for array in rights)
 
 
 def explains(left, before, limit, rounding=0.0):
-    """Whether a mistake explains a difference: a tenth of the error is left at most, or a third if that is within rounding."""
+    """Whether a mistake explains a difference: at most a tenth of the error is left, or a third if that is within rounding."""
     return left <= min(limit, before / EXPLAINED) or left <= min(rounding, before / 3)
 
 
@@ -87,7 +87,7 @@ def find_causes(subject, limit, groups=ALL, rounding=0.0, choose=None):
     """[Cause] of the mistakes that give theirs to within `limit` of the largest value, the likeliest first.
 
     rounding  what lower precision makes of the right values, see `explains`
-    groups  of functions, each a function of the subject: the later ones are asked if none of the earlier explains it exactly
+    groups  of functions, each a function of the subject: later ones are tried only if no earlier one explains it exactly
     choose  function of all [Cause] that explain it: `likeliest` (the default), or `closest`
     """
     before, causes = distance(subject.ours, subject.theirs), {}
@@ -98,7 +98,7 @@ def find_causes(subject, limit, groups=ALL, rounding=0.0, choose=None):
             left = distance(candidate, subject.theirs)
             if not explains(left, before, limit, rounding):
                 continue
-            if name == RIGHT:  # theirs is as it should be
+            if name == RIGHT:  # theirs is correct
                 return []
             if name not in causes or left < causes[name].error / 10:  # of one name, the sentence that fits best
                 causes[name] = Cause(name, sentence, left)

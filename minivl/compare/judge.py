@@ -15,7 +15,7 @@ from minivl.tensors import catalogue
 from minivl.tensors.names import parse
 from minivl.tiny import CHECKPOINT
 
-FAR = 0.05  # error of a product; with other weights it is off by its own size
+FAR = 0.05  # error of a product; with other weights the error is as large as the product itself
 SAME = 1e-3  # two backends are closer than this; other weights are not
 NOTE = "ours is a run of the model that ships, so that model judges each stage alone (model=False: by the recordings alone)"
 
@@ -49,7 +49,7 @@ def load_model(model=None):
 def with_settings_of(ours, model):
     """A copy of the model with the settings that ours was made with, as far as its tensors tell.
 
-    A token is chosen with a penalty or without, and text goes on after a video in one of two ways.
+    A token is chosen with a penalty or without, and positions of text continue after a video by one of two rules.
     """
     other = copy.copy(model)
     pairs = [(name, name.replace("next_token", "lm_head")) for name in ours if parse(name).own == "next_token"]
@@ -73,7 +73,7 @@ def last_row(array):
 def check_is_model_of_ours(rows, local, ours):
     """Raise an Error for a model with other weights: both recordings agree, and most products are not those of the model.
 
-    Products may be off because the norms before them were recorded otherwise, so ours alone is asked then.
+    Products may be off because the norms before them were recorded otherwise, so only ours is checked then.
     """
     products = [row for row in rows if (tensor := catalogue.of(row.name)) and tensor.made_by == "linear"]
     agreeing = [row for row in products if row.name in local.figures and row.error <= SAME]
@@ -99,7 +99,7 @@ def is_shipped(config):
 
 
 def is_run_of(model, ours):
-    """Whether the model gives our tensors."""
+    """Whether the model reproduces our tensors."""
     inputs = inputs_or_none(ours, model.config)
     if inputs is None:
         return False

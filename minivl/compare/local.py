@@ -4,7 +4,7 @@
     computed["visual.blocks.1.attn.proj"]      # ours, from their visual.blocks.1.attn.qkv
 
 A run in which each tensor that theirs has is replaced by theirs as it passes (an edit of the stream), so an error does not
-travel on: a second mistake shows beside the first, and what lower precision adds up over many layers disappears.
+propagate: a second mistake shows as well as the first, and what lower precision adds up over many layers disappears.
 
 How much error rounding explains is measured, not guessed: the same run is done once more with every tensor rounded to the type
 of their values, or with the inputs of all products rounded to it (ARITHMETICS). A float32 port whose tensors were rounded only
@@ -152,7 +152,7 @@ def run_from_theirs(model, inputs, theirs, arithmetic="float32", change=None, st
 
     theirs      {our name: array}
     arithmetic  one of ARITHMETICS: how to round what theirs does not have, and the results; None for no rounding at all
-    change(name, array, known)  an array to go on with in place of one that theirs does not have, or None
+    change(name, array, known)  an array to continue with in place of one that theirs does not have, or None
     stop        the last tensor that is wanted; by default the last that theirs has
     tower       {name: tensor} of an earlier run up to the tower's output, if these would be the same: the tower is not run
     """
@@ -195,7 +195,7 @@ class Local:
     last_rows   {name: ours with their last row}, where they have only that
     figures     {name: `measure` of theirs and that}
     arithmetic  the one of ARITHMETICS that their values come from
-    limits      {name: (error, rms) that rounding explains}; takes further runs, when it is first asked for
+    limits      {name: (error, rms) that rounding explains}; computed by further runs when it is first used
     """
 
     def __init__(self, model, inputs, theirs, precision):
@@ -313,7 +313,7 @@ class Local:
         return figures["rms"] > max(rms, NOISE) or figures["error"] > max(error, tolerance)
 
     def is_tie(self, name):
-        """Whether a token is theirs as well as ours, as far as the rounding of their logits can tell."""
+        """Whether their token and ours have equal logits, as far as the rounding of their logits can tell."""
         logits = f"{parse(name).prefix}lm_head"
         if parse(name).own != "next_token" or logits not in self.known:
             return False
@@ -330,7 +330,7 @@ def judge_from_theirs(model, ours, theirs, matches, precision):
         return None
     arrays = {mine: theirs[name] for mine, name in matches.items()}
     numbers = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
-    for tensors in (arrays, numbers):  # subtle: a run cannot go on from every wrong index
+    for tensors in (arrays, numbers):  # subtle: a run cannot continue from every wrong index
         try:
             return Local(model, inputs, tensors, precision)
         except (Error, ValueError, IndexError, ArithmeticError):
@@ -339,7 +339,7 @@ def judge_from_theirs(model, ours, theirs, matches, precision):
 
 
 def with_local_errors(rows, local, tolerance, same_weights=True):
-    """(rows with statuses by their local errors, local); unchanged and None if it is ours that the model does not give.
+    """(rows with statuses by their local errors, local); (rows unchanged, None) if the model does not reproduce ours.
 
     same_weights   whether ours was computed with the model's weights
     """

@@ -1,4 +1,4 @@
-"""Match a port's tensors to minivl's by their values, where the names say nothing.
+"""Match a port's tensors to minivl's by their values, where the names do not tell.
 
     matched = match_values(ours, theirs, left, matches, model)
     matched.layouts                   # {"visual.blocks.0.attn.qkv": ("onnx::Add_412", Layout)}
@@ -8,7 +8,7 @@ Theirs is one of ours if it has as many values and, with its axes in some order,
 CLEAR times closer than any other tensor. With a model, ours is computed from the tensors of theirs that were matched before
 it, so this works behind a bug and in lower precision. The tensor that is wrong is close to none of ours: it takes the place
 of a sibling in another layer, or the one place from which the tensors after it come out as theirs. Equal tensors
-(aliases) are matched in the order of the data flow, and said to be equal; what stays ambiguous is not matched.
+(aliases) are matched in the order of the data flow, and reported as equal; what stays ambiguous is not matched.
 
 Each place that is tried for a wrong tensor takes a run of the model. How many are tried depends on the size of a run, not on
 the clock: a note says what is left unmatched for that.

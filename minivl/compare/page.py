@@ -142,7 +142,7 @@ def path_map(comparison):
 
 
 def place(name):
-    """The block or layer of a tensor; else its station."""
+    """The line of the map that a tensor is on: its block or layer, the merger, the head, or else its section."""
     parsed, tensor = parse(name), catalogue.of(name)
     if parsed.counted in ("visual.blocks", "model.layers"):
         return f"{parsed.prefix}{parsed.counted}.{parsed.index}"

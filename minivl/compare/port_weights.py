@@ -7,7 +7,7 @@ A .safetensors file has the checkpoint's names, and values, not quantised codes.
 weight.
 
 A wrong conversion would look right with its own weights, so a weight that is further from the model's than quantisation
-takes it is an error. Vectors (norms, biases) are not quantised.
+can move it is an error. Vectors (norms, biases) are not quantised.
 """
 
 import copy
@@ -60,7 +60,7 @@ def with_port_weights(model, paths):
 
     paths   .safetensors files or folders, or .gguf files; of weights that no file has, the model's stay
     Raises Error for a file that cannot be read, and for a weight that is none of the model's, has another shape or is further
-    from the model's than quantisation takes it.
+    from the model's than quantisation can move it.
     """
     expected, given, path_of = parameter_shapes(model.config), {}, {}
     own = {name: model.weights[name] for name in model.weights.names()}
@@ -126,7 +126,7 @@ def relative_error(theirs, ours):
 
 
 def too_far(name, array, off, own, files):
-    """Why a weight is not the model's, and which of its layer it is like."""
+    """Why a weight is not the model's, and which other weight of its layer it resembles."""
     layer = re.match(r".*?\.\d+\.", name)
     others = [n for n in own if layer and n.startswith(layer[0]) and n != name and own[n].shape == array.shape]
     near = [n for n in others if relative_error(array, own[n]) <= FURTHEST_MATRIX]

@@ -112,7 +112,10 @@ def read_safetensors(path):
 
 
 def recorded_order(names, metadata):
-    """subtle: safetensors sorts tensors by dtype and name; the metadata "names" of a trace's file has the order of the run."""
+    """The names in the order of the run.
+
+    subtle: safetensors sorts tensors by dtype and name; the metadata "names" of a trace's file has the order of the run.
+    """
     try:
         order = {name: i for i, name in enumerate(json.loads(metadata["names"]))}
     except (KeyError, TypeError, ValueError):
@@ -159,7 +162,7 @@ def read_pt(path):
 
 
 class TensorUnpickler(pickle.Unpickler):
-    """Reads torch tensors as NumPy arrays and refuses every other class."""
+    """Read torch tensors as NumPy arrays and refuse every other class."""
 
     def __init__(self, stream, file, folder):
         super().__init__(stream)

@@ -179,7 +179,7 @@ def error_left(cause):
 
 
 def same_prompt(comparison):
-    """A question, if the tokens differ."""
+    """A line asking whether both ran the same prompt, if the tokens differ."""
     ids = next((row for row in comparison.compared if row.name == "input_ids"), None)
     if ids is not None and ids.status != OK and not (ids is comparison.first and ids.causes):
         yield "The tokens (input_ids) differ: do both run the same question about the same image?"

@@ -1,4 +1,4 @@
-"""Search for causes: passes over a comparison, each of which adds some."""
+"""Search for causes: passes over a comparison, each of which adds causes to its rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,14 +29,14 @@ from minivl.stream import value_of
 from minivl.tensors import catalogue
 from minivl.tensors.names import parse
 
-SAME = 1e-3  # what values in another layout may be off: whether they are wrong too is judged apart
+SAME = 1e-3  # largest error of equal values in another layout: whether they are wrong, too, is judged separately
 NOISE = 5e-7  # errors for which no mistake is searched
 LAYOUTS = ("transposed", "axes exchanged", "axes in another order", "another shape", "batch axis", "whole rows")
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the search for causes works on.
+    """The data on which the search for causes works.
 
     matches  {our name: their name};  agrees  function of a name: whether both have the same values
     local    the `Local` errors, if a model could give them;  limit  largest error that a cause may leave
@@ -61,7 +61,7 @@ class Evidence:
         return self.ours.get(name)
 
     def known_from_theirs(self, name):
-        """A tensor as their stage got it: theirs, or ours computed from theirs."""
+        """A tensor as their stage received it: theirs, or ours computed from theirs."""
         return value_of(self.local.known[name]) if name in self.local.known else self.known(name)
 
     def limit_of(self, row):

@@ -1,4 +1,4 @@
-"""Hidden states of many prompts: rows chosen by what they are, kept on disk with what each row shows.
+"""Hidden states of many prompts: rows of chosen kinds, kept on disk with an index of what each row shows.
 
     store = minivl.collect(prompts, keep="model.layers.*", rows=["answer", "box"], out="store.zarr")
     store["model.layers.3"][:]              # float32 [rows, D]
@@ -10,8 +10,8 @@
     block.py       one block: run, choose rows, describe them, write
     estimate.py    time and space that it will take
     cluster.py     the same on several processes or machines, with Dask
-    store.py       read what was collected; find similar rows
-    digest.py      what makes two runs the same run: the digest of a model and of prompts
+    store.py       read what was collected; search for similar rows
+    digest.py      tell whether two runs are the same: digests of a model and of prompts
 
 Needs zarr and pyarrow: pip install "minivl[dataset]", Python 3.11 or newer.
 """

@@ -140,7 +140,7 @@ def choices_of(name, choices):
 
 
 def is_last_chunk(started, name, maps):
-    """Whether all rows of a tensor have come; a decoder's come chunk by chunk."""
+    """Whether all rows of a tensor have arrived; those of a decoder tensor arrive chunk by chunk."""
     return started.get(name, len(maps.input_ids)) >= len(maps.input_ids)
 
 

@@ -8,7 +8,7 @@
         index/prompt/000012.parquet     a line for each of these rows: prompt, kind, number, text, pixels; patch, token too
         prompts/000012.parquet   a line for each prompt: question, answer, labels, error
 
-A block is there whole or not at all, so a run that was killed goes on where it was, and several processes can share the work.
+A block is there whole or not at all, so a killed run resumes where it stopped, and several processes can share the work.
 Which process ran a block, and how many there were, changes no bit.
 """
 
@@ -42,7 +42,7 @@ def collect(
     prompts, keep, out, rows="answer", reduce=None, dtype="float32", model=None, max_new_tokens=1, workers=1, scheduler=None,
     block=None, **options,
 ):  # fmt: skip
-    """Run prompts and keep rows of their tensors. -> `store.Store`. Goes on where an earlier call with these arguments stopped.
+    """Run prompts and keep rows of their tensors. -> `store.Store`. Resumes where an earlier call with these arguments stopped.
 
     prompts  a list of prompts, or a file of JSON lines: see prompts.py
     keep     name of a tensor, a glob, or "model.layers.{i}" for the outputs of all layers; or several of these. Tensors of a

@@ -42,7 +42,7 @@ def digest_model(vlm):
 
 
 def describe_function(function, outer=()):
-    """The name, the code and the constants of a function; what it looks up elsewhere may change unseen.
+    """The name, the code and the constants of a function; changes of what it looks up elsewhere are not detected.
 
     outer  the functions that hold it: one that calls itself is described once
     """
@@ -64,7 +64,7 @@ def describe_code(code):
 
 
 def describe_constant(value, outer=()):
-    """A string that is the same in every process."""
+    """A description of a constant of a function, the same string in every process."""
     if isinstance(value, CodeType):
         return describe_code(value)
     if isinstance(value, (set, frozenset)):
@@ -92,7 +92,7 @@ def digest_prompts(prompts):
 
 
 def describe(source):
-    """A string that changes with what a source holds."""
+    """A string that changes with the content of a source."""
     if isinstance(source, (str, Path)):
         try:
             path = locate(source)  # a file, also of a file:// URI; or bytes

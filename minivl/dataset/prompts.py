@@ -64,7 +64,7 @@ class Prompt:
         return self.places[key], self.image
 
     def has(self, choice):
-        """Whether it says what a choice of rows needs."""
+        """Whether the prompt has what a choice of rows needs."""
         kind, _, name = choice.partition(":")
         if kind in ("box", "mask"):
             return choice in self.places

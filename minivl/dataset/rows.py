@@ -132,7 +132,7 @@ class Selector:
         self.prompt, self.maps, self.pieces = prompt, maps, pieces
 
     def numbers(self, choice, own):
-        """Row numbers, int64, ascending; None where the choice means nothing for this set."""
+        """Row numbers, int64, ascending; None where the choice does not apply to this set."""
         kind, _, name = choice.partition(":")
         if own not in MEANS[kind]:
             return None

@@ -134,7 +134,7 @@ class Store:
         return self[tensor][rows], {name: values[rows] for name, values in lines.items()}
 
     def matching(self, lines, where):
-        """Which lines of an index have these values, {column: value or values}: bool [rows]."""
+        """Mask of the lines of an index that have these values, {column: value or values}: bool [rows]."""
         chosen = np.ones(len(lines.get("prompt", ())), dtype=bool)
         for name, value in where.items():
             if name not in lines:

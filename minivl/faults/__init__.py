@@ -45,7 +45,7 @@ class Fault:
 
     @contextmanager
     def inject(self):
-        """A context in which the engine has this fault. It is undone on the way out, after an error too.
+        """A context in which the engine has this fault. It is undone on exit, after an error too.
 
         subtle: a loaded model holds its kernels, which are not reached: see `what_if.with_fresh_kernels`.
         """

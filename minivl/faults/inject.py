@@ -20,7 +20,7 @@ def patch(where, make):
     """Put make(original) in place of `where`, a dotted path, and put the original back afterwards.
 
     A function that other modules of minivl have imported by name is replaced there too. Modules that are imported meanwhile
-    get the replacement, so on the way out every module is searched again.
+    get the replacement, so on exit every module is searched again.
     """
     owner, name = find_owner(where)
     original = vars(owner)[name]

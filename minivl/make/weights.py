@@ -19,7 +19,7 @@ PIECE = 1 << 24  # values drawn at a time
 
 @dataclass(frozen=True)
 class Sizes:
-    """What may be chosen; heads of the decoder have 128 channels.
+    """The sizes that may be chosen; heads of the decoder have 128 channels.
 
     blocks, full, vision_heads, vision_width, vision_inner  of the tower; full: the blocks with full attention
     layers, heads, key_heads, inner                         of the decoder

@@ -22,7 +22,7 @@ from minivl.model.sampling import make_rng
 from minivl.processing.inputs import Inputs
 from minivl.stream import under
 
-AT_ONCE = 8  # at most 15: with AMX more rows than that are another kernel's (amx.py), without it more than linear.FEW
+AT_ONCE = 8  # at most 15: with AMX, another kernel (amx.py) takes more rows than that; without it, more than linear.FEW
 
 
 def answer_many(vlm, prompts, seed=None, **options):

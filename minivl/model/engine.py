@@ -45,7 +45,7 @@ class Engine:
 
     def generate(self, inputs, cache, sampling, rng):
         """Stage: `Inputs` -> the `Sequence` of the whole answer. The first token comes from the prefill, the others from
-        steps.1, steps.2, ... Sending another `next_token` back makes the model go on from that one."""
+        steps.1, steps.2, ... Sending another `next_token` back makes the model continue from that one."""
         sequence = yield from self.begin(inputs, cache, sampling, rng)
         while not sequence.ended:
             yield from under(f"steps.{len(sequence.ids)}", self.step([sequence]))
@@ -119,7 +119,7 @@ class Engine:
                 "logits.argmax(axis=1)."
             )
         x = yield "model.embed_tokens", self.embed_tokens(token)
-        # subtle: the three positions go on from the largest one used so far, not from the number of tokens
+        # subtle: the three positions continue from the largest one used so far, not from the number of tokens
         position_ids = yield "position_ids", np.full((3, len(token)), cache.next_position, dtype=np.int64)
         hidden = yield from under("model", self.run_decoder(x, position_ids, cache))
         cache.commit(token, cache.next_position + 1)

@@ -4,7 +4,7 @@ A part does the work of one function of the engine, in one model; its parameters
 differ from that function's. The original is not changed. There are three ways in:
 
     a kernel      the model's `Kernels` get the function: rms_norm, swiglu, gelu, rotate, linear, the two attentions
-    a tensor      as the tensor passes through the stream, the function's result goes on in its place: windows, positions,
+    a tensor      as the tensor passes through the stream, the function's result replaces it: windows, positions,
                   tables of cos and sin, blocks, merger, scatter. The engine's own is computed too, and dropped
     the image     the image processor gets the function: smart_resize, patchify
 
@@ -194,7 +194,7 @@ def is_block(name):
 
 
 class Observer:
-    """Replaces tensors of one stage, as they pass, with the results of the parts.
+    """Replace tensors of one stage, as they pass, with the results of the parts.
 
     known   {name: tensor} of those that parts are computed from, as they were passed on
     inputs  what the stage was called with, by name
@@ -205,7 +205,7 @@ class Observer:
         self.model, self.parts, self.known, self.inputs, self.ready = model, parts, {}, inputs, {}
 
     def follow(self, stage):
-        """The same stage with the parts' tensors."""
+        """Wrap a stage: tensors of the parts replace its own."""
         reply = None
         while True:
             try:
@@ -220,7 +220,7 @@ class Observer:
                 self.known["visual.blocks"] = reply  # the last one alone
 
     def replacement(self, name, tensor):
-        """What replaces this tensor; None: the tensor itself goes on."""
+        """The array that replaces this tensor; None: the tensor stays."""
         if name in self.ready:  # the second result of a part
             value, part, shape = self.ready.pop(name)
             return check_array(part, value, tensor.shape if shape else None, tensor.dtype)

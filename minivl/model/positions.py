@@ -2,7 +2,7 @@
 
 The tower rotates by (row, column) of the patch. The decoder rotates by three positions for each token, (t, h, w),
 "M-RoPE": text counts up on all three at once; an image's tokens spread over a grid that starts where the text stopped;
-the text after it goes on from the largest position used so far, plus one:
+the text after it continues from the largest position used so far, plus one:
 
     tokens   a  b  <v>  I I I I I I  </v>  c          an image of 2 x 3 tokens
     t        0  1  2    3 3 3 3 3 3  6     7
@@ -91,7 +91,7 @@ def prompt_positions(
         else:
             run = _grid_positions(videos.pop(0), config, seconds.pop(0))
         runs.append(run + start)
-        # subtle: in transformers 5 the rows and columns alone say where the text goes on
+        # subtle: in transformers 5 the rows and columns alone decide where the text continues
         start += int(run.max() if video_positions == "launch" else run[1:].max()) + 1
     if images or videos:
         raise Error(

@@ -113,7 +113,7 @@ class MetaModel(Engine):
 
         subtle: all tokens after the first go through `decode` in one pass, each seeing what came before it. Rows cost the same
         together as one after the other, except that a matrix is read and a kernel called once per row: that is corrected here.
-        Names of this pass are without "steps.1.", and its peaks mean nothing.
+        Names of this pass are without "steps.1.", and its peaks are meaningless.
         """
         cache, parts = self.new_cache(), {"vision": [], "prefill": [], "decode": []}
         for cost in self.costs_of(self.prefill(inputs, cache)):

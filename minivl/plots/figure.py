@@ -112,7 +112,7 @@ def show_picture(axes, pixels):
 
 
 def lay_over(axes, values, size, most, **options):
-    """Values [rows, columns] as frames inside the cells of an image of this (height, width): its colours stay to be seen.
+    """Values [rows, columns] as frames inside the cells of an image of this (height, width): its colours stay visible.
 
     most  the largest value of the scale; frames fade towards 0; NaN has none. -> the image, for its colour bar
     """

@@ -216,7 +216,7 @@ def parse_limits(stored):
 
 
 def check_steps(stored):
-    """Raise an Error if the file leaves out, or does otherwise, a step that is always done here."""
+    """Raise an Error if the file omits or changes a step that is always done here."""
     for field, done in STEPS.items():
         setting = stored.get(field)
         if setting is not None and setting != done:

@@ -60,7 +60,7 @@ class Budget:
             raise TooMuch
 
     def spend(self, result):
-        """Count what an operation has made; returns it."""
+        """Count the text that an operation has made; returns it."""
         if isinstance(result, Sized) and not isinstance(result, dict):
             self.text -= len(result)
         if self.text < 0:

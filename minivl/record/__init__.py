@@ -23,7 +23,7 @@ def torch(model, keep="*", name=""):
     keep   a glob, or several: names of the tensors to keep
     name   of `model` in the whole model, such as "visual", if it is a part
 
-    One prompt: the first forward pass; passes over one more token each are `steps.1.`, `steps.2.`, ..., passes that go on with
+    One prompt: the first forward pass; passes over one more token each are `steps.1.`, `steps.2.`, ..., passes that continue
     a prompt that was cut in chunks are `chunks.1.`, ... Raises Error if another prompt begins, or if nothing was recorded.
     """
     from minivl.record.torch_modules import record_modules

@@ -1,4 +1,4 @@
-"""What the recorders of graphs share: the module that a node came from, runs, and the names of what they return."""
+"""Shared by the recorders of graphs: the module that a node came from, runs, and the names of what they return."""
 
 from minivl.errors import Error
 from minivl.record.recording import Recording, module_name

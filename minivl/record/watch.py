@@ -1,4 +1,4 @@
-"""What the recorders of modules share: which tensors of a module's call are kept, under which names.
+"""Shared by the recorders of modules: which tensors of a module's call are kept, under which names.
 
     watch = Watch(recording, to_numpy)
     watch.enter(module, "visual.blocks.0.norm2", args, kwargs)           # before the module runs
@@ -33,7 +33,7 @@ BATCH = 3  # axes of a tensor whose first one, if it is 1, is the batch
 
 
 class Watch:
-    """Names and keeps the tensors of the calls that it is told of.
+    """An observer of module calls that names and keeps their tensors.
 
     to_numpy  function: a tensor of the framework -> NumPy array, bfloat16 as float32
     """
@@ -268,7 +268,7 @@ def are_equal(some, others):
 
 
 def begins_with(given, earlier):
-    """Whether the ids or embeddings of a pass go on from those of an earlier one."""
+    """Whether the ids or embeddings of a pass begin with those of an earlier one."""
     if given is None or earlier is None or given.shape[1:] != earlier.shape[1:]:
         return True  # nothing tells that they do not
     if is_integer(given):

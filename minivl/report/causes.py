@@ -1,6 +1,6 @@
 """Causes for the report: how the answer's probabilities change without one head, or with a part of the image hidden.
 
-Attention shows where values were read from; these runs change one thing and measure what becomes of each token of the answer.
+Attention shows where values were read from; these runs change one thing and measure what changes for each token of the answer.
 The answer is forced (studies/teacher_forcing.py), so the decoder runs once for each change; heads start at their layer, and
 the tower does not run again. The number of runs is bounded: where there are more heads than half of it, whole layers lose
 their attention. Single tokens of the images are hidden, squares of 2 x 2, of 4 x 4 and so on, as far as the runs go; where

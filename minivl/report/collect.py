@@ -27,7 +27,7 @@ GROUPS = ("preparation", "vision tower", "decoder, the prompt", "decoder, token 
 
 
 class Collector:
-    """Takes every tensor of a run (`add`); `data` is the page's content, plain values for JSON.
+    """Take every tensor of a run (`add`); `data` is the page's content, plain values for JSON.
 
     causes  how many runs may be spent on causes, afterwards
     """

@@ -78,5 +78,5 @@ def candidates(vlm, ids, probs):
 
 
 def shorten(value):
-    """Four digits: enough to read, and a smaller file. None stays."""
+    """Round to four digits: enough to read, and a smaller file. None stays None."""
     return None if value is None else float(f"{value:.4g}")

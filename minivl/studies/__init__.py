@@ -22,7 +22,7 @@
     over_training.py    over_training: skills and heads of the checkpoints of a run
     windows.py          the tower's windows over an image
     from_trace.py       read tensors of a trace, or say what to keep
-    findings/           what they find about the small model: python -m minivl.studies.findings
+    findings/           results on the small model: python -m minivl.studies.findings
 
 Plots, walks and the report page draw the numbers that are computed here. Edits of your own: minivl/trace/edits.py.
 """

@@ -5,10 +5,10 @@
     ablation = studies.ablate_heads(vlm, over=cases)        # -> Averages (averages.py)
 
 The measure is the logit difference: the logit of the right answer minus that of the best wrong one, at the token where the
-two part. It is above 0 if the model prefers the right answer, and unlike a log-probability it does not saturate.
+two first differ. It is above 0 if the model prefers the right answer, and unlike a log-probability it does not saturate.
 
 A case runs once without changes; keys, values and residual stream of all its layers are kept until the next case. A changed run
-starts at the layer and at the row (token) that it changes, and takes what lies before from there.
+starts at the layer and at the row (token) that it changes, and takes what lies before from the unchanged run.
 """
 
 from collections.abc import Mapping
@@ -168,7 +168,7 @@ def encode_with_end(vlm, answer):
 
 
 def wrong_tokens(vlm, case):
-    """(ids of the answer as far as it is needed, [(row, right id, wrong id)] of each wrong answer: where the two part)."""
+    """(ids of the answer as far as needed, [(row, right id, wrong id)] of each wrong answer: where the two first differ)."""
     ids, wrong = encode_with_end(vlm, case.answer), []
     for text in case.wrong:
         other = encode_with_end(vlm, text)

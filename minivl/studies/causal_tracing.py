@@ -235,13 +235,13 @@ def corrupt(clean, options):
 
 
 def patch_heads(vlm, over, heads=None, **options):
-    """Patch the output of each head at the answering tokens from the clean run: which heads bring what is asked for?
+    """Patch the output of each head at the answering tokens from the clean run: which heads carry what is asked for?
     -> Averages of the recovered share, [layers, heads]
 
     over   cases with `corrupted` images: see cases.py
     heads  {label: [(layer, head), ...]}, heads to patch together, instead of each by itself
     The attention pattern of the later layers is that of the patched run.
-    Source: K. Wang et al. 2022 (arXiv:2211.00593), whose path patching goes on to follow single paths.
+    Source: K. Wang et al. 2022 (arXiv:2211.00593), whose path patching also follows single paths.
     """
     axes, groups = head_groups(vlm, heads)
 

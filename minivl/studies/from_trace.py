@@ -38,7 +38,7 @@ def find_numbers(trace, pattern):
 
 
 def find_kept(trace, pattern):
-    """The same, of tensors that the trace kept; an Error if there are none."""
+    """The numbers of `find_numbers` whose tensor the trace kept; an Error if there are none."""
     numbers = find_numbers(trace, pattern)
     kept = [i for i in numbers if pattern.format(i=i) in trace]
     if not kept:
@@ -47,7 +47,7 @@ def find_kept(trace, pattern):
 
 
 def step_prefix(step):
-    """What names of a step start with: "" in the prefill, which makes the answer's first token, then "steps.1." ..."""
+    """Prefix of the names of a step: "" for the prefill, which makes the answer's first token, then "steps.1." ..."""
     return f"steps.{step}." if step else ""
 
 

@@ -6,7 +6,7 @@
 
 A probe is a logistic regression (for numbers, a ridge regression) on standardised rows, fitted on some prompts and scored on
 others: no prompt is on both sides. Control labels are the same labels dealt out to other prompts at random; what a probe
-scores on them it has learnt by heart, and what it scores above them is its selectivity (Hewitt and Liang, 2019). A label
+scores on them it has memorised, and what it scores above them is its selectivity (Hewitt and Liang, 2019). A label
 that can be read is there; whether the model uses it, a probe cannot tell: ablate or patch for that.
 
 Needs scikit-learn: pip install "minivl[dataset]".

@@ -31,7 +31,7 @@ class LogitLens:
     word: object
 
     def settled(self, column):
-        """The first layer from which on the likeliest token at tokens[column] stays what it is in the end."""
+        """The first layer from which on the likeliest token at tokens[column] is the one after the last layer."""
         top = self.ids[:, column, 0]
         other = np.flatnonzero(top != top[-1])
         return self.layers[int(other[-1]) + 1 if len(other) else 0]

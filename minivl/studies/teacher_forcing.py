@@ -85,7 +85,7 @@ class Forced:
         return self.log_prob_of(self.logits(x, first, see))
 
     def log_prob_of(self, logits):
-        """The same from logits [A, V]; summed in float64, so that small differences survive."""
+        """`log_prob` from logits [A, V]; summed in float64, so that small differences survive."""
         logits = logits.astype(np.float64)
         top = logits.max(axis=1)
         chosen = logits[np.arange(len(self.ids)), self.ids]

@@ -44,7 +44,7 @@ class Tensor:
     name     {i} counts images, videos, blocks and layers
     axes     sizes by letter, see above; numbers are sizes themselves
     dtype    "float32", "int64" or "uint8"
-    rows     one of ROW_KINDS; "" where its rows stand for nothing on the image
+    rows     one of ROW_KINDS; "" where its rows have no place on the image
     level    the coarsest level of a walk that stops at it: "stage", "block" or "tensor"
     made_by  kind of operation: "norm", "linear", "gelu", ...; "" for indices and preparation
     meaning  one line
@@ -263,7 +263,7 @@ def names_of(config, media=20):
 
 
 def in_data_flow(names):
-    """The same names, in the order in which a run makes them; names outside the catalogue come last, as they were."""
+    """The same names, in the order in which a run makes them; names outside the catalogue come last, in the order given."""
     order = {tensor.name: number for number, tensor in enumerate(CATALOGUE)}
     chunked = [order[tensor.name] for tensor in CATALOGUE if tensor.is_chunked]
     starts = {}  # of each {i} group: a block's tensors stay together

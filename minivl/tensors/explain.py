@@ -1,4 +1,4 @@
-"""Explain a tensor in words: a sentence on what a run made of it, and a paragraph with the formula, the shapes, the reason.
+"""Explain a tensor in words: a sentence on what a run did there, and a paragraph with the formula, the shapes, the reason.
 
     Narrator(vlm).sentence("visual.window_index", index)     # "48 units of 2 x 2 patches, sorted window by window"
     explain(config, "visual.blocks.3.attn.scores", scores)   # the paragraph
@@ -70,7 +70,7 @@ def tokens_of(shape, unit):
 
 
 class Narrator:
-    """Turns a (name, tensor) pair into a sentence, or None for the tensors inside a block, which it passes over."""
+    """Turn a (name, tensor) pair into a sentence, or None for the tensors inside a block, which it passes over."""
 
     def __init__(self, vlm):
         self.vlm, self.config = vlm, vlm.config

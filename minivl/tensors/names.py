@@ -51,7 +51,7 @@ class Name:
 
 @lru_cache(maxsize=1 << 14)
 def parse(name):
-    """The `Name` of a tensor, or of a glob of names. Any text has one: a name outside the grammar is its own."""
+    """The `Name` of a tensor, or of a glob of names. Any text has one: a name outside the grammar is its own general name."""
     prefix, numbers = "", {}
     while match := PREFIX.match(name, len(prefix)):
         prefix = name[: match.end()]

@@ -1,4 +1,4 @@
-"""Record a stage into a `Trace`, in memory or on disk; refuse up front what will not fit.
+"""Record a stage into a `Trace`, in memory or on disk; refuse in advance what will not fit.
 
     trace = record(vlm.prefill(inputs, cache), keep="model.layers.*.mlp.act")
 
@@ -132,7 +132,7 @@ class Recorder:
         self.used += array.nbytes
 
     def _check(self, wanted):
-        """Raise an Error if these do not fit as well."""
+        """Raise an Error unless these tensors fit within the limit, in addition to those kept so far."""
         total = self.used + sum(one.nbytes for one in wanted)
         if total <= self.limit:
             return

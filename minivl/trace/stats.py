@@ -16,7 +16,7 @@ from minivl.helpers import Text, format_table
 from minivl.tensors import catalogue
 
 OUTLIER = 6.0  # times the median channel
-AT_ONCE = 1 << 20  # values that are looked at at a time
+AT_ONCE = 1 << 20  # values that are processed at a time
 
 
 @dataclass(frozen=True)

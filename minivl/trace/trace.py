@@ -11,7 +11,7 @@
     vlm.trace(..., spill="run.safetensors")     # the same file, written during the run: nothing stays in memory
     vlm.trace(..., edit={"model.layers.3.self_attn.context": lambda x: x * 0}, stop="model.layers.5")
 
-A trace is one consumer of the stream (stream.py): the model does not know of it, and gives the same bits with and
+A trace is one consumer of the stream (stream.py): the model is unaware of it, and computes the same bits with and
 without. Edits live as long as the run.
 """
 
@@ -142,7 +142,7 @@ class Trace(Mapping):
 
 
 class Steps(Sequence):
-    """A `Trace` for each token of the answer that was begun."""
+    """A `Trace` for each token of the answer, the last one possibly incomplete."""
 
     def __init__(self, trace):
         self._trace = trace

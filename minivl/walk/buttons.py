@@ -1,4 +1,4 @@
-"""Buttons for a walk in a notebook: the current step with its picture, and what can be done at it.
+"""Buttons for a walk in a notebook: the current step with its picture, and the commands that apply to it.
 
     walk = vlm.walk("How many circles?", images="scene.png")
     walk                # the last line of a cell shows the buttons, if anywidget is installed: pip install "minivl[widgets]"

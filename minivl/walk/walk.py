@@ -1,4 +1,4 @@
-"""Walk through a run: stop at a tensor, look at it, change it, go on or back.
+"""Walk through a run: stop at a tensor, look at it, change it, continue or go back.
 
     walk = vlm.walk("How many circles?", images="scene.png")
     for step in walk: print(step.name, step.shape, step.explain())     # stages, blocks and layers

@@ -167,7 +167,7 @@ def attention_of(subject):
 
 
 def attention(subject):
-    # subtle: each takes whole rows of scores, so it is a function, called when its turn comes
+    # subtle: each takes whole rows of scores, so it is a function, called only when it is tried
     a = attention_of(subject)
     yield RIGHT, "", a.computed()
     yield from wrong_scales(a)

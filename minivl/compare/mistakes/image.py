@@ -230,7 +230,7 @@ def cut_patches(images, mean, std, vision):
 
 
 def rounded_patches(subject):
-    """Patches in float16, as ggml's convolution has them; of recorded ones `any_tensor.rounded` says that they are rounded."""
+    """Patches in float16, as ggml's convolution has them; for recorded patches, `any_tensor.rounded` reports the rounding."""
     if subject.ours is subject.theirs:
         with np.errstate(over="ignore"):
             low = subject.ours.astype(np.float16).astype(np.float32)

@@ -133,7 +133,7 @@ def gelu_tanh(x):
 def gelu_of_a_table(x, theirs):
     """GELU by tanh of x in float16, itself in float16; 0 from -10 down, and x from 10 up.
 
-    Which of two neighbours a number is rounded to may hang on the last bit of tanh: of FLIPPED of the values theirs is taken.
+    Which of two neighbours a value is rounded to may depend on the last bit of tanh: for a share FLIPPED theirs is taken.
     """
     inside = np.clip(x, -10, 10).astype(np.float16).astype(np.float64)
     table = gelu_tanh(inside).astype(np.float16)
@@ -172,7 +172,7 @@ def residual(x, part, normed, what):
 
 
 def bias(subject):
-    """subtle: theirs = ours - bias, whatever the bias: the difference is the same in every row."""
+    """A bias that is not added. subtle: theirs = ours - bias, whatever the bias: the difference is the same in every row."""
     x = subject.ours
     if subject.weights is not None:
         vector = subject.weights[f"{subject.short}.bias"]

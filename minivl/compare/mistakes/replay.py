@@ -1,7 +1,7 @@
-"""Find mistakes between two recorded tensors: run the model with each known mistake, made in every layer as a port would.
+"""Search for mistakes between two recorded tensors: run the model with each known one, made in every layer as a port would.
 
 A port that records its blocks only shows the first wrong block, not the tensor in it that went wrong. With the model at hand
-each mistake replaces that tensor in the stream (stream.py), and the run goes on to the recorded one.
+each mistake replaces that tensor in the stream (stream.py), and the run continues to the recorded one.
 """
 
 import functools
@@ -90,7 +90,7 @@ def changes_something(mistake, values, known, model):
 
 
 def is_changed(wrong, value):
-    """Whether an array differs by more than rounding; one that takes a function to compute is taken to."""
+    """Whether an array differs by more than rounding; a function, whose array takes long to compute, counts as changed."""
     return callable(wrong) or wrong.shape != value.shape or distance(value, wrong) > UNCHANGED
 
 
@@ -172,7 +172,7 @@ class Mistake:
     is_felt: bool = True
 
     def may_be_in(self, name):
-        """Whether a tensor is one that can have the mistake, and that it is made in."""
+        """Whether a tensor can have the mistake, and is one of those in which it is made."""
         if self.make not in functions_to_run(name) or self.in_tower not in (None, parse(name).own.startswith("visual")):
             return False
         return self.make is not bias or without_number(name) in self.layers
@@ -274,7 +274,7 @@ def run_with_change(changed, names, wanted, local):
 
 
 def needs_tower(names, local):
-    """Whether the tower must be run to change these tensors: its output alone can be changed without."""
+    """Whether the tower must be run to change these tensors: not if they are its output or come after it."""
     return bool(names & (local.tower.keys() - {"visual"}))
 
 

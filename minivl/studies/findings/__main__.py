@@ -1,4 +1,4 @@
-"""Write what is found about the small model, measured over many drawn cases: python -m minivl.studies.findings [NAME ...]
+"""Write the findings about the small model, measured over many drawn cases: python -m minivl.studies.findings [NAME ...]
 
     python -m minivl.studies.findings --list
     python -m minivl.studies.findings reader --over 200 --figures docs

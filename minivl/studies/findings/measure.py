@@ -1,4 +1,4 @@
-"""Findings about the small model: each is a question, what is measured over many drawn cases, and lines that say it.
+"""Findings about the small model: each is a question, a measurement over many drawn cases, and lines that state the result.
 
 Heads are chosen by what is measured, not by number, so the same findings serve any checkpoint of the small model, and each
 sentence is true of any. "0.1" is head 1 of layer 0. Intervals are 95 %: Wilson's for shares of right answers, bootstrap over
@@ -77,7 +77,7 @@ class Model:
 
     @property
     def carriers(self):
-        """Heads whose output brings the colour."""
+        """Heads whose output carries the colour."""
         mean = np.nan_to_num(self.patched_heads.mean)
         return sorted(map(tuple, np.argwhere(mean >= CARRIES).tolist()), key=lambda head: -mean[head])
 
