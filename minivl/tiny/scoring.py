@@ -32,14 +32,14 @@ BOXES = ("where", "all boxes")
 TASKS = (*PHRASINGS, "not shown", "blind")
 GOALS = {task: 0.97 for task in (  # attributes, counts, yes or no, absence
     "colour", "kind", "size", "count", "count kind", "count colour", "exists", "related", "unknown", "blind", "not shown",
-    "digit", "of two", "another", "more kinds",
+    "digit", "of two", "count of two", "exists of two", "another", "more kinds",
 )} | {task: 0.95 for task in TASKS if task in (
-    "describe", "detail", "layout", "word", "number", "more", "changed", "which picture", "way", "first", "when", "appeared",
+    "describe", "detail", "layout", "describe both", "describe of two", "word", "number", "more", "changed", "which picture", "way", "first", "when", "appeared",
     "relation", "beside", "extreme", "what at", "other one", "bar", "best bar", "table", "corner", "longer", "line", "point",
 )} | {task: 0.85 for task in BOXES}  # fmt: skip
 ABSENCE_GOAL = 0.97
-COUNTS = ("count", "count kind", "count colour", "more kinds")
-ABSENT_ANSWERS = {("exists", "no"), *((task, "0") for task in COUNTS)}  # in addition to "none" and "[]"
+COUNTS = ("count", "count kind", "count colour", "count of two", "more kinds")
+ABSENT_ANSWERS = {("exists", "no"), ("exists of two", "no"), *((task, "0") for task in COUNTS)}  # in addition to "none" and "[]"
 FORMS = ("as it is written", "in small letters", "in capitals", "with please", "without the mark at its end")
 UNCERTAIN = ("ambiguous", "hidden", "noisy", "one")  # no goal: another answer may be true as well, or nothing to be seen
 UNCALIBRATED = (*BOXES, "point", "ambiguous", "hidden", "one")  # the probability of an answer is not that of being right
@@ -288,9 +288,7 @@ def render_forms(results):
 
 
 def content_of(description):
-    """What a true description is of: "2 things", two images, a word, or nothing."""
-    if description.startswith("first: "):
-        return "two images"
+    """What a true description is of: "2 things", a word, or nothing."""
     if '"' in description:
         return "a word, number or digit"
     count = len(re.findall(r"\ban? ", description))

@@ -158,6 +158,26 @@ def test_an_answer_knows_the_box_it_speaks_of():
     assert {"describe", "detail", "where", "count", "exists", "all boxes"} <= tasks and several
 
 
+def test_descriptions_of_two_pictures_speak_of_the_shapes_of_their_own():
+    seen = dict.fromkeys(("describe both", "describe of two"), 0)
+    for number in range(60):
+        example = draw("pair", number)
+        turns = [turn for turns in example.conversations for turn in turns]
+        for turn, (_, _, reply, spoken) in zip(turns, grow_tree(example, vocabulary.build_tokenizer())["answers"]):
+            if turn.task not in seen:
+                continue
+            images = [medium.shapes[0] for medium in example.media]
+            if turn.task == "describe of two":
+                images = [images["second" in turn.question.lower()]]
+            shapes = [shape for shown in images for shape in shown]
+            for shape in shapes:
+                if [other.box for other in shapes].count(shape.box) == 1:  # a changed pair has a shape twice
+                    part = TOKENIZER.decode([token for token, box in zip(reply, spoken) if box == shape.box])
+                    assert part.endswith(shape.label), part
+            seen[turn.task] += 1
+    assert min(seen.values()) > 10, seen
+
+
 def test_a_word_is_spelt_character_by_character():
     """Each token of a word or number speaks of its own character; the description of the image of all of it."""
     tasks = set()

@@ -289,12 +289,15 @@ def test_what_two_pictures_show_together():
             if turn.task in ("exists", "count", "count kind"):
                 assert turn.answer == true_answer(turn, (*first, *second)), turn
                 seen[turn.task] += 1
-            if turn.task == "describe":
+            if turn.task == "describe both":
                 told = re.fullmatch("first: (.+); second: (.+)", turn.answer).groups()
                 for text, shapes in zip(told, (first, second)):
                     assert re.findall(r"an? (\w+ \w+)", text) == [s.label for s in shapes] and (text == "none") is (not shapes)
                 seen[turn.task] += 1
     assert min(seen.values()) > 8 and len(seen) == 4, seen
+    told = [turn for example in many("pair", 250, most=4) for turn in turns_of(example) if turn.task == "describe both"]
+    as_of_one = [turn for turn in told if not re.search("both|each|two|them|these|second|pictures|images", turn.question.lower())]
+    assert 0.1 < len(as_of_one) / len(told) < 0.4  # "Describe the picture." shows both as well
     sizes = {tuple(medium.frames[0].size for medium in example.media) for example in many("pair", 100)}
     assert len(sizes) > 40 and any(one != other for one, other in sizes)
     assert all(112 <= side <= 252 and w * h <= 64 * 28**2 for pair in sizes for w, h in pair for side in (w, h))
@@ -521,13 +524,35 @@ def test_yes_and_no_are_balanced():
         assert yes + no > 250 and 0.43 < yes / (yes + no) < 0.57, answers
 
 
+def test_what_one_of_two_pictures_shows():
+    seen, answers = Counter(), Counter()
+    for example in many("pair", 600, most=4):
+        for turn in turns_of(example):
+            if turn.task not in ("describe of two", "count of two", "exists of two"):
+                continue
+            question = turn.question.lower()
+            assert ("first" in question) != ("second" in question)
+            shapes = example.media[int("second" in question)].shapes[0]
+            if turn.task == "describe of two":
+                assert re.findall(r"an? (\w+ \w+)", turn.answer) == [shape.label for shape in shapes]
+            elif turn.task == "count of two":
+                assert turn.answer == str(len(shapes))
+            else:
+                assert turn.answer == ("yes" if any(shape.label in question for shape in shapes) else "no")
+                answers[turn.answer] += 1
+            seen[turn.task, "second" in question] += 1
+    assert min(seen.values()) > 20 and len(seen) == 6, seen
+    assert 0.4 < answers["yes"] / answers.total() < 0.6, answers
+
+
 def test_absent_things_are_asked_for_in_every_kind_of_question():
     """Of each kind of question that something can be absent from; after those about it, the others with their reasons."""
     there = {"detail", "layout", "one", "other one", "first", "more", "longer", "hidden", "noisy", "ambiguous"}  # as drawn
     there |= {"unknown", "word", "number", "digit", "best bar"}  # asked elsewhere, as "not shown"
+    there |= {"describe both", "describe of two", "count of two"}  # a picture of a pair is never empty
     nothing = dict.fromkeys(set(PHRASINGS) - there, "none") | {"where": "[]", "all boxes": "[]", "point": "[]"}
     nothing |= {"count": "0", "count kind": "0", "count colour": "0", "more kinds": "0", "appeared": "0"}
-    nothing |= {"exists": "no", "related": "no", "changed": "nothing", "not shown": "none"}
+    nothing |= {"exists": "no", "exists of two": "no", "related": "no", "changed": "nothing", "not shown": "none"}
     shares = {task: [] for task in nothing}
     for family in ("shapes", "pair", "video", "chart", "table", "corner", "line"):
         for example in many(family, 600 if family == "shapes" else 150, most=6, branch=TRAINED):

@@ -44,7 +44,7 @@ FAMILIES = {  # (share of the training examples while they get harder, share fro
     "digit": (1.2, 3.0, reading.draw_family_digit),
     "chart": (0.8, 0.9, reading.draw_family_chart),
     "table": (0.8, 1.0, reading.draw_family_table),
-    "pair": (1.5, 4.0, pairs.draw_family_pair),
+    "pair": (1.5, 10.0, pairs.draw_family_pair),
     "video": (2.0, 3.0, videos.draw_family_video),
     "corner": (0.8, 0.8, far_apart.draw_family_corner),
     "longer": (0.8, 1.5, far_apart.draw_family_longer),

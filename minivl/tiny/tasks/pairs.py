@@ -34,19 +34,45 @@ def draw_family_pair(rng, options):
     turns = [ask_more, ask_which, ask_of_two]
     asked = [turns[i](rng, pictures) for i in rng.integers(0, 3, options.most + 1)]
     turns = tuple((worded(rng, one, options.held_out),) for one in asked if one)[: options.most]
-    return Example(media, turns + ask_of_both(rng, pictures, options))
+    return Example(media, turns + ask_of_both(rng, pictures, options) + ask_to_describe(rng, pictures, options))
 
 
 def ask_of_both(rng, pictures, options):
-    """Now and then, after another question, one that is not for one of the pictures: what is there, is there, how many."""
+    """Now and then, after another question, one that is not for one of the pictures: is there, how many."""
     if not asks_more(rng, options, 0.5):
         return ()
-    shapes = (*pictures[0], *pictures[1])
-    asked = pick(rng, (ask_exists, ask_count, ask_count_kind))(rng, shapes)
-    if rng.random() < 0.5:
-        told = [describe(shown) if shown else NOTHING for shown in pictures]
-        asked = ("describe", {}, f"first: {told[0]}; second: {told[1]}", None)
+    asked = pick(rng, (ask_exists, ask_count, ask_count_kind))(rng, (*pictures[0], *pictures[1]))
     return ((worded(rng, (*asked[:3], None), options.held_out),),)
+
+
+def ask_to_describe(rng, pictures, options):
+    """What both pictures show; or what one does, how many shapes, or whether there is a thing; now and then all of it."""
+    if not asks_more(rng, options, 0.9):
+        return ()
+    told = [describe(shown) if shown else NOTHING for shown in pictures]
+    wording = {"like": "describe"} if rng.random() < 0.25 else {}  # as of one picture
+    both = ("describe both", wording, f"first: {told[0]}; second: {told[1]}", None)
+    asked = [both] if rng.random() < 0.6 else []
+    if not asked or rng.random() < 0.6:
+        asked.append(ask_of_one(rng, pictures, told))
+    return tuple((worded(rng, one, options.held_out),) for one in asked)
+
+
+def ask_of_one(rng, pictures, told):
+    nth = int(rng.integers(2))
+    ordinal = {"nth": ORDINALS[nth]}
+    task = pick(rng, ("describe", "describe", "count", "count", "exists"))
+    if task == "describe":
+        return "describe of two", ordinal, told[nth], None
+    if task == "count":
+        return "count of two", ordinal, str(len(pictures[nth])), None
+    other = [shape.label for shape in pictures[1 - nth]]
+    there = [shape.label for shape in pictures[nth]]
+    if rng.random() < 0.5 and there:
+        return "exists of two", {"thing": pick(rng, there)} | ordinal, "yes", None
+    absent = [label for label in other if label not in there] if rng.random() < 0.5 else []
+    label = pick(rng, absent or [f"{colour} {kind}" for colour in COLOURS for kind in KINDS if f"{colour} {kind}" not in there])
+    return "exists of two", {"thing": label} | ordinal, "no", None
 
 
 def draw_pair_size(rng):
@@ -120,7 +146,9 @@ def draw_change(rng, options):
     if rng.random() < 0.5 and before and after:
         asked = ask_of_two(rng, [before, after])
         turns += [(worded(rng, asked, options.held_out),)] if asked else []
-    return Example(tuple(media), (*turns[: options.most], *ask_of_both(rng, [tuple(before), tuple(after)], options)))
+    pictures = [tuple(before), tuple(after)]
+    turns = turns[: options.most]
+    return Example(tuple(media), (*turns, *ask_of_both(rng, pictures, options), *ask_to_describe(rng, pictures, options)))
 
 
 def draw_family_blind(rng, options):

@@ -329,7 +329,7 @@ INSIDE = ("relation", "related", "beside", "colour", "where", "what at", "exists
 
 
 def worded(rng, asked, held_out):
-    """A Turn of (task, fields, answer, box). Of "not shown", the field "like" is the task whose wordings it has."""
+    """A Turn of (task, fields, answer, box). The field "like" is the task whose wordings it has, if not its own."""
     task, fields, answer, about = asked
     question = phrase(rng, fields.get("like", task), held_out, **{k: v for k, v in fields.items() if k != "like"})
     return Turn(task, vary(rng, question), answer, (), about)

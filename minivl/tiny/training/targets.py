@@ -143,9 +143,12 @@ def spoken_parts(example, turn):
         return [(i + 1, sign.box) for i, sign in enumerate(example.media[0].signs[0])]
     if turn.task == "all boxes":
         return [(match.end(), tuple(map(int, match.groups()))) for match in ENTRY.finditer(turn.answer)]
-    if turn.task not in ("describe", "detail", "layout") or turn.about or len(example.media) != 1:
+    if turn.task not in ("describe", "detail", "layout", "describe both", "describe of two") or turn.about:
         return []
-    end, parts, shapes = 0, [], example.media[0].shapes[0]
+    images = [medium.shapes[0] for medium in example.media]
+    if turn.task == "describe of two":
+        images = images[1:] if "second" in turn.question.lower() else images[:1]
+    end, parts, shapes = 0, [], [shape for image in images for shape in image]
     if turn.task == "layout":
         shapes = sorted(shapes, key=lambda shape: not turn.answer.split(" ", 1)[1].startswith(shape.label))
     for shape in shapes:
