@@ -516,10 +516,10 @@ def test_other_one_is_the_other_one():
 
 def test_yes_and_no_are_balanced():
     answers = Counter()
-    for family in ("shapes", "inside"):
-        for example in many(family, 700, most=6, branch=TRAINED):
+    for family, count in (("shapes", 700), ("inside", 700), ("pair", 2500)):
+        for example in many(family, count, most=6, branch=TRAINED):
             answers.update((turn.task, turn.answer) for turn in turns_of(example) if turn.answer in ("yes", "no"))
-    for task in ("exists", "related"):
+    for task in ("exists", "related", "exists of two"):
         yes, no = answers[task, "yes"], answers[task, "no"]
         assert yes + no > 250 and 0.43 < yes / (yes + no) < 0.57, answers
 
@@ -542,7 +542,7 @@ def test_what_one_of_two_pictures_shows():
                 answers[turn.answer] += 1
             seen[turn.task, "second" in question] += 1
     assert min(seen.values()) > 20 and len(seen) == 6, seen
-    assert 0.4 < answers["yes"] / answers.total() < 0.6, answers
+    assert min(answers["yes"], answers["no"]) > 20, answers
 
 
 def test_absent_things_are_asked_for_in_every_kind_of_question():

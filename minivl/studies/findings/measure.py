@@ -162,7 +162,10 @@ def find_object(model):
         rows.append([head_name((layer, head)), *shares, mean_of(patched, *cell, percent=True)])
     groups = {"carriers": model.carriers, **by_layer(model.carriers, "layer {}")}
     together = patch_heads(model.vlm, model.cases, groups)
-    lines = [f"{names(heads)} together: {mean_of(together, name, percent=True)}" for name, heads in groups.items()]
+    lines = [
+        f"{names(heads)} {'together' if len(heads) > 1 else 'alone'}: {mean_of(together, name, percent=True)}"
+        for name, heads in groups.items()
+    ]
     return [
         "The output of a head at the last token is taken from an image in which the asked object has the right colour, "
         "into a run in which it has another one: how much of the logit difference comes back? "
