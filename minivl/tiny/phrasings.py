@@ -269,7 +269,8 @@ PHRASINGS = {
         "[Describe|List|Name] [all|the] [shapes|objects|things] in the {nth} [picture|image].",
         "[Tell me|Say] what the {nth} [picture|image] shows.", "What [does the {nth} image show|does the {nth} one show]?",
         "Describe the {nth} one.", "In the {nth} [picture|image], what [is there|shapes are there|can be seen]?",
-        "What [shapes|things|objects] [do you see|are there|are] in the {nth} image?", "Tell me about the {nth} [picture|image].",
+        "What [shapes|things|objects] [do you see|are there|are] in the {nth} image?",
+        "Tell me about the {nth} [picture|image].",
         "What can be seen in the {nth} picture?", "What is in the {nth} one?",
     ),
     "count of two": (

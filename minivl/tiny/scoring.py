@@ -34,12 +34,13 @@ GOALS = {task: 0.97 for task in (  # attributes, counts, yes or no, absence
     "colour", "kind", "size", "count", "count kind", "count colour", "exists", "related", "unknown", "blind", "not shown",
     "digit", "of two", "count of two", "exists of two", "another", "more kinds",
 )} | {task: 0.95 for task in TASKS if task in (
-    "describe", "detail", "layout", "describe both", "describe of two", "word", "number", "more", "changed", "which picture", "way", "first", "when", "appeared",
-    "relation", "beside", "extreme", "what at", "other one", "bar", "best bar", "table", "corner", "longer", "line", "point",
+    "describe", "detail", "layout", "describe both", "describe of two", "word", "number", "more", "changed", "which picture",
+    "way", "first", "when", "appeared", "relation", "beside", "extreme", "what at", "other one", "bar", "best bar", "table", "corner", "longer", "line", "point",
 )} | {task: 0.85 for task in BOXES}  # fmt: skip
 ABSENCE_GOAL = 0.97
 COUNTS = ("count", "count kind", "count colour", "count of two", "more kinds")
-ABSENT_ANSWERS = {("exists", "no"), ("exists of two", "no"), *((task, "0") for task in COUNTS)}  # in addition to "none" and "[]"
+ABSENT_ANSWERS = {("exists", "no"), ("exists of two", "no")}  # in addition to "none" and "[]"
+ABSENT_ANSWERS |= {(task, "0") for task in COUNTS}
 FORMS = ("as it is written", "in small letters", "in capitals", "with please", "without the mark at its end")
 UNCERTAIN = ("ambiguous", "hidden", "noisy", "one")  # no goal: another answer may be true as well, or nothing to be seen
 UNCALIBRATED = (*BOXES, "point", "ambiguous", "hidden", "one")  # the probability of an answer is not that of being right

@@ -123,10 +123,10 @@ def test_absence_and_the_form_of_a_question():
     lines = render_forms([*present, scored("count kind", "2"), scored("more kinds", "2", "AND STARS?", 0.0)]).splitlines()
     assert lines[2].startswith("| question as it is written | 5 | 100.0 %") and "| question in capitals | 1 | 0.0 %" in lines[3]
     assert lines[4].startswith("| counts, of which 2 is true | 2 | 50.0 %") and len(lines) == 5
-    told = ("a red star and an orange ring", "a red star", "first: a red star; second: none", 'the word "A HAT"', "none")
+    told = ("a red star and an orange ring", "a red star", 'the word "A HAT"', "none")
     lines = render_forms([scored("describe", truth) for truth in told]).splitlines()[3:]
     assert [line.split(" | ")[0] for line in lines] == [
-        f"| descriptions of {what}" for what in ("1 thing", "2 things", "a word, number or digit", "nothing", "two images")
+        f"| descriptions of {what}" for what in ("1 thing", "2 things", "a word, number or digit", "nothing")
     ]
 
 

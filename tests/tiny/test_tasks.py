@@ -296,7 +296,8 @@ def test_what_two_pictures_show_together():
                 seen[turn.task] += 1
     assert min(seen.values()) > 8 and len(seen) == 4, seen
     told = [turn for example in many("pair", 250, most=4) for turn in turns_of(example) if turn.task == "describe both"]
-    as_of_one = [turn for turn in told if not re.search("both|each|two|them|these|second|pictures|images", turn.question.lower())]
+    of_two = re.compile("both|each|two|them|these|second|pictures|images")
+    as_of_one = [turn for turn in told if not of_two.search(turn.question.lower())]
     assert 0.1 < len(as_of_one) / len(told) < 0.4  # "Describe the picture." shows both as well
     sizes = {tuple(medium.frames[0].size for medium in example.media) for example in many("pair", 100)}
     assert len(sizes) > 40 and any(one != other for one, other in sizes)

@@ -33,7 +33,7 @@ SHUFFLED = 0.5  # share of the videos whose pairs of frames stand in any order i
 JOINED = 0.4  # share of the examples in which two or more conversations are one
 WIDE = 0.45  # share of the batches for the images of family "scene", which are up to 336 x 336, and for enlarged videos
 LARGE = 0.8  # share of the examples that are enlarged there
-IN_WIDE = {"scene": 3.0, "video": 0.8, "longer": 0.12, "chart": 0.1}  # how often these are drawn there, in units of the sum of all shares
+IN_WIDE = {"scene": 3.0, "video": 0.8, "longer": 0.12, "chart": 0.1}  # how often there: in units of the sum of all shares
 PLAN = {  # (tower rows, patches of each, decoder rows, tokens of each)
     False: (16, 288, 13, 256),
     True: (8, 576, 9, 384),
