@@ -35,7 +35,8 @@ GOALS = {task: 0.97 for task in (  # attributes, counts, yes or no, absence
     "digit", "of two", "count of two", "exists of two", "another", "more kinds",
 )} | {task: 0.95 for task in TASKS if task in (
     "describe", "detail", "layout", "describe both", "describe of two", "word", "number", "more", "changed", "which picture",
-    "way", "first", "when", "appeared", "relation", "beside", "extreme", "what at", "other one", "bar", "best bar", "table", "corner", "longer", "line", "point",
+    "way", "first", "when", "appeared", "relation", "beside", "extreme", "what at", "other one", "bar", "best bar",
+    "table", "corner", "longer", "line", "point",
 )} | {task: 0.85 for task in BOXES}  # fmt: skip
 ABSENCE_GOAL = 0.97
 COUNTS = ("count", "count kind", "count colour", "count of two", "more kinds")
