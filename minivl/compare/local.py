@@ -10,7 +10,8 @@ How much error rounding explains is measured, not guessed: the same run is done 
 of their values, or with the inputs of all products rounded to it (ARITHMETICS). A float32 port whose tensors were rounded only
 when they were recorded did not compute from what the recording holds: so values of a lower type are also moved by half a unit
 (`shift_by_half_unit`), and the run is done with those. The largest error that any of this makes, times SLACK, is what a stage
-may have.
+may have. Where one value is much larger than all others, chance may round it by next to nothing in these runs: so each value may
+also be off by ROUNDINGS of them at their worst.
 """
 
 import copy
@@ -33,6 +34,7 @@ from minivl.tensors.catalogue import in_data_flow
 from minivl.tensors.names import parse
 
 SLACK = 5  # rounded twice, or in another order: a few times the error of the simulated rounding
+ROUNDINGS = 2  # one of what goes into a stage and one of the result
 USUAL = 2  # of the SLACK times simulated rounding: what usually remains once the cause is found
 NOISE = 2e-6  # relative: what the order of summation makes of a product in float32
 SMALLEST_FLOAT16 = np.float32(2.0**-24)
@@ -259,8 +261,11 @@ class Local:
 
     def limit(self, name, *others):
         """(error, rms) that rounding explains, from the tensor as other runs computed it."""
-        figures = [self.measure(name, self.computed[name], other) for other in others]
-        return tuple(SLACK * max(figure[key] for figure in figures) for key in ("error", "rms"))
+        ours = self.computed[name]
+        figures = [self.measure(name, ours, other) for other in others]
+        error, rms = (SLACK * max(figure[key] for figure in figures) for key in ("error", "rms"))
+        least = ROUNDINGS * ROUNDING[self.precision]  # of the largest value
+        return max(error, least), max(rms, least * share_of_largest(ours[-1:] if name in self.last_rows else ours))
 
     def find_arithmetic(self, precision):
         """The arithmetic in which a run comes closest to their tensors, by the median of the distances."""
@@ -321,6 +326,12 @@ class Local:
         theirs, ours = int(self.theirs[name].reshape(-1)[-1]), int(self.computed[name][-1])
         reach = 2 * np.abs(values - shifted).max()
         return 0 <= theirs < len(values) and bool(abs(values[theirs] - values[ours]) <= reach)
+
+
+def share_of_largest(array):
+    """How much of an array's root of the sum of squares its largest value alone makes: 0..1."""
+    values = np.abs(array[np.isfinite(array)], dtype=np.float64) if array.dtype.kind == "f" else np.zeros(0)
+    return float(values.max() / np.sqrt(np.sum(values * values))) if values.any() else 0.0
 
 
 def judge_from_theirs(model, ours, theirs, matches, precision):

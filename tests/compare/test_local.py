@@ -368,3 +368,21 @@ def test_indices_that_no_run_can_use(right, wrong):
     name = "visual.window_index" if wrong == "window_index" else wrong
     port = {**trace, name: np.array(trace[name]) + 10**6}
     assert compare(trace, port, model=vlm).first.name == name
+
+
+def test_one_large_value_that_is_rounded_by_nothing_may_be_off_by_two_roundings():
+    """24 is a number of bfloat16, so the simulated rounding of this tensor is that of its small values alone."""
+    from minivl.compare.local import Local, share_of_largest
+
+    local = object.__new__(Local)
+    one = np.array([[24.0, *np.linspace(0.01, 0.02, 63)]], dtype=np.float32)
+    even = np.random.default_rng(0).standard_normal((1, 512)).astype(np.float32)
+    local.computed, local.last_rows, local.precision = {"one": one, "even": even}, {}, "bfloat16"
+    error, rms = local.limit("one", round_to(one, "bfloat16"))
+    assert error == 2 * 2.0**-8 and rms == pytest.approx(2 * 2.0**-8, rel=1e-3)  # 2^-8: the largest rounding
+    rounded = round_to(even, "bfloat16")
+    figures = local.measure("even", even, rounded)
+    assert local.limit("even", rounded) == (max(5 * figures["error"], 2 * 2.0**-8), 5 * figures["rms"])
+    assert share_of_largest(one) > 0.999 and share_of_largest(even) < 0.2 and share_of_largest(np.zeros(3)) == 0
+    local.precision = "float32"
+    assert max(local.limit("one", one)) == 0
