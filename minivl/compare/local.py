@@ -10,8 +10,11 @@ How much error rounding explains is measured, not guessed: the same run is done 
 of their values, or with the inputs of all products rounded to it (ARITHMETICS). A float32 port whose tensors were rounded only
 when they were recorded did not compute from what the recording holds: so values of a lower type are also moved by half a unit
 (`shift_by_half_unit`), and the run is done with those. The largest error that any of this makes, times SLACK, is what a stage
-may have. Where one value is much larger than all others, chance may round it by next to nothing in these runs: so each value may
-also be off by ROUNDINGS of them at their worst.
+may have. Chance may spare what matters most in these runs, twice:
+
+* one value is much larger than all others and is hardly rounded: so each may be off by ROUNDINGS of them at their worst;
+* a softmax depends on two scores that were moved the same way: so an error of less than NEAR limits is judged by MORE runs,
+  with other signs.
 """
 
 import copy
@@ -35,9 +38,11 @@ from minivl.tensors.names import parse
 
 SLACK = 5  # rounded twice, or in another order: a few times the error of the simulated rounding
 ROUNDINGS = 2  # one of what goes into a stage and one of the result
+NEAR, MORE = 10, 3
 USUAL = 2  # of the SLACK times simulated rounding: what usually remains once the cause is found
 NOISE = 2e-6  # relative: what the order of summation makes of a product in float32
 SMALLEST_FLOAT16 = np.float32(2.0**-24)
+TINY = 1e-30  # instead of 0, to divide by
 FAR = 100  # errors of this many tolerances are no rounding
 ARITHMETICS = {  # name: (are only the inputs of products rounded, and not all tensors; to which type)
     "float32": (False, "float32"),
@@ -228,10 +233,16 @@ class Local:
     @functools.cached_property
     def shifted(self):
         """`run_from_theirs` with their values moved by half a unit of the type that they were rounded to."""
-        if self.precision == "float32":
-            return self.computed, self.known
-        arrays = enumerate(self.theirs.items())
-        shifted = {name: shift_by_half_unit(array, self.precision, i) for i, (name, array) in arrays}
+        return (self.computed, self.known) if self.precision == "float32" else self.run_shifted(0)
+
+    @functools.cached_property
+    def more_shifted(self):
+        """[{name: tensor}] of MORE such runs, with other signs."""
+        return [self.run_shifted(number)[0] for number in range(1, 1 + MORE)]
+
+    def run_shifted(self, number):
+        arrays = enumerate(self.theirs.items(), number * len(self.theirs))
+        shifted = {name: shift_by_half_unit(array, self.precision, seed) for seed, (name, array) in arrays}
         tower = None if self.tower.keys() & self.theirs.keys() else self.tower
         return run_from_theirs(self.model, self.inputs, shifted, None, tower=tower)
 
@@ -314,8 +325,17 @@ class Local:
             return bool(figures["error"]) and not self.is_tie(name)
         if self.arithmetic == "float32" and max(figures["error"], figures["rms"]) <= tolerance:
             return False
-        error, rms = self.limits[name]
-        return figures["rms"] > max(rms, NOISE) or figures["error"] > max(error, tolerance)
+        beyond = self.beyond(name, tolerance)
+        if self.precision != "float32" and 1 < beyond < NEAR:
+            wider = self.limit(name, *(run[name] for run in self.more_shifted))
+            self.limits[name] = tuple(map(max, self.limits[name], wider))
+            beyond = self.beyond(name, tolerance)
+        return beyond > 1
+
+    def beyond(self, name, tolerance):
+        """How many times the limits their distance from ours is."""
+        (error, rms), figures = self.limits[name], self.figures[name]
+        return max(figures["rms"] / max(rms, NOISE), figures["error"] / max(error, tolerance, TINY))
 
     def is_tie(self, name):
         """Whether their token and ours have equal logits, as far as the rounding of their logits can tell."""
