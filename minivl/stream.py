@@ -1,7 +1,7 @@
 """The protocol of the forward pass: a generator of named tensors.
 
     def double_then_add(x):                     # a stage is a plain function that is also a generator
-        y = yield "double", x * 2               # yield a tensor; go on with what comes back
+        y = yield "double", x * 2               # yield a tensor; continue with what comes back
         return y + 1
 
     run(double_then_add(x))                     # no observer

@@ -6,7 +6,7 @@
     vlm.chat(messages, cache=vlm.new_cache())           # several turns; the cache holds the earlier ones
     vlm.ask_many(prompts)                               # several prompts, decoded together
     vlm.trace(...)                                      # every tensor by name
-    vlm.walk(...)                                       # tensor by tensor: look, change, go on, go back
+    vlm.walk(...)                                       # tensor by tensor: look, change, continue, go back
     vlm.what_if("no-window-attention")                  # with a known porting mistake: what moves, and the answer then
     vlm.with_parts(window_index=mine)                   # the same model, running on a function of your own
 
@@ -370,8 +370,8 @@ def hold(cache):
     def check_held():
         if HOLDERS.get(cache) is not holder:
             raise Error(
-                "a later answer has taken over the cache of this one, which cannot go on. Read an answer to its end before the "
-                "next turn, or give each conversation a cache of its own, vlm.new_cache()."
+                "a later answer has taken over the cache of this one, which cannot continue. Read an answer to its end before "
+                "the next turn, or give each conversation a cache of its own, vlm.new_cache()."
             )
 
     try:

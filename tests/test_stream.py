@@ -39,7 +39,7 @@ def test_lazy_is_built_once_and_only_when_looked_at():
 
 def test_looking_at_a_lazy_tensor_keeps_the_fused_path():
     looked = run(outer(ONES, []), see=lambda name, tensor: value_of(tensor))
-    np.testing.assert_array_equal(looked, [30, 30, 30])  # an array came back: the stage goes on from it
+    np.testing.assert_array_equal(looked, [30, 30, 30])  # an array came back: the stage continues from it
     looked = run(outer(ONES, []), see=lambda name, tensor: value_of(tensor) is None or None)
     np.testing.assert_array_equal(looked, [3, 3, 3])
 

@@ -8,7 +8,7 @@ from minivl.errors import Error
 HELP = "keep rows of tensors of many prompts in a store on disk"
 OPTIONS = (
     ("prompts PROMPTS.jsonl", str, 'lines such as {"question": "...", "images": "photo.jpg"}'),
-    ("-o STORE.zarr", str, "folder of the store; the same command goes on with one that is not complete"),
+    ("-o STORE.zarr", str, "folder of the store; the same command completes one that is not complete"),
     ("--keep NAME", list, "a tensor, a glob, or model.layers.{i} for all layers; may be given several times"),
     ("--rows CHOICES", str, "which rows, with commas: answer (default), text, word, image, box, mask, window:N, all"),
     ("--reduce", (None, "mean", "max"), "one row for each choice and prompt"),

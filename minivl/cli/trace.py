@@ -9,7 +9,7 @@ from minivl.helpers import format_bytes
 HELP = "run, and record every tensor: to a safetensors file, or as a table"
 OPTIONS = (
     *PROMPT,
-    ("-o --output FILE.safetensors", str, "write the tensors here while the run goes on"),
+    ("-o --output FILE.safetensors", str, "write the tensors here while the run continues"),
     ("--keep GLOB", list, 'names of tensors, such as "visual.blocks.*"; may be given several times (default: all)'),
     ("--stop GLOB", str, "end after the first tensor that matches"),
     ("--table", bool, "print shape, range, NaN and outlier channels of each tensor"),

@@ -12,7 +12,7 @@ HELP = "show every step from an image or video to the answer"
 OPTIONS = (
     *IMAGE_AND_QUESTION,
     ("--brief", bool, "one line for all tokens of the answer after the first; none with --step"),
-    ("--step", bool, "stop at every step: look, explain, change something, go on, go back"),
+    ("--step", bool, "stop at every step: look, explain, change something, continue, go back"),
     ("--show", ("auto", "file", *PROTOCOLS),
      "show the image in the terminal by this protocol, or only say in which file it is; auto: if the terminal is known to show "
      "images"),

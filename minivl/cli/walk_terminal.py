@@ -21,7 +21,7 @@ Command = namedtuple("Command", "run argument meaning")
 def walk_by_commands(walk, lines=None):
     """Run the commands in `lines` (default: stdin) until they end. -> the `Answer`, or None if it was not reached"""
     lines = read_commands() if lines is None else iter(lines)
-    print("Enter goes on, e explains, ? lists all commands.", flush=True)
+    print("Enter continues, e explains, ? lists all commands.", flush=True)
     show(next(walk, None))
     for entered in lines:
         if entered.strip() == "q":
@@ -105,11 +105,11 @@ def print_help(walk):
 
 
 COMMANDS = {
-    "": Command(go_on, "", "go on to the next stop"),
+    "": Command(go_on, "", "continue to the next stop"),
     "s": Command(next_stage, "", "skip to the next stage"),
-    "u": Command(until, "NAME", "go on until this tensor or glob"),
+    "u": Command(until, "NAME", "continue until this tensor or glob"),
     "b": Command(back, "[NAME]", "back to the last stop, or to one"),
-    "f": Command(finish, "", "finish: go on to the answer"),
+    "f": Command(finish, "", "finish: continue to the answer"),
     "e": Command(explain, "", "explain: formula, shapes, why"),
     "v": Command(show_value, "", "value: statistics and some numbers"),
     "l": Command(set_level, "LEVEL", f"where to stop: {', '.join(LEVELS)}"),

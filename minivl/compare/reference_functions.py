@@ -82,8 +82,8 @@ CAUSAL = "no causal mask; mask off by one; no causal mask in images"
 FROM_POSITIONS = (
     "1-D positions; height and width swapped; rows of positions exchanged; time only; baked-in grid; truncated "
     "second_per_grid; no second_per_grid; second_per_grid of another video; time in frames; wrong "
-    "tokens_per_second; images from 0; another rule after a video; text goes on by tokens; images at one "
-    "place; off by one after images; text goes on by patches; text goes on by one"
+    "tokens_per_second; images from 0; another rule after a video; text continues by tokens; images at one "
+    "place; off by one after images; text continues by patches; text continues by one"
 )
 
 # (tensors, mistakes, function): of the rows whose tensors fit, those with the mistake count, else the first without mistakes

@@ -40,7 +40,7 @@ def swapped_mrope_hw(swap):
 
 @register(
     "wrong-rope-delta",
-    "the answer's positions go on from the number of tokens, instead of the largest position",
+    "the answer's positions continue from the number of tokens, instead of the largest position",
     "rope_delta, computed for the prompt, is not passed on to the steps after it",
     "answers of more than one token, about an image: the larger it is the worse",
     "wrong rope delta",

@@ -169,7 +169,7 @@ model.layers.{i}.mlp.down_proj    | T D             | prompt      | tensor | lin
 model.layers.{i}                  | T D             | prompt      | block  | add     | attn_residual + MLP
 model.norm                        | T D             | prompt      | stage  | norm    | RMSNorm of the last layer
 lm_head                           | 1 V             |             | stage  | linear  | logits of the last token
-next_token                        | 1 int64         |             | stage  | sample  | the chosen token; send another back and the answer goes on from it
+next_token                        | 1 int64         |             | stage  | sample  | the chosen token; send another back and the answer continues from it
 """),
 )  # fmt: skip
 

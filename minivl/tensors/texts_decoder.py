@@ -15,7 +15,7 @@ TEXTS = {
     ),
     "position_ids": (
         "M-RoPE gives each token three positions, the rows t, h, w of {shape}. Text counts up on all three at "
-        "once; an image that starts at position s has t = s, h = s + row, w = s + column; the text behind it goes on "
+        "once; an image that starts at position s has t = s, h = s + row, w = s + column; the text behind it continues "
         "from the largest position so far + 1. In a video the pair of frames number k has t = s + k · seconds · {tps:g}, "
         "rounded down. An image of 1,000 tokens costs the text only as many positions as its longer side."
     ),
@@ -107,7 +107,7 @@ TEXTS = {
         "images went through the very same weights."
     ),
     "model.norm": (
-        "The final RMSNorm, eps {eps:g}: {shape}. Only its last row goes on: what the last token holds decides the "
+        "The final RMSNorm, eps {eps:g}: {shape}. Only its last row is used: what the last token holds decides the "
         "next one."
     ),
     "lm_head": (
@@ -117,6 +117,6 @@ TEXTS = {
     "next_token": (
         "The token that is taken. The scores of ids that occurred, in the prompt too, are lowered by the repetition "
         "penalty (s / p if positive, s · p if negative); then the largest wins, or, when sampling, one is drawn after "
-        "temperature, top-k, top-p. Put another one in its place and the answer goes on from that."
+        "temperature, top-k, top-p. Put another one in its place and the answer continues from that."
     ),
 }

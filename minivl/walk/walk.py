@@ -4,7 +4,7 @@
     for step in walk: print(step.name, step.shape, step.explain())     # stages, blocks and layers
     step = walk.until("visual.blocks.1.attn.probs")                    # on to this tensor; a glob will do
     step.value, step.stats()                                           # in a notebook `step` alone shows a picture
-    walk.replace(step.value * 0)                                       # the run goes on with this instead
+    walk.replace(step.value * 0)                                       # the run continues with this instead
     walk.back("visual.patch_embed")                                    # run again up to there, with the same changes
     answer = walk.finish()
 

@@ -172,7 +172,7 @@ class Interrupted:
 # linear layers: 23 of an image (patches, 4 blocks of 5, merger), then 36 of the prompt and of each token (5 layers of 7, head)
 @pytest.mark.parametrize("at", [1, 12, 25, 45, 62, 80, 100])
 def test_interrupted_anywhere(vlm, at, capsys):
-    """The text so far is the answer; the conversation goes on as if that had been all of it."""
+    """The text so far is the answer; the conversation continues as if that had been all of it."""
     kernels = dataclasses.replace(vlm.kernels, linear=Interrupted(vlm.kernels.linear, at))
     console = ChatTerminal(VLM(vlm.config, vlm.weights, kernels, vlm.folder))
     console.say(f"@scene.png {DESCRIBE}")

@@ -58,7 +58,7 @@ def spoilt_positions(change):
 
 
 def counted_by_tokens(patch):
-    """Text after a picture goes on where it would without M-RoPE."""
+    """Text after a picture continues where it would without M-RoPE."""
 
     def change(ids, following, input_ids, config, *_):
         out = np.tile(np.arange(len(input_ids)), (3, 1))
@@ -109,7 +109,7 @@ def tower_eps(patch):
 
 
 def post_norm(patch):
-    """norm1's output instead of its input goes on beside attention."""
+    """The residual around attention is norm1's output instead of its input."""
 
     def block(x, weights, rope, segments, heads, kernels):
         h = yield "norm1", kernels.rms_norm(x, weights["norm1.weight"], 1e-6)
@@ -129,7 +129,7 @@ def no_features(patch):
 
 BUGS = {
     inverse_by_index: ("visual", "inverse of the window order"),
-    counted_by_tokens: ("position_ids", "text goes on by tokens"),
+    counted_by_tokens: ("position_ids", "text continues by tokens"),
     full_attention_in_windowed_blocks: ("visual.blocks.0.attn.scores", "no window attention"),
     no_bias("q_proj"): ("model.layers.0.self_attn.q_proj", "no bias"),
     no_bias("mlp.2"): ("visual.merger.mlp.2", "no bias"),

@@ -40,7 +40,7 @@ MISTAKES = {
     "scaled embeddings": "scaled embeddings",
     "1-D": "1-D positions",
     "h and w": "height and width swapped",
-    "by tokens": "text goes on by tokens",
+    "by tokens": "text continues by tokens",
     "late text": "off by one after images",
     "sections": "wrong mrope sections",
     "interleaved sections": "wrong mrope sections",

@@ -484,7 +484,7 @@ def test_the_rules_differ_only_behind_a_long_video():
     one, two = (vlm.trace(inputs, max_new_tokens=2) for vlm in (launch, other))
     end = int(np.flatnonzero(inputs.input_ids == launch.config.video_token_id)[-1]) + 1
     assert np.array_equal(one["position_ids"][:, :end], two["position_ids"][:, :end])
-    # time goes up to floor(3 * 1.5) = 4 behind the start, so the text goes on after 5 steps; or after 3, the longer side
+    # time goes up to floor(3 * 1.5) = 4 behind the start, so the text continues after 5 steps; or after 3, the longer side
     assert np.all(one["position_ids"][:, end:] - two["position_ids"][:, end:] == 2)
     for trace in (one, two):
         assert trace["steps.1.position_ids"].tolist() == (trace["position_ids"][:, -1:] + 1).tolist()

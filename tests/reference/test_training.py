@@ -218,7 +218,7 @@ def run_from(folder, start, *more, stop=None):
 
 
 def test_heads_are_trained_alone_at_first(tmp_path, monkeypatch):
-    """Those that no checkpoint has; meanwhile the model stays as it is. Killed there, a run goes on as an unbroken one."""
+    """Those that no checkpoint has; meanwhile the model stays as it is. Killed there, a run continues as an unbroken one."""
     monkeypatch.setattr(train, "HEADS_STEPS", 3)
     monkeypatch.setattr(train, "SAVE_SECONDS", 0)
     start = load_file(CHECKPOINT / "model.safetensors")

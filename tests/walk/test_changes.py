@@ -50,7 +50,7 @@ def test_integers():
 
 
 def test_from_a_file(tmp_path):
-    """Of a .npy file and of a recording; another shape is refused by the walk itself, and the walk goes on."""
+    """Of a .npy file and of a recording; another shape is refused by the walk itself, and the walk continues."""
     walk = VLM.walk(INPUTS, max_new_tokens=1)
     step = walk.until("visual.merger")
     path = tmp_path / "my rows.npy"
@@ -90,7 +90,7 @@ def test_what_is_refused(name, text, words):
 
 
 def test_changes_in_a_terminal(capsys):
-    """The run goes on with the changed tensor: two changes of one tensor add up, as an edit of a trace does."""
+    """The run continues with the changed tensor: two changes of one tensor add up, as an edit of a trace does."""
     lines = ["u visual.merger", "scale 2", "swap 0 5", "f"]
     answer = walk_by_commands(VLM.walk(INPUTS, max_new_tokens=3), lines)
     assert capsys.readouterr().out.count("(replaced)") == 2

@@ -101,7 +101,7 @@ def wrong_times(ids, config, images, videos, seconds):
     for rate in {1, 2, 4, 25} - {config.vision.tokens_per_second}:
         text = f"tokens_per_second is {rate} instead of {config.vision.tokens_per_second}"
         yield "wrong tokens_per_second", text, at(seconds, rate)
-    text = 'after a video text goes on by its longer side, as in transformers 5: video_positions="transformers5"'
+    text = 'after a video text continues by its longer side, as in transformers 5: video_positions="transformers5"'
     yield "another rule after a video", text, at(seconds, rule="transformers5")
 
 
@@ -119,18 +119,18 @@ def wrong_starts(ids, config, right):
         at_start[:, start:end] = right[:, start:end].min()
         late[end:] += 1
     yield "images from 0", "each image is counted from 0, not from where the text stopped", from_zero
-    text = "after an image positions go on by its number of tokens, not by its longer side"
-    yield "text goes on by tokens", text, by_count
+    text = "after an image positions continue by its number of tokens, not by its longer side"
+    yield "text continues by tokens", text, by_count
     yield "images at one place", "all tokens of an image stand where it starts", at_start
     text = "after an image text starts at its largest position, not one after it"
     yield "off by one after images", text, right - late
     sides, merge = np.zeros(T, dtype=np.int64), config.vision.spatial_merge_size
     for start, end in zip(first, ends):
         sides[end:] += right[:, start:end].max() - right[:, start:end].min() + 1
-    text = "after an image text goes on by its longer side in patches, not in tokens"
-    yield "text goes on by patches", text, right + sides * (merge - 1)
-    text = "after an image text goes on by one, not by its longer side"
-    yield "text goes on by one", text, right - sides + late
+    text = "after an image text continues by its longer side in patches, not in tokens"
+    yield "text continues by patches", text, right + sides * (merge - 1)
+    text = "after an image text continues by one, not by its longer side"
+    yield "text continues by one", text, right - sides + late
     yield "off by one after images", "after an image text starts two after its largest position", right + late
 
 
@@ -175,7 +175,7 @@ def delta(subject):
     seconds = seconds_per_grid(subject, ids, videos)
     following = prompt_positions(ids, subject.config, images, videos, seconds)[1]
     yield RIGHT, "", np.array([following - len(ids)])
-    text = "it is 0: the answer's positions go on from the number of tokens"
+    text = "it is 0: the answer's positions continue from the number of tokens"
     yield "wrong rope delta", text, np.zeros_like(subject.ours)
     yield "wrong rope delta", "its sign is wrong", -subject.ours
     for by in (1, -1):
@@ -185,7 +185,7 @@ def delta(subject):
     yield "wrong rope delta", text, subject.ours + len(ids)
     for rule in ("transformers5",) if len(videos) else ():
         following = prompt_positions(ids, subject.config, images, videos, seconds, rule)[1]
-        text = "after a video text goes on by its longer side, as in transformers 5"
+        text = "after a video text continues by its longer side, as in transformers 5"
         yield "another rule after a video", text, np.array([following - len(ids)])
 
 
