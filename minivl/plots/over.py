@@ -165,7 +165,7 @@ def share_and_effect(atlas, effect, role="asked object"):
     return figure
 
 
-def near_points(points, x, y, least=0.004):
+def near_points(points, x, y, least=0.0025):
     """Points in order of y, those that are close together in one list: their labels would overlap."""
     groups = []
     for point in points:
