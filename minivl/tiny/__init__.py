@@ -9,7 +9,7 @@
     tasks/          draw pictures and ask about them, a file for each topic; examples.py: what they return
     phrasings.py    how the questions of the tasks are worded
     drawing.py      draw shapes; scenes.py: scenes of them, with a few questions in one wording; digits.py: handwritten digits
-    scoring.py      score a model on the tasks; evaluate.py: the command that does
+    scoring.py      score a model on the tasks; evaluate.py: the command for it
     training/       the recipe: batches, targets, losses, the model in torch, the command
     checkpoint/     the model
 

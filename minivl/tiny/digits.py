@@ -16,7 +16,7 @@ FILE = Path(__file__).with_name("digits.npz")
 
 @lru_cache(maxsize=1)
 def all_digits():
-    """images uint8 [1797, 8, 8] with values 0..16, labels uint8 [1797]"""
+    """All digits: images uint8 [1797, 8, 8] with values 0..16, labels uint8 [1797]."""
     with np.load(FILE) as stored:
         return stored["images"], stored["labels"]
 
@@ -28,14 +28,14 @@ def held_out_digits():
 
 
 def training_digits():
-    """The others: images [1437, 8, 8], labels [1437]."""
+    """The digits for training: images [1437, 8, 8], labels [1437]."""
     images, labels = all_digits()
     kept = np.arange(len(labels)) % 5 != 0
     return images[kept], labels[kept]
 
 
 def draw_digit(rng, pixels, side, augment):
-    """Coverage of one digit as an "L" image, side x side; augment turns, shears and scales it a little."""
+    """Draw one digit: its coverage, an "L" image, side x side; augment rotates, shears, scales, shifts it a little."""
     ink = Image.fromarray((np.minimum(pixels, 15) * 17).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     if not augment:
         return ink

@@ -1,6 +1,6 @@
-"""Draw coloured shapes with known boxes: a few apart, many close together, small ones in large ones.
+"""Draw coloured shapes with known boxes: a few far apart, many close together, or small ones inside large ones.
 
-Everything is drawn from one NumPy Generator, so a seed is an image. Needs NumPy and Pillow only.
+Everything is drawn from one NumPy Generator, so a seed determines the image. Needs NumPy and Pillow only.
 """
 
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-COLOURS = {  # nameable, and apart from each other in lightness as well as in hue
+COLOURS = {  # easy to name, and distinct in lightness as well as in hue
     "red": (205, 35, 40),
     "orange": (245, 135, 20),
     "yellow": (245, 220, 60),
@@ -20,9 +20,9 @@ COLOURS = {  # nameable, and apart from each other in lightness as well as in hu
 }
 KINDS = ("circle", "square", "triangle", "star", "ring", "cross")
 SUPERSAMPLE = 4
-GAP = 6  # pixels between two shapes' boxes, and between their centres from left to right
-EMPTY, CROWDED, CROWDED_IN_TRAINING = 0.05, 0.2, 0.3  # shares of the pictures without shapes, and with as many as find room
-ALIKE = 0.2  # share of the pictures, in training alone, whose shapes have two kinds or two colours among them
+GAP = 6  # pixels between two shapes' boxes; their centres are more than twice as far apart horizontally
+EMPTY, CROWDED, CROWDED_IN_TRAINING = 0.05, 0.2, 0.3  # shares of pictures without shapes, and with as many as fit
+ALIKE = 0.2  # share of the training pictures whose shapes have only two kinds or only two colours
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Shape:
 
 
 def draw_shapes(rng, size, count, kinds=KINDS, ground=None, sides=None, distinct=None, tries=25, colours=COLOURS):
-    """(image, shapes from left to right): up to `count` that neither touch nor share a centre column; fewer without space.
+    """Draw up to `count` shapes that neither touch nor share a centre column: (image, shapes from left to right).
 
     sides      (least, most + 1) of a shape's box
     distinct   "kind", "colour" or "label" if no two shapes may share it
-    tries      places tried for each shape
+    tries      attempts per shape; fewer shapes if they find no space
     """
     image, shapes = ground or background(rng, size), []
     low, high = sides or (28, 1 + min(68, min(size) // 2 - 4))
@@ -62,7 +62,7 @@ def draw_shapes(rng, size, count, kinds=KINDS, ground=None, sides=None, distinct
 
 
 def draw_crowd(rng, size, count, sides=None, **alike):
-    """`draw_shapes` with room for all: from four shapes on they are small, and what finds no place is drawn again."""
+    """Call `draw_shapes` so that all shapes fit: four or more are small, and a picture with too few is drawn again."""
     low, high = sides or (28, 1 + min(68, min(size) // 2 - 4))
     high = high if count < 4 else min(high, {112: 37, 140: 42}.get(min(size), 49))
     if count == 0 and rng.random() < 0.5:
@@ -75,7 +75,7 @@ def draw_crowd(rng, size, count, sides=None, **alike):
 
 
 def draw_count(rng, size, options):
-    """How many shapes: 0 now and then, else up to as many as find room; these, or nearly as many, more often than others."""
+    """Draw the number of shapes: sometimes 0, else up to as many as fit; the highest numbers more often than others."""
     most = 1 + round(({112: 4, 140: 5}.get(min(size), 6) - 1) * options.ease)
     crowded = CROWDED_IN_TRAINING if options.training else CROWDED
     draw = rng.random()
@@ -83,11 +83,12 @@ def draw_count(rng, size, options):
         return 0
     if draw >= EMPTY + crowded:
         return int(rng.integers(1, 1 + most))
-    return int(rng.integers(max(1, most - 2), 1 + most)) if options.training else most  # subtle: else five become six
+    # subtle: if training drew only `most` here, the model would count five shapes as six
+    return int(rng.integers(max(1, most - 2), 1 + most)) if options.training else most
 
 
 def pick_alike(rng, options):
-    """In training, now and then, two kinds or two colours for `draw_shapes`: else several of a sort are rare and miscounted."""
+    """Limit `draw_shapes` to two kinds or colours in some training pictures: else repeats are rare and miscounted."""
     if not options.training or rng.random() >= ALIKE:
         return {}
     name, values = (("kinds", KINDS), ("colours", tuple(COLOURS)))[rng.integers(2)]
@@ -95,7 +96,7 @@ def pick_alike(rng, options):
 
 
 def draw_inside(rng, size):
-    """A picture with one large shape, a small one of another colour inside it and perhaps a third next to them."""
+    """Draw one large shape, a small one of another colour inside it and, if there is space, a third next to them."""
     image = background(rng, size)
     outer = int(rng.integers(64, min(size) - 20))
     x, y = int(rng.integers(2, size[1] - outer - 1)), int(rng.integers(2, size[0] - outer - 1))
@@ -119,7 +120,7 @@ def draw_inside(rng, size):
 
 
 def draw_crowded_page(rng):
-    """An image full of small shapes, some in large ones, for the tower to tell apart; nothing is asked about it."""
+    """Draw an image full of small shapes, some inside large ones, to train the tower only: it has no questions."""
     side, cell = 168, 84
     image, shapes = background(rng, (side, side)), []
     for x, y in [(x, y) for x in range(0, side, cell) for y in range(0, side, cell)]:
@@ -143,13 +144,13 @@ def draw_crowded_page(rng):
 
 
 def is_apart(a, b):
-    """True if two boxes keep a gap, and their centres are not (nearly) in one column: left to right is then clear."""
+    """True if two boxes have a gap and their centres are not (nearly) in one column, so that left to right is clear."""
     overlap = a[0] < b[2] + GAP and b[0] < a[2] + GAP and a[1] < b[3] + GAP and b[1] < a[3] + GAP
     return not overlap and abs(a[0] + a[2] - b[0] - b[2]) > 4 * GAP
 
 
 def background(rng, size):
-    """A light or dark ground with a slight gradient and noise: [H, W, 3] as a PIL image."""
+    """A light or dark background with a slight gradient and noise: [H, W, 3] as a PIL image."""
     height, width = size
     level = rng.uniform(190, 250) if rng.random() < 0.6 else rng.uniform(5, 60)
     tint = rng.uniform(-12, 12, 3)
@@ -160,7 +161,7 @@ def background(rng, size):
 
 
 def clutter(rng, size):
-    """An image without any shape that is not plain: noise, blurred or not, or bands of colours."""
+    """An image without shapes, but not plain: sharp or blurred noise, or bands of colours."""
     height, width = size
     coarse = int(rng.integers(2, 12)), int(rng.integers(2, 12))
     grain = (size, coarse, (coarse[0], 1), (1, coarse[1]))[rng.integers(4)]

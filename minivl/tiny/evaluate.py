@@ -1,8 +1,8 @@
 """Score a model on fresh images: python -m minivl.tiny.evaluate [--checkpoint FOLDER]   (needs minivl only)
 
-Three tables: all task families of minivl.tiny.tasks; their answers by the form of the question, and counts by their number;
-and the scenes and digits of minivl.tiny.scenes, each with a question of every kind in its usual wording. Images are drawn
-from seeds that training cannot have used (another branch of the generator), digits are held-out ones.
+Three tables: scores of all task families of minivl.tiny.tasks; the same answers by form of the question, and counts by
+number; scores on the scenes and digits of minivl.tiny.scenes, with one question of each kind in its usual wording.
+Images are drawn from seeds that training cannot have used (another branch of the generator), digits are held-out ones.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def evaluate(vlm, scene_count=300, digit_count=360, seed=1_000_000):
 
 
 def table(scores):
-    """The scores as a Markdown table, with 95 % intervals; what misses its goal says so."""
+    """The scores as a Markdown table, with 95 % intervals; missed goals are marked."""
     lines = ["| task | questions | score | goal | |", "|---|---|---|---|---|"]
     for task, values in scores.items():
         if values:

@@ -1,4 +1,4 @@
-"""What a task yields: images or a video with a known truth, and conversations about them.
+"""Data classes of an example: images or a video of known content, and conversations about them.
 
 example = draw_example("shapes", seed=7)               # see minivl.tiny.tasks
 example.media[0].frames[0]                             # PIL image
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its true answer. accepted: all answers that are true, of which `answer` is one drawn at random."""
+    """A question and its true answer. accepted: all true answers, if several; `answer` is a random one of them."""
 
     task: str
     question: str
     answer: str
     accepted: tuple = ()
-    about: tuple = None  # the box that the answer speaks of, in pixels of the first image
+    about: tuple = None  # the box that the answer is about, in pixels of the first image
 
     def is_right(self, answer):
         return answer in (self.accepted or (self.answer,))
@@ -24,7 +24,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sign:
-    """A printed character, its box (x1, y1, x2, y2), and its place in the word that is asked for, from 0; -1 without one."""
+    """A printed character, its box (x1, y1, x2, y2), and its index, from 0, in the word asked for; -1 if in none."""
 
     text: str
     box: tuple
@@ -33,13 +33,13 @@ class Sign:
 
 @dataclass(frozen=True)
 class Medium:
-    """An image (one frame) or a video (an even number of frames), and what is on each image or pair of frames."""
+    """An image (one frame) or a video (an even number of frames), and what each image or pair of frames shows."""
 
     frames: tuple
     shapes: tuple = ()  # a tuple of shapes for each image or pair of frames
     signs: tuple = ()  # a tuple of signs, likewise
     digit: int = None
-    joined: tuple = ()  # of each shape of an image, the colour at the other end of its line
+    joined: tuple = ()  # for each shape of an image, the colour at the other end of its line
 
     @property
     def is_video(self):
@@ -48,14 +48,14 @@ class Medium:
 
 @dataclass(frozen=True)
 class Example:
-    """Pictures or a video (`media`) and conversations, each a tuple of turns, which all start behind them."""
+    """Images or a video (`media`) and conversations, each a tuple of turns that starts right after the media."""
 
     media: tuple
     conversations: tuple
 
     @property
     def images(self):
-        """As `ask` and `messages.user` take them: a list of images, None if there is none."""
+        """The images as `ask` and `messages.user` take them: a list, or None if there are none."""
         return [medium.frames[0] for medium in self.media if not medium.is_video] or None
 
     @property
@@ -65,9 +65,9 @@ class Example:
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """How an example is drawn. held_out: in wordings that training never sees; ease 0..1: from easiest to all examples;
-    most: conversations about it; training: with the fonts and digits of training instead of those of scoring;
-    font: the file of the font of words and numbers, when not training; None is Pillow's own."""
+    """How an example is drawn. held_out: in wordings that training never sees; ease 0..1: from the easiest to all
+    examples; most: conversations about it; training: with the fonts and digits of training instead of those of scoring;
+    font: font file for words and numbers, when not training; None is Pillow's own."""
 
     held_out: bool = False
     ease: float = 1.0

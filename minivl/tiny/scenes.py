@@ -1,11 +1,11 @@
-"""Pictures with a known truth: scenes of coloured shapes, and real handwritten digits; questions and answers about them.
+"""Images of known content: scenes of coloured shapes and real handwritten digits, with questions and true answers.
 
     drawn = scene(7)
     drawn.image                       # PIL image, both sides multiples of 28 pixels
     drawn.shapes[0]                   # Shape(kind="star", colour="red", box=(12, 40, 60, 88))
     drawn.questions[0]                # ("Describe the picture.", "a red star and a blue ring")
 
-Everything is drawn from one NumPy Generator, so a seed is an image. Needs NumPy and Pillow only.
+Everything is drawn from one NumPy Generator, so a seed determines the image. Needs NumPy and Pillow only.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ SIZES = (  # (height, width): from one window of 112 pixels to 3 x 3, partial wi
     (112, 112), (112, 168), (168, 112), (140, 196), (196, 140), (168, 168), (168, 224), (224, 168),
     (224, 224), (252, 196), (168, 336), (224, 336), (336, 224), (280, 308), (336, 336),
 )  # fmt: skip
-LEAST = 72  # pixels of a side: a shape of 28 fits, with room around it
+LEAST = 72  # minimum side in pixels: a shape of 28 fits, with room around it
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Scene:
 
 
 def scene(seed, size=None, count=None):
-    """Scene number `seed`: shapes on a plain ground. size (height, width) and count (1-5) are drawn if not given."""
+    """Scene number `seed`: shapes on a plain background; size (height, width) and count (1-5) are random by default."""
     if size is not None and min(size) < LEAST:
         raise Error(f"size={tuple(size)}: a scene has at least {LEAST} x {LEAST} pixels. Give (height, width).")
     rng = np.random.default_rng([1, seed])
@@ -44,7 +44,7 @@ def scene(seed, size=None, count=None):
 
 
 def digit_picture(index, seed=0):
-    """An image of held-out handwritten digit number `index`, and the question which one it is."""
+    """An image of held-out handwritten digit number `index`, and the question which digit it is."""
     pixels, label = held_out_digits()
     if not 0 <= index < len(label):
         raise Error(f"digit {index}: there are {len(label)} held-out digits, counted from 0.")
@@ -53,7 +53,7 @@ def digit_picture(index, seed=0):
 
 
 def draw_scene(rng, size, count):
-    """Up to `count` shapes, and questions about them."""
+    """Draw up to `count` shapes, and questions about them."""
     image, shapes = draw_shapes(rng, size, count, sides=sides_for(size), tries=20)
     return Scene(image, shapes, questions(rng, shapes))
 
@@ -64,7 +64,7 @@ def sides_for(size):
 
 
 def draw_digit_picture(rng, size, pixels, label, augment=False):
-    """A handwritten digit, 8x8 pixels enlarged, in some ink on some paper, somewhere on the image."""
+    """Draw a handwritten digit, enlarged from 8x8 pixels, at a random place; ink and background are random."""
     image = background(rng, size)
     side = int(rng.integers(56, min(113, min(size) - 7)))
     height, width = size
@@ -93,13 +93,13 @@ def describe(shapes):
 
 
 def unique(shapes, attribute):
-    """The shapes whose kind, colour or label no other has."""
+    """The shapes whose kind, colour or label no other shape has."""
     values = [getattr(shape, attribute) for shape in shapes]
     return [shape for shape in shapes if values.count(getattr(shape, attribute)) == 1]
 
 
 def where(shapes):
-    """Qwen2.5-VL's grounding format, in pixels of the image."""
+    """Boxes in Qwen2.5-VL's grounding format, in pixels of the image."""
     boxes = ", ".join(f'{{"bbox_2d": {list(shape.box)}, "label": "{shape.label}"}}' for shape in shapes)
     return f"[{boxes}]"
 

@@ -5,7 +5,7 @@
     print(render_forms(results))                    # by letter case and "please"; counts by their number
 
 Examples come from a branch of the generator that training never draws from; printed text has Pillow's own font, and
-handwritten digits are held-out ones. Boxes score by their overlap with the true ones, everything else is right or wrong.
+handwritten digits are held-out ones. Boxes are scored by overlap with the true ones, other answers as right or wrong.
 """
 
 import json
@@ -23,7 +23,7 @@ from minivl.tensors.names import parse
 from minivl.tiny.phrasings import PHRASINGS
 from minivl.tiny.tasks import draw_example
 
-SCORED_FAMILIES = {  # (examples for one unit, conversations about each)
+SCORED_FAMILIES = {  # (examples per unit of `examples`, conversations about each)
     "shapes": (4, 6), "scene": (1, 4), "inside": (2, 3), "blind": (1, 1), "text": (3, 2), "digit": (2, 2), "chart": (2, 2),
     "table": (1, 2), "pair": (5, 2), "video": (5, 2), "corner": (2, 2), "longer": (2, 2), "line": (1, 2),
     "ambiguous": (1, 1), "hidden": (1, 1), "noisy": (1, 1),
@@ -43,16 +43,16 @@ COUNTS = ("count", "count kind", "count colour", "count of two", "more kinds")
 ABSENT_ANSWERS = {("exists", "no"), ("exists of two", "no")}  # in addition to "none" and "[]"
 ABSENT_ANSWERS |= {(task, "0") for task in COUNTS}
 FORMS = ("as it is written", "in small letters", "in capitals", "with please", "without the mark at its end")
-UNCERTAIN = ("ambiguous", "hidden", "noisy", "one")  # no goal: another answer may be true as well, or nothing to be seen
+UNCERTAIN = ("ambiguous", "hidden", "noisy", "one")  # no goal: several answers may be true, or the shape invisible
 UNCALIBRATED = (*BOXES, "point", "ambiguous", "hidden", "one")  # the probability of an answer is not that of being right
 WORDING_GOAL, CALIBRATION_GOAL = 0.03, 0.03
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One answer: its score, 0 to 1, and the probability that the model gave to its tokens together.
+    """One scored answer. score: 0 to 1; confidence: the product of the probabilities of its tokens.
 
-    question, truth   the question as it was asked, and the true answer
+    question, truth   the question as asked, and the true answer
     """
 
     task: str
@@ -64,7 +64,7 @@ class Scored:
 
     @property
     def is_absence(self):
-        """Whether the truth is that there is no such thing."""
+        """Whether the true answer is that no such thing is there."""
         return self.truth in ("none", "[]") or (self.task, self.truth) in ABSENT_ANSWERS
 
     @property
@@ -80,7 +80,11 @@ class Scored:
 
 
 def score_families(vlm, examples=60, seconds=None, seed=0, families=SCORED_FAMILIES):
-    """A list of Scored. examples: units of `families` for each wording; seconds: stop then, with all families equally far."""
+    """Score a model: a list of Scored.
+
+    examples   units of `families`, in trained and again in held-out wordings
+    seconds    time limit; until then all families get equally far
+    """
     started, results = time.time(), []
     planned = [
         ((number + 0.5) / (examples * units), family, number, most)
@@ -97,7 +101,7 @@ def score_families(vlm, examples=60, seconds=None, seed=0, families=SCORED_FAMIL
 
 
 def score_turns(vlm, examples=60, most=6, seed=0):
-    """[list of Scored for the first questions of conversations, for the second ones, ...]: `most` questions about one image."""
+    """Score `most` questions about each image: [list of Scored of the first questions, of the second ones, ...]."""
     by_turn = [[] for _ in range(most)]
     for number in tqdm(range(examples), desc="conversations", file=sys.stderr, disable=None):
         example = draw_example("shapes", (seed, 1, number), most=most)
@@ -108,7 +112,7 @@ def score_turns(vlm, examples=60, most=6, seed=0):
 
 
 def score_example(vlm, example, held_out=False):
-    """The answers to all questions of an example; later turns of a conversation see the true answers to earlier ones."""
+    """Score all questions of an example; later turns of a conversation see the true answers to earlier ones."""
     results = []
     for turns in example.conversations:
         messages = []
@@ -139,13 +143,13 @@ def answer_with_confidence(vlm, messages):
         value = tensor
         if parse(name).own == "lm_head":  # of the prompt, and of each step
             logits = np.asarray(tensor, dtype=np.float32).reshape(-1, tensor.shape[-1])[-1]
-        if parse(name).own == "next_token":  # with a penalty not always the likeliest one
+        if parse(name).own == "next_token":  # with a penalty, not always the most likely one
             lead = logits - logits[int(np.reshape(tensor, -1)[-1])]
             log_prob -= float(lead.max()) + math.log(np.exp(lead - lead.max(), dtype=np.float32).sum())
 
 
 def score_answer(turn, answer):
-    """1 or 0; of boxes, how well they overlap the true ones (`overlap_of`), whatever their labels say."""
+    """Score one answer: 1 or 0; boxes by their overlap with the true ones (`overlap_of`), whatever their labels."""
     if turn.task in BOXES and turn.answer != "[]":
         return overlap_of(boxes_in(answer), boxes_in(turn.answer))
     if turn.task == "point" and turn.about:
@@ -155,7 +159,7 @@ def score_answer(turn, answer):
 
 
 def boxes_in(text):
-    """The boxes of the agreed JSON; none if the text is something else."""
+    """The boxes in an answer's JSON; an empty list if the text is anything else."""
     try:
         return [tuple(float(v) for v in item["bbox_2d"]) for item in json.loads(text)]
     except (ValueError, KeyError, TypeError):
@@ -175,7 +179,7 @@ def is_inside(point, box):
 
 
 def overlap_of(given, true):
-    """Each true box takes the given box that overlaps it most, once; the sum over the larger number of boxes."""
+    """Sum of IoUs / larger number of boxes; each true box takes the unused given box with the largest IoU."""
     left, total = [box for box in given if len(box) == 4], 0.0
     for box in true:
         best = max(left, key=lambda other: iou(other, box), default=None)
@@ -185,7 +189,7 @@ def overlap_of(given, true):
     return total / max(len(given), len(true), 1)
 
 
-# ---- figures ----
+# ---- statistics and tables ----
 
 
 def wilson(right, count, z=1.96):
@@ -210,7 +214,7 @@ def interval_of(task, values):
 
 
 def calibration_bins(results, bins=10):
-    """[(mean confidence, share of right answers, number of answers)] of each bin of confidence that has answers.
+    """[(mean confidence, share of right answers, number of answers)] for each non-empty bin of confidence.
 
     The bins have equal width. Tasks of UNCALIBRATED, with more than one right answer, are left out.
     """
@@ -233,7 +237,7 @@ def calibration_error(results, bins=10):
 
 
 def render_table(results):
-    """Scores in Markdown: a row for each task, trained wordings beside held-out ones; what misses its goal says so."""
+    """Scores as a Markdown table: a row for each task, trained beside held-out wordings; missed goals are marked."""
     lines = [
         "| task | asked | trained wordings | asked | held-out wordings | goal | |",
         "|---|---|---|---|---|---|---|",
@@ -258,7 +262,7 @@ def render_table(results):
 
 
 def remark_on(goal, known, new):
-    """What a row says of its goal: "missed", and whether wordings differ; scores of trained and of held-out wordings."""
+    """The remark of a row: "missed", wordings differ. known, new: scores in trained and in held-out wordings."""
     if goal is None:
         return ""
     means = [sum(values) / len(values) for values in (known, new) if values]
@@ -273,7 +277,7 @@ def shown_goal(task):
 
 
 def render_forms(results):
-    """Right answers in Markdown, boxes apart: by form of the question (FORMS), counts by number, descriptions by content."""
+    """Right answers in Markdown, without boxes: by form of question (FORMS), count, and content of descriptions."""
     chosen = [one for one in results if one.task not in BOXES and one.task not in UNCERTAIN]
     groups = [(f"question {form}", [one for one in chosen if one.form == form]) for form in FORMS]
     counts = [one for one in chosen if one.task in COUNTS]
@@ -290,7 +294,7 @@ def render_forms(results):
 
 
 def content_of(description):
-    """What a true description is of: "2 things", a word, or nothing."""
+    """The content of a true description: "2 things", a word, or nothing."""
     if '"' in description:
         return "a word, number or digit"
     count = len(re.findall(r"\ban? ", description))
@@ -298,7 +302,7 @@ def content_of(description):
 
 
 def shown(task, values):
-    """ "97.0 % (93-99)", or "0.86 (0.84-0.88)" of boxes; empty without values."""
+    """ "97.0 % (93-99)", or "0.86 (0.84-0.88)" for boxes; empty without values."""
     if not values:
         return ""
     mean, low, high = interval_of(task, values)

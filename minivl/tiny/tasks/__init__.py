@@ -1,4 +1,4 @@
-"""The task families: each draws a picture, two, or a video, with questions and true answers, from one number.
+"""The task families: each draws one or two pictures, or a video, with questions and true answers, from a seed.
 
     example = draw_example("shapes", seed=7)
     example.media[0].frames[0]               # the picture
@@ -34,8 +34,8 @@ def draw_family_scene(rng, options):
     return Example((Medium((image,), (shown,)),), conversations)
 
 
-FAMILIES = {  # (share of the training examples while they get harder, share from then on, how to draw one)
-    # subtle: "scene" comes in the batches of large images alone, and is most of those: see batches.py
+FAMILIES = {  # (share of the training examples while they get harder, share after that, drawing function)
+    # subtle: "scene" is drawn only in the batches of large images, and is most of those: see batches.py
     "scene": (3.0, 3.0, draw_family_scene),
     "shapes": (6.0, 6.0, shapes.draw_family),
     "inside": (0.7, 4.0, shapes.draw_family_inside),
@@ -44,7 +44,7 @@ FAMILIES = {  # (share of the training examples while they get harder, share fro
     "digit": (1.2, 3.0, reading.draw_family_digit),
     "chart": (0.8, 0.9, reading.draw_family_chart),
     "table": (0.8, 1.0, reading.draw_family_table),
-    "pair": (1.5, 10.0, pairs.draw_family_pair),
+    "pair": (1.5, 12.0, pairs.draw_family_pair),
     "video": (2.0, 3.0, videos.draw_family_video),
     "corner": (0.8, 0.8, far_apart.draw_family_corner),
     "longer": (0.8, 1.5, far_apart.draw_family_longer),
@@ -56,12 +56,12 @@ FAMILIES = {  # (share of the training examples while they get harder, share fro
 
 
 def draw_example(family, seed, held_out=False, ease=1.0, most=1, branch=SCORED, enlarged=False, font=None):
-    """Example number `seed` of a family, with up to `most` conversations.
+    """Draw example number `seed` of a family, with up to `most` conversations.
 
-    held_out   word the questions as training never does
-    ease       0..1: how far the way from the easiest examples to all of them has been gone
+    held_out   use the wordings that training never sees
+    ease       0..1: from the easiest examples only to all of them
     enlarged   make the image, or the frames of a video, two or three times as large (families of ENLARGED)
-    font       the file of a font for words and numbers; by default Pillow's own, in training a drawn one
+    font       font file for words and numbers, by default Pillow's own; training picks one at random
     """
     rng = np.random.default_rng([branch, list(FAMILIES).index(family), *np.atleast_1d(seed)])
     options = DrawOptions(held_out, ease, most, training=branch == TRAINED, font=font)
@@ -72,7 +72,7 @@ def draw_example(family, seed, held_out=False, ease=1.0, most=1, branch=SCORED, 
 
 
 def enlarge(rng, example):
-    """The same example with images, or the frames of its video, two or three times as large, as far as there are tokens for."""
+    """Enlarge an example's image, or the frames of its video, two or three times, if MOST_PIXELS allows it."""
     (medium,) = example.media
     width, height = medium.frames[0].size
     pairs = max(1, len(medium.frames) // 2)

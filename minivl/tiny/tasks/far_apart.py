@@ -1,4 +1,4 @@
-"""Questions whose answer joins distant parts of a picture, beyond a window of 112 pixels; and uncertain ones.
+"""Questions about distant parts of a picture, beyond one window of 112 pixels; and questions with uncertain answers.
 
 In the pictures of "corner", "longer" and "line" the two things compared lie in different windows.
 """
@@ -47,7 +47,7 @@ def draw_family_corner(rng, options):
 
 
 def ask_now_and_then(rng, options, shapes, tasks):
-    """Sometimes, after another question, one of these tasks about the shapes of the picture."""
+    """Sometimes also ask a question of one of these tasks about the shapes of the picture."""
     return ask_about(rng, shapes, options.held_out, 1, tasks) if asks_more(rng, options, 0.4) else ()
 
 
@@ -109,11 +109,11 @@ def draw_family_line(rng, options):
     return Example((Medium((image,), (tuple(shapes),), joined=tuple(joined)),), tuple(turns))
 
 
-# ---- uncertain ones: the answer is drawn from all that are true, or cannot be seen for sure ----
+# ---- uncertain answers: drawn from all that are true, or not visible for certain ----
 
 
 def draw_family_ambiguous(rng, options):
-    """Family "ambiguous": two shapes of one kind, and the question for the colour of "the" one. Both answers are true."""
+    """Family "ambiguous": two circles, say, and a question about the colour of "the circle". Both answers are true."""
     kind = pick(rng, KINDS)
     image, shapes = draw_shapes(rng, pick(rng, SIZES[:3]), 2, kinds=(kind,), distinct="colour")
     question, accepted = phrase(rng, "ambiguous", options.held_out, thing=kind), tuple(shape.colour for shape in shapes)
@@ -142,7 +142,7 @@ def draw_family_hidden(rng, options):
 
 
 def draw_family_noisy(rng, options, share=None):
-    """Family "noisy": a shape that fades into noise, from clear to nearly gone. share 0..1: how much of it is left."""
+    """Family "noisy": a shape that fades into noise, from clear to nearly invisible. share 0..1: its opacity."""
     size = pick(rng, ((112, 112), (112, 140)))
     ground = background(rng, size)
     image = ground.copy()

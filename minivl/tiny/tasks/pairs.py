@@ -1,4 +1,4 @@
-"""Two images, where the order matters; and questions about an image without any."""
+"""Pairs of images, whose order matters; and questions about an image when there is none."""
 
 
 import numpy as np
@@ -19,26 +19,26 @@ from minivl.tiny.tasks.shapes import (
 )
 
 FIRST, SECOND = "the first", "the second"
-UNIT, LONGEST = 28, 252  # pixels: sides of the images of a pair are multiples of the first, from 112 to the second
+UNIT, LONGEST = 28, 252  # pixels: sides of the images of a pair are multiples of UNIT from 112 to LONGEST
 ORDINALS = ("first", "second")
 
 
 def draw_family_pair(rng, options):
-    """Family "pair": two pictures. Half of them differ in one shape, half are drawn apart."""
+    """Family "pair": two pictures. Half of the pairs differ in one shape, half are drawn independently."""
     if rng.random() < 0.5:
         return draw_change(rng, options)
     sizes = [draw_pair_size(rng)] * 2 if rng.random() < 0.5 else [draw_pair_size(rng) for _ in range(2)]
     made = [draw_shapes(rng, size, int(rng.integers(1, 2 + round(2 * options.ease)))) for size in sizes]
     pictures = [shapes for _, shapes in made]
     media = tuple(Medium((image,), (shapes,)) for image, shapes in made)
-    turns = [ask_more, ask_which, ask_of_two]
-    asked = [turns[i](rng, pictures) for i in rng.integers(0, 3, options.most + 1)]
+    turns = [ask_more, ask_which, ask_of_two, ask_more]  # the most difficult twice, in training
+    asked = [turns[i](rng, pictures) for i in rng.integers(0, 3 + options.training, options.most + 1)]
     turns = tuple((worded(rng, one, options.held_out),) for one in asked if one)[: options.most]
     return Example(media, turns + ask_of_both(rng, pictures, options) + ask_to_describe(rng, pictures, options))
 
 
 def ask_of_both(rng, pictures, options):
-    """Now and then, after another question, one that is not for one of the pictures: is there, how many."""
+    """Sometimes also ask about both pictures together: is there a thing, how many are there?"""
     if not asks_more(rng, options, 0.5):
         return ()
     asked = pick(rng, (ask_exists, ask_count, ask_count_kind))(rng, (*pictures[0], *pictures[1]))
@@ -46,11 +46,11 @@ def ask_of_both(rng, pictures, options):
 
 
 def ask_to_describe(rng, pictures, options):
-    """What both pictures show; or what one does, how many shapes, or whether there is a thing; now and then all of it."""
+    """Mostly also ask what both pictures show, or about one of them (content, number of shapes, a thing), or both."""
     if not asks_more(rng, options, 0.9):
         return ()
     told = [describe(shown) if shown else NOTHING for shown in pictures]
-    wording = {"like": "describe"} if rng.random() < 0.25 else {}  # as of one picture
+    wording = {"like": "describe"} if rng.random() < 0.25 else {}  # as for one picture
     both = ("describe both", wording, f"first: {told[0]}; second: {told[1]}", None)
     asked = [both] if rng.random() < 0.6 else []
     if not asked or rng.random() < 0.6:
@@ -76,7 +76,7 @@ def ask_of_one(rng, pictures, told):
 
 
 def draw_pair_size(rng):
-    """(height, width) of an image of a pair: small ones more often, and no more than 64 tokens."""
+    """Draw (height, width) of an image of a pair: small ones more often, and at most 64 tokens."""
     while True:
         height, width = (UNIT * int(min(rng.integers(4, 1 + LONGEST // UNIT, 2))) for _ in range(2))
         if height * width <= 64 * UNIT**2:
@@ -103,7 +103,7 @@ def ask_which(rng, pictures):
 
 
 def ask_of_two(rng, pictures):
-    """The colour of a kind in one of the pictures; where it can be, of a kind that is in both."""
+    """Ask for the colour of a kind in one of the pictures; if possible, of a kind that is in both."""
     nth = int(rng.integers(2))
     known = unique(pictures[nth], "kind")
     shared = [shape for shape in known if shape.kind in {other.kind for other in pictures[1 - nth]}]
@@ -117,7 +117,7 @@ def ask_of_two(rng, pictures):
 
 
 def draw_change(rng, options):
-    """Two pictures of the same shapes, of which one is new, gone or of another colour; or nothing has changed."""
+    """Draw two pictures of the same shapes, of which one is new, gone or of another colour; or nothing has changed."""
     size = draw_pair_size(rng)
     ground = background(rng, size)
     count = int(rng.integers(2, 3 + round(2 * options.ease)))
@@ -139,7 +139,7 @@ def draw_change(rng, options):
     for shown in (before, after):
         image = ground.copy()
         for shape in shown:
-            paint(np.random.default_rng(list(shape.box)), image, shape)  # one tone in both pictures
+            paint(np.random.default_rng(list(shape.box)), image, shape)  # the same shade in both pictures
         media.append(Medium((image,), (tuple(shown),)))
     about = None if what == "nothing" else changed.box
     turns = [(worded(rng, ("changed", {}, answer, about), options.held_out),)]

@@ -29,14 +29,15 @@ OF_SHAPES = (
     "colour", "kind", "exists", "where", "count", "count kind", "count colour", "all boxes", "extreme", "beside", "point",
     "relation",
 )  # fmt: skip
-BESIDE_BARS = ("colour", "exists", "where", "count kind", "all boxes", "point")  # a bar has a colour, and is a thing
+# fewer than OF_SHAPES, since a bar has a colour and is a thing
+BESIDE_BARS = ("colour", "exists", "where", "count kind", "all boxes", "point")
 TRAINED_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono")
-LEAST, MOST = 24, 44  # pixels of the font, whose capitals are 0.7 times as high; a smaller one where six would not fit
+LEAST, MOST = 24, 44  # font size in pixels (capitals are 0.7 times as high); smaller where the text would not fit
 
 
 @cache
 def font_files(names=TRAINED_FONTS):
-    """Files of fonts that matplotlib ships, by default those that training adds to Pillow's own; none without matplotlib."""
+    """Font files of matplotlib, by default those that training uses besides Pillow's own; empty without matplotlib."""
     from importlib.util import find_spec
 
     spec = find_spec("matplotlib")
@@ -45,7 +46,7 @@ def font_files(names=TRAINED_FONTS):
 
 
 def pick_font(rng):
-    """The file of a font, half of the time None for Pillow's own."""
+    """Pick a font file; half of the time None, for Pillow's own."""
     return pick(rng, (None,) * 4 + font_files())
 
 
@@ -100,21 +101,21 @@ def draw_family_text(rng, options):
 
 
 def ask_for_shapes(rng, options, tasks=OF_SHAPES):
-    """Now and then, after another question, one about shapes, of which a picture of text, a digit or bars has none."""
+    """Sometimes also ask a question about shapes, of which a picture of text, a digit or bars has none."""
     if not asks_more(rng, options, 0.35):
         return ()
     return ask_about(rng, (), options.held_out, 1, tasks)
 
 
 def ask_for_more(rng, options, answer, about=None):
-    """Now and then, after another question, what is in the picture as a whole."""
+    """Sometimes also ask what is in the picture as a whole."""
     if not asks_more(rng, options, 0.25):
         return ()
     return ((worded(rng, ("describe", {}, answer, about), options.held_out),),)
 
 
 def ask_about_bars(rng, options, bars):
-    """Now and then, after another question: what is there, is there such a bar, how many are there, where is a shape?"""
+    """Sometimes also ask what is there, whether there is such a bar, or how many; then perhaps about shapes."""
     if not asks_more(rng, options, 0.5):
         return ()
     colours = [bar.colour for bar in bars]
@@ -128,7 +129,7 @@ def ask_about_bars(rng, options, bars):
 
 
 def draw_page(rng):
-    """An image full of characters, in lines of several fonts and sizes: for the tower alone, nothing is asked about it."""
+    """Draw an image full of characters, in lines of several fonts and sizes, to train the tower only: no questions."""
     height = width = 168
     image, signs, y = background(rng, (height, width)), [], int(rng.integers(0, 10))
     ink = ink_for(rng, image)

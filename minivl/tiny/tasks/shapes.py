@@ -9,24 +9,24 @@ from minivl.tiny.examples import Example, Medium, Turn
 from minivl.tiny.phrasings import join_words, phrase, pick, plural, vary, with_article
 from minivl.tiny.scenes import describe, unique, where
 
-SIZES = (  # (height, width): mostly small, for time; every picture has at least one full window of 112 pixels
+SIZES = (  # (height, width): mostly small, to save time; every picture has at least one full window of 112 pixels
     (112, 112), (112, 112), (112, 140), (140, 112), (140, 140), (112, 168), (168, 112), (140, 168), (168, 168), (168, 168),
     (168, 196),
 )  # fmt: skip
-SMALL, LARGE = 36, 44  # sides: small below the first, large above the second; in between no size is asked for
+SMALL, LARGE = 36, 44  # pixels of a side: small below SMALL, large above LARGE; in between no size is asked for
 ABSENT = 1 / 7
 SIDES = {"left": "left of", "right": "right of", "above": "above", "below": "below", "inside": "inside"}
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-EXTREMES = {  # what they are called
+EXTREMES = {  # the words for them
     "largest": ("largest", "largest", "biggest"), "smallest": ("smallest",), "leftmost": ("leftmost",),
     "rightmost": ("rightmost",), "topmost": ("topmost", "topmost", "highest"), "lowest": ("lowest", "lowest", "bottommost"),
 }  # fmt: skip
 NOTHING = "none"
-HARDLY = 4  # pixels: a centre that is less far to a side is not said to lie there
-FOREIGN = tuple("dog cat car tree house cup bird hat book apple chair cloud shoe".split())  # no shapes
+HARDLY = 4  # pixels: a centre no farther than this to a side does not count as lying there
+FOREIGN = tuple("dog cat car tree house cup bird hat book apple chair cloud shoe".split())  # not shapes
 
 
-# ---- what is true of shapes ----
+# ---- facts about shapes ----
 
 
 def size_word(shape):
@@ -36,9 +36,9 @@ def size_word(shape):
 
 
 def side_of(shape, other):
-    """The one side of `other` on which `shape` lies, a key of SIDES: that of the larger distance between their centres.
+    """The side of `other` where `shape` lies, a key of SIDES: on the axis along which their centres are farther apart.
 
-    None where that is not clear: near a diagonal (one distance is less than 1.5 times the other), or if `other` is inside.
+    None if that is not clear: near a diagonal (one distance is less than 1.5 times the other), or if `other` is inside.
     """
     if is_within(shape, other):
         return "inside"
@@ -49,13 +49,13 @@ def side_of(shape, other):
 
 
 def is_within(shape, other):
-    """Is the shape's box inside the other one's?"""
+    """Whether the shape's box is inside the other's."""
     a, b = shape.box, other.box
     return a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3]
 
 
 def offset(shape, other):
-    """From the other's centre to the shape's, in pixels to the right and down."""
+    """Vector from the other's centre to the shape's: pixels to the right, pixels down."""
     a, b = shape.box, other.box
     return (a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2
 
@@ -67,12 +67,12 @@ def distance_to(side, shape, other):
 
 
 def is_nowhere(side, shape, other):
-    """Is it plainly false that the shape lies on this side? Its centre is hardly there, or it is inside the other."""
+    """True if the shape is clearly not on this side: its centre is at most HARDLY pixels there, or it is in `other`."""
     return is_within(shape, other) or (distance_to(side, shape, other) <= HARDLY and not is_within(other, shape))
 
 
 def extreme_of(shapes, most):
-    """The largest, ... , lowest of the shapes; None if two of them are close."""
+    """The largest, ... or lowest of the shapes; None if the second is close to it."""
     measures = {
         "largest": lambda b: b[2] - b[0], "smallest": lambda b: b[0] - b[2], "leftmost": lambda b: -(b[0] + b[2]) / 2,
         "rightmost": lambda b: (b[0] + b[2]) / 2, "topmost": lambda b: -(b[1] + b[3]) / 2,
@@ -84,7 +84,7 @@ def extreme_of(shapes, most):
 
 
 def is_absent(rng, shapes):
-    """Whether to ask for what is not there."""
+    """Decide whether to ask for something absent."""
     return rng.random() < ABSENT or not shapes
 
 
@@ -93,7 +93,7 @@ def box_json(shapes):
 
 
 def missing_label(rng, shapes):
-    """A label that no shape has; its colour or its kind is mostly there."""
+    """A label that no shape has; often another shape has its colour or its kind."""
     present = {shape.label for shape in shapes}
     while True:
         colour = pick(rng, shapes).colour if shapes and rng.random() < 0.5 else pick(rng, list(COLOURS))
@@ -103,7 +103,7 @@ def missing_label(rng, shapes):
 
 
 def missing(rng, shapes, attribute, values):
-    """A kind or colour that no shape has, of kinds now and then one that is no shape at all; None if all are there."""
+    """A kind or colour that no shape has, for a kind sometimes a thing that is not a shape; None if all occur."""
     if attribute == "kind" and rng.random() < 0.25:
         return pick(rng, FOREIGN)
     left = [value for value in values if value not in {getattr(shape, attribute) for shape in shapes}]
@@ -111,13 +111,13 @@ def missing(rng, shapes, attribute, values):
 
 
 def name_of(rng, shapes, shape):
-    """A name that fits this shape alone: its kind, or its label."""
+    """A name that fits only this shape: its kind or its label; else None."""
     if shape in unique(shapes, "kind") and rng.random() < 0.4:
         return shape.kind
     return shape.label if shape in unique(shapes, "label") else None
 
 
-# ---- the questions: (task, fields of the phrasing, answer, box it speaks of), or None ----
+# ---- the questions: (task, fields of the phrasing, answer, box that it is about), or None ----
 
 
 def ask_describe(rng, shapes):
@@ -132,7 +132,7 @@ def ask_detail(rng, shapes):
 
 
 def ask_layout(rng, shapes):
-    """How two shapes lie: from left to right as in a description, but what is inside the other comes first."""
+    """Ask how two shapes lie: from left to right as in a description, but an inner shape comes before the outer one."""
     if len(shapes) != 2:
         return None
     first, second = shapes if not is_within(shapes[1], shapes[0]) else shapes[::-1]
@@ -223,7 +223,7 @@ def ask_point(rng, shapes):
 
 
 def empty_box(rng, shapes):
-    """A box of the size of a shape in the upper left 112 x 112 pixels, which every picture has, without any shape; or None."""
+    """A box of a shape's size, without any shape, in the top left 112 x 112 pixels that every picture has; or None."""
     side = int(rng.integers(28, 60))
     x, y = (int(v) for v in rng.integers(0, 113 - side, 2))
     box = (x, y, x + side, y + side)
@@ -232,14 +232,14 @@ def empty_box(rng, shapes):
 
 
 def absent_pair(rng, shapes):
-    """Names of two things, of which the first or the second, or both, are not there."""
+    """Names of two things, in random order, of which at least one is not there."""
     names = [missing_label(rng, shapes), None if not shapes else name_of(rng, shapes, pick(rng, shapes))]
     names[1] = names[1] or missing_label(rng, shapes)
     return [names[i] for i in rng.permutation(2)]
 
 
 def pick_pair(rng, shapes):
-    """Two shapes with names of their own and a clear relation: (shape, other, their names, side), or None."""
+    """Two shapes with unique names and a clear relation: (shape, other, their names, side), or None."""
     if len(shapes) < 2:
         return None
     first, second = rng.permutation(len(shapes))[:2]
@@ -265,7 +265,7 @@ def ask_related(rng, shapes):
     if not pair:
         return None
     shape, other, names, side = pair
-    true = rng.random() < 0.56  # with those that are absent about as many times yes as no
+    true = rng.random() < 0.56  # with the "no" for absent things, yes and no are then about equally frequent
     false = [s for s in OPPOSITE if s != side and is_nowhere(s, shape, other)]
     wrong = OPPOSITE.get(side, "left") if rng.random() < 0.7 else pick(rng, false + ["inside"] * (side != "inside"))
     fields = {"thing": names[0], "other": names[1], "side": SIDES[side if true else wrong]}
@@ -273,7 +273,7 @@ def ask_related(rng, shapes):
 
 
 def ask_beside(rng, shapes):
-    """Asked where a single shape, or none, lies on a side of another one, and the others are not even partly there."""
+    """Ask what lies on a side of a shape: clearly one other shape, and no further one even partly; or none at all."""
     if not shapes or rng.random() < ABSENT / 5:
         return "beside", {"side": SIDES[pick(rng, tuple(SIDES))], "other": missing_label(rng, shapes)}, NOTHING, None
     other = pick(rng, shapes)
@@ -284,7 +284,7 @@ def ask_beside(rng, shapes):
     there["inside"] = [s for s in rest if is_within(s, other)]
     present = [side for side, found in there.items() if len(found) == 1 and side_of(found[0], other) == side]
     absent = [side for side in OPPOSITE if not there[side]]
-    if rng.random() < ABSENT / 2:  # of the others, most find nothing that lies clearly on a side
+    if rng.random() < ABSENT / 2:  # rare, since most other draws are dropped: no shape is clearly on a side
         return absent and ("beside", {"side": SIDES[pick(rng, absent)], "other": name}, NOTHING, None)
     if not present:
         return None
@@ -307,7 +307,7 @@ def ask_unknown(rng, shapes):
 
 
 def ask_not_shown(rng, shapes):
-    """A question about what other families show, words, bars, films, of which a picture of shapes has nothing."""
+    """Ask about what only other families show (words, bars, films) and a picture of shapes does not."""
     task, fields = pick(rng, ELSEWHERE)
     drawn = {"colour": pick(rng, list(COLOURS)), "thing": missing_label(rng, shapes)}
     drawn |= {"most": pick(rng, ("highest", "lowest")), "row": pick(rng, "ABC"), "column": int(rng.integers(1, 4))}
@@ -325,18 +325,18 @@ ELSEWHERE = (  # tasks of the other families, and the fields of their wordings
     ("word", ()), ("number", ()), ("digit", ()), ("bar", ("colour",)), ("best bar", ("most",)), ("table", ("row", "column")),
     ("line", ("colour",)), ("way", ("thing",)), ("when", ()),
 )  # fmt: skip
-INSIDE = ("relation", "related", "beside", "colour", "where", "what at", "exists", "layout")  # where one shape lies in another
+INSIDE = ("relation", "related", "beside", "colour", "where", "what at", "exists", "layout")  # for family "inside"
 
 
 def worded(rng, asked, held_out):
-    """A Turn of (task, fields, answer, box). The field "like" is the task whose wordings it has, if not its own."""
+    """Make a Turn from (task, fields, answer, box). The field "like" names another task whose wordings are used."""
     task, fields, answer, about = asked
     question = phrase(rng, fields.get("like", task), held_out, **{k: v for k, v in fields.items() if k != "like"})
     return Turn(task, vary(rng, question), answer, (), about)
 
 
 def follow_up(rng, shapes, held_out):
-    """A conversation of two or three questions whose later ones need the earlier; None where the shapes allow none."""
+    """A conversation of two or three questions, the later ones relying on the earlier; None if shapes allow none."""
     if not shapes:
         return None
     if len(shapes) == 2 and shapes[0].label != shapes[1].label and rng.random() < 0.6:
@@ -368,12 +368,12 @@ def follow_up(rng, shapes, held_out):
 
 
 def asks_more(rng, options, share):
-    """Whether another question is asked about an example, where more than one may be: in this share of the examples."""
+    """Whether to ask another question about an example: in this share of the examples, if they may have several."""
     return options.most > 1 and rng.random() < share
 
 
 def ask_about(rng, shapes, held_out, most, tasks=None):
-    """Up to `most` conversations about shapes; tasks says which questions, by default all with their weights."""
+    """Draw up to `most` conversations about shapes; tasks: keys of ASK to draw from by weight, by default all."""
     names = list(tasks or ASK)
     weights = [ASK[name][0] for name in names]
     chances = [weight / sum(weights) for weight in weights]
@@ -393,7 +393,7 @@ def ask_about(rng, shapes, held_out, most, tasks=None):
 
 
 def draw_family(rng, options):
-    """Family "shapes": up to six shapes in a small picture, small ones where they are many."""
+    """Family "shapes": up to six shapes in a small picture, small if there are many."""
     size = SIZES[rng.integers(len(SIZES))]
     alike = pick_alike(rng, options)
     image, shapes = draw_crowd(rng, size, draw_count(rng, size, options), **alike)

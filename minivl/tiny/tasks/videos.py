@@ -1,7 +1,7 @@
-"""Videos of two to eight frames: which way, when, what came first, how many appeared.
+"""Videos of two to eight frames: direction of motion, time of a change, first shape, number of new shapes.
 
-Two frames are one step of the grid's time. The answers follow from what is on each pair of frames (`ANSWERS`): the same
-pairs in another order have other answers.
+Two frames are one temporal step of the grid. The answers are computed from the shapes on each pair of frames
+(`ANSWERS`): the same pairs in another order have other answers.
 """
 
 from dataclasses import replace
@@ -29,7 +29,7 @@ def draw_family_video(rng, options):
 
 
 def film(rng, ground, states):
-    """A Medium of the frames that show these tuples of shapes, two frames for each pair."""
+    """A Medium with one frame for each tuple of shapes in `states`; two successive frames are a pair."""
     frames = []
     for shapes in states:
         image = ground.copy()
@@ -40,12 +40,12 @@ def film(rng, ground, states):
 
 
 def still(states):
-    """Each of these for two frames: a pair by itself shows no movement."""
+    """Repeat each state for two frames, so that no pair by itself shows movement."""
     return [state for state in states for _ in range(2)]
 
 
 def draw_motion(rng, options):
-    """A shape that moves, in half of the longer videos only from one pair of frames to the next; or it stays."""
+    """Draw a shape that moves, in half of the longer videos only from pair to pair of frames; or one that stays."""
     pairs = int(rng.integers(1, 5))
     within = pairs == 1 or rng.random() < 0.5
     way = pick(rng, MOVES)
@@ -73,7 +73,7 @@ def draw_motion(rng, options):
 
 
 def draw_recolouring(rng, options):
-    """The colour changes at the third, fifth or seventh frame: the first of a step of the grid's time. Or it does not."""
+    """Draw a shape whose colour changes at frame 3, 5 or 7, the first of a temporal step of the grid; or does not."""
     pairs = int(rng.integers(2, 5))
     change = int(rng.integers(1, pairs)) if rng.random() >= ABSENT else pairs
     _, (shape,) = draw_shapes(rng, SIZE, 1)
@@ -86,7 +86,7 @@ def draw_recolouring(rng, options):
 
 
 def draw_visitors(rng, options):
-    """Shapes that come and go: each alone, one after the other; or some come and some go, while others stay."""
+    """Draw shapes that come and go: each alone, one after the other; or some appear, some disappear, others stay."""
     pairs = int(rng.integers(2, 5))
     alone = rng.random() < 0.4
     count = pairs if alone else 1 + int(rng.integers(0, 2 + round(2 * options.ease)))
@@ -95,7 +95,7 @@ def draw_visitors(rng, options):
     if alone:
         states = [(shape,) for shape in shapes]
     else:
-        stays = [(0, pairs)]  # of each shape, the pairs of frames that show it
+        stays = [(0, pairs)]  # for each shape, the range of pairs of frames that show it
         for at in rng.integers(1, pairs, len(shapes) - 1):
             stays.append((at, pairs) if rng.random() < 0.5 else (0, at))
         states = [tuple(shape for shape, (a, b) in zip(shapes, stays) if a <= i < b) for i in range(pairs)]
@@ -110,14 +110,14 @@ def draw_visitors(rng, options):
 
 
 def answer_way(states):
-    """The direction of the only shape, "none" if it stays."""
+    """The direction in which the only shape moves, "none" if it stays."""
     (x, y), (to_x, to_y) = (shapes[0].box[:2] for shapes in (states[0], states[-1]))
     ways = {"right": to_x > x, "left": to_x < x, "down": to_y > y, "up": to_y < y}
     return next((way for way, holds in ways.items() if holds), NOTHING)
 
 
 def answer_when(states):
-    """The first frame on which something is new."""
+    """The first frame with a change, else "none"."""
     return next((f"frame {1 + 2 * i}" for i in range(1, len(states)) if states[i] != states[i - 1]), NOTHING)
 
 
@@ -127,7 +127,7 @@ def answer_first(states):
 
 
 def answer_appeared(states):
-    """How many shapes were not there on the first frame."""
+    """The number of shapes that are not on the first frame."""
     return str(len({shape for shapes in states for shape in shapes} - set(states[0])))
 
 
@@ -135,9 +135,9 @@ ANSWERS = {"way": answer_way, "when": answer_when, "first": answer_first, "appea
 
 
 def needs_order(example, turn):
-    """Whether only the order of a video's pairs of frames tells the answer to this turn.
+    """Whether the answer to this turn depends only on the order of a video's pairs of frames.
 
-    That is so if both frames of each pair are equal and the answer is another one when the pairs run backwards.
+    That is so if both frames of each pair are equal, and the answer changes when the pairs are reversed.
     """
     medium, answer = example.media[0], ANSWERS.get(turn.task)
     if not medium.is_video or answer is None or answer(medium.shapes) != turn.answer:

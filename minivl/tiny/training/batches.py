@@ -1,4 +1,4 @@
-"""Training batches of one fixed size: many examples packed into rows, for the tower and for the decoder.
+"""Training batches of fixed sizes: many examples packed into rows, for the tower and for the decoder.
 
     tower     rows of patches; an image's patches, or those of a pair of frames, are one segment of a row
     decoder   rows of tokens; an example is one tree: images first, then conversations that do not see each other
@@ -8,7 +8,7 @@
     turn      0  0 0 0 0  1  1   2  2  2   3  3  |   0  0 0  1  1
 
 A token sees the earlier tokens of its tree whose turn is 0 or its own. Batch number n is drawn from a generator seeded
-with n, so a resumed run sees what an unbroken one would have. NumPy only.
+with n, so a resumed run sees the same batches as an uninterrupted one. NumPy only.
 """
 
 from dataclasses import replace
@@ -28,17 +28,18 @@ from minivl.tiny.training.targets import FULL, cell_arrays, cell_targets, spoken
 
 MOST = 7  # conversations about one example
 LONGEST = 4  # pairs of frames in a video
-SHOUTED = 0.13  # share of the questions in capitals, in addition to those that `vary` writes so
-SHUFFLED = 0.5  # share of the videos whose pairs of frames stand in any order in the prompt: positions alone tell their time
-JOINED = 0.4  # share of the examples in which two or more conversations are one
-WIDE = 0.45  # share of the batches for the images of family "scene", which are up to 336 x 336, and for enlarged videos
-LARGE = 0.8  # share of the examples that are enlarged there
-IN_WIDE = {"scene": 3.0, "video": 0.8, "longer": 0.12, "chart": 0.1}  # how often there: in units of the sum of all shares
+SHOUTED = 0.16  # share of the questions in capitals, in addition to those that `vary` writes so
+SHUFFLED = 0.5  # share of the videos with pairs of frames in random order in the prompt: only positions tell their time
+JOINED = 0.4  # share of the examples in which two or more conversations are joined into one
+WIDE = 0.45  # share of wide batches: with images of family "scene" (up to 336 x 336) and enlarged images and videos
+LARGE = 0.8  # share of the examples of wide batches that are enlarged
+# how often families come in those batches, in units of the sum of all shares
+IN_WIDE = {"scene": 3.0, "video": 1.0, "longer": 0.15, "chart": 0.1, "digit": 0.14, "text": 0.3}
 PLAN = {  # (tower rows, patches of each, decoder rows, tokens of each)
     False: (16, 288, 13, 256),
     True: (8, 576, 9, 384),
 }
-PAGES, CROWDED, LINES = 3, 3, 1  # images full of characters, of small shapes, and of lines, in a batch, for the tower alone
+PAGES, CROWDED, LINES = 3, 3, 1  # images per batch for the tower only: of characters, of small shapes, of lines
 GEOMETRY = SimpleNamespace(
     image_token_id=ID["<|image_pad|>"],
     video_token_id=ID["<|video_pad|>"],
@@ -47,10 +48,10 @@ GEOMETRY = SimpleNamespace(
 
 
 def make_batch(number, ease, tokenizer):
-    """A dict of arrays; see `Batch.arrays`.
+    """Draw a batch: a dict of arrays, see `Batch.arrays`.
 
-    number   an integer, or several
-    ease     0..1: how far the way from easy to hard examples has been gone
+    number   an integer, or several: the seed
+    ease     0..1: from the easiest examples only to all of them
     """
     seed = np.atleast_1d(number)
     rng = np.random.default_rng([5, *seed])
@@ -82,7 +83,7 @@ def make_batch(number, ease, tokenizer):
 
 
 def join(rng, conversations):
-    """Mostly the same; JOINED of the time two or more are one, so that a question may follow any others, but not itself."""
+    """Join two or more conversations, JOINED of the time, so that a question may follow any others, but not itself."""
     if len({turns[0].question for turns in conversations}) < 2 or rng.random() > JOINED:
         return conversations
     count = int(rng.integers(2, len(conversations) + 1))
@@ -92,7 +93,7 @@ def join(rng, conversations):
 
 
 def shout(rng, conversations):
-    """The same with SHOUTED of the questions in capitals, of which each letter is a token."""
+    """Write SHOUTED of the questions in capitals, where each letter is a token."""
     return tuple(
         tuple(replace(turn, question=turn.question.upper()) if rng.random() < SHOUTED else turn for turn in turns)
         for turns in conversations
@@ -100,7 +101,7 @@ def shout(rng, conversations):
 
 
 def shuffle(rng, media):
-    """For SHUFFLED of the videos, the order in which its pairs of frames stand in the prompt; else None."""
+    """A random order of the pairs of frames in the prompt, for SHUFFLED of the videos; else None."""
     pairs = len(media[0].frames) // 2 if media else 0
     return rng.permutation(pairs) if pairs > 1 and rng.random() < SHUFFLED else None
 
@@ -124,9 +125,9 @@ class Batch:
         self.tasks, self.trees, self.planes = [], 0, 0
 
     def add(self, example, tokenizer, order=None):
-        """Put an example into the rows; False, and nothing is changed, if it finds no room.
+        """Put an example into the rows; False, with nothing changed, if it does not fit.
 
-        order   of a video's pairs of frames in the prompt; their positions stay those of their time
+        order   of a video's pairs of frames in the prompt; they keep the positions of their time
         """
         tree = grow_tree(example, tokenizer)
         rows = np.flatnonzero(self.used + len(tree["ids"]) <= self.input_ids.shape[1])
@@ -141,8 +142,8 @@ class Batch:
     def reorder(self, tree, features, order):
         """Change the order of a video's pairs of frames in a tree, with their positions; returns their features.
 
-        What is new in a pair is only asked for where the pair before it in time stands before it in the prompt too: a token
-        sees nothing of what follows.
+        The changes in a pair are targets only if the pair before it in time is also before it in the prompt: a token
+        does not see what follows.
         """
         features = features.reshape(len(order), -1)
         place = np.argsort(order)
@@ -154,7 +155,7 @@ class Batch:
         return features[order].reshape(-1)
 
     def add_media(self, media):
-        """Put images or a video into rows of the tower: numbers of their features, None (and no change) without room."""
+        """Put images or a video into rows of the tower: indices of their features, None (and no change) if full."""
         planes = [plane for medium in media for plane in planes_of(medium)]
         taken, slots = self.tower_used.copy(), []
         for patches, _, _, _ in planes:
@@ -176,7 +177,7 @@ class Batch:
         return np.concatenate(features) if features else np.zeros(0, dtype=np.int64)
 
     def add_plane(self, plane, row, start):
-        """Put an image, or a pair of frames, into a row of the tower; returns the numbers of its tokens' features."""
+        """Put an image, or a pair of frames, into a row of the tower; returns the indices of its features."""
         patches, (h, w), shapes, marks = plane
         end = start + len(patches)
         self.pixels[row, start:end] = patches
@@ -212,8 +213,9 @@ class Batch:
 
     def arrays(self):
         """pixels uint8 [R, N, 1176], segment [2, R, N], place [R, N, 2]; input_ids, tree, turn, feature [R, T],
-        position_ids [3, R, T]; of each token of an answer: at (the place before it), target, weight, answer (its number),
-        spoken, box [., 4]; task: the task of each answer; of each feature, what covers it: see `cell_targets`."""
+        position_ids [3, R, T]; for each token of an answer: at (flat index of the token before it), target, weight,
+        answer (number of its answer), spoken (whether it has a box), box [., 4]; task: the task of each answer;
+        for each feature, what covers it: see `cell_targets`."""
         made = {key: getattr(self, key) for key in ("pixels", "segment", "place", "input_ids", "position_ids")}
         made |= {key: getattr(self, key) for key in ("tree", "turn", "feature")} | self.cells
         for key, values in self.answers.items():
@@ -228,7 +230,7 @@ class Batch:
 
 
 def grow_tree(example, tokenizer):
-    """The tokens of an example: images, then its conversations side by side."""
+    """The tree of an example: its images, then its conversations, all from the same position."""
 
     def encode(text):
         return tokenizer.encode(text, add_special_tokens=False).ids
@@ -277,7 +279,7 @@ def planes_of(medium):
 
 
 def patchify(pair):
-    """Two frames [H, W, 3] -> patches [N, 1176], unit by unit as the image processor has them; not normalised."""
+    """Two frames [H, W, 3] -> patches [N, 1176], unit by unit as in the image processor; not normalised."""
     H, W, _ = pair[0].shape
     x = np.stack(pair).reshape(2, H // 28, 2, 14, W // 28, 2, 14, 3)  # "t (R r y) (S s x) c"
     return x.transpose(1, 4, 2, 5, 7, 0, 3, 6).reshape(-1, 1176)  # -> "(R S r s) (c t y x)"

@@ -1,13 +1,13 @@
-"""The losses: the text of the answers, and five heads that are thrown away after training.
+"""The losses: of the text of the answers, and of five auxiliary heads, which are discarded after training.
 
-    near      on each feature of the tower: what covers its 28 x 28 pixels, and where its box lies from there
-    far       on image tokens behind layer FAR of the decoder: the same, but where the box lies in the whole image
-    sequence  there too, of two images or a video: the number of its image or pair of frames, whether something else
-              covers the token than in the one before, and what that was
-    counted   there too: the number of the shape among all, among those of its kind, and among those of its colour
-    asked     on the tokens of an answer behind layer ASKED: the box of the shape or character that is being spoken of
+    near      on each feature of the tower: what covers its 28 x 28 pixels, and that shape's box relative to it
+    far       on image tokens after layer FAR of the decoder: the same, but with the box in the whole image
+    sequence  there too, for two images or a video: the number of the token's image or pair of frames, whether something
+              else covers it than in the one before, and what that was
+    counted   there too: the index of the shape among all, among those of its kind, and among those of its colour
+    asked     on the tokens that predict an answer, after layer ASKED: the box of the shape or character it is about
 
-and features should point along the decoder's embeddings of the words for what they show.
+In addition, features should align with the decoder's embeddings of the words for what they show.
 """
 
 import torch
@@ -22,8 +22,8 @@ from minivl.tiny.training.recipe import CONFIG
 from minivl.tiny.training.targets import CELL_KINDS, COUNTED, FULL, NEAR
 
 SPELT = 3.0  # weight of the characters that are printed on a token, which are learnt last
-SEQUENCE = (1, LONGEST, len(CELL_KINDS), len(COLOURS))  # something new, number of the image, what it was before
-LEAST = 10  # pixels: what is thinner counts as wide as this where a box is compared with its own size
+SEQUENCE = (1, LONGEST, len(CELL_KINDS), len(COLOURS))  # logits: something new, number of image, former kind, colour
+LEAST = 10  # pixels: lower limit of the width and height by which `box_loss` divides errors
 
 
 def build_parts():
@@ -71,8 +71,8 @@ def compute_losses(parts, batch, words, tower_alone=False, run_tower=packed.run_
 
 
 class CellHead(nn.Module):
-    """What covers a token, by one linear layer: kind, colour, digit, the colour a dot is joined to, characters and their
-    numbers in their word, box (in units of so many pixels)."""
+    """Predict what covers a token with one linear layer: kind, colour, digit, the colour to which a dot is joined,
+    characters and their indices in their word, box (in units of `unit` pixels)."""
 
     def __init__(self, width, unit, box_weight):
         super().__init__()
@@ -83,7 +83,7 @@ class CellHead(nn.Module):
             self.linear.bias[sum(self.sizes[:4]) : sum(self.sizes[:5])] = -3.0  # characters are rare
 
     def loss(self, x, batch, box, drawn):
-        """x [U, D] of all tokens, of which `drawn` bool [U] count -> loss, and figures"""
+        """x [U, D] of all tokens, of which those in `drawn` bool [U] count -> loss, and figures"""
         read = read_in_float32(self.linear, x[drawn])
         kind, colour, digit, joined, characters, ordinal, where = read.split(self.sizes, dim=-1)
         true_kind, true_colour = batch["kind"][drawn], batch["colour"][drawn]
@@ -117,15 +117,15 @@ class CellHead(nn.Module):
 
 
 def read_in_float32(head, x):
-    """What a linear layer reads off x, normalised: bfloat16 has steps of up to 1.3 pixels for a place in 336."""
+    """Normalise x and apply a linear layer in float32: bfloat16 has steps of up to 1.3 pixels for a place in 336."""
     with torch.autocast(x.device.type, enabled=False):
         return head(F.rms_norm(x.float(), x.shape[-1:]))
 
 
 def box_loss(found, true, unit):
-    """Smooth L1 of the sides of boxes [B, 4], each error a share of the true width or height: [B].
+    """Smooth L1 of the sides of boxes [B, 4], each error relative to the true width or height: [B].
 
-    That is what overlap is about: two pixels are a fourteenth of a small shape and a fortieth of a large one.
+    Overlap depends on relative errors: two pixels are a fourteenth of a small shape and a fortieth of a large one.
     """
     size = (true[:, 2:] - true[:, :2]).clamp(min=LEAST / unit).repeat(1, 2)
     share = (found - true) / size
@@ -133,7 +133,7 @@ def box_loss(found, true, unit):
 
 
 def mean_of(values, chosen):
-    """The mean over the chosen ones, 0 if there is none."""
+    """The mean of the chosen values, 0 if there are none."""
     return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
 
@@ -149,10 +149,10 @@ def text_loss(model, last, batch):
 
 
 def sequence_loss(head, x, changed, order, former_kind, former_colour):
-    """Cross entropies for tokens x [U, D]: of a yes or no where `changed` is 1 or 0, which count alike, of `order`, and
-    where something has changed of what was there before.
+    """Sum of cross entropies for tokens x [U, D]: of `changed`, where 1 and 0 have equal weight, of `order`, and, where
+    something has changed, of what was there before.
 
-    All are -1 where nothing is asked. Also the shares of right ones.
+    Targets are -1 where nothing is asked. Also returns the shares of right predictions.
     """
     new, number, kind, colour = read_in_float32(head, x).split(SEQUENCE, dim=-1)
     new, yes, no, known = new[:, 0], changed == 1, changed == 0, order >= 0
@@ -167,14 +167,14 @@ def sequence_loss(head, x, changed, order, former_kind, former_colour):
 
 
 def counted_loss(head, x, number):
-    """Cross entropy for tokens x [U, D] of the three numbers [U, 3] of their shape, -1 without one."""
+    """Cross entropy for tokens x [U, D] of the three indices [U, 3] of their shape, -1 without one."""
     logits = read_in_float32(head, x).view(-1, COUNTED)
     error = F.cross_entropy(logits, number.flatten().clamp(min=0), reduction="none")
     return mean_of(error, number.flatten() >= 0)
 
 
 def asked_loss(head, hidden, batch):
-    """How far the box that an answer speaks of is from what a linear layer reads off the tokens before it."""
+    """Loss of the box that each answer token is about, predicted from the token before by a linear layer."""
     spoken = batch["spoken"]
     if not spoken.any():
         return hidden.sum() * 0
@@ -183,9 +183,9 @@ def asked_loss(head, hidden, batch):
 
 
 def naming_loss(features, batch, embedding, words):
-    """Features should point along the embeddings of the words for what they show: " red", " circle", "7".
+    """Cross entropy that aligns features with the embeddings of the words for what they show: " red", " circle", "7".
 
-    Finding a shape by its name is then comparing a word with itself, and naming it is copying.
+    To find a shape by name, a word is then compared with itself; to name a shape, the word is copied.
     """
     x, vectors = F.normalize(features, dim=-1), F.normalize(embedding, dim=-1)
     loss = features.sum() * 0

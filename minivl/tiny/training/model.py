@@ -1,8 +1,8 @@
 """Qwen2.5-VL in PyTorch, for training the small model: many examples packed into rows of one fixed size.
 
-Parameters have the published names. Attention is block-diagonal by a mask, so that nothing is reordered or padded within
-a row; rotation multiplies halves; of fixed shapes torch.compile makes each graph once. tests/reference/test_training.py
-compares it with minivl.
+Parameters have the published names. A mask makes attention block-diagonal, so nothing is reordered or padded within a
+row; RoPE works on the two halves of a head; as shapes are fixed, torch.compile compiles each graph once.
+tests/reference/test_training.py compares the model with minivl.
 """
 
 import math
@@ -15,11 +15,11 @@ from minivl.model.positions import inverse_frequencies
 from minivl.tiny.training.recipe import CONFIG, PREPROCESSOR
 
 VISION = CONFIG["vision_config"]
-FAR, ASKED = 1, 2  # layers of the decoder whose output says where image tokens are, and what is being spoken of
+FAR, ASKED = 1, 2  # decoder layers after which auxiliary heads read what image tokens show, and what an answer is about
 
 
 class Model(nn.Module):
-    """Tower and decoder; the output layer is the embedding table."""
+    """Tower and decoder; the output layer is tied to the embeddings."""
 
     def __init__(self):
         super().__init__()
@@ -67,7 +67,7 @@ class VisionAttention(nn.Module):
 
 
 def run_tower(tower, pixels, segment, cos, sin):
-    """pixels uint8 [R, N, 1176], segment [2, R, N] -> features [R*N/4, D_text], unit order."""
+    """Run the tower: pixels uint8 [R, N, 1176], segment [2, R, N] -> features [R*N/4, D_text], unit order."""
     scale, shift = normalisation(pixels.device)
     x = ((pixels.float() * scale + shift) @ tower.patch_embed["proj"].weight.flatten(1).T).float()
     full, windows = (to_bias(numbers[:, :, None] == numbers[:, None]) for numbers in segment)
@@ -79,7 +79,7 @@ def run_tower(tower, pixels, segment, cos, sin):
 
 
 def normalisation(device):
-    """Factor and summand [1176] that turn a patch's bytes into what the preprocessor makes of them."""
+    """Scale and shift [1176] that normalise a patch's bytes as the preprocessor does."""
     mean, std = (torch.tensor(PREPROCESSOR[f"image_{key}"], device=device) for key in ("mean", "std"))
     return (1 / (255 * std)).repeat_interleave(392), (-mean / std).repeat_interleave(392)
 
@@ -131,7 +131,7 @@ class SelfAttention(nn.Module):
 
 
 def run_decoder(decoder, input_ids, feature, features, tree, turn, cos, sin):
-    """[R, T] each -> hidden states [R, T, D] after layer FAR, after layer ASKED, and after the final norm."""
+    """Run the decoder: [R, T] each -> hidden states [R, T, D] after layers FAR and ASKED, and after the final norm."""
     x = decoder.embed_tokens(input_ids)
     shown = F.embedding(feature.clamp(min=0), features)
     x = torch.where((feature >= 0)[..., None], shown, x)
@@ -158,7 +158,7 @@ def decoder_rotation(position_ids):
 
 
 def forward(model, batch, run_tower=run_tower, run_decoder=run_decoder):
-    """Features of the image tokens, the hidden states of FAR, of ASKED, and the last one."""
+    """Features of the image tokens; hidden states after layers FAR and ASKED and after the final norm."""
     features = run_tower(model.visual, batch["pixels"], batch["segment"], *tower_rotation(batch["place"]))
     hidden = run_decoder(
         model.model, batch["input_ids"], batch["feature"], features, batch["tree"], batch["turn"],
@@ -187,19 +187,19 @@ class MLP(nn.Module):
 
 
 def attend(q, k, v, bias):
-    """Attention in float32, also where products are bfloat16: PyTorch's backward pass of it in bfloat16 is slower on a CPU."""
+    """Attention in float32, also under bfloat16 autocast: PyTorch's backward pass in bfloat16 is slower on a CPU."""
     with torch.autocast(q.device.type, enabled=False):
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=bias)
 
 
 def rotate(x, cos, sin):
-    """x [R, H, T, K]; cos, sin [R, 1, T, K/2]."""
+    """Apply RoPE: x [R, H, T, K]; cos, sin [R, 1, T, K/2]."""
     low, high = x.chunk(2, dim=-1)
     return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
 
 
 def to_bias(seen):
-    """seen [R, T, T] -> bias [R, 1, T, T]: 0 where a place is seen."""
+    """seen bool [R, T, T] -> bias [R, 1, T, T]: 0 where True, else -1e9."""
     return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -1e9)[:, None]
 
 
@@ -207,24 +207,24 @@ def to_bias(seen):
 
 
 def initialise(module):
-    """By fan-in: at these widths the usual 0.02 would leave activations, and so gradients, far too small."""
+    """Scale by fan-in: at these widths the usual std 0.02 would make activations, and so gradients, far too small."""
     if isinstance(module, (nn.Linear, nn.Conv3d)):
         nn.init.normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     if isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=0.5)  # words and image tokens are then of one size in the residual stream
+        nn.init.normal_(module.weight, std=0.5)  # so words and image tokens are equally large in the residual stream
 
 
 def match_contents(attention):
-    """Let the first query head of each group start as its key head: it looks for tokens that are like its own."""
+    """Initialise the first query head of each group as a copy of its key head: it attends to tokens like its own."""
     K, group = attention.width, attention.heads // attention.kv_heads
     q = attention.q_proj.weight.data.view(attention.kv_heads, group, K, -1)
     q[:, 0] = attention.k_proj.weight.data.view(attention.kv_heads, K, -1)
 
 
 def quiet_residuals(blocks, *names):
-    """Start each branch small, so that the sum over the depth is as large as its input."""
+    """Scale down each branch's output weights, so that the sum over the depth is as large as its input."""
     for block in blocks:
         for name in names:
             block.get_submodule(name).weight.data /= math.sqrt(2 * len(blocks))

@@ -1,18 +1,18 @@
 """Muon (Keller Jordan, 2024): momentum whose singular values are all made about 1, for the matrices inside a network.
 
-PyTorch has one, in bfloat16, which a CPU without bfloat16 arithmetic only emulates; this one takes matrices of one shape
-together, in bfloat16 only if asked to.
+PyTorch's own computes in bfloat16, which is emulated on a CPU without bfloat16 arithmetic; this one updates matrices of
+one shape together, in bfloat16 only if asked to.
 """
 
 import torch
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # steep at 0, ends between 0.7 and 1.2 after five rounds
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # steep at 0; values end between 0.7 and 1.2 after five rounds
 
 
 class Muon(torch.optim.Optimizer):
-    """`lr` means what it means in AdamW: the mean square of an update is that of a typical one there (0.2 lr).
+    """`lr` has the same meaning as in AdamW: the root mean square of an update is one typical of AdamW (0.2 lr).
 
-    dtype   of the products that make singular values alike; momentum and weights stay as they are
+    dtype   of the Newton-Schulz products; momentum and weights keep their own
     """
 
     def __init__(self, params, lr=1e-3, momentum=0.95, weight_decay=0.01, dtype=torch.float32):

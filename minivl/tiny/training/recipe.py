@@ -1,4 +1,4 @@
-"""What the small model is, apart from its weights and its tokens: configuration, template; and how to write the folder."""
+"""Configuration and chat template of the small model, and the function that writes its folder, without the weights."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ CONFIG = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
     # subtle: M-RoPE gives columns the lowest frequencies. At theta 1e6 neighbouring columns of a 12 x 12 grid look the
-    # same; at theta 20 no pair turns slowly enough to compare contents across a prompt, and nothing is found by its name.
+    # same; at theta 20 no pair rotates slowly enough to compare contents across a prompt: no object is found by name.
     "rope_theta": 300.0,
     "rope_scaling": {"type": "mrope", "mrope_section": [2, 4, 10]},
     "max_position_embeddings": 4096,
@@ -81,7 +81,7 @@ GENERATION = {
     "max_new_tokens": 200,
 }
 
-# A message: its role, then its content; a picture is three tokens, a string stands as it is. Semantics as published.
+# A message: its role, then its content; a picture is three tokens, a string is kept as it is. Semantics as published.
 CHAT_TEMPLATE = """\
 {%- set seen = namespace(images=0, videos=0) -%}
 {%- for message in messages -%}
@@ -113,7 +113,7 @@ CHAT_TEMPLATE = """\
 
 
 def write_folder(folder, tokenizer):
-    """Write everything of the checkpoint but model.safetensors."""
+    """Write all files of the checkpoint except model.safetensors."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -1,4 +1,4 @@
-"""What the auxiliary heads are to find: what covers each token of an image, and which box each token of an answer speaks of.
+"""Targets of the auxiliary heads: what covers each token of an image, and the box that each answer token is about.
 
 NumPy only.
 """
@@ -12,10 +12,10 @@ from minivl.tiny.drawing import COLOURS, KINDS
 from minivl.tiny.tasks.reading import CHARACTERS
 from minivl.tiny.tasks.shapes import is_within
 
-UNIT, FULL = 28, 336  # pixels of a token, and of the longest side: the unit of absolute boxes
-NEAR = 2 * UNIT  # that of boxes as seen from a token
+UNIT, FULL = 28, 336  # pixels: side of a token; longest side of an image, the unit of absolute boxes
+NEAR = 2 * UNIT  # the unit of boxes relative to a token
 CELL_KINDS = ("nothing", *KINDS, "bar", "digit")
-COUNTED = 6  # shapes to count up to
+COUNTED = 6  # shapes are counted up to this number
 ENTRY = re.compile(r"\{[^}]*\[(\d+), (\d+), (\d+), (\d+)\][^}]*\}")  # one box in an answer that lists them
 
 
@@ -35,15 +35,15 @@ def cell_arrays(count):
 def cell_targets(height, width, shapes, signs, digit=None, joined=()):
     """What covers each token's 28 x 28 pixels, for the auxiliary heads. U tokens in raster order.
 
-    kind [U]: number in CELL_KINDS; colour [U]: -1 none; digit [U]: -1 elsewhere; joined [U]: the colour at the other end
+    kind [U]: index in CELL_KINDS; colour [U]: -1 none; digit [U]: -1 elsewhere; joined [U]: the colour at the other end
     of a dot's line, -1 elsewhere; near [U, 4]: the box from the token's centre, in units of 56 pixels; far [U, 4]: the box
-    in units of 336 pixels; characters [U, 2, 36]: those whose middle or more than 40 % is in its left half, and in its
-    right half, as 0 or 1; ordinal [U, 2]: the number of the first of them in its word, -1 elsewhere. counted [U, 3]: see
-    `count_shapes`, -1 where no shape is. (changed [U], whether something else covers it than in the image or pair of
-    frames before, former_kind and former_colour [U], what that was, and order [U], the number of its image or pair of
-    frames, are for `Batch.add_media` to find.)
+    in units of 336 pixels; characters [U, 2, 36]: 1 for those whose middle or more than 40 % is in the token's left
+    half, and in its right half, else 0; ordinal [U, 2]: the index of the first of them in its word, -1 elsewhere;
+    counted [U, 3]: see `count_shapes`, -1 where no shape is. (`Batch.add_media` fills in changed [U]: whether something
+    else covers the token than in the image or pair of frames before; former_kind and former_colour [U]: what that was;
+    order [U]: the number of its image or pair of frames.)
 
-    Of several shapes, that with the strongest claim: `claims`.
+    If several shapes cover a token, the one with the strongest claim is taken: `claims`.
     """
     rows, cols = height // UNIT, width // UNIT
     y, x = (a.reshape(-1) * UNIT for a in np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij"))
@@ -83,10 +83,10 @@ def cell_targets(height, width, shapes, signs, digit=None, joined=()):
 
 
 def count_shapes(owner, kinds, colours):
-    """The number of each shape among all, those of its kind, and those of its colour: [shapes, 3], from 0.
+    """The index of each shape among all, those of its kind, and those of its colour: [shapes, 3], from 0.
 
-    owner [U]   the shape that each token is of, -1 none; shapes are counted in the order of their first tokens, since a
-                token of the decoder sees those before it alone
+    owner [U]   index of the shape on each token, -1 none; shapes are counted in the order of their first tokens, since
+                a token of the decoder sees only those before it
     """
     counted = np.full((len(kinds), 3), -1, dtype=np.int64)
     seen = list(dict.fromkeys(owner[owner >= 0].tolist()))
@@ -97,10 +97,10 @@ def count_shapes(owner, kinds, colours):
 
 
 def claims(area, shapes):
-    """How strongly each shape claims each token, from the pixels [U, shapes] that they share.
+    """Strength of each shape's claim to each token, [U, shapes], from the pixels [U, shapes] that they share.
 
-    A shape inside another takes twice what it covers from the outer one, so that a token of which it covers more than a
-    third is its own; and so is the one in which most of it lies. Else it would have few tokens, or none.
+    An inner shape lowers the outer one's claim by twice the pixels that it covers itself, so that it gets each token of
+    which it covers more than a third, and the token in which most of it lies. Else it would have few tokens, or none.
     """
     claim = area.copy()
     for inner, outer in permutations(range(len(shapes)), 2):
@@ -111,21 +111,21 @@ def claims(area, shapes):
 
 
 def overlap(x, y, boxes, width=UNIT):
-    """Pixels that each token, or the part of it from x on that is this wide, shares with each box: [U, boxes]."""
+    """Pixels that each token, or its part from x to x + width, shares with each box: [U, boxes]."""
     across = np.minimum(x[:, None] + width, boxes[:, 2]) - np.maximum(x[:, None], boxes[:, 0])
     down = np.minimum(y[:, None] + UNIT, boxes[:, 3]) - np.maximum(y[:, None], boxes[:, 1])
     return across.clip(0) * down.clip(0)
 
 
 def has_middle(x, y, boxes, width=UNIT):
-    """Is the middle of each box in the token, or in the part of it from x on that is this wide? [U, boxes]"""
+    """Whether the middle of each box is in the token, or in its part from x to x + width: bool [U, boxes]."""
     middle_x, middle_y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
     across = (x[:, None] <= middle_x) & (middle_x < x[:, None] + width)
     return across & (y[:, None] <= middle_y) & (middle_y < y[:, None] + UNIT)
 
 
 def spoken_of(example, turn, reply, tokenizer):
-    """The box that each token of a reply speaks of, or None. Descriptions, lists of boxes and words go from one to the next."""
+    """The box that each token of a reply is about, or None. Descriptions, lists of boxes and words have several."""
     parts = spoken_parts(example, turn)
     if not parts:
         return [turn.about] * (len(reply) - 1) + [None]
@@ -137,8 +137,8 @@ def spoken_of(example, turn, reply, tokenizer):
 
 
 def spoken_parts(example, turn):
-    """[(end, box)]: up to which character of the answer it speaks of each shape or character. Empty where `turn.about` holds
-    for the whole answer."""
+    """[(end, box)]: the boxes that an answer is about, one after the other, each up to character `end`. Empty where
+    `turn.about` holds for the whole answer."""
     if turn.task in ("word", "number"):
         return [(i + 1, sign.box) for i, sign in enumerate(example.media[0].signs[0])]
     if turn.task == "all boxes":

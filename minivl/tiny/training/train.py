@@ -1,11 +1,11 @@
 """Train the small model: python -m minivl.tiny.training.train RUN_FOLDER   (needs the [reference] extra)
 
-    --start FOLDER   begin with the weights and the tokenizer of a checkpoint; default: from nothing
+    --start FOLDER   begin with the weights and the tokenizer of a checkpoint; default: from scratch
     --steps N        the last step; the last --cooldown of them lower the learning rate to a hundredth
 
-First the tower alone, on what covers each token (--tower-steps); then all of it, on packed examples from easy to hard.
-With --start, instead, the heads of the auxiliary losses alone for 150 steps, since no checkpoint has them; then all of it.
-Resumable: the same command goes on where it stopped; a larger --steps goes on from the state before the cooldown.
+First only the tower is trained, on what covers each token (--tower-steps); then the whole model, on packed examples
+from easy to hard. With --start, instead, first only the auxiliary heads, for 150 steps, since no checkpoint has them.
+Resumable: the same command continues where it stopped; a larger --steps continues from the state before the cooldown.
 RUN_FOLDER gets state.pt, stable.pt (before the cooldown), log.jsonl, tokenizer.json, checkpoints/STEP and checkpoint/, which
 minivl loads.
 """
@@ -31,9 +31,9 @@ from minivl.tiny.training.losses import build_parts, compute_losses, word_ids
 from minivl.tiny.training.muon import Muon
 from minivl.tiny.training.recipe import write_folder
 
-MUON_RATE = 2.5  # of the learning rate, for Muon's matrices
+MUON_RATE = 2.5  # factor of the learning rate for Muon's matrices
 WARM_UP = 100
-HEADS_STEPS, HEADS_RATE = 150, 10.0  # with --start: steps for the heads of the auxiliary losses alone; a factor of --rate
+HEADS_STEPS, HEADS_RATE = 150, 10.0  # with --start: steps for the auxiliary heads alone; their factor of --rate
 SAVE_SECONDS = 300
 LOG_EVERY = 25
 EXPORT_EVERY = 400
@@ -41,7 +41,7 @@ STATES = ("state.pt", "stable.pt")
 
 
 class Batches(Dataset):
-    """Batch n, ready made in a worker process."""
+    """Item n is batch n, made in a worker process."""
 
     def __init__(self, options, tokenizer, make=make_batch):
         self.options, self.tokenizer, self.make = options, tokenizer, make
@@ -56,7 +56,7 @@ class Batches(Dataset):
 
 
 def step_back(worker):
-    """Lower the priority of a process that draws examples: a thread that waits for its core holds up the whole product."""
+    """Lower an example-drawing process's priority: a thread that waits for its core delays the whole matrix product."""
     if hasattr(os, "nice"):
         os.nice(19)
 
@@ -92,7 +92,7 @@ def parse(arguments=None):
 
 
 def train(options, make=make_batch):
-    """Run the steps that are left; returns the modules."""
+    """Run the remaining steps; returns the modules."""
     folder = Path(options.folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = share_tokenizer(folder, options.start)
@@ -131,7 +131,7 @@ def train(options, make=make_batch):
             optimizer.step()
         log.add(step, figures, batch, whole)
         done = step + 1
-        if done % EXPORT_EVERY == 0 or done == options.steps:  # before the state: a killed run makes it again
+        if done % EXPORT_EVERY == 0 or done == options.steps:  # before the state is saved: a killed run repeats it
             export(parts["model"], folder / "checkpoints" / f"{done:06d}", tokenizer)
         if time.time() - saved > SAVE_SECONDS or done == options.steps:
             save(folder / "state.pt", parts, optimizers, done, options, cooled or done > stable, heads_alone)
@@ -141,7 +141,7 @@ def train(options, make=make_batch):
 
 
 def share_tokenizer(folder, start=None):
-    """Build the tokenizer once, or take that of the checkpoint to begin with; later runs read the file."""
+    """Build the tokenizer once, or take that of the --start checkpoint; later runs read the file."""
     path = folder / "tokenizer.json"
     begun = any((folder / name).is_file() for name in STATES)
     if not path.is_file() or start and not begun:
@@ -152,7 +152,7 @@ def share_tokenizer(folder, start=None):
 
 
 def build_optimizers(parts, rate, dtype=torch.float32):
-    """Muon, whose products are of this dtype, for the matrices of the layers, AdamW for the rest."""
+    """Muon, with products in `dtype`, for the matrices of the layers; AdamW for the rest."""
     model = parts["model"]
     matrices = [p for blocks in (model.visual.blocks, model.model.layers) for p in blocks.parameters() if p.ndim == 2]
     inner = {id(p) for p in matrices}
@@ -162,7 +162,7 @@ def build_optimizers(parts, rate, dtype=torch.float32):
 
 
 def restore(folder, parts, optimizers, options):
-    """Load the newest state that this schedule can use, or the weights to begin with.
+    """Load the newest state that this schedule can use, or the weights of --start.
 
     Returns the first step, whether the learning rate has begun to fall, and the steps for the heads alone.
     """
@@ -198,7 +198,7 @@ def shapes_of(tensors):
 
 
 def load_start(folder):
-    """Weights and tokenizer of a checkpoint to begin with. Raises an Error if it is no small model."""
+    """Weights and tokenizer of a checkpoint to begin with. Raises an Error if it is not a small model."""
     try:
         weights = load_file(Path(folder) / "model.safetensors")
         text = (Path(folder) / "tokenizer.json").read_text(encoding="utf-8")
@@ -212,9 +212,9 @@ def load_start(folder):
 
 
 def schedule(step, options, heads_alone=0):
-    """The learning rate as a factor of --rate: warm up, stay, and fall to a hundredth over the last steps.
+    """The learning rate as a factor of --rate: warm-up, constant, linear decay to a hundredth over the last steps.
 
-    Before that, HEADS_RATE in the steps for the heads alone.
+    Before the warm-up, in the steps for the heads alone, it is HEADS_RATE.
     """
     if step < heads_alone:
         return HEADS_RATE
@@ -223,9 +223,9 @@ def schedule(step, options, heads_alone=0):
 
 
 class Log:
-    """A line of JSON for every LOG_EVERY steps: means of the figures, share of right answers of each task.
+    """A line of JSON for every LOG_EVERY steps: means of the figures, right and all answers of each task.
 
-    Steps that a killed run logged after its last state are run again: their lines go.
+    Steps that a killed run logged after its last saved state are run again: their lines are deleted.
     """
 
     def __init__(self, folder, first=0):
@@ -256,7 +256,7 @@ class Log:
 
 
 def is_whole(line):
-    """False for a line that a kill has cut."""
+    """False for a line cut off by a kill."""
     try:
         json.loads(line)
     except ValueError:
@@ -272,7 +272,7 @@ def save(path, parts, optimizers, step, options, cooling, heads_alone):
 
 
 def export(model, folder, tokenizer):
-    """Write the checkpoint as published ones are: bf16, published names, output layer tied to the embeddings."""
+    """Write the checkpoint in the published format: bf16, published names, output layer tied to the embeddings."""
     write_folder(folder, tokenizer)
     tensors = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in model.state_dict().items()}
     with write_whole(folder / "model.safetensors") as partial:

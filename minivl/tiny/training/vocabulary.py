@@ -21,7 +21,7 @@ EVERYDAY = [  # words that people will try; the model has not learnt what they m
 
 @lru_cache(maxsize=1)
 def build_tokenizer():
-    """A byte-level BPE of VOCABULARY tokens; any text can be written. Needs tokenizers."""
+    """Build a byte-level BPE of VOCABULARY tokens; any text can be encoded. Needs tokenizers."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -44,7 +44,7 @@ def build_tokenizer():
 
 
 def corpus():
-    """Text that the model will read and write, without letters that it is to spell and questions in capitals."""
+    """Text that the model will read and write, except answers that it has to spell and questions in capitals."""
     for family in FAMILIES:
         for number in range(100):
             for turns in draw_example(family, (number, 0), most=4, branch=TRAINED).conversations:
