@@ -1,11 +1,11 @@
-"""The arithmetic, twice: a plain NumPy reference, and next to it the compiled version. Only this folder imports Numba.
+"""The arithmetic in two versions: plain NumPy as the reference, and compiled. Only this folder imports Numba.
 
     linear.py      x @ W.T + b, with weights stored as bfloat16 bits or float32; few rows of x: bound by memory
     few_rows.py    the innermost loop of linear.py, in the processor's registers
     matmul.py      the same for many rows: bound by arithmetic
-    cache_blocks.py  how much of a product is taken at a time, by the sizes of the caches; tune.py times other sizes
+    cache_blocks.py  sizes of the blocks of a product, chosen by the sizes of the caches; tune.py times other sizes
     tile.py        the innermost loop of matmul.py and attention.py, in the processor's registers
-    amx.py         the work of matmul.py on the matrix instructions of some processors; amx_tile.py: these instructions
+    amx.py         the work of matmul.py on the matrix instructions of some processors; amx_tile.py has them
     norms.py       RMSNorm
     rope.py        rotary position embedding
     attention.py   softmax(q k.T) v within segments (tower) and causal over a cache (decoder)
@@ -13,7 +13,7 @@
     bfloat16.py    bfloat16 as its 16 bits
     jit_cache.py   the folder of compiled code
     warm_up.py     compiles all kernels before they are needed
-    first_run.py   NumPy kernels for the small model until the compiled ones are there
+    first_run.py   NumPy kernels for the small model until the compiled ones are ready
     records.py     results of checks on this machine, kept as small files
     processes.py   Numba in forked processes and in several Python threads
     allocator.py   keeps freed memory for the next large arrays
@@ -35,11 +35,11 @@ from dataclasses import dataclass, fields
 from minivl.errors import Error
 
 # subtle: how often an idle thread of the OpenMP layer looks for work before it sleeps, some tenths of a millisecond. Waking
-# one takes as long as a small kernel; but threads that spin for long starve those of NumPy's BLAS, up to 8x on few cores.
+# one takes as long as a small kernel; but threads that spin for long slow down NumPy's BLAS, up to 8x on few cores.
 # Read once, when libgomp is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-if re.fullmatch(r"\s*(-\d+|\+?0+)\s*", os.environ.get("NUMBA_NUM_THREADS", "")):  # with which Numba cannot be imported
+if re.fullmatch(r"\s*(-\d+|\+?0+)\s*", os.environ.get("NUMBA_NUM_THREADS", "")):  # Numba's import fails with them
     raise Error(f"NUMBA_NUM_THREADS is {os.environ['NUMBA_NUM_THREADS']}; it must be at least 1.")
 
 
@@ -74,12 +74,12 @@ MODULES = {
 
 
 def choose(backend, matmul="float32"):
-    """The `Kernels` of a backend: "numba" (compiled, the default elsewhere) or "numpy" (to read, and to step through).
+    """The `Kernels` of a backend: "numba" (compiled, the default of `load`) or "numpy" (to read, and to step through).
 
-    matmul  "float32"; or "bf16x2", on AMX only: x as the sum of two bfloat16, off by up to 2^-17 of itself (see amx.py)
+    matmul  "float32"; or "bf16x2", on AMX only: x as the sum of two bfloat16, relative error up to 2^-17 (see amx.py)
 
-    With NUMBA_DISABLE_JIT=1, Numba's switch for debugging, "numba" is "numpy" with a warning: the innermost loops are LLVM
-    code, which needs the compiler.
+    With NUMBA_DISABLE_JIT=1, Numba's switch for debugging, "numba" becomes "numpy", with a warning: the innermost loops
+    are LLVM code, which needs the compiler.
     """
     if backend not in ("numba", "numpy"):
         raise Error(f'backend={backend!r} is unknown. Use "numba" (compiled) or "numpy" (plain reference).')
@@ -122,10 +122,10 @@ def _is_jit_disabled():
 
 
 def _may_run_on_amx(matmul):
-    """Whether products may run on AMX: unless MINIVL_AMX=0, where the processor has it.
+    """Whether products may run on AMX: if the processor has it and MINIVL_AMX is not 0.
 
-    It is checked when the first large product comes; now, if MINIVL_AMX=1 or matmul="bf16x2" ask for it. If it then cannot be
-    used: a warning, or for "bf16x2" an error.
+    AMX is checked at the first large product, or here if MINIVL_AMX=1 or matmul="bf16x2" asks for it. If it then cannot
+    be used: a warning, or an error for "bf16x2".
     """
     why, asked = "MINIVL_AMX=0 turns it off", os.environ.get("MINIVL_AMX")
     if asked != "0":
@@ -152,10 +152,9 @@ def _warn(sentence):
 
 
 def set_threads(count):
-    """Use this many threads from now on, in this Python thread; results are the same bits for any number.
+    """Use this many threads from now on, in this Python thread; results are bit-identical for any number.
 
-    Each Python thread has a number of its own, as in Numba: a server sets it in each of its workers, or NUMBA_NUM_THREADS for
-    all.
+    As in Numba, each Python thread has its own number: a server sets it in each worker, or NUMBA_NUM_THREADS for all.
     """
     from minivl.kernels.processes import check_numba
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from minivl.kernels.jit_cache import CACHE
 
-FEW = 8  # rows that one thread does alone
+FEW = 8  # with fewer rows, one thread does all
 
 
 def silu_multiply_numpy(gate, up):
@@ -18,7 +18,7 @@ def silu_multiply_numpy(gate, up):
 
 @numba.njit(inline="always")
 def exponential(x):
-    """e^x for float32 to within 1 unit in the last place, in plain arithmetic that the compiler can do on whole registers.
+    """e^x for float32 to within 1 unit in the last place, in plain arithmetic that the compiler can vectorise.
 
     e^x = 2^n * e^r with n = round(x / ln 2): 2^n is written into the exponent bits, e^r is a polynomial (|r| < 0.35).
     Below -87.3 the result is 0 (it would be a denormal), above 88.3 infinity.
@@ -62,7 +62,7 @@ def _silu_multiply_row(gate, up, out):
 def gelu_numpy(x):
     """x * P(normal < x) = x/2 * (1 + erf(x / sqrt 2)): the exact form, not the tanh approximation. [N, D] -> [N, D]
 
-    NumPy has no erf, so this one goes through Python's, element by element. Source: arXiv:1606.08415
+    NumPy has no erf, so this version calls Python's for each element. Source: arXiv:1606.08415
     """
     erf = np.vectorize(math.erf, otypes=[np.float32])
     return x * np.float32(0.5) * (np.float32(1) + erf(x * np.float32(math.sqrt(0.5))))

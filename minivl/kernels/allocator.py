@@ -1,8 +1,9 @@
 """Reuse the memory of large arrays.
 
-The C library asks the system for every array over 32 MB and gives it back at once. The system hands out memory page by page,
-when it is first touched, and clears each: for a tower's largest tensors that takes longer than the arithmetic on them.
-glibc can be told to keep what is freed, up to a limit, and to give it back all the same; on other systems nothing is done.
+The C library asks the system for every array over 32 MB, and returns it as soon as it is freed. The system provides
+memory page by page, when it is first touched, and clears each page: for a tower's largest tensors that takes longer
+than the arithmetic on them. glibc can be told to keep freed memory, up to a limit, and to return it on request; on
+other systems nothing is done.
 """
 
 import ctypes

@@ -4,25 +4,27 @@ A tile is a register of 16 rows of 64 bytes; there are eight. One instruction mu
 
     sums [16, 16] += w [16, 32] @ x [32, 16]          float32 += bfloat16 @ bfloat16
 
-W is taken as it is stored. x is float32, and a float32 is the sum of three bfloat16, exactly (24 bits are 3 times 8) from
-2^-103 on; of what is smaller less than 2^-125 is lost.
+W is taken as it is stored. x is float32, and a float32 from 2^-103 on is exactly the sum of three bfloat16 (24 bits are
+3 times 8); of smaller ones less than 2^-125 is lost.
 
     a = x rounded to bfloat16      b = what is left of x, rounded      c = what is left of that      x @ w = (a + b + c) @ w
 
-So three products with the same tile of W, into the same sums, are as close as one in float32 (terms=3). Without c (terms=2) x
-is off by up to 2^-17 of itself, and a result by up to 2^-17 of the sum of |x w|, in addition to float32 rounding.
+So three products with the same tile of W, into the same sums, are as exact as one in float32 (terms=3). Without c
+(terms=2) x has a relative error up to 2^-17, and a result an error up to 2^-17 times the sum of |x w|, in addition to
+float32 rounding.
 
     tiles of sums 0 1, of W 4                         4 @ 6   4 @ 7          6 7 are one term of 32 rows of x
                   2 3       5                         5 @ 6   5 @ 7
 
-What lies in one 32-bit word of an x tile are two values of k, one above the other in the matrix; see `_pack_panel`.
+Each 32-bit word of an x tile holds two successive values of k, one above the other in the matrix; see `_pack_panel`.
 
-Unlike float32 arithmetic these instructions flush what is smaller than 2^-126 to 0: a weight, a term, a sum. An infinite weight
-may give NaN, and a sum that only just fits into float32 infinity. Infinities and NaN in x go where matmul.py lets them go.
+Unlike float32 arithmetic these instructions flush everything smaller than 2^-126 to 0: weights, terms, sums. An
+infinite weight may give NaN, and a sum that barely fits into float32 may give infinity. Infinities and NaN in x reach
+the results as in matmul.py.
 
-It is used if the processor has it and a check in other processes passes; MINIVL_AMX=0 turns it off. The check is made before
-the first product that gains from it, and its verdict is kept on disk until the machine starts again. `find_obstacle` says
-why it is not used.
+AMX is used if the processor has it and a check in other processes passes; MINIVL_AMX=0 turns it off. The check runs
+before the first product that is faster on AMX; its result is kept on disk until the machine restarts. `find_obstacle`
+says why AMX is not used.
 """
 
 import ctypes
@@ -47,11 +49,11 @@ from minivl.kernels.linear import linear_numba
 from minivl.kernels.matmul import transpose_into
 from minivl.kernels.records import read_record, write_record
 
-SIDE = 2 * TILE  # of the square of sums; also values of k in a row of a tile
-DEPTH = 6  # most tiles along k before sums are stored: a panel of x, 36 KB, stays in the first-level cache of 48 KB
-TILES = 16  # most squares along W in a task: what it holds stays in the second-level cache of 2 MB
-BLOCK = 8  # most panels of x in a task
-LARGE = 1 << 19  # weights in a matrix from which a product gains, as in k_proj of the 3B; the model that ships has none
+SIDE = 2 * TILE  # side of the square of sums; also values of k in a row of a tile
+DEPTH = 6  # max. tiles along k before sums are stored: a panel of x, 36 KB, stays in the first-level cache of 48 KB
+TILES = 16  # max. squares along W in a task: its data stays in the second-level cache of 2 MB
+BLOCK = 8  # max. panels of x in a task
+LARGE = 1 << 19  # weights in a matrix from which AMX is faster, as in k_proj of the 3B; the model that ships has none
 RECORD = "minivl-amx.json"
 SECONDS = 1.0  # duration of the check
 CHECK = "from minivl.kernels import amx; amx.check()"
@@ -59,12 +61,12 @@ ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # of Linux on x86-6
 
 
 def linear_amx(x, weight, bias=None):
-    """As `linear_numba`, to which it leaves float32 weights, few rows (bound by memory) and small matrices."""
+    """Like `linear_numba`, which it calls for float32 weights, few rows (bound by memory) and small matrices."""
     return _linear(x, weight, bias, terms=3)
 
 
 def linear_amx_two_terms(x, weight, bias=None):
-    """As `linear_amx`, with two terms of x instead of three: faster, and less exact."""
+    """Like `linear_amx`, with two terms of x instead of three: faster, and less exact."""
     return _linear(x, weight, bias, terms=2)
 
 
@@ -84,14 +86,14 @@ def matmul_amx(x, weight, bias=None, terms=3):
     _pack(x, packed)
     bias = np.zeros(N, dtype=np.float32) if bias is None else bias
     threads = numba.get_num_threads()
-    tasks = threads * -(-N // (SIDE * TILES * threads))  # as many for each thread
+    tasks = threads * -(-N // (SIDE * TILES * threads))  # the same number for each thread
     _multiply(packed, weight, bias, tasks, out)
     return out
 
 
 @numba.njit(cache=CACHE)
 def _empty_aligned(count):
-    """float32 [count] that begins with a line of the cache: then no row of a tile lies across two."""
+    """float32 [count] that begins at a cache line, so that no row of a tile spans two lines."""
     space = np.empty(count + LINE // 4, dtype=np.float32)
     first = -space.ctypes.data % LINE // 4
     return space[first : first + count]
@@ -126,12 +128,12 @@ def _pack_panel(x, first, panel):
 
 @numba.njit(cache=CACHE)
 def _take_term(rest, term):
-    """term = rest as bfloat16 bits, rounded to nearest, ties to even; rest -= term. Of infinities and NaN 0 is left."""
+    """term = rest as bfloat16 bits, rounded to nearest, ties to even; rest -= term (0 for infinities and NaN)."""
     for j in range(len(rest)):
         bits = np.float32(rest[j]).view(np.uint32)
         size = np.uint32(bits & np.uint32(0x7FFFFFFF))
         up = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
-        # subtle: what would be rounded to infinity is cut off instead, which leaves at most 16 bits, enough for two terms
+        # subtle: what would round to infinity is truncated instead, which leaves at most 16 bits, enough for two terms
         kept = up if size < np.uint32(0x7F7F8000) else bits
         kept = np.uint32(bits | np.uint32(0x400000)) if size > np.uint32(0x7F800000) else kept  # NaN stays NaN
         kept = np.uint32(kept & np.uint32(0xFFFF0000))
@@ -141,7 +143,7 @@ def _take_term(rest, term):
 
 @numba.njit(parallel=True, cache=CACHE, error_model="numpy")
 def _multiply(packed, words, bias, tasks, out):
-    """Tasks: a block of the panels of x, times a part of the rows of W. No sum is shared, so their number changes no bit."""
+    """Run tasks: a block of panels of x times some rows of W. No sum is shared, so their number changes no bit."""
     squares, panels = (len(words) + SIDE - 1) // SIDE, len(packed)
     blocks = (panels + BLOCK - 1) // BLOCK
     for task in numba.prange(tasks * blocks):
@@ -154,15 +156,15 @@ def _multiply(packed, words, bias, tasks, out):
 
 @numba.njit(cache=CACHE, error_model="numpy")
 def _multiply_rows(packed, words, bias, first, end, out):
-    """The task of a thread: rows first:end of W, the same columns of out."""
+    """Run the task of a thread: rows first:end of W, which are columns first:end of out."""
     M, N, K = len(out), end - first, words.shape[1]
     panels, steps, terms = packed.shape[:3]
     squares, pieces = (N + SIDE - 1) // SIDE, (steps + DEPTH - 1) // DEPTH
-    depth = (steps + pieces - 1) // pieces  # even pieces
+    depth = (steps + pieces - 1) // pieces  # pieces of about equal size
     panel = _empty_aligned(squares * SIDE * depth * TILE).view(np.uint16).reshape(squares * SIDE, depth * SIDE)
     sums = _empty_aligned(panels * squares * SIDE * SIDE).reshape(panels, squares * SIDE, SIDE)
-    # subtle: Numba frees an array after its last use by name, and an address is no use: panel is named in the loop, and sums
-    # after it
+    # subtle: Numba frees an array after the last use of its name; use of its address does not count: panel is named in
+    # the loop, and sums after it
     at_panel, at_sums, at_x = panel.ctypes.data, sums.ctypes.data, packed.ctypes.data
     panel[:] = np.uint16(0)
     sums[:] = np.float32(0)
@@ -172,8 +174,8 @@ def _multiply_rows(packed, words, bias, first, end, out):
     for step in range(0, steps, depth):
         deep = min(depth, steps - step)
         for n in range(N):
-            # W is copied: in a mapped file no row begins with a line, and rows of 4096 bytes would all want the same places
-            # in the first-level cache
+            # W is copied: in a mapped file no row begins at a cache line, and rows of 4096 bytes would all compete for
+            # the same places in the first-level cache
             _copy_padded(words[first + n, step * SIDE : min((step + deep) * SIDE, K)], panel[n])
         for p in range(panels):
             x_panel = at_x + 8 * TILE * TILE * terms * (p * steps + step)
@@ -229,7 +231,7 @@ def find_obstacle():
 
 
 def find_missing_hardware():
-    """Why this machine cannot have AMX, or None."""
+    """Why this machine cannot use AMX, or None."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return "it is used on Linux on x86-64 only"
     features = llvmlite.binding.get_host_cpu_features()
@@ -248,16 +250,16 @@ NOT_STARTED = "its check could not be started in another process"
 
 
 def recall_check():
-    """The verdict of `check_in_processes` since the machine started, from the disk or new. -> what went wrong, or None
+    """The result of `check_in_processes` since the machine started, from the disk or new. -> what went wrong, or None
 
-    With MINIVL_AMX=1 a verdict against it is not believed, and the check is made again.
+    With MINIVL_AMX=1 a stored failure is ignored, and the check runs again.
     """
     boot = [platform.release(), _boot_id()]
     verdict = read_record(RECORD, *boot)
     if verdict == "works" or verdict and os.environ.get("MINIVL_AMX") != "1":
         return None if verdict == "works" else verdict
     why = check_in_processes()
-    if why != NOT_STARTED:  # that says nothing of the machine
+    if why != NOT_STARTED:  # which says nothing about the machine
         write_record(RECORD, why or "works", *boot)
     return why
 
@@ -270,8 +272,8 @@ def _boot_id():
 def check_in_processes():
     """Run `check` in two processes at once. -> what went wrong, or None
 
-    An instruction that the machine does not know ends such a process and not this one; and as the threads of two processes
-    take turns, a virtual machine that loses tiles meanwhile is detected.
+    An unsupported instruction ends such a process and not this one; and as the threads of two processes take turns, a
+    virtual machine that loses tiles when it switches threads is detected.
     """
     from minivl.kernels.first_run import start_python
 
@@ -287,7 +289,7 @@ def check_in_processes():
 
 
 def check():
-    """Check products against float64, and that repeated ones agree; end the process with a message if anything is wrong."""
+    """Check products against float64, and repeated ones for equal bits; end the process with a message if wrong."""
     why = request_permission()
     if why:
         sys.exit(why)

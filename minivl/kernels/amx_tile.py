@@ -8,13 +8,13 @@
     store(0, sums, stride)
     release()
 
-`multiply` is, as Intel's manual has it, for each row m and column n, with everything smaller than 2^-126 flushed to 0:
+As in Intel's manual, `multiply` does, for each row m and column n, with all smaller than 2^-126 flushed to 0:
 
     even = odd = 0
     for k in 0 .. 15: even = fma(w[m, 2k], x[k, n, 0], even), odd = fma(w[m, 2k + 1], x[k, n, 1], odd)
     sums[m, n] += even + odd
 
-Addresses and strides are in bytes. A tile is a literal number, since it is a part of the instruction.
+Addresses and strides are in bytes. A tile's number must be a literal, since it is part of the instruction.
 """
 
 import struct
@@ -26,7 +26,7 @@ from numba.extending import intrinsic
 
 TILE = 16  # rows of a tile; also its columns, of 32-bit words
 LINE = 64  # bytes in a row; also in a line of the cache
-CONFIGURATION = struct.pack("<BB14x16H16B", 1, 0, *[LINE] * 8, *[0] * 8, *[TILE] * 8, *[0] * 8)  # eight whole tiles
+CONFIGURATION = struct.pack("<BB14x16H16B", 1, 0, *[LINE] * 8, *[0] * 8, *[TILE] * 8, *[0] * 8)  # eight full-size tiles
 
 
 @intrinsic
@@ -43,7 +43,7 @@ def configure(typing):
 
 @intrinsic
 def release(typing):
-    """Give the tiles back: afterwards the system need not keep them for this thread."""
+    """Release the tiles: afterwards the system need not save them for this thread."""
     return types.void(), lambda context, builder, *_: _instruction(context, builder, "tilerelease")
 
 
@@ -81,7 +81,7 @@ def _number(tile):
 
 
 def _instruction(context, builder, name, *arguments):
-    # subtle: those with tiles as numbers; for those of LLVM's type x86_amx, it chooses the tiles and configures them itself
+    # subtle: intrinsics that take tile numbers; with those of type x86_amx, LLVM chooses and configures tiles itself
     kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
     builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), arguments)
     return context.get_dummy_value()

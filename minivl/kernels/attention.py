@@ -13,8 +13,8 @@ Decoder: a token sees itself and the tokens before it, over the cache; query hea
     2 new tokens after 3 cached       x x x x .      query head h reads key head h // (H / KV)
                                       x x x x x
 
-The fused kernels never keep scores. `segment_scores`, `causal_scores` and `softmax` build them on request, and
-`segment_context`, `causal_context` go on from edited probabilities.
+The fused kernels never store scores. `segment_scores`, `causal_scores` and `softmax` build them on request, and
+`segment_context`, `causal_context` continue from edited probabilities.
 Shapes: q [H, N, K], k and v [KV, S, K] -> context [N, H*K], the heads side by side.
 """
 
@@ -29,9 +29,9 @@ from minivl.kernels.matmul import transpose_into
 from minivl.kernels.tile import COLUMNS, ROWS, add_to, first_tile, raise_to, take_from, tile
 
 FAST = {"reassoc", "contract"}  # sums may be reordered, which is what lets the compiler use vectors
-KEYS = 240  # keys whose scores are held at a time: a multiple of every ROWS; 15 KB at 16 COLUMNS
+KEYS = 240  # keys whose scores are held at a time: a multiple of ROWS on every processor; 15 KB at 16 COLUMNS
 LOWEST = np.finfo(np.float32).min
-PANELS = 4  # of queries that share one loading of keys and values into the cache: 64 at 16 COLUMNS, the tower's window
+PANELS = 4  # panels of queries for one load of keys and values into the cache: 64 at 16 COLUMNS, the tower's window
 
 
 def softmax(scores):
@@ -46,7 +46,7 @@ def softmax(scores):
 
 
 def segment_scores(q, k, bounds):
-    """[H, N, L]: row n holds the scores of patch n against its own segment, L the longest segment, the rest -inf."""
+    """Scores [H, N, L]: row n holds those of patch n with its own segment, L is the longest one, the rest is -inf."""
     H, N, K = q.shape
     L = int(np.diff(bounds).max())
     scores = np.full((H, N, L), -np.inf, dtype=np.float32)
@@ -79,7 +79,7 @@ def segment_attention_numba(q, k, v, bounds):
 
 
 def causal_scores(q, k, window=None):
-    """[H, T, S]: the T queries are the last T of S tokens; what a query may not see is -inf."""
+    """Scores [H, T, S]: the T queries are the last T of S tokens; keys that a query may not see have -inf."""
     H, T, K = q.shape
     KV, S, _ = k.shape
     grouped = q.reshape(KV, H // KV * T, K)  # "(g r) t k -> g (r t) k"
@@ -125,7 +125,7 @@ def merge_heads(context):
     return np.ascontiguousarray(context.swapaxes(0, 1)).reshape(N, H * K)
 
 
-# ---- the compiled twin of both: query n of every head sees the keys first[n]:last[n] ----
+# ---- the compiled version of both: query n of every head sees the keys first[n]:last[n] ----
 
 
 def _attend(q, k, v, first, last, starts):
@@ -145,7 +145,7 @@ def _buffer(rows):
     """The first rows of each head in a cache, [KV, S, K] -> the cache [KV, capacity, K] that holds them, without a copy.
     Entries after S are unused and not read.
 
-    Where there are gaps between the heads' rows, Numba does not know them to be dense, and cannot take whole registers.
+    If there are gaps between the heads' rows, Numba does not know that rows are dense, and cannot vectorise.
     """
     KV, S, K = rows.shape
     dense = rows.strides[1:] == (4 * K, 4) and rows.strides[0] >= 4 * S * K and rows.strides[0] % (4 * K) == 0
@@ -170,7 +170,7 @@ def _attend_panels(q, k, v, first, last, starts, g, out):
         scores                  = e^(scores - largest so far)              in place: weights, of which the sum is not known yet
         context [K, COLUMNS]   += v.T [K, keys] @ scores
 
-    With each block of keys the largest score may grow; what was summed before is scaled down by as much (online softmax).
+    With each block of keys the largest score may grow; earlier sums are then scaled down accordingly (online softmax).
     """
     (H, _, K), (KV, capacity, _), S = q.shape, k.shape, last[len(last) - 1]
     group, high, panels = H // KV, (K + ROWS - 1) // ROWS, len(starts) - 1
@@ -185,13 +185,13 @@ def _attend_panels(q, k, v, first, last, starts, g, out):
         transpose_into(rows, queries[p])
         blocks = max(blocks, (last[(end - 1) // group] - first[begin // group] + KEYS - 1) // KEYS)
     scores = np.empty((KEYS, COLUMNS), dtype=np.float32)
-    # what a tile would read beyond the end, padded: rows of k, and all of v if it is narrow
+    # padded copy of what a tile would read beyond the end: rows of k, and all of v if it is narrow
     edge = np.zeros((KEYS if K < ROWS else ROWS, max(K, ROWS)), dtype=np.float32)
     context = np.zeros((panels, high * ROWS, COLUMNS), dtype=np.float32)
-    # subtle: not -inf, -inf - -inf would be NaN
+    # subtle: not -inf, as -inf - -inf would be NaN
     top, total = np.full((panels, COLUMNS), LOWEST, dtype=np.float32), np.zeros((panels, COLUMNS), dtype=np.float32)
     at_k, at_v = k.ctypes.data + 4 * g * capacity * K, v.ctypes.data + 4 * g * v.shape[1] * K
-    # subtle: Numba frees an array after its last use by name, and an address is no use: each of these is named in the loop
+    # subtle: Numba frees an array after the last use of its name; addresses do not count: all are named in the loop
     at_edge, at_scores, at_context = edge.ctypes.data, scores.ctypes.data, context.ctypes.data
     for block in range(blocks):
         for p in range(panels):

@@ -1,4 +1,4 @@
-"""bfloat16 as NumPy can hold it: its 16 bits as uint16. It is the upper half of a float32, so upcasting is a shift.
+"""bfloat16 for NumPy, which lacks it: 16 bits as uint16. It is the upper half of a float32, so upcasting is a shift.
 
 bfloat16 bits        1 10000010 1010011
 the same float32     1 10000010 1010011 0000000000000000
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def to_float32(stored):
-    """bfloat16 bits (uint16) as float32, exactly: they are its upper half. float32 comes back as it is."""
+    """bfloat16 bits (uint16) as float32, exactly: they are its upper half. float32 is returned unchanged."""
     if stored.dtype == np.float32:
         return stored
     return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)

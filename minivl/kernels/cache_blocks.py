@@ -1,11 +1,11 @@
-"""Blocks of a product of many rows that fit into the caches of the processor.
+"""Sizes of blocks for a product of many rows that fit into the caches of the processor.
 
-    a panel of x     [depth, COLUMNS]               float32    in the first-level cache, with what streams past it
+    a panel of x     [depth, COLUMNS]               float32    in the first-level cache, with data that streams past it
     tiles of W       [tiles, depth, PADDED]         float32    in the second-level cache, upcast and transposed
     sums             [block, tiles, ROWS, COLUMNS]  float32    also in the second-level cache
 
-A panel may take three quarters of the first level; tiles and sums three eighths of the second each. The upper limits are
-what was fastest where all of it fits. `python -m minivl.kernels.tune` times the choice against others.
+A panel may take three quarters of the first level; tiles and sums three eighths of the second each. The upper limits
+are what was fastest where everything fits. `python -m minivl.kernels.tune` times the choice against others.
 """
 
 from functools import cache
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 CACHES = "/sys/devices/system/cpu/cpu0/cache"  # of Linux
-USUAL = 32 << 10, 512 << 10  # bytes of first and second level where the system does not say: few have less
-DEPTH, TILES, COLUMNS_AT_ONCE = 384, 16, 512  # at most: a long sum has larger rounding errors than several short ones
-STEP = 32  # depth is a multiple
+USUAL = 32 << 10, 512 << 10  # bytes of first and second level if the system does not say: few processors have less
+DEPTH, TILES, COLUMNS_AT_ONCE = 384, 16, 512  # limits: a long sum has larger rounding errors than several short ones
+STEP = 32  # depth is a multiple of it
 
 
 class Blocks(NamedTuple):

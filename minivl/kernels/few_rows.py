@@ -7,9 +7,9 @@
     a row of W            w w w w w w w w        read once, upcast in its register, multiplied with every row of x
     the sum of the two    + + + + + + + +        a register that stays; its lanes are added up at the end
 
-Each pair of rows is summed in the same order, whatever rows are beside it: a row of x gives the same bits alone and among
-others. A compiler that may reorder sums gives no such promise; this one loop is therefore written in LLVM's own language, as
-the one in tile.py is. Memory is the limit here: while a row of W is read, what lies AHEAD of it is prefetched.
+Each pair of rows is summed in the same order, whatever rows are computed with it: a row of x gives the same bits alone
+and among others. A compiler that may reorder sums does not guarantee this, so this loop is written in LLVM IR, like the
+one in tile.py. Memory is the limit here: while a row of W is read, the data AHEAD bytes further on is prefetched.
 """
 
 from llvmlite import ir
@@ -20,17 +20,17 @@ from numba.np.arrayobj import make_array
 
 from minivl.kernels.tile import LANES, emit_ask
 
-# subtle: as with tile.py, compiled kernels are kept on disk by the date of their own file, linear.py, and not of this one
+# subtle: as with tile.py, Numba's cache checks the date of the kernels' own file, linear.py, and not of this one
 BYTE, WORD, NUMBER = ir.IntType(8), ir.IntType(32), ir.FloatType()
-LINE = 32  # weights per step: as bfloat16, a line of the cache
-AHEAD = 4096  # bytes: a row of the 3B, which is the next one, or a part of a longer one
+LINE = 32  # weights per step: as bfloat16, a cache line
+AHEAD = 4096  # bytes: the next row if it has 2048 weights as in the 3B, or a later part of a longer row
 
 
 @intrinsic
 def dot_products(typing, weight, w, x, rows):
     """A tuple of float32: the products of row w[0] of weight [N, K] with each of the rows of x [M, K], then those of w[1], ...
 
-    weight  float32, or bfloat16 bits (uint16), dense as x is;  w, rows  tuples of row numbers, which must exist
+    weight  float32, or bfloat16 bits (uint16), dense, like x;  w, rows  tuples of valid row numbers
     """
     if weight.layout != "C" or x.layout != "C":
         return None
@@ -44,7 +44,7 @@ def emit_dot_products(context, builder, signature, arguments):
     whole = builder.mul(builder.sdiv(depth, depth.type(LINE)), depth.type(LINE))
     starts = [address(builder, weight, row, depth) for row in w], [address(builder, x, row, depth) for row in rows]
     ahead = AHEAD // (signature.args[0].dtype.bitwidth // 8)
-    times = LINE // LANES if len(rows) == 1 else 1  # more rows are bound by arithmetic, and slower if written out
+    times = LINE // LANES if len(rows) == 1 else 1  # more rows are bound by arithmetic, and slower if unrolled
     sums = multiply(builder, *starts, depth.type(0), whole, LANES, times, ahead)
     rest = multiply(builder, *starts, whole, depth, 1)
     totals = [lanes[0] for lanes in sums]
@@ -60,9 +60,9 @@ def address(builder, array, row, depth):
 
 
 def multiply(builder, w, x, start, end, lanes, times=1, ahead=None):
-    """Multiply and add from k = start to end: for each row of w and each of x the sums, a list by lane.
+    """Multiply and add from k = start to end. -> the sums of each row of w with each row of x, a list of lanes each
 
-    A step is `lanes` values, `times` in a row; ahead: prefetch the weight this many after each step's first.
+    A step is `times` groups of `lanes` values; ahead: prefetch the weight this many after the first of each step.
     """
     vector = ir.VectorType(NUMBER, lanes)
     kind = ir.FunctionType(vector, [vector] * 3)
@@ -92,7 +92,7 @@ def load(builder, place, lanes):
 
 
 def upcast(builder, place, lanes):
-    """`lanes` weights as float32: bfloat16 is its upper half."""
+    """Load `lanes` weights as float32: bfloat16 is its upper half."""
     stored = load(builder, place, lanes)
     if place.type.pointee == NUMBER:
         return stored

@@ -1,8 +1,8 @@
-"""Answer at once where the kernels are not compiled yet: on the NumPy kernels, while another process compiles.
+"""Answer at once if the kernels are not compiled yet: with the NumPy kernels, while another process compiles.
 
-Compilation takes 12 to 16 seconds on two cores, once for a version of minivl, Numba and Python on a machine. A record on disk
-says that it has been done, so that a program can find out without loading the compiled code, which takes longer than a small
-answer.
+Compilation takes 12 to 16 seconds on two cores, once per version of minivl, Numba and Python on a machine. A record on
+disk says that it has been done, so that a program can find out without loading the compiled code, which takes longer
+than a small answer.
 """
 
 import os
@@ -16,7 +16,7 @@ from minivl.kernels import choose
 from minivl.kernels.records import find_folder, read_record, write_record
 
 RECORD, RUNNING = "minivl-compiled.json", "minivl-compiling"
-TOO_OLD = 180  # seconds after which a process that compiles is taken for dead
+TOO_OLD = 180  # seconds after which a process that compiles is considered dead
 COMPILE = """
 import os
 if hasattr(os, "nice"):
@@ -74,7 +74,7 @@ def record_compiled(cache_path):
 
 
 def _start(folder):
-    """Start the process that compiles, unless one is running. -> whether one is"""
+    """Start the process that compiles, unless one is running. -> whether one is running now"""
     running = folder / RUNNING
     with suppress(OSError):
         if time.time() - running.stat().st_mtime < TOO_OLD:

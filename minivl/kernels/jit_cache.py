@@ -1,7 +1,7 @@
-"""The folder for compiled kernels: Numba's own choice where that works, else a temporary folder, else nowhere.
+"""The folder for compiled kernels: Numba's own choice if that works, else a temporary folder, else none.
 
-Numba takes the folder NUMBA_CACHE_DIR, or __pycache__ beside the source, or the user's cache folder, the first that can be
-written, and fails where none can (a read-only installation in a container without a home). Kernels are decorated with
+Numba takes the first of these folders that can be written: NUMBA_CACHE_DIR, __pycache__ beside the source, the user's
+cache folder. It fails if none can (a read-only installation in a container without a home). Kernels are decorated with
 `cache=CACHE`.
 """
 
@@ -57,7 +57,7 @@ def is_writable(folder):
 
 
 def remove_compiled(function):
-    """Remove the compiled code in this function's folder: what a full disk or a damaged one left there."""
+    """Remove the compiled code in this function's folder, which a full or faulty disk may have damaged."""
     folder = function.stats.cache_path
     for path in [] if folder is None else [*Path(folder).glob("*.nbi"), *Path(folder).glob("*.nbc")]:
         with suppress(OSError):

@@ -2,16 +2,16 @@
 
 Many rows (prefill, tower): arithmetic is the limit; see matmul.py.
 Few rows (decoding: one for each sequence; a short question that follows another): each weight is used a few times only, so the
-time is the time to read W, and bfloat16 halves it. The compiled kernel reads each weight once for all rows of x, upcasts it in
-a register and multiplies it there (few_rows.py). A task reads W in two or three streams, each from one row to the next, and
-takes a row of each at once, so that each value of x is read once for all of them:
+time is that of reading W, and bfloat16 halves it. The compiled kernel reads each weight once for all rows of x, upcasts
+it in a register and multiplies it there (few_rows.py). A task reads W as two or three streams of successive rows, and
+takes a row from each at the same time, so that each value of x is read once for all of them:
 
-    one row of x     2 rows of W        several     3 rows of W times 4 of x, the sums of which fit into the registers
+    one row of x     2 rows of W        several     3 rows of W times 4 of x, whose sums fit into the registers
 
-subtle: the rows taken at once are up to STREAM rows apart. Were they neighbours, each stream would jump at the end of its row,
-which is a page of memory in the 3B, and the processor would have to look it up again: a sixth slower, or more.
+subtle: the rows taken together are up to STREAM rows apart. If they were neighbours, each stream would jump at the end
+of its row, a page of memory in the 3B, and the processor would need a new page lookup: at least a sixth slower.
 A row of x gives the same bits alone and among others, up to FEW rows in all.
-No weight is ever copied to float32 as a whole; upcasting a bfloat16 is exact (bfloat16.py).
+No weight matrix is ever copied to float32 as a whole; upcasting a bfloat16 is exact (bfloat16.py).
 """
 
 import numba
@@ -22,8 +22,8 @@ from minivl.kernels.few_rows import dot_products
 from minivl.kernels.jit_cache import CACHE
 from minivl.kernels.matmul import matmul_numba
 
-FEW = 32  # most rows for which this holds: with more, the tiles of matmul.py are faster (amx.py takes 16 and more)
-STREAM = 64  # most rows of W that a task reads one after the other in each stream
+FEW = 32  # max. rows for this loop: with more, the tiles of matmul.py are faster (amx.py takes 16 and more)
+STREAM = 64  # max. rows of W that a task reads one after the other in each stream
 PANEL = 1024  # rows of W that the reference upcasts at a time: 8 MB of float32 at 2,048 columns
 
 
@@ -71,7 +71,7 @@ def _rounded_up(a, b):
 
 @numba.njit(cache=CACHE)
 def _one_by_two(x, weight, n, length, out):
-    last = len(weight) - 1  # subtle: beyond the end the last row is taken again
+    last = len(weight) - 1  # subtle: beyond the end the last row is read again
     sums = dot_products(weight, (n, min(n + length, last)), x, (0,))
     out[0, n] = sums[0]
     if n + length <= last:

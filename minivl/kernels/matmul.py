@@ -2,14 +2,14 @@
 
     out [M, N] = x [M, K] @ W [N, K].T + b [N]          bfloat16 is upcast a panel at a time, which is exact
 
-    x is packed once           [panels of COLUMNS rows, K, COLUMNS]     what lies side by side is read together
+    x is packed once           [panels of COLUMNS rows, K, COLUMNS]     neighbours are read together
     a task takes some rows of W, and for each `depth` of k:
         upcasts, transposes    [tiles, depth, ROWS] float32             stays in the second-level cache
         for each panel of x    [depth, COLUMNS]                         stays in the first-level cache
-            for each tile of W: tile                                    and asks for a part of the next panel
+            for each tile of W: tile                                    and prefetches a part of the next panel
 
-A result is summed in the same order whatever the number of threads. The plain twin is `linear_numpy`. cache_blocks.py says how
-deep, and how many tiles of W and panels of x at a time.
+A result is summed in the same order whatever the number of threads. The plain version is `linear_numpy`.
+cache_blocks.py chooses the depth, and how many tiles of W and panels of x are taken at a time.
 """
 
 from functools import cache
@@ -41,7 +41,7 @@ def matmul_numba(x, weight, bias=None, blocks=None):
     _pack(x, packed)
     bias = np.zeros(N, dtype=np.float32) if bias is None else bias
     threads = numba.get_num_threads()
-    tasks = threads * -(-N // (ROWS * tiles * threads))  # as many for each thread
+    tasks = threads * -(-N // (ROWS * tiles * threads))  # the same number for each thread
     _multiply(packed, words, np.uint32(32 - 8 * words.itemsize), bias, tasks, depth, block, out)
     return out
 
@@ -64,7 +64,7 @@ def _pack_panel(x, first, panel):
 
 @numba.njit(cache=CACHE, error_model="numpy")
 def transpose_into(rows, columns):
-    """columns[j, i] = rows[i, j]: by blocks, the last ones of each row of blocks over a part of those before."""
+    """Transpose by blocks: columns[j, i] = rows[i, j]. The last block of each row overlaps the one before it."""
     M, N = rows.shape
     width, height = rows.strides[0] // 4, columns.strides[0] // 4
     whole = M // LANES * LANES if N >= LANES else 0
@@ -88,13 +88,13 @@ def _multiply(packed, words, shift, bias, tasks, depth, block, out):
 
 @numba.njit(cache=CACHE, error_model="numpy")
 def _multiply_rows(packed, words, shift, bias, first, end, depth, block, out):
-    """The task of a thread: rows first:end of W, the same columns of out."""
+    """Run the task of a thread: rows first:end of W, which are columns first:end of out."""
     M, N, K = len(out), end - first, words.shape[1]
     tiles, steps = (N + ROWS - 1) // ROWS, (K + depth - 1) // depth
-    depth = (K + steps - 1) // steps  # even steps
+    depth = (K + steps - 1) // steps  # steps of about equal size
     strip, panel = np.zeros((PADDED, depth), dtype=np.uint32), np.empty((tiles, depth, PADDED), dtype=np.float32)
     sums = np.empty((block, tiles, ROWS, COLUMNS), dtype=np.float32)
-    # subtle: Numba frees an array after its last use by name, and an address is no use: each of these is named in the loop
+    # subtle: Numba frees an array after the last use of its name; addresses do not count: all are named in the loop
     at_panel, at_sums, at_x = panel.ctypes.data, sums.ctypes.data, packed.ctypes.data
     for start in range(0, len(packed), block):
         many = min(block, len(packed) - start)
@@ -121,6 +121,6 @@ def _multiply_rows(packed, words, shift, bias, first, end, depth, block, out):
 
 @numba.njit(cache=CACHE)
 def _upcast(words, shift, out):
-    # subtle: a function of its own, for the compiler to see that no index is negative; then it takes whole registers
+    # subtle: a separate function, so that the compiler sees that no index is negative and vectorises
     for j in range(len(words)):
         out[j] = np.uint32(words[j]) << shift

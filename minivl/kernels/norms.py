@@ -1,6 +1,6 @@
 """RMSNorm: scale each row to root-mean-square 1, then multiply by a learnt weight. No mean is subtracted, no bias.
 
-One thread does it: it is bound by memory, and is a hundredth of what the matrix products around it take.
+It runs in one thread: it is bound by memory, and takes a hundredth of the time of the matrix products around it.
 Source: arXiv:1910.07467; eps is 1e-6 in the tower and `rms_norm_eps` in the decoder.
 """
 

@@ -1,6 +1,6 @@
 """Make Numba's threads safe: after a fork, and under several Python threads, where Numba would abort the process.
 
-Numba's threading layers differ: OpenMP, which is usual, aborts a process that was forked after its threads had started;
+Numba's threading layers differ: OpenMP, the usual one, aborts a process that was forked after its threads had started;
 "workqueue", the layer of last resort, aborts if two Python threads call it at once.
 """
 
@@ -26,7 +26,7 @@ _lock = threading.Lock()
 
 
 def check_numba():
-    """Check Numba's settings, and that its threads can run in this process. -> most threads"""
+    """Check Numba's settings, and that its threads can run in this process. -> maximum number of threads"""
     if _forked:
         raise Error(FORKED)
     config = numba.config
@@ -36,7 +36,7 @@ def check_numba():
 
 
 def protect(kernels):
-    """The same `Kernels`, after their threads have started: safe to call where Numba by itself would end the process."""
+    """Make `Kernels` with started threads safe to call where Numba alone would end the process. -> the same object"""
     layer = numba.threading_layer()
     if layer == "workqueue":
         for name in FUNCTIONS:

@@ -1,7 +1,7 @@
 """Small files on disk that record what was found out about this machine: that kernels are compiled, that AMX works.
 
 They lie beside the compiled code: in NUMBA_CACHE_DIR, in __pycache__ beside the source, or in the user's cache folder. A record
-counts for the code, the versions and the processor that it was made with; one that cannot be read does not count.
+is valid for the code, the versions and the processor that it was made with; one that cannot be read is ignored.
 """
 
 import json
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent
 
 
 def read_record(name, *more):
-    """Read the value that `write_record` kept under this name with the same `more`; None if there is none."""
+    """Read the value that `write_record` stored under this name with the same `more`; None if there is none."""
     for folder in _folders():
         try:
             record = json.loads((folder / name).read_bytes())
@@ -30,7 +30,7 @@ def read_record(name, *more):
 
 
 def write_record(name, value, *more):
-    """Keep a value that JSON can hold; more: what it depends on in addition to code, versions and processor."""
+    """Store a value that JSON can hold; more: what it depends on in addition to code, versions and processor."""
     folder = find_folder()
     with suppress(OSError):
         if folder is not None and read_record(name, *more) != value:
@@ -52,7 +52,7 @@ def _folders():
     if chosen:
         return [Path(chosen)]
     folders = [FOLDER / "__pycache__"]
-    with suppress(RuntimeError):  # there is no home
+    with suppress(RuntimeError):  # there is no home folder
         folders.append(user_cache())
     return folders
 

@@ -1,14 +1,14 @@
 """Rotary position embedding: turn pairs of each head's values by an angle that grows with the position.
 
-Pairs are j and j + K/2 ("rotate half"), not neighbours 2j and 2j + 1, which is the usual mistake of a port:
+Pairs are j and j + K/2 ("rotate half"), not neighbours 2j and 2j + 1, the usual mistake of ports:
 
     head of 8:  0 1 2 3 | 4 5 6 7        pairs (0,4) (1,5) (2,6) (3,7)
 
     out[j]       = x[j]       * cos[j]       - x[j + K/2] * sin[j]
     out[j + K/2] = x[j + K/2] * cos[j + K/2] + x[j]       * sin[j + K/2]
 
-One thread does it, as with the norms. Source: arXiv:2104.09864. The tables come from positions.py: 2-D in the tower, three
-positions in the decoder.
+It runs in one thread, like the norms. Source: arXiv:2104.09864. The tables come from positions.py: 2-D in the tower,
+three positions in the decoder.
 """
 
 import numba

@@ -42,7 +42,7 @@ def read_streams_numba(words):
     return int(_read_streams(words))
 
 
-READERS = read_sum_numba, read_streams_numba  # which is faster depends on the processor: a limit is the fastest
+READERS = read_sum_numba, read_streams_numba  # which is faster depends on the processor: the limit is the faster one
 
 
 @numba.njit(parallel=True, cache=CACHE)
@@ -56,7 +56,7 @@ def _read_streams(words):
 
 @numba.njit(cache=CACHE)
 def _read_piece(words):
-    """The sum of a piece, read at STREAMS places at once: each is a stream to the processor's prefetching."""
+    """The sum of a piece, read at STREAMS places at once: each is a stream for the processor's prefetcher."""
     length = len(words) // STREAMS
     first, second, third, fourth = (
         words[:length],
@@ -91,7 +91,7 @@ TURNS = 1000  # tiles that a thread multiplies in one go
 
 
 def multiply_add(operations):
-    """Multiply and add float32 in the register tile of matrix products alone, for about `operations`. -> operations done
+    """Run only the register tile of matrix products, for about this many float32 operations. -> operations done
 
     Nothing is packed, upcast or written except the sums of a tile, so a product can hardly be faster.
     """
@@ -120,13 +120,13 @@ def _multiply_add_piece(w, x):
 def calibrate(seconds=2.0):
     """Measure how fast the compiled kernels are on this machine, in about this many seconds in all. -> dict of floats
 
-    call       seconds that a call of a kernel takes if there is next to nothing to do: threads have to be woken up
+    call       seconds that a call of a kernel takes with almost no work: threads have to be woken up
     read       bytes of bfloat16 weights a second, by one row times a matrix that no cache holds (256 MB)
     linear     operations a second, of 512 rows times a matrix
     attention  operations a second, of 1024 patches that all see each other, 16 heads of 80
     look_back  operations a second, of one token that sees 2048, 16 heads of 128 over 2 key heads
     rows       bytes a second that a kernel of one thread reads and writes (RMSNorm)
-    move       bytes a second that one of all threads reads and writes (SwiGLU)
+    move       bytes a second that a kernel of all threads reads and writes (SwiGLU)
     """
     compile_kernels()
     work = tasks()
@@ -135,11 +135,11 @@ def calibrate(seconds=2.0):
 
 
 def tasks():
-    """(name, bytes or operations, function) of each thing to time."""
+    """(name, bytes or operations, function) of each call to time."""
     small, square, large = (np.full(shape, ONE, np.uint16) for shape in ((64, 64), (2048, 2048), (1 << 15, 1 << 12)))
     large.reshape(-1, 2048)[:, :3] += unequal(large.size // 2048)
     heads, bounds = halves(16, 1024, 80), np.array([0, 1024], dtype=np.int64)
-    query, cached = halves(16, 1, 128), halves(2, 2049, 128)[:, :2048]  # a cache has room after its tokens
+    query, cached = halves(16, 1, 128), halves(2, 2049, 128)[:, :2048]  # a KV cache has unused rows after its tokens
     rows, many, scale = halves(512, 2048), halves(4096, 2048), np.ones(2048, dtype=np.float32)
     return [
         ("call", 0, lambda: linear_numba(many[:1, :64], small)),
@@ -153,7 +153,7 @@ def tasks():
 
 
 def unequal(pages):
-    """Three small numbers for each page of memory, uint16 [pages, 3], all pages different: a host may store equal ones once."""
+    """Three small numbers per memory page, uint16 [pages, 3], to make all differ: a host may store equal pages once."""
     return np.stack([np.arange(pages) >> shift & 127 for shift in (0, 7, 14)], axis=1).astype(np.uint16)
 
 
@@ -162,7 +162,7 @@ def halves(*shape):
 
 
 def median_time(function, seconds):
-    """Seconds of a call: the median of as many as fit, after one that is not counted; at least three."""
+    """Median seconds of a call, of as many as fit into `seconds`, at least three, after one that is not counted."""
     function()
     times, end = [], time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:

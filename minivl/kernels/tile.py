@@ -10,8 +10,8 @@
                  ...
 
 One step of k is ROWS * VECTORS multiply-adds of whole registers for VECTORS loads and ROWS spreads, so that the arithmetic
-units are the limit and not the memory. Numba cannot be told to keep an array in registers; this one loop is therefore
-written in LLVM's own language. Everything around it, in matmul.py and attention.py, is plain Numba.
+units are the limit and not the memory. Numba cannot be told to keep an array in registers, so this loop is written
+in LLVM IR. Everything around it, in matmul.py and attention.py, is plain Numba.
 """
 
 import llvmlite.binding
@@ -33,7 +33,7 @@ def choose_tile():
     return 4, 6, 2  # SSE: 12 in 16
 
 
-# subtle: compiled kernels are kept on disk by the date of their own file: delete __pycache__ here after changing this one
+# subtle: Numba's cache checks the date of a kernel's own file, not of this one: delete __pycache__ here after a change
 LANES, ROWS, VECTORS = choose_tile()
 COLUMNS = LANES * VECTORS
 PADDED = -(-ROWS // LANES) * LANES  # ROWS in whole registers
@@ -42,9 +42,9 @@ PADDED = -(-ROWS // LANES) * LANES  # ROWS in whole registers
 @intrinsic
 def tile(typing, w, w_row, w_step, x, x_step, sums, depth):
     """sums [ROWS, COLUMNS] += w [ROWS, :depth] @ x [:depth, COLUMNS]. w, x, sums are addresses of float32. Rows of w are w_row
-    values apart, its steps of k w_step, those of x x_step; sums is dense. Each call sums from 0 before it adds.
+    values apart, steps of k w_step in w and x_step in x; sums is dense. Each call sums from 0, then adds to sums.
 
-    Fastest is w_row = 1: then the ROWS values of a step lie side by side, one stream of memory and not one for each row.
+    w_row = 1 is fastest: then the ROWS values of a step lie side by side, in one stream of memory, not one per row.
     """
     signature = types.void(*[types.intp] * 7)
     return signature, lambda *emitted: emit_tile(*emitted, adds=True)
@@ -52,7 +52,7 @@ def tile(typing, w, w_row, w_step, x, x_step, sums, depth):
 
 @intrinsic
 def first_tile(typing, w, w_row, w_step, x, x_step, sums, depth):
-    """sums [ROWS, COLUMNS] = w @ x, overwriting what was there; otherwise as `tile`."""
+    """sums [ROWS, COLUMNS] = w @ x, overwriting the old sums; otherwise like `tile`."""
     signature = types.void(*[types.intp] * 7)
     return signature, lambda *emitted: emit_tile(*emitted, adds=False)
 
@@ -111,7 +111,7 @@ def transpose(typing, source, source_stride, target, target_stride):
 
 
 def emit_transpose(context, builder, signature, arguments):
-    """Rows as registers: a and b, half of them apart, become a0 b0 a1 b1 ...; after log2(LANES) rounds of it, columns are rows.
+    """Transpose rows in registers: a and b, half of them apart, become a0 b0 a1 b1 ...; log2(LANES) rounds do it.
 
     0 1 2 3      0 8 1 9          0 4 8 c
     4 5 6 7  ->  2 a 3 b      ->  1 5 9 d
@@ -139,7 +139,7 @@ def emit_transpose(context, builder, signature, arguments):
 
 @intrinsic
 def raise_to(typing, top, rows, count):
-    """top [COLUMNS] = the largest of it and of each column of rows [count, COLUMNS]. Addresses of float32."""
+    """top [COLUMNS] = the maximum of itself and each column of rows [count, COLUMNS]. Addresses of float32."""
     larger = emit_over_rows(
         lambda builder, row, held: (row, builder.select(builder.fcmp_ordered(">", row, held), row, held))
     )
@@ -159,8 +159,8 @@ def take_from(typing, amount, rows, count):
 
 
 def emit_over_rows(step):
-    """Code for row, held = step(row, held) with each row: Numba, which does not know `held` to lie outside of the rows, would
-    write it back to memory after each."""
+    """Emit row, held = step(row, held) for each row. Plain Numba would write `held` back to memory after each row, as
+    it does not know that `held` lies outside the rows."""
 
     def emit(context, builder, signature, arguments):
         outside, rows, count = arguments
@@ -185,7 +185,7 @@ def emit_over_rows(step):
 
 @intrinsic
 def prefetch(typing, address, lines):
-    """Prefetch `lines` times 64 bytes from `address` on. A hint: any address will do, nothing is read."""
+    """Prefetch `lines` times 64 bytes from `address` on. Only a hint: any address is allowed, nothing is read."""
     return types.void(types.intp, types.intp), emit_prefetch
 
 
@@ -198,7 +198,7 @@ def emit_prefetch(context, builder, signature, arguments):
 
 
 def emit_ask(builder, place, near):
-    """Prefetch the cache line at `place`, a pointer to bytes, into a cache as `near` as 1 to 3."""
+    """Prefetch the cache line at `place`, a pointer to bytes; near: 1 to 3, 3 is the nearest cache."""
     byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
     ask = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)

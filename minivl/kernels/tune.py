@@ -1,8 +1,8 @@
 """Time products of many rows with several sizes of blocks: python -m minivl.kernels.tune [--rounds N]
 
-The choice that minivl makes from the sizes of the caches (cache_blocks.py) stands first; the others change one size each. They
-are timed in turns, so that a machine that slows down slows all of them. Nothing is kept: if another one is faster on your
-processor by more than a few per cent, please report the table.
+The choice that minivl makes from the sizes of the caches (cache_blocks.py) comes first; the others change one size
+each. They are timed in turns, so that a machine that slows down slows all of them. Nothing is saved: if another choice
+is faster on your processor by more than a few per cent, please report the table.
 """
 
 import argparse

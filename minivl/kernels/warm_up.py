@@ -4,7 +4,7 @@ Numba compiles a function when it is first called with arrays of certain types, 
 (__pycache__ beside the source, or the user's cache folder where that cannot be written). Later runs only read it.
 
 Numba compiles one function at a time in a process. So on a first run a second process compiles the last kernels of the list
-meanwhile, and they are read from the cache here:
+at the same time, and this one reads them from the cache:
 
     this process     rms_norm  linear ...........................  attention (read)  ...
     the second                 attention ......  silu  gelu  end
@@ -42,7 +42,7 @@ def compile_kernels():
 
 
 class Compiled(Listener):
-    """Moves a progress bar when Numba has compiled one of `functions`."""
+    """Listener that moves a progress bar when Numba has compiled one of `functions`."""
 
     def __init__(self, bar, functions):
         self.bar, self.functions, self.done = bar, functions, set()
@@ -54,7 +54,7 @@ class Compiled(Listener):
         self.show()
 
     def show(self, module=None):
-        """Count what is compiled, and all of a module whose kernel has run: the rest of it was read from the cache."""
+        """Count the compiled functions, and all of a module whose kernel has run: the rest came from the cache."""
         self.done |= {f for f in self.functions if f.overloads or f.__module__ == module}
         self.bar.update(len(self.done) - self.bar.n)
 
@@ -63,7 +63,7 @@ def call_or_recompile(function, arguments):
     """Call a kernel; where its compiled code on disk is damaged or cannot be written, remove the code and try again."""
     try:
         function(*arguments)
-    except Exception:  # pickle raises nearly any; an error of the kernel itself comes again
+    except Exception:  # pickle raises nearly any; an error of the kernel itself is raised again below
         remove_compiled(norms._rms_norm)
         function(*arguments)
 

@@ -3,23 +3,23 @@
     from minivl import lab
     lab.exercises()                        # number, title, goal, minutes, difficulty, done or not
     lab.show("02.1")                       # the task, the signature, what is given
-    lab.given("02.1")                      # the arguments of its first case, to try things on
-    lab.check("02.1", my_window_index)     # right, or what is wrong and which known mistake gives the same
-    lab.hint("02.1")                       # three hints, one more at each call
+    lab.given("02.1")                      # the arguments of its first case, to experiment with
+    lab.check("02.1", my_window_index)     # right, or what is wrong and which known mistake it may be
+    lab.hint("02.1")                       # the next of three hints at each call
 
     exercise.py    Exercise, Case, Mistake: an exercise is data
-    families/      the exercises, a file for each topic: task, hints, right function, cases, known mistakes
-    catalogue.py   all of them by number, and the notebooks that they belong to
+    families/      the exercises, one file per topic: task, hints, right function, cases, known mistakes
+    catalogue.py   all exercises by number, and the notebooks that they belong to
     grade.py       run a function on the cases, find the first wrong index and the mistake
     values.py      compare one result with the right one
     diagnose.py    name the known mistake that gives a wrong result
     result.py      what `check` returns, as text and as HTML
     pictures.py    where a wrong row lies on the grid of the image
     progress.py    which exercises are done and which hints were read, in a small file
-    submission.py  the functions of a file
+    submission.py  load submitted functions from a file
     course.py      check, hint, show, given, exercises
 
-The command line has the same: `minivl lab`. Solutions: notebooks/solutions.
+On the command line: `minivl lab`. Solutions: notebooks/solutions.
 """
 
 from minivl.helpers import lazy_names

@@ -17,8 +17,8 @@ def check(number, submission, vlm=None):
     """Check a function, or a value, against an exercise. -> Result, true if it is right
 
     number      "02.1", or the name of the exercise
-    submission  the function that the exercise asks for; or its result for what `given` shows
-    vlm         the model, for the exercises that use one; the small one that ships if not given
+    submission  the function that the exercise asks for, or its result for the arguments that `given` shows
+    vlm         the model, for the exercises that use one; default: the small one that ships with minivl
     """
     exercise = find(number)
     result = grade(exercise, submission, *solve(exercise, vlm))
@@ -28,7 +28,7 @@ def check(number, submission, vlm=None):
 
 
 def solve(exercise, vlm=None):
-    """(cases, right results) of an exercise, computed once, and again for another model."""
+    """(cases, right results) of an exercise, cached; they are computed again for another model."""
     if not exercise.uses_model:
         if vlm is not None:
             raise Error(f"exercise {exercise.number} needs no model: leave vlm= out.")
@@ -48,7 +48,7 @@ def solve(exercise, vlm=None):
 
 @lru_cache(maxsize=1)
 def solved_with(vlm):
-    """{number: (cases, right results)} of the exercises solved so far with a model. Of the last model alone: cases hold it."""
+    """Cache of {number: (cases, right results)} for a model. Only the last one is kept, as cases hold their model."""
     return {}
 
 
@@ -87,7 +87,7 @@ def show(number):
 def hint(number, stage=None):
     """The next hint of an exercise: one more at each call, up to three. -> text
 
-    stage  1, 2 or 3: this one
+    stage  1, 2 or 3: this hint instead of the next
     """
     exercise, most = find(number), 3
     if stage is None:

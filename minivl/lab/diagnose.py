@@ -1,8 +1,8 @@
 """Name the known mistake that gives a wrong result.
 
-Two sources: the exercise's own wrong functions, and the mistakes that `compare` knows for a tensor of ports, computed here
-from the arguments of a case. A mistake is named if it gives the submitted values in every case that is wrong; else, as there
-may be two mistakes, if it gives all values of the first one.
+Two sources: the exercise's own wrong functions, and the mistakes that `compare` knows for the same tensor of a port,
+computed here from the arguments of a case. A mistake is named if it gives the submitted values in every wrong case;
+otherwise, as there may be two mistakes, if it gives all values of the first wrong case.
 """
 
 from collections.abc import Iterable, Set
@@ -13,15 +13,15 @@ from minivl.compare.diagnose import closest, find_causes
 from minivl.compare.mistakes import Subject
 from minivl.lab.values import are_close, as_array
 
-EXACT = 2e-5  # how near the values of a known mistake must come, over the largest value
-MANY = 8  # numbers
+EXACT = 2e-5  # largest difference from the values of a known mistake, relative to the largest value
+MANY = 8  # numbers; more than these do not agree by chance
 MOST = 4  # wrong cases that a mistake known to `compare` has to explain
 
 
 def find_mistake(exercise, triples, is_right):
-    """(name, sentence) or None.
+    """(name, sentence) of the known mistake, or None.
 
-    triples   [(case, right results, submitted results)], a tuple of results for each;  is_right  bool for each, not all true
+    triples   [(case, right results, submitted results)], results as tuples;  is_right  a bool for each, not all true
     """
     wrong = [triple for triple, right in zip(triples, is_right) if not right]
     if not all(map(is_comparable, wrong[0][2])):
@@ -37,12 +37,12 @@ def find_mistake(exercise, triples, is_right):
 
 
 def is_comparable(value):
-    """Whether a mistake could give it: numbers or words."""
+    """Whether a mistake could give this value: numbers or words."""
     return as_array(value) is not None or isinstance(value, (str, Set, list, tuple))
 
 
 def is_telling(results):
-    """Whether results of one case are so many that a mistake does not give them by chance."""
+    """Whether the results of one case have so many numbers that no mistake gives them by chance."""
     arrays = [as_array(result) for result in results]
     return sum(array.size for array in arrays if array is not None) > MANY
 
@@ -62,7 +62,7 @@ def gives(function, case, submitted):
 
 
 def call_wrong(function, case):
-    """The results of a wrong function, a tuple; () if it has none for this case."""
+    """The results of a wrong function as a tuple; () if it raises an exception in this case."""
     try:
         with np.errstate(all="ignore"):
             results = function(*case.copies())
@@ -72,7 +72,7 @@ def call_wrong(function, case):
 
 
 def is_same(a, b):
-    """Equal, or numbers that are equal but for rounding; NaN and infinities in the same entries."""
+    """Whether two values are equal, numbers up to rounding, with NaN and infinities in the same entries."""
     if isinstance(a, Set):
         return isinstance(b, Iterable) and all(isinstance(word, str) for word in b) and a == set(b)
     x, y = as_array(a), as_array(b)
@@ -113,7 +113,7 @@ def find_in_compare(exercise, wrong):
             if as_array(submitted[i]) is not None and not is_same(right[i], submitted[i])
         ]
         if subjects:
-            # subtle: two mistakes at once may be one of them in one case, the other in another
+            # subtle: with two mistakes at once, one case may look like the first alone, another case like the second
             first, *others = [find_causes(subject, EXACT, choose=closest) for subject in subjects]
             for cause in first:
                 if cause.exact and all(cause.name in {other.name for other in causes} for causes in others):

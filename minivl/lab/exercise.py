@@ -1,4 +1,4 @@
-"""The parts of an exercise: data alone, which grade.py works on."""
+"""The parts of an exercise, as plain data that grade.py works on."""
 
 import functools
 from collections.abc import Callable
@@ -15,11 +15,11 @@ class Case:
     """One call of the function that an exercise asks for.
 
     arguments  {parameter: value}, in the order of the signature
-    label      what is special about it, as it stands in "On ..., ..."
-    places     int64 [rows, 4]: (image, frame, row, column) of the patch or unit that each row of the result is about; None
-               where the result has no place on an image
-    axis       which axis of the result counts those rows
-    known      {name of a tensor: array}: what the mistakes of `compare` are computed from;  config  the model's, for them
+    label      what is special about the case: a message begins with "On {label}: "
+    places     int64 [rows, 4]: (image, frame, row, column) of the patch or unit that each row of the result describes;
+               None if its rows have no place on an image
+    axis       the axis of the result along which these rows lie
+    known      {name of a tensor: array}: inputs of the mistakes of `compare`;  config  the model's, also for them
     """
 
     arguments: dict
@@ -30,12 +30,12 @@ class Case:
     config: Config | None = None
 
     def copies(self):
-        """The arguments, arrays copied: a submitted function may write into them."""
+        """The arguments with arrays copied, since a submitted function may write into them."""
         return [copy_arrays(value) for value in self.arguments.values()]
 
 
 def copy_arrays(value):
-    """A value with its arrays copied, those in lists, tuples and dicts as well."""
+    """Copy the arrays in a value, also those in lists, tuples and dicts."""
     if isinstance(value, dict):
         return {name: copy_arrays(item) for name, item in value.items()}
     if type(value) in (list, tuple):
@@ -45,9 +45,9 @@ def copy_arrays(value):
 
 @dataclass(frozen=True)
 class Mistake:
-    """A usual wrong answer: the function that makes it, of the same parameters.
+    """A common mistake: a wrong function with the same parameters.
 
-    sentence  what "it", the function, does differently
+    sentence  what the function, called "it", does wrong
     """
 
     name: str
@@ -59,17 +59,17 @@ class Mistake:
 class Exercise:
     """An exercise.
 
-    number       "02.1": the notebook's, then its own;  name  of the function that is asked for
+    number       "02.1": notebook, then exercise;  name  that of the function to write
     difficulty   1 to 3;  minutes  for a student who knows the notebook
     signature    how the function is called and what it returns;  text  the task;  hints  three, each says more
-    reference    the right function;  cases  function that gives the `Case`s (of the model, with uses_model)
+    reference    the right function;  cases  function that returns the `Case`s (with uses_model, from the model)
     outputs      names of the results, several if the function returns a tuple
-    mistakes     known wrong functions;  tensors  for each output, the tensor's name under which `compare` knows mistakes
-    tolerance    largest difference over the largest right value
-    uses_model   the first parameter is a `VLM`: the model that ships, unless `check` is given another
-    finish       function of (submitted function or value, cases, right results): what is judged or told once all results are
-                 right. -> (ok, sentence)
-    part         name under which `VLM.with_parts` takes the function, if it does
+    mistakes     known wrong functions;  tensors  for each output, the name of a tensor whose mistakes `compare` knows
+    tolerance    largest difference allowed, relative to the largest right value
+    uses_model   `cases` takes a `VLM`: the model that ships, unless `check` is given another
+    finish       function of (submitted function or value, cases, right results) for a last test or remark, called when
+                 all results are right. -> (ok, sentence)
+    part         keyword of `VLM.with_parts` for the function, "" if there is none
     """
 
     number: str
@@ -97,7 +97,7 @@ class Exercise:
 
 
 def per_model(function):
-    """Measure once for each model: the right result and the known mistakes ask for the same numbers."""
+    """Decorator: measure once per model, as the right result and the known mistakes need the same numbers."""
     measured = WeakKeyDictionary()
 
     @functools.wraps(function)

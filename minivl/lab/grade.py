@@ -1,4 +1,4 @@
-"""Run a submission on the cases of an exercise, and say what is wrong first."""
+"""Run a submission on the cases of an exercise, and report the first thing that is wrong."""
 
 import inspect
 import traceback
@@ -16,13 +16,13 @@ PACKAGE = str(Path(__file__).parents[1])
 
 
 class Failure(Exception):
-    """A submitted function that gives no result to compare; the message is a sentence for its author."""
+    """Raised if a submitted function gives no result to compare; the message is a sentence for the student."""
 
 
 def grade(exercise, submission, cases, rights):
-    """Compare a function on all cases, or a value with the first one's result. -> Result
+    """Check a function on all cases, or a value against the first case's result. -> Result
 
-    cases   of the exercise;  rights  the right results, a tuple for each case
+    cases   those of the exercise;  rights  the right results, a tuple for each case
     """
     pairs = []
     for case, right in zip(cases, rights) if callable(submission) else [(cases[0], rights[0])]:
@@ -39,7 +39,7 @@ def grade(exercise, submission, cases, rights):
 
 
 def finish(exercise, submission, cases, rights):
-    """The Result of a submission whose results are all right. A value is right for one case, and there may be more."""
+    """The Result of a submission whose results are all right. A value is checked on the first case only."""
     if not callable(submission) and len(cases) > 1:
         shown = f'Right, for what lab.given("{exercise.number}") shows.'
         sentence = f"{shown} Submit the function: it is run on {len(cases)} cases."
@@ -60,7 +60,7 @@ def explain(exercise, case, difference, output, pairs):
     mistake = None
     if (
         not difference.only_dtype
-    ):  # subtle: mistakes as small as another GELU are equal to right values, but for rounding
+    ):  # subtle: a mistake as small as another GELU would be named, as it equals the right values up to rounding
         mistake = find_mistake(exercise, pairs, [is_right(exercise, *pair[1:]) for pair in pairs])
     grid = None
     if difference.index and case.places is not None and output == 0:
@@ -93,7 +93,7 @@ def results_of(exercise, submission, case):
 
 
 def call(function, case):
-    """What a submitted function returns; raises Failure with the line of an exception."""
+    """Call a submitted function and return its value; raises Failure with the line of an exception."""
     arguments = case.copies()
     check_parameters(function, case)
     try:

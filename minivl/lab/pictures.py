@@ -40,7 +40,7 @@ class Grid:
         for (row, column), cell in np.ndenumerate(self.cells):
             x, y = column * SIDE + 1, row * SIDE + 1
             boxes.append(f'<rect x="{x}" y="{y}" width="{SIDE - 1}" height="{SIDE - 1}" fill="{fills[cell]}"/>')
-            if cell == FIRST:  # a frame that shows on light and on dark ground
+            if cell == FIRST:  # a frame that is visible on light and dark backgrounds
                 boxes.append(
                     f'<path d="M{x + 2} {y + 2}h{SIDE - 5}v{SIDE - 5}h{5 - SIDE}z" fill="none" stroke="black"/>'
                 )
@@ -55,7 +55,7 @@ class Grid:
 def draw_grid(places, wrong, index):
     """The `Grid` of the image on which the first wrong row lies.
 
-    places  int64 [rows, 4]: (image, frame, row, column);  wrong  bool [rows];  index  of the first wrong one
+    places  int64 [rows, 4]: (image, frame, row, column);  wrong  bool [rows];  index  that of the first wrong row
     """
     image, frame, row, column = (int(n) for n in places[index])
     here = (places[:, 0] == image) & (places[:, 1] == frame)

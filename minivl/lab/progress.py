@@ -1,6 +1,6 @@
 """Which exercises are done and how many hints were read: a small JSON file in the user's cache folder.
 
-It is never required: where it cannot be read or written, progress lasts as long as the process.
+The file is optional: where it cannot be read or written, progress lasts as long as the process.
 """
 
 import json
@@ -9,7 +9,7 @@ from contextlib import suppress
 from minivl.errors import Error
 from minivl.helpers import user_cache, write_json
 
-_unsaved = {"done": [], "hints": {}}  # of this process
+_unsaved = {"done": [], "hints": {}}  # not in the file yet
 
 
 def path():
@@ -48,7 +48,7 @@ def save():
 
 
 def forget():
-    """Start again: no exercise is done."""
+    """Delete all progress, hints included."""
     _unsaved.update(done=[], hints={})
     with suppress(OSError):
         path().unlink(missing_ok=True)

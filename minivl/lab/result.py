@@ -13,10 +13,10 @@ WIDTH = 110
 class Result:
     """The outcome of a check. `if lab.check(...)` is true when all is right.
 
-    sentence  what is right or wrong;  case  on which arguments, "" if on none
-    mistake   name of the known mistake that gives the same, or "";  explanation  its sentence
+    sentence  what is right or wrong;  case  the label of the case that is wrong, or ""
+    mistake   name of the known mistake that gives the same result, or "";  explanation  its sentence
     grid      where the first wrong row lies, or None
-    whole     False: a value that is right for one of several cases; the exercise is not done
+    whole     False: a value, right for one of several cases; the exercise is not done yet
     """
 
     number: str

@@ -26,14 +26,14 @@ def load_submissions(path):
 
 
 def run_file(path):
-    """The names that a Python file defines."""
+    """Run a Python file. -> the names that it defines"""
     if path.is_dir() or not path.exists():
         raise Error(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}. Give a Python file of your own.")
     spec = importlib.util.spec_from_loader(path.stem, loader=None)
     module = importlib.util.module_from_spec(spec)
     module.__file__ = str(path)
     try:
-        code = compile(path.read_text(encoding="utf-8-sig"), str(path), "exec")  # Notepad writes a mark first
+        code = compile(path.read_text(encoding="utf-8-sig"), str(path), "exec")  # Notepad writes a BOM first
     except OSError as cause:
         raise Error(f"cannot read {path}: {cause.strerror}.") from None
     except (SyntaxError, ValueError) as cause:
@@ -42,7 +42,7 @@ def run_file(path):
     if folder not in sys.path:
         sys.path.insert(0, folder)
     own = sys.modules.get(path.stem)
-    sys.modules[path.stem] = module  # where dataclasses look for the names of their module
+    sys.modules[path.stem] = module  # dataclasses look up their module here
     try:
         exec(code, vars(module))
     except (Exception, SystemExit) as error:

@@ -22,7 +22,7 @@ SIZES = (  # (height, width): from one window of 112 pixels to 3 x 3, partial wi
     (112, 112), (112, 168), (168, 112), (140, 196), (196, 140), (168, 168), (168, 224), (224, 168),
     (224, 224), (252, 196), (168, 336), (224, 336), (336, 224), (280, 308), (336, 336),
 )  # fmt: skip
-LEAST = 72  # minimum side in pixels: a shape of 28 fits, with room around it
+MIN_SIDE = 72  # minimum side in pixels: a shape of 28 fits, with room around it
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Scene:
 
 def scene(seed, size=None, count=None):
     """Scene number `seed`: shapes on a plain background; size (height, width) and count (1-5) are random by default."""
-    if size is not None and min(size) < LEAST:
-        raise Error(f"size={tuple(size)}: a scene has at least {LEAST} x {LEAST} pixels. Give (height, width).")
+    if size is not None and min(size) < MIN_SIDE:
+        raise Error(f"size={tuple(size)}: a scene has at least {MIN_SIDE} x {MIN_SIDE} pixels. Give (height, width).")
     rng = np.random.default_rng([1, seed])
     return draw_scene(rng, size or SIZES[rng.integers(len(SIZES))], count or int(rng.integers(1, 6)))
 

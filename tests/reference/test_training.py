@@ -16,7 +16,7 @@ from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
 from minivl.tiny.training import train, vocabulary
 from minivl.tiny.training.batches import Batch, grow_tree
 from minivl.tiny.training.losses import (
-    LEAST,
+    MIN_SIDE,
     SEQUENCE,
     box_loss,
     build_parts,
@@ -264,7 +264,7 @@ def test_a_box_is_read_in_float32_and_judged_by_its_own_size():
     assert torch.allclose(box_loss(true + 0.02, true, FULL), box_loss(2 * true + 0.04, 2 * true, FULL))
     wide, high = (torch.tensor([error]) for error in ((0.1, 0.0, 0.0, 0.0), (0.0, 0.1, 0.0, 0.0)))
     assert box_loss(true + wide, true, FULL) > box_loss(true + high, true, FULL)  # it is higher than wide
-    thin, thinner = (torch.tensor([[0.1, 0.1, 0.1 + width / FULL, 0.4]]) for width in (LEAST, 1))
+    thin, thinner = (torch.tensor([[0.1, 0.1, 0.1 + width / FULL, 0.4]]) for width in (MIN_SIDE, 1))
     assert torch.allclose(box_loss(thin + wide, thin, FULL), box_loss(thinner + wide, thinner, FULL))
     head, x = torch.nn.Linear(8, 4), torch.randn(3, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):

@@ -27,8 +27,8 @@ from minivl.tiny.training.batches import (
     SHOUTED,
     Batch,
     grow_tree,
-    join,
     make_batch,
+    merge_conversations,
     patchify,
     shout,
     shuffle,
@@ -231,7 +231,7 @@ def test_uncertain_questions_are_trained_with_both_answers():
             example = draw(family, seed)
             one, other = (turns[0] for turns in example.conversations)
             assert one.question == other.question and {one.answer, other.answer} == set(one.accepted) == set(other.accepted)
-            assert join(rng, example.conversations) == example.conversations
+            assert merge_conversations(rng, example.conversations) == example.conversations
 
 
 def test_special_tokens_are_the_recipes():

@@ -1,1 +1,1 @@
-"""The exercises, a file for each topic: data alone (exercise.py)."""
+"""The exercises as plain data (see exercise.py), one file per topic."""

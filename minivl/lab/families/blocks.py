@@ -22,7 +22,7 @@ EPS = 1e-6
 
 
 def norm_cases():
-    """Rows of very different sizes, so that eps shows."""
+    """Rows of very different magnitudes, so that eps matters."""
     rng = np.random.default_rng(10)
     last = f"model.layers.{CONFIG.text.num_hidden_layers - 1}"
     for eps, label in ((1e-6, "rows from 0.001 to 10, eps 1e-6"), (1e-5, "rows from 0.001 to 10, eps 1e-5")):
@@ -107,7 +107,7 @@ def segment_cases():
 
 
 def split_evenly(q, k, v, bounds):
-    """Segments of the first one's length."""
+    """Attention in segments as long as the first."""
     step = int(bounds[1])
     return segment_attention_numpy(q, k, v, np.array([*range(0, q.shape[1], step), q.shape[1]]))
 
@@ -147,7 +147,7 @@ def block(
     x, weights, cos, sin, bounds, heads, norm=rms_norm_numpy, rotate=rotate_numpy, swiglu=silu_multiply_numpy,
     first=1, second=1, post=(False, False), parallel=False, same_norm=False, order=(0, 1, 2), turn_values=False,
 ):  # fmt: skip
-    """A block of the tower, with parts to exchange: [N, D] -> [N, D]"""
+    """A block of the tower with replaceable parts: [N, D] -> [N, D]"""
     N, D = x.shape
     h = norm(x, weights["norm1.weight"], EPS)
     qkv = linear(h, weights, "attn.qkv").reshape(N, 3, heads, D // heads).swapaxes(0, 1)

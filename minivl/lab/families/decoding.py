@@ -16,7 +16,7 @@ from minivl.tiny import scene
 
 
 def attend(q, k, v, scale=None, seen=None, heads=None, put_together=merge_heads):
-    """Causal attention with parts to exchange: q [H, T, K], k and v [KV, S, K] -> [T, H*K]."""
+    """Causal attention with replaceable parts: q [H, T, K], k and v [KV, S, K] -> [T, H*K]."""
     H, T, K = q.shape
     KV, S, _ = k.shape
     heads = np.arange(H) // (H // KV) if heads is None else heads
@@ -27,7 +27,7 @@ def attend(q, k, v, scale=None, seen=None, heads=None, put_together=merge_heads)
 
 
 def attending(change):
-    """A wrong attention; change(H, KV, T, S, K) -> what to exchange."""
+    """A wrong attention; change(H, KV, T, S, K) -> keyword arguments of `attend`."""
     return lambda q, k, v: attend(q, k, v, **change(len(q), len(k), q.shape[1], *k.shape[1:]))
 
 
@@ -85,7 +85,7 @@ before it. softmax(q k.T / sqrt(K)) v, then the heads side by side: [H, T, K] ->
 def blind_to_itself(q, k, v):
     T, S = q.shape[1], k.shape[1]
     context = attend(q, k, v, seen=np.tri(T, S, S - T - 1, dtype=bool))
-    context[: max(T - S + 1, 0)] = np.nan  # tokens that see none
+    context[: max(T - S + 1, 0)] = np.nan  # tokens that see no key
     return context
 
 
@@ -98,7 +98,7 @@ def scores_for_probs(q, k, v):
 
 
 def second_logits(vlm, inputs, shift=0, delta=True, cached=True, token=None):
-    """Logits of the second token, also with mistakes."""
+    """Logits of the second token, with optional mistakes."""
     cache = vlm.new_cache()
     first = run(vlm.prefill(inputs, cache))
     token = np.argmax(first, axis=1) if token is None else token(inputs)
@@ -158,7 +158,7 @@ a token alone does not say?""",
 def top_p_cases():
     rng = np.random.default_rng(8)
     probs = np.array([0.4, 0.05, 0.3, 0.15, 0.1], dtype=np.float32)
-    for p in (0.5, 0.8, 0.05, 0.9):  # subtle: none is a sum of them, which a processor may round to either side
+    for p in (0.5, 0.8, 0.05, 0.9):  # subtle: no p is a sum of these, which processors may round differently
         yield Case({"logits": np.log(probs), "p": p}, f"probabilities 0.4, 0.05, 0.3, 0.15, 0.1 and p = {p}")
     for p in (0.3, 0.9):
         logits = (3 * rng.standard_normal(30)).astype(np.float32)
@@ -166,7 +166,7 @@ def top_p_cases():
 
 
 def cut(logits, p, probs=None, crossing=True, ascending=False, keep=1, empty=-np.inf):
-    """Keep the likeliest up to p, with parts to exchange."""
+    """Keep the likeliest tokens up to p, with replaceable parts."""
     probs = softmax(logits) if probs is None else probs(logits)
     order = np.argsort(logits if ascending else -logits, kind="stable")
     total = np.cumsum(probs[order], dtype=np.float64)

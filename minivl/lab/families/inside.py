@@ -1,4 +1,4 @@
-"""Notebooks 09 to 11: what heads look at, what they cause, where a colour crosses, whether a video's order reaches the answer.
+"""Notebooks 09 to 11: what heads attend to and cause, which layer carries a colour, whether a video's order matters.
 
 Everything is measured on the model that is loaded: another model has other heads, and other right answers.
 """
@@ -22,7 +22,7 @@ SCENES, PAIRS, FILMS = 6, 3, 17
 
 @per_model
 def shares(vlm, cases):
-    """(share on the question's word, share on the asked object), [layers, heads] each, mean of the cases."""
+    """(share on the question's word, share on the asked object), [layers, heads] each, averaged over the cases."""
     atlas = studies.head_atlas(vlm, over=cases)
     roles = list(atlas.axes["role"])
     return tuple(np.nan_to_num(atlas.mean[..., roles.index(role)]) for role in (QUESTION_WORD, ASKED))
@@ -30,7 +30,7 @@ def shares(vlm, cases):
 
 @per_model
 def shares_of_all_rows(vlm, cases):
-    """Share on the question's word, [layers, heads], in the mean over all rows of the prompt and over the cases."""
+    """Share on the question's word, [layers, heads], averaged over all rows of the prompt and the cases."""
     return np.mean([shares_of_rows(CaseRun(vlm, case)) for case in cases], axis=0)
 
 
@@ -53,7 +53,7 @@ TIE = 0.005  # shares this close are equal
 
 
 def first_of_largest(table):
-    """The first of those that are within TIE of the largest: heads that read as much are not told apart by rounding."""
+    """Index of the first value within TIE of the largest, so that rounding does not choose between equal heads."""
     return tuple(int(i) for i in np.argwhere(table >= table.max() - TIE)[0])
 
 
@@ -77,7 +77,7 @@ def tell_reader(submission, cases, rights):
 
 
 def by_share(choose):
-    """A wrong head, computed from the atlas."""
+    """A wrong answer, computed from the shares."""
     return lambda vlm, cases: choose(*shares(vlm, cases))
 
 
@@ -120,11 +120,11 @@ studies.head_atlas does it for all roles at once.""",
 # ---- 10.1 cause ----
 
 
-LOOKS = 0.5  # share of attention from which a head reads the word, or looks at the object
+LOOKS = 0.5  # share of attention from which a head counts as reading the word, or looking at the object
 
 
 def ablation_cases(vlm):
-    """All heads that read the word, the first of them, and all that look at the object, in scenes that are answered right."""
+    """Scenes answered right; groups: heads that read the word, the first of them, heads that look at the object."""
     cases = studies.scenes(SCENES, "colour")
     words, objects = shares(vlm, cases)
     readers, lookers = ([tuple(head) for head in np.argwhere(table >= LOOKS).tolist()] for table in (words, objects))
@@ -142,7 +142,7 @@ def count_right(vlm, cases, edit):
 
 
 def ablate_group(vlm, heads):
-    """One edit for heads of several layers."""
+    """One edit that ablates heads of several layers."""
     layers = {layer: [head for at, head in heads if at == layer] for layer, _ in heads}
     return functools.reduce(
         operator.or_, [ablate_head(vlm, f"model.layers.{layer}", group) for layer, group in layers.items()]
@@ -166,7 +166,7 @@ def without_all(vlm, cases, groups):
 
 @per_model
 def without_last_of_layers(vlm, cases, groups):
-    """As if of the heads of one layer only the last were ablated."""
+    """Wrong counts: of each layer's heads only the last is ablated."""
     return count_without(
         vlm, cases, [list({layer: (layer, head) for layer, head in group}.values()) for group in groups]
     )
@@ -221,7 +221,7 @@ case.answer. Predict the order before you run it.""",
 
 @per_model
 def recovered(vlm, pairs):
-    """Share of the clean answer that comes back, [layers + 1, 2]: patched in the image, patched in the last token."""
+    """Share of the logit difference that patching recovers, [layers + 1, 2]: in the image's rows, in the last token."""
     tables = []
     for clean, corrupted in pairs:
         maps = vlm.trace(
@@ -235,7 +235,7 @@ def recovered(vlm, pairs):
 
 
 def crossing(table):
-    """The first layer after which the last token gives back more than the image."""
+    """The first layer after which patching the last token recovers more than patching the image."""
     return int(np.argmax(table[:, 1] > table[:, 0])) - 1
 
 
@@ -296,7 +296,7 @@ def film_cases(vlm):
 
 
 def ask(vlm, film, backwards=False, timeless=False, text=False):
-    """The answer; timeless: with all frames at one time; text: and all tokens of text."""
+    """The answer to a film; timeless: all frames get the same t; text: the tokens of text get it, too."""
     videos = [frames[::-1] if backwards else frames for frames in film.videos]
     edit = {"position_ids": lambda ids: without_time(ids, shown)} if timeless else None
     if timeless:
@@ -308,7 +308,7 @@ def ask(vlm, film, backwards=False, timeless=False, text=False):
 
 
 def without_time(position_ids, shown):
-    """All frames at the time of the first."""
+    """Set the t of `shown` tokens to the smallest."""
     positions = position_ids.copy()
     positions[0, shown] = positions[0, shown].min()
     return positions
@@ -325,7 +325,7 @@ def order_effect(vlm, films):
 
 @per_model
 def changed_with_text(vlm, films):
-    """Films whose answer changes if all tokens, the text's too, stand at one time."""
+    """Number of films whose answer changes if all tokens, the text's too, have the same t."""
     return sum(ask(vlm, film, timeless=True, text=True) != ask(vlm, film) for film in films)
 
 

@@ -12,7 +12,7 @@ from minivl.lab.exercise import Case, Exercise, Mistake
 
 
 def online(tiles, rescale_total=True, rescale_sum=True, first_only=False):
-    """softmax(all scores) @ all values, tile by tile, with parts to leave out."""
+    """softmax(all scores) @ all values, tile by tile; steps can be left out."""
     top, total, out = -np.inf, np.float32(0), np.zeros(tiles[0][1].shape[1], dtype=np.float32)
     for i, (scores, values) in enumerate(tiles):
         new = top if first_only and i else max(top, float(scores.max()))

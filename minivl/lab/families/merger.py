@@ -1,4 +1,4 @@
-"""Notebook 03: the merger, the scatter, and what the rows of an object do."""
+"""Notebook 03: the merger, the scatter, moving and erasing an object's rows."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ EPS = np.float32(1e-6)
 
 
 def merge(x, ln_q, w0, b0, w2, b2, gelu=gelu_numpy, norm=None, side_by_side=None, bias0=True, bias2=True):
-    """The merger, with parts to exchange."""
+    """The merger with replaceable parts."""
     D = x.shape[1]
     h = x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + EPS) * ln_q if norm is None else norm(x, ln_q)
     h = h.reshape(-1, 4 * D) if side_by_side is None else side_by_side(h)
@@ -144,7 +144,7 @@ placeholder (where `where` is true). x itself must not change.""",
 
 
 def move_rows(embeds, source, target, ground):
-    """Move the rows of an object to another place, with the ground's row where it was."""
+    """Move the rows of an object to another place, and put the ground's row into its old place."""
     moved = embeds.copy()
     moved[source] = embeds[ground]
     moved[target] = embeds[source]
@@ -172,7 +172,7 @@ def find_ground(maps, drawn):
 
 
 def with_embeds(vlm, question, image, embeds):
-    """The answer when these rows go into the decoder."""
+    """The answer with `embeds` in place of inputs_embeds."""
     return vlm.trace(question, images=image, edit={"inputs_embeds": embeds}, keep=[], max_new_tokens=48).result
 
 
@@ -214,7 +214,7 @@ def move_cases(vlm):
 
 
 def tell_move(submission, cases, rights):
-    """Where the model puts the box, before and after."""
+    """Report how far the box in the model's answer moves."""
     parts = []
     for case, (embeds,) in zip(cases, rights):
         vlm, question, image = case.known["prompt"]
@@ -268,7 +268,7 @@ def scatter_rows(embeds, rows, values):
 
 
 def count_cases(vlm):
-    """Scenes of three shapes that the model counts right, with the count one less once the middle one is erased."""
+    """Cases that erase the second of three shapes, in scenes where the model counts the three right."""
     made, question = [], "How many shapes are there?"
     for drawn in object_scenes(3):
         if str(vlm.ask(question, images=drawn.image)) != str(len(drawn.shapes)):

@@ -1,4 +1,4 @@
-"""Notebook 01: size, cut, the way of a pixel, colours."""
+"""Notebook 01: resizing, patches, from pixel to row, colours."""
 
 import math
 
@@ -19,7 +19,7 @@ CONFIG = Config.named("3B")
 
 
 def sizes():
-    """190 sizes: halves, images that are too large or too small, and any."""
+    """190 sizes: heights halfway between multiples of 28, images too large or small, and any."""
     rng = np.random.default_rng(1)
     chosen = [(14 * odd, 28 * int(rng.integers(5, 30))) for odd in range(3, 43, 2)]
     chosen += [(int(h), int(w)) for h, w in rng.integers(1000, 4000, (50, 2))]
@@ -45,7 +45,7 @@ def right_size(height, width, min_pixels, max_pixels):
 
 
 def variant(nearest=round, shrink=math.floor, grow=math.ceil, unit=28, least=28, ratio=None, limits=True):
-    """smart_resize with other rounding, another unit, another least side, another ratio, or no limits."""
+    """Make a smart_resize with other rounding, another unit, smallest side or ratio, or no limits."""
     ratio = ratio or (lambda area, limit: math.sqrt(area / limit))
 
     def resize(height, width, min_pixels, max_pixels):
@@ -243,7 +243,7 @@ def swap_red_and_blue(image):
 
 @per_model
 def tasks_changed(vlm, scenes):
-    """Tasks of which at least half of the answers change."""
+    """Tasks in which at least half of the answers change."""
     asked, changed = dict.fromkeys(TASKS, 0), dict.fromkeys(TASKS, 0)
     for drawn in scenes:
         for question, truth in drawn.questions:

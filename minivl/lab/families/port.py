@@ -14,7 +14,7 @@ QUESTION = "Describe the picture."
 
 
 def port_cases(vlm):
-    """Recordings of the tower, right and with one fault each."""
+    """Recordings of the tower: a right one, and one with a fault for each case."""
     image = scene(3, size=(140, 196)).image
     ours = record(vlm, image)
     for number, name in enumerate(FAULTS):

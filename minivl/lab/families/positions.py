@@ -55,11 +55,11 @@ def angles_of(places, head_dim, theta):
     return np.tile((places[:, :, None] * f).reshape(len(places), -1), 2)
 
 
-# ---- 04.2 relative ----
+# ---- 04.2 relative positions ----
 
 
 def rotate_both(q, k, places, shift, rotate=rotate_numpy, keys=rotate_numpy, shift_keys=1):
-    """q, k [N, K] of one head, both rotated: queries at places + shift, keys too."""
+    """Rotate q and k [N, K] of one head, both at places + shift; keywords make mistakes."""
     tables = (vision_rope(places + shift * by, q.shape[1], VISION_THETA) for by in (1, shift_keys))
     return tuple(turn(x[:, None], *table)[0] for x, turn, table in zip((q, k), (rotate, keys), tables))
 
@@ -131,7 +131,7 @@ moves the whole image by random shifts and looks how far the scores q @ k.T chan
 
 
 def ids_of(*parts):
-    """Token ids: a number of words, or a placeholder token and how often."""
+    """Token ids of parts: a number of words, or (placeholder token, how often)."""
     ids = []
     for part in parts:
         ids += (
@@ -183,7 +183,7 @@ is the position of the token after the prompt, minus the number of tokens T.""",
 
 
 def with_next(ids, config, grids, following):
-    """Text goes on following(R, S) positions after the start of an image."""
+    """Positions where text continues following(R, S) after the start of an image."""
     runs, start, at, grids = [], 0, 0, iter(grids)
     while at < len(ids):
         run, step = np.zeros((3, 1), dtype=np.int64), 1

@@ -27,7 +27,7 @@ def grid_cases():
 
 
 def without_frames(grid_thw, vision):
-    """A video's frames taken for more rows of one image."""
+    """Window order with a video's frames as more rows of one image."""
     tall = np.stack([grid_thw[:, 0] * 0 + 1, grid_thw[:, 0] * grid_thw[:, 1], grid_thw[:, 2]], axis=1)
     return window_index(tall, vision)
 
@@ -38,7 +38,7 @@ def column_by_column(grid_thw, vision):
 
 
 def offset_in_patches(grid_thw, vision):
-    """Indices of later images begin at the number of patches before them, not of units."""
+    """Window order whose later images begin at the number of patches before them, not of units."""
     index, bounds = window_index(grid_thw, vision)
     units = grid_thw.prod(axis=1) // 4
     before = np.cumsum(units) - units
@@ -47,7 +47,7 @@ def offset_in_patches(grid_thw, vision):
 
 
 def without_offset(grid_thw, vision):
-    """Each frame of each image is numbered from 0."""
+    """Window order with every frame of every image numbered from 0."""
     parts = [window_index(np.array([[1, h, w]]), vision)[0] for t, h, w in grid_thw for _ in range(t)]
     return np.concatenate(parts), window_index(grid_thw, vision)[1]
 
@@ -55,7 +55,7 @@ def without_offset(grid_thw, vision):
 def frames_without_offset(first_frame_only):
     """A wrong order in which all frames of a video have the numbers of its first one.
 
-    first_frame_only  whether later images go on after the first frame, or after all
+    first_frame_only  whether later images are numbered from the end of the first frame, or of all frames
     """
 
     def order(grid_thw, vision):
@@ -79,7 +79,7 @@ def bounds_without_zero(grid_thw, vision):
 
 
 def full_windows_only(grid_thw, vision):
-    """Units outside of full windows are lost."""
+    """Window order without partial windows."""
     image, frame, row, col = unit_grid(grid_thw, 2).T
     index, _ = window_index(grid_thw, vision)
     R, S = grid_thw[image, 1] // 2, grid_thw[image, 2] // 2
@@ -121,7 +121,7 @@ the boundaries of the windows in that order, from 0, counted in patches. No wind
     ("visual.window_index", "visual.cu_window_seqlens"), part="window_index",
 )  # fmt: skip
 
-# ---- 02.2 back ----
+# ---- 02.2 back to raster order ----
 
 
 def order_cases():
@@ -155,7 +155,7 @@ RASTER = Exercise(
 
 
 def reach(patch, grid_thw, blocks, vision, full=None, of_frame=None):
-    """Patches that depend on `patch` after some blocks, ascending."""
+    """Patches that depend on `patch` after some blocks, in ascending order."""
     grids = Grids(Config.named("3B"), grid_thw)
     place = grids.places[patch]
     size = vision.window_size // vision.patch_size
@@ -183,7 +183,7 @@ def reach_cases():
 
 
 def slots_of(patches, grid_thw):
-    """Rows in window order."""
+    """Sorted rows in window order."""
     index, _ = window_index(grid_thw, VISION)
     slot = np.argsort((4 * index[:, None] + np.arange(4)).reshape(-1))
     return np.sort(slot[patches])
@@ -242,7 +242,7 @@ config, grid_thw).places, or your own arithmetic, knows (image, frame, row, colu
 
 
 def scores(grid_thw, vision):
-    """Scores that one head computes: (in a windowed block, in a full one)."""
+    """Number of scores that one head computes: (in a windowed block, in a full one)."""
     _, windows = window_index(grid_thw, vision)
     frames = frame_segments(grid_thw)
     return int(np.sum(np.diff(windows) ** 2)), int(np.sum(np.diff(frames) ** 2))

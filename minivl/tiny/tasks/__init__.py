@@ -20,7 +20,7 @@ from minivl.tiny.phrasings import pick
 from minivl.tiny.tasks import far_apart, pairs, reading, shapes, videos
 
 SCORED, TRAINED = 11, 12  # branches of the generator: scoring and training never draw the same example
-ENLARGED = ("text", "digit", "chart", "table", "video", "corner", "longer", "line")  # the others have large images themselves
+ENLARGED = ("text", "digit", "chart", "table", "video", "corner", "longer", "line")  # of shapes, "scene" has large images
 MOST_PIXELS = 336 * 336
 
 

@@ -12,7 +12,7 @@ from minivl.tiny.drawing import COLOURS, KINDS, Shape, background, draw_shapes, 
 from minivl.tiny.examples import Example, Medium, Turn
 from minivl.tiny.phrasings import phrase, with_article
 from minivl.tiny.tasks.reading import ask_about_bars, ink_for
-from minivl.tiny.tasks.shapes import ABSENT, NOTHING, ask_about, asks_more, pick, worded
+from minivl.tiny.tasks.shapes import ABSENT, NOTHING, ask_about, draw_extra, pick, worded
 
 SIZES = ((168, 168), (140, 168), (168, 140), (112, 196), (196, 112))
 MARK = 22
@@ -42,13 +42,13 @@ def draw_family_corner(rng, options):
         paint(rng, image, shape)
     answer = with_article(target.kind) if target else "none"
     turn = worded(rng, ("corner", {}, answer, target.box if target else None), options.held_out)
-    others = ask_now_and_then(rng, options, shapes, ("describe", "exists", "count", "count kind", "count colour"))
+    others = maybe_ask(rng, options, shapes, ("describe", "exists", "count", "count kind", "count colour"))
     return Example((Medium((image,), (tuple(shapes),)),), ((turn,), *others))
 
 
-def ask_now_and_then(rng, options, shapes, tasks):
+def maybe_ask(rng, options, shapes, tasks):
     """Sometimes also ask a question of one of these tasks about the shapes of the picture."""
-    return ask_about(rng, shapes, options.held_out, 1, tasks) if asks_more(rng, options, 0.4) else ()
+    return ask_about(rng, shapes, options.held_out, 1, tasks) if draw_extra(rng, options, 0.4) else ()
 
 
 def draw_family_longer(rng, options):
@@ -103,7 +103,7 @@ def draw_family_line(rng, options):
     if rng.random() < ABSENT:
         absent = pick(rng, [colour for colour in COLOURS if colour not in colours])
         turns[-1] = (worded(rng, ("line", {"colour": absent}, NOTHING, None), options.held_out),)
-    turns += ask_now_and_then(rng, options, shapes, ("describe", "exists", "count kind", "count colour"))
+    turns += maybe_ask(rng, options, shapes, ("describe", "exists", "count kind", "count colour"))
     joined = [shapes[count + int(end)].colour for end in ends]
     joined += [shapes[ends.tolist().index(i)].colour for i in range(count)]
     return Example((Medium((image,), (tuple(shapes),), joined=tuple(joined)),), tuple(turns))

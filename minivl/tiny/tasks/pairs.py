@@ -13,13 +13,13 @@ from minivl.tiny.tasks.shapes import (
     ask_count,
     ask_count_kind,
     ask_exists,
-    asks_more,
+    draw_extra,
     pick,
     worded,
 )
 
 FIRST, SECOND = "the first", "the second"
-UNIT, LONGEST = 28, 252  # pixels: sides of the images of a pair are multiples of UNIT from 112 to LONGEST
+UNIT, MAX_SIDE = 28, 252  # pixels: sides of the images of a pair are multiples of UNIT from 112 to MAX_SIDE
 ORDINALS = ("first", "second")
 
 
@@ -39,7 +39,7 @@ def draw_family_pair(rng, options):
 
 def ask_of_both(rng, pictures, options):
     """Sometimes also ask about both pictures together: is there a thing, how many are there?"""
-    if not asks_more(rng, options, 0.5):
+    if not draw_extra(rng, options, 0.5):
         return ()
     asked = pick(rng, (ask_exists, ask_count, ask_count_kind))(rng, (*pictures[0], *pictures[1]))
     return ((worded(rng, (*asked[:3], None), options.held_out),),)
@@ -47,7 +47,7 @@ def ask_of_both(rng, pictures, options):
 
 def ask_to_describe(rng, pictures, options):
     """Mostly also ask what both pictures show, or about one of them (content, number of shapes, a thing), or both."""
-    if not asks_more(rng, options, 0.9):
+    if not draw_extra(rng, options, 0.9):
         return ()
     told = [describe(shown) if shown else NOTHING for shown in pictures]
     wording = {"like": "describe"} if rng.random() < 0.25 else {}  # as for one picture
@@ -78,7 +78,7 @@ def ask_of_one(rng, pictures, told):
 def draw_pair_size(rng):
     """Draw (height, width) of an image of a pair: small ones more often, and at most 64 tokens."""
     while True:
-        height, width = (UNIT * int(min(rng.integers(4, 1 + LONGEST // UNIT, 2))) for _ in range(2))
+        height, width = (UNIT * int(min(rng.integers(4, 1 + MAX_SIDE // UNIT, 2))) for _ in range(2))
         if height * width <= 64 * UNIT**2:
             return height, width
 

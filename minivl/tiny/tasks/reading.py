@@ -11,7 +11,7 @@ from minivl.tiny.digits import held_out_digits, training_digits
 from minivl.tiny.drawing import COLOURS, Shape, background
 from minivl.tiny.examples import Example, Medium, Sign
 from minivl.tiny.scenes import describe, draw_digit_picture
-from minivl.tiny.tasks.shapes import ABSENT, NOTHING, ask_about, asks_more, pick, worded
+from minivl.tiny.tasks.shapes import ABSENT, NOTHING, ask_about, draw_extra, pick, worded
 
 WORDS = (
     "AND BALL BEAR BED BIRD BLUE BOAT BOOK BOX BREAD BUS CAKE CAR CAT CHAIR CITY CLOUD COAT CUP DAY DESK DOG DOOR DUCK "
@@ -32,7 +32,7 @@ OF_SHAPES = (
 # fewer than OF_SHAPES, since a bar has a colour and is a thing
 BESIDE_BARS = ("colour", "exists", "where", "count kind", "all boxes", "point")
 TRAINED_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono")
-LEAST, MOST = 24, 44  # font size in pixels (capitals are 0.7 times as high); smaller where the text would not fit
+SMALLEST_FONT, LARGEST_FONT = 24, 44  # font sizes in pixels (capitals are 0.7 times as high); smaller where text would not fit
 
 
 @cache
@@ -86,7 +86,7 @@ def draw_family_text(rng, options):
     height, width = SIZES[rng.integers(len(SIZES))]
     image = background(rng, (height, width))
     path = pick_font(rng) if options.training else options.font
-    size = int(rng.integers(LEAST, MOST + 1))
+    size = int(rng.integers(SMALLEST_FONT, LARGEST_FONT + 1))
     while load_font(path, size).getlength(text) > width - 8:
         size -= 1
     font = load_font(path, size)
@@ -96,27 +96,27 @@ def draw_family_text(rng, options):
     signs = [replace(sign, ordinal=i) for i, sign in enumerate(signs)]
     box = (signs[0].box[0], signs[0].box[1], signs[-1].box[2], signs[-1].box[3])
     turns = [(worded(rng, (task, {}, text, box), options.held_out),)]
-    turns += ask_for_more(rng, options, f'the {task} "{text}"', box) + ask_for_shapes(rng, options)
+    turns += maybe_describe(rng, options, f'the {task} "{text}"', box) + maybe_ask_of_shapes(rng, options)
     return Example((Medium((image,), ((),), (tuple(signs),)),), tuple(turns))
 
 
-def ask_for_shapes(rng, options, tasks=OF_SHAPES):
+def maybe_ask_of_shapes(rng, options, tasks=OF_SHAPES):
     """Sometimes also ask a question about shapes, of which a picture of text, a digit or bars has none."""
-    if not asks_more(rng, options, 0.35):
+    if not draw_extra(rng, options, 0.35):
         return ()
     return ask_about(rng, (), options.held_out, 1, tasks)
 
 
-def ask_for_more(rng, options, answer, about=None):
+def maybe_describe(rng, options, answer, about=None):
     """Sometimes also ask what is in the picture as a whole."""
-    if not asks_more(rng, options, 0.25):
+    if not draw_extra(rng, options, 0.25):
         return ()
     return ((worded(rng, ("describe", {}, answer, about), options.held_out),),)
 
 
 def ask_about_bars(rng, options, bars):
     """Sometimes also ask what is there, whether there is such a bar, or how many; then perhaps about shapes."""
-    if not asks_more(rng, options, 0.5):
+    if not draw_extra(rng, options, 0.5):
         return ()
     colours = [bar.colour for bar in bars]
     colour = pick(rng, colours) if rng.random() < 0.5 else pick(rng, list(COLOURS))
@@ -125,7 +125,7 @@ def ask_about_bars(rng, options, bars):
         ("exists", {"thing": f"{colour} bar"}, "yes" if colour in colours else "no", None),
         ("count kind", {"kinds": "bars"}, str(len(bars)), None),
     ))  # fmt: skip
-    return ((worded(rng, asked, options.held_out),), *ask_for_shapes(rng, options, BESIDE_BARS))
+    return ((worded(rng, asked, options.held_out),), *maybe_ask_of_shapes(rng, options, BESIDE_BARS))
 
 
 def draw_page(rng):
@@ -134,7 +134,7 @@ def draw_page(rng):
     image, signs, y = background(rng, (height, width)), [], int(rng.integers(0, 10))
     ink = ink_for(rng, image)
     while True:
-        size = int(rng.integers(LEAST - 6, MOST + 1))
+        size = int(rng.integers(SMALLEST_FONT - 6, LARGEST_FONT + 1))
         if y + size + 6 > height:
             return Medium((image,), ((),), (tuple(signs),))
         font, x = load_font(pick_font(rng), size), int(rng.integers(0, 16))
@@ -152,8 +152,8 @@ def draw_family_digit(rng, options):
     drawn = draw_digit_picture(rng, size, images[index], int(labels[index]), augment=options.training)
     box = drawn.shapes[0].box
     turn = worded(rng, ("digit", {}, str(drawn.digit), box), options.held_out)
-    described = ask_for_more(rng, options, f'the digit "{drawn.digit}"', box)
-    conversations = ((turn,), *described, *ask_for_shapes(rng, options))
+    described = maybe_describe(rng, options, f'the digit "{drawn.digit}"', box)
+    conversations = ((turn,), *described, *maybe_ask_of_shapes(rng, options))
     return Example((Medium((drawn.image,), (drawn.shapes,), ((),), drawn.digit),), conversations)
 
 
@@ -224,5 +224,5 @@ def draw_family_table(rng, options):
         outside = (rows, columns + int(rng.integers(1, 3))) if rng.random() < 0.5 else (rows + 1, columns)
         asked = ("table", {"row": LETTERS[outside[0] - 1], "column": outside[1]}, NOTHING, None)
         turns[-1] = (worded(rng, asked, options.held_out),)
-    turns += ask_for_more(rng, options, "a table") + ask_for_shapes(rng, options)
+    turns += maybe_describe(rng, options, "a table") + maybe_ask_of_shapes(rng, options)
     return Example((Medium((image,), ((),), (tuple(signs),)),), tuple(turns))

@@ -22,7 +22,7 @@ EXTREMES = {  # the words for them
     "rightmost": ("rightmost",), "topmost": ("topmost", "topmost", "highest"), "lowest": ("lowest", "lowest", "bottommost"),
 }  # fmt: skip
 NOTHING = "none"
-HARDLY = 4  # pixels: a centre no farther than this to a side does not count as lying there
+MIN_OFFSET = 4  # pixels: a centre no farther than this to a side does not count as lying there
 FOREIGN = tuple("dog cat car tree house cup bird hat book apple chair cloud shoe".split())  # not shapes
 
 
@@ -66,9 +66,9 @@ def distance_to(side, shape, other):
     return {"left": -dx, "right": dx, "above": -dy, "below": dy}[side]
 
 
-def is_nowhere(side, shape, other):
-    """True if the shape is clearly not on this side: its centre is at most HARDLY pixels there, or it is in `other`."""
-    return is_within(shape, other) or (distance_to(side, shape, other) <= HARDLY and not is_within(other, shape))
+def is_clearly_not(side, shape, other):
+    """True if the shape is clearly not on this side: its centre is at most MIN_OFFSET pixels there, or it is in `other`."""
+    return is_within(shape, other) or (distance_to(side, shape, other) <= MIN_OFFSET and not is_within(other, shape))
 
 
 def extreme_of(shapes, most):
@@ -83,7 +83,7 @@ def extreme_of(shapes, most):
     return ranked[0] if clear else None
 
 
-def is_absent(rng, shapes):
+def draw_absent(rng, shapes):
     """Decide whether to ask for something absent."""
     return rng.random() < ABSENT or not shapes
 
@@ -146,18 +146,18 @@ def ask_count(rng, shapes):
 
 
 def ask_count_kind(rng, shapes):
-    kind = (missing(rng, shapes, "kind", KINDS) if is_absent(rng, shapes) else None) or pick(rng, shapes).kind
+    kind = (missing(rng, shapes, "kind", KINDS) if draw_absent(rng, shapes) else None) or pick(rng, shapes).kind
     return "count kind", {"kinds": plural(kind)}, str(sum(shape.kind == kind for shape in shapes)), None
 
 
 def ask_count_colour(rng, shapes):
-    absent = missing(rng, shapes, "colour", COLOURS) if is_absent(rng, shapes) else None
+    absent = missing(rng, shapes, "colour", COLOURS) if draw_absent(rng, shapes) else None
     colour = absent or pick(rng, shapes).colour
     return "count colour", {"colour": colour}, str(sum(shape.colour == colour for shape in shapes)), None
 
 
 def ask_colour(rng, shapes):
-    if is_absent(rng, shapes):
+    if draw_absent(rng, shapes):
         kind = missing(rng, shapes, "kind", KINDS)
         return kind and ("colour", {"thing": kind}, NOTHING, None)
     known = unique(shapes, "kind")
@@ -166,7 +166,7 @@ def ask_colour(rng, shapes):
 
 
 def ask_kind(rng, shapes):
-    if is_absent(rng, shapes):
+    if draw_absent(rng, shapes):
         colour = missing(rng, shapes, "colour", COLOURS)
         return colour and ("kind", {"colour": colour}, NOTHING, None)
     known = unique(shapes, "colour")
@@ -175,7 +175,7 @@ def ask_kind(rng, shapes):
 
 
 def ask_size(rng, shapes):
-    if is_absent(rng, shapes):
+    if draw_absent(rng, shapes):
         return "size", {"thing": missing_label(rng, shapes)}, NOTHING, None
     shape = pick(rng, shapes)
     name = name_of(rng, shapes, shape)
@@ -191,7 +191,7 @@ def ask_exists(rng, shapes):
 
 
 def ask_where(rng, shapes):
-    if is_absent(rng, shapes):
+    if draw_absent(rng, shapes):
         return "where", {"thing": missing_label(rng, shapes)}, "[]", None
     shape = pick(rng, shapes)
     name = name_of(rng, shapes, shape)
@@ -199,14 +199,14 @@ def ask_where(rng, shapes):
 
 
 def ask_all_boxes(rng, shapes):
-    absent = missing(rng, shapes, "kind", KINDS) if is_absent(rng, shapes) else None
+    absent = missing(rng, shapes, "kind", KINDS) if draw_absent(rng, shapes) else None
     kind = absent or pick(rng, shapes).kind
     matching = [shape for shape in shapes if shape.kind == kind]
     return "all boxes", {"kinds": plural(kind)}, box_json(matching), matching[0].box if len(matching) == 1 else None
 
 
 def ask_what_at(rng, shapes):
-    if is_absent(rng, shapes):
+    if draw_absent(rng, shapes):
         box = empty_box(rng, shapes)
         return box and ("what at", {"box": list(box)}, NOTHING, None)
     shape = pick(rng, shapes)
@@ -214,7 +214,7 @@ def ask_what_at(rng, shapes):
 
 
 def ask_point(rng, shapes):
-    if is_absent(rng, shapes):
+    if draw_absent(rng, shapes):
         return "point", {"thing": missing_label(rng, shapes)}, "[]", None
     shape = pick(rng, shapes)
     name, (x1, y1, x2, y2) = name_of(rng, shapes, shape), shape.box
@@ -249,7 +249,7 @@ def pick_pair(rng, shapes):
 
 
 def ask_relation(rng, shapes):
-    if is_absent(rng, shapes):
+    if draw_absent(rng, shapes):
         thing, other = absent_pair(rng, shapes)
         return thing != other and ("relation", {"thing": thing, "other": other}, NOTHING, None)
     pair = pick_pair(rng, shapes)
@@ -266,7 +266,7 @@ def ask_related(rng, shapes):
         return None
     shape, other, names, side = pair
     true = rng.random() < 0.56  # with the "no" for absent things, yes and no are then about equally frequent
-    false = [s for s in OPPOSITE if s != side and is_nowhere(s, shape, other)]
+    false = [s for s in OPPOSITE if s != side and is_clearly_not(s, shape, other)]
     wrong = OPPOSITE.get(side, "left") if rng.random() < 0.7 else pick(rng, false + ["inside"] * (side != "inside"))
     fields = {"thing": names[0], "other": names[1], "side": SIDES[side if true else wrong]}
     return "related", fields, "yes" if true else "no", shape.box
@@ -280,7 +280,7 @@ def ask_beside(rng, shapes):
     name, rest = name_of(rng, shapes, other), [shape for shape in shapes if shape is not other]
     if not name or not rest:
         return None
-    there = {side: [s for s in rest if not is_nowhere(side, s, other)] for side in OPPOSITE}
+    there = {side: [s for s in rest if not is_clearly_not(side, s, other)] for side in OPPOSITE}
     there["inside"] = [s for s in rest if is_within(s, other)]
     present = [side for side, found in there.items() if len(found) == 1 and side_of(found[0], other) == side]
     absent = [side for side in OPPOSITE if not there[side]]
@@ -367,7 +367,7 @@ def follow_up(rng, shapes, held_out):
     return None
 
 
-def asks_more(rng, options, share):
+def draw_extra(rng, options, share):
     """Whether to ask another question about an example: in this share of the examples, if they may have several."""
     return options.most > 1 and rng.random() < share
 

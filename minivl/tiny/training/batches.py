@@ -24,13 +24,13 @@ from minivl.tiny.tasks import FAMILIES, TRAINED, draw_example
 from minivl.tiny.tasks.far_apart import draw_family_line
 from minivl.tiny.tasks.reading import draw_page
 from minivl.tiny.training.recipe import ID
-from minivl.tiny.training.targets import FULL, cell_arrays, cell_targets, spoken_of
+from minivl.tiny.training.targets import FULL, boxes_about, cell_arrays, cell_targets
 
-MOST = 7  # conversations about one example
-LONGEST = 4  # pairs of frames in a video
+MAX_CONVERSATIONS = 7  # conversations about one example
+MAX_PAIRS = 4  # pairs of frames in a video
 SHOUTED = 0.16  # share of the questions in capitals, in addition to those that `vary` writes so
 SHUFFLED = 0.5  # share of the videos with pairs of frames in random order in the prompt: only positions tell their time
-JOINED = 0.4  # share of the examples in which two or more conversations are joined into one
+MERGED = 0.4  # share of the examples in which two or more conversations are joined into one
 WIDE = 0.45  # share of wide batches: with images of family "scene" (up to 336 x 336) and enlarged images and videos
 LARGE = 0.8  # share of the examples of wide batches that are enlarged
 # how often families come in those batches, in units of the sum of all shares
@@ -73,8 +73,9 @@ def make_batch(number, ease, tokenizer):
     for attempt in range(1000):
         family = names[rng.choice(len(names), p=chances)]
         enlarged = wide and rng.random() < LARGE
-        example = draw_example(family, (*seed, 1 + attempt), ease=ease, most=MOST, branch=TRAINED, enlarged=enlarged)
-        conversations = shout(rng, join(rng, example.conversations))
+        drawn_as = {"ease": ease, "most": MAX_CONVERSATIONS, "branch": TRAINED, "enlarged": enlarged}
+        example = draw_example(family, (*seed, 1 + attempt), **drawn_as)
+        conversations = shout(rng, merge_conversations(rng, example.conversations))
         order = shuffle(rng, example.media)
         misfits += not batch.add(replace(example, conversations=conversations), tokenizer, order)
         if misfits == 4:
@@ -82,9 +83,9 @@ def make_batch(number, ease, tokenizer):
     return batch.arrays()
 
 
-def join(rng, conversations):
-    """Join two or more conversations, JOINED of the time, so that a question may follow any others, but not itself."""
-    if len({turns[0].question for turns in conversations}) < 2 or rng.random() > JOINED:
+def merge_conversations(rng, conversations):
+    """Join two or more conversations, MERGED of the time, so that a question may follow any others, but not itself."""
+    if len({turns[0].question for turns in conversations}) < 2 or rng.random() > MERGED:
         return conversations
     count = int(rng.integers(2, len(conversations) + 1))
     if len({turns[0].question for turns in conversations[:count]}) < count:
@@ -121,7 +122,7 @@ class Batch:
         self.turn = np.zeros((rows, tokens), dtype=np.int64)
         self.feature = np.full((rows, tokens), -1, dtype=np.int64)
         self.used = np.zeros(rows, dtype=np.int64)
-        self.answers = {"at": [], "target": [], "weight": [], "answer": [], "spoken": [], "box": []}
+        self.answers = {"at": [], "target": [], "weight": [], "answer": [], "has_box": [], "box": []}
         self.tasks, self.trees, self.planes = [], 0, 0
 
     def add(self, example, tokenizer, order=None):
@@ -201,25 +202,25 @@ class Batch:
         self.feature[row, place][media] = features
         self.trees += 1
         flat = row * self.input_ids.shape[1] + start
-        for task, at, target, spoken in tree["answers"]:
+        for task, at, target, boxes in tree["answers"]:
             self.answers["at"] += [flat + i for i in at]
             self.answers["target"] += target
             self.answers["weight"] += [len(target) ** -0.5] * len(target)
             self.answers["answer"] += [len(self.tasks)] * len(target)
-            self.answers["spoken"] += [box is not None for box in spoken]
-            self.answers["box"] += [box or (0, 0, 0, 0) for box in spoken]
+            self.answers["has_box"] += [box is not None for box in boxes]
+            self.answers["box"] += [box or (0, 0, 0, 0) for box in boxes]
             self.tasks.append(task)
         self.used[row] += len(ids)
 
     def arrays(self):
         """pixels uint8 [R, N, 1176], segment [2, R, N], place [R, N, 2]; input_ids, tree, turn, feature [R, T],
         position_ids [3, R, T]; for each token of an answer: at (flat index of the token before it), target, weight,
-        answer (number of its answer), spoken (whether it has a box), box [., 4]; task: the task of each answer;
+        answer (number of its answer), has_box, box [., 4]; task: the task of each answer;
         for each feature, what covers it: see `cell_targets`."""
         made = {key: getattr(self, key) for key in ("pixels", "segment", "place", "input_ids", "position_ids")}
         made |= {key: getattr(self, key) for key in ("tree", "turn", "feature")} | self.cells
         for key, values in self.answers.items():
-            kind = {"weight": np.float32, "box": np.float32, "spoken": np.bool_}.get(key, np.int64)
+            kind = {"weight": np.float32, "box": np.float32, "has_box": np.bool_}.get(key, np.int64)
             made[key] = np.array(values, dtype=kind).reshape((-1, 4) if key == "box" else (-1,))
         made["box"] /= np.float32(FULL)
         made["task"] = np.array(self.tasks, dtype=np.int64)
@@ -253,7 +254,7 @@ def grow_tree(example, tokenizer):
             reply = encode(f"{one.answer}<|im_end|>")
             first = len(ids) + len(prompt)
             before = range(first - 1, first - 1 + len(reply))
-            answers.append((TASKS.index(one.task), before, reply, spoken_of(example, one, reply, tokenizer)))
+            answers.append((TASKS.index(one.task), before, reply, boxes_about(example, one, reply, tokenizer)))
             ids += prompt + reply
             length = len(prompt) + len(reply)
             positions.append(np.tile(np.arange(at, at + length), (3, 1)))

@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from minivl.tiny.drawing import COLOURS, KINDS
 from minivl.tiny.tasks.reading import CHARACTERS, LONGEST_WORD
 from minivl.tiny.training import model as packed
-from minivl.tiny.training.batches import LONGEST
+from minivl.tiny.training.batches import MAX_PAIRS
 from minivl.tiny.training.recipe import CONFIG
 from minivl.tiny.training.targets import CELL_KINDS, COUNTED, FULL, NEAR
 
-SPELT = 3.0  # weight of the characters that are printed on a token, which are learnt last
-SEQUENCE = (1, LONGEST, len(CELL_KINDS), len(COLOURS))  # logits: something new, number of image, former kind, colour
-LEAST = 10  # pixels: lower limit of the width and height by which `box_loss` divides errors
+CHARACTER_WEIGHT = 3.0  # weight of the characters that are printed on a token, which are learnt last
+SEQUENCE = (1, MAX_PAIRS, len(CELL_KINDS), len(COLOURS))  # logits: something new, number of image, former kind, colour
+MIN_SIDE = 10  # pixels: lower limit of the width and height by which `box_loss` divides errors
 
 
 def build_parts():
@@ -98,7 +98,7 @@ class CellHead(nn.Module):
         true_characters = batch["characters"][drawn].flatten(1)
         printed = true_characters.any(dim=-1)
         spelt = F.binary_cross_entropy_with_logits(characters, true_characters, reduction="none").sum(dim=-1)
-        loss = loss + SPELT * mean_of(spelt, printed) + mean_of(spelt, ~printed)
+        loss = loss + CHARACTER_WEIGHT * mean_of(spelt, printed) + mean_of(spelt, ~printed)
         true_ordinal, ordinal = batch["ordinal"][drawn].flatten(), ordinal.reshape(-1, LONGEST_WORD)
         numbered = F.cross_entropy(ordinal, true_ordinal.clamp(min=0), reduction="none")
         loss = loss + mean_of(numbered, true_ordinal >= 0)
@@ -127,7 +127,7 @@ def box_loss(found, true, unit):
 
     Overlap depends on relative errors: two pixels are a fourteenth of a small shape and a fortieth of a large one.
     """
-    size = (true[:, 2:] - true[:, :2]).clamp(min=LEAST / unit).repeat(1, 2)
+    size = (true[:, 2:] - true[:, :2]).clamp(min=MIN_SIDE / unit).repeat(1, 2)
     share = (found - true) / size
     return F.smooth_l1_loss(share, torch.zeros_like(share), reduction="none", beta=0.02).mean(dim=-1)
 
@@ -175,11 +175,11 @@ def counted_loss(head, x, number):
 
 def asked_loss(head, hidden, batch):
     """Loss of the box that each answer token is about, predicted from the token before by a linear layer."""
-    spoken = batch["spoken"]
-    if not spoken.any():
+    has_box = batch["has_box"]
+    if not has_box.any():
         return hidden.sum() * 0
-    x = hidden.flatten(0, 1)[batch["at"][spoken]]
-    return box_loss(read_in_float32(head, x), batch["box"][spoken], FULL).mean()
+    x = hidden.flatten(0, 1)[batch["at"][has_box]]
+    return box_loss(read_in_float32(head, x), batch["box"][has_box], FULL).mean()
 
 
 def naming_loss(features, batch, embedding, words):

@@ -124,19 +124,19 @@ def has_middle(x, y, boxes, width=UNIT):
     return across & (y[:, None] <= middle_y) & (middle_y < y[:, None] + UNIT)
 
 
-def spoken_of(example, turn, reply, tokenizer):
+def boxes_about(example, turn, reply, tokenizer):
     """The box that each token of a reply is about, or None. Descriptions, lists of boxes and words have several."""
-    parts = spoken_parts(example, turn)
+    parts = parts_about(example, turn)
     if not parts:
         return [turn.about] * (len(reply) - 1) + [None]
-    start, spoken = 0, []
+    start, boxes = 0, []
     for token in reply:
-        spoken.append(next((box for end, box in parts if start < end), None))
+        boxes.append(next((box for end, box in parts if start < end), None))
         start += len(tokenizer.id_to_token(token))  # answers are ASCII: a byte-level token is as long as its text
-    return spoken
+    return boxes
 
 
-def spoken_parts(example, turn):
+def parts_about(example, turn):
     """[(end, box)]: the boxes that an answer is about, one after the other, each up to character `end`. Empty where
     `turn.about` holds for the whole answer."""
     if turn.task in ("word", "number"):
