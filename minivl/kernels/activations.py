@@ -7,7 +7,7 @@ import numpy as np
 
 from minivl.kernels.jit_cache import CACHE
 
-FEW = 8  # with fewer rows, one thread does all
+MIN_PARALLEL_ROWS = 8  # with fewer rows, one thread does all
 
 
 def silu_multiply_numpy(gate, up):
@@ -36,7 +36,7 @@ def exponential(x):
 
 def silu_multiply_numba(gate, up):
     out = np.empty(gate.shape, dtype=np.float32)
-    (_silu_multiply_few if len(gate) < FEW else _silu_multiply)(gate, up, out)
+    (_silu_multiply_few if len(gate) < MIN_PARALLEL_ROWS else _silu_multiply)(gate, up, out)
     return out
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from minivl.kernels.activations import exponential
 from minivl.kernels.jit_cache import CACHE
 from minivl.kernels.matmul import transpose_into
-from minivl.kernels.tile import COLUMNS, ROWS, add_to, first_tile, raise_to, take_from, tile
+from minivl.kernels.tile import COLUMNS, ROWS, add_to, first_tile, subtract_from, take_maximum, tile
 
 FAST = {"reassoc", "contract"}  # sums may be reordered, which is what lets the compiler use vectors
 KEYS = 240  # keys whose scores are held at a time: a multiple of ROWS on every processor; 15 KB at 16 COLUMNS
@@ -70,9 +70,9 @@ def segment_attention_numpy(q, k, v, bounds):
 
 def segment_attention_numba(q, k, v, bounds):
     first = np.repeat(bounds[:-1], np.diff(bounds))  # [N]: where patch n's segment starts, and ends
-    last = np.repeat(bounds[1:], np.diff(bounds))
+    stop = np.repeat(bounds[1:], np.diff(bounds))
     starts = [np.arange(*segment, COLUMNS) for segment in zip(bounds[:-1], bounds[1:])]
-    return _attend(q, k, v, first, last, np.concatenate([*starts, bounds[-1:]]))
+    return _attend(q, k, v, first, stop, np.concatenate([*starts, bounds[-1:]]))
 
 
 # ---- the decoder: causal attention over a cache ----
@@ -84,9 +84,9 @@ def causal_scores(q, k, window=None):
     KV, S, _ = k.shape
     grouped = q.reshape(KV, H // KV * T, K)  # "(g r) t k -> g (r t) k"
     scores = (grouped @ k.swapaxes(1, 2)).reshape(H, T, S) * np.float32(1 / math.sqrt(K))
-    first, last = _visible(T, S, window)
+    first, stop = _visible(T, S, window)
     key = np.arange(S)
-    seen = (key >= first[:, None]) & (key < last[:, None])  # [T, S]
+    seen = (key >= first[:, None]) & (key < stop[:, None])  # [T, S]
     return np.where(seen, scores, np.float32(-np.inf))
 
 
@@ -113,10 +113,10 @@ def causal_attention_numba(q, k, v, window=None):
 
 
 def _visible(T, S, window):
-    """For each query the range of keys it sees, first inclusive, last exclusive: int64 [T] each."""
-    last = np.arange(S - T, S, dtype=np.int64) + 1
-    first = np.zeros(T, dtype=np.int64) if window is None else np.maximum(last - window, 0)
-    return first, last
+    """For each query the range of keys it sees, first inclusive, stop exclusive: int64 [T] each."""
+    stop = np.arange(S - T, S, dtype=np.int64) + 1
+    first = np.zeros(T, dtype=np.int64) if window is None else np.maximum(stop - window, 0)
+    return first, stop
 
 
 def merge_heads(context):
@@ -125,11 +125,11 @@ def merge_heads(context):
     return np.ascontiguousarray(context.swapaxes(0, 1)).reshape(N, H * K)
 
 
-# ---- the compiled version of both: query n of every head sees the keys first[n]:last[n] ----
+# ---- the compiled version of both: query n of every head sees the keys first[n]:stop[n] ----
 
 
-def _attend(q, k, v, first, last, starts):
-    """q [H, N, K], k and v [KV, S, K] -> [N, H*K]. first and last never decrease from one query to the next.
+def _attend(q, k, v, first, stop, starts):
+    """q [H, N, K], k and v [KV, S, K] -> [N, H*K]. first and stop never decrease from one query to the next.
 
     starts  int64 [panels + 1]: where each panel of at most COLUMNS queries begins, and the end. The queries of a group are
             counted token by token: number i is token i // group, head i % group. A panel's patches are of one segment,
@@ -137,7 +137,7 @@ def _attend(q, k, v, first, last, starts):
     """
     H, N, K = q.shape
     out = np.empty((N, H, K), dtype=np.float32)
-    _attend_tiles(np.ascontiguousarray(q), _buffer(k), _buffer(v), first, last, starts, out)
+    _attend_tiles(np.ascontiguousarray(q), _buffer(k), _buffer(v), first, stop, starts, out)
     return out.reshape(N, H * K)
 
 
@@ -155,15 +155,15 @@ def _buffer(rows):
 
 
 @numba.njit(parallel=True, cache=CACHE, error_model="numpy")
-def _attend_tiles(q, k, v, first, last, starts, out):
+def _attend_tiles(q, k, v, first, stop, starts, out):
     tasks = (len(starts) - 1 + PANELS - 1) // PANELS
     for task in numba.prange(len(k) * tasks):
         p = task % tasks * PANELS
-        _attend_panels(q, k, v, first, last, starts[p : p + PANELS + 1], task // tasks, out)
+        _attend_panels(q, k, v, first, stop, starts[p : p + PANELS + 1], task // tasks, out)
 
 
 @numba.njit(cache=CACHE, fastmath=FAST, error_model="numpy")
-def _attend_panels(q, k, v, first, last, starts, g, out):
+def _attend_panels(q, k, v, first, stop, starts, g, out):
     """Panels of queries of group g, against KEYS keys at a time, loaded into the cache once for all panels. For each panel:
 
         scores [keys, COLUMNS]  = k [keys, K] @ queries [K, COLUMNS]       never leave the cache
@@ -172,7 +172,7 @@ def _attend_panels(q, k, v, first, last, starts, g, out):
 
     With each block of keys the largest score may grow; earlier sums are then scaled down accordingly (online softmax).
     """
-    (H, _, K), (KV, capacity, _), S = q.shape, k.shape, last[len(last) - 1]
+    (H, _, K), (KV, capacity, _), S = q.shape, k.shape, stop[len(stop) - 1]
     group, high, panels = H // KV, (K + ROWS - 1) // ROWS, len(starts) - 1
     scale = np.float32(1 / math.sqrt(K))
     queries, rows = np.zeros((panels, K, COLUMNS), dtype=np.float32), np.zeros((COLUMNS, K), dtype=np.float32)
@@ -183,7 +183,7 @@ def _attend_panels(q, k, v, first, last, starts, g, out):
             for j in range(K):
                 rows[i - begin, j] = q[g * group + i % group, i // group, j] * scale
         transpose_into(rows, queries[p])
-        blocks = max(blocks, (last[(end - 1) // group] - first[begin // group] + KEYS - 1) // KEYS)
+        blocks = max(blocks, (stop[(end - 1) // group] - first[begin // group] + KEYS - 1) // KEYS)
     scores = np.empty((KEYS, COLUMNS), dtype=np.float32)
     # padded copy of what a tile would read beyond the end: rows of k, and all of v if it is narrow
     edge = np.zeros((KEYS if K < ROWS else ROWS, max(K, ROWS)), dtype=np.float32)
@@ -197,7 +197,7 @@ def _attend_panels(q, k, v, first, last, starts, g, out):
         for p in range(panels):
             begin, end = starts[p], starts[p + 1]
             s = first[begin // group] + block * KEYS
-            keys = min(s + KEYS, last[(end - 1) // group]) - s
+            keys = min(s + KEYS, stop[(end - 1) // group]) - s
             if keys <= 0:
                 continue
             for r in range(0, keys, ROWS):
@@ -206,7 +206,7 @@ def _attend_panels(q, k, v, first, last, starts, g, out):
                     _copy(k[g], s + r, S, edge)
                     some, stride = at_edge, edge.shape[1]
                 first_tile(some, stride, 1, queries[p].ctypes.data, COLUMNS, at_scores + 4 * r * COLUMNS, K)
-            _mask(scores, keys, s, begin, end, group, first, last)
+            _mask(scores, keys, s, begin, end, group, first, stop)
             _softmax_block(scores, keys, top[p], total[p], context[p])
             columns, stride = at_v + 4 * s * K, K
             if K < ROWS:
@@ -228,18 +228,18 @@ def _attend_panels(q, k, v, first, last, starts, g, out):
 
 
 @numba.njit(cache=CACHE, error_model="numpy")
-def _copy(rows, first, last, edge):
-    for i in range(first, last):
+def _copy(rows, first, stop, edge):
+    for i in range(first, stop):
         for j in range(rows.shape[1]):
             edge[i - first, j] = rows[i, j]
 
 
 @numba.njit(cache=CACHE, error_model="numpy")
-def _mask(scores, keys, s, begin, end, group, first, last):
+def _mask(scores, keys, s, begin, end, group, first, stop):
     """Set to -inf the scores of the keys from s on that the queries begin:end may not see."""
     for c in range(end - begin):
         n = (begin + c) // group
-        for i in range(max(last[n] - s, 0), keys):
+        for i in range(max(stop[n] - s, 0), keys):
             scores[i, c] = -np.inf
         for i in range(min(first[n] - s, keys)):
             scores[i, c] = -np.inf
@@ -250,8 +250,8 @@ def _softmax_block(scores, keys, top, total, context):
     """scores = e^(scores - largest so far); top, total and context [K, COLUMNS] are updated."""
     shrink, new = top.copy(), np.zeros(COLUMNS, dtype=np.float32)
     at_scores, at_top, at_new = scores.ctypes.data, top.ctypes.data, new.ctypes.data
-    raise_to(at_top, at_scores, keys)
-    take_from(at_top, at_scores, keys)
+    take_maximum(at_top, at_scores, keys)
+    subtract_from(at_top, at_scores, keys)
     _exponentials(scores[:keys].reshape(-1))
     add_to(at_new, at_scores, keys)
     for c in range(COLUMNS):

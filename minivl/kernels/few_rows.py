@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-from minivl.kernels.tile import LANES, emit_ask
+from minivl.kernels.tile import LANES, emit_prefetch_line
 
 # subtle: as with tile.py, Numba's cache checks the date of the kernels' own file, linear.py, and not of this one
 BYTE, WORD, NUMBER = ir.IntType(8), ir.IntType(32), ir.FloatType()
@@ -73,7 +73,7 @@ def multiply(builder, w, x, start, end, lanes, times=1, ahead=None):
         if ahead is not None:
             for row in w:
                 place = builder.gep(row, [builder.add(first, first.type(ahead))])
-                emit_ask(builder, builder.bitcast(place, BYTE.as_pointer()), near=3)
+                emit_prefetch_line(builder, builder.bitcast(place, BYTE.as_pointer()), near=3)
         for k in (builder.add(first, first.type(lanes * i)) for i in range(times)):
             weights = [upcast(builder, builder.gep(row, [k]), lanes) for row in w]
             for c, row in enumerate(x):

@@ -10,7 +10,7 @@ takes a row from each at the same time, so that each value of x is read once for
 
 subtle: the rows taken together are up to STREAM rows apart. If they were neighbours, each stream would jump at the end
 of its row, a page of memory in the 3B, and the processor would need a new page lookup: at least a sixth slower.
-A row of x gives the same bits alone and among others, up to FEW rows in all.
+A row of x gives the same bits alone and among others, up to MAX_FEW_ROWS rows in all.
 No weight matrix is ever copied to float32 as a whole; upcasting a bfloat16 is exact (bfloat16.py).
 """
 
@@ -22,7 +22,7 @@ from minivl.kernels.few_rows import dot_products
 from minivl.kernels.jit_cache import CACHE
 from minivl.kernels.matmul import matmul_numba
 
-FEW = 32  # max. rows for this loop: with more, the tiles of matmul.py are faster (amx.py takes 16 and more)
+MAX_FEW_ROWS = 32  # max. rows for this loop: with more, the tiles of matmul.py are faster (amx.py takes 16 and more)
 STREAM = 64  # max. rows of W that a task reads one after the other in each stream
 PANEL = 1024  # rows of W that the reference upcasts at a time: 8 MB of float32 at 2,048 columns
 
@@ -42,7 +42,7 @@ def linear_numpy(x, weight, bias=None):
 
 
 def linear_numba(x, weight, bias=None):
-    if len(x) > FEW:
+    if len(x) > MAX_FEW_ROWS:
         return matmul_numba(x, weight, bias)
     out = np.empty((len(x), len(weight)), dtype=np.float32)
     _few_rows(np.ascontiguousarray(x), np.ascontiguousarray(weight), out, numba.get_num_threads())

@@ -138,7 +138,7 @@ def emit_transpose(context, builder, signature, arguments):
 
 
 @intrinsic
-def raise_to(typing, top, rows, count):
+def take_maximum(typing, top, rows, count):
     """top [COLUMNS] = the maximum of itself and each column of rows [count, COLUMNS]. Addresses of float32."""
     larger = emit_over_rows(
         lambda builder, row, held: (row, builder.select(builder.fcmp_ordered(">", row, held), row, held))
@@ -153,7 +153,7 @@ def add_to(typing, total, rows, count):
 
 
 @intrinsic
-def take_from(typing, amount, rows, count):
+def subtract_from(typing, amount, rows, count):
     """Each row of rows [count, COLUMNS] -= amount [COLUMNS]. Addresses of float32."""
     return types.void(*[types.intp] * 3), emit_over_rows(lambda builder, row, held: (builder.fsub(row, held), held))
 
@@ -193,11 +193,11 @@ def emit_prefetch(context, builder, signature, arguments):
     address, lines = arguments
     with cgutils.for_range(builder, lines) as loop:
         place = builder.add(address, builder.mul(loop.index, lines.type(64)))
-        emit_ask(builder, builder.inttoptr(place, ir.IntType(8).as_pointer()), near=2)  # second-level cache
+        emit_prefetch_line(builder, builder.inttoptr(place, ir.IntType(8).as_pointer()), near=2)  # second-level cache
     return context.get_dummy_value()
 
 
-def emit_ask(builder, place, near):
+def emit_prefetch_line(builder, place, near):
     """Prefetch the cache line at `place`, a pointer to bytes; near: 1 to 3, 3 is the nearest cache."""
     byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])

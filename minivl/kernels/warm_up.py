@@ -93,7 +93,7 @@ def calls():
     bounds = np.array([0, 4], dtype=np.int64)
     tower = np.ones((4, 3, 2, 8), dtype=np.float32).swapaxes(0, 1)[0]  # [N, H, K] inside qkv: not dense
     by_head = np.ones((2, 4, 8), dtype=np.float32)
-    many = np.ones((max(activations.FEW, linear.FEW + 1), 8), dtype=np.float32)
+    many = np.ones((max(activations.MIN_PARALLEL_ROWS, linear.MAX_FEW_ROWS + 1), 8), dtype=np.float32)
     return [
         ("rms_norm", norms.rms_norm_numba, x, x[0].copy(), 1e-6),
         ("linear", linear.linear_numba, many, stored),

@@ -97,7 +97,10 @@ class Exercise:
 
 
 def per_model(function):
-    """Decorator: measure once per model, as the right result and the known mistakes need the same numbers."""
+    """Decorator: measure once per model, as the right result and the known mistakes need the same numbers.
+
+    The other arguments must be the same for each model: they are not compared.
+    """
     measured = WeakKeyDictionary()
 
     @functools.wraps(function)

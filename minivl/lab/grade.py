@@ -58,9 +58,8 @@ def finish(exercise, submission, cases, rights):
 def explain(exercise, case, difference, output, pairs):
     """The Result for the first case that is wrong."""
     mistake = None
-    if (
-        not difference.only_dtype
-    ):  # subtle: a mistake as small as another GELU would be named, as it equals the right values up to rounding
+    # subtle: of values right but for their dtype, a mistake as small as another GELU would be named
+    if not difference.only_dtype:
         mistake = find_mistake(exercise, pairs, [is_right(exercise, *pair[1:]) for pair in pairs])
     grid = None
     if difference.index and case.places is not None and output == 0:

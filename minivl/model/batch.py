@@ -11,7 +11,7 @@ its own keys and values (kv_cache.py).
 
     tokens [B]    linear, norms, MLP: B rows        attention: row b attends to cache b alone
 
-A compiled linear layer gives a row the same bits alone and in a batch (kernels/linear.py, up to FEW rows), and so does all the
+A compiled linear layer gives a row the same bits alone and in a batch (kernels/linear.py, up to MAX_FEW_ROWS rows), and so does all the
 rest: the answers are those of one prompt after the other.
 """
 
@@ -22,7 +22,7 @@ from minivl.model.sampling import make_rng
 from minivl.processing.inputs import Inputs
 from minivl.stream import under
 
-AT_ONCE = 8  # at most 15: with AMX, another kernel (amx.py) takes more rows than that; without it, more than linear.FEW
+AT_ONCE = 8  # at most 15: with AMX, another kernel (amx.py) takes more rows; without it, above linear.MAX_FEW_ROWS
 
 
 def answer_many(vlm, prompts, seed=None, **options):

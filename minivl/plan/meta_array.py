@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minivl.kernels.linear import FEW
+from minivl.kernels.linear import MAX_FEW_ROWS
 from minivl.kernels.tile import COLUMNS
 from minivl.model.kv_cache import KVCache
 from minivl.stream import Lazy
@@ -157,7 +157,7 @@ class MetaKernels:
         (M, K), N = x.shape, len(weight)
         self.note("linear", operations=2 * M * N * K, weights=weight.nbytes, rows=M)
         out = self.array((M, N))
-        if M > FEW:
+        if M > MAX_FEW_ROWS:
             self.array((-(-M // COLUMNS), K, COLUMNS))  # x, packed: freed when the call returns
         return out
 

@@ -83,10 +83,10 @@ def test_linear_passes_infinities_on():
 def test_a_row_gives_the_same_bits_alone_and_among_others(K, N, stored, with_bias):
     weight = normal(N, K) * np.float32(10) ** RNG.integers(-3, 3, (N, K)).astype(np.float32)
     weight = from_float32(weight) if stored == "bfloat16" else weight
-    x, bias = normal(linear.FEW, K), normal(N) if with_bias else None
+    x, bias = normal(linear.MAX_FEW_ROWS, K), normal(N) if with_bias else None
     alone = [linear.linear_numba(row[None], weight, bias) for row in x]
-    for M in range(1, linear.FEW + 1):
-        for rows in (slice(0, M), slice(linear.FEW - M, None)):
+    for M in range(1, linear.MAX_FEW_ROWS + 1):
+        for rows in (slice(0, M), slice(linear.MAX_FEW_ROWS - M, None)):
             together = linear.linear_numba(x[rows], weight, bias)
             assert together.dtype == np.float32 and together.tobytes() == b"".join(one.tobytes() for one in alone[rows])
     exact = x.astype(np.float64) @ to_float32(weight).T.astype(np.float64) + (0 if bias is None else bias)
@@ -127,7 +127,7 @@ def test_any_order_of_numbers_in_memory(rows):
 
 def test_the_other_kernels_give_a_row_the_same_bits_alone_and_among_others():
     """Those that a decoded token passes through; attention is asked for each sequence by itself."""
-    M, H, K = 2 * activations.FEW, 3, 20
+    M, H, K = 2 * activations.MIN_PARALLEL_ROWS, 3, 20
     x, up, scale, heads, angles = normal(M, 61), normal(M, 61), normal(61), normal(M, H, K), normal(M, K)
     cos, sin = np.cos(angles), np.sin(angles)
     published_rope, positions = (
@@ -142,7 +142,7 @@ def test_the_other_kernels_give_a_row_the_same_bits_alone_and_among_others():
         yield from mrope(positions[:, rows], published_rope, 128)
 
     alone = [[*everything(slice(m, m + 1))] for m in range(M)]
-    for count in (2, 3, 5, activations.FEW, M):
+    for count in (2, 3, 5, activations.MIN_PARALLEL_ROWS, M):
         for i, together in enumerate(everything(slice(0, count))):
             assert together.tobytes() == b"".join(alone[m][i].tobytes() for m in range(count)), i
 

@@ -9,7 +9,7 @@ from conftest import random_video_inputs, small_inputs, small_model
 
 import minivl
 from minivl.errors import Error
-from minivl.kernels.linear import FEW
+from minivl.kernels.linear import MAX_FEW_ROWS
 from minivl.model import progress
 from minivl.model.batch import AT_ONCE, answer_many
 from minivl.model.kv_cache import KVCache, KVCaches
@@ -84,7 +84,7 @@ def ending(vlm):
 
 def test_as_many_as_keep_their_bits():
     """Linear layers give a row the same bits in a batch as alone up to so many rows; AMX begins with 16."""
-    assert AT_ONCE <= min(FEW, 15)
+    assert AT_ONCE <= min(MAX_FEW_ROWS, 15)
 
 
 def test_what_ends_leaves_and_what_waits_takes_its_place(ending, prompts):
