@@ -11,8 +11,8 @@ its own keys and values (kv_cache.py).
 
     tokens [B]    linear, norms, MLP: B rows        attention: row b attends to cache b alone
 
-A compiled linear layer gives a row the same bits alone and in a batch (kernels/linear.py, up to MAX_FEW_ROWS rows), and so does all the
-rest: the answers are those of one prompt after the other.
+A compiled linear layer gives a row the same bits alone and in a batch (kernels/linear.py, up to MAX_FEW_ROWS rows), and so does
+all the rest: the answers are those of one prompt after the other.
 """
 
 import numpy as np
