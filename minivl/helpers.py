@@ -80,7 +80,7 @@ def write_whole(path):
     an Error.
     """
     try:
-        target = Path(os.path.realpath(path))
+        target = _target_of(path)
         mode = _mode_of_regular_file(target)
         _remove_leftovers(target)
         partial = _create_partial(target)
@@ -117,7 +117,7 @@ def user_cache():
 def check_writable(path):
     """Raise an Error unless `write_whole` can write to `path`, before minutes are spent on its content."""
     try:
-        target = Path(os.path.realpath(path))
+        target = _target_of(path)
         _mode_of_regular_file(target)
         _create_partial(target).unlink()
     except OSError as cause:
@@ -134,6 +134,16 @@ def cannot_write(path, cause):
     missing = cause.errno == errno.ENOENT and not Path(os.path.realpath(path)).parent.is_dir()
     reason = "its folder does not exist" if missing else cause.strerror or cause
     return Error(f"cannot write {path}: {reason}. {advice}")
+
+
+def _target_of(path):
+    """The file that is written: `path`, with symbolic links followed."""
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise Error(f"cannot write {text!r}: it is no name of a file. Give one.")
+    if text.startswith(("/dev/std", "/dev/fd/", "/proc/")):  # subtle: /dev/stdout links to the file that is written to
+        raise Error(f"cannot write {path}: it is a device or a pipe, not a file. Give the name of a file.")
+    return Path(os.path.realpath(path))
 
 
 def _mode_of_regular_file(path):

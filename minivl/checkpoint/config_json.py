@@ -53,8 +53,9 @@ YARN = ("factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscal
 def parse_config(stored):
     """Every field of a `Config` from the contents of a config.json: {"text": {...}, "vision": {...}, ...}, plain values."""
     check_model_type(stored)
-    check_not_quantised(stored)
     nested = object_in(stored, "text_config")
+    check_not_quantised(stored)
+    check_not_quantised(nested)
 
     def look_up(field, default):
         present = [source[field] for source in (nested, stored) if field in source]
@@ -64,6 +65,7 @@ def parse_config(stored):
     ties = [source.get("tie_word_embeddings") or False for source in (stored, nested)]
     check_kind("tie_word_embeddings", ties, bool, "true or false")
     text, vision = parse_text(look_up), parse_vision(object_in(stored, "vision_config"))
+    check_one_rope(stored, nested, look_up, text["hidden_size"] // text["num_attention_heads"])
     ids = parse_token_ids(look_up)
     if vision["out_hidden_size"] != text["hidden_size"]:
         absent = "" if stored.get("vision_config") else " (vision_config is missing; this is the default)"
@@ -146,6 +148,9 @@ def parse_rope(look_up, head_dim):
     stored = object_in(objects, "rope_scaling") or object_in(objects, "rope_parameters")
     kind = stored.get("rope_type") or stored.get("type") or "default"
     kind = "default" if kind == "mrope" else kind
+    other = stored.get("type") or kind
+    if other not in (kind, "mrope" if kind == "default" else kind):
+        raise Error(f'a rope object has rope_type {kind!r} and type {other!r}: they mean the same. Keep rope_type alone.')
     if kind not in ("default", "yarn"):
         raise Error(f'rope_type is {kind!r}; Qwen2.5-VL knows "default" (also written "mrope") and "yarn".')
     section = stored.get("mrope_section") or (16, 24, 24)
@@ -160,8 +165,42 @@ def parse_rope(look_up, head_dim):
     for part in (stored.get("partial_rotary_factor"), look_up("partial_rotary_factor", None)):
         if part not in (None, 1):
             raise Error(f"partial_rotary_factor is {part!r}; Qwen2.5-VL rotates whole heads, which is 1.")
+    if kind == "default":
+        check_plain_rope(stored)
     rope = {"rope_theta": float(theta), "mrope_section": tuple(section), "rope_type": kind}
     return rope | parse_yarn(stored, theta, look_up) if kind == "yarn" else rope
+
+
+def check_one_rope(stored, nested, look_up, head_dim):
+    """Raise an Error if the rope objects at the top and in text_config, under either name, say different things."""
+    found = []
+    for source in (stored, nested):
+        own = {field: source.get(field) for field in ("rope_scaling", "rope_parameters")}
+        if any(own.values()):
+
+            def look_here(field, default, own=own, source=source):
+                if field in own:
+                    return own[field]
+                return look_up(field, default) if source.get(field) is None else source[field]
+
+            found.append(parse_rope(look_here, head_dim))
+    if len(found) == 2 and found[0] != found[1]:
+        raise Error(
+            f"config.json has two rope objects (rope_scaling, rope_parameters) that differ: {found[0]} at the top, "
+            f"{found[1]} in text_config. Keep one of them; transformers reads that in text_config."
+        )
+
+
+def check_plain_rope(stored):
+    """Raise an Error for fields of YaRN in a rope object of another type: nothing would come of them."""
+    harmless = {"factor": 1, "beta_fast": 32, "beta_slow": 1, "attention_factor": 1}  # as recordings hold them
+    fields = (*YARN, "original_max_position_embeddings")
+    unused = [field for field in fields if stored.get(field) not in (None, harmless.get(field))]
+    if unused:
+        raise Error(
+            f"the rope object {stored!r} has {unused[0]} and is not of rope_type \"yarn\": it would do nothing. Set rope_type "
+            'to "yarn", or remove it.'
+        )
 
 
 def parse_yarn(stored, theta, look_up):

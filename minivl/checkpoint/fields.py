@@ -41,7 +41,7 @@ _PROCESSING = """do_convert_rgb processor_class auto_map image_processor_type vi
     return_tensors return_metadata model_input_names _valid_processor_keys num_image_tokens image_seq_length"""
 
 OBEYED = {
-    "config.json": f"{_TEXT} {' '.join(TOKEN_IDS)} model_type text_config vision_config",
+    "config.json": f"{_TEXT} {' '.join(TOKEN_IDS)} model_type text_config vision_config transformers_weights",
     "text_config": f"{_TEXT} {' '.join(TOKEN_IDS)}",
     "vision_config": _VISION,
     "rope": f"type rope_type rope_theta mrope_section original_max_position_embeddings truncate {' '.join(YARN)}",
@@ -52,7 +52,7 @@ OBEYED = {
         pad_token bos_token unk_token""",
 }
 NO_EFFECT = {
-    "config.json": _BOOKKEEPING.replace(" model_type ", " "),
+    "config.json": _BOOKKEEPING.replace(" model_type ", " ").replace(" transformers_weights ", " "),
     "text_config": _BOOKKEEPING,
     "vision_config": f"{_BOOKKEEPING} spatial_patch_size",
     "rope": "",
@@ -67,12 +67,11 @@ NO_EFFECT = {
         assistant_confidence_threshold prompt_lookup_num_tokens max_matching_ngram_size assistant_early_exit
         assistant_lookbehind target_lookbehind assistant_ensemble_weight speculation_type attn_implementation
         early_stopping length_penalty diversity_penalty renormalize_logits remove_invalid_values""",
-    "tokenizer_config.json": """add_prefix_space add_bos_token add_eos_token clean_up_tokenization_spaces errors
-        split_special_tokens model_max_length tokenizer_class processor_class auto_map padding_side truncation_side
-        backend is_local use_fast legacy tokenizer_file vocab_file merges_file name_or_path special_tokens_map_file
-        model_input_names extra_special_tokens_pattern response_schema image_token video_token vision_bos_token
-        vision_eos_token cls_token sep_token mask_token pad_token_type_id model_specific_special_tokens local_files_only
-        max_length pad_to_multiple_of stride truncation_strategy""",
+    "tokenizer_config.json": """clean_up_tokenization_spaces errors model_max_length tokenizer_class processor_class auto_map
+        padding_side truncation_side backend is_local use_fast legacy tokenizer_file vocab_file merges_file name_or_path
+        special_tokens_map_file model_input_names extra_special_tokens_pattern response_schema image_token video_token
+        vision_bos_token vision_eos_token cls_token sep_token mask_token pad_token_type_id model_specific_special_tokens
+        local_files_only max_length pad_to_multiple_of stride truncation_strategy""",
 }
 REFUSED = {
     "config.json": "quantization_config head_dim partial_rotary_factor",
@@ -86,7 +85,7 @@ REFUSED = {
         encoder_no_repeat_ngram_size bad_words_ids forced_bos_token_id forced_eos_token_id
         exponential_decay_length_penalty suppress_tokens begin_suppress_tokens sequence_bias token_healing guidance_scale
         watermarking_config min_length min_new_tokens max_time stop_strings""",
-    "tokenizer_config.json": "",
+    "tokenizer_config.json": "add_prefix_space split_special_tokens add_bos_token add_eos_token",
 }
 
 

@@ -12,6 +12,8 @@ def resolve(source):
     """The local path of a model; a hub id such as "Qwen/Qwen2.5-VL-3B-Instruct" is downloaded or found in the hub's cache."""
     if not isinstance(source, (str, os.PathLike)):
         raise Error(f"a model is given as a path or a hub id; this is {source!r}.")
+    if not str(source):
+        raise Error("the path of the model is empty. Give a checkpoint folder, a .safetensors file, or a hub id org/name.")
     try:
         path = Path(source).expanduser()
         if path.exists():

@@ -23,6 +23,7 @@ from minivl.checkpoint.resident import ResidentCopies
 from minivl.checkpoint.safetensors import read_file, read_header
 from minivl.checkpoint.unsupported import check_merged
 from minivl.errors import Error
+from minivl.helpers import read_json
 from minivl.kernels.bfloat16 import to_float32
 from minivl.tensors.names import published_name
 
@@ -191,7 +192,8 @@ def read_files(paths):
 
 
 def find_files(source):
-    """The .safetensors files of a checkpoint: model.safetensors, the shards of its index, or the only file there is.
+    """The .safetensors files of a checkpoint: model.safetensors, the shards of its index, or the only file there is; or those
+    that config.json names ("transformers_weights").
 
     subtle: of a folder with both, transformers reads model.safetensors, and so does this.
     """
@@ -201,6 +203,11 @@ def find_files(source):
         names = [path.name for path in source.iterdir()]
     except OSError as cause:
         raise Error(f"cannot read {source}: {cause.strerror}. Make the folder readable.") from None
+    named = read_json(source / "config.json").get("transformers_weights") if "config.json" in names else None
+    if named is not None:
+        if not isinstance(named, str) or not is_inside(named) or not (source / named).is_file():
+            raise Error(f"transformers_weights in {source / 'config.json'} is {named!r}; it must be a file in that folder.")
+        return read_index(source / named) if named.endswith(".json") else [source / named]
     index, single = source / "model.safetensors.index.json", source / "model.safetensors"
     if single.name in names:
         if index.name in names:

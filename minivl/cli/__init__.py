@@ -43,6 +43,8 @@ def main(arguments=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" for characters it lacks
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no UTF-8 is refused by itself, by the tokenizer
     try:
         with contextlib.redirect_stdout(Output(sys.stdout)):
             status = run_command(arguments)
@@ -62,7 +64,9 @@ def main(arguments=None):
 
 def run_command(arguments):
     try:
-        options = build_parser().parse_args(arguments)
+        options, unknown = build_parser().parse_known_args(arguments)
+        if unknown:
+            options.command.error(f"unrecognized arguments: {' '.join(unknown)}{file_hint(unknown)}")
     except SystemExit:  # after --help
         sys.stdout.flush()
         raise
@@ -75,6 +79,12 @@ def run_command(arguments):
         return 1
 
 
+def file_hint(unknown):
+    """What to do if a file that begins with "-" was taken for an option."""
+    files = [name for name in unknown if name.startswith("-") and os.path.isfile(name)]
+    return f" (A file? Write ./{files[0]})" if files else ""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser for which a wrong option is an error like any other: status 1. (2 is `minivl compare`'s "something differs".)"""
 
@@ -83,11 +93,26 @@ class Parser(argparse.ArgumentParser):
         self.exit(1, f"{self.prog}: {message}\n")
 
 
+class CommandParser(Parser):
+    """The parser of one command: options may stand before, between and after its other arguments."""
+
+    mixing = False
+
+    def parse_known_args(self, args=None, namespace=None):
+        if self.mixing:  # subtle: parse_known_intermixed_args calls this method, twice
+            return super().parse_known_args(args, namespace)
+        self.mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.mixing = False
+
+
 def build_parser():
     top = Parser(
         "minivl", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    subparsers = top.add_subparsers(required=True, title="commands", metavar="COMMAND")
+    subparsers = top.add_subparsers(required=True, title="commands", metavar="COMMAND", parser_class=CommandParser)
     for name in COMMANDS:
         command = importlib.import_module(f"minivl.cli.{name}")
         epilog = getattr(command, "EPILOG", "")

@@ -1,6 +1,6 @@
 """`minivl bench`: measure how fast minivl is."""
 
-from minivl.cli.files import check_output
+from minivl.cli.files import check_outputs
 
 HELP = "time minivl beside transformers, llama.cpp and the machine's limits"
 OPTIONS = (
@@ -24,7 +24,7 @@ def run(options):
     from minivl.bench.report import check_picture
     from minivl.helpers import write_json
 
-    check_output("--json", options.json, [])
+    check_outputs(options, ("json", "picture"), [])
     if options.picture is not None:
         check_picture(options.picture)
     report, text, draw = (measure_growth if options.growth else compare_programs)(options)

@@ -140,7 +140,7 @@ class ChatTerminal:
         print(HELP)
 
     def scene(self, number):
-        if not number.strip().isdecimal():
+        if not number.strip().isdecimal() or len(number) > 100:
             raise Error("/scene takes the number of a scene, such as /scene 5.")
         self.waiting.append(attach_scene(int(number)))
         note(f"{format_names(self.waiting)}: put before the next question")
@@ -178,7 +178,7 @@ class ChatTerminal:
         path = json_path(name)
         try:
             messages = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as cause:
+        except (OSError, ValueError, RecursionError) as cause:
             raise Error(f"cannot read {path}: {cause}. Give a file written by /save.") from None
         self.count(messages)  # an Error if they are not messages, or an image is missing
         self.messages, self.cache = [with_snapshots(message) for message in messages], self.vlm.new_cache()
@@ -206,7 +206,11 @@ def parse_question(line):
         if name is None:
             name = bare if os.path.isfile(bare) else bare.rstrip(PUNCTUATION)
             end -= len(bare) - len(name)
-        content += [*text_item(text), attach_file(name)]
+        try:
+            content += [*text_item(text), attach_file(name)]
+        except Error as error:
+            hint = "" if os.path.exists(os.path.expanduser(name)) else " After @ comes its name; write @@ for an @."
+            raise Error(f"{error}{hint}") from None
         text = ""
     return content + text_item(text + line[end:])
 
@@ -219,7 +223,8 @@ def attach_file(name):
     """A file as a part of a message; an Error if it does not exist or cannot be read."""
     path = os.path.abspath(os.path.expanduser(name))
     if not os.path.isfile(path):
-        raise Error(f"there is no file {name}: after @ comes the name of an image or video; write @@ for an @.")
+        problem = f"{name} is a folder" if os.path.isdir(path) else f"there is no file {name}"
+        raise Error(f"{problem}. Give an image or a video.")
     kind = media_item(path)["type"]
     return {"type": kind, kind: Snapshot.of(path)}
 
@@ -255,9 +260,10 @@ def with_snapshots(message):
         return message
     parts = []
     for part in message["content"]:
-        source = part.get(part.get("type"))
-        file = part.get("type") != "text" and isinstance(source, str) and os.path.isfile(source)
-        parts.append({**part, part["type"]: Snapshot.of(source)} if file else part)
+        kind = part.get("type")
+        source = part.get(kind) if kind in ("image", "video") else None
+        file = isinstance(source, str) and os.path.isfile(source)
+        parts.append({**part, kind: Snapshot.of(source)} if file else part)
     return {**message, "content": parts}
 
 

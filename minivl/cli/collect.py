@@ -31,9 +31,10 @@ def run(options):
     if not options.keep:
         raise Error('name the tensors to keep: --keep "model.layers.{i}".')
     given = {name: getattr(options, name, None) for name in PREPARE_OPTIONS}
-    workers = options.workers or "1"
+    rows = "answer" if options.rows is None else options.rows
+    workers = "1" if options.workers is None else options.workers
     store = collect(
-        options.prompts, options.keep, options.o, (options.rows or "answer").split(","), options.reduce, options.dtype,
+        options.prompts, options.keep, options.o, rows.split(","), options.reduce, options.dtype,
         options.model, 1 if options.max_new_tokens is None else options.max_new_tokens,
         int(workers) if workers.isdecimal() else workers, options.scheduler, options.block,
         **{name: value for name, value in given.items() if value is not None},

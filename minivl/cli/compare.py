@@ -1,6 +1,6 @@
 """`minivl compare`: two recordings of one prompt."""
 
-from minivl.cli.files import check_output
+from minivl.cli.files import check_outputs
 
 HELP = "compare two recordings of one prompt: the first difference, and its cause"
 EPILOG = (
@@ -52,8 +52,7 @@ def run(options):
             "--their-weights and --no-model exclude each other: weights take the place of a model's. Leave one of them out."
         )
     inputs = (options.ours, options.theirs, options.names, options.config, *options.image, *options.their_weights)
-    for option in ("write_names", "json", "html"):
-        check_output(f"--{option.replace('_', '-')}", getattr(options, option), [p for p in inputs if p], options.model)
+    check_outputs(options, ("write_names", "json", "html"), [path for path in inputs if path])
     tolerance = TOLERANCE if options.tolerance is None else options.tolerance
     model = False if options.no_model else options.model
     comparison = compare(

@@ -22,6 +22,24 @@ def check_output(option, path, inputs, model=None):
         raise Error(f"{option} {path} would overwrite a file of the model. Give another file.")
 
 
+def check_safetensors_name(path):
+    """Raise an Error for an -o without the suffix by which `minivl compare` knows what the file is."""
+    if path is not None and not path.endswith(".safetensors"):
+        raise Error(f"-o {path}: tensors are written as safetensors. Give a name that ends in .safetensors.")
+
+
+def check_outputs(options, names, inputs):
+    """`check_output` for several options; two of them may not name one file."""
+    taken = {}
+    for name in names:
+        option, path = f"--{name.replace('_', '-')}", getattr(options, name)
+        check_output(option, path, inputs, getattr(options, "model", None))
+        if path is not None:
+            other = taken.setdefault(os.path.realpath(path), option)
+            if other != option:
+                raise Error(f"{other} and {option} are both {path}. Give each its own file.")
+
+
 def is_same_file(a, b):
     try:
         return os.path.samefile(a, b)

@@ -60,7 +60,7 @@ def parse_image_size(text):
     from minivl.processing.load_image import open_image
     from minivl.processing.load_video import is_video
 
-    sides = re.fullmatch(r"(\d+) ?[x×] ?(\d+)", text)
+    sides = re.fullmatch(r"(\d{1,9}) ?[x×] ?(\d{1,9})", text)
     if sides is None:
         if not os.path.isfile(text):
             raise Error(f"{text} is neither height x width in pixels, such as 1080x1920, nor an image file.")
@@ -77,7 +77,7 @@ def parse_video_size(text):
     from minivl.plan.meta_model import Footage
     from minivl.processing.load_video import open_video
 
-    numbers = re.fullmatch(r"(\d+) ?[x×] ?(\d+) ?[x×] ?(\d+)(?: ?@ ?(\d+(?:\.\d+)?))?", text)
+    numbers = re.fullmatch(r"(\d{1,9}) ?[x×] ?(\d{1,9}) ?[x×] ?(\d{1,9})(?: ?@ ?(\d{1,9}(?:\.\d+)?))?", text)
     if numbers is None:
         if not os.path.isfile(text):
             raise Error(f"{text} is neither height x width x frames, such as 720x1280x900@25, nor a video file.")

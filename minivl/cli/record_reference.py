@@ -1,6 +1,6 @@
 """`minivl record-reference`: a recording from Hugging Face transformers."""
 
-from minivl.cli.files import check_output
+from minivl.cli.files import check_output, check_safetensors_name
 from minivl.cli.options import FRAMES, PROMPT, values
 from minivl.cli.prompts import messages_from
 
@@ -20,6 +20,7 @@ def run(options):
 
     options.files += options.image
     check_output("-o", options.output, options.files, options.model)
+    check_safetensors_name(options.output)
     source = CHECKPOINT if options.model is None else options.model
     count = record_reference(source, messages_from(options), None, options.output, **values(options, FRAMES))
     print(f"{options.output}: {count} tensors")

@@ -1,8 +1,11 @@
 """`minivl report`: a page to browse a run."""
 
+from pathlib import Path
+
 from minivl.cli.files import check_output
 from minivl.cli.options import PROMPT, RUN
 from minivl.cli.prompts import prepare_run
+from minivl.errors import Error
 from minivl.helpers import format_bytes
 
 HELP = "run, and write one HTML page to browse the run"
@@ -24,6 +27,10 @@ def run(options):
 
     check_output("-o", options.output, [*options.files, *filter(None, [options.beside])], options.model)
     check_page(options.output)
+    if options.beside is not None and not options.beside.endswith((".safetensors", ".html", ".htm")):
+        raise Error(f"--beside {options.beside}: give a recording (.safetensors) or a page (.html).")
+    if options.beside is not None and not Path(options.beside).is_file():
+        raise Error(f"--beside {options.beside} does not exist. Give a recording (.safetensors) or a page (.html).")
     vlm, messages, settings = prepare_run(options)
     text, answer = page_of_run(vlm, messages, options.causes, options.beside, **settings)
     write_page(text, options.output)

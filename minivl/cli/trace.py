@@ -1,6 +1,6 @@
 """`minivl trace`: run and record tensors."""
 
-from minivl.cli.files import check_output
+from minivl.cli.files import check_output, check_safetensors_name
 from minivl.cli.options import PROMPT, RUN
 from minivl.cli.prompts import prepare_run
 from minivl.errors import Error
@@ -21,6 +21,7 @@ def run(options):
     if options.output is None and not options.table:
         raise Error("give -o FILE.safetensors to write the tensors, --table to print their statistics, or both.")
     check_output("-o", options.output, options.files, options.model)
+    check_safetensors_name(options.output)
     vlm, messages, settings = prepare_run(options)
     settings["max_new_tokens"] = settings["max_new_tokens"] or 1
     trace = vlm.trace(messages, keep=options.keep or "*", stop=options.stop, spill=options.output, **settings)

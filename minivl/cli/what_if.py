@@ -43,6 +43,7 @@ def list_all():
 
 def score_scenes(options, faults):
     """Print the table of scores of --scenes, and write it to -o."""
+    from minivl.dataset.digest import digest_model
     from minivl.faults.score import check_scenes, table
 
     if options.image is not None or options.scene is not None:
@@ -52,7 +53,9 @@ def score_scenes(options, faults):
         raise Error(f"--scenes asks with the model's own settings: leave --{settings[0].replace('_', '-')} out.")
     check_scenes(options.scenes)
     check_output("-o", options.output, [], options.model)
-    for line in table(load_model(options), faults, options.scenes, options.output):
+    vlm = load_model(options)
+    digest = None if options.output is None else digest_model(vlm)[:16]
+    for line in table(vlm, faults, options.scenes, options.output, digest):
         print(line, flush=True)
 
 

@@ -43,6 +43,7 @@ from minivl.compare.render import html, text
 from minivl.compare.rows import (
     CLOSE,
     DIFF,
+    FEW_VALUES,
     INPUT,
     MISSING,
     OK,
@@ -226,6 +227,10 @@ def compare(
     if idle:  # perhaps a typing error in the map, next to names without a tensor of ours
         more = f", and {len(idle) - 1} more such entries" if len(idle) > 1 else ""
         notes = (*notes, f"the name map's {idle[0]!r} fits none of their names{more}")
+    halves = {half: find_precision(theirs, named) for half, named in split_halves(theirs, matches).items() if named}
+    if len({*halves.values()}) > 1:
+        types = ", ".join(f"{kind} in the {half}" for half, kind in halves.items())
+        notes = (*notes, f"theirs holds {types}; all is judged as {precision}. Compare recordings of each half alone")
     lost = outvoted(theirs, meant)
     if lost:
         name, other = next(iter(lost.items()))
@@ -252,6 +257,14 @@ def compare(
     budget = RunBudget.of(runs, 0 if local is None else local.size)
     evidence = Evidence(ours, theirs, matches, agreeing.__contains__, config, open_images(images), local, limit, budget)
     return add_all_causes(comparison, evidence)
+
+
+def split_halves(theirs, matches):
+    """{"tower" or "decoder": its part of `matches`, without what says nothing about a type}"""
+    told = {mine: name for mine, name in matches.items() if theirs[name].dtype.kind == "f" and theirs[name].size >= FEW_VALUES}
+    told = {mine: name for mine, name in told.items() if not mine.startswith(("image.", "video.", "pixel_values"))}
+    tower = {mine: name for mine, name in told.items() if mine.startswith("visual")}
+    return {"tower": tower, "decoder": {mine: name for mine, name in told.items() if mine not in tower}}
 
 
 def use_port_weights(model, notes, weights):

@@ -10,11 +10,15 @@ How much error rounding explains is measured, not guessed: the same run is done 
 of their values, or with the inputs of all products rounded to it (ARITHMETICS). A float32 port whose tensors were rounded only
 when they were recorded did not compute from what the recording holds: so values of a lower type are also moved by half a unit
 (`shift_by_half_unit`), and the run is done with those. The largest error that any of this makes, times SLACK, is what a stage
-may have. Chance may spare what matters most in these runs, twice:
+may have. Where some rows are much larger than the rest (the first token of large models), the rest is judged on its own, too.
+Chance may spare what matters most in these runs, twice:
 
 * one value is much larger than all others and is hardly rounded: so each may be off by ROUNDINGS of them at their worst;
 * a softmax depends on two scores that were moved the same way: so an error of less than NEAR limits is judged by MORE runs,
   with other signs.
+
+A stage may also be off by less than these runs can tell, and all stages together by much more: what no stage shows alone must
+not be further from our recording than DRIFT times what a run in their arithmetic is.
 """
 
 import copy
@@ -27,7 +31,7 @@ import numpy as np
 from minivl.compare.measure import align, axis_orders, measure
 from minivl.compare.mistakes import Subject, Unknown
 from minivl.compare.mistakes.text_positions import seconds_per_grid
-from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, ROUNDING, SHAPE
+from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, OK, ROUNDING, SHAPE
 from minivl.errors import Error
 from minivl.kernels.bfloat16 import from_float32, to_float32
 from minivl.processing.inputs import Inputs
@@ -39,6 +43,8 @@ from minivl.tensors.names import parse
 SLACK = 5  # rounded twice, or in another order: a few times the error of the simulated rounding
 ROUNDINGS = 2  # one of what goes into a stage and one of the result
 NEAR, MORE = 10, 3
+MASSIVE = 16  # times the largest value of the median row: rows above that hide the others in a figure of all
+DRIFT = 10
 USUAL = 2  # of the SLACK times simulated rounding: what usually remains once the cause is found
 NOISE = 2e-6  # relative: what the order of summation makes of a product in float32
 SMALLEST_FLOAT16 = np.float32(2.0**-24)
@@ -83,9 +89,14 @@ def round_to(array, kind, seed=0):
         return np.round(array / np.where(step == 0, np.float32(1), step)) * step
     if kind == "bfloat16":
         return to_float32(from_float32(array))
-    with np.errstate(over="ignore"):
-        if kind == "float16":
-            return array.astype(np.float16).astype(np.float32)
+    if kind == "float16":
+        with np.errstate(over="ignore"):
+            rounded = array.astype(np.float16).astype(np.float32)
+        if not np.isinf(rounded).any():
+            return rounded
+        # subtle: with inf, nothing after an overflow could be judged; a port that overflows has it in its recording
+        fraction, exponent = np.frexp(array)
+        return np.where(np.isinf(rounded), np.ldexp(np.round(fraction * 2048) / np.float32(2048), exponent), rounded)
     finite = np.where(np.isfinite(array), array, 0)
     scale = NOISE * np.float32(np.sqrt(np.mean(finite * finite, dtype=np.float64)))
     noise = np.random.default_rng(seed).standard_normal(array.shape, dtype=np.float32)
@@ -202,7 +213,8 @@ class Local:
     last_rows   {name: ours with their last row}, where they have only that
     figures     {name: `measure` of theirs and that}
     arithmetic  the one of ARITHMETICS that their values come from
-    limits      {name: (error, rms) that rounding explains}; computed by further runs when it is first used
+    usual_rows  {name: bool [rows]}, where some rows have much larger values than the others
+    limits      {name: (error, rms) that rounding explains, of all rows and of the usual ones}; computed when first used
     """
 
     def __init__(self, model, inputs, theirs, precision):
@@ -212,6 +224,7 @@ class Local:
         self.last_rows = {name: array for name, array in whole.items() if array is not None}
         self.theirs = theirs | self.last_rows
         self.figures, self.runs = {}, {}
+        self.usual_rows = {name: find_usual_rows(ours) for name, ours in self.computed.items() if name not in self.last_rows}
         for name, ours in self.computed.items():
             there = fit(self.theirs, name, ours.shape)
             if there is not None:
@@ -267,16 +280,19 @@ class Local:
             broken = has or broken and not (is_float and catalogue.of(name).level == "block")  # a finite block ends it
 
     def measure(self, name, ours, other):
-        """`measure` of two arrays; of the last rows alone where theirs has no others."""
-        return measure(ours[-1:], other[-1:]) if name in self.last_rows else measure(ours, other)
+        """`measure` of two arrays; of the last rows alone where theirs has no others. "usual": that of the usual rows."""
+        if name in self.last_rows:
+            return measure(ours[-1:], other[-1:])
+        figures, rows = measure(ours, other), self.usual_rows.get(name)
+        return figures if rows is None else {**figures, "usual": measure(ours[rows], other[rows])}
 
     def limit(self, name, *others):
-        """(error, rms) that rounding explains, from the tensor as other runs computed it."""
+        """(error, rms) that rounding explains, of all rows and of the usual ones, from the tensor as other runs computed it."""
         ours = self.computed[name]
         figures = [self.measure(name, ours, other) for other in others]
-        error, rms = (SLACK * max(figure[key] for figure in figures) for key in ("error", "rms"))
-        least = ROUNDINGS * ROUNDING[self.precision]  # of the largest value
-        return max(error, least), max(rms, least * share_of_largest(ours[-1:] if name in self.last_rows else ours))
+        limits = limits_of(figures, ours[-1:] if name in self.last_rows else ours, self.precision)
+        rows = self.usual_rows.get(name)
+        return limits if rows is None else limits + limits_of([f["usual"] for f in figures], ours[rows], self.precision)
 
     def find_arithmetic(self, precision):
         """The arithmetic in which a run comes closest to their tensors, by the median of the distances."""
@@ -334,8 +350,23 @@ class Local:
 
     def beyond(self, name, tolerance):
         """How many times the limits their distance from ours is."""
-        (error, rms), figures = self.limits[name], self.figures[name]
-        return max(figures["rms"] / max(rms, NOISE), figures["error"] / max(error, tolerance, TINY))
+        limits, figures = self.limits[name], self.figures[name]
+        parts = [(figures, *limits[:2]), *([(figures["usual"], *limits[2:])] if "usual" in figures else [])]
+        return max(max(f["rms"] / max(rms, NOISE), f["error"] / max(error, tolerance, TINY)) for f, error, rms in parts)
+
+    @functools.cached_property
+    def drift(self):
+        """{name: root mean square error that a run in their arithmetic has on its own} of the prompt's tensors."""
+        stop = last_of([name for name in self.theirs if not parse(name).step])
+        ours, theirs = (run_from_theirs(self.model, self.inputs, {}, kind, stop=stop)[1] for kind in (None, self.arithmetic))
+        names = [name for name in self.figures if name in ours and not callable(ours[name])]
+        return {name: self.measure(name, ours[name], theirs[name])["rms"] for name in names}
+
+    def has_drifted(self, row):
+        """Whether a tensor is further from ours than their arithmetic explains, over all stages before it."""
+        if self.arithmetic == "float32" or row.name not in self.drift:
+            return False
+        return row.rms > DRIFT * max(self.drift[row.name], ROUNDING[self.precision], NOISE)
 
     def is_tie(self, name):
         """Whether their token and ours have equal logits, as far as the rounding of their logits can tell."""
@@ -346,6 +377,23 @@ class Local:
         theirs, ours = int(self.theirs[name].reshape(-1)[-1]), int(self.computed[name][-1])
         reach = 2 * np.abs(values - shifted).max()
         return 0 <= theirs < len(values) and bool(abs(values[theirs] - values[ours]) <= reach)
+
+
+def limits_of(figures, ours, precision):
+    """(error, rms) that rounding explains, from the figures of other runs and our tensor."""
+    finite = [figure for figure in figures if math.isfinite(figure["error"])]
+    error, rms = (SLACK * max((figure[key] for figure in finite), default=0.0) for key in ("error", "rms"))
+    least = ROUNDINGS * ROUNDING[precision]  # of the largest value
+    return max(error, least), max(rms, least * share_of_largest(ours))
+
+
+def find_usual_rows(array):
+    """bool [rows] without those that are MASSIVE times larger than the median row; None if there are none, or no rows."""
+    if array.dtype.kind != "f" or array.ndim != 2 or len(array) < 3:
+        return None
+    largest = np.abs(np.where(np.isfinite(array), array, 0)).max(axis=1)
+    usual = largest <= MASSIVE * np.median(largest)
+    return None if usual.all() else usual
 
 
 def share_of_largest(array):
@@ -387,13 +435,22 @@ def with_local_errors(rows, local, tolerance, same_weights=True):
     if not same_weights:  # what differs before the first wrong row differs by the weights
         return judged, local
     first = wrong[0] if wrong else len(rows)
-    return [replace(r, status=CLOSE) if r.status == INPUT and at < first else r for at, r in enumerate(judged)], local
+    close = [at for at, row in enumerate(judged) if row.status == INPUT and at < first]
+    far = next((at for at in close if not parse(judged[at].name).step and local.has_drifted(judged[at])), None)
+    for at in close:
+        judged[at] = replace(judged[at], status=CLOSE)
+    if far is not None:
+        note = f"further from ours than {local.arithmetic} explains, and no stage before it shows it alone"
+        judged[far] = replace(judged[far], status=DIFF, note=". ".join(filter(None, (judged[far].note, note))))
+    return judged, local
 
 
 def judge(row, local, tolerance):
     if row.status in (MISSING, SHAPE) or row.name not in local.figures:
         return row
     row = replace(row, local=local.figures[row.name]["error"])
+    if row.status == OK and local.computed[row.name].dtype.kind == "f":
+        return row  # subtle: so they computed it from another tensor than they recorded, such as a norm before its weight
     if local.is_wrong(row.name, tolerance):
         return replace(row, status=DIFF)
     return replace(row, status=INPUT) if row.status == DIFF else row

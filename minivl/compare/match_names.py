@@ -82,7 +82,8 @@ def first_step(theirs):
     """Our number of their step 0: 0, the prompt, or 1."""
     zeros = [(match[1], own) for name in theirs if (match := STEP.search(name)) and not int(match[2])
              for own in [without_step(name, match)]]  # fmt: skip
-    bare = {one_separator(name) for name in theirs if not STEP.search(name)} if zeros else ()
+    bare = {one_separator(name) for name in theirs if not STEP.search(name)} if zeros else set()
+    bare |= {name.partition(".")[2] for name in bare if name.startswith(("prefill.", "prompt."))}
     return int(any(word.startswith("decod") or one_separator(own) in bare for word, own in zeros))
 
 
@@ -232,7 +233,7 @@ def read_map(names):
     if isinstance(names, (str, os.PathLike)):
         try:
             names = json.loads(Path(names).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as cause:
+        except (OSError, ValueError, RecursionError) as cause:
             raise Error(f"cannot read the name map {names}: {cause}. Write one JSON object, theirs to ours.") from None
     if not isinstance(names, dict) or not all(isinstance(text, str) for pair in names.items() for text in pair):
         raise Error('a name map is an object of strings: {"ffn_out-{}": "model.layers.{}.mlp.down_proj"}.')

@@ -90,6 +90,9 @@ def align(ours, theirs, name):
     squeezed = squeeze_to(theirs, ours.shape)
     if squeezed is not None:
         return ours, squeezed, "batch axis"
+    single = without_repeated_heads(theirs, ours.shape, name)
+    if single is not None:
+        return ours, single, "each key head once"
     rows = theirs.reshape(theirs.shape[-2:]) if theirs.ndim > 1 and math.prod(theirs.shape[:-2]) == 1 else theirs
     if (
         has_rows_of_prompt(name)
@@ -99,6 +102,18 @@ def align(ours, theirs, name):
     ):
         return ours[-1:], rows[-1:], f"last of {max(len(rows), len(ours))} rows"
     return ours, theirs, ""
+
+
+def without_repeated_heads(theirs, shape, name):
+    """The key heads [KV, T, K] of theirs if it has each of them once for each query head of its group, as one copy after the
+    other; else None."""
+    if not name.endswith("self_attn.k_rope") or theirs.dtype.kind != "f":
+        return None
+    heads = theirs.reshape(theirs.shape[1:]) if theirs.ndim == 4 and len(theirs) == 1 else theirs
+    if heads.ndim != 3 or heads.shape[1:] != shape[1:] or len(heads) % shape[0]:
+        return None
+    grouped = heads.reshape(shape[0], -1, *shape[1:])
+    return grouped[:, 0] if np.array_equal(grouped, np.broadcast_to(grouped[:, :1], grouped.shape)) else None
 
 
 def has_rows_of_prompt(name):

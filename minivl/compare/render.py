@@ -162,11 +162,15 @@ def other_wrong_rows(comparison):
     """Lines: every other stage that is wrong by its local error, by kind, with its cause."""
     same, *others = kinds_of_wrong_rows(comparison) or [[]]  # the first difference is in the first kind
     if len(same) > 1:
-        yield f"Wrong by its local error as well: {list_names(same[1:])}."
+        yield f"Wrong{by_local_error(same[1:])} as well: {list_names(same[1:])}."
     for rows in others:
         causes = [f"{cause.name}: {cause.sentence}{error_left(cause)}" for cause in rows[0].causes[:2]]
         functions = "".join(f"; in transformers: {function}" for function in functions_of(rows[0]))
-        yield f"Also wrong by its local error: {list_names(rows)} ({'; or '.join(causes) or 'no known mistake'}{functions})"
+        yield f"Also wrong{by_local_error(rows)}: {list_names(rows)} ({'; or '.join(causes) or 'no known mistake'}{functions})"
+
+
+def by_local_error(rows):
+    return " by its local error" if all(math.isfinite(row.local) for row in rows) else ""
 
 
 def list_names(rows):
@@ -189,6 +193,9 @@ def why(row, comparison):
     """Sentences on the probable cause of a row."""
     if row.nans and not row.causes:
         yield f"It has {row.nans} NaN: an overflow (of float16?), 0 / 0, or memory that was never written."
+        return
+    if row.error is not None and math.isinf(row.error) and not row.causes:
+        yield "It is infinite in some places where ours is not, or the other way round: an overflow (of float16?), or a mask."
         return
     if row.their_shape is not None and 0 in row.their_shape:
         yield "It is empty: nothing was written there."

@@ -11,7 +11,7 @@ OK, CLOSE, DIFF, INPUT, SHAPE, MISSING = "OK", "OK~", "DIFF", "INPUT", "SHAPE", 
 
 ROUNDED, GROWTH, WORST = 5, 4, 64  # see comparison.py
 MOST_OF_SOFTMAX = 0.05  # of an error that softmax may make; see `softmax_error`
-FEW = 64  # fewer values may fit into a narrower type by chance
+FEW_VALUES = 64  # fewer values may fit into a narrower type by chance
 ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # largest rounding, relative
 
 
@@ -84,7 +84,7 @@ def find_precision(recording, matches):
         if mine.startswith(("image.", "video.", "pixel_values")) or mine.endswith(("rope.cos", "rope.sin")):
             continue
         array = recording[name]
-        if array.dtype.kind == "f" and array.size >= FEW:
+        if array.dtype.kind == "f" and array.size >= FEW_VALUES:
             types.append(narrowest_type(array))
     return next((kind for kind in ("bfloat16", "float16") if types.count(kind) > len(types) / 2), "float32")
 

@@ -91,7 +91,7 @@ def read_prompts(prompts):
 def read_lines(path):
     """The objects of a file of JSON lines."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # subtle: JSON strings may hold other ends of a line
     except (OSError, UnicodeDecodeError) as cause:
         raise Error(f"{path} cannot be read ({cause}). Give a file of JSON lines, one prompt each, in UTF-8.") from None
     prompts = []
@@ -127,6 +127,11 @@ def build_prompt(number, prompt, folder):
         raise Error(f"prompt {number}: {re.sub(r'^prompt [0-9]+:? ', '', str(error))}") from None
     images = len(find_media(messages)[0])
     image = more.get("image", images - 1)
+    if isinstance(image, str):
+        raise Error(
+            f'prompt {number}: "image" is {image!r}. Files belong in "images"; "image" is the number of the one in which box '
+            "and mask lie."
+        )
     if not isinstance(image, int) or isinstance(image, bool) or (images and not 0 <= image < images):
         raise Error(f'prompt {number}: "image" is {image!r}; it has {images} images, counted from 0.')
     labels = more.get("labels", {})
@@ -153,11 +158,23 @@ def relative_to(message, folder):
     """The message with its relative paths below a folder."""
     items = []
     for item in message.items:
-        if isinstance(item, Media) and isinstance(item.source, str) and "://" not in item.source[:12]:
-            path = folder / item.source
-            item = item._replace(source=str(path)) if path.exists() else item
+        if isinstance(item, Media):
+            source = item.source
+            frames = isinstance(source, (list, tuple))
+            item = item._replace(source=[below(one, folder) for one in source] if frames else below(source, folder))
         items.append(item)
     return message if isinstance(message.content, str) else message._replace(content=tuple(items))
+
+
+def below(source, folder):
+    """A path in a folder; other sources, such as URIs and base64 text, as they are."""
+    if not isinstance(source, str) or "://" in source[:12] or source[:5].lower() == "data:":
+        return source
+    try:
+        # subtle: a file of that name in the current folder is not the one that is meant: better none
+        return str(folder / source) if (folder / source).exists() or Path(source).exists() else source
+    except (OSError, ValueError):  # base64 text is longer than a name may be
+        return source
 
 
 def check_box(number, key, box, folder):

@@ -35,14 +35,15 @@ def row(name, means):
     return f"| {name} | {' | '.join(cells)} | {'' if means['where'] is None else format(means['where'], '.2f')} |"
 
 
-def table(vlm, faults, scenes=100, path=None):
+def table(vlm, faults, scenes=100, path=None, digest=None):
     """Lines of the Markdown table, one by one: without a fault, then with each. Scenes have no video.
 
-    path  a file to write it to as well; lines in it are not computed again
+    path    a file to write it to as well; lines in it are not computed again
+    digest  a string that identifies the model, kept in the file: lines of another model are never taken for this one's
     """
     check_scenes(scenes)
     model = f"{vlm.folder.name}, " if vlm.folder is not None and vlm.folder != CHECKPOINT else ""
-    lines = Lines(path, f"| {model}{scenes} scenes | {' | '.join(HEADER)} |")
+    lines = Lines(path, f"| {model}{scenes} scenes | {' | '.join(HEADER)} |", digest)
     yield lines.first
     yield lines.line("---", lambda: "|---" * (1 + len(HEADER)) + "|")
     yield lines.line("no fault", lambda: row("no fault", score(vlm, None, scenes)))
@@ -62,19 +63,22 @@ def check_scenes(scenes):
 
 
 class Lines:
-    """The lines of a table, also in a file if there is a path."""
+    """The lines of a table, also in a file if there is a path; with a digest, the file begins with it, as a comment."""
 
-    def __init__(self, path, first):
+    def __init__(self, path, first, digest=None):
         self.path, self.first, self.lines = None if path is None else Path(path), first, [first]
+        self.above = [] if digest is None else [f"<!-- minivl what-if, model {digest} -->", ""]
         if self.path is None:
             return
         try:
             if self.path.exists():
-                self.lines = self.path.read_text(encoding="utf-8").splitlines()
-            if self.lines[:1] != [first]:
-                raise Error(
-                    f"{path} is not a table of {first.split('|')[1].strip()} and is not overwritten. Give another file."
-                )
+                stored = self.path.read_text(encoding="utf-8").splitlines()
+                self.lines = stored[len(self.above) :]
+                if stored[: len(self.above)] != self.above or self.lines[:1] != [first]:
+                    raise Error(
+                        f"{path} is not a table of {first.split('|')[1].strip()} of this model and is not overwritten. "
+                        "Give another file."
+                    )
         except (OSError, ValueError) as cause:
             raise Error(f"cannot read {path}: {cause}. Give another file for the table.") from None
         self._write()
@@ -91,4 +95,4 @@ class Lines:
 
     def _write(self):
         with write_whole(self.path) as partial:
-            partial.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
+            partial.write_text("\n".join([*self.above, *self.lines]) + "\n", encoding="utf-8")

@@ -40,6 +40,7 @@ def find(number):
     exercise = named.get(key) or exercises.get(key) or exercises.get(key.zfill(4))
     if exercise is None:
         raise Error(
-            f"there is no exercise {number!r}.{did_you_mean(key, [*exercises, *named])} lab.exercises() lists them."
+            f"there is no exercise {number!r}.{did_you_mean(key, [*exercises, *named])} They have numbers such as 01.1, and "
+            "names: lab.exercises(), or `minivl lab`, lists them."
         )
     return exercise

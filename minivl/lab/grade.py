@@ -47,7 +47,7 @@ def finish(exercise, submission, cases, rights):
     value = f"All {len(cases)} cases are right." if len(cases) > 1 else "The result is right."
     try:
         ok, sentence = exercise.finish(submission, cases, rights) if exercise.finish else (True, "")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, Error) or not own_frames(error, submission):
             raise
         sentence = f"{value} Then: {type(error).__name__}: {error}{line_of(error, submission)}"
@@ -98,7 +98,7 @@ def call(function, case):
     try:
         with np.errstate(all="ignore"):
             value = function(*arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Failure(f"{type(error).__name__}: {error}{line_of(error, function)}") from error
     for (name, before), after in zip(case.arguments.items(), arguments):
         if isinstance(before, np.ndarray) and not (before.shape == after.shape and is_same(before, after)):

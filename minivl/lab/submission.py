@@ -45,7 +45,9 @@ def run_file(path):
     sys.modules[path.stem] = module  # dataclasses look up their module here
     try:
         exec(code, vars(module))
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, and what else a file may raise
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         how = "ends Python" if isinstance(error, SystemExit) else f"fails in line {lines[-1]}"
         raise Error(f"{path} {how}: {type(error).__name__}: {error}") from None

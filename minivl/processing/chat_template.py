@@ -133,6 +133,10 @@ def read_source(path):
     source = read_json(path).get("chat_template")
     if isinstance(source, list):
         named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        if named and "default" not in named:
+            raise Error(
+                f"{path} has chat templates named {', '.join(map(str, named))} and none named default: call the right one so."
+            )
         source = named.get("default")
     if source is not None and not isinstance(source, str):
         raise Error(f"{path}: chat_template is a {type(source).__name__}; it must be text. Download it again.")

@@ -79,6 +79,12 @@ class ImageProcessor:
         check_steps(stored)
         fields = {name: stored[name] for name in cls.__dataclass_fields__ if stored.get(name) is not None}
         fields |= parse_limits(stored)
+        if {*LIMITS} <= fields.keys() and all(isinstance(fields[name], Real) for name in LIMITS):
+            if fields["min_pixels"] > fields["max_pixels"] >= 1:
+                raise Error(
+                    f"image processor: min_pixels ({fields['min_pixels']}) is above max_pixels ({fields['max_pixels']}). Use "
+                    "the file that came with the weights."
+                )
         fields |= {name: tuple(fields[name]) for name in COLOURS if isinstance(fields.get(name), list)}
         return cls(**fields)
 

@@ -17,6 +17,8 @@ from minivl.errors import Error
 from minivl.processing.sources import describe_cause, describe_source, locate
 
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")  # subtle: the A of LAB is none
+GREY_BITS, WHITE_IS_ZERO = "minivl grey bits", "minivl white is zero"  # in `info` of Pillow's image
 
 
 def open_image(source):
@@ -58,6 +60,7 @@ def open_pillow(source):
         place = locate(source)
         with Image.open(io.BytesIO(place) if isinstance(place, bytes) else place) as image:
             scale_transparent_colour(image)
+            note_grey_of_tiff(image)
             yield image
     else:
         raise Error(f"a {type(source).__name__} is not an image. Give a path, bytes, a PIL image or a NumPy array.")
@@ -87,7 +90,8 @@ def to_rgb(image):
         image = grey_to_8_bits(image)
     if image.mode == "La":  # premultiplied grey, which Pillow converts to this alone
         image = image.convert("LA")
-    if not {"A", "a"} & set(image.getbands()) and image.info.get("transparency") is None:
+    has_alpha = image.mode in WITH_ALPHA or (image.mode == "P" and image.palette.mode.endswith("A"))
+    if not has_alpha and image.info.get("transparency") is None:
         return image.convert("RGB")
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
@@ -111,6 +115,16 @@ def scale_transparent_colour(image):
     image.info["transparency"] = scaled
 
 
+def note_grey_of_tiff(image):
+    """Note in `info` what Pillow does not apply to grey of a TIFF with more than 8 bits: 12 bits, and 0 for white."""
+    if image.format != "TIFF" or image.mode not in SIXTEEN_BITS:
+        return
+    raw = image.tile[0][3] if image.tile else ""
+    raw = raw[0] if isinstance(raw, tuple) and raw else raw
+    image.info[GREY_BITS] = 12 if raw == "I;12" else 16
+    image.info[WHITE_IS_ZERO] = image.tag_v2.get(262) == 0  # PhotometricInterpretation
+
+
 def grey_to_8_bits(image):
     """Grey of more than 8 bits in mode L, or LA if one value is transparent.
 
@@ -118,7 +132,8 @@ def grey_to_8_bits(image):
     """
     values, transparent = np.asarray(image), image.info.get("transparency")
     if image.mode in SIXTEEN_BITS or image.format in ("PNG", "PPM"):  # 16 bits, in mode I of older Pillows
-        grey = (values.astype(np.int64) >> 8).astype(np.uint8)
+        grey = (values.astype(np.int64) >> (image.info.get(GREY_BITS, 16) - 8)).astype(np.uint8)
+        grey = 255 - grey if image.info.get(WHITE_IS_ZERO) else grey
     else:
         low, high = values.min(), values.max()
         if not (0 <= low and high <= 255) or (image.mode == "F" and 0 < high <= 1):

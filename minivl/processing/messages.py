@@ -27,6 +27,11 @@ SAMPLING = ("fps", "nframes", "min_frames", "max_frames", "total_pixels")  # of 
 SOURCES = {"image": ("image", "image_url", "url", "path", "base64"), "video": ("video", "video_url", "url", "path")}
 FASTEST, MOST = 100_000, 10**18  # upper limits: of frames a second; of any other number
 NOT_BUILT = ("video_start", "video_end")  # options of qwen-vl-utils that minivl refuses
+BESIDE = (  # keys of a message under which others put media: the template does not look there
+    "image", "images", "image_url", "image_urls", "image_path", "video", "videos", "audio", "files", "attachments",
+    "experimental_attachments",
+)  # fmt: skip
+OF_TEXT = ("type", "text", "cache_control", "annotations")  # keys of an item of text; the last two are for other programs
 PROMPT_KEYS = {"question", "images", "videos"}  # of a prompt in `VLM.ask_many`, as `VLM.ask` takes them
 
 
@@ -137,9 +142,10 @@ def parse(messages):
 def parse_message(i, message):
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
         raise Error(f'message {i} is {shorten(message)}; it must be {{"role": "user", "content": ...}}.')
-    if message.get("tool_calls"):
-        raise Error(f"message {i} has tool_calls, which the chat template leaves out. Write them into its content.")
-    beside = [key for key in ("image", "images", "image_url", "video", "videos") if not is_nothing(message.get(key))]
+    for key in ("tool_calls", "function_call"):
+        if message.get(key):
+            raise Error(f"message {i} has {key}, which the chat template leaves out. Write them into its content.")
+    beside = [key for key in BESIDE if not is_nothing(message.get(key))]
     if beside:
         raise Error(
             f"message {i} has {' and '.join(beside)} beside its content, where the template does not look. Put each into the "
@@ -166,6 +172,8 @@ def is_nothing(value):
 def parse_item(item):
     """One item of a message's content: its text, or a `Media`."""
     item = {key: value for key, value in item.items() if value is not None}
+    if item.get("type") in SOURCES["video"][:2] and any(name in item for name in SOURCES["image"][:2]):
+        raise Error(f'an item of type {item["type"]!r} has an image: give {{"type": "image", "image": ...}}.')
     for kind in ("image", "video"):  # the order in which the template asks
         names = SOURCES[kind][:2]  # "image", "image_url": both a type and a key
         if item.get("type") in names or any(name in item for name in names):
@@ -180,6 +188,10 @@ def parse_item(item):
         raise Error(
             f'an item of text has {" and ".join(media)}. An image is an item of its own: {{"type": "image", "path": ...}}.'
         )
+    unknown = [key for key in item if key not in OF_TEXT]
+    if unknown or not str(item.get("type", "text")).endswith("text"):
+        what = f"has {unknown[0]!r}" if unknown else f"is of type {item['type']!r}"
+        raise Error(f'an item with a text {what}, which is unknown. Text alone is {{"type": "text", "text": "..."}}.')
     return item["text"]
 
 
@@ -189,7 +201,11 @@ def item_source(item, kind):
     if len(keys) > 1:
         raise Error(f"an item has {' and '.join(keys)}: one {kind} to an item.")
     source = item[keys[0]] if keys else None
-    source = source.get("url") if isinstance(source, Mapping) else source
+    if isinstance(source, Mapping):
+        unknown = [key for key in source if key not in ("url", "detail")]
+        if unknown:
+            raise Error(f"{unknown[0]!r} is unknown inside {keys[0]}, which has a url. Sizes stand beside it.")
+        source = source.get("url")
     if keys == ["base64"] and source is not None and str(source)[:5].lower() != "data:":
         return f"data:;base64,{source}"
     return source

@@ -34,10 +34,28 @@ def load_library(folder):
             f"{folder} has no tokenizer.json (nor vocab.json with merges.txt): text cannot be read or written. Copy it from "
             "the model's repository."
         )
+    check_adds_nothing(library, path)
     # subtle: a file saved after training may hold the trainer's truncation and padding, which would cut prompts
     library.no_truncation()
     library.no_padding()
     return add_missing(library, path)
+
+
+def check_adds_nothing(library, path):
+    """Raise an Error for settings by which transformers would change the tokens of a text: minivl adds and splits nothing."""
+    config = path.parent / "tokenizer_config.json"
+    stored = read_json(config) if config.is_file() else {}
+    # subtle: with a tokenizer.json, its post-processor decides, whatever add_bos_token and add_eos_token say
+    fields = ["add_prefix_space", "split_special_tokens"]
+    fields += [] if path.name == "tokenizer.json" else ["add_bos_token", "add_eos_token"]
+    wrong = [field for field in fields if stored.get(field)]
+    if wrong:
+        raise Error(f"{config}: {wrong[0]} is {stored[wrong[0]]!r}; Qwen2.5-VL has false, and only that is supported.")
+    if library.num_special_tokens_to_add(False):
+        raise Error(
+            f"{path} adds {library.num_special_tokens_to_add(False)} tokens to each text (post_processor); Qwen2.5-VL adds "
+            "none, and only that is supported. Use the tokenizer that came with the model."
+        )
 
 
 def load_whole(path):

@@ -118,7 +118,7 @@ class Walk:
         """Run to the next tensor with this name, or matching this glob, whatever the level. -> Step"""
         check_name(self.vlm.config, name)
         if any(tensor.name == name for tensor in self.passed):
-            raise Error(f"the walk has already passed {name}: walk.back({name!r}) goes there.")
+            raise Error(f"the walk has already passed {name}: walk.back({name!r}) goes there; in a terminal, b {name}.")
         for step in self._run_to(name):
             if fnmatchcase(step.name, name):
                 return self._stop()

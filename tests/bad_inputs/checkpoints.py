@@ -100,6 +100,20 @@ CONFIG = [
     config("theta text", {"rope_theta": "300"}, "rope_theta is '300'; it must be a finite", "it must be a finite number, at"),
     config("unknown kind of rope", {"rope_scaling": {"type": "linear", "factor": 2.0}},
            "rope_type is 'linear'; Qwen2.5-VL knows", 'Qwen2.5-VL knows "default" (also'),
+    config("YaRN without its type", {"rope_scaling": {"type": "mrope", "mrope_section": [2, 4, 10], "factor": 4.0}},
+           'has factor and is not of rope_type "yarn"', 'Set rope_type to "yarn", or remove'),
+    config("YaRN beside another rope_type", {"rope_scaling": {**YARN, "rope_type": "default"}},
+           "rope_type 'default' and type 'yarn':", "Keep rope_type alone."),
+    config("two ropes", {"text_config": {"rope_scaling": {"type": "mrope", "mrope_section": [2, 4, 10]}}, "rope_scaling": YARN},
+           "two rope objects", "Keep one of them; transformers reads"),
+    config("two ropes under two names", {"text_config": {"rope_parameters": {"rope_theta": 100.0, "rope_type": "default",
+           "mrope_section": [2, 4, 10]}}}, "two rope objects", "Keep one of them; transformers reads"),
+    config("quantised, in text_config", {"text_config": {"quantization_config": {"quant_method": "fp8"}}},
+           "the weights are quantised", "if its tensors are not quantised,"),
+    config("other weights that are missing", {"transformers_weights": "other.safetensors"}, "transformers_weights in",
+           "it must be a file in that folder."),
+    config("other weights outside", {"transformers_weights": "../model.safetensors"}, "transformers_weights in",
+           "it must be a file in that folder."),
     config("mrope_section of two", {"rope_scaling.mrope_section": [8, 8]}, "mrope_section is [8, 8]; it must be",
            "the shares of time, row and"),
     config("mrope_section too long", {"rope_scaling.mrope_section": [16, 24, 24]},
@@ -428,6 +442,17 @@ def token_swapped():
     )
 
 
+def with_token_in_front():
+    from tokenizers import Tokenizer, processors
+
+    library = Tokenizer.from_str(whole_tokenizer())
+    name = "<|endoftext|>"
+    library.post_processor = processors.TemplateProcessing(
+        single=f"{name} $A", special_tokens=[(name, library.token_to_id(name))]
+    )
+    return library.to_str()
+
+
 TOKENIZER = [
     removed("tokenizer.json", "missing", lambda folder: load(folder).tokenizer,
             "has no tokenizer.json (nor vocab.json", "Copy it from the model's"),
@@ -439,6 +464,12 @@ TOKENIZER = [
               "tokenizer.json has no token", "Is it the tokenizer of a"),
     tokenizer("two ids exchanged", "tokenizer.json", token_swapped, "<|image_pad|> is token 767 in",
               "Use both files from one"),
+    tokenizer("a prefix space", "tokenizer_config.json", {"add_prefix_space": True}, "add_prefix_space is True;",
+              "only that is supported."),
+    tokenizer("special tokens split", "tokenizer_config.json", {"split_special_tokens": True}, "split_special_tokens is True;",
+              "only that is supported."),
+    tokenizer("a token in front of all", "tokenizer.json", lambda: with_token_in_front(), "adds 1 tokens to each text",
+              "Use the tokenizer that came with"),
     tokenizer("not JSON", "tokenizer_config.json", "{", "is not valid JSON", "Download it again."),
     tokenizer("added tokens a list", "tokenizer_config.json", {"added_tokens_decoder": []},
               "added_tokens_decoder is []; it must be", "Use the file that came with the"),
@@ -456,6 +487,8 @@ TOKENIZER = [
               "Download it again."),
 ]  # fmt: skip
 TEMPLATE = [
+    template("named, without default", [{"name": "rag", "template": "x"}], "named rag and none named default",
+             "call the right one so."),
     template("a number", 3, "chat_template is a int; it must be text.", "Download it again."),
     template("not Jinja", "{% for m in messages %}", "the chat template of", "Use the one of its model."),
     template("unknown filter", "{{ messages | shout }}", "the chat template of", "Use the one of its model."),
@@ -530,6 +563,8 @@ PROCESSOR = [
     processor("bilinear", {"resample": 2}, "image processor: resample is 2; minivl", "Use the preprocessor_config.json"),
     processor("another scale", {"rescale_factor": 1 / 127.5}, "image processor: rescale_factor is",
               "Use the preprocessor_config.json"),
+    processor("limits exchanged", {"min_pixels": 100352, "max_pixels": 50176}, "min_pixels (100352) is above max_pixels",
+              "Use the file that came with the"),
     processor("min_pixels text", {"min_pixels": "3136"}, "image processor: min_pixels is '3136';",
               "it must be a number of pixels,"),
     processor("max_pixels negative", {"max_pixels": -1}, "image processor: max_pixels is -1; it",

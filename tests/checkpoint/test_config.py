@@ -82,14 +82,23 @@ def yarn(**more):
     }
 
 
-@pytest.mark.parametrize("place", ["text_config", "top"])
-def test_rope_scaling_replaces_rope_parameters(place):
-    """As transformers has it, its rope_theta too; the README of the models says to add it, and not where."""
+def test_rope_scaling_replaces_rope_parameters():
+    """As transformers has it, its rope_theta too."""
     stored = nested()
-    (stored["text_config"] if place == "text_config" else stored)["rope_scaling"] = yarn()
+    stored["text_config"]["rope_scaling"] = yarn()
     stored["text_config"]["rope_parameters"]["rope_theta"] = 5e5
     rope = Config.from_dict(stored).text.rope
     assert (rope.rope_type, rope.factor, rope.rope_theta) == ("yarn", 4.0, 1e6)
+
+
+def test_a_rope_at_the_top_must_not_contradict_that_of_text_config():
+    """The README of the models says to add rope_scaling, and not where; transformers 5 fails on it in a nested file."""
+    stored = nested()
+    stored["rope_scaling"] = yarn()
+    with pytest.raises(Error, match="two rope objects .* that differ"):
+        Config.from_dict(stored)
+    del stored["text_config"]["rope_parameters"]
+    assert Config.from_dict(stored).text.rope.rope_type == "yarn"
 
 
 def test_fields_of_yarn():

@@ -76,7 +76,7 @@ def test_files_in_a_line(line, expected, files):
 
 
 def test_files_that_are_not_there():
-    with pytest.raises(Error, match="there is no file nothing.png: .*write @@ for an @"):
+    with pytest.raises(Error, match="there is no file nothing.png. .*write @@ for an @"):
         parse_question("What is @nothing.png?")
     with open("text.png", "w") as file:
         file.write("no image")
@@ -296,6 +296,9 @@ def test_tokens(vlm, capsys):
     [
         ("/nothing", "there is no command /nothing: /help lists them"),
         ("/undo 3", "/undo takes no argument"),
+        ("/load deep.json", "cannot read deep.json"),
+        ("/scene " + "1" * 5000, "/scene takes the number"),
+        ("Was ist caf\udce9?", "not valid Unicode"),
         ("/undo", "no question to take back"),
         ("/save talk.json", "nothing to save"),
         ("/save scene.png", "ends in .json"),
@@ -307,6 +310,8 @@ def test_tokens(vlm, capsys):
 def test_commands_that_cannot_be_done(vlm, line, words):
     with open("bad.json", "w") as file:
         file.write('[{"role": "user"}]')
+    with open("deep.json", "w") as file:
+        file.write("[" * 100_000)
     with pytest.raises(Error, match=words):
         ChatTerminal(vlm).say(line)
 

@@ -221,3 +221,39 @@ def test_a_wrong_option_is_an_error_like_any_other(arguments, capsys):
         main(arguments)
     assert stop.value.code == 1
     assert "usage: minivl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("ask a.png --tokens Why?", {"files": ["a.png"], "question": "Why?", "tokens": True}),
+        ("ask --scene 3 Why?", {"files": [], "question": "Why?", "scene": 3}),
+        ("ask a.png b.png --top-k 3 Why? --seed 1", {"files": ["a.png", "b.png"], "question": "Why?", "top_k": 3, "seed": 1}),
+        ("walk a.png --brief Why?", {"image": "a.png", "question": "Why?", "brief": True}),
+        ("chat a.png --tokens b.png", {"files": ["a.png", "b.png"], "tokens": True}),
+        ("lab hint --stage 2 01.1", {"action": "hint", "target": "01.1", "stage": 2}),
+        ("what-if bgr --scenes 2", {"fault": "bgr", "image": None, "question": None, "scenes": 2}),
+        ("compare a --all b --image c.png", {"ours": "a", "theirs": "b", "all": True, "image": ["c.png"]}),
+    ],
+)
+def test_options_may_stand_anywhere(line, expected):
+    options = build_parser().parse_args(line.split())
+    assert {name: getattr(options, name) for name in expected} == expected
+
+
+def test_unknown_options_show_the_usage_of_their_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-dash.png").write_bytes(b"")
+    wrong = {"--bogus": "unrecognized arguments: --bogus", "-dash.png": "./-dash.png"}
+    for argument, words in wrong.items():
+        with pytest.raises(SystemExit) as stop:
+            main(["ask", argument, "Why?"])
+        err = capsys.readouterr().err
+        assert stop.value.code == 1 and err.startswith("usage: minivl ask") and words in err
+
+
+@POSIX
+def test_output_is_never_a_device(photo, tmp_path, capsys):
+    """/dev/stdout is a link to the file that the shell writes to: renaming another file over it would lose what follows."""
+    assert main(["trace", str(photo), "What?", "-o", "/dev/stdout"]) == 1
+    assert "it is a device or a pipe" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,11 @@ def test_figures(setting):
     y[0, 0] = np.nan
     found = compare({"visual": x}, {"visual": y})
     assert found["visual"].nans == 1 and found["visual"].error == np.inf and "1 NaN" in str(found)
+    y[0, 0] = np.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = compare({"visual": x}, {"visual": y})
+    assert found["visual"].error == np.inf and not found["visual"].causes and "infinite in some places" in str(found)
 
 
 def test_masks_may_be_the_lowest_number(setting):

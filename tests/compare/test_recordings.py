@@ -160,6 +160,9 @@ def test_what_step_0_is(steps):
     assert match_names(["step_0.lm_head", "step_1.lm_head"], steps) == {
         "lm_head": "step_0.lm_head", "steps.1.lm_head": "step_1.lm_head",
     }  # fmt: skip
+    assert match_names(["prefill.lm_head", "step_0.lm_head"], steps) == {
+        "lm_head": "prefill.lm_head", "steps.1.lm_head": "step_0.lm_head",
+    }  # fmt: skip
     assert match_names(["lm_head", "step_0.lm_head", "step_1.lm_head"], steps) == {
         "lm_head": "lm_head", "steps.1.lm_head": "step_0.lm_head", "steps.2.lm_head": "step_1.lm_head",
     }  # fmt: skip

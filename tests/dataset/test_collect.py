@@ -1,5 +1,7 @@
 """minivl.collect: the rows that it says, whole and exact, whatever stops it and however many work at it."""
 
+import base64
+import io
 import json
 import os
 import shutil
@@ -415,6 +417,38 @@ def test_a_line_that_is_no_json(vlm, tmp_path):
     (tmp_path / "p.jsonl").write_text('{"question": "?"}\nWhat is it?\n')
     with pytest.raises(Error, match="line 2 of .* is not JSON"):
         minivl.collect(tmp_path / "p.jsonl", "model.norm", tmp_path / "s", model=vlm)
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    """JSON strings may hold U+2028, U+0085 and others that Python's splitlines takes for ends; Notepad writes a BOM."""
+    questions = ["one\u2028line", "one\u0085line", "plain"]
+    lines = [json.dumps({"question": question}, ensure_ascii=False) for question in questions]
+    (tmp_path / "p.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert [prompt.question for prompt in collect_module.read_prompts(tmp_path / "p.jsonl")] == questions
+
+
+def test_paths_of_a_file_of_lines(tmp_path, monkeypatch):
+    """Relative to the file, frames of a video too; a file of that name in the current folder is another one."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("data/f0.png", "data/f1.png", "here/f0.png", "here/only.png"):
+        scene(1).image.save(tmp_path / name)
+    path = tmp_path / "data" / "p.jsonl"
+    file = io.BytesIO()
+    scene(2).image.save(file, "PNG")
+    inline = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    path.write_text(json.dumps({"question": "?", "videos": [["f0.png", "f1.png"]], "images": ["f0.png", inline]}))
+    sources = collect_module.read_prompts(path)[0].sources
+    assert sources == [str(tmp_path / "data" / "f0.png"), inline, [str(tmp_path / "data" / f"f{i}.png") for i in range(2)]]
+    path.write_text(json.dumps({"question": "?", "images": "only.png"}))
+    with pytest.raises(Error, match="only.png does not exist"):
+        collect_module.read_prompts(path)
+
+
+def test_a_file_in_image_instead_of_images(vlm, tmp_path):
+    with pytest.raises(Error, match='Files belong in "images"'):
+        minivl.collect([{"question": "?", "image": "a.png"}], "model.norm", tmp_path / "s", model=vlm)
 
 
 def test_values_beyond_float16_are_refused(vlm, tmp_path):

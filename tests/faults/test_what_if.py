@@ -254,6 +254,11 @@ def test_a_table_goes_on_where_it_was_broken_off(monkeypatch, tmp_path):
         list(score.table(model, bugs, 8, path))
     with pytest.raises(Error, match="cannot write"):
         list(score.table(model, bugs, 7, tmp_path / "no" / "table.md"))
+    other = tmp_path / "other.md"
+    lines, calls = list(score.table(model, bugs, 7, other, "abc")), len(made)
+    assert list(score.table(model, bugs, 7, other, "abc")) == lines and len(made) == calls
+    with pytest.raises(Error, match="of this model and is not overwritten"):
+        list(score.table(model, bugs, 7, other, "abd"))
 
 
 def test_scores_of_videos_are_not_made_up(tiny):

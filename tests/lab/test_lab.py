@@ -278,6 +278,12 @@ def product(x, weight):
     path.write_text("import sys\ndef product(x, weight):\n    return x\nsys.exit()\n")
     with pytest.raises(Error, match="mine.py ends Python: SystemExit"):
         load_submissions(path)
+    path.write_text("class Stop(BaseException):\n    pass\nraise Stop\n")
+    with pytest.raises(Error, match="mine.py fails in line 3: Stop"):
+        load_submissions(path)
+    path.write_text("import sys\ndef product(x, weight):\n    sys.exit(0)\n")
+    result = lab.check("08.3", load_submissions(path)["08.3"])
+    assert not result and "SystemExit" in str(result)
 
 
 def test_what_comes_after_the_cases_may_fail_too(monkeypatch):

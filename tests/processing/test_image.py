@@ -385,3 +385,35 @@ def handmade_png(depth, colour_type, rows, transparent):
 def test_a_transparent_colour_of_any_depth(depth, colour_type, row, transparent, expected):
     image = open_image(handmade_png(depth, colour_type, [row], transparent))
     assert np.asarray(image).reshape(-1, 3)[:, 0].tolist() == expected
+
+
+def grey_tiff(values, bits, photometric):
+    """An uncompressed grey TIFF of one strip. photometric: 1, or 0 if 0 is white."""
+    height, width = values.shape
+    if bits == 12:  # two values in three bytes
+        a, b = values.reshape(-1)[::2].astype(int), values.reshape(-1)[1::2].astype(int)
+        data = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], axis=1).astype(np.uint8).tobytes()
+    else:
+        data = values.astype(f"<u{bits // 8}").tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_grey_of_tiff_files(bits):
+    """Pillow leaves 12 bits as they are, in a mode of 16, and does not invert 16 bits of which 0 is white."""
+    most = 2**bits - 1
+    values = np.repeat(np.array([[0, most // 2, most, most]]), 4, axis=0)
+    for photometric, expected in ((1, [0, 127, 255, 255]), (0, [255, 128, 0, 0]))[: 1 + (bits != 12)]:  # not read by Pillow
+        pixels = np.asarray(open_image(grey_tiff(values, bits, photometric)))
+        assert np.abs(pixels[0, :, 0].astype(int) - expected).max() <= 1 and (pixels == pixels[:1, :, :1]).all()
+
+
+def test_alpha_of_a_palette_and_of_no_band():
+    """A palette may hold alpha itself; the A of LAB is a colour."""
+    painted = Image.new("RGBA", (8, 8), (200, 30, 40, 0))
+    palette = painted.quantize(8)
+    assert palette.mode == "P" and (np.asarray(open_image(palette)) == 255).all()
+    lab = Image.new("LAB", (8, 8), (100, 128, 128)).resize((4, 4))
+    assert np.asarray(open_image(lab)).max() < 200

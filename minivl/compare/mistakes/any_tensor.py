@@ -122,8 +122,8 @@ def scaled(subject):
     x, y = subject.ours.astype(np.float64), subject.theirs.astype(np.float64)
     if x.shape != y.shape or x.size < 3 or subject.ours.dtype.kind != "f":
         return
-    seen = (to_float64(subject.ours) > -np.inf) & (to_float64(subject.theirs) > -np.inf)
-    if not seen.any():
+    seen = (to_float64(subject.ours) > -np.inf) & (to_float64(subject.theirs) > -np.inf)  # a mask's -inf stays
+    if not seen.any() or not (np.isfinite(x[seen]).all() and np.isfinite(y[seen]).all()):
         return
     p, q = x[seen], y[seen]
     a, b = fit_line(p, q)
