@@ -170,7 +170,7 @@ def near_points(points, x, y, least=0.0025):
     groups = []
     for point in points:
         for group in groups:
-            if abs(y[point] - y[group[-1]]) < least and abs(x[point] - x[group[-1]]) < 0.08:
+            if abs(y[point] - y[group[-1]]) < least and abs(x[point] - x[group[-1]]) < 0.15:
                 group.append(point)
                 break
         else:
