@@ -28,7 +28,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from minivl.compare.measure import align, axis_orders, measure
+from minivl.compare.measure import align, axis_orders, find_usual_rows, measure
 from minivl.compare.mistakes import Subject, Unknown
 from minivl.compare.mistakes.text_positions import seconds_per_grid
 from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, OK, ROUNDING, SHAPE
@@ -43,7 +43,6 @@ from minivl.tensors.names import parse
 SLACK = 5  # rounded twice, or in another order: a few times the error of the simulated rounding
 ROUNDINGS = 2  # one of what goes into a stage and one of the result
 NEAR, MORE = 10, 3
-MASSIVE = 16  # times the largest value of the median row: rows above that hide the others in a figure of all
 DRIFT = 10
 USUAL = 2  # of the SLACK times simulated rounding: what usually remains once the cause is found
 NOISE = 2e-6  # relative: what the order of summation makes of a product in float32
@@ -339,7 +338,8 @@ class Local:
         figures = self.figures[name]
         if self.computed[name].dtype.kind in "iub":
             return bool(figures["error"]) and not self.is_tie(name)
-        if self.arithmetic == "float32" and max(figures["error"], figures["rms"]) <= tolerance:
+        worst = max(part[key] for part in (figures, figures.get("usual", figures)) for key in ("error", "rms"))
+        if self.arithmetic == "float32" and worst <= tolerance:
             return False
         beyond = self.beyond(name, tolerance)
         if self.precision != "float32" and 1 < beyond < NEAR:
@@ -385,15 +385,6 @@ def limits_of(figures, ours, precision):
     error, rms = (SLACK * max((figure[key] for figure in finite), default=0.0) for key in ("error", "rms"))
     least = ROUNDINGS * ROUNDING[precision]  # of the largest value
     return max(error, least), max(rms, least * share_of_largest(ours))
-
-
-def find_usual_rows(array):
-    """bool [rows] without those that are MASSIVE times larger than the median row; None if there are none, or no rows."""
-    if array.dtype.kind != "f" or array.ndim != 2 or len(array) < 3:
-        return None
-    largest = np.abs(np.where(np.isfinite(array), array, 0)).max(axis=1)
-    usual = largest <= MASSIVE * np.median(largest)
-    return None if usual.all() else usual
 
 
 def share_of_largest(array):

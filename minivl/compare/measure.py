@@ -8,6 +8,7 @@ import numpy as np
 from minivl.tensors import catalogue
 
 MASKED = -5e3  # where ours is -inf: others add -10000, -65504 or -1e9 to a score
+MASSIVE = 16  # times the largest value of the median row: rows above that hide the others in a figure of all
 LOWEST = -1e30  # ports mask scores with the lowest number of their type instead of -inf
 
 
@@ -69,6 +70,15 @@ def measure(ours, theirs):
         "worst": worst,
         "nans": count_nans(theirs),
     }
+
+
+def find_usual_rows(array):
+    """bool [rows] without those that are MASSIVE times larger than the median row; None if there are none, or no rows."""
+    if array.dtype.kind != "f" or array.ndim != 2 or len(array) < 3:
+        return None
+    largest = np.abs(np.where(np.isfinite(array), array, 0)).max(axis=1)
+    usual = largest <= MASSIVE * np.median(largest)
+    return None if usual.all() else usual
 
 
 def dot(a, b):

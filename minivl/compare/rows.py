@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minivl.compare.measure import align, count_nans, measure
+from minivl.compare.measure import align, count_nans, find_usual_rows, measure
 
 OK, CLOSE, DIFF, INPUT, SHAPE, MISSING = "OK", "OK~", "DIFF", "INPUT", "SHAPE", "MISSING"
 
@@ -116,8 +116,14 @@ def compare_tensor(name, ours, their_name, theirs, tolerance, rounded):
         wrong = int(np.sum(ours != there))
         note = f"{there.item()} instead of {ours.item()}" if ours.size == 1 else f"{wrong} of {ours.size} differ"
         return Row(status=status, **common | figures | ({"note": note} if wrong else {}))
-    worse = max(figures["error"], figures["rms"])
-    status = OK if worse <= tolerance else CLOSE if figures["rms"] <= rounded and math.isfinite(worse) else DIFF
+    parts = [figures]
+    if (usual := find_usual_rows(ours)) is not None:
+        parts.append(measure(ours[usual], there[usual]))
+    rms, worse = (max(part[key] for part in parts for key in keys) for keys in (("rms",), ("error", "rms")))
+    status = OK if worse <= tolerance else CLOSE if rms <= rounded and math.isfinite(worse) else DIFF
     if status == CLOSE and rounded <= tolerance:
         status = DIFF
+    if status != OK and len(parts) > 1:
+        large = f"{parts[1]['error']:.1e} without the {int(np.sum(~usual))} largest rows"
+        common["note"] = "; ".join(filter(None, (note, large)))
     return Row(status=status, **common | figures)

@@ -422,6 +422,18 @@ def test_an_overflow_that_is_not_recorded_hides_nothing(right):
     assert not found.ok, f"\n{found}"
 
 
+def test_a_small_difference_shows_beside_a_row_of_large_values(right):
+    """In float32, and without a model: 2e-5 of the largest value would be a fifth of the others."""
+    vlm, _, ours = right
+    large = np.array(ours["model.layers.0"])
+    large[0, 3] = 1e4
+    other = large.copy()
+    other[5:] *= np.float32(1.01)
+    found = compare({"model.layers.0": large}, {"model.layers.0": other})
+    row = found["model.layers.0"]
+    assert row.error < 2e-5 and row.status == "DIFF" and "without the 1 largest rows" in row.note, f"\n{found}"
+
+
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["no-causal-mask", "interleaved-rope", "unscaled-scores"])
 def test_a_first_token_of_large_values_hides_nothing(right, kind, name):
