@@ -116,7 +116,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert "a.html would overwrite a file that is read" in capsys.readouterr().err
     assert main([*run, "--scene", "4", "-o", "c.html", "--beside", "no.html"]) == 1
     err = capsys.readouterr().err
-    assert "(On the command line: --beside.)" in err and not (tmp_path / "c.html").exists()
+    assert "--beside no.html does not exist" in err and not (tmp_path / "c.html").exists()
 
 
 def test_answers_to_inputs_are_compared_too():
