@@ -20,6 +20,7 @@ from pathlib import Path
 
 from minivl.errors import Error
 
+STREAMS = re.compile(r"/dev/(std(in|out|err)$|fd/)|/proc/[^/]+/fd/")
 OPERATIONS = (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("kFLOP", 1e3))
 
 
@@ -140,8 +141,8 @@ def _target_of(path):
     """The file that is written: `path`, with symbolic links followed."""
     text = os.fspath(path)
     if not text or "\0" in text:
-        raise Error(f"cannot write {text!r}: it is no name of a file. Give one.")
-    if text.startswith(("/dev/std", "/dev/fd/", "/proc/")):  # subtle: /dev/stdout links to the file that is written to
+        raise Error(f"cannot write {text!r}: it is not the name of a file. Give one.")
+    if STREAMS.match(text):  # subtle: /dev/stdout links to the file that the shell writes to
         raise Error(f"cannot write {path}: it is a device or a pipe, not a file. Give the name of a file.")
     return Path(os.path.realpath(path))
 

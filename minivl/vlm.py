@@ -74,7 +74,7 @@ def load(source=None, weights="bfloat16", backend=None, video_positions="launch"
     kernels, compilation = choose_at_once() if at_once else (choose(backend or "numba", matmul), None)
     path = Path(CHECKPOINT) if source is None else resolve(source)
     if path.is_file() and path.suffix != ".safetensors":
-        raise Error(f"{path} is no checkpoint. Give a folder, a .safetensors file or a hub id such as org/name.")
+        raise Error(f"{path} is not a checkpoint. Give a folder, a .safetensors file or a hub id such as org/name.")
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder)
     check_video_processor(folder)

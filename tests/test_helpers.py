@@ -180,8 +180,8 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
         "/dev/full": "/dev/full: it is a device or a pipe, not a file. Give the name of a file.",
         tmp_path / "pipe": "it is a device or a pipe",
         "/dev/stdout": "/dev/stdout: it is a device or a pipe",
-        "a\0b": "it is no name of a file",
-        "": "it is no name of a file",
+        "a\0b": "it is not the name of a file",
+        "": "it is not the name of a file",
         tmp_path / "folder": "it is a folder. Give the name of a file.",
         tmp_path / "missing" / "run.json": "Give a file in a folder that can be written.",
     }

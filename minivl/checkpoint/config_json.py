@@ -55,7 +55,7 @@ def parse_config(stored):
     check_model_type(stored)
     nested = object_in(stored, "text_config")
     check_not_quantised(stored)
-    check_not_quantised(nested)
+    check_not_quantised(nested, " in text_config of config.json")
 
     def look_up(field, default):
         present = [source[field] for source in (nested, stored) if field in source]
@@ -150,7 +150,7 @@ def parse_rope(look_up, head_dim):
     kind = "default" if kind == "mrope" else kind
     other = stored.get("type") or kind
     if other not in (kind, "mrope" if kind == "default" else kind):
-        raise Error(f'a rope object has rope_type {kind!r} and type {other!r}: they mean the same. Keep rope_type alone.')
+        raise Error(f'a rope object has rope_type {kind!r} and type {other!r}: they mean the same. Keep rope_type only.')
     if kind not in ("default", "yarn"):
         raise Error(f'rope_type is {kind!r}; Qwen2.5-VL knows "default" (also written "mrope") and "yarn".')
     section = stored.get("mrope_section") or (16, 24, 24)
@@ -181,13 +181,14 @@ def check_one_rope(stored, nested, look_up, head_dim):
             def look_here(field, default, own=own, source=source):
                 if field in own:
                     return own[field]
-                return look_up(field, default) if source.get(field) is None else source[field]
+                stated = source.get(field) if field == "rope_theta" else None
+                return look_up(field, default) if stated is None else stated
 
             found.append(parse_rope(look_here, head_dim))
     if len(found) == 2 and found[0] != found[1]:
         raise Error(
             f"config.json has two rope objects (rope_scaling, rope_parameters) that differ: {found[0]} at the top, "
-            f"{found[1]} in text_config. Keep one of them; transformers reads that in text_config."
+            f"{found[1]} in text_config. Keep one of them; transformers reads the one in text_config."
         )
 
 
@@ -198,8 +199,8 @@ def check_plain_rope(stored):
     unused = [field for field in fields if stored.get(field) not in (None, harmless.get(field))]
     if unused:
         raise Error(
-            f"the rope object {stored!r} has {unused[0]} and is not of rope_type \"yarn\": it would do nothing. Set rope_type "
-            'to "yarn", or remove it.'
+            f'the rope object {stored!r} has {unused[0]}, which only rope_type "yarn" uses. Set rope_type to "yarn", or remove '
+            f"{unused[0]}."
         )
 
 

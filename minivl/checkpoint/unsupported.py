@@ -31,7 +31,7 @@ def check_model_type(stored):
         raise Error(f'model_type is {stated!r}; it must be "{MODEL_TYPE}": {why}. Use a Qwen2.5-VL checkpoint.')
 
 
-def check_not_quantised(stored):
+def check_not_quantised(stored, where=" in config.json"):
     """Check that the weights are not quantised: AWQ, GPTQ, bitsandbytes, FP8 and others all leave this object."""
     stated = stored.get("quantization_config")
     if not stated:
@@ -39,7 +39,7 @@ def check_not_quantised(stored):
     method = stated.get("quant_method", "unnamed") if isinstance(stated, dict) else stated
     bits = f", {stated['bits']} bits" if isinstance(stated, dict) and "bits" in stated else ""
     raise Error(
-        f"the weights are quantised (quantization_config in config.json: {method}{bits}); minivl reads bfloat16, float16 and "
+        f"the weights are quantised (quantization_config{where}: {method}{bits}); minivl reads bfloat16, float16 and "
         "float32. Use the checkpoint as it was before; if its tensors are not quantised, remove that entry."
     )
 

@@ -207,7 +207,7 @@ def find_files(source):
     if named is not None:
         if not isinstance(named, str) or not is_inside(named) or not (source / named).is_file():
             raise Error(f"transformers_weights in {source / 'config.json'} is {named!r}; it must be a file in that folder.")
-        return read_index(source / named) if named.endswith(".json") else [source / named]
+        return read_index(source / named) if named.endswith(".safetensors.index.json") else [source / named]
     index, single = source / "model.safetensors.index.json", source / "model.safetensors"
     if single.name in names:
         if index.name in names:

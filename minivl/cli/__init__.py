@@ -94,18 +94,27 @@ class Parser(argparse.ArgumentParser):
 
 
 class CommandParser(Parser):
-    """The parser of one command: options may stand before, between and after its other arguments."""
+    """The parser of one command: options may stand before, between and after its other arguments; "--" ends them.
 
-    mixing = False
+    subtle: up to Python 3.12, parse_known_intermixed_args calls parse_known_args twice, for the options and for the rest, and
+    the first call would drop the "--": what follows it is kept for the second.
+    """
+
+    mixing, tail = False, ()
 
     def parse_known_args(self, args=None, namespace=None):
-        if self.mixing:  # subtle: parse_known_intermixed_args calls this method, twice
-            return super().parse_known_args(args, namespace)
-        self.mixing = True
+        if self.mixing:
+            namespace, rest = super().parse_known_args(args, namespace)
+            rest, self.tail = [*rest, *self.tail], ()
+            return namespace, rest
+        args, self.mixing = list(args), True
+        if "--" in args and not hasattr(argparse.ArgumentParser, "_parse_known_args2"):
+            at = args.index("--")
+            args, self.tail = args[:at], args[at:]
         try:
             return self.parse_known_intermixed_args(args, namespace)
         finally:
-            self.mixing = False
+            self.mixing, self.tail = False, ()
 
 
 def build_parser():

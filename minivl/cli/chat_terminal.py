@@ -209,7 +209,7 @@ def parse_question(line):
         try:
             content += [*text_item(text), attach_file(name)]
         except Error as error:
-            hint = "" if os.path.exists(os.path.expanduser(name)) else " After @ comes its name; write @@ for an @."
+            hint = "" if os.path.exists(os.path.expanduser(name)) else " @ is followed by a file name; write @@ for an @."
             raise Error(f"{error}{hint}") from None
         text = ""
     return content + text_item(text + line[end:])

@@ -54,6 +54,7 @@ from minivl.compare.rows import (
     compare_tensor,
     find_precision,
     rounding_limit,
+    says_type,
     softmax_error,
 )
 from minivl.compare.runs import RunBudget, check_runs
@@ -262,7 +263,7 @@ def compare(
 def split_halves(theirs, matches):
     """{"tower" or "decoder": its part of `matches`, without what says nothing about a type}"""
     told = {mine: name for mine, name in matches.items() if theirs[name].dtype.kind == "f" and theirs[name].size >= FEW_VALUES}
-    told = {mine: name for mine, name in told.items() if not mine.startswith(("image.", "video.", "pixel_values"))}
+    told = {mine: name for mine, name in told.items() if says_type(mine)}
     tower = {mine: name for mine, name in told.items() if mine.startswith("visual")}
     return {"tower": tower, "decoder": {mine: name for mine, name in told.items() if mine not in tower}}
 

@@ -120,7 +120,7 @@ def without_repeated_heads(theirs, shape, name):
     if not name.endswith("self_attn.k_rope") or theirs.dtype.kind != "f":
         return None
     heads = theirs.reshape(theirs.shape[1:]) if theirs.ndim == 4 and len(theirs) == 1 else theirs
-    if heads.ndim != 3 or heads.shape[1:] != shape[1:] or len(heads) % shape[0]:
+    if heads.ndim != 3 or not len(heads) or heads.shape[1:] != shape[1:] or len(heads) % shape[0]:
         return None
     grouped = heads.reshape(shape[0], -1, *shape[1:])
     return grouped[:, 0] if np.array_equal(grouped, np.broadcast_to(grouped[:, :1], grouped.shape)) else None

@@ -129,8 +129,8 @@ def build_prompt(number, prompt, folder):
     image = more.get("image", images - 1)
     if isinstance(image, str):
         raise Error(
-            f'prompt {number}: "image" is {image!r}. Files belong in "images"; "image" is the number of the one in which box '
-            "and mask lie."
+            f'prompt {number}: "image" is {image!r}. Files belong in "images"; "image" is the number of the image that '
+            "box and mask refer to."
         )
     if not isinstance(image, int) or isinstance(image, bool) or (images and not 0 <= image < images):
         raise Error(f'prompt {number}: "image" is {image!r}; it has {images} images, counted from 0.')

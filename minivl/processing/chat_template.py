@@ -135,7 +135,8 @@ def read_source(path):
         named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
         if named and "default" not in named:
             raise Error(
-                f"{path} has chat templates named {', '.join(map(str, named))} and none named default: call the right one so."
+                f"{path} has chat templates named {', '.join(map(str, named))} and none named default. Rename the right one "
+                'to "default".'
             )
         source = named.get("default")
     if source is not None and not isinstance(source, str):

@@ -18,7 +18,8 @@ from minivl.processing.sources import describe_cause, describe_source, locate
 
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")  # subtle: the A of LAB is none
-GREY_BITS, WHITE_IS_ZERO = "minivl grey bits", "minivl white is zero"  # in `info` of Pillow's image
+ORIENTATION = 274  # EXIF tag
+GREY_BITS, WHITE_IS_ZERO = 258, 262  # TIFF tags: BitsPerSample; PhotometricInterpretation, which is 0 where 0 is white
 
 
 def open_image(source):
@@ -30,6 +31,8 @@ def open_image(source):
         with open_pillow(source) as image:
             if isinstance(source, (Image.Image, np.ndarray)):
                 return to_rgb(image)
+            if image.mode in SIXTEEN_BITS:  # subtle: of what comes turned, nothing tells the bits any more
+                image = grey_with_orientation(image)
             upright = ImageOps.exif_transpose(image)
             upright.format = image.format
             return to_rgb(upright)
@@ -60,7 +63,6 @@ def open_pillow(source):
         place = locate(source)
         with Image.open(io.BytesIO(place) if isinstance(place, bytes) else place) as image:
             scale_transparent_colour(image)
-            note_grey_of_tiff(image)
             yield image
     else:
         raise Error(f"a {type(source).__name__} is not an image. Give a path, bytes, a PIL image or a NumPy array.")
@@ -115,14 +117,13 @@ def scale_transparent_colour(image):
     image.info["transparency"] = scaled
 
 
-def note_grey_of_tiff(image):
-    """Note in `info` what Pillow does not apply to grey of a TIFF with more than 8 bits: 12 bits, and 0 for white."""
-    if image.format != "TIFF" or image.mode not in SIXTEEN_BITS:
-        return
-    raw = image.tile[0][3] if image.tile else ""
-    raw = raw[0] if isinstance(raw, tuple) and raw else raw
-    image.info[GREY_BITS] = 12 if raw == "I;12" else 16
-    image.info[WHITE_IS_ZERO] = image.tag_v2.get(262) == 0  # PhotometricInterpretation
+def grey_with_orientation(image):
+    """`grey_to_8_bits` of a file, with the orientation of its EXIF data."""
+    image.load()
+    grey, exif = grey_to_8_bits(image), Image.Exif()
+    exif[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+    grey.info["exif"] = exif.tobytes()
+    return grey
 
 
 def grey_to_8_bits(image):
@@ -132,8 +133,10 @@ def grey_to_8_bits(image):
     """
     values, transparent = np.asarray(image), image.info.get("transparency")
     if image.mode in SIXTEEN_BITS or image.format in ("PNG", "PPM"):  # 16 bits, in mode I of older Pillows
-        grey = (values.astype(np.int64) >> (image.info.get(GREY_BITS, 16) - 8)).astype(np.uint8)
-        grey = 255 - grey if image.info.get(WHITE_IS_ZERO) else grey
+        tags = getattr(image, "tag_v2", {})  # subtle: Pillow leaves 12 bits as they are, and inverts 8 bits alone
+        bits = 12 if tags.get(GREY_BITS) in (12, (12,)) else 16
+        grey = (values.astype(np.int64) >> (bits - 8)).astype(np.uint8)
+        grey = 255 - grey if tags.get(WHITE_IS_ZERO) == 0 else grey
     else:
         low, high = values.min(), values.max()
         if not (0 <= low and high <= 255) or (image.mode == "F" and 0 < high <= 1):

@@ -31,7 +31,8 @@ BESIDE = (  # keys of a message under which others put media: the template does 
     "image", "images", "image_url", "image_urls", "image_path", "video", "videos", "audio", "files", "attachments",
     "experimental_attachments",
 )  # fmt: skip
-OF_TEXT = ("type", "text", "cache_control", "annotations")  # keys of an item of text; the last two are for other programs
+# keys of an item of text; those after the first two are for other programs
+OF_TEXT = ("type", "text", "cache_control", "annotations", "citations", "logprobs", "id", "index")
 PROMPT_KEYS = {"question", "images", "videos"}  # of a prompt in `VLM.ask_many`, as `VLM.ask` takes them
 
 
@@ -144,7 +145,7 @@ def parse_message(i, message):
         raise Error(f'message {i} is {shorten(message)}; it must be {{"role": "user", "content": ...}}.')
     for key in ("tool_calls", "function_call"):
         if message.get(key):
-            raise Error(f"message {i} has {key}, which the chat template leaves out. Write them into its content.")
+            raise Error(f"message {i} has {key}, which the chat template leaves out. Write it into the content.")
     beside = [key for key in BESIDE if not is_nothing(message.get(key))]
     if beside:
         raise Error(
@@ -166,7 +167,7 @@ def parse_message(i, message):
 
 
 def is_nothing(value):
-    return value is None or isinstance(value, (str, list, tuple)) and not value
+    return value is None or isinstance(value, (str, list, tuple, Mapping)) and not value
 
 
 def parse_item(item):
@@ -188,10 +189,10 @@ def parse_item(item):
         raise Error(
             f'an item of text has {" and ".join(media)}. An image is an item of its own: {{"type": "image", "path": ...}}.'
         )
-    unknown = [key for key in item if key not in OF_TEXT]
+    unknown = [key for key, value in item.items() if key not in OF_TEXT and not is_nothing(value)]
     if unknown or not str(item.get("type", "text")).endswith("text"):
         what = f"has {unknown[0]!r}" if unknown else f"is of type {item['type']!r}"
-        raise Error(f'an item with a text {what}, which is unknown. Text alone is {{"type": "text", "text": "..."}}.')
+        raise Error(f'an item of text {what}, which is unknown there. Give {{"type": "text", "text": "..."}}.')
     return item["text"]
 
 
@@ -202,9 +203,11 @@ def item_source(item, kind):
         raise Error(f"an item has {' and '.join(keys)}: one {kind} to an item.")
     source = item[keys[0]] if keys else None
     if isinstance(source, Mapping):
-        unknown = [key for key in source if key not in ("url", "detail")]
+        unknown = [key for key, value in source.items() if value is not None and key not in ("url", "detail")]
         if unknown:
-            raise Error(f"{unknown[0]!r} is unknown inside {keys[0]}, which has a url. Sizes stand beside it.")
+            raise Error(
+                f'{keys[0]} holds {unknown[0]!r}, which is unknown there: give {{"url": ...}}. Sizes stand beside {keys[0]}.'
+            )
         source = source.get("url")
     if keys == ["base64"] and source is not None and str(source)[:5].lower() != "data:":
         return f"data:;base64,{source}"

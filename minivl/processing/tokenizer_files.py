@@ -53,8 +53,8 @@ def check_adds_nothing(library, path):
         raise Error(f"{config}: {wrong[0]} is {stored[wrong[0]]!r}; Qwen2.5-VL has false, and only that is supported.")
     if library.num_special_tokens_to_add(False):
         raise Error(
-            f"{path} adds {library.num_special_tokens_to_add(False)} tokens to each text (post_processor); Qwen2.5-VL adds "
-            "none, and only that is supported. Use the tokenizer that came with the model."
+            f"{path} adds special tokens to each text ({library.num_special_tokens_to_add(False)}, post_processor); Qwen2.5-VL "
+            "adds none, and only that is supported. Use the tokenizer that came with the model."
         )
 
 

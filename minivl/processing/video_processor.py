@@ -74,7 +74,7 @@ def smart_nframes(total, video_fps, fps=None, nframes=None, min_frames=None, max
         count = min(max(total / video_fps * positive_number("fps", fps, FPS), least), most, total)
         count = math.floor(count / FRAME_FACTOR) * FRAME_FACTOR
     if total < FRAME_FACTOR:
-        raise Error(f"a video has at least {FRAME_FACTOR} frames, and this one has {total}. Give a single frame as an image.")
+        raise Error(f"a video needs at least {FRAME_FACTOR} frames; this one has {total}. Give a single frame as an image.")
     if not FRAME_FACTOR <= count <= total:
         raise Error(
             f"of {total} frames, {count} would be taken; their number is even, at least {FRAME_FACTOR}, and no more than "

@@ -174,7 +174,7 @@ def close_names(name, names):
     step, steps = parse(name).step, 1 + max((parse(one).step for one in names), default=0)
     if step >= steps:
         made = f"{steps} token{'s' * (steps > 1)}"
-        return f": steps.{step} is token {step + 1} of the answer, and this run made {made}. More come with max_new_tokens="
+        return f": steps.{step} is token {step + 1} of the answer, and this run makes {made}. Raise max_new_tokens= for more."
     close = did_you_mean(name, names)
     return f".{close}" if close else ". `trace.names` of a full run lists them all."
 

@@ -162,8 +162,9 @@ def test_the_weights_that_the_config_names(tmp_path):
     """transformers_weights: a file, or an index, which transformers reads instead of model.safetensors."""
     write(tmp_path / "model.safetensors", stored_as(lambda x: x * 2))
     write(tmp_path / "other.safetensors", ARRAYS)
-    (tmp_path / "other.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(ARRAYS, "other.safetensors")}))
-    for name in ("other.safetensors", "other.index.json"):
+    weight_map = dict.fromkeys(ARRAYS, "other.safetensors")
+    (tmp_path / "other.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for name in ("other.safetensors", "other.safetensors.index.json"):
         (tmp_path / "config.json").write_text(json.dumps({"transformers_weights": name}))
         check(open_weights(tmp_path, CONFIG))
 

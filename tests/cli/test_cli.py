@@ -233,6 +233,10 @@ def test_a_wrong_option_is_an_error_like_any_other(arguments, capsys):
         ("chat a.png --tokens b.png", {"files": ["a.png", "b.png"], "tokens": True}),
         ("lab hint --stage 2 01.1", {"action": "hint", "target": "01.1", "stage": 2}),
         ("what-if bgr --scenes 2", {"fault": "bgr", "image": None, "question": None, "scenes": 2}),
+        ("ask -- a.png --tokens", {"files": ["a.png"], "question": "--tokens", "tokens": False}),
+        ("ask --tokens -- -what?", {"files": [], "question": "-what?", "tokens": True}),
+        ("ask a.png --tokens -- -what?", {"files": ["a.png"], "question": "-what?", "tokens": True}),
+        ("compare --all -- -a -b", {"ours": "-a", "theirs": "-b", "all": True}),
         ("compare a --all b --image c.png", {"ours": "a", "theirs": "b", "all": True, "image": ["c.png"]}),
     ],
 )

@@ -406,8 +406,10 @@ def test_grey_of_tiff_files(bits):
     most = 2**bits - 1
     values = np.repeat(np.array([[0, most // 2, most, most]]), 4, axis=0)
     for photometric, expected in ((1, [0, 127, 255, 255]), (0, [255, 128, 0, 0]))[: 1 + (bits != 12)]:  # not read by Pillow
-        pixels = np.asarray(open_image(grey_tiff(values, bits, photometric)))
-        assert np.abs(pixels[0, :, 0].astype(int) - expected).max() <= 1 and (pixels == pixels[:1, :, :1]).all()
+        file = grey_tiff(values, bits, photometric)
+        pixels = np.asarray(open_image(file))
+        assert np.abs(pixels[0, :, 0].astype(int) - expected).max() <= 1 and (pixels == pixels[:1]).all()
+        assert np.array_equal(pixels, np.asarray(open_image(Image.open(io.BytesIO(file)))))
 
 
 def test_alpha_of_a_palette_and_of_no_band():
@@ -417,3 +419,11 @@ def test_alpha_of_a_palette_and_of_no_band():
     assert palette.mode == "P" and (np.asarray(open_image(palette)) == 255).all()
     lab = Image.new("LAB", (8, 8), (100, 128, 128)).resize((4, 4))
     assert np.asarray(open_image(lab)).max() < 200
+
+
+def test_grey_of_16_bits_is_turned_upright():
+    values = np.arange(12, dtype=np.uint16).reshape(3, 4) * 4000
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[274] = 6  # turn by 90 degrees
+    Image.fromarray(values).save(file, "PNG", exif=exif)
+    assert np.array_equal(np.asarray(open_image(file.getvalue()))[..., 0], np.rot90(values >> 8, -1))

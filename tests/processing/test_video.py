@@ -89,7 +89,7 @@ def gif(tmp_path):
 def test_known_answers(case):
     total, rate, asked = case["total_frames"], case["video_fps"], case["ele"]
     if case["nframes"] == "ValueError":
-        with pytest.raises(Error, match="at least 2 frames, and this one has 1"):
+        with pytest.raises(Error, match="at least 2 frames; this one has 1"):
             smart_nframes(total, rate, **asked)
         return
     clip = Clip(total, rate, None)
