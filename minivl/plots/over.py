@@ -150,14 +150,9 @@ def share_and_effect(atlas, effect, role="asked object"):
         )  # fmt: skip
     top = float(np.nanmax(np.abs(mean))) or 1.0
     marked = np.flatnonzero((share >= 0.5) | (np.abs(mean) >= 0.25 * top))
-    for members in near_points(marked[np.argsort(mean[marked], kind="stable")], share, mean / (20 * top)):
-        right = share[members[0]] < 0.5
-        axes.annotate(
-            ", ".join(f"{head // heads}.{head % heads}" for head in members), (share[members[0]], mean[members[0]]),
-            textcoords="offset points", xytext=(6 if right else -6, 4), ha="left" if right else "right", fontsize=SMALL,
-        )  # fmt: skip
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_xlim(-0.03, 1.05)
+    label_points(axes, {f"{head // heads}.{head % heads}": (share[head], mean[head]) for head in marked})
     axes.set_xlabel(f"share of attention on the {role}, where the answer is chosen", fontsize=SMALL)
     axes.set_ylabel(effect.what, fontsize=SMALL)
     axes.tick_params(labelsize=SMALL)
@@ -165,17 +160,35 @@ def share_and_effect(atlas, effect, role="asked object"):
     return figure
 
 
-def near_points(points, x, y, least=0.0025):
-    """Points in order of y, those that are close together in one list: their labels would overlap."""
-    groups = []
-    for point in points:
-        for group in groups:
-            if abs(y[point] - y[group[-1]]) < least and abs(x[point] - x[group[-1]]) < 0.15:
-                group.append(point)
+def label_points(axes, points):
+    """Write names beside points, {name: (x, y)}, where no name or point is yet; with a line to the point if it is far."""
+    height, width, places = 1.3 * SMALL, 0.65 * SMALL, []  # points
+    axes.figure.draw_without_rendering()  # so that the place of the axes is final
+    to_points = 72 / axes.figure.dpi
+    at = {name: to_points * axes.transData.transform(point) for name, point in points.items()}
+    boxes = [(x - 3, y - 3, x + 3, y + 3) for x, y in at.values()]
+    rows = [row * height for step in range(1, 12) for row in (step, -step)]
+    for name in sorted(at, key=lambda name: -at[name][0]):  # from the right
+        x, y = at[name]
+        sides = (-6, 6) if x > to_points * sum(axes.bbox.intervalx) / 2 else (6, -6)
+        for dx, dy in [(side, row) for row in (0.5 * height, -height, *rows) for side in sides]:
+            left = x + dx if dx > 0 else x + dx - width * len(name)
+            box = left, y + dy - 0.4 * height, left + width * len(name), y + dy + 0.6 * height
+            if not any(overlap(box, other) for other in boxes):
                 break
-        else:
-            groups.append([point])
-    return groups
+        boxes.append(box)
+        line = {"arrowprops": {"arrowstyle": "-", "linewidth": 0.5, "color": GREY}} if abs(dy) > height else {}
+        axes.annotate(
+            name, points[name], xytext=(dx, dy), textcoords="offset points", ha="left" if dx > 0 else "right",
+            va="center", fontsize=SMALL, **line,
+        )  # fmt: skip
+        places.append(box)
+    return places
+
+
+def overlap(one, other):
+    """Whether two boxes (x0, y0, x1, y1) share any place."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 @resizable

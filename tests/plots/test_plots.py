@@ -16,7 +16,8 @@ from PIL import Image
 import minivl
 from minivl import Error, plots, studies
 from minivl.kernels.attention import softmax
-from minivl.plots.over import near_points
+from minivl.plots.figure import plot
+from minivl.plots.over import label_points, overlap
 from minivl.studies.linear_probe import Probes, Score
 from minivl.tiny import scene
 from minivl.tiny.scoring import Scored, wilson
@@ -572,7 +573,12 @@ def test_a_token_of_another_image_is_refused():
         plots.attention_steps(trace, 0, columns=0)
 
 
-def test_heads_at_one_place_share_a_label():
-    """Also where a head at another place comes between them in the order of their effects."""
-    x, y = np.array([0.73, 0.95, 0.75, 0.74, 0.1]), np.array([0.001, 0.002, 0.003, 0.004, 0.3])
-    assert near_points([0, 1, 2, 3, 4], x, y) == [[0, 2, 3], [1], [4]]
+def test_names_of_points_do_not_overlap():
+    """Also of points that lie on one another."""
+    axes = plot("points", 7.5, 5).subplots()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(-12, 1)
+    points = {f"{i}.{i}": (x, y) for i, (x, y) in enumerate([(0.7, 0), (0.71, -0.1), (0.72, 0.1), (0.7, 0), (0.1, -11)])}
+    places = label_points(axes, points)
+    pairs = [(one, other) for i, one in enumerate(places) for other in places[:i]]
+    assert len(places) == 5 and not any(overlap(one, other) for one, other in pairs)
