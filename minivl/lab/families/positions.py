@@ -164,7 +164,7 @@ IMAGE_POSITIONS = Exercise(
     "image_positions(input_ids, config, image_grid_thw) -> (position_ids int64 [3, T], rope_delta int64 [1])",
     """The rows are t, h, w. Words count up on all three. The tokens of an image (input_ids == config.image_token_id) all have
 t = start; h = start + row; w = start + column, where start is the position that the next word would have had; an image of
-h x w patches has h/2 x w/2 tokens, row by row. What follows goes on from the largest position so far, plus one. rope_delta
+h x w patches has h/2 x w/2 tokens, row by row. What follows continues from the largest position so far, plus one. rope_delta
 is the position of the token after the prompt, minus the number of tokens T.""",
     ("Walk through the prompt: a run of words, an image, a run of words, ... and keep the next position.",
      "After an image of R x S tokens the next position is start + max(R, S), not start + R * S.",
@@ -172,11 +172,11 @@ is the position of the token after the prompt, minus the number of tokens T.""",
     with_delta, image_cases, ("position_ids", "rope_delta"),
     (Mistake("wrong rope delta", "it is the next position itself, not that minus the number of tokens",
              lambda ids, *a: (with_delta(ids, *a)[0], with_delta(ids, *a)[1] + len(ids))),
-     Mistake("rows alone", "text goes on after the rows of an image: the largest position may be that of a column",
+     Mistake("rows alone", "text continues after the rows of an image: the largest position may be that of a column",
              lambda ids, c, g: with_next(ids, c, g, lambda R, S: R)),
-     Mistake("columns alone", "text goes on after the columns of an image: the largest position may be that of a row",
+     Mistake("columns alone", "text continues after the columns of an image: the largest position may be that of a row",
              lambda ids, c, g: with_next(ids, c, g, lambda R, S: S)),
-     Mistake("starts are tokens", "an image starts at the number of tokens before it, and the text goes on at that of those "
+     Mistake("starts are tokens", "an image starts at the number of tokens before it, and the text continues at that of those "
              "behind: positions are not indices", lambda ids, c, g: starts_are_tokens(ids, c, g))),
     ("position_ids", "rope_delta"),
 )  # fmt: skip
@@ -229,7 +229,7 @@ PROMPT = Exercise(
     "-> (position_ids int64 [3, T], rope_delta int64 [1])",
     """As 04.3, and videos as well (config.video_token_id, in the order of the prompt). The tokens of pair of frames i have
 t = start + int(i * seconds * config.vision.tokens_per_second), seconds being those from pair to pair of this video; rows and
-columns begin at start in every pair. The product is truncated to an integer once, at the end. The text goes on after the
+columns begin at start in every pair. The product is truncated to an integer once, at the end. The text continues after the
 largest position of all three rows, time included.""",
     ("Each video has its own grid and its own seconds; take the next one whenever a run of video tokens begins.",
      "np.indices((t, R, S)).reshape(3, -1) gives frame, row and column of each token of a video.",

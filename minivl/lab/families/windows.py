@@ -111,7 +111,7 @@ the boundaries of the windows in that order, from 0, counted in patches. No wind
                 without_offset),
         Mistake("windows without offset", "each frame of a video has the numbers of its first: those of the frames before are "
                 "not added", frames_without_offset(False)),
-        Mistake("windows without offset", "each frame of a video has the numbers of its first, and the next image goes on "
+        Mistake("windows without offset", "each frame of a video has the numbers of its first, and the next image continues "
                 "after that one: after each frame start += R * S", frames_without_offset(True)),
         Mistake("lengths for boundaries", "cu_window_seqlens are the windows' lengths; they should add up, from 0",
                 lengths_for_bounds),
