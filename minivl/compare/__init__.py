@@ -6,6 +6,7 @@ comparison.py    compare: the steps of a comparison, in order, and its result; r
 recordings.py    read a recording
 match_names.py   which tensor is which, by name; match_values.py: by its values
 layouts.py       bring theirs into our order of axes and rows; measure.py: the error of a tensor
+rerun.py         run the model from their tensors, in their arithmetic
 local.py         judge each stage alone, computed from their inputs
 port_weights.py  their weights, quantised ones, in place of the model's
 search.py        search for the causes of what differs: which tensors are searched, in which order

@@ -10,10 +10,10 @@ import numpy as np
 
 from minivl.compare.comparison import compare
 from minivl.compare.judge import load_model, with_settings_of
-from minivl.compare.local import inputs_or_none, tokens_up_to
 from minivl.compare.match_names import match_names, name_by_step, read_map, strip_output
 from minivl.compare.recordings import open_recording
 from minivl.compare.render import text
+from minivl.compare.rerun import inputs_or_none, tokens_up_to
 from minivl.errors import Error
 from minivl.stream import run, value_of
 

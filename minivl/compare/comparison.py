@@ -35,11 +35,12 @@ from minivl.compare.answers import Answers, read_answers
 from minivl.compare.coverage import not_compared, nothing_in_common, row_without_match
 from minivl.compare.judge import check_is_model_of_ours, find_model, with_settings_of
 from minivl.compare.layouts import find_processor_rows, merge_rope_rows, replace_arrays
-from minivl.compare.local import inputs_or_none, judge_from_theirs, with_local_errors
+from minivl.compare.local import judge_from_theirs, with_local_errors
 from minivl.compare.match_names import choose_matches, idle_entries, meanings, outvoted, read_map, unmatched
 from minivl.compare.match_values import match_values
 from minivl.compare.recordings import open_recording
 from minivl.compare.render import html, text
+from minivl.compare.rerun import inputs_or_none
 from minivl.compare.rows import (
     CLOSE,
     DIFF,

@@ -6,8 +6,8 @@ import os
 import numpy as np
 
 from minivl.checkpoint.config import Config
-from minivl.compare.local import inputs_or_none, run_from_theirs
 from minivl.compare.measure import distance
+from minivl.compare.rerun import inputs_or_none, run_from_theirs
 from minivl.errors import Error
 from minivl.model.positions import VIDEO_POSITIONS, prompt_positions
 from minivl.model.sampling import Sampling

@@ -18,11 +18,12 @@ from minivl.compare.diagnose import (
     layout_mistakes,
     stage_mistakes,
 )
-from minivl.compare.local import ARITHMETICS, Local, fit
+from minivl.compare.local import Local
 from minivl.compare.measure import align, axis_orders, distance
 from minivl.compare.mistakes import Cause, Subject
 from minivl.compare.mistakes.layers import CERTAIN
 from minivl.compare.recordings import Recording
+from minivl.compare.rerun import ARITHMETICS, fit
 from minivl.compare.rows import CLOSE, DIFF, INPUT, MISSING, OK, SHAPE
 from minivl.compare.runs import RunBudget
 from minivl.stream import value_of

@@ -162,7 +162,7 @@ def share_and_effect(atlas, effect, role="asked object"):
 
 def label_points(axes, points):
     """Write names beside points, {name: (x, y)}, where no name or point is yet; with a line to the point if it is far."""
-    height, width, places = 1.3 * SMALL, 0.65 * SMALL, []  # points
+    height, width = 1.3 * SMALL, 0.65 * SMALL  # points
     axes.figure.draw_without_rendering()  # so that the place of the axes is final
     to_points = 72 / axes.figure.dpi
     at = {name: to_points * axes.transData.transform(point) for name, point in points.items()}
@@ -182,8 +182,7 @@ def label_points(axes, points):
             name, points[name], xytext=(dx, dy), textcoords="offset points", ha="left" if dx > 0 else "right",
             va="center", fontsize=SMALL, **line,
         )  # fmt: skip
-        places.append(box)
-    return places
+    return boxes[len(points) :]
 
 
 def overlap(one, other):

@@ -10,7 +10,8 @@ from conftest import SMALL, random_weights, small_inputs, small_model
 import minivl
 from minivl.checkpoint.weights import Weights, as_float32
 from minivl.compare.comparison import compare
-from minivl.compare.local import round_to, with_rounded_products
+from minivl.compare.local import Local, share_of_largest
+from minivl.compare.rerun import round_to, with_rounded_products
 from minivl.faults import fault
 from minivl.faults.inject import patch
 from minivl.faults.what_if import with_fresh_kernels
@@ -373,8 +374,6 @@ def test_indices_that_no_run_can_use(right, wrong):
 
 def test_one_large_value_that_is_rounded_by_nothing_may_be_off_by_two_roundings():
     """24 is a number of bfloat16, so the simulated rounding of this tensor is that of its small values alone."""
-    from minivl.compare.local import Local, share_of_largest
-
     local = object.__new__(Local)
     one = np.array([[24.0, *np.linspace(0.01, 0.02, 63)]], dtype=np.float32)
     even = np.random.default_rng(0).standard_normal((1, 512)).astype(np.float32)
@@ -481,3 +480,15 @@ def test_two_types_in_one_port_are_told(right):
     found = judged(ours, {name: ours[name] if name.startswith("visual") else low[name] for name in low}, vlm)
     assert "float32 in the tower, bfloat16 in the decoder" in str(found)
     assert "in the tower" not in str(judged(ours, low, vlm))
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", [None, "no-causal-mask", "interleaved-rope", "unscaled-scores", "no-qkv-bias"])
+def test_what_no_stage_shows_must_not_drift(right, kind, name, monkeypatch):
+    """As if each stage alone looked right: what is left is how far the tensors are from ours, explained or not."""
+    vlm, inputs, trace = right
+    port = port_of(vlm, inputs, kind, is_block, [name] if name else [])
+    monkeypatch.setattr(Local, "is_wrong", lambda local, name, tolerance: False)
+    found = judged(trace, port, vlm)
+    assert found.ok == (name is None), f"\n{found}"
+    assert name is None or "no stage before it shows it alone" in found.first.note

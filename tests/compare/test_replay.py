@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import random_video_inputs, small_inputs, small_model
 
-from minivl.compare import local
+from minivl.compare import rerun
 from minivl.compare.comparison import compare
 from minivl.compare.judge import load_model
 from minivl.compare.mistakes import replay
@@ -85,13 +85,13 @@ def test_what_no_mistake_gives_has_no_cause(right):
 @pytest.fixture
 def runs(monkeypatch):
     """[[names of the tensors that a run made] of each run of the model]"""
-    names, original = [], local.run
+    names, original = [], rerun.run
 
     def counted(stage, see, stop):
         names.append([])
         return original(stage, lambda name, tensor: names[-1].append(name) or see(name, tensor), stop)
 
-    monkeypatch.setattr(local, "run", counted)
+    monkeypatch.setattr(rerun, "run", counted)
     return names
 
 
@@ -128,7 +128,7 @@ def unexplained(right):
 def test_the_search_ends_and_says_what_was_not_tried(right, unexplained, runs):
     vlm, _, trace = right
     comparison = compare(trace, unexplained, model=vlm)
-    judged = 3 + len(local.ARITHMETICS)
+    judged = 3 + len(rerun.ARITHMETICS)
     tried = int(re.search(r"only (\d+) of [\d,]+ pairs were tried", str(comparison))[1])
     assert not comparison.first.causes and tried == replay.MOST_PAIRS and len(runs) <= 300 + tried + judged, len(runs)
     del runs[:]

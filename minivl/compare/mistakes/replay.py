@@ -12,11 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 from minivl.compare.diagnose import explains, functions_for, likeliest
-from minivl.compare.local import fit, run_from_theirs
 from minivl.compare.measure import distance
 from minivl.compare.mistakes import RIGHT, Cause, Subject, Unknown
 from minivl.compare.mistakes.attention import IN_BOTH, Computed
 from minivl.compare.mistakes.layers import bias
+from minivl.compare.rerun import fit, run_from_theirs
 from minivl.errors import Error
 from minivl.stream import value_of
 from minivl.tensors.names import parse
